@@ -1,0 +1,137 @@
+"""The app, and the manners every command shares: its inputs and outputs, its last line, its exit status."""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from musiccli import __version__, jsonl, records
+from musiccli.errors import Exit
+from musiccli.progress import Clock, bar, say
+
+app = typer.Typer(
+    name="music", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="""Multi-turn reward models from multi-step instruction contrast.
+
+\b
+music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > music.jsonl
+music train pairs.jsonl music.jsonl --out rm
+music score candidates.jsonl --model rm
+
+Every command reads and writes JSONL; what is meant for people goes to stderr.""")
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        print(f"music {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
+         debug: bool = typer.Option(False, "--debug", help="Show the whole trace of an error; may stand anywhere.")):
+    pass
+
+
+class OnError(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
+FILES = Annotated[list[str] | None, typer.Argument(
+    metavar="[FILE]...", help="JSONL files, .gz and .zst too; none or - is standard input.", show_default=False)]
+OUTPUT = Annotated[str | None, typer.Option(
+    "--output", "-o", metavar="FILE", show_default=False,
+    help="Write here instead of standard output; the file appears when it is complete.")]
+ON_ERROR = Annotated[OnError, typer.Option(help="Stop at a bad record, or skip and count it.")]
+REJECTS = Annotated[str | None, typer.Option(
+    metavar="FILE", show_default=False, help="Keep skipped and failed records here, each with its error.")]
+SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
+
+
+class Run:
+    """One run of one command: the records it reads, the records it writes, and what it says at its end."""
+
+    def __init__(self, name: str, files: list[str], output: str | None, on_error: OnError, rejects: str | None):
+        self.name, self.files, self.clock = name, files, Clock()
+        self.counts: Counter[str] = Counter()  # named outcomes for the last line: stages count into it
+        self.limits: list[str] = []  # what stopped the run early, if anything
+        self.rejects = jsonl.Rejects(skip=on_error is OnError.skip, path=rejects, report=self.say)
+        self._output = jsonl.Output(output)
+        self.read_count = 0
+
+    def say(self, text: str) -> None:
+        say(f"music {self.name}: {text}")
+
+    def read(self, parse: Callable[[records.Record], records.Record], *, unique: bool = True) -> Iterator[records.Record]:
+        """The input's records, checked and counted."""
+        def counted(found: Iterator[records.Record]) -> Iterator[records.Record]:
+            for record in found:
+                self.read_count += 1
+                yield record
+        return counted(jsonl.read(self.files, parse, self.rejects, unique=unique))
+
+    def write(self, results: Iterable[dict], total: int | None = None) -> None:
+        """Write what a stage yields, as it comes."""
+        with bar(self.name, total) as progress:
+            for record in results:
+                self._output.write(record)
+                progress.advance()
+
+    def finish(self) -> None:
+        """Complete the output and say in one line what happened."""
+        self._output.close()
+        self.rejects.close()
+        said = [f"{self._output.count:,} records written in {self.clock}"]
+        said += [f"{count:,} {what}" for what, count in sorted(self.counts.items()) if count]
+        said += [f"{self.rejects.count:,} failed"] if self.rejects.count else []
+        said += self.limits
+        self.say("; ".join(said))
+        if self.rejects.count or self.limits:
+            raise typer.Exit(Exit.PARTIAL)
+
+    def discard(self) -> None:
+        self._output.discard()
+
+
+def stage(name: str | None = None, **settings) -> Callable[[Callable], Callable]:
+    """A command that reads records and writes records: adds the common options and hands `body` a Run.
+
+    `body(run, ...)` declares only the options that are its own. A body that does not read records from files
+    takes its own argument and declares `reads=False`.
+    """
+    reads = settings.pop("reads", True)
+
+    def decorate(body: Callable) -> Callable:
+        own = [p for p in inspect.signature(body, eval_str=True).parameters.values() if p.name != "run"]
+        option = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+        common = [option("output", annotation=OUTPUT, default=None),
+                  option("on_error", annotation=ON_ERROR, default=OnError.stop),
+                  option("rejects", annotation=REJECTS, default=None)]
+        if reads:
+            common.insert(0, option("files", annotation=FILES, default=None))
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+
+        def command(*, output, on_error, rejects, files=None, **options):
+            run = Run(name or body.__name__, files or [], output, on_error, rejects)
+            try:
+                body(run, **options)
+                run.finish()
+            except typer.Exit:
+                raise
+            except BaseException:
+                run.discard()
+                raise
+
+        command.__doc__ = body.__doc__
+        command.__signature__ = inspect.Signature([*own, *common])
+        command.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
+        app.command(name or body.__name__, **settings)(command)
+        return body
+
+    return decorate

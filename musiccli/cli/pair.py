@@ -1,0 +1,36 @@
+"""music simulate seeds.jsonl | music pair > preferences.jsonl"""
+
+from typing import Annotated
+
+import typer
+
+from musiccli import records
+from musiccli.cli.common import Run, stage
+from musiccli.errors import InputError
+
+
+@stage()
+def pair(
+    run: Run,
+    best_of: Annotated[str | None, typer.Option(
+        metavar="N,N,...", show_default=False, help="Make Best-of-N contests from scored candidates instead.")] = None,
+    a: Annotated[str | None, typer.Option("--a", metavar="NAME", help="Whose pick is side a (a key of scores).")] = None,
+    b: Annotated[str | None, typer.Option("--b", metavar="NAME", help="Whose pick is side b.")] = None,
+) -> None:
+    """Join the branches that simulate wrote into preferences, dropping the bad ones by name.
+
+    \b
+    music simulate seeds.jsonl | music pair > preferences.jsonl
+    music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge > judged.jsonl
+    """
+    from musiccli import pair
+
+    if best_of is None:
+        run.write(pair.join(run.read(records.branch), run.counts, run.say))
+        return
+    sizes = [int(size) for size in best_of.split(",") if size.strip().isdigit()]
+    if not sizes or len(sizes) != len(best_of.split(",")) or min(sizes) < 1:
+        raise InputError(f"--best-of {best_of}: expected sizes like 2,4,8")
+    if not (a and b):
+        raise InputError("--best-of needs --a NAME and --b NAME, the two models whose picks compete")
+    run.write(pair.best_of(run.read(records.conversation), sorted(set(sizes)), a, b, run.counts))

@@ -1,0 +1,104 @@
+"""Two branches become one preference; scored candidates become Best-of-N contests between two reward models."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from musiccli.errors import RecordError
+from musiccli.records import Record, first_divergence, same_text
+
+
+def join(branches: Iterable[Record], counts: Counter | None = None,
+         say: Callable[[str], None] = lambda _: None) -> Iterator[dict]:
+    """Preferences from branches: the chosen and the rejected branch of the same id and sample.
+
+    Branches that stand together stream; a branch whose partner comes later is held until then, and `say` is told
+    once. Pairs that would teach nothing or something wrong are dropped, each under its reason in `counts`.
+    """
+    counts = Counter() if counts is None else counts
+    waiting: dict[tuple, Record] = {}
+    held = False
+    for branch in branches:
+        key = (branch["id"], branch["sample"])
+        partner = waiting.pop(key, None)
+        if partner is None:
+            waiting[key] = branch
+            if len(waiting) > 1 and not held:
+                held = True
+                say(f"{branch.where}: branches of one id do not stand together; holding each until its partner comes")
+            continue
+        chosen, rejected = (branch, partner) if branch["branch"] == "chosen" else (partner, branch)
+        reason = drop_reason(chosen, rejected)
+        if reason:
+            counts[f"dropped ({reason})"] += 1
+            continue
+        yield preference(chosen, rejected)
+    if waiting:
+        counts["dropped (other branch missing)"] += len(waiting)
+
+
+def drop_reason(chosen: Record, rejected: Record) -> str | None:
+    """Why a pair of branches would be a bad preference, or None."""
+    faults = chosen.get("faults", []) + rejected.get("faults", [])
+    if faults:
+        return faults[0]["fault"]
+    if same_text(chosen["messages"], rejected["messages"]):
+        return "same text"
+    if first_divergence(chosen["messages"], rejected["messages"]) < chosen.get("seed_messages", 0):
+        return "different seeds"
+    if "contrast" in rejected and not rejected["contrast"]:
+        return "nothing contrasted"
+    for branch in (chosen, rejected):
+        if branch["messages"][-1]["role"] != "assistant":
+            return "ends with the user"
+    return None
+
+
+def preference(chosen: Record, rejected: Record) -> dict:
+    """The preference two branches make. Fields that only simulate's bookkeeping needs are left behind."""
+    kept = {name: value for name, value in chosen.items() if name not in BOOKKEEPING}
+    return kept | {
+        "chosen": chosen["messages"],
+        "rejected": rejected["messages"],
+        "first_divergence": first_divergence(chosen["messages"], rejected["messages"]),
+        "contrast": rejected.get("contrast", []),
+    }
+
+
+BOOKKEEPING = {"messages", "branch", "faults", "usage", "cost", "contrast"}
+
+
+def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str,
+            counts: Counter | None = None) -> Iterator[dict]:
+    """Contests: for each id and each pool size N, the candidate that model `a` scores highest against `b`'s.
+
+    Pools are nested: the pool of N is the first N candidates by sample number. Candidates of an id need not stand
+    together; an id whose pool stays smaller than the largest N gives the contests it can, and is counted.
+    Raises RecordError where a candidate lacks a score by `a` or `b`.
+    """
+    counts = Counter() if counts is None else counts
+    pools: dict[object, list[Record]] = {}
+    for candidate in candidates:
+        for name in (a, b):
+            if not isinstance(candidate.get("scores", {}).get(name), int | float):
+                have = ", ".join(candidate.get("scores", {})) or "none"
+                raise RecordError(f"no score by {name!r} (scores by: {have}); music score --as NAME adds one",
+                                  field="scores", record=candidate)
+        pool = pools.setdefault(candidate["id"], [])
+        pool.append(candidate)
+        if len(pool) == max(sizes):
+            yield from contests(pools.pop(candidate["id"]), sizes, a, b, counts)
+    for pool in pools.values():
+        counts["ids with fewer candidates than the largest N"] += 1
+        yield from contests(pool, [n for n in sizes if n <= len(pool)], a, b, counts)
+
+
+def contests(pool: list[Record], sizes: Sequence[int], a: str, b: str, counts: Counter) -> Iterator[dict]:
+    """One contest for each pool size; where both models pick the same candidate it is still a contest, and a tie."""
+    pool = sorted(pool, key=lambda candidate: candidate.get("sample", 0))
+    for size in sizes:
+        picks = {name: max(pool[:size], key=lambda candidate: candidate["scores"][name]) for name in (a, b)}
+        counts["same pick"] += picks[a] is picks[b]
+        yield {"id": pool[0]["id"], "best_of": size, "a": picks[a]["messages"], "b": picks[b]["messages"],
+               "models": {"a": a, "b": b}, "picks": {side: picks[name].get("sample", 0)
+                                                     for side, name in (("a", a), ("b", b))},
+               "metadata": pool[0].get("metadata", {})}

@@ -1,0 +1,84 @@
+"""What people see while a command runs: plain lines on stderr, and a progress bar when stderr is a terminal."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+_console = None  # rich's console while a bar is on the screen: lines must go above the bar
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    if _console:
+        _console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """Counts what is done. This one draws nothing: it stands where there is no terminal."""
+
+    def advance(self, count: int = 1, note: str = "") -> None: ...
+
+
+class _TerminalBar(Bar):
+    def __init__(self, bars, task):
+        self._bars, self._task = bars, task
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._bars.update(self._task, advance=count, note=note)
+
+
+@contextlib.contextmanager
+def bar(label: str, total: float | None = None) -> Iterator[Bar]:
+    """A progress bar on stderr; nothing at all when stderr is not a terminal or stdout shows records on one."""
+    global _console
+    if _console or not sys.stderr.isatty() or sys.stdout.isatty():
+        yield Bar()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
+    with Progress(*columns, console=console, transient=True) as bars:
+        _console = console
+        try:
+            yield _TerminalBar(bars, bars.add_task(label, total=total, note=""))
+        finally:
+            _console = None
+
+
+def table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
+    """A table on stderr: the first column to the left, numbers to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(cell.replace("[", r"\[") for cell in row))
+    width = None if sys.stderr.isatty() else 120
+    Console(stderr=True, width=width).print(drawn)
+
+
+class Clock:
+    """Seconds since it was made, printed as people say it."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def __str__(self) -> str:
+        seconds = self.seconds
+        if seconds < 60:
+            return f"{seconds:.1f} s"
+        minutes, seconds = divmod(int(seconds), 60)
+        return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
