@@ -186,8 +186,12 @@ class Output:
         self._raw = raw
 
     def write(self, record: dict) -> None:
-        self._stream.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        self.write_bytes(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
         self.count += 1
+
+    def write_bytes(self, data: bytes) -> None:
+        """A record's line, or a piece of what is no record: a page, a picture."""
+        self._stream.write(data)
         now = time.monotonic()
         if self._target is None and now - self._flushed > FLUSH_SECONDS:
             self._stream.flush()

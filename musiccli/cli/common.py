@@ -64,6 +64,7 @@ class Run:
         self.rejects = jsonl.Rejects(skip=on_error is OnError.skip, path=rejects, report=self.say)
         self._output = jsonl.Output(output)
         self.read_count = 0
+        self._shows = False
 
     def say(self, text: str) -> None:
         say(f"music {self.name}: {text}")
@@ -83,11 +84,22 @@ class Run:
                 self._output.write(record)
                 progress.advance()
 
+    def show(self, pieces: Iterable[str], path: str | None = None) -> None:
+        """Write text for people, to `path` or where records would go; the last line then speaks only of failures."""
+        self._shows = True
+        if path:
+            self._output = jsonl.Output(path)
+        for piece in pieces:
+            self._output.write_bytes(piece.encode("utf-8", "replace"))
+
     def finish(self) -> None:
         """Complete the output and say in one line what happened."""
         self._output.close()
         self.rejects.close()
-        said = [f"{self._output.count:,} records written in {self.clock}"]
+        if self._shows and not (self.rejects.count or self.limits):
+            return
+        did = f"{self.read_count:,} records read" if self._shows else f"{self._output.count:,} records written"
+        said = [f"{did} in {self.clock}"]
         said += [f"{count:,} {what}" for what, count in sorted(self.counts.items()) if count]
         said += [f"{self.rejects.count:,} failed"] if self.rejects.count else []
         said += self.limits
@@ -99,11 +111,12 @@ class Run:
         self._output.discard()
 
 
-def stage(name: str | None = None, **settings) -> Callable[[Callable], Callable]:
+def stage(name: str | None = None, *, to: typer.Typer | None = None, **settings) -> Callable[[Callable], Callable]:
     """A command that reads records and writes records: adds the common options and hands `body` a Run.
 
     `body(run, ...)` declares only the options that are its own. A body that does not read records from files
-    takes its own argument and declares `reads=False`.
+    takes its own argument and declares `reads=False`. A command of a group is added `to` that group's app, under the
+    last word of its name.
     """
     reads = settings.pop("reads", True)
 
@@ -131,7 +144,7 @@ def stage(name: str | None = None, **settings) -> Callable[[Callable], Callable]
         command.__doc__ = body.__doc__
         command.__signature__ = inspect.Signature([*own, *common])
         command.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
-        app.command(name or body.__name__, **settings)(command)
+        (to or app).command((name or body.__name__).split()[-1], **settings)(command)
         return body
 
     return decorate
