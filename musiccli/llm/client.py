@@ -1,0 +1,192 @@
+"""The door: ask a model, get its reply, and pay once. Providers answer through litellm, `local/` models in this process."""
+
+import asyncio
+import math
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import orjson
+
+from musiccli.errors import CallError, InputError, MusicError
+from musiccli.llm.cache import Cache
+from musiccli.llm.embedded import cache_folder
+from musiccli.llm.pace import Pace, backoff
+
+GIVE_UP_AFTER = 8  # failed calls without a single answer: the key, the name or the server is wrong, not the input
+
+
+class LimitReached(Exception):
+    """The run has spent what `--max-cost` allows; no further call is made."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One question to one model, and for whom it is asked.
+
+    `messages` go through the model's chat template. Models in this process can also continue raw text: as="turn"
+    continues the messages with the next user turn, as="completion" continues `text`.
+    """
+
+    model: str
+    whom: tuple  # (id, branch, sample, turn, role, attempt): equal questions for others are other calls
+    messages: tuple[dict, ...] = ()
+    text: str = ""
+    as_: str = "chat"
+    max_tokens: int = 512
+    temperature: float = 0.7
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def key(self) -> bytes:
+        return blake2b(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+
+    @property
+    def own_seed(self) -> int:
+        """A seed for this call alone, so that two samples of one conversation differ and a repeated run does not."""
+        return int.from_bytes(self.key[:4], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model answered. `cost` is in US dollars, None where nobody knows the price."""
+
+    text: str
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+
+
+@dataclass
+class Spent:
+    """Calls, tokens and US dollars of one role and model; `cached` calls were paid for by an earlier run."""
+
+    calls: int = 0
+    cached: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    unpriced: bool = False
+
+
+@dataclass
+class Client:
+    """Settings, cache and accounts of one run.
+
+    `concurrency` is the most calls in flight to one model; `attempts` counts the first try; `max_cost` is in US
+    dollars, paid by this run.
+    """
+
+    cache: Cache | None = None
+    concurrency: int = 64
+    timeout: float = 120.0
+    attempts: int = 6
+    max_cost: float = math.inf
+    api_base: str | None = None
+    spent: dict[tuple[str, str], Spent] = field(default_factory=lambda: defaultdict(Spent))
+    _paces: dict[str, Pace] = field(default_factory=dict)
+    _engines: dict[str, object] = field(default_factory=dict)
+    _failed: int = 0
+    _answered: int = 0
+
+    async def ask(self, call: Call) -> Reply:
+        """The model's reply, from the cache where the same call was answered before.
+
+        Raises CallError when this call failed for good, InputError when no call can succeed (unknown model, wrong
+        key, every call fails), LimitReached when the money is spent.
+        """
+        account = self.spent[call.whom[-2], call.model]
+        known = self.cache.get(call.key) if self.cache else None
+        if known:
+            account.calls, account.cached = account.calls + 1, account.cached + 1
+            return Reply(**known)
+        if self.cost >= self.max_cost:
+            raise LimitReached
+        reply = await (self._local(call) if call.model.startswith("local/") else self._provider(call, account))
+        self._book(account, reply)
+        if self.cache:
+            self.cache.put(call.key, asdict(reply))
+        return reply
+
+    @property
+    def cost(self) -> float:
+        """US dollars paid so far by this run, as far as prices are known."""
+        return sum(account.cost for account in self.spent.values())
+
+    def summary(self) -> list[str]:
+        """For the last line: calls, tokens and money of each role and model."""
+        return [f"{role} {model}: {spent.calls:,} calls ({spent.cached:,} from cache, {spent.retries:,} retried), "
+                f"{spent.prompt_tokens + spent.completion_tokens:,} tokens, {_money(model, spent)}"
+                for (role, model), spent in sorted(self.spent.items())]
+
+    def close(self) -> None:
+        if self.cache:
+            self.cache.close()
+
+    def _book(self, account: Spent, reply: Reply) -> None:
+        account.calls += 1
+        account.prompt_tokens += reply.prompt_tokens
+        account.completion_tokens += reply.completion_tokens
+        account.cost += reply.cost or 0.0
+        account.unpriced |= reply.cost is None
+
+    async def _local(self, call: Call) -> Reply:
+        from musiccli.llm.local import LocalEngine, Request
+
+        if call.model not in self._engines:
+            self._engines[call.model] = LocalEngine(call.model)
+        engine = self._engines[call.model]
+        prompt = call.text
+        if call.as_ != "completion":
+            prompt = engine.render(list(call.messages), "user" if call.as_ == "turn" else "assistant")
+        done = await engine.complete(Request(prompt, call.max_tokens, call.temperature, call.top_p, call.own_seed,
+                                             call.stop))
+        return Reply(done.text.strip(), done.finish, done.prompt_tokens, done.completion_tokens, 0.0)
+
+    async def _provider(self, call: Call, account: Spent) -> Reply:
+        if call.as_ != "chat":
+            raise InputError(f"{call.model}: only local/ models continue raw text; choose other prompts with --prompts")
+        from musiccli.llm import provider
+
+        pace = self._paces.setdefault(call.model, Pace(self.concurrency))
+        for attempt in range(1, self.attempts + 1):
+            try:
+                async with pace.place():
+                    reply = await provider.complete(call, self.timeout, self.api_base)
+            except provider.Refusal as refusal:
+                if refusal.overloaded:
+                    pace.refused(refusal.retry_after)
+                if not refusal.passing or attempt == self.attempts:
+                    raise self._failure(call, refusal, attempt) from refusal
+                account.retries += 1
+                await asyncio.sleep(max(refusal.retry_after or 0, backoff(attempt)))
+            else:
+                pace.succeeded()
+                self._answered += 1
+                return reply
+        raise AssertionError("unreachable")
+
+    def _failure(self, call: Call, refusal: Exception, attempts: int) -> MusicError:
+        """What a call that failed for good means: for its record only, or, if no call ever succeeds, for the run."""
+        self._failed += 1
+        text = f"{call.model}: {refusal}" + (f" (after {attempts} attempts)" if attempts > 1 else "")
+        if not self._answered and (refusal.fatal or self._failed >= GIVE_UP_AFTER):
+            return InputError(f"{text}; no call has succeeded, so the run stops here")
+        return CallError(text)
+
+
+def open_client(cache: str | None, no_cache: bool, **settings) -> Client:
+    """A client with its cache: at `cache`, or where finished calls are kept by default."""
+    path = Path(cache) if cache else cache_folder() / "calls.sqlite"
+    return Client(cache=None if no_cache else Cache(path), **settings)
+
+
+def _money(model: str, spent: Spent) -> str:
+    if model.startswith("local/"):
+        return "no cost"
+    return "price unknown" if spent.unpriced else f"${spent.cost:.4f}"

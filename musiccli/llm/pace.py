@@ -1,0 +1,59 @@
+"""How many calls may be under way: more while all is well, half as many when a provider says it is too much."""
+
+import asyncio
+import random
+import time
+from collections import deque
+from contextlib import asynccontextmanager
+
+FIRST, CUT_EVERY = 16, 1.0  # calls at the start; seconds in which several refusals count as one
+
+
+class Pace:
+    """Additive increase, multiplicative decrease, between 1 and `most` calls in flight (as TCP does)."""
+
+    def __init__(self, most: int):
+        self.most, self.limit, self.flying = most, float(min(FIRST, most)), 0
+        self._waiting: deque[asyncio.Future] = deque()
+        self._last_cut = self._not_before = 0.0
+
+    @asynccontextmanager
+    async def place(self):
+        """A place among the calls in flight, waited for in order of asking."""
+        while self.flying >= int(self.limit) or time.monotonic() < self._not_before:
+            if self.flying < int(self.limit):
+                await asyncio.sleep(self._not_before - time.monotonic())
+                continue
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            await turn
+        self.flying += 1
+        try:
+            yield
+        finally:
+            self.flying -= 1
+            self._wake()
+
+    def succeeded(self) -> None:
+        self.limit = min(self.most, self.limit + 1 / self.limit)
+        self._wake()
+
+    def refused(self, retry_after: float | None = None) -> None:
+        """The provider said it is too much; nobody starts before `retry_after` seconds have passed."""
+        now = time.monotonic()
+        if now - self._last_cut >= CUT_EVERY:
+            self.limit, self._last_cut = max(1.0, self.limit / 2), now
+        self._not_before = max(self._not_before, now + (retry_after or 0))
+
+    def _wake(self) -> None:
+        free = int(self.limit) - self.flying
+        while self._waiting and free > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1
+
+
+def backoff(attempt: int, base: float = 0.5, most: float = 60.0) -> float:
+    """Seconds to wait before attempt 1, 2, ...: exponential with full jitter."""
+    return random.uniform(0, min(most, base * 2 ** attempt))

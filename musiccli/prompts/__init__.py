@@ -1,0 +1,74 @@
+"""Prompt texts: the files beside this one, or a folder of your own. No prompt stands in code.
+
+A file is plain text with {{variables}}. It may begin with a few `name: value` lines between two `---` lines: `as:` is
+how the model gets it (chat, turn or completion, see llm.client.Call) and `stop:` a JSON list of strings that end a reply.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from musiccli.errors import InputError
+
+SETS = ("paper", "small")  # paper: for models that follow instructions; small: for models of few parameters
+_VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Prompt:
+    name: str
+    text: str
+    as_: str = "chat"
+    stop: tuple[str, ...] = ()
+
+    def fill(self, **values: str) -> str:
+        """The text with every variable replaced, once: braces inside the values stay as they are.
+
+        Raises InputError for a variable that has no value.
+        """
+        def value(found: re.Match) -> str:
+            if found[1] not in values:
+                raise InputError(f"{self.name}: {{{{{found[1]}}}}} is not a variable here; there are "
+                                 f"{', '.join(sorted(values))}")
+            return values[found[1]]
+        return _VARIABLE.sub(value, self.text)
+
+
+def load(which: str, role: str) -> Prompt | None:
+    """The prompt for a role ("user", "contrast", ...) from a set's name or a folder; a folder may hold only some.
+
+    Returns None where the set has no prompt for this role. Raises InputError where there is no such set.
+    """
+    folder = _HERE / which if which in SETS else Path(which)
+    if not folder.is_dir():
+        raise InputError(f"--prompts {which}: neither {' nor '.join(SETS)} nor a folder")
+    path = folder / f"{role}.md"
+    if not path.is_file():
+        return None if which in SETS else load("paper", role)
+    head, body = _split(path.read_text("utf-8"))
+    unknown = head.keys() - {"as", "stop"}
+    as_ = head.get("as", "chat")
+    if unknown or as_ not in ("chat", "turn", "completion"):
+        raise InputError(f"{path}: the head knows as: chat|turn|completion, and stop: [...]")
+    try:
+        stop = tuple(orjson.loads(head.get("stop", "[]")))
+    except orjson.JSONDecodeError:
+        raise InputError(f"{path}: stop: should be a JSON list of strings") from None
+    return Prompt(str(path), body, as_, stop)
+
+
+def transcript(messages: list[Mapping[str, str]]) -> str:
+    """A conversation as plain text, for models that read it rather than take part: "User: ...", "Assistant: ..."."""
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages)
+
+
+def _split(text: str) -> tuple[dict[str, str], str]:
+    if not text.startswith("---\n"):
+        return {}, text.strip()
+    head, _, body = text[4:].partition("\n---\n")
+    pairs = (line.partition(":") for line in head.splitlines() if line.strip())
+    return {name.strip(): value.strip() for name, _, value in pairs}, body.strip()
