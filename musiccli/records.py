@@ -127,6 +127,15 @@ def side_names(record: dict) -> tuple[str, ...]:
     return ("messages",)
 
 
+def lookup(record: dict, path: str) -> object:
+    """The value at a dotted path, or None; a name that the record itself lacks is looked for in its metadata."""
+    names = path.split(".")
+    value = record if names[0] in record else record.get("metadata")
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
 def first_divergence(left: Sequence[Message], right: Sequence[Message]) -> int:
     """Index of the first message in which two conversations differ; their length where they are the same."""
     for index, (one, other) in enumerate(zip(left, right, strict=False)):

@@ -108,7 +108,9 @@ class Run:
             raise typer.Exit(Exit.PARTIAL)
 
     def discard(self) -> None:
+        """End without a result: the output does not appear; what was rejected so far is kept."""
         self._output.discard()
+        self.rejects.close()
 
 
 def stage(name: str | None = None, *, to: typer.Typer | None = None, **settings) -> Callable[[Callable], Callable]:

@@ -72,7 +72,7 @@ def _litellm():
 
 def _refusal(error: Exception) -> Refusal | InputError:
     status = getattr(error, "status_code", None)
-    status = int(status) if str(status).isdigit() else 500
+    status = int(status) if str(status).isdigit() and int(status) >= 400 else 500  # a 200 with a broken body is its fault
     name = type(error).__name__
     if name == "BadRequestError" and "LLM Provider NOT provided" in str(error):
         return InputError(f"{getattr(error, 'model', None) or 'model'}: name the provider, as in "
