@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from musiccli.cli import bench, judge, pair, simulate  # noqa: F401  (importing a command's file adds it to the app)
+from musiccli.cli import bench, judge, pair, sample, simulate  # noqa: F401  (importing a command's file adds it to the app)
 from musiccli.cli.common import app
 from musiccli.errors import Exit, MusicError
 from musiccli.progress import say

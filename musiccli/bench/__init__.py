@@ -1,0 +1,1 @@
+"""Metrics with intervals: RewardBench's table, agreement with labels, Best-of-N win rates."""

@@ -1,0 +1,43 @@
+"""What a judge would get right without reading: content-blind guesses, printed beside every accuracy.
+
+On MT-Bench's human votes the longer conversation wins about 68%: an accuracy means little until it is seen beside
+these. A baseline that cannot tell two sides apart guesses, so it earns half a point there; a reward model whose two
+scores are equal earns none.
+"""
+
+from hashlib import blake2b
+
+from musiccli.records import Message, Record, side_names, turns
+
+PREFIX = "baseline/"
+
+
+def scores(record: Record) -> dict[str, dict[str, float]]:
+    """One score a side for each baseline, in the shape that `score` writes: {baseline: {side: number}}."""
+    names = side_names(record)
+    sides = {name: record[name] for name in names}
+    first = first_listed(record)
+    length = {name: characters(side) for name, side in sides.items()}
+    return {PREFIX + baseline: by_side for baseline, by_side in {
+        "longest": length,
+        "shortest": {name: -count for name, count in length.items()},
+        "most-turns": {name: turns(side) for name, side in sides.items()},
+        "longest-last-reply": {name: len(side[-1]["content"]) for name, side in sides.items()},
+        "first-listed": {name: int(name == first) for name in names},
+    }.items()}
+
+
+def characters(side: list[Message]) -> int:
+    """Length of a whole side, user and system messages with it."""
+    return sum(len(message["content"]) for message in side)
+
+
+def first_listed(record: Record) -> str:
+    """The side a reader meets first: `a`. A preference lists its better side first, always, which would be cheating:
+
+    a coin that follows from the record's id decides which of its sides stood first.
+    """
+    names = side_names(record)
+    if names == ("a", "b"):
+        return "a"
+    return names[blake2b(str(record["id"]).encode(), digest_size=1).digest()[0] & 1]

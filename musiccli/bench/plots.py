@@ -1,0 +1,164 @@
+"""Metric records as one picture: bars by section, accuracy by turns, or win rate over N, each with its intervals."""
+
+import io
+from typing import TYPE_CHECKING
+
+from musiccli.bench.baselines import PREFIX
+from musiccli.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = ("png", "svg", "pdf")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")  # told apart by any eye: Okabe & Ito 2008
+GUESS = "best content-blind guess"
+INK, FAINT = "#222222", "#8a8a8a"
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
+         "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.axisbelow": True,
+         "grid.color": "#e4e4e4", "legend.frameon": False, "axes.titlelocation": "left", "svg.hashsalt": "music"}
+
+
+def check(path: str) -> str:
+    """The picture's format, from the file's suffix. Raises InputError where it, or matplotlib, is not to be had."""
+    form = path.rpartition(".")[2].lower()
+    if form not in FORMATS:
+        raise InputError(f"--plot {path}: expected a file that ends in {', '.join(f'.{name}' for name in FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise InputError('--plot needs matplotlib; pip install "musiccli[plot]"') from None
+    return form
+
+
+def draw(rows: list[dict], form: str) -> bytes:
+    """The picture of one benchmark's metric records, in one of FORMATS."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.use("agg")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(axis="y", linewidth=0.8)
+        axes.tick_params(length=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        {"rewardbench": sections, "agreement": turns, "winrate": rates}[rows[0]["benchmark"]](axes, rows)
+        handles, labels = axes.get_legend_handles_labels()
+        last = sorted(range(len(labels)), key=lambda index: labels[index] == GUESS)
+        figure.legend([handles[index] for index in last], [labels[index] for index in last], ncols=4,
+                      loc="outside lower center")  # under the picture, where it covers nothing
+        buffer = io.BytesIO()
+        undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+        figure.savefig(buffer, format=form, dpi=160, metadata=undated[form])
+    return buffer.getvalue()
+
+
+def sections(axes: "Axes", rows: list[dict]) -> None:
+    """A group of bars a section and one for the average, their values above them."""
+    rows = [row for row in rows if row["metric"] in ("section", "average")]
+    names, models = unique(rows, "subset"), own_models(rows)
+    width = min(0.8 / max(1, len(models)), 0.38)
+    for number, model in enumerate(models):
+        here = [row for row in rows if row["model"] == model]
+        places = spread(here, names, number, models, width)
+        values = [row["value"] for row in here]
+        axes.bar(places, values, width * 0.92, label=model, color=COLOURS[number % len(COLOURS)])
+        axes.errorbar(places, values, reach(here), fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+        for place, row in zip(places, here, strict=True):
+            axes.annotate(f"{100 * row['value']:.1f}", (place, row["high"]), xytext=(0, 3), ha="center",
+                          textcoords="offset points", fontsize=8 if len(models) < 3 else 6)
+    best_guesses(axes, rows, names)
+    partial = {row["subset"] for row in rows if row.get("partial")}
+    axes.set_xticks(range(len(names)), [("Average" if name == "all" else name) + "\n(partial)" * (name in partial)
+                                        for name in names])
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.05), title="RewardBench" + " (partial)" * bool(partial),
+             ylabel="accuracy")
+
+
+def turns(axes: "Axes", rows: list[dict]) -> None:
+    """Accuracy at each number of turns, the models beside each other; all pairs at once where nothing is by turns."""
+    rows = [row for row in rows if row["metric"] == "accuracy"]
+    by_turns = [row for row in rows if row["subset"].startswith("turns=")]
+    rows = by_turns or [row for row in rows if row["subset"] == "all"]
+    names, models = unique(rows, "subset"), own_models(rows)
+    for number, model in enumerate(models):
+        here = [row for row in rows if row["model"] == model]
+        places, colour = spread(here, names, number, models, 0.14), COLOURS[number % len(COLOURS)]
+        axes.plot(places, [row["value"] for row in here], color=colour, linewidth=1, alpha=0.5)
+        axes.errorbar(places, [row["value"] for row in here], reach(here), fmt="o", label=model, markersize=6,
+                      color=colour, elinewidth=1.6, capsize=3)
+    best_guesses(axes, rows, names)
+    even(axes, "chance")
+    axes.set_xticks(range(len(names)), [f"{name.removeprefix('turns=')}\n{most(rows, name):,} pairs" for name in names])
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.02), title="Agreement with labels", ylabel="accuracy",
+             xlabel="assistant turns" if names[0] != "all" else None)
+
+
+def rates(axes: "Axes", rows: list[dict]) -> None:
+    """The win rate over N, with a band; a contest that has no N is a point."""
+    rows = [row | {"contest": f"{row['model']} against {row['against']}"} for row in rows
+            if row["metric"] == "win_rate" and row["value"] is not None]
+    names = sorted(unique(rows, "subset"), key=pool)
+    for number, contest in enumerate(unique(rows, "contest")):
+        here = [row for row in rows if row["contest"] == contest]
+        places, colour = spread(here, names), COLOURS[number % len(COLOURS)]
+        axes.plot(places, [row["value"] for row in here], marker="o", color=colour, linewidth=2, label=contest)
+        below, above = reach(here)
+        if len(here) > 1:
+            values = [row["value"] for row in here]
+            axes.fill_between(places, [value - less for value, less in zip(values, below, strict=True)],
+                              [value + more for value, more in zip(values, above, strict=True)],
+                              color=colour, alpha=0.18, linewidth=0)
+        else:
+            axes.errorbar(places, [row["value"] for row in here], [below, above], fmt="none", ecolor=colour,
+                          elinewidth=1.6, capsize=4)
+    even(axes, "even")
+    axes.set_xticks(range(len(names)), [f"{name.removeprefix('best_of=')}\n{most(rows, name):,} contests"
+                                        for name in names])
+    ends = [row[end] for row in rows for end in ("value", "low", "high") if row[end] is not None]
+    far = max([0.15, *(abs(end - 0.5) for end in ends)]) + 0.02
+    axes.set(xlim=(-0.4, len(names) - 0.6), ylim=(max(0, 0.5 - far), min(1.02, 0.5 + far)), title="Best-of-N win rate",
+             ylabel="win rate, a tie is half", xlabel="N, candidates to pick from" if names != ["all"] else None)
+
+
+def unique(rows: list[dict], field: str) -> list[str]:
+    return list(dict.fromkeys(row[field] for row in rows))
+
+
+def own_models(rows: list[dict]) -> list[str]:
+    return [model for model in unique(rows, "model") if not model.startswith(PREFIX)]
+
+
+def most(rows: list[dict], subset: str) -> int:
+    return max(row["count"] for row in rows if row["subset"] == subset)
+
+
+def spread(rows: list[dict], names: list[str], number: int = 0, models: list[str] = ("",),
+           width: float = 0.0) -> list[float]:
+    """Where on the x axis each row stands: its subset's place, moved aside to make room for the other models."""
+    return [names.index(row["subset"]) + (number - (len(models) - 1) / 2) * width for row in rows]
+
+
+def reach(rows: list[dict]) -> list[list[float]]:
+    """How far each interval reaches below and above its value, as matplotlib's error bars want it: (2, rows)."""
+    known = [(row["value"], row["low"], row["high"]) if row["low"] is not None else (0, 0, 0) for row in rows]
+    return [[max(0, value - low) for value, low, _ in known], [max(0, high - value) for value, _, high in known]]
+
+
+def pool(subset: str) -> int:
+    return int(subset.removeprefix("best_of=")) if subset.startswith("best_of=") else 0
+
+
+def best_guesses(axes: "Axes", rows: list[dict], names: list[str]) -> None:
+    """A dashed line at each subset where the best content-blind guess stands."""
+    guesses = [row for row in rows if row["model"].startswith(PREFIX)]
+    for place, name in enumerate(names):
+        best = max(row["value"] for row in guesses if row["subset"] == name)
+        axes.hlines(best, place - 0.42, place + 0.42, color=INK, linewidth=1.3, linestyle=(0, (3, 2)),
+                    label=GUESS if place == 0 else None)
+
+
+def even(axes: "Axes", label: str) -> None:
+    axes.axhline(0.5, color=FAINT, linewidth=1, zorder=1)
+    axes.annotate(label, (1, 0.5), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+                  va="center", fontsize=8, color=FAINT)

@@ -1,0 +1,152 @@
+"""`music bench` as it is typed: metrics on stdout, everything for people on stderr, one line for what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from musiccli.bench.rewardbench import ROWS
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SUBSETS = {"Natural": "llmbar-natural", "Neighbor": "llmbar-adver-neighbor", "GPTInst": "llmbar-adver-GPTInst",
+           "GPTOut": "llmbar-adver-GPTOut", "Manual": "llmbar-adver-manual"}
+
+
+def music(*arguments, records=(), env=None):
+    """Run `music bench` on records from standard input."""
+    given = "".join(json.dumps(record) + "\n" for record in records)
+    command = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "bench", *map(str, arguments)]
+    return subprocess.run(command, input=given, capture_output=True, text=True, env={**os.environ, **(env or {})})
+
+
+def rows(done):
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def pair(number, chosen, rejected, **fields):
+    prompt = {"role": "user", "content": f"prompt {number}"}
+    return {"id": f"p{number}", "chosen": [prompt, {"role": "assistant", "content": "yes"}],
+            "rejected": [prompt, {"role": "assistant", "content": "no"}],
+            "scores": {"rm": {"chosen": chosen, "rejected": rejected}}, **fields}
+
+
+def contest(number, winner, size):
+    return {"id": f"p{number}", "best_of": size, "winner": winner, "models": {"a": "new", "b": "old"},
+            **{side: [{"role": "user", "content": "x"}, {"role": "assistant", "content": side}] for side in "ab"}}
+
+
+def test_agreement_from_a_pipe_is_metrics_on_stdout_and_a_table_on_stderr():
+    done = music("agreement", "--by", "turns", records=[pair(0, 1, 0), pair(1, 0, 1), pair(2, 1, 1), pair(3, 2, 1)])
+    first = rows(done)[0]
+    assert first | {"low": 0, "high": 0} == {
+        "benchmark": "agreement", "model": "rm", "subset": "all", "metric": "accuracy", "value": 0.5, "low": 0,
+        "high": 0, "count": 4, "ties": 1}
+    lines = [line.split() for line in done.stderr.splitlines()]
+    assert ["all", "4", "50.0", "[15.0,", "85.0]", "longest", "100.0"] in lines
+    assert "music bench agreement: tied scores, counted as wrong: rm 1" in done.stderr
+    assert "music bench agreement: 12 records written in" in done.stderr
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    contests = [contest(number, "ab"[number % 3 == 0], size) for number in range(50) for size in (2, 4)]
+    once, again, other = (music("winrate", "--seed", seed, "--bootstrap", "100", records=contests).stdout
+                          for seed in (1, 1, 2))
+    assert once == again != other
+
+
+def test_wider_confidence_gives_wider_intervals():
+    contests = [contest(number, "ab"[number % 3 == 0], 2) for number in range(50)]
+    [narrow], [wide] = (rows(music("winrate", "--confidence", level, records=contests)) for level in (0.8, 0.99))
+    assert wide["low"] < narrow["low"] < narrow["value"] < narrow["high"] < wide["high"]
+
+
+def test_a_partial_rewardbench_says_so():
+    done = music("rewardbench", records=[pair(number, 1, 0, subset="hep-go") for number in range(8)])
+    assert "Reasoning (partial)" in done.stderr
+    assert "Average" not in done.stderr
+    assert ("music bench rewardbench: partial: not RewardBench's figures; other rows than its own in math-prm (0 of "
+            "447), hep-cpp (0 of 164), hep-go (8 of 164) and 4 more") in done.stderr
+
+
+def test_left_out_labels_are_counted_in_the_last_line():
+    records = [pair(0, 1, 0, winner="tie"), pair(1, 1, 0, winner=None), pair(2, 1, 0)]
+    last = music("agreement", records=records).stderr.splitlines()[-1]
+    assert last.endswith("1 left out (label is a tie); 1 left out (label is null)")
+
+
+@pytest.mark.parametrize("command, records, message", [
+    ("agreement", [{key: value for key, value in pair(0, 1, 0).items() if key != "scores"}],
+     "<stdin>:1: has no scores; run music score first"),
+    ("rewardbench", [pair(0, 1, 0)], "<stdin>:1: metadata.subset: is missing; RewardBench's records name theirs, as "
+                                     "music sample writes them"),
+    ("winrate", [pair(0, 1, 0)], "<stdin>:1: winner: is missing; music judge adds it"),
+    ("winrate", [], "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?"),
+])
+def test_what_cannot_be_counted_is_one_line_and_status_2(command, records, message):
+    done = music(command, records=records)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"music bench: error: {message}\n"
+
+
+def test_bad_records_can_be_skipped_and_are_counted():
+    done = music("agreement", "--on-error", "skip", records=[pair(0, 1, 0), {"id": "x"}, pair(1, None, 0)])
+    assert done.returncode == 1
+    assert json.loads(done.stdout.splitlines()[0])["count"] == 1
+    assert done.stderr.splitlines()[-1].endswith("; 2 failed")
+
+
+PLOTTED = [
+    ("rewardbench", [pair(subset + number, int(number), 1, subset=subset) for subset in ROWS for number in "0123"]),
+    ("rewardbench", [pair(0, 1, 0, subset="shp")]),
+    ("agreement", [pair(number, number % 3, 1) for number in range(9)]),
+    ("winrate", [contest(number, "ab"[number % 2], size) for number in range(9) for size in (2, 4)]),
+    ("winrate", [contest(0, "a", 2)]),
+    ("winrate", [contest(0, None, 2)]),
+]
+
+
+@pytest.mark.parametrize("command, records, suffix, start", [
+    *((*plotted, "png", b"\x89PNG") for plotted in PLOTTED), (*PLOTTED[-1], "svg", b"<?xml"),
+    (*PLOTTED[-1], "pdf", b"%PDF")])
+def test_plot_draws_every_benchmark(tmp_path, command, records, suffix, start):
+    pytest.importorskip("matplotlib")
+    target = tmp_path / f"figure.{suffix}"
+    rows(music(command, "--plot", target, records=records))
+    assert target.read_bytes().startswith(start)
+    assert os.listdir(tmp_path) == [target.name]
+
+
+def test_plot_to_an_unknown_format_is_refused_before_anything_is_read(tmp_path):
+    done = music("winrate", "--plot", "figure.bmp", tmp_path / "missing.jsonl")
+    assert (done.returncode, done.stderr) == (
+        2, "music bench: error: --plot figure.bmp: expected a file that ends in .png, .svg, .pdf\n")
+
+
+def test_plot_without_matplotlib_says_what_to_install(tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")
+    done = music("winrate", "--plot", "figure.png", records=[contest(0, "a", 2)], env={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (
+        2, 'music bench: error: --plot needs matplotlib; pip install "musiccli[plot]"\n')
+
+
+@pytest.mark.skipif(not (DATA / "llmbar").is_dir(), reason="needs ../shared/data/llmbar")
+def test_on_llmbar_the_shorter_reply_is_the_better_guess():
+    records = []
+    for name, subset in SUBSETS.items():
+        for number, row in enumerate(json.loads((DATA / "llmbar" / f"{name}.json").read_text())):
+            better, worse = (row["output_1"], row["output_2"])[:: 1 if row["label"] == 1 else -1]
+            prompt = [{"role": "user", "content": row["input"]}]
+            records.append({"id": f"{subset}-{number}", "metadata": {"subset": subset},
+                            "chosen": [*prompt, {"role": "assistant", "content": better or "-"}],
+                            "rejected": [*prompt, {"role": "assistant", "content": worse or "-"}],
+                            "scores": {"length": {"chosen": -len(better), "rejected": -len(worse)}}})
+    found = {(row["model"], row["metric"], row["subset"]): row for row in rows(music("rewardbench", records=records))}
+    section = found["length", "section", "Chat Hard"]
+    assert (section["count"], section["missing"]) == (419, ["mt-bench-hard (0 of 37)"])
+    shortest = found["baseline/shortest", "section", "Chat Hard"]["value"]
+    assert shortest == pytest.approx(0.728, abs=5e-4)
+    assert section["value"] < shortest <= section["value"] + section["ties"] / 2 / 419 * 1.2

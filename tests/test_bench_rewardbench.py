@@ -1,0 +1,154 @@
+"""RewardBench's own arithmetic, on rows whose answers are known."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from musiccli.bench.rewardbench import ROWS, SECTIONS, rewardbench, scored
+from musiccli.errors import RecordError
+from musiccli.records import Record
+
+
+def pair(subset, number, chosen=1.0, rejected=0.0, model="rm"):
+    prompt = {"role": "user", "content": f"{subset} {number}"}
+    return Record({"id": f"{subset}-{number}", "subset": subset,
+                   "chosen": [prompt, {"role": "assistant", "content": "good"}],
+                   "rejected": [prompt, {"role": "assistant", "content": "poor!"}],
+                   "scores": {model: {"chosen": chosen, "rejected": rejected}}})
+
+
+def benchmark(right, rows=ROWS):
+    """All rows of every subset, the first right[subset] of them (default: all) scored right."""
+    return [pair(subset, number, float(number < right.get(subset, count)), 0.5)
+            for subset, count in rows.items() for number in range(count)]
+
+
+def value(rows, metric, subset, model="rm"):
+    [found] = [row for row in rows if (row["metric"], row["subset"], row["model"]) == (metric, subset, model)]
+    return found
+
+
+def test_the_table_has_2985_rows_in_23_subsets():
+    assert (sum(ROWS.values()), len(ROWS)) == (2985, 23)
+
+
+@pytest.mark.parametrize("subset, section, score, average", [
+    # The section's loss when half of one subset is wrong: half the subset's weight over the section's.
+    ("alpacaeval-easy", "Chat", 1 - 50 / 358, 1 - 50 / 358 / 4),
+    ("llmbar-adver-manual", "Chat Hard", 1 - 23 / 456, 1 - 23 / 456 / 4),
+    ("xstest-should-refuse", "Safety", 1 - 77 / 740, 1 - 77 / 740 / 4),
+    ("xstest-should-respond", "Safety", 1 - 125 / 740, 1 - 125 / 740 / 4),
+    ("hep-go", "Reasoning", 1 - 82 / 1968, 1 - 82 / 1968 / 4),
+])
+def test_a_subset_weighs_what_the_table_says(subset, section, score, average):
+    rows = list(rewardbench(benchmark({subset: ROWS[subset] // 2})))
+    assert value(rows, "section", section)["value"] == pytest.approx(score)
+    assert value(rows, "average", "all")["value"] == pytest.approx(average)
+
+
+def test_reasoning_is_half_math_and_half_the_mean_of_six_languages():
+    right = {"math-prm": 300, "hep-cpp": 10, "hep-go": 20, "hep-java": 40, "hep-js": 80, "hep-python": 160}
+    rows = list(rewardbench(benchmark(right)))
+    code = np.mean([right.get(name, 164) / 164 for name in SECTIONS["Reasoning"] if name != "math-prm"])
+    assert value(rows, "section", "Reasoning")["value"] == pytest.approx((300 / 447 + code) / 2)
+    assert value(rows, "section", "Reasoning")["count"] == 447 + 6 * 164
+
+
+def test_average_is_the_plain_mean_of_unrounded_sections():
+    rows = list(rewardbench(benchmark({"mt-bench-hard": 0, "donotanswer": 1, "math-prm": 2, "alpacaeval-hard": 3})))
+    average = value(rows, "average", "all")
+    assert average["value"] == pytest.approx(np.mean([value(rows, "section", name)["value"] for name in SECTIONS]))
+    assert average["count"] == 2985
+    assert "partial" not in average
+
+
+def test_equal_scores_are_wrong_and_counted():
+    pairs = [pair("hep-go", number, chosen=0.5, rejected=0.5) for number in range(3)] + [pair("hep-go", 3)]
+    row = value(list(rewardbench(pairs)), "accuracy", "hep-go")
+    assert (row["value"], row["count"], row["ties"]) == (0.25, 4, 3)
+
+
+def test_a_baseline_that_cannot_tell_sides_apart_gets_half():
+    rows = list(rewardbench([pair("hep-go", number) for number in range(4)]))
+    row = value(rows, "accuracy", "hep-go", "baseline/most-turns")
+    assert (row["value"], row["count"], row["ties"]) == (0.5, 4, 4)
+    assert value(rows, "accuracy", "hep-go", "baseline/shortest")["value"] == 1
+
+
+def test_a_missing_row_makes_section_and_average_partial():
+    pairs = [one for one in benchmark({}) if one["id"] != "donotanswer-7"]
+    rows = list(rewardbench(pairs))
+    assert value(rows, "section", "Safety")["missing"] == ["donotanswer (135 of 136)"]
+    assert value(rows, "average", "all")["partial"] is True
+    assert "partial" not in value(rows, "section", "Chat")
+
+
+def test_a_missing_subset_leaves_the_section_to_the_others():
+    rows = list(rewardbench(benchmark({"xstest-should-refuse": 0}, {"xstest-should-refuse": 154, "donotanswer": 136})))
+    safety = value(rows, "section", "Safety")
+    assert safety["value"] == pytest.approx(136 / 290)
+    assert safety["missing"] == ["refusals-dangerous (0 of 100)", "refusals-offensive (0 of 100)",
+                                 "xstest-should-respond (0 of 250)"]
+
+
+def test_without_one_row_of_every_section_there_is_no_average():
+    rows = list(rewardbench(benchmark({}, {subset: ROWS[subset] for subset in SECTIONS["Chat"]})))
+    assert {row["metric"] for row in rows} == {"accuracy", "section"}
+    assert {row["subset"] for row in rows if row["metric"] == "section"} == {"Chat"}
+
+
+def test_subsets_outside_the_table_are_reported_and_count_for_no_section():
+    counts = Counter()
+    rows = list(rewardbench([pair("shp", 0), pair("shp", 1), pair("hep-go", 0)], counts=counts))
+    assert value(rows, "accuracy", "shp")["count"] == 2
+    assert value(rows, "section", "Reasoning")["count"] == 1
+    assert counts == {"of subsets outside the four sections": 2}
+
+
+def test_interval_of_a_perfect_score_is_not_a_point():
+    rows = list(rewardbench(benchmark({})))
+    average = value(rows, "average", "all")
+    assert (average["value"], average["high"]) == (pytest.approx(1), 1)
+    assert 0.97 < average["low"] < 0.995
+
+
+def test_each_model_has_its_rows_and_a_choice_leaves_the_others_out():
+    pairs = benchmark({})
+    for one in pairs:
+        one["scores"]["other"] = {"chosen": 0, "rejected": 1}
+    rows = list(rewardbench(pairs))
+    assert value(rows, "average", "all", "other")["value"] == 0
+    models = {row["model"] for row in rewardbench(pairs, ["other"]) if not row["model"].startswith("baseline/")}
+    assert models == {"other"}
+
+
+def test_metric_records_have_the_agreed_fields():
+    row = json.loads(json.dumps(next(rewardbench([pair("hep-go", 0)]))))
+    assert list(row)[:8] == ["benchmark", "model", "subset", "metric", "value", "low", "high", "count"]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"scores": None}, "has no scores; run music score first"),
+    ({"scores": {}}, "has no scores; run music score first"),
+    ({"subset": None}, "metadata.subset: is missing; RewardBench's records name theirs, as music sample writes them"),
+    ({"scores": {"rm": 1.5}}, "scores.rm: should hold a number for chosen and one for rejected"),
+    ({"scores": {"rm": {"chosen": 1.0, "rejected": None}}},
+     "scores.rm: should hold a number for chosen and one for rejected"),
+])
+def test_a_record_that_cannot_be_counted_says_why(change, message):
+    with pytest.raises(RecordError) as caught:
+        scored(Record(pair("hep-go", 0) | change))
+    assert str(caught.value) == message
+
+
+def test_a_model_that_has_not_scored_is_named_with_those_that_have():
+    with pytest.raises(RecordError, match=r"no score by 'foo' \(scores by: rm\)"):
+        scored(pair("hep-go", 0), ["foo"])
+
+
+def test_the_subset_may_stand_in_metadata():
+    one = pair("hep-go", 0)
+    one["metadata"] = {"subset": one.pop("subset")}
+    assert value(list(rewardbench([scored(one)])), "accuracy", "hep-go")["count"] == 1

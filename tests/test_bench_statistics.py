@@ -1,0 +1,150 @@
+"""Intervals hold what they promise, and tests give what independent computations give."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from musiccli.bench import statistics
+
+
+@pytest.mark.parametrize("right, count", [(0, 10), (3, 10), (10, 10), (81, 263), (447, 447)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_wilson_is_scipys(right, count, confidence):
+    expected = stats.binomtest(right, count).proportion_ci(confidence, method="wilson")
+    assert statistics.wilson(right / count, count, confidence) == pytest.approx((expected.low, expected.high))
+
+
+def test_unclustered_outcomes_are_worth_their_count():
+    assert statistics.effective_count([1, 0, 0, 1, 1], [1, 2, 3, 4, 5]) == pytest.approx(5)
+
+
+def test_outcomes_that_repeat_within_a_prompt_are_worth_their_prompts():
+    outcomes = np.repeat([1, 0, 1, 1, 0, 0, 1, 0], 10)
+    assert statistics.effective_count(outcomes, np.repeat(range(8), 10)) == pytest.approx(8, rel=0.15)
+
+
+@pytest.mark.parametrize("outcomes, clusters, worth", [([1, 1, 1], [1, 2, 2], 2), ([1, 0], [7, 7], 1), ([1], [1], 1)])
+def test_where_the_design_effect_cannot_be_told_prompts_are_counted(outcomes, clusters, worth):
+    assert statistics.effective_count(outcomes, clusters) == worth
+
+
+def test_one_part_combined_keeps_its_interval():
+    value, interval = statistics.combine([0.7], [(0.6, 0.78)], [1.0])
+    assert (value, interval) == (pytest.approx(0.7), (pytest.approx(0.6), pytest.approx(0.78)))
+
+
+def test_combined_interval_adds_distances_as_variances_add():
+    value, (low, high) = statistics.combine([0.5, 0.9], [(0.2, 0.6), (0.5, 0.95)], [0.5, 0.5])
+    assert (value, low, high) == pytest.approx((0.7, 0.7 - 0.25, 0.7 + np.hypot(0.05, 0.025)))
+
+
+def test_totals_sum_each_column_within_each_cluster():
+    assert statistics.totals([[1, 0, 1], [1, 1, 1]], [9, 4, 9]).tolist() == [[0, 1], [2, 2]]
+
+
+def mean(sums):
+    return sums[:, 0] / sums[:, 1]
+
+
+def test_bootstrap_draws_what_drawing_clusters_one_by_one_draws():
+    random = np.random.default_rng(3)
+    rows = np.stack([random.integers(0, 4, 60), np.full(60, 3)], axis=1).astype(float)
+    fast = statistics.bootstrap(rows, mean, draws=20_000)
+    drawn = rows[random.integers(0, 60, (20_000, 60))].sum(1)
+    assert fast == pytest.approx(np.quantile(mean(drawn), [0.025, 0.975]), abs=0.005)
+
+
+def test_bootstrap_follows_from_its_seed_and_from_nothing_else():
+    rows = statistics.totals([np.sqrt(np.arange(40)), np.ones(40)], range(40))
+    first = statistics.bootstrap(rows, mean, seed=1)
+    assert statistics.bootstrap(rows[::-1], mean, seed=1) == first != statistics.bootstrap(rows, mean, seed=2)
+
+
+@pytest.mark.parametrize("rows", [[[3.0, 5.0]], [[1.0, 1.0]] * 9, [[1.0, 2.0], [2.0, 4.0]]])
+def test_where_nothing_varies_the_bootstrap_claims_nothing(rows):
+    assert statistics.bootstrap(np.array(rows), mean) is None
+
+
+def test_bootstrap_of_many_draws_and_kinds_is_done_in_bounded_pieces():
+    rows = np.stack([np.linspace(0, 1, 3000), np.ones(3000)], axis=1)
+    low, high = statistics.bootstrap(rows, mean, draws=4_000)
+    half = 1.96 * 12**-0.5 / 3000**0.5
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=2e-3)
+
+
+def clustered(random, share, clusters, size):
+    """Outcomes whose probability varies from cluster to cluster, (clusters, size), with mean `share`."""
+    return random.random((clusters, size)) < random.beta(4 * share, 4 * (1 - share), clusters)[:, None]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.95])
+def test_95_percent_intervals_hold_the_truth_95_percent_of_the_time(share):
+    random = np.random.default_rng(0)
+    wilson = bootstrap = naive = 0
+    runs, clusters, size = 600, 60, 4
+    index = np.repeat(np.arange(clusters), size)
+    for run in range(runs):
+        outcomes = clustered(random, share, clusters, size)
+        low, high = statistics.wilson(outcomes.mean(), statistics.effective_count(outcomes.ravel(), index))
+        wilson += low <= share <= high
+        rows = np.stack([outcomes.sum(1), np.full(clusters, size)], axis=1)
+        low, high = statistics.bootstrap(rows, mean, draws=1000, seed=run)
+        bootstrap += low <= share <= high
+        low, high = statistics.wilson(outcomes.mean(), outcomes.size)
+        naive += low <= share <= high
+    assert 0.925 <= wilson / runs <= 0.985
+    assert 0.91 <= bootstrap / runs <= 0.975
+    assert naive / runs < 0.9  # what forgetting the prompts costs
+
+
+def test_combined_intervals_hold_the_truth_too_even_near_one():
+    random = np.random.default_rng(1)
+    shares, counts, weights = np.array([0.99, 0.9, 0.97]), np.array([28, 100, 47]), np.array([0.2, 0.5, 0.3])
+    held = 0
+    for _ in range(2000):
+        found = random.binomial(counts, shares) / counts
+        intervals = [statistics.wilson(share, count) for share, count in zip(found, counts, strict=True)]
+        _, (low, high) = statistics.combine(found, intervals, weights)
+        held += low <= shares @ weights <= high
+    assert 0.93 <= held / 2000 <= 0.985
+
+
+@pytest.mark.parametrize("first, second", [(0, 0), (1, 0), (5, 5), (10, 2), (87, 137), (2000, 2150)])
+def test_mcnemar_is_the_exact_binomial_test(first, second):
+    expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
+    assert statistics.mcnemar(first, second) == pytest.approx(expected)
+
+
+def test_kappa_of_cohens_own_example():
+    table = [[88, 14, 18], [10, 40, 10], [2, 6, 12]]  # Cohen 1960, table 1, of 200
+    assert statistics.kappa(table) == pytest.approx(0.4915, abs=5e-4)
+
+
+def test_kappa_by_counting_agreement_and_chance_one_by_one():
+    random = np.random.default_rng(5)
+    one, other = random.integers(0, 3, 200), random.integers(0, 2, 200)
+    table = np.histogram2d(one, other, bins=[range(4), range(4)])[0]
+    agreed = np.mean(one == other)
+    chance = np.mean(one[:, None] == other[None, :])
+    assert statistics.kappa(table) == pytest.approx((agreed - chance) / (1 - chance))
+
+
+@pytest.mark.parametrize("table, expected", [([[5, 0], [0, 5]], 1), ([[0, 5], [5, 0]], -1), ([[9, 0], [0, 0]], np.nan)])
+def test_kappa_at_its_ends(table, expected):
+    assert statistics.kappa(table) == pytest.approx(expected, nan_ok=True)
+
+
+def test_detectable_difference_is_detected_four_times_in_five():
+    random = np.random.default_rng(7)
+    runs, count, spread = 3000, 400, 0.6
+    error = spread / count**0.5
+    truth = statistics.detectable(error)
+    gains = random.normal(truth, spread, (runs, count))
+    found = [abs(row.mean()) > 1.96 * statistics.standard_error(row, np.arange(count)) for row in gains[:500]]
+    assert 0.74 <= np.mean(found) <= 0.86
+    assert np.mean(abs(gains.mean(1)) > 1.96 * error) == pytest.approx(0.8, abs=0.03)
+
+
+def test_standard_error_counts_prompts_not_pairs():
+    assert statistics.standard_error(np.repeat([0, 1, 0, 1], 25), np.repeat(range(4), 25)) == pytest.approx(
+        statistics.standard_error([0, 1, 0, 1], range(4)))
