@@ -1,0 +1,327 @@
+"""Rows become seeds, prompts, pairs, comparisons and conversations; what is left out is counted by name."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from musiccli import records
+from musiccli.errors import RecordError
+from musiccli.jsonl import Rejects
+from musiccli.pair import join
+from musiccli.records import Record
+from musiccli.sample import Benchmark, read, sample, tokens
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")
+
+
+def talk(*texts):
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+
+
+def rows(*found, source="file"):
+    return [(source, Record(row, f"file:{number}")) for number, row in enumerate(found, start=1)]
+
+
+def preference(number, length=4):
+    history = [f"{number} {turn}" for turn in range(length - 1)]
+    return {"id": f"p{number}", "chosen": talk(*history, "good"), "rejected": talk(*history, "bad"), "metadata": {}}
+
+
+def run(found, emit="seeds", **settings):
+    counts = Counter()
+    return list(sample(rows(*found), emit, counts=counts, **settings)), {name: n for name, n in counts.items() if n}
+
+
+# Kinds
+
+
+@pytest.mark.parametrize("speaker, lengths", [
+    ("user", {2, 4, 6}), ("assistant", {1, 3, 5}), ("any", {1, 2, 3, 4, 5, 6})])
+def test_seeds_are_beginnings_that_end_before_the_next_speaker(speaker, lengths):
+    found = [preference(number, length=6) for number in range(200)]
+    seeds, counts = run(found, next_speaker=speaker)
+    assert counts == {"rows read": 200}
+    assert {len(seed["messages"]) for seed in seeds} == lengths
+    assert {seed["metadata"]["seed"]["side"] for seed in seeds} == {"chosen", "rejected"}
+    for row, seed in zip(found, seeds, strict=True):
+        assert seed["id"] == row["id"]
+        assert seed["messages"] == row[seed["metadata"]["seed"]["side"]][:len(seed["messages"])]
+        assert seed["metadata"]["seed"]["messages"] == 6
+        records.conversation(Record(dict(seed)))
+
+
+def test_a_conversation_nobody_answered_gives_no_seed_for_the_user():
+    found = [{"id": "c", "messages": talk("q")}]
+    assert run(found) == ([], {"rows read": 1, "dropped (nowhere for the user to go on)": 1})
+    assert run(found, next_speaker="assistant")[0][0]["messages"] == talk("q")
+
+
+def test_prompts_are_first_user_messages_each_once():
+    system = {"role": "system", "content": "s"}
+    found = [{"id": "a", "messages": talk("q", "r", "q2")}, {"id": "b", "messages": [system, *talk("q", "r")]},
+             {"id": "c", "chosen": talk("q", "x"), "rejected": talk("q", "y")}]
+    prompts, counts = run(found, "prompts")
+    assert [(prompt["id"], prompt["messages"]) for prompt in prompts] == [("a", talk("q")), ("b", [system, *talk("q")])]
+    assert counts == {"rows read": 3, "dropped (duplicate)": 1}
+
+
+def test_the_number_of_turns_is_that_of_what_is_written():
+    [prompt], _ = run([{"messages": talk("q", "r", "s", "t")}], "prompts")
+    assert prompt["metadata"]["turns"] == 0
+
+
+VOTE = {"question_id": 1, "model_a": "x", "model_b": "y", "judge": "one", "turn": 1,
+        "conversation_a": talk("q", "from x"), "conversation_b": talk("q", "from y")}
+
+
+@pytest.mark.parametrize("winner, chosen, rejected", [("model_a", "from x", "from y"), ("model_b", "from y", "from x")])
+def test_a_vote_makes_a_pair(winner, chosen, rejected):
+    [pair], _ = run([VOTE | {"winner": winner}], "pairs")
+    assert (pair["chosen"], pair["rejected"]) == (talk("q", chosen), talk("q", rejected))
+    records.preference(Record(dict(pair)))
+
+
+def test_what_nobody_ranked_makes_no_pair():
+    unranked = {"id": "u", "a": talk("q", "r"), "b": talk("q", "s")}
+    found = [VOTE | {"winner": "tie"}, unranked, {"messages": talk("q", "r")}]
+    assert run(found, "pairs") == ([], {"rows read": 3, "dropped (tie)": 1, "dropped (nobody ranked it)": 2})
+
+
+def test_comparisons_shuffle_a_preferences_sides_and_keep_its_label():
+    found = [preference(number) for number in range(200)]
+    made, _ = run(found, "comparisons")
+    winners = Counter(comparison["winner"] for comparison in made)
+    assert winners.keys() == {"a", "b"} and 70 < winners["a"] < 130
+    for row, comparison in zip(found, made, strict=True):
+        assert comparison[comparison["winner"]] == row["chosen"]
+        records.judged(Record(dict(comparison)))
+
+
+def test_two_peoples_votes_on_the_same_texts_are_both_kept():
+    found = [VOTE | {"winner": "model_a"}, VOTE | {"judge": "two", "winner": "model_b"}, VOTE | {"winner": "model_a"}]
+    made, counts = run(found, "comparisons")
+    assert [(vote["id"], vote["winner"]) for vote in made] == [("1/x/y/one/1", "a"), ("1/x/y/two/1", "b")]
+    assert counts == {"rows read": 3, "dropped (duplicate)": 1}
+
+
+def test_a_preferences_conversations_are_branches_that_pair_joins_again():
+    row = preference(1)
+    branches, _ = run([row], "conversations")
+    assert [branch["branch"] for branch in branches] == ["chosen", "rejected"]
+    [pair] = join(records.branch(Record(branch)) for branch in branches)
+    assert (pair["id"], pair["chosen"], pair["rejected"]) == (row["id"], row["chosen"], row["rejected"])
+
+
+def test_a_comparisons_conversations_are_samples_of_one_id():
+    made, _ = run([VOTE | {"winner": "tie"}], "conversations")
+    assert [(one["id"], one["sample"], one["messages"]) for one in made] == [
+        ("1/x/y/one/1", 0, talk("q", "from x")), ("1/x/y/one/1", 1, talk("q", "from y"))]
+
+
+def test_our_own_records_keep_unknown_fields():
+    row = preference(1) | {"contrast": [{"message": 3}], "anything": 1}
+    assert run([row], "pairs")[0] == [row]
+
+
+# What is left out
+
+
+def test_repeated_texts_are_dropped_whatever_their_ids():
+    found = [preference(1), preference(2), preference(1) | {"id": "other"}]
+    pairs, counts = run(found, "pairs")
+    assert [pair["id"] for pair in pairs] == ["p1", "p2"]
+    assert counts == {"rows read": 3, "dropped (duplicate)": 1}
+
+
+def test_a_benchmarks_rows_are_never_merged():
+    row = {"prompt": "q", "chosen": "r", "rejected": "s", "subset": "donotanswer"}
+    pairs, _ = run([row | {"id": 0}, row | {"id": 1}], "pairs")
+    assert [pair["id"] for pair in pairs] == ["donotanswer/0", "donotanswer/1"]
+
+
+def test_other_texts_under_one_id_get_an_id_of_their_own_the_same_every_time():
+    found = [preference(1), preference(2) | {"id": "p1"}]
+    pairs, counts = run(found, "pairs")
+    content = records.content_id(found[1]["chosen"], found[1]["rejected"])
+    assert [pair["id"] for pair in pairs] == ["p1", f"p1-{content}"]
+    assert counts["ids made unique"] == 1
+
+
+def test_long_pairs_are_dropped_and_long_seeds_cut_earlier():
+    long = {"id": "long", "chosen": talk("q", "r", "x" * 400, "good"), "rejected": talk("q", "r", "y", "b")}
+    found = [preference(1), long]
+    pairs, counts = run(found, "pairs", max_tokens=50)
+    assert [pair["id"] for pair in pairs] == ["p1"]
+    assert counts == {"rows read": 2, "dropped (longer than 50 tokens)": 1}
+    for seed in range(20):
+        assert all(tokens(one["messages"]) <= 50 for one in run(found, seed=seed, max_tokens=50)[0])
+    assert run([{"messages": talk("x" * 400, "r")}], max_tokens=50)[1]["dropped (longer than 50 tokens)"] == 1
+
+
+WORDS = [f"word{number}" for number in range(30)]
+
+
+@pytest.mark.parametrize("text, out", [
+    ("What is 2+2?", True),
+    ("  what IS 2 + 2 ", True),
+    ("What is 2+2? Explain.", False),
+    ("Please: " + " ".join(WORDS[5:18]) + ", thanks", True),
+    ("Please: " + " ".join(WORDS[5:17]) + ", thanks", False),
+])
+def test_a_benchmarks_prompts_stay_out(text, out):
+    benchmark = Benchmark(read(rows({"prompt": "What is 2+2?", "chosen": "4", "rejected": "5"},
+                                    {"messages": talk("Hello", "Hi", " ".join(WORDS))}), Rejects()))
+    kept, counts = run([{"messages": talk(text, "r")}, {"messages": talk("fresh", "r")}], benchmark=benchmark)
+    assert [seed["messages"][0]["content"] for seed in kept] == ["fresh"] if out else [text, "fresh"]
+    assert counts.get("dropped (overlaps an excluded dataset)", 0) == out
+
+
+def test_later_user_messages_are_held_against_the_benchmark_too():
+    benchmark = Benchmark(read(rows({"prompt": " ".join(WORDS)}), Rejects()))
+    row = {"messages": talk("Hello", "Hi", " ".join(WORDS), "r")}
+    assert run([row], benchmark=benchmark)[0] == []
+
+
+def test_a_bad_row_stops_the_run_and_says_how_to_leave_it_out():
+    with pytest.raises(RecordError) as caught:
+        run([preference(1), {"id": "x", "chosen": talk("q"), "rejected": talk("q", "r")}])
+    assert str(caught.value) == ("file:2: chosen: ends with the user; it should end with the assistant "
+                                 "(--on-error skip leaves such rows out)")
+
+
+def test_bad_rows_are_skipped_counted_and_said():
+    said = []
+    rejects = Rejects(skip=True, report=said.append)
+    pairs, counts = run([{"foo": 1}, preference(1), {"id": "x", "chosen": talk("q"), "rejected": talk("q", "r")}],
+                        "pairs", rejects=rejects)
+    assert [pair["id"] for pair in pairs] == ["p1"]
+    assert (rejects.count, counts) == (2, {"rows read": 3})
+    assert said[1] == "file:3: chosen: ends with the user; it should end with the assistant"
+
+
+def test_a_trajectory_without_a_reply_makes_no_pair():
+    row = {"task": {"task_id": 1}, "state": {"history": talk("q"), "success": False}}
+    assert run([row], "pairs") == ([], {"rows read": 1, "dropped (no reply)": 1})
+
+
+# What is chosen
+
+
+def test_a_choice_keeps_the_order_and_follows_from_the_seed():
+    found = [preference(number) for number in range(100)]
+    first, _ = run(found, "pairs", count=10, seed=1)
+    assert first == run(found, "pairs", count=10, seed=1)[0] != run(found, "pairs", count=10, seed=2)[0]
+    numbers = [int(pair["id"][1:]) for pair in first]
+    assert numbers == sorted(set(numbers)) and len(numbers) == 10
+
+
+def test_every_row_has_the_same_chance():
+    found = [preference(number, length=2) for number in range(10)]
+    chosen = Counter(pair["id"] for seed in range(1000) for pair in run(found, "pairs", count=3, seed=seed)[0])
+    assert len(chosen) == 10 and all(230 < count < 370 for count in chosen.values())
+
+
+def test_a_seed_is_cut_the_same_whichever_rows_stand_beside_it():
+    found = [preference(number, length=8) for number in range(50)]
+    everything = {one["id"]: one for one in run(found)[0]}
+    assert all(everything[one["id"]] == one for one in run(found[10:], count=20)[0])
+
+
+def test_asking_for_more_than_there_are_gives_all_and_says_so():
+    pairs, counts = run([preference(1), preference(2)], "pairs", count=5)
+    assert len(pairs) == 2
+    assert counts == {"rows read": 2, "fewer than asked for": 3}
+
+
+def test_without_a_count_records_stream():
+    def endless():
+        number = 0
+        while True:
+            number += 1
+            yield "file", Record(preference(number))
+
+    stream = sample(endless(), "pairs")
+    assert [next(stream)["id"] for _ in range(3)] == ["p1", "p2", "p3"]
+
+
+# The command
+
+
+def music(*words, given=None):
+    command = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "sample", *map(str, words)]
+    return subprocess.run(command, input=given, capture_output=True, text=True)
+
+
+def last_line(done):
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_the_command_reads_a_pipe_and_writes_records():
+    done = music("-", "--emit", "prompts", given='{"prompt": "q", "chosen": "r", "rejected": "s"}\n')
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"id": records.content_id(talk("q", "r"), talk("q", "s")), "messages": talk("q"),
+                                       "metadata": {"turns": 0}}
+    assert "1 records written" in last_line(done) and "1 rows read" in last_line(done)
+
+
+def test_the_command_excludes_a_benchmark_and_keeps_what_it_rejects(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [
+        {"messages": talk("bench", "r")}, {"messages": talk("fresh", "r")}, {"messages": talk("", "r")}]))
+    (tmp_path / "bench.json").write_text(json.dumps([{"prompt": "Bench!"}]))
+    done = music(tmp_path / "train.jsonl", "--exclude", tmp_path / "bench.json", "--on-error", "skip",
+                 "--rejects", tmp_path / "rejects.jsonl", "-o", tmp_path / "seeds.jsonl")
+    assert done.returncode == 1  # done, but some records failed
+    [seed] = map(json.loads, (tmp_path / "seeds.jsonl").read_text().splitlines())
+    assert seed["messages"] == talk("fresh", "r")
+    assert json.loads((tmp_path / "rejects.jsonl").read_text()) == {
+        "messages": talk("", "r"),
+        "error": f"{tmp_path}/train.jsonl:3: messages[0]: content of this user message is empty"}
+    assert "1 dropped (overlaps an excluded dataset)" in last_line(done) and "1 failed" in last_line(done)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["missing.jsonl"], "missing.jsonl: no such file or folder, no short name (skywork, "),
+    (["{folder}"], "holds no .json, .jsonl or .parquet file"),
+    (["{folder}", "-n", "0"], "Invalid value for '--count' / '-n'"),
+    (["-"], "<stdin>:1: no known format has the columns foo. Known: OpenJudge ("),
+])
+def test_what_cannot_be_read_is_one_line_and_status_2(tmp_path, words, said):
+    done = music(*(word.replace("{folder}", str(tmp_path)) for word in words), given='{"foo": 1}\n')
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert said in last_line(done)
+
+
+def test_help_names_every_short_name():
+    from musiccli.sources import SHORT_NAMES
+
+    done = music("--help")
+    assert all(name in done.stdout.replace("-\n", "-").replace(" ", "").replace("\n", "") for name in SHORT_NAMES)
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path):
+    with gzip.open(tmp_path / "many.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(preference(number, length=40)) + "\n" for number in range(5000))
+    command = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "sample", "--emit", "pairs",
+               str(tmp_path / "many.jsonl.gz")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert json.loads(process.stdout.readline())["id"] == "p0"
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
+
+
+@needs_data
+@pytest.mark.parametrize("name, emit, count", [
+    ("hh_helpful", "pairs", 1137), ("hh_harmless", "pairs", 2299), ("dpo_en_demo", "pairs", 295),
+    ("mint", "pairs", 712), ("oasst", "pairs", 754), ("llmbar", "pairs", 419), ("mtbench101", "seeds", 1387),
+    ("mint", "prompts", 199), ("oasst", "prompts", 100)])
+def test_the_command_reads_each_of_the_public_files(name, emit, count, tmp_path):
+    done = music(DATA / name, "--emit", emit, "--on-error", "skip", "-o", tmp_path / "out.jsonl")
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == count
+    assert done.returncode == (name == "hh_harmless")  # 13 of its rows are refused

@@ -1,0 +1,184 @@
+"""Rows from files, folders, pipes and the hub, and one clear line for what is none of these."""
+
+import gzip
+import json
+import re
+
+import pytest
+import zstandard
+
+from musiccli import sources
+from musiccli.errors import InputError, RecordError
+from musiccli.jsonl import Rejects
+
+ROWS = [{"prompt": "one"}, {"prompt": "two"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+LIST = json.dumps(ROWS, indent=1).encode()
+
+
+def read(*names, rejects=None, **settings):
+    return [(source, row.where, dict(row)) for source, row in sources.rows(names, rejects or Rejects(), **settings)]
+
+
+def write(path, data):
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pack(data))
+    return str(path)
+
+
+def parquet(path, found):
+    datasets = pytest.importorskip("datasets")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(found).to_parquet(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", [
+    "a.b.jsonl", "a.b.json", "a.b.jsonl.gz", "a.b.jsonl.zst", "a.b.json.gz", "a.b.ndjson"])
+@pytest.mark.parametrize("data, places", [
+    (LINES, (":1", ":2")), (LIST, ("[0]", "[1]")), (b"\n " + LIST, ("[0]", "[1]"))],
+    ids=["lines", "list", "list after spaces"])
+def test_json_is_read_as_lines_or_as_a_list_by_its_content(tmp_path, name, data, places):
+    path = write(tmp_path / name, data)
+    assert read(path) == [("a.b", path + place, row) for place, row in zip(places, ROWS, strict=True)]
+
+
+def test_parquet_rows_are_plain_lists_and_objects(tmp_path):
+    found = [{"chosen": [{"role": "user", "content": "q"}], "score": 1.5}]
+    path = parquet(tmp_path / "part.parquet", found)
+    assert read(path) == [("part", f"{path}[0]", found[0])]
+
+
+def test_a_folder_is_its_data_files_in_order(tmp_path):
+    first = write(tmp_path / "a.jsonl", LINES)
+    second = write(tmp_path / "sub" / "b.json", LIST)
+    write(tmp_path / "LICENSE", b"not data")
+    write(tmp_path / ".cache" / "c.jsonl", LINES)
+    places = [where for _, where, _ in read(str(tmp_path))]
+    assert places == [f"{first}:1", f"{first}:2", f"{second}[0]", f"{second}[1]"]
+
+
+def test_a_split_chooses_among_a_folders_files(tmp_path):
+    for name in ("data/train-00000-of-00001", "data/test-00000-of-00001", "data/train_sft-00000-of-00001"):
+        parquet(tmp_path / f"{name}.parquet", [{"prompt": name}])
+    assert [row["prompt"] for *_, row in read(str(tmp_path), split="test")] == ["data/test-00000-of-00001"]
+    assert [row["prompt"] for *_, row in read(str(tmp_path), split="train")] == ["data/train-00000-of-00001"]
+    with pytest.raises(InputError, match=r"--split dev: no data file in .* has that name"):
+        read(str(tmp_path), split="dev")
+
+
+def test_a_dataset_that_was_saved_to_disk_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[1:])}
+                         ).save_to_disk(str(tmp_path / "saved"))
+    folder = str(tmp_path / "saved")
+    assert [row for *_, row in read(folder)] == ROWS
+    assert read(folder, split="test") == [("saved", f"{folder}[0]", ROWS[1])]
+    with pytest.raises(InputError, match="choose one of its splits with --split: train, test"):
+        read(folder, split="dev")
+
+
+def test_several_names_follow_each_other(tmp_path):
+    names = [write(tmp_path / "b.jsonl", LINES), write(tmp_path / "a.jsonl", LINES)]
+    assert [source for source, *_ in read(*names)] == ["b", "b", "a", "a"]
+
+
+def test_lines_and_items_that_are_no_objects_go_to_the_rejects(tmp_path):
+    said = []
+    rejects = Rejects(skip=True, report=said.append)
+    lines = write(tmp_path / "a.jsonl", b'{"prompt": "one"}\n{"torn": \n')
+    items = write(tmp_path / "b.json", b'["text", {"prompt": "two"}]')
+    assert [row for *_, row in read(lines, items, rejects=rejects)] == ROWS
+    assert [line.split(": ")[0] for line in said] == [f"{lines}:2", f"{items}[0]"]
+    with pytest.raises(RecordError, match=re.escape(f"{items}[0]: is no object")):
+        read(items)
+
+
+@pytest.mark.parametrize("name, settings, said", [
+    ("missing.jsonl", {}, "missing.jsonl: no such file or folder, no short name (skywork, "),
+    ("data/missing.parquet", {}, "data/missing.parquet: no such file or folder, no short name (skywork, "),
+    ("a/b/c", {}, "and no hub id (OWNER/NAME)"),
+    ("{torn.json}", {}, "torn.json: is not JSON: "),
+    ("{torn.jsonl.gz}", {}, "torn.jsonl.gz: damaged: "),
+    ("{torn.parquet}", {}, "torn.parquet: cannot be read as Parquet: "),
+    ("{empty.jsonl}", {}, "empty.jsonl: is empty"),
+    ("{good.jsonl}", {"split": "train"}, "--split train: names a part of a folder or of a hub dataset"),
+    ("{good.jsonl}", {"revision": "abc"}, "--revision abc: pins a hub dataset"),
+])
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, settings, said):
+    files = {"torn.json": b'[{"a": 1}, {"b"', "torn.jsonl.gz": None, "torn.parquet": b"PAR1 torn", "empty.jsonl": b"",
+             "good.jsonl": LINES}
+    for file, data in files.items():
+        (tmp_path / file).write_bytes(gzip.compress(LINES)[:20] if data is None else data)
+    with pytest.raises(InputError) as caught:
+        read(re.sub(r"{(.*)}", rf"{tmp_path}/\1", name), **settings)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_found_before_the_first_row_is_read(tmp_path):
+    with pytest.raises(InputError):
+        sources.rows([write(tmp_path / "a.jsonl", LINES), "missing.jsonl"], Rejects())
+
+
+# The hub, without a network
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stands in for datasets.load_dataset: remembers what was asked for."""
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(path, **settings):
+        asked.append({"path": path, **settings})
+        if path == "nobody/nothing":
+            raise ConnectionError("Couldn't reach 'nobody/nothing' on the Hub\nmore lines")
+        data = datasets.Dataset.from_list(ROWS)
+        return data if settings["split"] else datasets.DatasetDict({"train": data, "test": data.select([0])})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.mark.parametrize("name, settings, asked", [
+    ("rewardbench", {}, {"path": "allenai/reward-bench", "data_dir": None, "split": "filtered",
+                         "revision": "168d848cdbbea9764fae4a544dc9ca1e6cca4931"}),
+    ("hh-helpful", {"split": "test"}, {"path": "Anthropic/hh-rlhf", "data_dir": "helpful-base", "split": "test",
+                                       "revision": "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"}),
+    ("skywork", {"revision": "main"}, {"path": "Skywork/Skywork-Reward-Preference-80K-v0.2", "data_dir": None,
+                                       "split": "train", "revision": "main"}),
+    ("some/data", {}, {"path": "some/data", "data_dir": None, "split": None, "revision": None}),
+])
+def test_names_are_looked_up_and_options_stand_over_the_table(hub, name, settings, asked):
+    found = read(name, **settings)
+    assert hub == [asked]
+    assert found == [(asked["path"], f"{asked['path']}[{number}]", row) for number, row in enumerate(ROWS)]
+
+
+def test_every_short_name_is_pinned_to_a_whole_commit_and_none_overlaps_rewardbench():
+    for known in sources.SHORT_NAMES.values():
+        assert re.fullmatch(r"[0-9a-f]{40}", known.revision) and known.split
+        assert known.path != sources.CONTAMINATED
+
+
+def test_data_that_is_not_pinned_is_said_so(hub):
+    said = []
+    read("some/data", say=said.append)
+    read(sources.CONTAMINATED, revision="abcdef0123456789", say=said.append)
+    assert said == ["reading some/data at main, which may change; --revision COMMIT pins it",
+                    f"reading {sources.CONTAMINATED} at abcdef01",
+                    f"{sources.CONTAMINATED} overlaps RewardBench; skywork (v0.2) does not"]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(hub):
+    with pytest.raises(InputError) as caught:
+        read("nobody/nothing")
+    assert str(caught.value) == ("nobody/nothing: no such file here, and it cannot be had from the hub: "
+                                 "Couldn't reach 'nobody/nothing' on the Hub")
+
+
+def test_what_is_on_the_disk_comes_before_a_short_name(hub, tmp_path, monkeypatch):
+    write(tmp_path / "hh" / "rows.jsonl", LINES)
+    monkeypatch.chdir(tmp_path)
+    assert [row for *_, row in read("hh")] == ROWS and hub == []
