@@ -4,7 +4,6 @@ Only this file knows what `-`, `.gz` and `.zst` mean, and only this file opens s
 """
 
 import contextlib
-import gzip
 import io
 import os
 import sys
@@ -13,17 +12,17 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import orjson
-import zstandard
 
 from musiccli.errors import InputError, RecordError
-from musiccli.records import Record
+from musiccli.records import Record, short
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not a conversation, and reading it whole would not be bounded memory
 FLUSH_SECONDS = 0.5  # how long a finished record may wait before the next stage of a pipe sees it
-UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+UNREADABLE = (OSError, EOFError, zlib.error)
+COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # how such a file begins
 
 
 class Rejects:
@@ -78,47 +77,95 @@ def read(paths: Iterable[str], parse: Callable[[Record], Record], rejects: Rejec
 def _records(paths: list[str], parse: Callable, rejects: Rejects, seen: "_Seen | None") -> Iterator[Record]:
     for path in paths:
         name = "<stdin>" if path == "-" else path
-        number = 0
+        empty = True
         with open_input(path) as stream:
             for number, line in _lines(stream, name):
                 if line is not None and line.isspace():
                     continue
-                record = None
+                record, empty = None, False
                 with rejects.guard():
                     record = parse(_decode(line, f"{name}:{number}"))
                     if seen and not seen.add(record):
-                        problem = f"{record['id']!r} stands here a second time; an id names one record"
+                        problem = f"{short(record['id'])} stands here a second time; an id names one record"
                         record, bad = None, record
                         raise RecordError(problem, field="id", record=bad)
                 if record is not None:
                     yield record
-        if not number:
+        if empty:
             hint = "; did the command before it fail?" if path == "-" else ""
             raise InputError(f"{name}: is empty; expected JSONL, one record a line{hint}")
 
 
 def check_readable(path: str) -> None:
+    """Raises InputError for a file that cannot be read, or holds nothing: better now than after hours on another."""
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file")
     if os.path.isdir(path):
         raise InputError(f"{path}: is a folder; expected a JSONL file")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no permission to read it")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise InputError(f"{path}: is empty; expected JSONL, one record a line")
+
+
+def from_keyboard(paths: Iterable[str]) -> bool:
+    """Whether records would be read from a terminal, where somebody may not know that they are waited for."""
+    return "-" in (list(paths) or ["-"]) and sys.stdin is not None and sys.stdin.isatty()
 
 
 @contextlib.contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
     """A file's bytes, decompressed by its suffix; "-" is standard input."""
     if path == "-":
+        if sys.stdin is None:
+            raise InputError("<stdin>: is closed; name a file")
         yield sys.stdin.buffer
         return
     with open(path, "rb") as raw:
         if path.endswith(".gz"):
-            yield gzip.GzipFile(fileobj=raw)
+            from gzip import GzipFile
+
+            yield GzipFile(fileobj=raw)
         elif path.endswith(".zst"):
-            yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            yield io.BufferedReader(_Unzstd(raw))
         else:
             yield raw
+
+
+class _Unzstd(io.RawIOBase):
+    """The bytes of a zstd file. zstandard's own reader takes a file that was cut off for a whole one."""
+
+    PIECE = 1024  # compressed bytes at a time: zstd never makes more than 32 MB of them
+
+    def __init__(self, raw: BinaryIO):
+        self._raw, self._frame, self._left, self._ready = raw, None, b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._ready and self._more():
+            pass
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def _more(self) -> bool:
+        import zstandard
+
+        piece = self._left or self._raw.read(self.PIECE)
+        if not piece:
+            if self._frame and not self._frame.eof:
+                raise EOFError("the compressed file ends too early")
+            return False
+        if self._frame is None or self._frame.eof:
+            self._frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            self._ready = memoryview(self._frame.decompress(piece))
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        self._left = self._frame.unused_data
+        return True
 
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
@@ -128,9 +175,9 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
         while line := stream.readline(MAX_LINE):
             number += 1
             if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                while (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                    pass
                 line = None
+                while (rest := stream.readline(1 << 16)) and not rest.endswith(b"\n"):
+                    pass
             yield number, line
     except UNREADABLE as error:
         if isinstance(error, BrokenPipeError):
@@ -145,45 +192,58 @@ def _decode(line: bytes | None, where: str) -> Record:
         value = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
         text = line.decode("utf-8", "replace").rstrip("\n")
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as wrong:
-            raise RecordError(f"is not UTF-8 (byte {wrong.start + 1})", where=where, record=text) from None
-        problem = f"is not JSON: {error.msg} (column {error.colno})"
-        raise RecordError(problem, where=where, record=text) from None
+        raise RecordError(_not_json(line, error), where=where, record=text) from None
     if not isinstance(value, dict):
         raise RecordError("is JSON, but not an object; a record is {...}", where=where,
                           record=line.decode("utf-8").rstrip("\n"))
     return Record(value, where)
 
 
+def _not_json(line: bytes, error: orjson.JSONDecodeError) -> str:
+    for magic, suffix in COMPRESSED.items():
+        if line.startswith(magic):
+            return f"is compressed; name the file {suffix}, or unpack it"
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        return f"is not UTF-8 (byte {wrong.start + 1})"
+    torn = "" if line.endswith(b"\n") else "; the file ends within this line"
+    return f"is not JSON: {error.msg} (column {error.colno}){torn}"
+
+
 class Output:
     """Where records go. A file is written beside its target and renamed by `close`: one that exists is whole."""
 
     def __init__(self, path: str | None = None):
-        self.count, self._partial, self._target = 0, None, None
-        self._flushed = time.monotonic()
-        if path in (None, "-"):
-            self._stream = sys.stdout.buffer
+        self.name, self.count, self._flushed = path or "-", 0, time.monotonic()
+        self._partial = self._target = None
+        if self.name == "-":
+            if sys.stdout is None:
+                raise InputError("<stdout>: is closed; write to a file with -o FILE")
+            self._stream = self._raw = sys.stdout.buffer
             return
-        target = Path(path)
-        if target.is_dir():
+        if os.path.isdir(path):
             raise InputError(f"{path}: is a folder; name a file to write")
         try:
-            if target.exists() and not target.is_file():  # a device or a named pipe cannot be renamed onto
-                raw = target.open("wb")
-            else:
-                self._target, self._partial = target, target.with_name(f".{target.name}.{os.getpid()}.partial")
-                raw = self._partial.open("wb")
+            self._raw = self._open(Path(path))
         except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-        if path.endswith(".gz"):
-            self._stream = gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0)
-        elif path.endswith(".zst"):
-            self._stream = zstandard.ZstdCompressor().stream_writer(raw)
-        else:
-            self._stream = raw
-        self._raw = raw
+            self._fail(error)
+        self._stream = _compressed(path, self._raw)
+
+    def _open(self, target: Path) -> BinaryIO:
+        if target.exists() and not target.is_file():  # a device or a named pipe cannot be renamed onto
+            return target.open("wb")
+        self._target = Path(os.path.realpath(target))  # what a link points to, not the link
+        self._partial = self._target.with_name(f".{self._target.name}.{os.getpid()}.partial")
+        raw = self._partial.open("wb")
+        if self._target.exists():  # a private file stays private
+            os.chmod(self._partial, self._target.stat().st_mode & 0o777)
+        return raw
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether people look at it as it is written."""
+        return self.name == "-" and sys.stdout.isatty()
 
     def write(self, record: dict) -> None:
         self.write_bytes(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
@@ -191,33 +251,78 @@ class Output:
 
     def write_bytes(self, data: bytes) -> None:
         """A record's line, or a piece of what is no record: a page, a picture."""
-        self._stream.write(data)
-        now = time.monotonic()
-        if self._target is None and now - self._flushed > FLUSH_SECONDS:
-            self._stream.flush()
-            self._flushed = now
+        try:
+            self._stream.write(data)
+            now = time.monotonic()
+            if self._target is None and now - self._flushed > FLUSH_SECONDS:
+                self._stream.flush()
+                self._flushed = now
+        except OSError as error:
+            self._fail(error)
 
     def close(self) -> None:
-        """Finish: what was written becomes visible under its name, whole."""
-        if self._stream is sys.stdout.buffer:
-            self._stream.flush()
+        """Finish: what was written becomes visible under its name, whole. Nothing after a discard."""
+        if self._raw.closed:
             return
-        if self._stream is not self._raw:
-            self._stream.close()
-        if not self._raw.closed:
+        try:
+            if self._stream is not self._raw:
+                self._stream.close()
             self._raw.flush()
             if self._partial:
                 os.fsync(self._raw.fileno())
-            self._raw.close()
-        if self._partial:
-            os.replace(self._partial, self._target)
+            if self.name != "-":
+                self._raw.close()
+            if self._partial:
+                os.replace(self._partial, self._target)
+                self._partial = None
+        except OSError as error:
+            self.discard()
+            self._fail(error)
 
     def discard(self) -> None:
-        """Give up: nothing appears under the target's name."""
+        """Give up: nothing appears under the target's name; what went to standard output already stays there."""
+        try:
+            if self.name != "-":
+                self._raw.close()
+            else:
+                self._raw.flush()
+        except OSError:  # nobody reads, or the disk is full
+            if self.name == "-":
+                silence_stdout()
         if self._partial:
             with contextlib.suppress(OSError):
-                self._raw.close()
                 self._partial.unlink()
+
+    def _fail(self, error: OSError) -> NoReturn:
+        if isinstance(error, BrokenPipeError):  # no fault: whoever reads has seen enough
+            raise error
+        folder = os.path.dirname(self.name)
+        reason = "there is no such folder" if folder and not os.path.isdir(folder) else error.strerror
+        raise InputError(f"{'<stdout>' if self.name == '-' else self.name}: cannot be written: {reason}") from error
+
+
+def _compressed(path: str, raw: BinaryIO) -> BinaryIO:
+    if path.endswith(".gz"):
+        from gzip import GzipFile
+
+        return GzipFile(fileobj=raw, mode="wb", filename="", mtime=0)
+    if path.endswith(".zst"):
+        import zstandard
+
+        return zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
+    return raw
+
+
+def silence_stdout() -> None:
+    """Let go of what could not be written: at its exit the interpreter would try once more, and complain."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def same_file(one: str | None, other: str | None) -> bool:
+    """Whether two outputs would go to one place; None and "-" are standard output."""
+    one, other = one or "-", other or "-"
+    return one == other or ("-" not in (one, other) and os.path.realpath(one) == os.path.realpath(other))
 
 
 class _Seen:
@@ -230,7 +335,7 @@ class _Seen:
 
     def add(self, record: Record) -> bool:
         """Whether this id, branch and sample had not been seen before."""
-        key = hash(tuple(record.get(field) for field in self.KEY)) & 0xFFFFFFFFFFFFFFFF or 1
+        key = hash(repr([record.get(field) for field in self.KEY])) & 0xFFFFFFFFFFFFFFFF or 1
         if self._count * 2 >= len(self._slots):
             old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
             for other in filter(None, old):
@@ -248,3 +353,15 @@ class _Seen:
             slot = (slot + 1) & mask
         self._slots[slot] = key
         return True
+
+
+@contextlib.contextmanager
+def standard_input_as_file() -> Iterator[str]:
+    """A file with all of standard input, for processes that must each read it; gone afterwards."""
+    import shutil
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".jsonl", prefix="music-stdin-") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield file.name

@@ -34,16 +34,17 @@ class _TerminalBar(Bar):
 def bar(label: str, total: float | None = None) -> Iterator[Bar]:
     """A progress bar on stderr; nothing at all when stderr is not a terminal or stdout shows records on one."""
     global _console
-    if _console or not sys.stderr.isatty() or sys.stdout.isatty():
+    if _console or not sys.stderr.isatty() or (sys.stdout and sys.stdout.isatty()):
         yield Bar()
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False))
-    with Progress(*columns, console=console, transient=True) as bars:
+    note = rich.TextColumn("{task.fields[note]}", markup=False)
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
+               rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), note)
+    with rich.Progress(*columns, console=console, transient=True) as bars:
         _console = console
         try:
             yield _TerminalBar(bars, bars.add_task(label, total=total, note=""))

@@ -5,9 +5,6 @@ record or raises RecordError naming the field. Nothing is renumbered: `id` is th
 """
 
 from collections.abc import Sequence
-from hashlib import blake2b
-
-import orjson
 
 from musiccli.errors import RecordError
 
@@ -46,7 +43,7 @@ def messages(record: dict, field: str, *, ends: str | None = None) -> list[Messa
             raise bad(f'is {_kind(message)}; a message is {{"role": ..., "content": ...}}', index)
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise bad(f"role is {role!r}; it should be one of {', '.join(ROLES)}", index)
+            raise bad(f"role is {short(role)}; it should be one of {', '.join(ROLES)}", index)
         if not isinstance(content, str):
             raise bad(f"content is {_kind(content)}; it should be a string", index)
         if not content.strip():
@@ -74,9 +71,9 @@ def branch(record: Record) -> Record:
     """One branch of a simulated conversation, as simulate writes it: `branch`, `sample`, `seed_messages`."""
     conversation(record)
     if record.setdefault("branch", "chosen") not in BRANCHES:
-        raise RecordError(f"is {record['branch']!r}; it should be chosen or rejected", field="branch", record=record)
-    if not isinstance(record.setdefault("sample", 0), int):
-        raise RecordError(f"is {_kind(record['sample'])}; it should be a number", field="sample", record=record)
+        raise RecordError(f"is {short(record['branch'])}; it should be chosen or rejected", field="branch",
+                          record=record)
+    record["sample"] = _integer(record, "sample", 0)
     if not 0 <= _integer(record, "seed_messages", 0) <= len(record["messages"]):
         raise RecordError("counts more messages than there are", field="seed_messages", record=record)
     return record
@@ -104,9 +101,10 @@ def judged(record: Record) -> Record:
     comparison(record)
     allowed = (*side_names(record), "tie", None)
     if "winner" not in record or record["winner"] not in allowed:
-        problem = f"is {record.get('winner')!r}; it should be one of {', '.join(str(name or 'null') for name in allowed)}"
-        raise RecordError(problem if "winner" in record else "is missing; music judge adds it", field="winner",
-                          record=record)
+        names = ", ".join(name or "null" for name in allowed)
+        problem = f"is {short(record['winner'])}; it should be one of {names}" if "winner" in record else \
+            "is missing; music judge adds it"
+        raise RecordError(problem, field="winner", record=record)
     return record
 
 
@@ -155,7 +153,17 @@ def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
 
 def content_id(*parts: object) -> str:
     """A short id made from content alone: the same text always gets the same id."""
+    from hashlib import blake2b
+
+    import orjson
+
     return blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
+
+
+def short(value: object) -> str:
+    """A value as it stands in an error line: quoted, on one line, never long."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"
 
 
 def _whole_sides(record: Record, names: tuple[str, str]) -> None:

@@ -3,15 +3,17 @@
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from typing import Annotated
 
 import typer
 
-from musiccli import __version__, jsonl, records
-from musiccli.errors import Exit
+from musiccli import __version__, jsonl
+from musiccli.errors import Exit, InputError, MusicError
 from musiccli.progress import Clock, bar, say
+from musiccli.records import Record
 
 app = typer.Typer(
     name="music", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -44,7 +46,7 @@ class OnError(StrEnum):
 
 
 FILES = Annotated[list[str] | None, typer.Argument(
-    metavar="[FILE]...", help="JSONL files, .gz and .zst too; none or - is standard input.", show_default=False)]
+    metavar="FILE", help="JSONL files, .gz and .zst too; none or - is standard input.", show_default=False)]
 OUTPUT = Annotated[str | None, typer.Option(
     "--output", "-o", metavar="FILE", show_default=False,
     help="Write here instead of standard output; the file appears when it is complete.")]
@@ -61,20 +63,33 @@ class Run:
         self.name, self.files, self.clock = name, files, Clock()
         self.counts: Counter[str] = Counter()  # named outcomes for the last line: stages count into it
         self.limits: list[str] = []  # what stopped the run early, if anything
-        self.rejects = jsonl.Rejects(skip=on_error is OnError.skip, path=rejects, report=self.say)
-        self._output = jsonl.Output(output)
         self.read_count = 0
         self._shows = False
+        if rejects and jsonl.same_file(output, rejects):
+            raise InputError(f"--rejects {rejects}: the records go there; name another file")
+        self._output = jsonl.Output(output)
+        try:
+            self.rejects = jsonl.Rejects(skip=on_error is OnError.skip, path=rejects, report=self.say)
+        except InputError:
+            self._output.discard()
+            raise
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether a person sees the output as it is written."""
+        return self._output.on_terminal
 
     def say(self, text: str) -> None:
         say(f"music {self.name}: {text}")
 
-    def read(self, parse: Callable[[records.Record], records.Record], *, unique: bool = True) -> Iterator[records.Record]:
+    def read(self, parse: Callable[[Record], Record], *, unique: bool = True) -> Iterator[Record]:
         """The input's records, checked and counted."""
-        def counted(found: Iterator[records.Record]) -> Iterator[records.Record]:
+        def counted(found: Iterator[Record]) -> Iterator[Record]:
             for record in found:
                 self.read_count += 1
                 yield record
+        if jsonl.from_keyboard(self.files):
+            self.say("waiting for records from the keyboard, one a line; Ctrl-D ends them, Ctrl-C leaves")
         return counted(jsonl.read(self.files, parse, self.rejects, unique=unique))
 
     def write(self, results: Iterable[dict], total: int | None = None) -> None:
@@ -88,9 +103,15 @@ class Run:
         """Write text for people, to `path` or where records would go; the last line then speaks only of failures."""
         self._shows = True
         if path:
+            self._output.discard()
             self._output = jsonl.Output(path)
         for piece in pieces:
             self._output.write_bytes(piece.encode("utf-8", "replace"))
+
+    def withhold(self) -> None:
+        """This run only informs: an output that exists stays as it is."""
+        self._shows = True
+        self._output.discard()
 
     def finish(self) -> None:
         """Complete the output and say in one line what happened."""
@@ -110,7 +131,8 @@ class Run:
     def discard(self) -> None:
         """End without a result: the output does not appear; what was rejected so far is kept."""
         self._output.discard()
-        self.rejects.close()
+        with suppress(MusicError):  # something else went wrong before, and is said
+            self.rejects.close()
 
 
 def stage(name: str | None = None, *, to: typer.Typer | None = None, **settings) -> Callable[[Callable], Callable]:
@@ -137,8 +159,6 @@ def stage(name: str | None = None, *, to: typer.Typer | None = None, **settings)
             try:
                 body(run, **options)
                 run.finish()
-            except typer.Exit:
-                raise
             except BaseException:
                 run.discard()
                 raise

@@ -1,26 +1,35 @@
 """`music`: one program, one file per command beside this one. Errors become one line and an exit status here."""
 
-import contextlib
 import os
 import signal
 import sys
 
-from musiccli.cli import bench, judge, pair, sample, simulate  # noqa: F401  (importing a command's file adds it to the app)
+import typer
+
+from musiccli import jsonl
+from musiccli.cli import bench, judge, pair, sample, simulate  # noqa: F401  (adds commands)
 from musiccli.cli.common import app
 from musiccli.errors import Exit, MusicError
 from musiccli.progress import say
 
+UsageError = typer.BadParameter.__base__  # typer does not export it
+
+
 def main() -> None:
     """Run the command line; never a traceback without --debug."""
     debug = "--debug" in sys.argv or bool(os.environ.get("MUSIC_DEBUG"))
-    command = " ".join(["music", *(word for word in sys.argv[1:2] if not word.startswith("-"))])
-    sys.argv[:] = [word for word in sys.argv if word != "--debug"]
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    arguments = [word for word in sys.argv[1:] if word != "--debug"] or ["--help"]
+    command = " ".join(["music", *(word for word in arguments[:1] if not word.startswith("-"))])
+    if sys.stderr is None:  # closed: print would speak on standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    signal.signal(signal.SIGTERM, terminate)
     try:
-        app()
+        with typer.main.get_command(app).make_context("music", arguments) as context:
+            context.command.invoke(context)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
     except BrokenPipeError:  # whoever read our output has seen enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        jsonl.silence_stdout()
         sys.exit(Exit.DONE)
     except KeyboardInterrupt:
         say(f"{command}: interrupted")
@@ -28,8 +37,26 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        known = isinstance(error, MusicError)
-        text = str(error) if known else f"{type(error).__name__}: {error} (a fault of ours; --debug shows where)"
-        say(f"{command}: error: {' '.join(text.split())}")
+        say(explain(error, command))
         sys.exit(Exit.USAGE)
 
+
+def explain(error: Exception, command: str) -> str:
+    """One line for a person: whose fault it is, what is wrong, what helps."""
+    if isinstance(error, UsageError):
+        text = error.format_message()
+        if text.startswith("Usage:"):  # a group without its command shows its help
+            return text
+        path = error.ctx.command_path if error.ctx else command
+        text = text.replace("Value error, ", "").rstrip(".")
+        return f"{path}: error: {' '.join(text.split())} ({path} --help shows what there is)"
+    known = isinstance(error, MusicError)
+    text = str(error) if known else f"{type(error).__name__}: {error} (a fault of ours; --debug shows where)"
+    return f"{command}: error: {' '.join(text.split())}"
+
+
+def terminate(*_: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does, also where a script's background job is deaf to that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
