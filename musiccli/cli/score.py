@@ -1,0 +1,35 @@
+"""music score candidates.jsonl --model rm > scored.jsonl"""
+
+from typing import Annotated
+
+import typer
+
+from musiccli import records
+from musiccli.cli.common import Run, stage
+
+
+@stage()
+def score(
+    run: Run,
+    model: Annotated[str, typer.Option(metavar="DIR|ID", help="A reward model: a folder that train wrote, or any "
+                                       "sequence classifier with one label from the hub.")],
+    as_: Annotated[str | None, typer.Option("--as", metavar="NAME", show_default=False,
+                                            help="The key of its scores; left out: the last part of --model.")] = None,
+    per_turn: Annotated[bool, typer.Option("--per-turn", help="Also the reward after every assistant turn.")] = False,
+    max_length: Annotated[int | None, typer.Option(min=2, metavar="TOKENS", show_default=False, help="Cut oldest exchanges "
+                          "of longer conversations; left out: what the model takes.")] = None,
+    budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one forward pass; less takes less "
+                                        "memory.")] = 4096,
+) -> None:
+    """Add a reward model's scores to conversations, preferences or comparisons.
+
+    \b
+    music score candidates.jsonl --model rm | music pair --best-of 2,4,8 --a rm --b baseline
+    music sample pairs.jsonl --emit pairs | music score --model rm | music bench agreement
+    """
+    from musiccli.reward_model.checkpoint import load
+    from musiccli.score import score
+
+    name = as_ or model.rstrip("/").rsplit("/", 1)[-1]
+    run.write(score(run.read(records.anything), load(model, run.say), name, per_turn=per_turn, budget=budget,
+                    max_length=max_length, rejects=run.rejects, counts=run.counts))

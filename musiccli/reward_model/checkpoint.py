@@ -1,0 +1,167 @@
+"""Reward models on disk: made from a backbone, loaded, and saved so that transformers opens them as they are."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import orjson
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from musiccli.chat import Encoded, Template
+from musiccli.errors import InputError
+from musiccli.llm.embedded import quiet, resolve
+from musiccli.reward_model.network import RewardNetwork
+
+NOTES = "music.json"  # beside the weights: what config.json has no place for
+ADAPTER = "adapter"  # the LoRA weights alone, beside the merged checkpoint
+
+
+@dataclass
+class RewardModel:
+    """A network, the tokenizer and template it reads with, and the notes that travel with it."""
+
+    network: RewardNetwork
+    tokenizer: object
+    template: Template
+    notes: dict = field(default_factory=dict)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that the backbone takes."""
+        return getattr(self.network.core.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+
+
+def create(base: str, *, seed: int = 0, lora: int | None = None, say: Callable[[str], None] = lambda _: None,
+           dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> RewardModel:
+    """A reward model to be trained: `base` with a scalar head, new unless `base` is a reward model already.
+
+    `lora` is the rank of low-rank adapters on all linear layers; the head is then trained and saved whole. Weights are
+    loaded in `dtype`: fp32 masters, since a bf16 parameter would swallow a step of 2e-6.
+    """
+    model = _open(base, say, dtype, trust_remote_code, seed)
+    config = model.network.core.config
+    config.problem_type = "regression"  # pipelines and servers then return the raw score, without a sigmoid
+    config.label2id, config.id2label = {"reward": 0}, {0: "reward"}
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        # SEQ_CLS keeps the head out of the adapters and saves it whole; without it peft would adapt, and lose, the head.
+        adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="SEQ_CLS")
+        torch.manual_seed(seed)
+        with quiet():
+            model.network.model = get_peft_model(model.network.model, adapters)
+        model.network.model.float()
+    model.notes = {"base": base, "seed": seed, "lora": lora}
+    return model
+
+
+def load(path: str, say: Callable[[str], None] = lambda _: None, *, trust_remote_code: bool = False) -> RewardModel:
+    """A trained reward model, ready to score on the best device here: ours or anybody's with one label.
+
+    Raises InputError for a model that is missing, has no score head, more than one label, or no chat template.
+    """
+    gpu = torch.cuda.is_available()
+    model = _open(path, say, torch.bfloat16 if gpu else torch.float32, trust_remote_code, None)
+    model.network.to("cuda" if gpu else "cpu").eval()
+    return model
+
+
+def save(model: RewardModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the checkpoint at the top of `folder`: safetensors, tokenizer, template and notes; LoRA is merged, its
+    adapter kept beside. The config keeps the attention that transformers itself should use."""
+    core, network = model.network.core, model.network
+    if hasattr(network.model, "peft_config"):
+        network.model.save_pretrained(folder / ADAPTER)
+        core = network.model.merge_and_unload()
+    if dtype:
+        core = core.to(dtype)
+    with quiet():
+        core.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    last = model.template.encode([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]).ids[-1]
+    notes = model.notes | {
+        "reward_token": {"id": last, "text": model.tokenizer.decode([last])},
+        "attention": "eager" if getattr(core.config.get_text_config(), "attn_logit_softcapping", None) else "sdpa",
+        "versions": {name: version(name) for name in ("musiccli", "torch", "transformers", "peft", "accelerate")},
+    }
+    (folder / NOTES).write_bytes(orjson.dumps(notes, option=orjson.OPT_INDENT_2))
+
+
+def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool, seed: int | None) -> RewardModel:
+    path = resolve(name, say)
+    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
+        raise InputError(f"{name}: is a folder without a config.json; expected a model's folder")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        labels = config.num_labels if seed is None else 1
+        if labels != 1:
+            raise InputError(f"{name}: has {labels} labels; a reward model has one (was it trained as a classifier?)")
+        config.num_labels = 1
+        softcapped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        torch.manual_seed(seed or 0)  # a new head is drawn here
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=dtype, output_loading_info=True,
+                trust_remote_code=trust_remote_code, attn_implementation="eager" if softcapped else "sdpa")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be loaded as a reward model: {' '.join(str(error).split())[:300]}") from error
+    if seed is None and any(key.startswith("score") for key in report["missing_keys"]):
+        raise InputError(f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it")
+    if not hasattr(model, "score"):
+        raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are read")
+    template = Template(tokenizer)
+    _choose_padding(tokenizer, model, template)
+    notes = Path(path, NOTES)
+    return RewardModel(_network(model, say), tokenizer, template,
+                       orjson.loads(notes.read_bytes()) if notes.exists() else {})
+
+
+def _choose_padding(tokenizer, model, template: Template) -> None:
+    """transformers reads the reward at the last token that is not padding, so padding must never be that token."""
+    last = template.encode([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]).ids[-1]
+    avoid = {last, *(id for id in (tokenizer.eos_token_id, tokenizer.bos_token_id) if id is not None)}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in avoid:
+        names = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>", "<|reserved_special_token_0|>")
+        vocabulary = tokenizer.get_vocab()
+        fit = [name for name in names if name in vocabulary and vocabulary[name] not in avoid]
+        if not fit:
+            raise InputError(f"{tokenizer.name_or_path}: its padding token also ends conversations and it has no other to "
+                             f"use (looked for {', '.join(names)}); set pad_token in its tokenizer")
+        tokenizer.pad_token = fit[0]
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _network(model, say: Callable) -> RewardNetwork:
+    """Packed where the model's attention can do it and gives what padding gives, measured; else padded."""
+    draw = torch.Generator().manual_seed(0)
+    common, *own = (torch.randint(5, min(1000, model.config.get_text_config().vocab_size), (size,), generator=draw).tolist()
+                    for size in (24, 9, 14))
+    group = [Encoded(common + rest, [30, len(common + rest) - 1]) for rest in own]
+    with torch.inference_mode():
+        expected = torch.cat(RewardNetwork(model, packed=False).eval()([group]))
+        try:
+            found = torch.cat(RewardNetwork(model, packed=True).eval()([group]))
+        except (TypeError, ValueError, RuntimeError, KeyError):
+            found = None
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    if found is not None and torch.allclose(found, expected, atol=tolerance, rtol=tolerance):
+        return RewardNetwork(model, packed=True)
+    say(f"{type(model).__name__}: its attention cannot be packed; padding instead (slower, same scores)")
+    model.set_attn_implementation("eager")
+    return RewardNetwork(model, packed=False)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put `new` where `target` is; a crash in between leaves one of the two whole."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""The reward as a function of tokens: a backbone, a linear head, and where in the row it is read."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from musiccli.chat import Encoded
+from musiccli.reward_model.attention import NAME
+from musiccli.reward_model.pack import pack
+
+
+class RewardNetwork(nn.Module):
+    """An `AutoModelForSequenceClassification` with one label, plain or with LoRA, called on packed or padded tokens."""
+
+    def __init__(self, model, *, packed: bool = True):
+        super().__init__()
+        self.model, self.packed = model, packed
+        if packed:
+            self.core.config._attn_implementation = NAME
+            self.backbone.config._attn_implementation = NAME
+
+    @property
+    def core(self):
+        """The sequence-classification model itself, without LoRA's wrapping."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def backbone(self):
+        return getattr(self.core, self.core.base_model_prefix)
+
+    def forward(self, groups: Sequence[Sequence[Encoded]]) -> list[torch.Tensor]:
+        """Rewards of each sequence of each group, in order: per sequence a tensor (turns,), one value per read."""
+        hidden, reads = self._packed(groups) if self.packed else self._padded(groups)
+        rewards = self.core.score(hidden)[:, 0].float()
+        return list(rewards.split([len(read) for read in reads]))
+
+    def _packed(self, groups):
+        row = pack(groups)
+        device = self.backbone.device
+        ids = torch.tensor([row.ids], device=device)
+        positions = torch.tensor([row.positions], device=device)
+        hidden = self.backbone(input_ids=ids, position_ids=positions, use_cache=False, runs=row.runs).last_hidden_state
+        return hidden[0, torch.tensor(sum(row.reads, []), device=device)], row.reads
+
+    def _padded(self, groups):
+        sequences = [one for group in groups for one in group]
+        device, longest = self.backbone.device, max(len(one.ids) for one in sequences)
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, one in enumerate(sequences):
+            ids[index, :len(one.ids)], mask[index, :len(one.ids)] = torch.tensor(one.ids), 1
+        hidden = self.backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+        rows = [index for index, one in enumerate(sequences) for _ in one.ends]
+        ends = [end for one in sequences for end in one.ends]
+        return hidden[torch.tensor(rows, device=device), torch.tensor(ends, device=device)], [one.ends for one in sequences]
+
+
+def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """-log sigmoid(chosen - rejected - margin), (pairs,): the negative log likelihood of the preferences (Bradley and
+    Terry, 1952; the loss of arXiv 2512.24693, eq. for its reward model). Not reduced: the caller knows the batch."""
+    return -torch.nn.functional.logsigmoid(chosen - rejected - margin)

@@ -1,0 +1,79 @@
+"""Conversations laid out in one row of tokens: no padding, and a prefix that several share stands there once.
+
+The two sides of a preference, or the N candidates of one prompt, form a group. A group of sequences with `shared`
+leading tokens in common is laid out as shared tokens, rest of the first, rest of the second, ... Each *run* of the row
+attends to itself causally and to the runs named in `before`, all with positions that continue from the prefix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from musiccli.chat import Encoded
+
+WORTH_SHARING = 16  # tokens; a shorter common prefix is cheaper computed twice than attended to from elsewhere
+
+
+@dataclass(frozen=True)
+class Run:
+    """Row positions start..stop attend to `before` (a range of the row, possibly empty) and then to themselves."""
+
+    start: int
+    stop: int
+    before: tuple[int, int]
+
+
+@dataclass
+class Packed:
+    """`ids` and `positions` of one row, its runs, and for each sequence the row indices where rewards are read."""
+
+    ids: list[int]
+    positions: list[int]
+    runs: list[Run]
+    reads: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens to lay out once: those that all have in common, but never the whole of one."""
+    if len(sequences) < 2:
+        return 0
+    low, high = min(sequences), max(sequences)  # what the extremes share, all share
+    most = min(len(one) for one in sequences) - 1
+    shared = next((index for index in range(most) if low[index] != high[index]), most)
+    return shared if shared >= WORTH_SHARING else 0
+
+
+def cost(group: Sequence[Encoded]) -> int:
+    """Tokens that a group takes in a row."""
+    shared = shared_prefix([one.ids for one in group])
+    return sum(len(one.ids) for one in group) - shared * (len(group) - 1)
+
+
+def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
+    """All sequences of all groups in one row; `reads` follows their order."""
+    row = Packed([], [], [], [])
+    for group in groups:
+        shared = shared_prefix([one.ids for one in group])
+        base = len(row.ids)
+        for number, one in enumerate(group):
+            start, skip = len(row.ids), shared if number else 0
+            row.ids += one.ids[skip:]
+            row.positions += range(skip, len(one.ids))
+            row.runs.append(Run(start, len(row.ids), (base, base + skip)))
+            row.reads.append([base + end if end < skip else start + end - skip for end in one.ends])
+    return row
+
+
+def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of groups, largest first, for each micro-batch: at most `budget` tokens each, or a single larger group."""
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        if not batches or sizes[index] > room:
+            batches.append([])
+            room = budget
+        batches[-1].append(index)
+        room -= sizes[index]
+    return batches

@@ -1,0 +1,368 @@
+"""Train a reward model on preferences: Bradley-Terry on whole conversations, under accelerate, on one process or many.
+
+Every rank holds all pairs and plans every step alike; it then computes its own share. A step is exactly `batch` pairs,
+whatever the number of processes and micro-batches, and its loss is their mean.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count as count_from
+from pathlib import Path
+
+import orjson
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from transformers import get_scheduler
+
+from musiccli.chat import Encoded, fit
+from musiccli.errors import InputError
+from musiccli.progress import Bar, Clock, bar
+from musiccli.records import Record, first_divergence
+from musiccli.reward_model import checkpoint
+from musiccli.reward_model.network import bradley_terry
+from musiccli.reward_model.pack import cost, micro_batches
+
+LOG, STATE, CHECKPOINTS = "log.jsonl", "state.json", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The defaults are the paper's (arXiv 2512.24693): 64 pairs a step, 2e-6, 2048 tokens."""
+
+    model: str = "google/gemma-2-9b-it"
+    batch: int = 64  # pairs a step, over all processes
+    steps: int | None = None  # else `epochs` passes over the pairs
+    epochs: float = 1.0
+    lr: float = 2e-6
+    schedule: str = "linear"  # to zero, as TRL's default; the paper does not say
+    warmup: float = 0.03  # of all steps
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int = 2048
+    lora: int | None = None
+    budget: int = 4096  # tokens a micro-batch
+    activation_checkpointing: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An encoded preference: (chosen, rejected), its size when packed, and its size as two sequences, in tokens."""
+
+    sides: tuple[Encoded, Encoded]
+    size: int
+    tokens: int
+
+
+def prepare(preferences: Iterable[Record], model: checkpoint.RewardModel, max_length: int, counts: Counter) -> list[Pair]:
+    """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
+
+    Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero.
+    """
+    pairs = []
+    for record in preferences:
+        sides = [record["chosen"], record["rejected"]]
+        fitted = fit(model.template.encode, sides, max_length, first_divergence(*sides))
+        if fitted is None:
+            counts[f"pairs dropped (over {max_length} tokens and not to be cut)"] += 1
+            continue
+        counts[f"pairs cut to {max_length} tokens"] += fitted[1] > 0
+        encoded = tuple(Encoded(one.ids, one.ends[-1:]) for one in fitted[0])
+        if encoded[0].ids == encoded[1].ids:
+            counts["pairs dropped (both sides the same tokens)"] += 1
+            continue
+        pairs.append(Pair(encoded, cost(encoded), sum(len(one.ids) for one in encoded)))
+    return pairs
+
+
+def check(model: checkpoint.RewardModel, pairs: Sequence[Pair]) -> None:
+    """What silently ruins reward models, looked for before the first step. Raises InputError naming the first found."""
+    bos, pad = model.tokenizer.bos_token_id, model.network.core.config.pad_token_id
+    for side in (side for pair in pairs for side in pair.sides):
+        if bos is not None and side.ids.count(bos) > 1 and side.ids[:2] == [bos, bos]:
+            raise InputError("the template writes two BOS tokens; remove one from the chat template")
+        if side.ids[-1] == pad:
+            raise InputError(f"conversations end with the padding token ({pad}), which no reward can be read at")
+        if side.ends != [len(side.ids) - 1]:
+            raise InputError("the template writes text after the last turn, so the reward would be read elsewhere "
+                             "by transformers than here")
+
+
+def plan(sizes: Sequence[int], settings: Settings, ranks: int) -> Iterator[list[list[list[int]]]]:
+    """Each step's micro-batches for each rank: step[rank] = [[pair, ...], ...], as many on every rank.
+
+    Pairs are shuffled anew for each epoch; a step's pairs are dealt to the ranks by size, largest first. A micro-batch
+    that is [] only keeps the ranks in step.
+    """
+    order = _order(len(sizes), settings.seed)
+    for _ in range(total_steps(len(sizes), settings)):
+        hands: list[list[int]] = [[] for _ in range(ranks)]
+        for index in sorted((next(order) for _ in range(settings.batch)), key=lambda index: -sizes[index]):
+            min(hands, key=lambda hand: sum(sizes[other] for other in hand)).append(index)
+        dealt = [[[hand[place] for place in batch] for batch in
+                  micro_batches([sizes[index] for index in hand], settings.budget)] for hand in hands]
+        most = max(len(batches) for batches in dealt)
+        yield [[[]] * (most - len(batches)) + batches for batches in dealt]
+
+
+def total_steps(pairs: int, settings: Settings) -> int:
+    return settings.steps or max(1, round(pairs * settings.epochs / settings.batch))
+
+
+def _order(count: int, seed: int) -> Iterator[int]:
+    for epoch in count_from(0):
+        indices = list(range(count))
+        random.Random(f"{seed} {epoch}").shuffle(indices)
+        yield from indices
+
+
+class Trainer:
+    """One run: model, optimiser and plan, and how to save and resume them."""
+
+    def __init__(self, model: checkpoint.RewardModel, pairs: list[Pair], out: Path, settings: Settings,
+                 accelerator: Accelerator):
+        self.model, self.pairs, self.out, self.settings, self.accelerator = model, pairs, out, settings, accelerator
+        self.steps = total_steps(len(pairs), settings)
+        trained = [weight for weight in model.network.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.schedule = get_scheduler(settings.schedule, optimizer, round(settings.warmup * self.steps), self.steps)
+        self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
+        accelerator.register_for_checkpointing(self.schedule)
+
+    def step(self, batches: list[list[int]]) -> dict:
+        """One optimiser step from this rank's micro-batches; returns what the log says of it."""
+        clock, margins, rewards, losses, tokens = Clock(), [], [], [], 0
+        self.network.train()
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with self.accelerator.no_sync(self.network) if not last else contextlib.nullcontext():
+                chosen, rejected = self._rewards(batch or [0])
+                loss = bradley_terry(chosen, rejected)
+                # The mean over the whole step's pairs: ranks are averaged when gradients are, hence their number.
+                scale = self.accelerator.num_processes / self.settings.batch if batch else 0.0
+                self.accelerator.backward(loss.sum() * scale)
+            if batch:
+                losses += loss.tolist()
+                margins += (chosen - rejected).tolist()
+                rewards += [*chosen.tolist(), *rejected.tolist()]
+                tokens += sum(self.pairs[index].tokens for index in batch)
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        done = self._mean(losses, margins, rewards)
+        total = sum(gather_object([tokens])) if self.accelerator.num_processes > 1 else tokens
+        return done | {"lr": rate, "grad_norm": float(norm), "tokens": total,
+                       "tokens_per_s": round(total / clock.seconds, 1),
+                       "pairs_per_s": round(self.settings.batch / clock.seconds, 3)}
+
+    def evaluate(self, pairs: list[Pair]) -> dict:
+        """Loss, accuracy (strict), margin and mean reward on held-out pairs."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        losses, margins, rewards = [], [], []
+        self.network.eval()
+        mine = pairs[rank::ranks]
+        with torch.inference_mode():
+            for batch in micro_batches([pair.size for pair in mine], self.settings.budget):
+                found = self.model.network([mine[index].sides for index in batch])
+                chosen, rejected = torch.cat(found[::2]), torch.cat(found[1::2])
+                losses += bradley_terry(chosen, rejected).tolist()
+                margins += (chosen - rejected).tolist()
+                rewards += [*chosen.tolist(), *rejected.tolist()]
+        return self._mean(losses, margins, rewards)
+
+    def _rewards(self, batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.accelerator.autocast():
+            found = self.network([self.pairs[index].sides for index in batch])
+        return torch.cat(found[::2]), torch.cat(found[1::2])
+
+    def _mean(self, *values: list[float]) -> dict:
+        """Means over the pairs of all ranks: gathered one by one, since ranks hold different numbers of them."""
+        if self.accelerator.num_processes > 1:
+            values = [gather_object(list(one)) for one in values]
+        losses, margins, rewards = values
+        count = len(losses)
+        return {"loss": math.fsum(losses) / count, "accuracy": sum(margin > 0 for margin in margins) / count,
+                "margin": math.fsum(margins) / count, "mean_reward": math.fsum(rewards) / len(rewards)}
+
+    def save_state(self, step: int, identity: dict) -> None:
+        """A checkpoint to resume from: written beside, renamed when whole, then older ones are removed."""
+        folder = self.out / CHECKPOINTS
+        partial, target = folder / f".step-{step:06}", folder / f"step-{step:06}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        if self.accelerator.is_main_process:
+            (partial / STATE).write_bytes(orjson.dumps({"step": step} | identity))
+            os.rename(partial, target)
+            for old in folder.iterdir():
+                if old != target:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, identity: dict) -> int:
+        """The step to go on from: 0, or that of the last checkpoint. Raises InputError if it belongs to another run."""
+        found = sorted((self.out / CHECKPOINTS).glob("step-*"))
+        if not found:
+            return 0
+        try:
+            state = orjson.loads((found[-1] / STATE).read_bytes())
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start from the one before") from error
+        refuse_other_run(state, identity, self.out)
+        try:
+            self.accelerator.load_state(str(found[-1]))
+        except Exception as error:
+            raise InputError(f"{found[-1]}: cannot be loaded ({' '.join(str(error).split())[:200]}); remove it to start "
+                             "again") from error
+        return state["step"]
+
+
+def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evaluation: Iterable[Record] | None = None,
+          save_every: int | None = None, checked: bool = True, only_check: bool = False, counts: Counter | None = None,
+          say: Callable[[str], None] = lambda _: None) -> dict | None:
+    """Train and write the reward model to `out`; the same call again resumes, or finds it done.
+
+    Returns the last metrics, None where there was nothing left to do. Raises InputError where `out` holds another run.
+    """
+    counts = Counter() if counts is None else counts
+    accelerator = _accelerator()
+    main = accelerator.is_main_process
+    say = say if main else lambda _: None
+    if settings.batch < accelerator.num_processes:
+        raise InputError(f"--batch {settings.batch}: every one of {accelerator.num_processes} processes needs a pair")
+    set_seed(settings.seed)
+    model = checkpoint.create(settings.model, seed=settings.seed, lora=settings.lora, say=say)
+    if settings.activation_checkpointing:
+        model.network.core.gradient_checkpointing_enable({"use_reentrant": False})
+    pairs = prepare(preferences, model, settings.max_length, counts)
+    if not pairs:
+        raise InputError("no pairs to train on are left")
+    held_out = prepare(evaluation, model, settings.max_length, Counter()) if evaluation is not None else []
+    if checked or only_check:
+        check(model, pairs)
+    identity = {"settings": asdict(settings), "data": _fingerprint(pairs)}
+    if (out / checkpoint.NOTES).exists():
+        refuse_other_run(orjson.loads((out / checkpoint.NOTES).read_bytes()), identity, out)
+        say(f"{out} is trained already, by this same line")
+        return None
+    for what, count in sorted(counts.items()):
+        if count:
+            say(f"{count:,} {what}")
+    say(_plan_in_words(model, pairs, settings, accelerator))
+    if only_check:
+        return None
+    return _run(Trainer(model, pairs, out, settings, accelerator), identity, held_out, save_every, say)
+
+
+def _run(trainer: Trainer, identity: dict, held_out: list[Pair], save_every: int | None, say: Callable) -> dict:
+    main, settings, out = trainer.accelerator.is_main_process, trainer.settings, trainer.out
+    start = trainer.resume(identity)
+    if start:
+        say(f"going on after step {start} of {trainer.steps}")
+    log = _Log(out / LOG, start) if main else None
+    measured: dict = {}
+    planned = plan([pair.size for pair in trainer.pairs], settings, trainer.accelerator.num_processes)
+    with bar("train", trainer.steps) if main else contextlib.nullcontext(Bar()) as progress:
+        progress.advance(start)
+        for number, step in enumerate(planned, 1):
+            if number <= start:
+                continue
+            measured = {"step": number, "epoch": round(number * settings.batch / len(trainer.pairs), 3)}
+            measured |= trainer.step(step[trainer.accelerator.process_index])
+            if not math.isfinite(measured["loss"]):
+                raise InputError(f"the loss is {measured['loss']} at step {number}; lower --lr, or look at the data")
+            ends = number == trainer.steps
+            if held_out and (ends or (save_every and number % save_every == 0)):
+                measured |= {f"eval_{name}": value for name, value in trainer.evaluate(held_out).items()}
+            if main:
+                log.add(measured)
+            progress.advance(1, f"loss {measured['loss']:.3f} accuracy {measured['accuracy']:.2f} "
+                                f"{measured['tokens_per_s']:.0f} tokens/s")
+            if save_every and number % save_every == 0 and not ends:
+                trainer.save_state(number, identity)
+    _finish(trainer, identity | {"metrics": measured})
+    return measured
+
+
+def _finish(trainer: Trainer, notes: dict) -> None:
+    """The checkpoint at the top of the folder; the notes come last and say that it is whole."""
+    trainer.accelerator.wait_for_everyone()
+    model, out = trainer.model, trainer.out
+    model.network = trainer.accelerator.unwrap_model(trainer.network)
+    model.notes |= notes
+    if trainer.accelerator.is_main_process:
+        partial = out / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        checkpoint.save(model, partial)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == checkpoint.NOTES):
+            if (out / file.name).is_dir():
+                shutil.rmtree(out / file.name)
+            os.replace(file, out / file.name)
+        partial.rmdir()
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+class _Log:
+    """One JSON object a step. Steps that will be computed again after a crash are cut off first."""
+
+    def __init__(self, path: Path, start: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in path.read_bytes().splitlines() if _step(line) <= start] if path.exists() else []
+        self._path = path
+        path.write_bytes(b"".join(line + b"\n" for line in kept))
+
+    def add(self, measured: dict) -> None:
+        with self._path.open("ab") as file:
+            file.write(orjson.dumps(measured, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _step(line: bytes) -> float:
+    try:
+        return orjson.loads(line)["step"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):  # torn by a crash
+        return math.inf
+
+
+def refuse_other_run(state: dict, identity: dict, out: Path) -> None:
+    """Raises InputError where a folder's run differs from the one that is asked for, naming what differs."""
+    then, now = state.get("settings", {}), identity["settings"]
+    differs = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
+    if state.get("data") != identity["data"]:
+        differs.append("the pairs are others")
+    if differs:
+        raise InputError(f"{out}: holds another run ({'; '.join(differs)}); name another --out or remove it")
+
+
+def _accelerator() -> Accelerator:
+    gpu = torch.cuda.is_available()
+    return Accelerator(mixed_precision="bf16" if gpu else "no", cpu=not gpu)
+
+
+def _plan_in_words(model: checkpoint.RewardModel, pairs: list[Pair], settings: Settings, accelerator: Accelerator) -> str:
+    trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
+    tokens, packed = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
+    return (f"{len(pairs):,} pairs, {tokens:,} tokens ({packed:,} with shared prefixes once); "
+            f"{total_steps(len(pairs), settings):,} steps of {settings.batch}; {trained:,} weights in training; "
+            f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision} mixed precision")
+
+
+def _fingerprint(pairs: list[Pair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for side in pair.sides:
+            digest.update(orjson.dumps(side.ids))
+    return digest.hexdigest()[:16]
