@@ -119,7 +119,8 @@ def open_input(path: str) -> Iterator[BinaryIO]:
     if path == "-":
         if sys.stdin is None:
             raise InputError("<stdin>: is closed; name a file")
-        yield sys.stdin.buffer
+        held = sys.stdin  # so that the interpreter's exit does not close it under a thread that still reads (inflight)
+        yield held.buffer
         return
     with open(path, "rb") as raw:
         if path.endswith(".gz"):

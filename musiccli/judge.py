@@ -1,6 +1,5 @@
 """LLMs decide which of two conversations is better: every pair in both orders, by one judge or a panel."""
 
-import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from musiccli import prompts
 from musiccli.errors import CallError, InputError
 from musiccli.jsonl import Rejects
 from musiccli.llm.client import Call, Client, LimitReached
-from musiccli.llm.inflight import in_order
+from musiccli.llm.inflight import all_of, in_order
 from musiccli.prompts import transcript
 from musiccli.records import Record, content_id, same_text, side_names
 
@@ -46,8 +45,7 @@ def judge(pairs: Iterable[Record], settings: Settings, client: Client, *, reject
             return record, []
         asked = [(name, order) for name in settings.judges for order in ORDERS]
         try:
-            return record, await asyncio.gather(*(_vote(record, prompt, name, order, settings, client)
-                                                  for name, order in asked))
+            return record, await all_of(*(_vote(record, prompt, *one, settings, client) for one in asked))
         except (CallError, LimitReached) as error:
             return record, error
 

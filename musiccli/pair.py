@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from musiccli.errors import RecordError
-from musiccli.records import Record, first_divergence, same_text
+from musiccli.records import Record, conversation, first_divergence, same_text
 
 
 def join(branches: Iterable[Record], counts: Counter | None = None,
@@ -64,32 +64,43 @@ def preference(chosen: Record, rejected: Record) -> dict:
     }
 
 
-BOOKKEEPING = {"messages", "branch", "faults", "usage", "cost", "contrast"}
+BOOKKEEPING = {"messages", "branch", "faults", "truncated", "usage", "cost", "contrast"}
 
 
 def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str,
             counts: Counter | None = None) -> Iterator[dict]:
     """Contests: for each id and each pool size N, the candidate that model `a` scores highest against `b`'s.
 
-    Pools are nested: the pool of N is the first N candidates by sample number. Candidates of an id need not stand
-    together; an id whose pool stays smaller than the largest N gives the contests it can, and is counted.
-    Raises RecordError where a candidate lacks a score by `a` or `b`.
+    Pools are nested: the pool of N is the first N candidates by sample number, among as many as the largest N needs, in
+    input order; what comes beyond is counted. Candidates of an id need not stand together; an id whose pool stays
+    smaller than the largest N gives the contests it can, and is counted. Every candidate must be `scored` by both.
     """
     counts = Counter() if counts is None else counts
     pools: dict[object, list[Record]] = {}
+    full = set()
     for candidate in candidates:
-        for name in (a, b):
-            if not isinstance(candidate.get("scores", {}).get(name), int | float):
-                have = ", ".join(candidate.get("scores", {})) or "none"
-                raise RecordError(f"no score by {name!r} (scores by: {have}); music score --as NAME adds one",
-                                  field="scores", record=candidate)
+        if candidate["id"] in full:
+            counts["candidates beyond the largest N"] += 1
+            continue
         pool = pools.setdefault(candidate["id"], [])
         pool.append(candidate)
         if len(pool) == max(sizes):
+            full.add(candidate["id"])
             yield from contests(pools.pop(candidate["id"]), sizes, a, b, counts)
     for pool in pools.values():
         counts["ids with fewer candidates than the largest N"] += 1
         yield from contests(pool, [n for n in sizes if n <= len(pool)], a, b, counts)
+
+
+def scored(candidate: Record, names: Iterable[str]) -> Record:
+    """A conversation with a score by each of `names`. Raises RecordError where one is missing."""
+    conversation(candidate)
+    scores = candidate.get("scores") or {}
+    for name in names:
+        if not isinstance(scores.get(name), int | float):
+            raise RecordError(f"no score by {name!r} (scores by: {', '.join(scores) or 'none'}); music score --as NAME "
+                              "adds one", field="scores", record=candidate)
+    return candidate
 
 
 def contests(pool: list[Record], sizes: Sequence[int], a: str, b: str, counts: Counter) -> Iterator[dict]:

@@ -1,11 +1,11 @@
-"""LLMs play user and assistant: once plainly (chosen), once with an assistant that answers altered instructions (rejected).
+"""LLMs play user and assistant: once plainly (chosen), once with an assistant that answers altered instructions
+(rejected).
 
 The algorithm of MUSIC (arXiv 2512.24693). From a seed context, each branch grows by `turns` exchanges; the user of each
 branch sees that branch only. While nothing has been contrasted yet the branches are one conversation and are sampled
 once, so that what differs later is the contrast's doing.
 """
 
-import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ from musiccli import prompts
 from musiccli.errors import CallError, InputError
 from musiccli.jsonl import Rejects
 from musiccli.llm.client import Call, Client, LimitReached, Reply
-from musiccli.llm.inflight import in_order
+from musiccli.llm.inflight import all_of, in_order
 from musiccli.prompts import Prompt, transcript
 from musiccli.records import Message, Record
 
@@ -121,7 +121,7 @@ class Simulator:
             for turn in range(fork, self.settings.turns):
                 await self._exchange(branch, turn, (name, *whom), altered=turn in altered)
 
-        await asyncio.gather(rest(chosen, "chosen", set()), rest(rejected, "rejected", turns))
+        await all_of(rest(chosen, "chosen", set()), rest(rejected, "rejected", turns))
         return [self._record(seed, sample, "chosen", chosen), self._record(seed, sample, "rejected", rejected)]
 
     async def _exchange(self, branch: Branch, turn: int, whom: tuple, altered: bool = False) -> None:
@@ -163,7 +163,8 @@ class Simulator:
             instruction = rewritten.text
             altered = (*history[:-1], {"role": "user", "content": instruction})
             reply, second = await self._ask(branch, "contrast", turn, whom, model, {"messages": altered},
-                                            lambda reply: leak(reply.text, instruction) or reply_fault(reply.text, history))
+                                            lambda reply: (leak(reply.text, instruction)
+                                                           or reply_fault(reply.text, history)))
             fault = fault or second
         branch.contrast.append({"message": len(branch.messages), "instruction": instruction or ""})
         branch.add("assistant", reply, fault and f"contrast {fault}")
@@ -281,14 +282,16 @@ def estimate(seeds: Iterable[Record], settings: Settings) -> dict[tuple[str, str
 # What goes wrong in simulated text. Each function names the fault, or returns None.
 
 _SPEAKS_AS_ASSISTANT = re.compile(
-    r"^(assistant:|as an ai\b|as a language model|i('d| would) be happy to (help|assist)|(sure|certainly|of course)[,!.] "
-    r"(here|i can|let me)|how (can|may) i (help|assist) you|i'm (sorry, but|here to help)|here('s| is| are) (a|an|some|the)\b)",
-    re.IGNORECASE)
+    r"^(assistant:|as an ai\b|as a language model|i('d| would) be happy to (help|assist)|"
+    r"(sure|certainly|of course)[,!.] (here|i can|let me)|how (can|may) i (help|assist) you|"
+    r"i'm (sorry, but|here to help)|here('s| is| are) (a|an|some|the)\b)", re.IGNORECASE)
 _HEADER = re.compile(r"^(user|human|assistant|system)\s*:", re.IGNORECASE | re.MULTILINE)
-_GOODBYE = re.compile(r"\b(thank(s| you)|good ?bye|bye|have a (great|nice|good) (day|one)|see you|you're welcome|take care)\b",
-                      re.IGNORECASE)
-_LEAK = re.compile(r"\b(rewritten|modified|altered|different|contrastive|original) (instruction|question|request|prompt)s?\b|"
-                   r"<(instruction|reply)>|instead of (what you asked|your (question|request))", re.IGNORECASE)
+_GOODBYE = re.compile(
+    r"\b(thank(s| you)|good ?bye|bye|have a (great|nice|good) (day|one)|see you|you're welcome|take care)\b",
+    re.IGNORECASE)
+_LEAK = re.compile(
+    r"\b(rewritten|modified|altered|different|contrastive|original) (instruction|question|request|prompt)s?\b|"
+    r"<(instruction|reply)>|instead of (what you asked|your (question|request))", re.IGNORECASE)
 
 
 def user_fault(text: str, history: list[Message]) -> str | None:

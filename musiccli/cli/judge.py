@@ -7,15 +7,23 @@ import typer
 from musiccli import records
 from musiccli.cli.common import SEED, Run, stage
 from musiccli.cli.models import (
-    API_BASE, CACHE, CONCURRENCY, MAX_COST, NO_CACHE, PROMPTS, TIMEOUT, client_for, default_prompts,
+    API_BASE,
+    CACHE,
+    CONCURRENCY,
+    MAX_COST,
+    NO_CACHE,
+    PROMPTS,
+    TIMEOUT,
+    client_for,
+    default_prompts,
 )
 
 
 @stage("judge")
 def judge(
     run: Run,
-    judge: Annotated[list[str], typer.Option(metavar="MODEL", help="A judge, in litellm's naming or local/NAME; give it "
-                     "several times for a panel, decided by majority.")] = ["local/smollm2"],  # noqa: B006
+    judge: Annotated[list[str], typer.Option(metavar="MODEL", help="A judge, in litellm's naming or local/NAME; give "
+                     "it several times for a panel, decided by majority.")] = ["local/smollm2"],  # noqa: B006
     prompts: PROMPTS = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest explanation and verdict.")] = 512,
     max_cost: MAX_COST = None,
@@ -35,7 +43,8 @@ def judge(
     from musiccli.judge import Settings
     from musiccli.judge import judge as judged
 
-    settings = Settings(judges=tuple(judge), prompts=default_prompts(prompts, judge[0]), max_tokens=max_tokens, seed=seed)
+    settings = Settings(judges=tuple(dict.fromkeys(judge)), prompts=default_prompts(prompts, judge[0]),
+                        max_tokens=max_tokens, seed=seed)
     with client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base) as client:
         run.write(judged(run.read(records.comparison), settings, client, rejects=run.rejects, counts=run.counts,
                          limits=run.limits))

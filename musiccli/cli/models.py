@@ -10,17 +10,19 @@ from musiccli.cli.common import Run
 from musiccli.progress import table
 
 PROMPTS = Annotated[str | None, typer.Option(
-    metavar="SET|FOLDER", show_default=False, help="Prompt texts: paper, small (for models of few parameters), or a folder "
-    "with your own files; left out: small for the embedded models, else paper.")]
+    metavar="SET|FOLDER", show_default=False, help="Prompt texts: paper, small (for models of few parameters), or a "
+    "folder with your own files; left out: small for the embedded models, else paper.")]
 MAX_COST = Annotated[float | None, typer.Option(
-    metavar="DOLLARS", show_default=False, help="Stop in good order when this much has been spent; left out: no limit.")]
+    metavar="DOLLARS", show_default=False, help="Stop in good order when this much has been spent; left out: no "
+    "limit.")]
 CONCURRENCY = Annotated[int, typer.Option(min=1, help="Most calls in flight to one model; fewer when it refuses.")]
 TIMEOUT = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For one call.")]
 API_BASE = Annotated[str | None, typer.Option(
-    metavar="URL", show_default=False, help="Where an OpenAI-compatible server listens; left out: litellm's environment "
-    "variables.")]
+    metavar="URL", show_default=False, help="Where an OpenAI-compatible server listens; left out: litellm's "
+    "environment variables.")]
 CACHE = Annotated[str | None, typer.Option(
-    metavar="FILE", show_default=False, help="Finished calls; left out: calls.sqlite in the cache folder (MUSIC_CACHE).")]
+    metavar="FILE", show_default=False, help="Finished calls; left out: calls.sqlite in the cache folder "
+    "(MUSIC_CACHE).")]
 NO_CACHE = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished calls.")]
 
 
@@ -47,7 +49,8 @@ def client_for(run: Run, cache: str | None, no_cache: bool, concurrency: int, ti
 
 
 def show_costs(planned: dict) -> None:
-    """What a run would take, as a table on stderr: {(role, model): Counter(calls, prompt_tokens, completion_tokens)}."""
+    """What a run would take, as a table on stderr: {(role, model): Counter(calls, prompt_tokens, completion_tokens)}.
+    """
     from musiccli.llm.provider import price
 
     rows, total, unknown = [], 0.0, False
@@ -55,7 +58,7 @@ def show_costs(planned: dict) -> None:
         prices = price(model)
         cost = prices and count["prompt_tokens"] * prices[0] + count["completion_tokens"] * prices[1]
         total, unknown = total + (cost or 0.0), unknown or cost is None
-        rows.append([f"{role} {model}", *(f"{count[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens")),
-                     "unknown" if cost is None else f"${cost:.2f}"])
+        sizes = (f"{count[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens"))
+        rows.append([f"{role} {model}", *sizes, "unknown" if cost is None else f"${cost:.2f}"])
     rows.append(["all", *("",) * 3, f"${total:.2f}" + (" and what is unknown" if unknown else "")])
     table(["", "calls", "tokens in", "tokens out", "dollars"], rows, "Estimate: characters / 4, no retries")

@@ -14,7 +14,7 @@ def pair(
     run: Run,
     best_of: Annotated[str | None, typer.Option(
         metavar="N,N,...", show_default=False, help="Make Best-of-N contests from scored candidates instead.")] = None,
-    a: Annotated[str | None, typer.Option("--a", metavar="NAME", help="Whose pick is side a (a key of scores).")] = None,
+    a: Annotated[str | None, typer.Option("--a", metavar="NAME", help="Whose pick is side a, a key of scores.")] = None,
     b: Annotated[str | None, typer.Option("--b", metavar="NAME", help="Whose pick is side b.")] = None,
 ) -> None:
     """Join the branches that simulate wrote into preferences, dropping the bad ones by name.
@@ -23,6 +23,8 @@ def pair(
     music simulate seeds.jsonl | music pair > preferences.jsonl
     music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge > judged.jsonl
     """
+    from functools import partial
+
     from musiccli import pair
 
     if best_of is None:
@@ -33,4 +35,4 @@ def pair(
         raise InputError(f"--best-of {best_of}: expected sizes like 2,4,8")
     if not (a and b):
         raise InputError("--best-of needs --a NAME and --b NAME, the two models whose picks compete")
-    run.write(pair.best_of(run.read(records.conversation), sorted(set(sizes)), a, b, run.counts))
+    run.write(pair.best_of(run.read(partial(pair.scored, names=(a, b))), sorted(set(sizes)), a, b, run.counts))

@@ -7,7 +7,16 @@ import typer
 from musiccli import records
 from musiccli.cli.common import SEED, Run, stage
 from musiccli.cli.models import (
-    API_BASE, CACHE, CONCURRENCY, MAX_COST, NO_CACHE, PROMPTS, TIMEOUT, client_for, default_prompts, show_costs,
+    API_BASE,
+    CACHE,
+    CONCURRENCY,
+    MAX_COST,
+    NO_CACHE,
+    PROMPTS,
+    TIMEOUT,
+    client_for,
+    default_prompts,
+    show_costs,
 )
 
 
@@ -16,23 +25,24 @@ def simulate(
     run: Run,
     assistant: Annotated[str, typer.Option(metavar="MODEL", help="Plays the assistant, in litellm's naming "
                          "(gemini/gemini-1.5-pro, hosted_vllm/NAME) or local/NAME.")] = "local/smollm2",
-    user: Annotated[str | None, typer.Option(metavar="MODEL", help="Plays the user; left out: the assistant's model.")] = None,
+    user: Annotated[str | None, typer.Option(metavar="MODEL", help="Plays the user; left out: the assistant's "
+                                             "model.")] = None,
     contraster: Annotated[str | None, typer.Option(metavar="MODEL", help="Writes the contrasted replies; left out: the "
                                                    "assistant's model.")] = None,
     turns: Annotated[int, typer.Option(min=1, help="Assistant replies added to each context.")] = 5,
-    contrast: Annotated[str, typer.Option(metavar="POLICY", help="Which simulated turns of the rejected branch answer an "
-                        "altered instruction: all, none (one branch only), first, last, random:K, prob:P.")] = "all",
+    contrast: Annotated[str, typer.Option(metavar="POLICY", help="Which simulated turns of the rejected branch answer "
+                        "an altered instruction: all, none (one branch only), first, last, random:K, prob:P.")] = "all",
     samples: Annotated[int, typer.Option(min=1, help="Conversations simulated from each context.")] = 1,
-    contrast_calls: Annotated[int | None, typer.Option(min=1, max=2, show_default=False, help="1: rewrite and answer in one "
-                              "call, as the paper does; 2: a call each; left out: 1, or 2 where the prompts have no "
-                              "contrast.md.")] = None,
+    contrast_calls: Annotated[int | None, typer.Option(min=1, max=2, show_default=False, help="1: rewrite and answer "
+                              "in one call, as the paper does; 2: a call each; left out: 1, or 2 where the prompts "
+                              "have no contrast.md.")] = None,
     prompts: PROMPTS = None,
     assistant_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the assistant.")] = 512,
     user_tokens: Annotated[int, typer.Option(min=1, help="Longest message of the user.")] = 256,
     temperature: Annotated[float, typer.Option(min=0)] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
-    retries: Annotated[int, typer.Option(min=0, help="How often a faulty message (role flip, empty, repeat, goodbye, leak) "
-                                         "is asked for again before pair drops its conversation.")] = 3,
+    retries: Annotated[int, typer.Option(min=0, help="How often a faulty message (role flip, empty, repeat, goodbye, "
+                                         "leak) is asked for again before pair drops its conversation.")] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate calls, tokens and dollars.")] = False,
     max_cost: MAX_COST = None,
     concurrency: CONCURRENCY = 64,
@@ -55,12 +65,13 @@ def simulate(
 
     chosen = default_prompts(prompts, assistant)
     settings = Settings(
-        assistant=assistant, user=user or assistant, contraster=contraster, turns=turns, contrast=contrast, samples=samples,
+        assistant=assistant, user=user or assistant, contraster=contraster, turns=turns, contrast=contrast,
         one_call=contrast_calls == 1 if contrast_calls else prompt_files.load(chosen, "contrast") is not None,
-        prompts=chosen, assistant_tokens=assistant_tokens, user_tokens=user_tokens, temperature=temperature, top_p=top_p,
-        retries=retries, seed=seed)
+        samples=samples, prompts=chosen, assistant_tokens=assistant_tokens, user_tokens=user_tokens,
+        temperature=temperature, top_p=top_p, retries=retries, seed=seed)
     seeds = run.read(records.conversation)
     if dry_run:
+        run.withhold()
         show_costs(estimate(seeds, settings))
         return
     with client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base) as client:

@@ -10,6 +10,7 @@ import orjson
 from musiccli.errors import InputError
 
 VERSION = 1
+PATIENCE = 30.0  # seconds to wait for another process that is writing
 
 
 class Cache:
@@ -19,17 +20,34 @@ class Cache:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self._database.execute("pragma journal_mode = wal")
-            self._database.execute("pragma synchronous = normal")
-            found = self._database.execute("pragma user_version").fetchone()[0]
-            if found not in (0, VERSION):
-                raise InputError(f"{path}: a call cache of version {found}, this program writes {VERSION}; "
-                                 "name another with --cache")
-            self._database.execute("create table if not exists calls (key blob primary key, reply blob, at real)")
-            self._database.execute(f"pragma user_version = {VERSION}")
+            self._database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+            self._prepare()
         except (sqlite3.Error, OSError) as error:
             raise self._unusable(error) from error
+
+    def _prepare(self) -> None:
+        found = self._database.execute("pragma user_version").fetchone()[0]
+        if found not in (0, VERSION):
+            raise InputError(f"{self.path}: a call cache of version {found}, this program writes {VERSION}; "
+                             "name another with --cache")
+        self._write_ahead()
+        self._database.execute("pragma synchronous = normal")
+        if not found:
+            self._database.execute("create table if not exists calls (key blob primary key, reply blob, at real)")
+            self._database.execute(f"pragma user_version = {VERSION}")
+
+    def _write_ahead(self) -> None:
+        """Let others read while one writes. SQLite refuses this switch at once, without waiting, while another process
+        makes it, too."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._database.execute("pragma journal_mode = wal")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
 
     def get(self, key: bytes) -> dict | None:
         try:

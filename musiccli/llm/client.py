@@ -1,4 +1,4 @@
-"""The door: ask a model, get its reply, and pay once. Providers answer through litellm, `local/` models in this process."""
+"""The door: ask a model, get its reply, pay once. Providers answer through litellm, `local/` models in this process."""
 
 import asyncio
 import math
@@ -13,8 +13,9 @@ from musiccli.errors import CallError, InputError, MusicError
 from musiccli.llm.cache import Cache
 from musiccli.llm.embedded import cache_folder
 from musiccli.llm.pace import Pace, backoff
+from musiccli.progress import say
 
-GIVE_UP_AFTER = 8  # failed calls without a single answer: the key, the name or the server is wrong, not the input
+GIVE_UP_AFTER = 8  # failed calls to a model without a single answer: its key, name or server is wrong, not the input
 
 
 class LimitReached(Exception):
@@ -75,6 +76,16 @@ class Spent:
 
 
 @dataclass
+class _Standing:
+    """How one provider's model has fared in this run."""
+
+    pace: Pace
+    answered: int = 0
+    failed: int = 0
+    warned: bool = False
+
+
+@dataclass
 class Client:
     """Settings, cache and accounts of one run.
 
@@ -89,16 +100,14 @@ class Client:
     max_cost: float = math.inf
     api_base: str | None = None
     spent: dict[tuple[str, str], Spent] = field(default_factory=lambda: defaultdict(Spent))
-    _paces: dict[str, Pace] = field(default_factory=dict)
+    _standings: dict[str, _Standing] = field(default_factory=dict)
     _engines: dict[str, object] = field(default_factory=dict)
-    _failed: int = 0
-    _answered: int = 0
 
     async def ask(self, call: Call) -> Reply:
         """The model's reply, from the cache where the same call was answered before.
 
-        Raises CallError when this call failed for good, InputError when no call can succeed (unknown model, wrong
-        key, every call fails), LimitReached when the money is spent.
+        Raises CallError when this call failed for good, InputError when no call to this model can succeed (unknown
+        model, wrong key, every call fails), LimitReached when the money is spent.
         """
         account = self.spent[call.whom[-2], call.model]
         known = self.cache.get(call.key) if self.cache else None
@@ -108,6 +117,8 @@ class Client:
         if self.cost >= self.max_cost:
             raise LimitReached
         reply = await (self._local(call) if call.model.startswith("local/") else self._provider(call, account))
+        if reply.cost is None and not account.unpriced and self.max_cost < math.inf:
+            say(f"{call.model}: its price is unknown, so --max-cost cannot count it")
         self._book(account, reply)
         if self.cache:
             self.cache.put(call.key, asdict(reply))
@@ -122,7 +133,7 @@ class Client:
         """For the last line: calls, tokens and money of each role and model."""
         return [f"{role} {model}: {spent.calls:,} calls ({spent.cached:,} from cache, {spent.retries:,} retried), "
                 f"{spent.prompt_tokens + spent.completion_tokens:,} tokens, {_money(model, spent)}"
-                for (role, model), spent in sorted(self.spent.items())]
+                for (role, model), spent in sorted(self.spent.items()) if spent.calls or spent.retries]
 
     def close(self) -> None:
         if self.cache:
@@ -153,31 +164,40 @@ class Client:
             raise InputError(f"{call.model}: only local/ models continue raw text; choose other prompts with --prompts")
         from musiccli.llm import provider
 
-        pace = self._paces.setdefault(call.model, Pace(self.concurrency))
+        standing = self._standings.setdefault(call.model, _Standing(Pace(self.concurrency)))
         for attempt in range(1, self.attempts + 1):
             try:
-                async with pace.place():
+                async with standing.pace.place():
                     reply = await provider.complete(call, self.timeout, self.api_base)
             except provider.Refusal as refusal:
                 if refusal.overloaded:
-                    pace.refused(refusal.retry_after)
+                    standing.pace.refused(refusal.retry_after)
                 if not refusal.passing or attempt == self.attempts:
-                    raise self._failure(call, refusal, attempt) from refusal
+                    raise _failure(call, standing, refusal, attempt) from refusal
                 account.retries += 1
+                _warn(call, standing, refusal)
                 await asyncio.sleep(max(refusal.retry_after or 0, backoff(attempt)))
             else:
-                pace.succeeded()
-                self._answered += 1
+                standing.pace.succeeded()
+                standing.answered += 1
                 return reply
         raise AssertionError("unreachable")
 
-    def _failure(self, call: Call, refusal: Exception, attempts: int) -> MusicError:
-        """What a call that failed for good means: for its record only, or, if no call ever succeeds, for the run."""
-        self._failed += 1
-        text = f"{call.model}: {refusal}" + (f" (after {attempts} attempts)" if attempts > 1 else "")
-        if not self._answered and (refusal.fatal or self._failed >= GIVE_UP_AFTER):
-            return InputError(f"{text}; no call has succeeded, so the run stops here")
-        return CallError(text)
+
+def _warn(call: Call, standing: _Standing, refusal: Exception) -> None:
+    """Say once why a model that has not answered yet is asked again: nobody should wait for it in the dark."""
+    if not standing.answered and not standing.warned:
+        standing.warned = True
+        say(f"{call.model}: {refusal}; trying again")
+
+
+def _failure(call: Call, standing: _Standing, refusal: Exception, attempts: int) -> MusicError:
+    """What a call that failed for good means: for its record, or, if no call to its model succeeds, for the run."""
+    standing.failed += 1
+    text = f"{call.model}: {refusal}" + (f" (after {attempts} attempts)" if attempts > 1 else "")
+    if not standing.answered and (refusal.fatal or standing.failed >= GIVE_UP_AFTER):
+        return InputError(f"{text}; no call to it has succeeded, so the run stops here")
+    return CallError(text)
 
 
 def open_client(cache: str | None, no_cache: bool, **settings) -> Client:

@@ -1,6 +1,7 @@
 """Many records in flight at once, results in input order, in a bounded window: async work behind a plain iterator."""
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -55,6 +56,16 @@ async def _results(items: Iterator, work: Callable, window: int):
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def all_of(*works: Awaitable[Result]) -> list[Result]:
+    """The results of works that belong together. An error waits until all have ended: a call that is under way will be
+    paid for, so its answer should reach the cache."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
 def _read_one(items: Iterator) -> asyncio.Future:
     """The next item, read in a thread of its own: waiting for a pipe must not hold up the calls, nor the exit."""
     loop = asyncio.get_running_loop()
@@ -69,7 +80,7 @@ def _read_one(items: Iterator) -> asyncio.Future:
             done = (future.set_result, next(items, _END))
         except Exception as error:
             done = (future.set_exception, error)
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits for this item any more
             loop.call_soon_threadsafe(settle, *done)
 
     threading.Thread(target=read, daemon=True).start()

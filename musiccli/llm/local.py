@@ -59,7 +59,7 @@ class LocalEngine:
                 self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
                 self.model = AutoModelForCausalLM.from_pretrained(
                     path, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device).eval()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a folder without a model, a model that cannot generate
             raise InputError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
         self.name = name
         self.model.generation_config.update(temperature=None, top_p=None, top_k=None, do_sample=False)
@@ -72,6 +72,8 @@ class LocalEngine:
 
     def render(self, messages: list[dict], speaker: str = "assistant") -> str:
         """The conversation as the model's template writes it, up to where `speaker` ("assistant" or "user") begins."""
+        from jinja2 import TemplateError
+
         render = self.tokenizer.apply_chat_template
         try:
             if speaker == "assistant":
@@ -80,6 +82,8 @@ class LocalEngine:
             return render([*messages, {"role": speaker, "content": mark}], tokenize=False).partition(mark)[0]
         except ValueError as error:
             raise InputError(f"{self.name}: has no chat template; use a chat model, or a completion prompt") from error
+        except TemplateError as error:
+            raise CallError(f"{self.name}: its chat template refuses the conversation: {error}") from error
 
     async def complete(self, request: Request) -> Completion:
         """Continue `request.prompt`. Raises CallError where it does not fit into the model's context."""
@@ -112,12 +116,13 @@ class LocalEngine:
         oldest = self._queue[0]
 
         def unlike(waiting: _Waiting) -> tuple[int, int]:
-            return (abs(waiting.request.max_tokens - oldest.request.max_tokens), abs(len(waiting.ids) - len(oldest.ids)))
+            return (abs(waiting.request.max_tokens - oldest.request.max_tokens),
+                    abs(len(waiting.ids) - len(oldest.ids)))
 
         batch = sorted(self._queue, key=unlike)[:BATCH]
         chosen = {id(waiting) for waiting in batch}
         self._queue = [waiting for waiting in self._queue if id(waiting) not in chosen]
-        return [waiting for waiting in batch if not waiting.future.cancelled()]
+        return [waiting for waiting in batch if waiting.future.set_running_or_notify_cancel()]
 
     def _generate(self, batch: list[_Waiting]) -> list[Completion]:
         import torch
@@ -140,9 +145,10 @@ class LocalEngine:
         request = waiting.request
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
+        ids = ids[:request.max_tokens]  # beyond it stands padding, which may look like an end
         length = next((index for index, token in enumerate(ids) if token in ends), None)
         finish = "length" if length is None else "stop"
-        ids = ids[:min(length if length is not None else len(ids), request.max_tokens)]
+        ids = ids[:length]
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         cut = min((text.find(stop) for stop in request.stop if stop in text), default=None)
         if cut is not None:

@@ -20,19 +20,31 @@ class Pace:
     @asynccontextmanager
     async def place(self):
         """A place among the calls in flight, waited for in order of asking."""
-        while self.flying >= int(self.limit) or time.monotonic() < self._not_before:
-            if self.flying < int(self.limit):
-                await asyncio.sleep(self._not_before - time.monotonic())
-                continue
-            turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            await turn
-        self.flying += 1
+        if self.flying < int(self.limit):
+            self.flying += 1
+        else:
+            await self._turn()
         try:
+            while (wait := self._not_before - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
             yield
         finally:
-            self.flying -= 1
-            self._wake()
+            self._leave()
+
+    async def _turn(self) -> None:
+        """Wait until somebody hands over a place; it is counted as taken from that moment."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self.flying -= 1
+        self._wake()
 
     def succeeded(self) -> None:
         self.limit = min(self.most, self.limit + 1 / self.limit)
@@ -46,12 +58,11 @@ class Pace:
         self._not_before = max(self._not_before, now + (retry_after or 0))
 
     def _wake(self) -> None:
-        free = int(self.limit) - self.flying
-        while self._waiting and free > 0:
+        while self._waiting and self.flying < int(self.limit):
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
-                free -= 1
+                self.flying += 1
 
 
 def backoff(attempt: int, base: float = 0.5, most: float = 60.0) -> float:

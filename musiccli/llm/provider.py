@@ -11,6 +11,8 @@ PASSING = {408, 409, 425, 429}  # and everything from 500 up: worth another try
 OVERLOADED = {429, 503, 529}
 FATAL = {401, 403, 404}  # no other call to this model would fare better
 SECRET = re.compile(r"\b(?:sk|pk|gsk|hf|AIza)[-_]?[-_A-Za-z0-9*]{8,}")
+SECRET_NAME = re.compile(r"_(API_)?(KEY|TOKEN|SECRET)$")  # of an environment variable
+HOPELESS = re.compile(r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE)  # litellm calls these 500
 
 
 class Refusal(Exception):
@@ -27,6 +29,7 @@ class Refusal(Exception):
 async def complete(call: Call, timeout: float, api_base: str | None) -> Reply:
     """The provider's reply to one call, tried once. Raises Refusal."""
     litellm = _litellm()
+    _check_address(call.model, api_base)
     options = {"stop": list(call.stop)} if call.stop else {}
     try:
         answer = await litellm.acompletion(
@@ -36,7 +39,8 @@ async def complete(call: Call, timeout: float, api_base: str | None) -> Reply:
     except Exception as error:
         raise _refusal(error) from error
     choice = answer.choices[0] if answer.choices else None
-    text = (choice and choice.message.content or "").strip()
+    text = (choice.message.content if choice else "") or ""
+    text = text.strip()
     if not text:
         raise Refusal("an empty reply")
     usage = getattr(answer, "usage", None)
@@ -58,27 +62,46 @@ def price(model: str) -> tuple[float, float] | None:
 
 @cache
 def _litellm():
-    """litellm, imported when a provider is first called (it takes seconds), and kept from the network and the screen."""
+    """litellm, imported when a provider is first called (it takes seconds), kept from the network and the screen."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     import logging
+    import warnings
 
     import litellm
 
     litellm.suppress_debug_info, litellm.drop_params, litellm.telemetry = True, True, False
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # When a run is interrupted, litellm leaves a coroutine behind that it had not begun.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     return litellm
+
+
+def _check_address(model: str, api_base: str | None) -> None:
+    """Without an address litellm would send what is meant for a server of one's own to OpenAI."""
+    if model.startswith("hosted_vllm/") and not (api_base or os.environ.get("HOSTED_VLLM_API_BASE")):
+        raise InputError(f"{model}: where is the server? name it by --api-base URL or HOSTED_VLLM_API_BASE")
 
 
 def _refusal(error: Exception) -> Refusal | InputError:
     status = getattr(error, "status_code", None)
-    status = int(status) if str(status).isdigit() and int(status) >= 400 else 500  # a 200 with a broken body is its fault
+    status = int(status) if str(status).isdigit() and int(status) >= 400 else 500  # 200: a body that does not parse
     name = type(error).__name__
     if name == "BadRequestError" and "LLM Provider NOT provided" in str(error):
         return InputError(f"{getattr(error, 'model', None) or 'model'}: name the provider, as in "
                           "gemini/gemini-1.5-pro or hosted_vllm/NAME; local/NAME runs in this process")
-    text = SECRET.sub("[key]", " ".join(str(error).split()))
-    return Refusal(f"{text[:300]}", status, _retry_after(error))
+    text = " ".join(str(error).partition("Traceback (most recent call last)")[0].split())
+    if HOPELESS.search(text):
+        status = 401
+    return Refusal(_without_keys(text)[:300].rstrip(". "), status, _retry_after(error))
+
+
+def _without_keys(text: str) -> str:
+    """The text without anything that looks like a key, or stands in the environment as one."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= 6:
+            text = text.replace(value, "[key]")
+    return SECRET.sub("[key]", text)
 
 
 def _retry_after(error: Exception) -> float | None:

@@ -1,7 +1,8 @@
 """Prompt texts: the files beside this one, or a folder of your own. No prompt stands in code.
 
 A file is plain text with {{variables}}. It may begin with a few `name: value` lines between two `---` lines: `as:` is
-how the model gets it (chat, turn or completion, see llm.client.Call) and `stop:` a JSON list of strings that end a reply.
+how the model gets it (chat, turn or completion, see llm.client.Call) and `stop:` a JSON list of strings that end a
+reply.
 """
 
 import re
@@ -54,16 +55,22 @@ def load(which: str, role: str) -> Prompt | None:
     as_ = head.get("as", "chat")
     if unknown or as_ not in ("chat", "turn", "completion"):
         raise InputError(f"{path}: the head knows as: chat|turn|completion, and stop: [...]")
-    try:
-        stop = tuple(orjson.loads(head.get("stop", "[]")))
-    except orjson.JSONDecodeError:
-        raise InputError(f"{path}: stop: should be a JSON list of strings") from None
-    return Prompt(str(path), body, as_, stop)
+    return Prompt(str(path), body, as_, _stops(path, head.get("stop", "[]")))
 
 
 def transcript(messages: list[Mapping[str, str]]) -> str:
     """A conversation as plain text, for models that read it rather than take part: "User: ...", "Assistant: ..."."""
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages)
+
+
+def _stops(path: Path, text: str) -> tuple[str, ...]:
+    try:
+        stops = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        stops = None
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise InputError(f"{path}: stop: should be a JSON list of strings")
+    return tuple(stops)
 
 
 def _split(text: str) -> tuple[dict[str, str], str]:

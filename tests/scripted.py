@@ -1,0 +1,126 @@
+"""What the tests of LLM stages share: a cast for the loopback server, a run of `music`, and no other network.
+
+The cast knows by the prompt who is asked. Every reply is new text that follows from the whole request, its seed
+included, so no two calls get the same and a repeated call gets what it got before.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from openai_server import Server
+
+MUSIC = [sys.executable, "-m", "musiccli"]
+WORDS = Path(__file__).read_text("utf-8").split()  # any words do
+WORDS = sorted({word.lower() for word in WORDS if word.isalpha() and len(word) > 3})
+MARKS = {"You write the next message of the user": "user", "Write exactly this and nothing else": "contrast",
+         "Write only the rewritten instruction.": "rewrite", "You compare two conversations": "judge"}
+GUARD = """
+import os, socket
+_real = socket.getaddrinfo
+def getaddrinfo(host, *args, **kwargs):
+    if host in ("127.0.0.1", b"127.0.0.1", "localhost"):
+        return _real(host, *args, **kwargs)
+    open(os.environ["NETWORK_LOG"], "a").write(f"{host}\\n")
+    raise socket.gaierror(-2, "no network in tests")
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+def role(body: dict) -> str:
+    """Who is asked: user, contrast, rewrite, judge, or else the assistant."""
+    last = body["messages"][-1]["content"]
+    return next((name for mark, name in MARKS.items() if mark in last), "assistant")
+
+
+def words(body: dict, count: int = 8) -> str:
+    chosen = random.Random(json.dumps(body, sort_keys=True)).choices(WORDS, k=count)
+    return " ".join(chosen).capitalize() + "."
+
+
+def cast(body: dict) -> str:
+    """A reply in the form that the one who is asked should give it."""
+    if role(body) == "contrast":
+        return f"<instruction>Rewritten: {words(body)}</instruction>\n<reply>Contrasted: {words(body, 9)}</reply>"
+    if role(body) == "judge":
+        return "Explained.\n[[A]]"
+    return f"{role(body).capitalize()} says: {words(body)}"
+
+
+def roles(server: Server) -> Counter:
+    return Counter(role(body) for body in list(server.requests))
+
+
+def no_network(monkeypatch) -> None:
+    """Names of other hosts than this one do not resolve."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        assert host in ("127.0.0.1", b"127.0.0.1", "localhost"), f"a network attempt: {host}"
+        return real(host, *args, **kwargs)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+class Music:
+    """Runs `music` as a person does, with a cache of its own; `network` is what it looked up elsewhere."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._log = folder, folder / "network.log"
+        (folder / "guard").mkdir()
+        (folder / "guard" / "sitecustomize.py").write_text(GUARD)
+        self.environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")} | {
+            "MUSIC_CACHE": str(folder / "cache"), "OPENAI_API_KEY": "sk-test-0123456789", "NETWORK_LOG": str(self._log),
+            "PYTHONPATH": str(folder / "guard"), "COLUMNS": "200"}
+
+    @property
+    def network(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    def start(self, *arguments: object, **settings) -> subprocess.Popen:
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*MUSIC, *map(str, arguments)], env=self.environment, text=True, **streams | settings)
+
+    def __call__(self, *arguments: object, stdin: str = "", timeout: float = 60) -> subprocess.CompletedProcess:
+        process = self.start(*arguments)
+        out, err = process.communicate(stdin, timeout=timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def interrupted(self, *arguments: object, when, stdin: str | None = None) -> subprocess.CompletedProcess:
+        """Ctrl-C as soon as `when()` is true; without `stdin` the input stays open, and nothing comes."""
+        process = self.start(*arguments)
+        if stdin is not None:
+            process.stdin.write(stdin)
+        process.stdin.flush()
+        wait_until(when)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+        out, err = process.stdout.read(), process.stderr.read()
+        process.stdin.close()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_until(true, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def jsonl(records) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def talk(*contents: str) -> list[dict]:
+    """Messages: user, assistant, user, ..."""
+    return [{"role": ("user", "assistant")[index % 2], "content": content} for index, content in enumerate(contents)]

@@ -1,0 +1,156 @@
+"""Finished calls on disk: kept, shared, and refused in one line where the file cannot be used."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from musiccli.errors import InputError
+from musiccli.llm.cache import VERSION, Cache
+
+REPLY = {"text": "hé", "finish": "stop", "prompt_tokens": 3, "completion_tokens": 1, "cost": None}
+OPEN_AT = """
+import sys, time
+from musiccli.llm.cache import Cache
+path, moment, name = sys.argv[1], float(sys.argv[2]), sys.argv[3].encode()
+time.sleep(max(0, moment - time.time() - 0.01))
+while time.time() < moment:
+    pass
+cache = Cache(path)
+for number in range(50):
+    cache.put(name + b"%d" % number, {"number": number})
+"""
+
+
+def complaint(path) -> str:
+    """The one line that is said about a cache that cannot be used."""
+    with pytest.raises(InputError) as raised:
+        Cache(path)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_what_was_put_is_got_and_nothing_else(tmp_path):
+    cache = Cache(tmp_path / "calls.sqlite")
+    cache.put(b"one", REPLY)
+    assert (cache.get(b"one"), cache.get(b"two")) == (REPLY, None)
+
+
+def test_a_reply_put_again_replaces_the_first(tmp_path):
+    cache = Cache(tmp_path / "calls.sqlite")
+    cache.put(b"one", {"text": "old"})
+    cache.put(b"one", {"text": "new"})
+    assert cache.get(b"one") == {"text": "new"}
+
+
+def test_replies_outlive_the_process_and_folders_are_made(tmp_path):
+    first = Cache(tmp_path / "deep" / "er" / "calls.sqlite")
+    first.put(b"one", REPLY)
+    first.close()
+    assert Cache(tmp_path / "deep" / "er" / "calls.sqlite").get(b"one") == REPLY
+
+
+def test_processes_that_open_a_new_cache_at_the_same_moment_share_it(tmp_path):
+    for attempt in range(3):
+        path, moment = tmp_path / f"{attempt}.sqlite", time.time() + 0.8
+        processes = [subprocess.Popen([sys.executable, "-c", OPEN_AT, path, str(moment), name],
+                                      stderr=subprocess.PIPE, text=True) for name in "abc"]
+        assert [process.communicate()[1] for process in processes] == ["", "", ""]
+        cache = Cache(path)
+        assert [cache.get(f"{name}{number}".encode()) for name in "abc" for number in range(50)] \
+            == [{"number": number} for number in range(50)] * 3
+
+
+def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
+    one, other = Cache(tmp_path / "calls.sqlite"), Cache(tmp_path / "calls.sqlite")
+    one.put(b"key", REPLY)
+    assert other.get(b"key") == REPLY
+
+
+def test_a_killed_process_leaves_what_it_had_put(tmp_path):
+    path = tmp_path / "calls.sqlite"
+    script = ("import sys, time; from musiccli.llm.cache import Cache; cache = Cache(sys.argv[1]); "
+              "cache.put(b'one', {'text': 'kept'}); print('put', flush=True); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert Cache(path).get(b"one") == {"text": "kept"}
+
+
+@pytest.mark.parametrize("content", [b"this is no database\n" * 100, b"\0" * 5000, b"SQLite format 3\0" + b"\xff" * 4000],
+                         ids=["text", "zeros", "broken header"])
+def test_a_file_that_is_no_cache_is_named_with_what_to_do(tmp_path, content):
+    path = tmp_path / "calls.sqlite"
+    path.write_bytes(content)
+    said = complaint(path)
+    assert said.startswith(f"{path}: the call cache cannot be used: ")
+    assert said.endswith("; mend or remove it, or run with --no-cache")
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_page_is_said_when_it_is_met(tmp_path):
+    path = tmp_path / "calls.sqlite"
+    cache = Cache(path)
+    for number in range(2000):
+        cache.put(b"%d" % number, {"text": "x" * 100})
+    cache._database.execute("pragma wal_checkpoint(truncate)")
+    cache.close()
+    with path.open("r+b") as file:
+        file.seek(8192)
+        file.write(b"\xff" * 200_000)
+    cache = Cache(path)
+    with pytest.raises(InputError, match="the call cache cannot be used"):
+        for number in range(2000):
+            cache.get(b"%d" % number)
+
+
+def test_a_cache_of_another_version_is_left_alone(tmp_path):
+    path = tmp_path / "calls.sqlite"
+    database = sqlite3.connect(path)
+    database.execute("pragma user_version = 7")
+    database.close()
+    before = path.read_bytes()
+    assert complaint(path) == (f"{path}: a call cache of version 7, this program writes {VERSION}; "
+                               "name another with --cache")
+    assert path.read_bytes() == before
+
+
+@contextmanager
+def nobody():
+    """Without root's rights, to whom everything is writable."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path_factory, exists):
+    folder = tmp_path_factory.mktemp("readonly")
+    for parent in folder.parents:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    if exists:
+        cache = Cache(folder / "calls.sqlite")
+        cache.close()
+    folder.chmod(0o555)
+    with nobody():
+        said = complaint(folder / "calls.sqlite")
+    assert said.startswith(f"{folder}/calls.sqlite: the call cache cannot be used: ")
+
+
+def test_a_path_below_a_file_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "the call cache cannot be used" in complaint(tmp_path / "file" / "calls.sqlite")
+
+
+def test_a_folder_in_the_place_of_the_cache_is_said_in_one_line(tmp_path):
+    assert "unable to open database file" in complaint(tmp_path)

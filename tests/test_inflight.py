@@ -1,0 +1,175 @@
+"""Async work behind a plain iterator: order, window, errors in their place, nothing left behind."""
+
+import asyncio
+import itertools
+import threading
+
+import pytest
+from scripted import wait_until
+
+from musiccli.llm.inflight import all_of, in_order
+
+
+async def echo(item):
+    await asyncio.sleep(0)
+    return item
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_results_keep_input_order_whatever_finishes_first(window):
+    async def work(item: int) -> int:
+        await asyncio.sleep((20 - item) / 2000)
+        return item * 10
+
+    assert list(in_order(range(20), work, window)) == [item * 10 for item in range(20)]
+
+
+def test_no_items_no_results():
+    assert list(in_order([], echo, 4)) == []
+
+
+def test_at_most_the_window_is_begun_and_not_yet_yielded():
+    begun, most = 0, 0
+
+    async def work(item: int) -> int:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(0.001 * (item % 3))
+        return item
+
+    for yielded, _ in enumerate(in_order(range(40), work, window=5)):
+        most = max(most, begun - yielded)
+    assert most == 5
+
+
+def test_endless_input_is_read_no_further_than_the_window():
+    read = []
+    results = in_order((read.append(item) or item for item in itertools.count()), echo, window=7)
+    assert [next(results) for _ in range(10)] == list(range(10))
+    assert len(read) <= 10 + 7 + 1
+    results.close()
+
+
+def test_a_result_comes_while_the_input_is_still_waited_for():
+    seen = threading.Event()
+
+    def slow_pipe():
+        yield "first"
+        assert seen.wait(5), "the first result should not wait for the second item"
+        yield "second"
+
+    results = in_order(slow_pipe(), echo, window=8)
+    assert next(results) == "first"
+    seen.set()
+    assert list(results) == ["second"]
+
+
+def test_work_goes_on_while_the_input_is_waited_for():
+    finished = threading.Event()
+
+    async def work(item: int) -> int:
+        await asyncio.sleep(0.01)
+        finished.set()
+        return item
+
+    def slow_pipe():
+        yield 1
+        assert finished.wait(5)
+        yield 2
+
+    assert list(in_order(slow_pipe(), work, window=8)) == [1, 2]
+
+
+def test_an_error_in_the_input_comes_after_the_results_before_it():
+    def items():
+        yield from range(3)
+        raise ValueError("line 4 is bad")
+
+    got = []
+    with pytest.raises(ValueError, match="line 4"):
+        got.extend([result for result in in_order(items(), echo, window=8) if got.append(result) or True])
+    assert got == [0, 1, 2]
+
+
+def test_an_error_in_work_comes_in_its_place_and_ends_what_is_in_flight():
+    cancelled = []
+
+    async def work(item: int) -> int:
+        if item == 2:
+            raise ValueError("two")
+        try:
+            await asyncio.sleep(10 if item > 2 else 0.02)
+        except asyncio.CancelledError:
+            cancelled.append(item)
+            raise
+        return item
+
+    got = []
+    with pytest.raises(ValueError, match="two"):
+        for result in in_order(range(5), work, window=5):
+            got.append(result)
+    assert (got, sorted(cancelled)) == ([0, 1], [3, 4])
+
+
+def test_closing_early_cancels_what_is_in_flight():
+    cancelled = []
+
+    async def work(item: int) -> int:
+        try:
+            await asyncio.sleep(10 if item else 0)
+        except asyncio.CancelledError:
+            cancelled.append(item)
+            raise
+        return item
+
+    results = in_order(range(4), work, window=4)
+    assert next(results) == 0
+    results.close()
+    assert set(cancelled) <= {1, 2, 3}
+    assert list(results) == []
+
+
+def test_a_reader_that_is_left_waiting_ends_without_a_word(monkeypatch):
+    said, left = [], threading.Event()
+    monkeypatch.setattr(threading, "excepthook", said.append)
+
+    def slow_pipe():
+        yield "first"
+        left.wait(5)
+        yield "second"
+
+    results = in_order(slow_pipe(), echo, window=8)
+    next(results)
+    readers = set(threading.enumerate()) - {threading.main_thread()}
+    results.close()
+    left.set()
+    wait_until(lambda: not any(reader.is_alive() for reader in readers if "read" in reader.name))
+    assert said == []
+
+
+def test_works_that_belong_together_give_their_results_in_order():
+    async def work(item: int) -> int:
+        await asyncio.sleep((3 - item) / 500)
+        return item
+
+    async def both():
+        return await all_of(*map(work, range(3)))
+
+    assert asyncio.run(both()) == [0, 1, 2]
+
+
+def test_an_error_waits_for_the_works_beside_it():
+    finished = []
+
+    async def work(item: int) -> None:
+        if item == 0:
+            raise ValueError("at once")
+        await asyncio.sleep(0.02)
+        finished.append(item)
+
+    async def both():
+        await all_of(work(0), work(1))
+
+    with pytest.raises(ValueError, match="at once"):
+        asyncio.run(both())
+    assert finished == [1]

@@ -1,0 +1,110 @@
+"""Calls in flight: more while all is well, half when refused, none before the time a provider names."""
+
+import asyncio
+import time
+
+import pytest
+
+from musiccli.llm import pace
+from musiccli.llm.pace import CUT_EVERY, FIRST, Pace, backoff
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands at clock[0]."""
+    now = [1000.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("most, first", [(64, FIRST), (4, 4), (1, 1)])
+def test_starts_small_and_never_above_the_most(most, first):
+    assert int(Pace(most).limit) == first
+
+
+def test_success_after_success_opens_up_to_the_most_and_no_further():
+    road = Pace(20)
+    limits = [road.succeeded() or road.limit for _ in range(300)]
+    assert limits == sorted(limits) and limits[-1] == 20
+    assert limits[FIRST - 1] == pytest.approx(FIRST + 1, abs=0.05)  # a whole window of successes is one place more
+
+
+def test_a_refusal_halves_and_those_of_the_same_moment_count_once(clock):
+    road = Pace(64)
+    for _ in range(10):
+        road.refused()
+    assert road.limit == FIRST / 2
+    clock[0] += CUT_EVERY
+    road.refused()
+    assert road.limit == FIRST / 4
+
+
+def test_one_place_always_stays(clock):
+    road = Pace(64)
+    for _ in range(20):
+        clock[0] += CUT_EVERY
+        road.refused()
+    assert road.limit == 1
+
+
+def test_places_are_given_in_order_of_asking_and_never_more_than_the_limit():
+    async def run() -> tuple[list[int], int]:
+        road, order, most = Pace(3), [], 0
+
+        async def call(number: int) -> None:
+            nonlocal most
+            async with road.place():
+                order.append(number)
+                most = max(most, road.flying)
+                await asyncio.sleep(0.001)
+
+        await asyncio.gather(*map(call, range(20)))
+        assert road.flying == 0
+        return order, most
+
+    assert asyncio.run(run()) == (list(range(20)), 3)
+
+
+def test_nobody_starts_before_the_time_that_the_provider_named():
+    async def run() -> list[float]:
+        road, begun, starts = Pace(4), time.monotonic(), []
+        road.refused(retry_after=0.2)
+
+        async def call() -> None:
+            async with road.place():
+                starts.append(time.monotonic() - begun)
+
+        await asyncio.gather(*(call() for _ in range(6)))
+        return starts
+
+    starts = asyncio.run(run())
+    assert len(starts) == 6 and min(starts) >= 0.19 and max(starts) < 1
+
+
+def test_a_place_is_free_again_after_an_error_or_a_cancelled_wait():
+    async def run() -> None:
+        road = Pace(1)
+        with pytest.raises(ValueError):
+            async with road.place():
+                raise ValueError
+
+        async def call() -> str:
+            async with road.place():
+                return "through"
+
+        async with road.place():
+            impatient, late, patient = (asyncio.ensure_future(call()) for _ in range(3))
+            await asyncio.sleep(0)
+            impatient.cancel()
+            await asyncio.sleep(0)
+        late.cancel()  # its place has been handed over, and it has not begun
+        assert await asyncio.wait_for(patient, 1) == "through"
+        assert road.flying == 0
+
+    asyncio.run(run())
+
+
+def test_back_off_grows_with_full_jitter_up_to_a_minute():
+    for attempt, most in [(1, 1), (2, 2), (5, 16), (20, 60)]:
+        waits = [backoff(attempt) for _ in range(400)]
+        assert 0 <= min(waits) < most * 0.1 and most * 0.9 < max(waits) <= most
