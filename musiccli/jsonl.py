@@ -183,7 +183,8 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
     except UNREADABLE as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise InputError(f"{name}: damaged after line {number}: {error}") from error
+        spot = f"after line {number}" if number else "at its start"
+        raise InputError(f"{name}: damaged {spot}: {error}") from error
 
 
 def _decode(line: bytes | None, where: str) -> Record:

@@ -82,7 +82,7 @@ def branch(record: Record) -> Record:
 def preference(record: Record) -> Record:
     """A preference, both sides whole. The explicit form ({prompt, chosen, rejected}) and plain strings are taken, too.
 
-    The prompt, a string or messages, is put before both sides and removed.
+    The prompt, a string or messages, is put before each side that does not begin with it, and removed.
     """
     _whole_sides(record, ("chosen", "rejected"))
     return _identified(record, "chosen", "rejected")
@@ -162,7 +162,7 @@ def content_id(*parts: object) -> str:
 
 def short(value: object) -> str:
     """A value as it stands in an error line: quoted, on one line, never long."""
-    shown = repr(value)
+    shown = "null" if value is None else repr(value)
     return shown if len(shown) <= 60 else f"{shown[:60]}…"
 
 
@@ -177,7 +177,8 @@ def _whole_sides(record: Record, names: tuple[str, str]) -> None:
             record[name] = [{"role": "assistant", "content": record[name]}]
         if explicit and isinstance(record.get(name), list):
             before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            record[name] = before + record[name]
+            if record[name][:len(before)] != before:
+                record[name] = before + record[name]
     if explicit:
         del record["prompt"]
     for name in names:

@@ -1,0 +1,74 @@
+"""`music` in tests: in this process, which takes milliseconds, or as a process of its own where that is the point."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from musiccli.cli.main import main
+
+COMMAND = [sys.executable, "-c", "from musiccli.cli.main import main; main()"]
+
+
+@dataclass
+class Done:
+    """How a run ended, and what it wrote."""
+
+    status: int
+    out: bytes
+    err: str
+
+    @property
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def lines(self) -> list[str]:
+        return self.err.splitlines()
+
+
+def music(*arguments: object, given: bytes = b"", stdout: io.RawIOBase | None = None) -> Done:
+    """Run one command line in this process, with `given` on its standard input."""
+    raw, err = io.BytesIO(), io.StringIO()
+    kept = sys.argv, sys.stdin, signal.getsignal(signal.SIGTERM)
+    sys.argv, sys.stdin = ["music", *map(str, arguments)], io.TextIOWrapper(io.BytesIO(given))
+    out = io.TextIOWrapper(stdout or raw)
+    status = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    finally:
+        sys.argv, sys.stdin = kept[:2]
+        signal.signal(signal.SIGTERM, kept[2])
+    if stdout is None:
+        out.flush()
+    return Done(status, raw.getvalue(), err.getvalue())
+
+
+def start(*arguments: object, **settings) -> subprocess.Popen:
+    """`music` as a process of its own, its three streams piped."""
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], **streams)
+
+
+def lines(*records: dict | bytes) -> bytes:
+    """JSONL of records; bytes are lines that stand as they are."""
+    return b"".join(record if isinstance(record, bytes) else json.dumps(record).encode() for record in
+                    (part for record in records for part in (record, b"\n")))
+
+
+def write(path: Path, *records: dict | bytes) -> Path:
+    path.write_bytes(lines(*records))
+    return path
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """This process's environment with changes; None takes a variable away."""
+    return {name: value for name, value in (os.environ | changes).items() if value is not None}

@@ -1,0 +1,366 @@
+"""Records in and out: what is read, in which words a bad file is named, and that an output which exists is whole."""
+
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import zstandard
+from console import COMMAND, lines, start, write
+
+from musiccli import jsonl
+from musiccli.errors import InputError, RecordError
+
+GZ, ZST = partial(gzip.compress, mtime=0), zstandard.ZstdCompressor().compress
+as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+
+
+def record(identity, text="q"):
+    return {"id": identity, "messages": [{"role": "user", "content": text}]}
+
+
+def read(*paths, skip=False, unique=True, parse=lambda record: record):
+    said = []
+    rejects = jsonl.Rejects(skip=skip, report=said.append)
+    return list(jsonl.read(map(str, paths), parse, rejects, unique=unique)), said
+
+
+def refused(*paths, error=InputError):
+    with pytest.raises(error) as caught:
+        read(*paths)
+    return str(caught.value)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, pack", [("in.jsonl", bytes), ("in.jsonl.gz", GZ), ("in.jsonl.zst", ZST)])
+@pytest.mark.parametrize("line", [
+    b'{"id": "x"}\n', b'{"id": "x"}', b'{"id": "x"}\r\n', b'\xef\xbb\xbf{"id": "x"}\n',
+    b'\n \n\t{"id": "x"} \n\r\n\n'], ids=["plain", "no line end", "windows", "byte order mark", "blank lines"])
+def test_a_record_is_read_from_any_file(folder, name, pack, line):
+    (folder / name).write_bytes(pack(line))
+    [found], said = read(name)
+    assert (found, said) == ({"id": "x"}, [])
+
+
+def test_the_line_number_counts_blank_lines(folder):
+    (folder / "in.jsonl").write_bytes(b'\n\n{"id": 1}\n\n{"id": 2}\n')
+    assert [found.where for found in read("in.jsonl")[0]] == ["in.jsonl:3", "in.jsonl:5"]
+
+
+@pytest.mark.parametrize("paths", [[], ["-"]])
+def test_standard_input_is_read_where_no_file_is_named(monkeypatch, paths):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines({"id": "x"}))))
+    [found], _ = read(*paths)
+    assert (found, found.where) == ({"id": "x"}, "<stdin>:1")
+
+
+def test_files_and_standard_input_are_read_in_the_order_given(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines({"id": 2}))))
+    write(folder / "1.jsonl", {"id": 1})
+    write(folder / "3.jsonl", {"id": 3})
+    assert [found.where for found in read("1.jsonl", "-", "3.jsonl")[0]] == ["1.jsonl:1", "<stdin>:1", "3.jsonl:1"]
+
+
+@pytest.mark.parametrize("name, pack", [("in.gz", GZ), ("in.zst", ZST)])
+def test_compressed_files_that_were_joined_are_read_to_the_end(folder, name, pack):
+    (folder / name).write_bytes(pack(lines({"id": 1})) + pack(lines({"id": 2})[:5]) + pack(lines({"id": 2})[5:]))
+    assert read(name)[0] == [{"id": 1}, {"id": 2}]
+
+
+@pytest.mark.parametrize("name, pack", [("in.gz", GZ), ("in.zst", ZST)])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.999])
+def test_a_compressed_file_that_was_cut_off_is_damaged_wherever_it_was_cut(folder, name, pack, kept):
+    whole = pack(lines(*({"id": number, "text": os.urandom(50).hex()} for number in range(1000))))
+    (folder / name).write_bytes(whole[:int(len(whole) * kept)])
+    assert refused(name).startswith(f"{name}: damaged ")
+
+
+@pytest.mark.parametrize("name", ["in.gz", "in.zst"])
+def test_a_suffix_that_promises_too_much_is_named(folder, name):
+    write(folder / name, {"id": 1})
+    assert refused(name).startswith(f"{name}: damaged at its start: ")
+
+
+@pytest.mark.parametrize("pack, suffix", [(GZ, ".gz"), (ZST, ".zst")])
+def test_compressed_bytes_under_a_plain_name_are_recognised(folder, pack, suffix):
+    (folder / "in.jsonl").write_bytes(pack(lines({"id": "x" * 100})))
+    assert refused("in.jsonl", error=RecordError) == \
+        f"in.jsonl:1: is compressed; name the file {suffix}, or unpack it"
+
+
+@pytest.mark.parametrize("line, said", [
+    (b'hello', "is not JSON: unexpected character, expected a JSON value (column 1)"), (b'{"id": 2', None), (b'{"id": NaN}', None), (b'{"id": 1e999}', None), (b"{'id': 2}", None), (b'{"id": 2},', None),
+    (b'{"id": "\xff"}', "is not UTF-8 (byte 9)"), ('{"id": "ü"}'.encode("latin-1"), "is not UTF-8 (byte 9)"),
+    ('{"id": 2}'.encode("utf-16"), "is not UTF-8 (byte 1)"), (b'{"id": "\\ud800"}', None),
+    *((value, "is JSON, but not an object; a record is {...}") for value in (b"[1]", b"null", b'"text"', b"1")),
+    (b"[" * 5000, None)],
+    ids=lambda value: repr(value)[:14])
+def test_a_bad_line_is_named_and_can_be_skipped(folder, line, said):
+    write(folder / "in.jsonl", {"id": 1}, line, {"id": 3})
+    message = refused("in.jsonl", error=RecordError)
+    assert message.startswith("in.jsonl:2: is not JSON: " if said is None else f"in.jsonl:2: {said}")
+    if b"\n" not in line:
+        assert read("in.jsonl", skip=True) == ([{"id": 1}, {"id": 3}], [message])
+
+
+def test_a_torn_last_line_says_that_the_file_ends_in_it(folder):
+    (folder / "in.jsonl").write_bytes(b'{"id": 1}\n{"id": "tw')
+    message = refused("in.jsonl", error=RecordError)
+    assert message.startswith("in.jsonl:2: is not JSON: ") and message.endswith("; the file ends within this line")
+
+
+def test_a_line_that_is_too_long_is_a_bad_record_in_bounded_memory(folder):
+    with open(folder / "in.jsonl", "wb") as file:
+        file.write(lines({"id": 1}) + b'{"id": "')
+        for _ in range(200):
+            file.write(b"x" * (1 << 20))
+        file.write(b'"}\n' + lines({"id": 3}))
+    code = ("import resource; from musiccli import jsonl\n"
+            "said = []; rejects = jsonl.Rejects(skip=True, report=said.append)\n"
+            "low = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "found = list(jsonl.read(['in.jsonl'], lambda record: record, rejects))\n"
+            "print([record['id'] for record in found], said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - low)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found, _, kilobytes = done.stdout.rpartition(" ")
+    assert found == "[1, 3] ['in.jsonl:2: the line is longer than 32 MB; a record is one conversation']"
+    assert int(kilobytes) < 110_000
+
+
+def test_a_line_of_nearly_the_limit_is_read(folder):
+    write(folder / "in.zst", {"id": "x" * (20 << 20)})
+    (folder / "in.zst").write_bytes(ZST((folder / "in.zst").read_bytes()))
+    [found], _ = read("in.zst")
+    assert len(found["id"]) == 20 << 20
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
+@pytest.mark.parametrize("name, pack", [("in.jsonl", bytes), ("in.gz", GZ), ("in.zst", ZST)])
+def test_a_file_without_a_record_is_refused(folder, name, pack, content):
+    (folder / name).write_bytes(pack(content))
+    assert refused(name) == f"{name}: is empty; expected JSONL, one record a line"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n"])
+def test_empty_standard_input_asks_about_the_command_before(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert refused("-") == \
+        "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?"
+
+
+def test_a_missing_file_and_a_folder_are_refused_before_anything_is_read(folder):
+    write(folder / "in.jsonl", b"not even JSON")
+    (folder / "empty.jsonl").touch()
+    for path, said in (("none.jsonl", "no such file"), (".", "is a folder; expected a JSONL file"),
+                       ("empty.jsonl", "is empty; expected JSONL, one record a line")):
+        with pytest.raises(InputError) as caught:
+            jsonl.read(["in.jsonl", path], lambda record: record)
+        assert str(caught.value) == f"{path}: {said}"
+
+
+@as_root
+def test_a_file_without_permission_is_refused(folder):
+    write(folder / "in.jsonl", {"id": 1}).chmod(0)
+    assert refused("in.jsonl") == "in.jsonl: no permission to read it"
+
+
+def test_a_named_pipe_is_read(folder):
+    os.mkfifo("pipe")
+    writer = subprocess.Popen(["sh", "-c", """echo '{"id": 1}' > pipe"""])
+    assert read("pipe")[0] == [{"id": 1}]
+    assert writer.wait() == 0
+
+
+def test_a_second_record_of_the_same_id_is_refused_across_files(folder):
+    write(folder / "1.jsonl", record("x"), record("y"))
+    write(folder / "2.jsonl", record("z"), record("x"))
+    message = "2.jsonl:2: id: 'x' stands here a second time; an id names one record"
+    assert refused("1.jsonl", "2.jsonl", error=RecordError) == message
+    found, said = read("1.jsonl", "2.jsonl", skip=True)
+    assert ([one["id"] for one in found], said) == (["x", "y", "z"], [message])
+    assert len(read("1.jsonl", "2.jsonl", unique=False)[0]) == 4
+
+
+@pytest.mark.parametrize("other", [
+    {"id": "x", "branch": "rejected"}, {"id": "x", "sample": 1}, {"id": "x", "best_of": 4}, {"id": 1}, {"id": "1"},
+    {"id": "x", "sample": [1, {}]}])
+def test_branches_samples_and_pools_of_one_id_are_records_of_their_own(folder, other):
+    write(folder / "in.jsonl", {"id": "x"}, {"id": "1" if other["id"] == 1 else 1}, other)
+    assert len(read("in.jsonl")[0]) == 3
+
+
+def test_duplicates_are_found_among_many(folder):
+    write(folder / "in.jsonl", *({"id": f"r{number}"} for number in range(5000)), {"id": "r77"}, {"id": "r4999"})
+    assert len(read("in.jsonl", skip=True)[0]) == 5000
+
+
+def test_rejects_keep_each_bad_record_with_its_error(folder):
+    write(folder / "in.jsonl", {"id": 1, "zebra": 1.5}, b'{"broken', b"[2]", {"id": 1}, b"\xff")
+    rejects = jsonl.Rejects(skip=True, path="bad.jsonl.gz")
+    list(jsonl.read(["in.jsonl"], lambda record: record, rejects))
+    rejects.close()
+    kept = [json.loads(line) for line in gzip.decompress((folder / "bad.jsonl.gz").read_bytes()).splitlines()]
+    assert [next(iter(one.items())) for one in kept] == \
+        [("line", '{"broken'), ("line", "[2]"), ("id", 1), ("line", "\ufffd")]
+    assert [one["error"].split(": ")[0] for one in kept] == [f"in.jsonl:{number}" for number in (2, 3, 4, 5)]
+    assert rejects.count == 4
+
+
+def test_only_the_first_ten_bad_records_are_said(folder):
+    write(folder / "in.jsonl", *[b"?"] * 30)
+    said = read("in.jsonl", skip=True)[1]
+    assert said[10:] == ["more bad records follow; they are counted, and kept by --rejects FILE"]
+
+
+@pytest.mark.parametrize("name, unpack", [
+    ("out.jsonl", bytes), ("out.jsonl.gz", gzip.decompress),
+    ("out.jsonl.zst", lambda packed: zstandard.ZstdDecompressor().decompressobj().decompress(packed))])
+def test_an_output_appears_when_it_is_closed_and_can_be_read_again(folder, name, unpack):
+    output = jsonl.Output(name)
+    for number in range(3):
+        output.write({"id": number})
+    assert not (folder / name).exists()
+    output.close()
+    assert unpack((folder / name).read_bytes()) == b'{"id":0}\n{"id":1}\n{"id":2}\n'
+    assert len(read(name)[0]) == output.count == 3 and os.listdir() == [name]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"])
+def test_a_discarded_output_leaves_what_was_there(folder, name):
+    (folder / name).write_bytes(b"before")
+    output = jsonl.Output(name)
+    output.write({"id": 1})
+    output.discard()
+    output.close()
+    assert (folder / name).read_bytes() == b"before" and os.listdir() == [name]
+
+
+def test_the_same_records_make_the_same_compressed_bytes(folder):
+    for name in ("1.gz", "2.gz"):
+        output = jsonl.Output(name)
+        output.write({"id": 1})
+        output.close()
+    assert (folder / "1.gz").read_bytes() == (folder / "2.gz").read_bytes()
+
+
+def test_an_output_over_its_own_input_keeps_every_record(folder):
+    write(folder / "in.jsonl", *({"id": number} for number in range(2000)))
+    output = jsonl.Output("in.jsonl")
+    for one in jsonl.read(["in.jsonl"], lambda record: record):
+        output.write(one)
+    output.close()
+    assert len(read("in.jsonl")[0]) == 2000
+
+
+def test_an_output_follows_a_link_and_a_private_file_stays_private(folder):
+    (folder / "far").mkdir()
+    write(folder / "far" / "real.jsonl", {"id": 0}).chmod(0o600)
+    os.symlink("far/real.jsonl", "link.jsonl")
+    output = jsonl.Output("link.jsonl")
+    output.write({"id": 1})
+    output.close()
+    assert os.path.islink("link.jsonl") and (folder / "far" / "real.jsonl").read_bytes() == b'{"id":1}\n'
+    assert os.stat("far/real.jsonl").st_mode & 0o777 == 0o600 and os.listdir("far") == ["real.jsonl"]
+
+
+@pytest.mark.parametrize("path, said", [
+    (".", ".: is a folder; name a file to write"),
+    ("none/out.jsonl", "none/out.jsonl: cannot be written: there is no such folder"),
+    ("x" * 300, f"{'x' * 300}: cannot be written: File name too long")], ids=["folder", "no folder", "long name"])
+def test_an_output_that_cannot_be_written_is_refused_at_once(folder, path, said):
+    with pytest.raises(InputError) as caught:
+        jsonl.Output(path)
+    assert str(caught.value) == said and os.listdir() == []
+
+
+@as_root
+def test_an_output_in_a_read_only_folder_is_refused_at_once(folder):
+    folder.chmod(0o500)
+    with pytest.raises(InputError, match=r"^out.jsonl: cannot be written: Permission denied$"):
+        jsonl.Output("out.jsonl")
+
+
+def test_a_device_is_written_in_place():
+    output = jsonl.Output("/dev/null")
+    output.write({"id": 1})
+    output.close()
+    assert os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("size", [1, 1 << 20], ids=["at the end", "on the way"])
+def test_a_full_disk_is_one_line(size):
+    output = jsonl.Output("/dev/full")
+    with pytest.raises(InputError, match=r"^/dev/full: cannot be written: No space left on device$"):
+        output.write({"id": "x" * size})
+        output.close()
+    output.discard()
+
+
+def test_a_named_pipe_is_written_as_records_come(folder):
+    os.mkfifo("pipe")
+    reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE)
+    output = jsonl.Output("pipe")
+    output.write({"id": 1})
+    output.close()
+    assert reader.communicate()[0] == b'{"id":1}\n'
+
+
+@pytest.mark.parametrize("one, other, same", [
+    (None, "-", True), ("-", "-", True), ("x", "./x", True), ("x", "y", False), ("x", "-", False), (None, "x", False)])
+def test_two_outputs_into_one_place_are_recognised(folder, one, other, same):
+    assert jsonl.same_file(one, other) is same
+
+
+def test_a_killed_run_leaves_no_target(folder):
+    with start("pair", "-o", "out.jsonl") as run:
+        run.stdin.write(b"{}")
+        wait_for(lambda: os.listdir())
+        run.send_signal(signal.SIGKILL)
+    assert not (folder / "out.jsonl").exists()
+
+
+def test_finished_records_reach_the_next_command_while_more_are_awaited():
+    code = ("import time; from musiccli import jsonl; output = jsonl.Output(); output.write({'id': 1})\n"
+            "time.sleep(jsonl.FLUSH_SECONDS); output.write({'id': 2}); time.sleep(60)")
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert [run.stdout.readline() for _ in range(2)] == [b'{"id":1}\n', b'{"id":2}\n']
+    run.kill()
+    run.communicate()
+
+
+@pytest.mark.parametrize("closed, said", [
+    ("<&-", "music pair: error: <stdin>: is closed; name a file\n"),
+    (">&-", "music pair: error: <stdout>: is closed; write to a file with -o FILE\n"), ("<&- 2>&-", "")])
+def test_closed_streams_are_named_and_never_mixed_up(closed, said):
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "pair"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_standard_output_on_a_full_disk_is_one_line():
+    message = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    given = lines(*({"id": "x", "branch": side, "messages": [*message[:1], {**message[1], "content": side}]}
+                    for side in ("chosen", "rejected")))
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*COMMAND, "pair"], input=given, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == \
+        (2, b"music pair: error: <stdout>: cannot be written: No space left on device\n")
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
