@@ -4,16 +4,19 @@ Text of a conversation is data. Control characters, and the invisible ones that 
 here, once, for both kinds of output; nothing in a record is taken for markup, an escape sequence or HTML.
 """
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from html import escape
+from itertools import zip_longest
 from typing import NamedTuple
 from unicodedata import category
 
 import orjson
 
+from musiccli import records
 from musiccli.records import Message, Record, first_divergence, lookup, side_names
 
 NARROW = 60  # columns; below, two sides stand under each other
@@ -33,23 +36,25 @@ class Turn(NamedTuple):
 
 
 class View(NamedTuple):
-    """One record, ready to be shown: `captions` and `columns` hold one entry a side."""
+    """One record, ready to be shown: `sides`, `captions` and `columns` hold one entry a side."""
 
     id: str
     kind: str
     facts: list[str]
     shared: list[Turn]
+    divider: str  # what begins after the shared part
+    sides: Sequence[str]
     captions: list[str]
     columns: list[list[Turn]]
     better: int | None  # which side won
     votes: list[tuple[str, str]]  # who voted what, and why
 
 
-def select(records: Iterable[Record], *, ids: Sequence[str] = (), where: Sequence[tuple[str, str]] = (),
+def select(found: Iterable[Record], *, ids: Sequence[str] = (), where: Sequence[tuple[str, str]] = (),
            count: int | None = None, counts: Counter | None = None) -> Iterator[Record]:
     """The first `count` records that have one of `ids` and in every field of `where` its value."""
     counts = Counter() if counts is None else counts
-    for record in records:
+    for record in found:
         if ids and str(record["id"]) not in ids:
             continue
         if all(plain(lookup(record, field)) == value for field, value in where):
@@ -62,20 +67,22 @@ def select(records: Iterable[Record], *, ids: Sequence[str] = (), where: Sequenc
 def view(record: Record) -> View:
     """What there is to show of a record of any kind."""
     names = side_names(record)
-    contrast = {entry.get("message"): entry.get("instruction") for entry in record.get("contrast") or ()
-                if isinstance(entry, dict)}
+    contrast = {entry["message"]: entry.get("instruction") for entry in objects(record, "contrast")
+                if isinstance(entry.get("message"), int)}
     if names == ("messages",):
-        split, seed = 0, record.get("seed_messages") or 0
-        seed, simulated = (turns(record, "messages", contrast, *span) for span in ((0, seed), (seed, None)))
+        begins = record.get("seed_messages") if isinstance(record.get("seed_messages"), int) else 0
+        seed, simulated = (turns(record, "messages", contrast, *span) for span in ((0, begins), (begins, None)))
         shared, columns = (seed, [simulated]) if simulated else ([], [seed])
+        divider = "simulated from here"
     else:
         left, right = names
         split = first_divergence(record[left], record[right])
         shared = turns(record, left, {}, 0, split)
         columns = [turns(record, left, {}, split), turns(record, right, contrast if right == "rejected" else {}, split)]
         columns = compare(*columns)
+        divider = "different from here" if any(columns) else "both sides are the same"
     won = record.get("winner")
-    return View(visible(str(record["id"])), visible(kind(record)), facts(record), shared,
+    return View(visible(str(record["id"])), visible(kind(record)), facts(record), shared, divider, names,
                 [caption(record, name) for name in names], columns, names.index(won) if won in names else None,
                 votes(record))
 
@@ -92,7 +99,8 @@ def facts(record: Record) -> list[str]:
     """What is known of the record beside its conversations, a few words each."""
     found = [f"{name} {plain(record[name])}" for name in ("branch", "sample") if name in record]
     if "winner" in record:
-        found.append({"tie": "tie", None: "verdict unreadable"}.get(record["winner"], f"{record['winner']} won"))
+        winner = record["winner"]
+        found.append("verdict unreadable" if winner is None else "tie" if winner == "tie" else f"{winner} won")
     found += [f"{name}: {plain(value)}" for name, value in (record.get("metadata") or {}).items()]
     return [visible(shorten(fact)) for fact in found]
 
@@ -116,15 +124,18 @@ def entries(record: Record, field: str, side: str) -> Iterator[tuple[str, object
 
 
 def turns(record: Record, side: str, contrast: dict, start: int, end: int | None = None) -> list[Turn]:
-    """Messages `start` to `end` of one side, with the scores of each assistant turn."""
+    """Messages `start` to `end` of one side, with the scores of each assistant turn.
+
+    The last score is the last turn's: a conversation that was cut to fit has none for its oldest turns.
+    """
     by_turn = [(model, scores) for model, scores in entries(record, "turn_scores", side) if isinstance(scores, list)]
-    found, number = [], 0
+    found, left = [], records.turns(record[side])
     for index, message in enumerate(record[side]):
         label = [message["role"]]
         if message["role"] == "assistant":
-            label += [f"{model} {scores[number]:.3f}" for model, scores in by_turn
-                      if number < len(scores) and isinstance(scores[number], int | float)]
-            number += 1
+            label += [f"{model} {scores[-left]:.3f}" for model, scores in by_turn
+                      if left <= len(scores) and isinstance(scores[-left], int | float)]
+            left -= 1
         instead = contrast.get(index)
         found.append(turn(message, label + ["contrasted"] * (index in contrast), instead))
     return found[start:end]
@@ -138,12 +149,17 @@ def turn(message: Message, label: list[str], instead: object) -> Turn:
 def votes(record: Record) -> list[tuple[str, str]]:
     """Each vote as a heading and the judge's words."""
     found = []
-    for vote in record.get("votes") or ():
-        if isinstance(vote, dict):
-            said = {None: "unreadable"}.get(vote.get("winner"), str(vote.get("winner")))
-            heading = f"{vote.get('judge')} · order {vote.get('order')} · {said}"
-            found.append((visible(heading), visible(str(vote.get("explanation") or "")).strip()))
+    for vote in objects(record, "votes"):
+        said = "unreadable" if vote.get("winner") is None else vote["winner"]
+        heading = f"{vote.get('judge')} · order {vote.get('order')} · {said}"
+        found.append((visible(heading), visible(str(vote.get("explanation") or "")).strip()))
     return found
+
+
+def objects(record: Record, field: str) -> list[dict]:
+    """The objects in a list, whatever else may stand there."""
+    value = record.get(field)
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def compare(left: list[Turn], right: list[Turn]) -> list[list[Turn]]:
@@ -198,56 +214,52 @@ def shorten(text: str, length: int = 160) -> str:
 # ── In a terminal ────────────────────────────────────────────────────────────────────────────────────────────────
 
 ROLES = {"system": "bold magenta", "user": "bold cyan", "assistant": "bold blue"}
-SIDES = {"chosen": "green", "rejected": "red", "a": "blue", "b": "magenta"}
+SIDES = {"chosen": "green", "rejected": "red", "a": "blue", "b": "magenta", "messages": ""}
 
 
-def terminal(records: Iterable[Record], *, width: int = 80, colour: bool = False) -> Iterator[str]:
+def terminal(found: Iterable[Record], *, width: int = 80, colour: bool = False) -> Iterator[str]:
     """Each record as lines of at most `width` columns, with escape sequences for colour or without any."""
-    import io
-
     from rich.console import Console
 
-    for record in records:
+    for record in found:
         console = Console(file=io.StringIO(), width=width, force_terminal=colour, no_color=not colour, markup=False,
                           color_system="standard" if colour else None, highlight=False, emoji=False,
                           legacy_windows=False)
-        for part in drawn(view(record), side_names(record), width):
+        for part in drawn(view(record), width):
             console.print(part)
         lines = console.file.getvalue().split("\n")
         yield "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def drawn(shown: View, names: Sequence[str], width: int) -> Iterator[object]:
+def drawn(shown: View, width: int) -> Iterator[object]:
     """The parts of one record, as rich draws them."""
     from rich.rule import Rule
     from rich.text import Text
 
-    styles = [SIDES.get(name, "") for name in names]
     heading = Text.assemble((shown.id, "bold"), (f" · {shown.kind}", "dim"))
     yield Rule(heading, align="left", style="dim")
     if shown.facts:
         yield Text(" · ".join(shown.facts), "dim")
-    single = len(names) == 1
+    single = len(shown.sides) == 1
     if single and shown.captions[0]:
         yield Text(shown.captions[0], "bold")
     yield Text()
     for turn in shown.shared:
-        yield from message(turn, "")
+        yield from message(turn)
     if shown.shared:
-        yield Rule(Text("simulated from here" if single else "different from here" if any(shown.columns)
-                        else "both sides are the same", "dim"), characters="╌", style="dim")
+        yield Rule(Text(shown.divider, "dim"), characters="╌", style="dim")
     if single:
         for turn in shown.columns[0]:
-            yield from message(turn, "")
+            yield from message(turn)
     elif width < NARROW or not any(shown.columns):
-        yield from stacked(shown, styles)
+        yield from stacked(shown)
     else:
-        yield beside(shown, styles)
+        yield beside(shown)
     for heading, words in shown.votes:
         yield Text.assemble((heading, "bold"), f"\n{words}" if words else "", overflow="fold")
 
 
-def message(turn: Turn, style: str) -> Iterator[object]:
+def message(turn: Turn, side: str = "messages") -> Iterator[object]:
     """The role and scores on a line, then the text, two columns in."""
     from rich.padding import Padding
     from rich.text import Text
@@ -257,38 +269,38 @@ def message(turn: Turn, style: str) -> Iterator[object]:
         yield Padding(Text(f"answers instead: {turn.instead}", "italic yellow", overflow="fold"), (0, 0, 0, 2))
     text = Text(turn.text, overflow="fold", tab_size=4)
     for start, end in turn.changed:
-        text.stylize(f"bold underline {style}", start, end)
+        text.stylize(f"bold underline {SIDES[side]}", start, end)
     yield Padding(text, (0, 0, 1, 2))
 
 
-def beside(shown: View, styles: list[str]) -> object:
+def beside(shown: View) -> object:
     """Both sides in two columns, a message beside the one that stands in its place."""
-    from itertools import zip_longest
-
     from rich.box import MINIMAL
     from rich.console import Group
     from rich.table import Table
 
     table = Table(box=MINIMAL, show_edge=False, pad_edge=False, expand=True, border_style="dim")
     for side in (0, 1):
-        table.add_column(head(shown, side, styles[side]), ratio=1, overflow="fold", vertical="top")
+        table.add_column(head(shown, side), ratio=1, overflow="fold", vertical="top")
     for pair in zip_longest(*shown.columns):
-        table.add_row(*(Group(*message(turn, style)) if turn else "" for turn, style in zip(pair, styles, strict=True)))
+        cells = zip(pair, shown.sides, strict=True)
+        table.add_row(*(Group(*message(turn, side)) if turn else "" for turn, side in cells))
     return table
 
 
-def stacked(shown: View, styles: list[str]) -> Iterator[object]:
+def stacked(shown: View) -> Iterator[object]:
     """One side under the other, for a narrow terminal; the captions alone where both sides are the same."""
-    for side in (0, 1):
-        yield head(shown, side, styles[side])
-        for turn in shown.columns[side]:
-            yield from message(turn, styles[side])
+    for number, side in enumerate(shown.sides):
+        yield head(shown, number)
+        for turn in shown.columns[number]:
+            yield from message(turn, side)
 
 
-def head(shown: View, side: int, style: str) -> object:
+def head(shown: View, side: int) -> object:
     from rich.text import Text
 
-    return Text(("★ " if shown.better == side else "") + shown.captions[side], f"bold {style}", overflow="fold")
+    star = "★ " * (shown.better == side)
+    return Text(star + shown.captions[side], f"bold {SIDES[shown.sides[side]]}", overflow="fold")
 
 
 # ── As a page ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -345,42 +357,38 @@ details p {{ margin: .4rem 0 0 1rem; white-space: pre-wrap; overflow-wrap: anywh
 """
 
 
-def page(records: Iterable[Record], title: str) -> Iterator[str]:
+def page(found: Iterable[Record], title: str) -> Iterator[str]:
     """One whole page of HTML, a record at a time; it needs no other file and asks the network for nothing."""
     yield PAGE_HEAD.format(title=escape(visible(title)))
-    for record in records:
-        yield article(view(record), side_names(record))
+    for record in found:
+        yield article(view(record))
     yield "</body>\n</html>\n"
 
 
-def article(shown: View, names: Sequence[str]) -> str:
+def article(shown: View) -> str:
     """One record."""
     parts = [f"<h2>{escape(shown.id)} <span>{escape(shown.kind)}</span></h2>"]
-    single = len(names) == 1
+    single = len(shown.sides) == 1
     if shown.facts:
         parts.append(f'<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in shown.facts)}</p>')
     if single and shown.captions[0]:
         parts.append(f'<p class="caption">{escape(shown.captions[0])}</p>')
     parts += [block(turn) for turn in shown.shared]
     if shown.shared:
-        words = ("simulated from here" if single else "different from here" if any(shown.columns)
-                 else "both sides are the same")
-        parts.append(f'<p class="rule">{words}</p>')
-    parts += [block(turn) for turn in shown.columns[0]] if single else [pairs(shown, names)]
+        parts.append(f'<p class="rule">{shown.divider}</p>')
+    parts += [block(turn) for turn in shown.columns[0]] if single else [pairs(shown)]
     parts += [f"<details><summary>{escape(heading)}</summary><p>{escape(words)}</p></details>"
               for heading, words in shown.votes]
     return "<article>\n" + "\n".join(parts) + "\n</article>\n"
 
 
-def pairs(shown: View, names: Sequence[str]) -> str:
+def pairs(shown: View) -> str:
     """Both sides, a message beside the one that stands in its place."""
-    from itertools import zip_longest
-
     cells = [f'<p class="caption {name}">{"★ " * (shown.better == side)}{escape(shown.captions[side])}</p>'
-             for side, name in enumerate(names)]
+             for side, name in enumerate(shown.sides)]
     for pair in zip_longest(*shown.columns):
         cells += [block(turn, name) if turn else '<div class="empty"></div>'
-                  for turn, name in zip(pair, names, strict=True)]
+                  for turn, name in zip(pair, shown.sides, strict=True)]
     return '<div class="pair">\n' + "\n".join(cells) + "\n</div>"
 
 

@@ -120,10 +120,13 @@ def test_plot_draws_every_benchmark(tmp_path, command, records, suffix, start):
     assert os.listdir(tmp_path) == [target.name]
 
 
-def test_plot_to_an_unknown_format_is_refused_before_anything_is_read(tmp_path):
-    done = music("winrate", "--plot", "figure.bmp", tmp_path / "missing.jsonl")
-    assert (done.returncode, done.stderr) == (
-        2, "music bench: error: --plot figure.bmp: expected a file that ends in .png, .svg, .pdf\n")
+@pytest.mark.parametrize("name, problem", [
+    ("figure.bmp", "expected a file that ends in .png, .svg, .pdf"),
+    ("nowhere/figure.png", "there is no such folder"),
+])
+def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, name, problem):
+    done = music("winrate", "--plot", name, tmp_path / "missing.jsonl")
+    assert (done.returncode, done.stderr) == (2, f"music bench: error: --plot {name}: {problem}\n")
 
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path):

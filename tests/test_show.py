@@ -92,6 +92,12 @@ def test_turn_scores_of_a_pair_go_on_counting_after_the_shared_part():
     assert [column[0].label for column in shown.columns] == ["assistant · rm 2.000", "assistant · rm 3.000"]
 
 
+def test_turn_scores_of_a_conversation_that_was_cut_stand_at_its_last_turns():
+    record = Record({"id": "c", "messages": messages("q", "r", "q", "r", "q", "r"), "turn_scores": {"rm": [1, 2]}})
+    assert [turn.label for turn in show.view(record).columns[0][1::2]] == ["assistant", "assistant · rm 1.000",
+                                                                           "assistant · rm 2.000"]
+
+
 def test_a_branch_shows_where_the_simulation_began():
     record = Record({"id": "b", "messages": messages("q", "r", "q2", "r2"), "branch": "rejected", "sample": 2,
                      "seed_messages": 2, "contrast": [{"message": 3, "instruction": "other"}]})
@@ -121,6 +127,14 @@ def test_sides_of_the_same_text_are_shown_once():
 def test_sides_of_different_length_leave_the_shorter_one_blank():
     record = Record({"id": "x", "a": messages("q", "r", "more", "text"), "b": messages("q", "r")})
     assert "more" in terminal(record) and page(record).count('class="empty"') == 2
+
+
+@pytest.mark.parametrize("odd", [7, "text", [], {}, [7], [[]], {"x": []}, [{"message": []}], None])
+def test_odd_values_in_fields_that_others_wrote_are_stepped_over(odd):
+    fields = ("contrast", "scores", "turn_scores", "votes", "winner", "models", "picks", "best_of", "seed_messages",
+              "branch", "sample", "first_divergence")
+    for record in (preference(), Record({"id": 1, "messages": messages("q", "four")})):
+        assert "four" in terminal(Record(record | dict.fromkeys(fields, odd)))
 
 
 @pytest.mark.parametrize("left, right, marked", [

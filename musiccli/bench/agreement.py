@@ -15,7 +15,7 @@ BY = ("turns", "first_divergence")
 
 def scored(record: Record, models: Sequence[str] = ()) -> Record:
     """A scored pair with a label: the `winner` that a judge or a person named, else that chosen is better."""
-    parse = records.judged if record.keys() & {"winner", "a", "b"} else records.preference
+    parse = records.preference if "chosen" in record and "winner" not in record else records.judged
     return check_scores(parse(record), models)
 
 

@@ -19,13 +19,13 @@ def rewardbench(rows: list[dict], confidence: float) -> Table:
     lines.append(("all", "Average"))
     partial = {row["subset"] for row in rows if row.get("partial")}
     named = [(subset, f"{label} (partial)" if subset in partial else label) for subset, label in lines]
-    return f"RewardBench, % right [{confidence:.0%} interval]", *accuracies(rows, named)
+    return f"RewardBench, % right [{100 * confidence:g}% interval]", *accuracies(rows, named)
 
 
 def agreement(rows: list[dict], confidence: float) -> Table:
     """A line a subset."""
     lines = [(subset, subset) for subset in unique(row["subset"] for row in rows)]
-    return f"Agreement with labels, % right [{confidence:.0%} interval]", *accuracies(rows, lines)
+    return f"Agreement with labels, % right [{100 * confidence:g}% interval]", *accuracies(rows, lines)
 
 
 def winrate(rows: list[dict], confidence: float) -> Table:
@@ -38,7 +38,7 @@ def winrate(rows: list[dict], confidence: float) -> Table:
         label = row["subset"] if len(contests) == 1 else f"{row['model']} against {row['against']}, {row['subset']}"
         ended = [f"{row[name]:,}" if name in row else "" for name in endings]
         cells.append([label, share, f"{row['count']:,}", *ended])
-    title = f"Win rate of {'; '.join(contests)}, % [{confidence:.0%} interval]; a tie is half a win"
+    title = f"Win rate of {'; '.join(contests)}, % [{100 * confidence:g}% interval]; a tie is half a win"
     return title, ["", "won", "read", *(name.replace("_", " ") for name in endings)], cells
 
 

@@ -1,12 +1,14 @@
 """music score pairs.jsonl --model rm | music bench agreement"""
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from musiccli import jsonl, progress
 from musiccli.cli.common import SEED, Run, app, stage
+from musiccli.errors import InputError
 
 bench = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None,
@@ -87,6 +89,8 @@ def check(plot: str | None) -> None:
         from musiccli.bench import plots
 
         plots.check(plot)
+        if not Path(plot).parent.is_dir():
+            raise InputError(f"--plot {plot}: there is no such folder")
 
 
 def report(run: Run, rows: list[dict], table: tuple[str, list[str], list[list[str]]], plot: str | None) -> None:
