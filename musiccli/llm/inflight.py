@@ -24,7 +24,8 @@ def in_order(items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], w
             while (result := runner.run(anext(results, _END))) is not _END:
                 yield result
         finally:
-            runner.run(results.aclose())
+            with contextlib.suppress(RuntimeError):  # an interrupt left it running: the runner stops it
+                runner.run(results.aclose())
 
 
 async def _results(items: Iterator, work: Callable, window: int):
@@ -51,6 +52,8 @@ async def _results(items: Iterator, work: Callable, window: int):
         if error:
             raise error
     finally:
+        if reading and not reading.cancel():
+            reading.exception()  # what the input said meanwhile interests nobody; unasked, asyncio would print it
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
