@@ -114,8 +114,6 @@ class Client:
         if known:
             account.calls, account.cached = account.calls + 1, account.cached + 1
             return Reply(**known)
-        if self.cost >= self.max_cost:
-            raise LimitReached
         reply = await (self._local(call) if call.model.startswith("local/") else self._provider(call, account))
         if reply.cost is None and not account.unpriced and self.max_cost < math.inf:
             say(f"{call.model}: its price is unknown, so --max-cost cannot count it")
@@ -168,6 +166,8 @@ class Client:
         for attempt in range(1, self.attempts + 1):
             try:
                 async with standing.pace.place():
+                    if self.cost >= self.max_cost:  # asked here: of the calls that wait for a place, none begins
+                        raise LimitReached
                     reply = await provider.complete(call, self.timeout, self.api_base)
             except provider.Refusal as refusal:
                 if refusal.overloaded:

@@ -50,7 +50,10 @@ def load(which: str, role: str) -> Prompt | None:
     path = folder / f"{role}.md"
     if not path.is_file():
         return None if which in SETS else load("paper", role)
-    head, body = _split(path.read_text("utf-8"))
+    try:
+        head, body = _split(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (byte {error.start + 1})") from None
     unknown = head.keys() - {"as", "stop"}
     as_ = head.get("as", "chat")
     if unknown or as_ not in ("chat", "turn", "completion"):

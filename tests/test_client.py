@@ -1,0 +1,346 @@
+"""litellm's real path against a loopback server: replies, money, retries, and when a run is given up."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from openai_server import serve
+from scripted import no_network
+
+from musiccli.errors import CallError, InputError
+from musiccli.llm import client as door
+from musiccli.llm import provider
+from musiccli.llm.cache import Cache
+from musiccli.llm.client import GIVE_UP_AFTER, Call, Client, LimitReached, Reply
+
+KEY = "sesame-open-9876543210"
+PRICE = 8 * 2.5e-06 + 8 * 1e-05  # openai/gpt-4o: six words are eight tokens, in and out, on this server
+OPENAI = "openai/scripted"
+VLLM = "hosted_vllm/scripted"
+six_words = "one two three four five six".format
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch):
+    """No other network, a key, and no waiting between attempts."""
+    no_network(monkeypatch)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("HOSTED_VLLM_API_BASE", raising=False)
+    monkeypatch.setattr(door, "backoff", lambda attempt: 0.0)
+
+
+def call(number: int = 0, model: str = OPENAI, **fields) -> Call:
+    question = ({"role": "user", "content": "What is a fugue in music?"},)
+    return Call(model, (f"id{number}", "chosen", 0, 0, "assistant", 0), question, **fields)
+
+
+def ask(client: Client, *calls: Call) -> list:
+    """The reply of each call, all asked at once, or the exception it met."""
+    async def every() -> list:
+        return await asyncio.gather(*map(client.ask, calls), return_exceptions=True)
+    return asyncio.run(every())
+
+
+@contextmanager
+def server_and_client(settings: dict | None = None, **behaviour):
+    with serve(**{"reply": lambda _: six_words(), **behaviour}) as server:
+        yield server, Client(**{"api_base": server.base_url, "timeout": 5, **(settings or {})})
+
+
+def test_a_reply_has_its_text_its_end_and_its_tokens():
+    with server_and_client() as (server, client):
+        assert ask(client, call()) == [Reply(six_words(), "stop", 8, 8, None)]
+        assert server.calls == 1
+
+
+def test_what_is_asked_reaches_the_server():
+    asked = call(max_tokens=77, temperature=0.25, top_p=0.75, stop=("\n\n",), seed=5)
+    with server_and_client() as (server, client):
+        ask(client, asked)
+    [body] = server.requests
+    assert body == {"model": "scripted", "messages": list(asked.messages), "max_tokens": 77, "temperature": 0.25,
+                    "top_p": 0.75, "stop": ["\n\n"], "seed": asked.own_seed}
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+
+
+def test_two_samples_of_one_question_have_different_seeds_and_a_repeated_one_its_own():
+    other = replace(call(), whom=("id0", "chosen", 1, 0, "assistant", 0))
+    assert call().own_seed == call().own_seed != other.own_seed
+    assert call().key != other.key != replace(other, temperature=0.1).key
+    assert 0 <= call().own_seed < 2**31
+
+
+@pytest.mark.parametrize("model, cost", [("openai/gpt-4o", pytest.approx(PRICE)), (OPENAI, None), (VLLM, None)])
+def test_cost_is_in_dollars_and_none_where_the_price_is_unknown(model, cost):
+    with server_and_client() as (_, client):
+        [reply] = ask(client, call(model=model))
+    assert reply.cost == cost
+    assert client.cost == (0 if cost is None else cost)
+    assert ("price unknown" in client.summary()[0]) is (cost is None)
+
+
+def test_the_summary_names_role_model_calls_tokens_and_money():
+    with server_and_client({"cache": None}, script=["500"]) as (_, client):
+        ask(client, call(1, "openai/gpt-4o"), call(2, "openai/gpt-4o"))
+    assert client.summary() == ["assistant openai/gpt-4o: 2 calls (0 from cache, 1 retried), 32 tokens, $0.0002"]
+
+
+def test_who_was_never_asked_is_not_in_the_summary():
+    client = Client(max_cost=0)
+    ask(client, call())
+    assert client.summary() == []
+
+
+def test_a_reply_that_the_limit_cut_says_length():
+    with server_and_client(script=["length"]) as (_, client):
+        assert ask(client, call())[0].finish == "length"
+
+
+@pytest.mark.parametrize("model", [OPENAI, VLLM])
+@pytest.mark.parametrize("fault", ["429", "500", "reset", "truncated", "invalid-json", "empty"])
+def test_a_passing_fault_is_tried_again(model, fault, capfd):
+    silent = model == VLLM and fault == "reset"  # litellm itself tries a reset connection a second time
+    with server_and_client(script=[fault, fault, *[fault] * silent, *[fault] * silent]) as (server, client):
+        assert ask(client, call(model=model))[0].text == six_words()
+        assert server.calls == 3 + 2 * silent
+    assert client.spent["assistant", model].retries == 2
+    assert capfd.readouterr().out == ""  # litellm likes to print advice where records go
+
+
+def test_a_slow_body_is_no_fault():
+    with server_and_client(script=["slow"]) as (server, client):
+        assert ask(client, call())[0].text == six_words()
+        assert server.calls == 1
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "reset", "empty"])
+def test_after_every_attempt_the_call_has_failed(fault):
+    with server_and_client({"attempts": 3}, script=[fault] * 9) as (server, client):
+        [error] = ask(client, call())
+        assert isinstance(error, CallError)
+        assert str(error).startswith(f"{OPENAI}: ") and str(error).endswith(" (after 3 attempts)")
+        assert server.calls == 3
+
+
+@pytest.mark.parametrize("model", [OPENAI, VLLM])
+def test_retry_after_is_waited_for_by_all_calls_to_that_model(model):
+    with server_and_client(script=["429-retry-after"], retry_after=0.5) as (server, client):
+        async def run() -> list[float]:
+            begun = time.monotonic()
+            first = asyncio.ensure_future(client.ask(call(1, model)))
+            while not client.spent["assistant", model].retries:
+                await asyncio.sleep(0.005)
+            await client.ask(call(2, model))
+            late = time.monotonic() - begun
+            await first
+            return [late, time.monotonic() - begun]
+        assert min(asyncio.run(run())) >= 0.5
+        assert server.calls == 3
+
+
+def test_a_hanging_call_times_out_and_is_tried_again():
+    with server_and_client({"timeout": 0.3}, script=["hang"]) as (server, client):
+        begun = time.monotonic()
+        assert ask(client, call())[0].text == six_words()
+        assert 0.3 <= time.monotonic() - begun < 2
+        assert server.calls == 2
+
+
+def test_the_first_retry_of_a_silent_model_is_said_once(capfd):
+    with server_and_client(script=["500"] * 4) as (_, client):
+        ask(client, call(1), call(2))
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"{OPENAI}: ") and said[0].endswith("The server had an error; trying again")
+
+
+@pytest.mark.parametrize("model", [OPENAI, VLLM])
+def test_a_wrong_key_ends_the_run_at_once(model):
+    with server_and_client(api_key="another") as (server, client):
+        [error] = ask(client, call(model=model))
+        assert isinstance(error, InputError)
+        assert str(error).endswith("no call to it has succeeded, so the run stops here")
+        assert server.calls == 1
+
+
+@pytest.mark.parametrize("model", [OPENAI, VLLM])
+def test_an_address_where_nothing_is_ends_the_run_at_once(model):
+    with server_and_client() as (server, client):
+        client.api_base = server.base_url.replace("/v1", "/nowhere")
+        [error] = ask(client, call(model=model))
+    assert isinstance(error, InputError) and "404" in str(error)
+
+
+def test_a_refusal_after_a_success_fails_its_call_only():
+    with server_and_client() as (server, client):
+        ask(client, call(1))
+        client.api_base = server.base_url.replace("/v1", "/nowhere")
+        [error] = ask(client, call(2))
+    assert isinstance(error, CallError)
+
+
+def test_one_models_success_does_not_excuse_another_model():
+    with server_and_client() as (server, client):
+        ask(client, call(1))
+        client.api_base = server.base_url.replace("/v1", "/nowhere")
+        [error] = ask(client, call(2, model="openai/mistyped"))
+    assert isinstance(error, InputError)
+
+
+def test_an_unusable_request_fails_without_another_attempt():
+    with server_and_client() as (server, client):
+        [error] = ask(client, replace(call(), messages=()))
+        assert isinstance(error, CallError) and "must be JSON with messages" in str(error)
+        assert server.calls == 1
+
+
+def test_calls_that_all_fail_end_the_run_after_a_few():
+    with server_and_client({"attempts": 2}, faults={"500": 1}) as (server, client):
+        met = [ask(client, call(number))[0] for number in range(GIVE_UP_AFTER + 1)]
+        assert [type(error) for error in met] == [CallError] * (GIVE_UP_AFTER - 1) + [InputError] * 2
+        assert server.calls == 2 * len(met)
+
+
+def test_a_server_that_is_not_there_is_named(unused_port):
+    client = Client(api_base=f"http://127.0.0.1:{unused_port}/v1", attempts=2)
+    [error] = ask(client, call(model=VLLM))
+    assert isinstance(error, CallError) and f"127.0.0.1:{unused_port}" in str(error)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with serve() as server:
+        return server.port
+
+
+def test_the_limit_stops_before_the_next_call_and_cached_calls_stay_free(tmp_path):
+    with server_and_client({"cache": Cache(tmp_path / "c")}, reply=lambda _: six_words()) as (server, client):
+        client.max_cost = 1.5 * PRICE
+        met = [ask(client, call(number, "openai/gpt-4o"))[0] for number in (0, 1, 2, 0)]
+        assert [type(one) for one in met] == [Reply, Reply, LimitReached, Reply]
+        assert server.calls == 2
+        assert client.cost == pytest.approx(2 * PRICE)
+
+
+def test_of_the_calls_that_wait_for_a_place_none_begins_when_the_money_is_spent():
+    with server_and_client({"max_cost": 2.5 * PRICE, "concurrency": 2}) as (server, client):
+        met = ask(client, *(call(number, "openai/gpt-4o") for number in range(20)))
+        assert server.calls <= 3 + 1  # the one that brought the limit, and the one beside it
+    assert [type(one) for one in met].count(Reply) == server.calls
+    assert {type(one) for one in met} == {Reply, LimitReached}
+
+
+def test_a_limit_that_cannot_be_held_is_said(capfd):
+    with server_and_client({"max_cost": 1.0}) as (_, client):
+        ask(client, call(1))
+        ask(client, call(2))
+    assert capfd.readouterr().err == f"{OPENAI}: its price is unknown, so --max-cost cannot count it\n"
+
+
+def test_concurrency_is_the_most_calls_in_flight():
+    with server_and_client({"concurrency": 3}, delay=0.02) as (server, client):
+        ask(client, *map(call, range(12)))
+        assert (server.peak, server.calls) == (3, 12)
+
+
+def test_refused_calls_slow_the_run_down_and_all_come_through():
+    with server_and_client({"attempts": 30}, limit=4, delay=0.01) as (server, client):
+        replies = ask(client, *map(call, range(40)))
+        assert {type(reply) for reply in replies} == {Reply}
+        assert server.finished == 40
+        assert client._standings[OPENAI].pace.limit < 16
+
+
+def test_a_second_client_finds_every_reply_and_asks_nobody(tmp_path):
+    with server_and_client({"cache": Cache(tmp_path / "calls.sqlite")}) as (server, client):
+        first = ask(client, *map(call, range(5)))
+        client.close()
+        again = Client(cache=Cache(tmp_path / "calls.sqlite"), api_base=server.base_url)
+        assert ask(again, *map(call, range(5))) == first
+        assert server.calls == 5
+    assert again.summary() == [f"assistant {OPENAI}: 5 calls (5 from cache, 0 retried), 0 tokens, $0.0000"]
+
+
+@pytest.mark.parametrize("change", [
+    {"model": "openai/other"}, {"max_tokens": 5}, {"temperature": 0.1}, {"top_p": 0.2}, {"stop": ("x",)}, {"seed": 1},
+    {"whom": ("id0", "chosen", 1, 0, "assistant", 0)}, {"whom": ("id0", "chosen", 0, 0, "assistant", 1)},
+    {"messages": ({"role": "user", "content": "What else?"},)}], ids=str)
+def test_another_question_is_another_call(tmp_path, change):
+    with server_and_client({"cache": Cache(tmp_path / "c")}) as (server, client):
+        ask(client, call())
+        ask(client, replace(call(), **change))
+        ask(client, call())
+        assert server.calls == 2
+
+
+def test_a_failed_call_is_not_kept(tmp_path):
+    with server_and_client({"cache": Cache(tmp_path / "c"), "attempts": 1}, script=["500"]) as (_, client):
+        assert [type(ask(client, call())[0]) for _ in range(2)] == [CallError, Reply]
+
+
+def test_keys_stand_neither_in_errors_nor_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "token-of-mine")
+    with server_and_client({"cache": Cache(tmp_path / "calls.sqlite")}) as (_, client):
+        ask(client, call())
+        client.close()
+    assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.iterdir())
+    for secret in (KEY, "token-of-mine", "sk-proj-abcdefgh12345678", "AIzaSyA1234567890abcdefg", "gsk_abcdefghijklmn"):
+        refusal = provider._refusal(RuntimeError(f"Incorrect API key provided: {secret}, at ?key={secret}&alt=json."))
+        assert str(refusal) == "Incorrect API key provided: [key], at ?key=[key]&alt=json"
+
+
+@pytest.mark.parametrize("model, named", [
+    ("gemini/gemini-1.5-pro", "GEMINI_API_KEY"), ("openai/gpt-4o", "OPENAI_API_KEY"), ("gpt-4o", "OPENAI_API_KEY"),
+    ("anthropic/claude-3-haiku-20240307", "ANTHROPIC_API_KEY")])
+def test_a_missing_key_ends_the_run_at_once_and_names_the_variable(monkeypatch, model, named, capfd):
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    client = Client()
+    [error] = ask(client, call(model=model))
+    assert isinstance(error, InputError) and named in str(error)
+    assert "\n" not in str(error) and "Traceback" not in str(error)
+    assert client.spent["assistant", model].retries == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_without_a_provider_is_explained(capfd):
+    [error] = ask(Client(), call(model="llama"))
+    assert isinstance(error, InputError) and "name the provider, as in gemini/" in str(error)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_server_of_ones_own_is_never_mistaken_for_openai():
+    [error] = ask(Client(), call(model=VLLM))
+    assert isinstance(error, InputError) and "--api-base" in str(error)
+
+
+def test_only_models_in_this_process_continue_raw_text():
+    [error] = ask(Client(), replace(call(), as_="turn"))
+    assert isinstance(error, InputError) and "--prompts" in str(error)
+
+
+@pytest.mark.parametrize("headers, seconds", [
+    ({"retry-after": "7"}, 7.0), ({"retry-after": "0.5"}, 0.5), ({"retry-after": "-3"}, 0.0), ({}, None), (None, None),
+    ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None)])
+def test_retry_after_is_read_in_seconds(headers, seconds):
+    error = RuntimeError("slow down")
+    error.litellm_response_headers = headers
+    assert provider._refusal(error).retry_after == seconds
+
+
+@pytest.mark.parametrize("model, prices", [
+    ("openai/gpt-4o", (2.5e-06, 1e-05)), ("local/smollm2", (0.0, 0.0)), ("openai/scripted", None), ("nonsense", None)])
+def test_prices_are_known_or_none(model, prices):
+    assert provider.price(model) == prices
+
+
+def test_litellm_is_imported_only_when_a_provider_is_asked():
+    script = ("import sys; from musiccli.cli import main; from musiccli.llm import client, inflight, cache; "
+              "from musiccli import simulate, judge; from musiccli.llm import provider; provider.price('local/x'); "
+              "heavy = {'litellm', 'torch', 'transformers', 'openai'} & sys.modules.keys(); print(sorted(heavy))")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,0 +1,177 @@
+"""Branches become preferences or are dropped under a name; scored candidates become contests."""
+
+from collections import Counter
+
+import pytest
+from scripted import Music, jsonl, lines, talk
+
+from musiccli.errors import RecordError
+from musiccli.pair import best_of, join, scored
+from musiccli.records import Record, preference
+
+SEED = ("How do I boil an egg?",)
+GOOD, BAD = (*SEED, "Eight minutes.", "And soft?", "Five."), (*SEED, "Fry it.", "I said boil!", "Bake it.")
+
+
+def branch(name: str, contents=None, identifier="e", sample=0, **fields) -> Record:
+    rejected = {"contrast": [{"message": 1, "instruction": "How do I fry an egg?"}]} if name == "rejected" else {}
+    return Record({"id": identifier, "messages": talk(*(contents or (BAD if name == "rejected" else GOOD))),
+                   "branch": name, "sample": sample, "seed_messages": 1, "contrast": [], **rejected, **fields},
+                  f"b.jsonl:{identifier}{sample}{name}")
+
+
+def joined(*branches: Record) -> tuple[list[dict], dict, list[str]]:
+    """The preferences, the counts, and what was said."""
+    counts, said = Counter(), []
+    return list(join(branches, counts, said.append)), dict(counts), said
+
+
+def test_a_preference_holds_both_branches_whole_and_says_where_they_part():
+    bookkeeping = {"usage": {"prompt_tokens": 3}, "cost": 0.1, "truncated": [3]}
+    [pair], counts, said = joined(branch("chosen", metadata={"topic": "eggs"}, extra=[1], **bookkeeping),
+                                  branch("rejected", **bookkeeping))
+    assert pair == {"id": "e", "sample": 0, "seed_messages": 1, "metadata": {"topic": "eggs"}, "extra": [1],
+                    "chosen": talk(*GOOD), "rejected": talk(*BAD), "first_divergence": 1,
+                    "contrast": [{"message": 1, "instruction": "How do I fry an egg?"}]}
+    assert (counts, said) == ({}, [])
+    assert preference(Record(pair)) == pair
+
+
+def test_the_order_of_the_branches_does_not_matter():
+    assert joined(branch("rejected"), branch("chosen"))[0] == joined(branch("chosen"), branch("rejected"))[0]
+
+
+def test_branches_that_stand_together_stream():
+    def pipe():
+        yield branch("chosen", identifier="one")
+        yield branch("rejected", identifier="one")
+        pytest.fail("the first pair should not wait for more input")
+
+    said = []
+    assert next(join(pipe(), Counter(), said.append))["id"] == "one"
+    assert said == []
+
+
+def test_branches_that_stand_apart_are_held_and_that_is_said_once():
+    apart = [branch(name, identifier=identifier) for name in ("chosen", "rejected") for identifier in "abc"]
+    pairs, counts, said = joined(*apart)
+    assert ([pair["id"] for pair in pairs], counts) == (["a", "b", "c"], {})
+    assert said == ["b.jsonl:b0chosen: branches of one id do not stand together; holding each until its partner comes"]
+
+
+def test_samples_of_one_id_are_pairs_of_their_own():
+    branches = [branch(name, sample=sample) for sample in range(3) for name in ("chosen", "rejected")]
+    assert [(pair["id"], pair["sample"]) for pair in joined(*branches)[0]] == [("e", 0), ("e", 1), ("e", 2)]
+
+
+@pytest.mark.parametrize("chosen, rejected, reason", [
+    ({"faults": [{"message": 2, "fault": "user goodbye"}]}, {}, "user goodbye"),
+    ({}, {"faults": [{"message": 1, "fault": "assistant contrast leak"}]}, "assistant contrast leak"),
+    ({}, {"contents": GOOD}, "same text"),
+    ({}, {"contents": ("How do I fry an egg?", *BAD[1:])}, "different seeds"),
+    ({}, {"contrast": []}, "nothing contrasted"),
+    ({"contents": GOOD[:3]}, {}, "ends with the user"),
+    ({}, {"contents": BAD[:3]}, "ends with the user")])
+def test_a_bad_pair_is_dropped_under_its_reason(chosen, rejected, reason):
+    whole = [branch(name, identifier="whole") for name in ("chosen", "rejected")]
+    pairs, counts, _ = joined(branch("chosen", **chosen), branch("rejected", **rejected), *whole)
+    assert ([pair["id"] for pair in pairs], counts) == (["whole"], {f"dropped ({reason})": 1})
+
+
+def test_a_branch_without_its_partner_is_counted():
+    pairs, counts, _ = joined(branch("chosen"), branch("rejected", sample=1), branch("rejected"))
+    assert ([pair["sample"] for pair in pairs], counts) == ([0], {"dropped (other branch missing)": 1})
+
+
+def candidates(identifier: str = "e", music=(1, 4, 2, 3), baseline=(3, 1, 2, 4)) -> list[Record]:
+    return [Record({"id": identifier, "sample": number, "branch": "chosen", "metadata": {"topic": "eggs"},
+                    "messages": talk("How?", f"{identifier}{number}"), "scores": {"music": one, "baseline": other}})
+            for number, (one, other) in enumerate(zip(music, baseline, strict=True))]
+
+
+def contests(records, sizes=(2, 4)) -> tuple[list[tuple], dict]:
+    """(id, N, a's pick, b's pick) of each contest, and the counts."""
+    counts = Counter()
+    made = list(best_of(records, sizes, "music", "baseline", counts))
+    for contest in made:
+        assert contest["models"] == {"a": "music", "b": "baseline"} and contest["metadata"] == {"topic": "eggs"}
+        for side in "ab":
+            assert contest[side][-1]["content"] == f"{contest['id']}{contest['picks'][side]}"
+    return [(one["id"], one["best_of"], one["picks"]["a"], one["picks"]["b"]) for one in made], \
+        {name: count for name, count in counts.items() if count}
+
+
+def test_each_model_picks_its_best_of_nested_pools():
+    assert contests(candidates(), (1, 2, 3, 4)) == (
+        [("e", 1, 0, 0), ("e", 2, 1, 0), ("e", 3, 1, 0), ("e", 4, 1, 3)], {"same pick": 1})
+
+
+def test_pools_follow_the_sample_number_whatever_the_order_of_input():
+    assert contests(reversed(candidates())) == contests(candidates())
+
+
+def test_ids_may_come_mixed():
+    mixed = [one for both in zip(candidates("x"), candidates("y", baseline=(3, 1, 2, 0)), strict=True) for one in both]
+    assert contests(mixed)[0] == [("x", 2, 1, 0), ("x", 4, 1, 3), ("y", 2, 1, 0), ("y", 4, 1, 0)]
+
+
+def test_a_small_pool_gives_the_contests_it_can_and_is_counted():
+    assert contests([*candidates("x")[:3], *candidates("y")]) == (
+        [("y", 2, 1, 0), ("y", 4, 1, 3), ("x", 2, 1, 0)], {"ids with fewer candidates than the largest N": 1})
+
+
+def test_candidates_beyond_the_largest_pool_make_no_second_pool():
+    assert contests(candidates(music=(1, 4, 2, 3, 9, 9), baseline=(3, 1, 2, 4, 9, 9))) == (
+        [("e", 2, 1, 0), ("e", 4, 1, 3)], {"candidates beyond the largest N": 2})
+
+
+def test_the_first_of_equal_candidates_is_picked_by_both():
+    assert contests(candidates(music=(1, 1, 1, 1), baseline=(2, 2, 2, 2))) == (
+        [("e", 2, 0, 0), ("e", 4, 0, 0)], {"same pick": 2})
+
+
+@pytest.mark.parametrize("scores, missing, have", [
+    ({"music": 1.5}, "baseline", "music"), ({}, "music", "none"), (None, "music", "none"),
+    ({"music": 1, "baseline": None}, "baseline", "music, baseline")])
+def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
+    record = candidates()[0] | {"scores": scores}
+    with pytest.raises(RecordError, match=rf"scores: no score by '{missing}' \(scores by: {have}\); music score"):
+        scored(Record(record), ("music", "baseline"))
+
+
+@pytest.fixture
+def music(tmp_path) -> Music:
+    return Music(tmp_path)
+
+
+def test_pair_joins_what_it_reads(music):
+    done = music("pair", stdin=jsonl([branch("chosen"), branch("rejected"), branch("chosen", sample=1)]))
+    assert (done.returncode, [pair["id"] for pair in lines(done.stdout)]) == (0, ["e"])
+    assert done.stderr.startswith("music pair: 1 records written in ")
+    assert done.stderr.endswith("; 1 dropped (other branch missing)\n")
+
+
+def test_pair_best_of_takes_its_sizes_in_any_order(music):
+    done = music("pair", "--best-of", "4,2,2", "--a", "music", "--b", "baseline", stdin=jsonl(candidates()))
+    assert (done.returncode, [contest["best_of"] for contest in lines(done.stdout)]) == (0, [2, 4])
+
+
+def test_a_candidate_without_a_score_stops_the_run_or_is_skipped(music):
+    records = jsonl([candidates("x")[0] | {"scores": {}}, *candidates("y")])
+    options = ("pair", "--best-of", "2", "--a", "music", "--b", "baseline")
+    stopped, skipped = music(*options, stdin=records), music(*options, "--on-error", "skip", stdin=records)
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (
+        2, "", "music pair: error: <stdin>:1: scores: no score by 'music' (scores by: none); music score --as NAME "
+        "adds one\n")
+    assert (skipped.returncode, [contest["id"] for contest in lines(skipped.stdout)]) == (1, ["y"])
+    assert "; 1 failed" in skipped.stderr
+
+
+@pytest.mark.parametrize("options, problem", [
+    (["--best-of", "two"], "--best-of two: expected sizes like 2,4,8"),
+    (["--best-of", "2,,4"], "--best-of 2,,4: expected sizes like 2,4,8"),
+    (["--best-of", "0"], "--best-of 0: expected sizes like 2,4,8"),
+    (["--best-of", "2"], "--best-of needs --a NAME and --b NAME, the two models whose picks compete")])
+def test_wrong_sizes_and_missing_names_are_said(music, options, problem):
+    done = music("pair", *options, stdin=jsonl(candidates()))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"music pair: error: {problem}\n")

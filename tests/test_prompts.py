@@ -1,0 +1,91 @@
+"""Prompt texts: found, read, filled; a folder of one's own may replace some of them."""
+
+import re
+
+import pytest
+from scripted import talk
+
+from musiccli import prompts
+from musiccli.errors import InputError
+from musiccli.prompts import SETS, Prompt, load, transcript
+
+GIVEN = {"user": {"transcript"}, "contrast": {"transcript", "instruction"}, "rewrite": {"transcript", "instruction"},
+         "judge": {"a", "b", "fence"}}  # the variables that simulate and judge fill in
+PACKAGED = [(which, role) for which in SETS for role in GIVEN if load(which, role)]
+
+
+def folder_with(tmp_path, text: str, role: str = "user"):
+    (tmp_path / f"{role}.md").write_text(text, "utf-8")
+    return str(tmp_path)
+
+
+def test_every_variable_is_replaced_once():
+    prompt = Prompt("user.md", "{{a}} and {{ b }}, {{a}}")
+    assert prompt.fill(a="{{b}} \\1 {{c}}", b="two", unused="x") == "{{b}} \\1 {{c}} and two, {{b}} \\1 {{c}}"
+
+
+def test_a_variable_without_a_value_is_an_error_that_names_what_there_is():
+    with pytest.raises(InputError, match=r"user\.md: \{\{topic\}\} is not a variable here; there are a, b"):
+        Prompt("user.md", "About {{topic}}").fill(a="", b="")
+
+
+@pytest.mark.parametrize("which, role", PACKAGED)
+def test_packaged_prompts_need_nothing_but_what_is_given(which, role):
+    filled = load(which, role).fill(**{name: f"<<{name}>>" for name in GIVEN[role]})
+    assert "{{" not in filled
+    if which == "paper":
+        assert all(f"<<{name}>>" in filled for name in GIVEN[role])
+
+
+def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
+    assert [role for which, role in PACKAGED if which == "small"] == ["user", "rewrite", "judge"]
+    assert {role: load("small", role).as_ for role in ("user", "rewrite", "judge")} \
+        == {"user": "turn", "rewrite": "completion", "judge": "completion"}
+    assert load("small", "rewrite").stop == ("\n",)
+
+
+def test_a_prompt_without_a_head_is_asked_in_chat():
+    assert (load("paper", "user").as_, load("paper", "user").stop) == ("chat", ())
+
+
+def test_a_folder_replaces_what_it_holds_and_the_rest_is_the_papers(tmp_path):
+    folder = folder_with(tmp_path, "Next, please: {{transcript}}\n")
+    assert load(folder, "user").text == "Next, please: {{transcript}}"
+    assert load(folder, "contrast") == load("paper", "contrast")
+
+
+def test_a_head_says_how_the_model_is_asked_and_where_a_reply_ends(tmp_path):
+    head = '---\nas: completion\nstop: ["\\n", "User:"]\n---\n'
+    prompt = load(folder_with(tmp_path, f"{head}\nUser: {{{{transcript}}}}\n---\nend\n"), "user")
+    assert (prompt.text, prompt.as_, prompt.stop) == ("User: {{transcript}}\n---\nend", "completion", ("\n", "User:"))
+
+
+@pytest.mark.parametrize("head, problem", [
+    ("as: story", "as: chat|turn|completion"), ("temperature: 1", "as: chat|turn|completion"),
+    ("stop: \\n", "a JSON list of strings"), ('stop: "abc"', "a JSON list of strings"),
+    ("stop: 5", "a JSON list of strings"), ("stop: [1]", "a JSON list of strings"),
+    ('stop: [""]', "a JSON list of strings")])
+def test_a_wrong_head_is_named_with_its_file(tmp_path, head, problem):
+    with pytest.raises(InputError, match=re.escape(problem)) as raised:
+        load(folder_with(tmp_path, f"---\n{head}\n---\nText"), "user")
+    assert str(raised.value).startswith(f"{tmp_path}/user.md: ")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "user.md").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"user\.md: is not UTF-8"):
+        load(str(tmp_path), "user")
+
+
+def test_an_unknown_set_is_named():
+    with pytest.raises(InputError, match="--prompts papers: neither paper nor small nor a folder"):
+        load("papers", "user")
+
+
+def test_a_set_has_no_prompt_for_an_unknown_role():
+    assert prompts.load("paper", "narrator") is None
+
+
+def test_a_transcript_names_who_speaks():
+    messages = [{"role": "system", "content": " Be brief. "}, *talk("Hi!", "Hello.\n\nWhat now?\n")]
+    assert transcript(messages) == "System: Be brief.\n\nUser: Hi!\n\nAssistant: Hello.\n\nWhat now?"
