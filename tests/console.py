@@ -64,7 +64,8 @@ def lines(*records: dict | bytes) -> bytes:
                     (part for record in records for part in (record, b"\n")))
 
 
-def write(path: Path, *records: dict | bytes) -> Path:
+def write(path: str | Path, *records: dict | bytes) -> Path:
+    path = Path(path)
     path.write_bytes(lines(*records))
     return path
 

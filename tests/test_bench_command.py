@@ -89,7 +89,7 @@ def test_left_out_labels_are_counted_in_the_last_line():
 def test_what_cannot_be_counted_is_one_line_and_status_2(command, records, message):
     done = music(command, records=records)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"music bench: error: {message}\n"
+    assert done.stderr == f"music bench {command}: error: {message}\n"
 
 
 def test_bad_records_can_be_skipped_and_are_counted():
@@ -126,14 +126,14 @@ def test_plot_draws_every_benchmark(tmp_path, command, records, suffix, start):
 ])
 def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, name, problem):
     done = music("winrate", "--plot", name, tmp_path / "missing.jsonl")
-    assert (done.returncode, done.stderr) == (2, f"music bench: error: --plot {name}: {problem}\n")
+    assert (done.returncode, done.stderr) == (2, f"music bench winrate: error: --plot {name}: {problem}\n")
 
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError")
     done = music("winrate", "--plot", "figure.png", records=[contest(0, "a", 2)], env={"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stderr) == (
-        2, 'music bench: error: --plot needs matplotlib; pip install "musiccli[plot]"\n')
+        2, 'music bench winrate: error: --plot needs matplotlib; pip install "musiccli[plot]"\n')
 
 
 @pytest.mark.skipif(not (DATA / "llmbar").is_dir(), reason="needs ../shared/data/llmbar")

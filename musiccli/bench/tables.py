@@ -82,7 +82,7 @@ def comparisons(overall: list[dict]) -> list[str]:
     """For each two models: how far apart they are on all pairs, and what could have been seen."""
     found: dict[tuple, dict[str, dict]] = {}
     for row in overall:
-        if "against" in row:
+        if "against" in row and row["metric"] != "win_rate":  # a win rate's own table says it all
             found.setdefault((row["model"], row["against"]), {})[row["metric"]] = row
     said = []
     for (first, second), metrics in found.items():

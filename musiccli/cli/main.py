@@ -19,12 +19,13 @@ def main() -> None:
     """Run the command line; never a traceback without --debug."""
     debug = "--debug" in sys.argv or bool(os.environ.get("MUSIC_DEBUG"))
     arguments = [word for word in sys.argv[1:] if word != "--debug"] or ["--help"]
-    command = " ".join(["music", *(word for word in arguments[:1] if not word.startswith("-"))])
+    root = typer.main.get_command(app)
+    command = name_of(root, arguments)
     if sys.stderr is None:  # closed: print would speak on standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, terminate)
     try:
-        with typer.main.get_command(app).make_context("music", arguments) as context:
+        with root.make_context("music", arguments) as context:
             context.command.invoke(context)
     except typer.Exit as done:
         sys.exit(done.exit_code)
@@ -39,6 +40,17 @@ def main() -> None:
             raise
         say(explain(error, command))
         sys.exit(Exit.USAGE)
+
+
+def name_of(group: typer.core.TyperGroup, arguments: list[str]) -> str:
+    """The command that the arguments begin with, as people type it: "music bench winrate"."""
+    words, commands = ["music"], group.commands
+    for word in arguments:
+        if word not in commands:
+            break
+        words.append(word)
+        commands = getattr(commands[word], "commands", {})
+    return " ".join(words)
 
 
 def explain(error: Exception, command: str) -> str:

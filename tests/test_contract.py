@@ -1,0 +1,377 @@
+"""The manners that every command shares, as a contract: each command in ROWS is put through every test here.
+
+A new command needs one row: what else it must be given, and a good record. A command that cannot have one stands in
+EXCUSED, with its reason.
+"""
+
+import gzip
+import io
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import typer
+from console import COMMAND, Done, environment, lines, music, start, write
+from openai_server import serve
+
+from musiccli import jsonl
+from musiccli.cli.main import app
+
+
+def question(identity: str) -> dict:
+    return {"role": "user", "content": f"What is a fugue, {identity}?"}
+
+
+def reply(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def conversation(identity: str) -> list[dict]:
+    return [{"id": identity, "messages": [question(identity)]}]
+
+
+def branches(identity: str) -> list[dict]:
+    return [{"id": identity, "branch": branch, "sample": 0, "seed_messages": 1,
+             "messages": [question(identity), reply(branch)]} for branch in ("chosen", "rejected")]
+
+
+def candidates(identity: str) -> list[dict]:
+    return [{"id": identity, "sample": number, "messages": [question(identity), reply(f"{number}")],
+             "scores": {"x": number, "y": -number}} for number in range(2)]
+
+
+def pair(identity: str, **fields) -> list[dict]:
+    return [{"id": identity, "chosen": [question(identity), reply("A piece.")],
+             "rejected": [question(identity), reply("A cake.")], **fields}]
+
+
+def scored_pair(identity: str) -> list[dict]:
+    return pair(identity, scores={"rm": {"chosen": 1, "rejected": 0}}, metadata={"subset": "hep-cpp"})
+
+
+def judged_pair(identity: str) -> list[dict]:
+    return pair(identity, winner="chosen")
+
+
+@dataclass
+class Row:
+    """How a command is run: the words after `music`, the records that make one good input, and what it is like."""
+
+    words: str
+    good: Callable[[str], list[dict]]  # from an id
+    field: str = "messages"  # where a record holds its conversation, or the first of them
+    options: tuple[str, ...] = ()
+    asks: bool = False  # asks a chat model; gets the scripted server
+    filters: bool = True  # one good input gives one or more records with its id; else the output is something whole
+    passes: bool = True  # fields it does not know are in its output, too
+    unique: bool = True  # refuses a second record of the same id
+    datasets: bool = False  # reads rows of any format, in its own words: only what concerns the output holds
+
+
+ROWS = [
+    Row("pair", branches),
+    Row("pair", candidates, options=("--best-of", "2", "--a", "x", "--b", "y"), passes=False),  # a contest is made new
+    Row("simulate", conversation, options=("--assistant", "openai/x", "--contrast", "none", "--turns", "1"), asks=True),
+    Row("judge", pair, field="chosen", options=("--judge", "openai/x"), asks=True),
+    Row("show", pair, field="chosen", filters=False, unique=False),
+    Row("sample", pair, options=("--emit", "pairs", "-"), datasets=True),
+    Row("bench agreement", scored_pair, field="chosen", filters=False),
+    Row("bench rewardbench", scored_pair, field="chosen", filters=False),
+    Row("bench winrate", judged_pair, field="chosen", filters=False),
+]
+EXCUSED = {
+    "score": "needs a reward model; its own tests train one",
+    "train": "needs a backbone and writes a folder, not records",
+}
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where a chat model listens that has a verdict for everything."""
+    with serve(reply=lambda _: "It is so. [[A]]") as server:
+        yield server.base_url
+
+
+def named(row: Row) -> str:
+    return " ".join((row.words, *row.options[:1]))
+
+
+def ready(request, monkeypatch, tmp_path) -> Row:
+    """The row of a parametrised fixture, in an empty folder and with a server if it asks one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    extra = ("--no-cache", "--api-base", request.getfixturevalue("address")) if request.param.asks else ()
+    return replace(request.param, options=(*request.param.options, *extra))
+
+
+@pytest.fixture(params=ROWS, ids=named)
+def row(request, monkeypatch, tmp_path):
+    return ready(request, monkeypatch, tmp_path)
+
+
+@pytest.fixture(params=[row for row in ROWS if not row.datasets], ids=named)
+def reader(request, monkeypatch, tmp_path):
+    """A row whose command reads records, and says of bad ones what `records` says."""
+    return ready(request, monkeypatch, tmp_path)
+
+
+def run(row: Row, *arguments: object, **settings) -> Done:
+    return music(*row.words.split(), *row.options, *arguments, **settings)
+
+
+def commands(group=None, before: str = "") -> dict[str, typer.core.TyperCommand]:
+    """Every command there is, by its name with its groups'."""
+    found = {}
+    for name, command in (group or typer.main.get_command(app)).commands.items():
+        found |= commands(command, f"{before}{name} ") if hasattr(command, "commands") else {before + name: command}
+    return found
+
+
+def broken(row: Row, **changes) -> dict:
+    """A good record, changed; a change to `...` takes the field away."""
+    fields = row.good("bad")[0] | changes
+    return {name: value for name, value in fields.items() if value is not ...}
+
+
+def bad_lines(row: Row) -> dict[str, tuple[bytes | dict, str]]:
+    """What may be wrong with a line, and how its error begins behind "file:line: "."""
+    it = row.field
+    twice = [question("bad"), question("bad")]
+    return {
+        "broken JSON": (b'{"id": "bad", ', "is not JSON: "),
+        "bad UTF-8": (b'{"id": "b\xffd"}', "is not UTF-8 (byte 10)"),
+        "no object": (b"[1, 2]", "is JSON, but not an object; a record is {...}"),
+        "NaN": (b'{"id": "bad", "x": NaN}', "is not JSON: "),
+        "field missing": (broken(row, **{it: ...}), f"{it}: is missing; it should be a list of messages"),
+        "field is a number": (broken(row, **{it: 3}), f"{it}: is a number; it should be a list of messages"),
+        "field is an object": (broken(row, **{it: {"x": 1}}), f"{it}: is an object; it should be a list of messages"),
+        "empty conversation": (broken(row, **{it: []}), f"{it}: is an empty list; "),
+        "roles do not alternate": (broken(row, **{it: twice}), f"{it}[1]: role is user where assistant "),
+        "unknown role": (broken(row, **{it: [{"role": "bot", "content": "x"}]}), f"{it}[0]: role is 'bot'; "),
+        "message is a string": (broken(row, **{it: ["hello"]}), f"{it}[0]: is a string; "),
+        "content is a number": (broken(row, **{it: [reply("x") | {"content": 1}]}), f"{it}[0]: content is a number; "),
+        "content is empty": (broken(row, **{it: [reply(" ")]}), f"{it}[0]: content of this assistant message is empty"),
+        "id is a list": (broken(row, id=["x"]), "id: is a list; it should be a string"),
+        "metadata is a string": (broken(row, metadata="x"), "metadata: is a string; it should be an object"),
+        "too long": (broken(row, padding="x" * 3000), "the line is longer than "),
+    }
+
+
+def test_every_command_stands_in_the_table_or_is_excused():
+    rows, there = {row.words for row in ROWS}, set(commands())
+    assert there - rows - EXCUSED.keys() == set(), "give the new command a Row, or a reason in EXCUSED"
+    assert rows - there == set() and EXCUSED.keys() & rows == set()
+
+
+@pytest.mark.parametrize("fault", bad_lines(ROWS[0]))
+def test_a_bad_record_stops_the_run_with_one_line_that_names_it(reader, fault, monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_LINE", 2048)
+    line, said = bad_lines(reader)[fault]
+    write("in.jsonl", line, *reader.good("x"))
+    done = run(reader, "in.jsonl", "-o", "out.jsonl")
+    assert (done.status, done.out, len(done.lines)) == (2, b"", 1)
+    assert done.err.startswith(f"music {reader.words}: error: in.jsonl:1: {said}")
+    assert os.listdir() == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("fault", bad_lines(ROWS[0]))
+def test_a_bad_record_can_be_skipped_counted_and_kept(reader, fault, monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_LINE", 2048)
+    line, said = bad_lines(reader)[fault]
+    write("clean.jsonl", *reader.good("x"), *reader.good("y"))
+    number = len(reader.good("x")) + 1
+    write("in.jsonl", *reader.good("x"), line, *reader.good("y"))
+    clean = run(reader, "clean.jsonl")
+    done = run(reader, "in.jsonl", "--on-error", "skip", "--rejects", "bad.jsonl")
+    assert (clean.status, done.status, done.out) == (0, 1, clean.out)
+    assert done.lines[0].startswith(f"music {reader.words}: in.jsonl:{number}: {said}")
+    assert done.lines[-1].startswith(f"music {reader.words}: ") and "; 1 failed" in done.lines[-1]
+    assert len(done.lines) == len(clean.lines) + (1 if clean.lines[-1:] and "written" in clean.lines[-1] else 2)
+    [kept] = jsonl.read(["bad.jsonl"], lambda record: record)
+    assert kept["error"].startswith(f"in.jsonl:{number}: {said}")
+    if isinstance(line, dict) and fault != "too long":
+        assert {**line, "error": kept["error"]}.items() <= kept.items()
+
+
+def test_records_before_a_bad_one_are_written_whole(reader):
+    write("in.jsonl", *reader.good("x"), b"?")
+    done = run(reader, "in.jsonl")
+    assert done.status == 2
+    if reader.filters:
+        assert {record["id"] for record in done.records} <= {"x"} and done.out.endswith((b"\n", b""))
+
+
+def test_an_id_names_one_record(reader):
+    write("in.jsonl", *reader.good("x"), *reader.good("x"))
+    done = run(reader, "in.jsonl")
+    if not reader.unique:
+        assert done.status == 0
+        return
+    assert done.status == 2
+    assert done.lines[-1] == f"music {reader.words}: error: in.jsonl:{len(reader.good('x')) + 1}: id: 'x' stands " \
+        "here a second time; an id names one record"
+
+
+@pytest.mark.parametrize("path, content, said", [
+    ("in.jsonl", b"", "in.jsonl: is empty; expected JSONL, one record a line"),
+    ("in.jsonl", b" \n\n", "in.jsonl: is empty; expected JSONL, one record a line"),
+    ("none.jsonl", None, "none.jsonl: no such file"), (".", None, ".: is a folder; expected a JSONL file"),
+    ("-", b"", "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?")],
+    ids=["empty", "blank", "missing", "folder", "nothing piped"])
+def test_an_input_without_records_is_one_line(reader, path, content, said):
+    if path == "in.jsonl":
+        write("in.jsonl", content)
+        if not content:
+            open(path, "wb").close()
+    done = run(reader, path, "-o", "out.jsonl")
+    assert (done.status, done.out, done.lines) == (2, b"", [f"music {reader.words}: error: {said}"])
+    assert not os.path.exists("out.jsonl")
+
+
+def test_files_pipes_and_compressed_files_give_the_same(reader):
+    given = lines(*reader.good("x"), *reader.good("y"))
+    write("in.jsonl", *reader.good("x"), *reader.good("y"))
+    with gzip.open("in.jsonl.gz", "wb") as file:
+        file.write(given)
+    first, *others = (run(reader, "in.jsonl"), run(reader, "in.jsonl.gz"), run(reader, "-", given=given),
+                      run(reader, given=given))
+    assert first.out and first.status == 0
+    assert [(done.status, done.out) for done in others] == [(0, first.out)] * 3
+
+
+def test_every_line_of_standard_output_is_a_record(row):
+    done = run(row, given=lines(*row.good("x"), *row.good("y")))
+    if row.words != "show":
+        assert all(isinstance(record, dict) for record in done.records) and done.records
+    if row.filters:
+        assert [record["id"] for record in done.records] == ["x", "y"]
+
+
+def test_unknown_fields_pass_through(row):
+    if not (row.filters and row.passes):
+        pytest.skip("its output is not the records it reads")
+    zebra = {"stripes": [1, 2.5, None, True, "ü \u2028 \x00"], "deep": {"er": []}}
+    done = run(row, given=lines(*({**record, "zebra": zebra} for record in row.good("x"))))
+    assert [record.get("zebra") for record in done.records] == [zebra] * len(done.records) != []
+
+
+def test_an_output_file_is_what_standard_output_would_be(row):
+    given = lines(*row.good("x"), *row.good("y"))
+    piped = run(row, given=given)
+    for name, unpack in (("out.jsonl", bytes), ("out.jsonl.gz", gzip.decompress)):
+        done = run(row, "-o", name, given=given)
+        with open(name, "rb") as file:
+            assert (done.status, done.out, unpack(file.read())) == (0, b"", piped.out)
+    assert sorted(os.listdir()) == ["out.jsonl", "out.jsonl.gz"]
+
+
+def test_an_output_that_existed_stays_when_the_run_fails(row):
+    write("out.jsonl", b"before")
+    assert run(row, "-o", "out.jsonl", given=lines(*row.good("x"), b"?")).status == 2
+    assert os.listdir() == ["out.jsonl"] and jsonl.Path("out.jsonl").read_bytes() == b"before\n"
+
+
+def test_an_output_over_its_own_input_works(reader):
+    write("in.jsonl", *reader.good("x"), *reader.good("y"))
+    expected = run(reader, "in.jsonl").out
+    assert run(reader, "in.jsonl", "-o", "in.jsonl").status == 0
+    assert jsonl.Path("in.jsonl").read_bytes() == expected
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (("-o", "none/out.jsonl"), "none/out.jsonl: cannot be written: there is no such folder"),
+    (("-o", "."), ".: is a folder; name a file to write"),
+    (("--rejects", "none/bad.jsonl"), "none/bad.jsonl: cannot be written: there is no such folder"),
+    (("-o", "out.jsonl", "--rejects", "./out.jsonl"), "--rejects ./out.jsonl: the records go there; name another file"),
+    (("--rejects", "-"), "--rejects -: the records go there; name another file")])
+def test_an_output_that_cannot_be_is_refused_before_anything_is_read(row, arguments, said):
+    done = run(row, "none.jsonl", *arguments)
+    assert (done.status, done.lines) == (2, [f"music {row.words}: error: {said}"])
+    assert os.listdir() == []
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(row):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(row, given=lines(*row.good("x"), *row.good("y")), stdout=io.FileIO(writer, "wb"))
+    assert done.status == 0
+    assert not [line for line in done.lines if "rror" in line or "written" in line]
+
+
+@pytest.mark.parametrize("words", ["pair", "show"])
+def test_head_closes_a_pipe_quietly(words, tmp_path):
+    write(tmp_path / "in.jsonl", *(record for number in range(2000) for record in branches(f"x{number}")))
+    script = 'set -o pipefail; "$@" | head -n 1'
+    done = subprocess.run(["bash", "-c", script, "bash", *COMMAND, words, tmp_path / "in.jsonl"], capture_output=True)
+    assert (done.returncode, done.stderr, done.stdout.count(b"\n")) == (0, b"", 1)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_shows_a_pipeline(name):
+    done = music(*name.split(), "--help")
+    assert (done.status, done.err) == (0, "")
+    help = done.out.decode()
+    assert any(line.strip().startswith("music ") or " music " in line for line in help.splitlines() if " | " in line)
+    assert help.startswith(f"Usage: music {name} [OPTIONS]")
+
+
+@pytest.mark.parametrize("name", ["", "bench"])
+def test_help_of_a_group_names_its_commands(name):
+    done = music(*name.split(), "--help")
+    assert done.status == 0
+    listed = {line.split()[0] for line in done.out.decode().partition("Commands:")[2].splitlines() if line[:3].strip()}
+    assert {word.split()[-1 if name else 0] for word in commands() if word.startswith(name)} <= listed
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ("frob", "music: error: No such command 'frob' (music --help shows what there is)"),
+    ("pair --frob", "music pair: error: No such option: --frob"),
+    ("pair --on-error maybe", "music pair: error: Invalid value for '--on-error': 'maybe' is not one of"),
+    ("bench frob", "music bench: error: No such command 'frob' (music bench --help shows what there is)"),
+    ("bench winrate --seed x", "music bench winrate: error: Invalid value for '--seed': ")])
+def test_wrong_usage_is_one_line_and_names_the_help(arguments, said):
+    done = music(*arguments.split())
+    assert (done.status, done.out, len(done.lines)) == (2, b"", 1)
+    assert done.err.startswith(said) and done.err.endswith("--help shows what there is)\n")
+
+
+@pytest.mark.parametrize("words", sorted({row.words for row in ROWS}))
+@pytest.mark.parametrize("sent, ignored", [("INT", False), ("TERM", False), ("TERM", True)])
+def test_an_interrupted_run_says_so_and_leaves_nothing(words, sent, ignored, tmp_path):
+    row = next(row for row in ROWS if row.words == words)
+    if ignored and words not in ("pair", "judge"):
+        pytest.skip("one plain and one asynchronous command are enough")
+    ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None
+    options = (*row.options, "--no-cache") if row.asks else row.options
+    with start(*row.words.split(), *options, "-o", "out.jsonl", cwd=tmp_path, preexec_fn=ignore,
+               env=environment(OPENAI_API_KEY="sk-test")) as process:
+        await_partial(tmp_path, process)
+        process.send_signal(getattr(signal, f"SIG{sent}"))
+        status, err = process.wait(timeout=20), process.stderr.read()  # its standard input stays open
+        assert (status, err.decode()) == (130, f"music {row.words}: interrupted\n")
+    assert os.listdir(tmp_path) == []
+
+
+def await_partial(folder, process):
+    """Wait until the command has opened its output, and so is about to read."""
+    end = time.monotonic() + 30
+    while not os.listdir(folder):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(0.3)
+
+
+def test_a_fault_of_ours_is_one_line_and_its_trace_is_for_debug(monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("musiccli.pair.join", fail)
+    done = music("pair", given=b"{}")
+    said = "music pair: error: ZeroDivisionError: two lines (a fault of ours; --debug shows where)\n"
+    assert (done.status, done.err) == (2, said)
+    with pytest.raises(ZeroDivisionError):
+        music("pair", "--debug", given=b"{}")
