@@ -1,0 +1,127 @@
+"""Imports run one way: errors -> records -> jsonl, prompts, chat, progress, llm -> stages -> cli."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "musiccli"
+GROUND = {"errors": 1, "records": 2, "jsonl": 3, "prompts": 3, "chat": 3, "progress": 3, "llm": 3}
+STAGE, CLI = 4, 5
+HELPERS = {  # modules and rooms at the stages' level that stages are made of, and which stages those are
+    "formats": {"sources", "sample"}, "sources": {"formats", "sample"}, "reward_model": {"train", "score"},
+    "corrupt": {"sample"}, "launch": {"train"},
+}
+HEAVY = {"torch", "transformers", "datasets", "litellm", "numpy", "scipy", "peft", "accelerate", "pandas", "matplotlib",
+         "aiohttp", "safetensors", "gguf", "pyarrow"}
+SLOW = {"zstandard", "gzip", "hashlib", "rich", "sqlite3", "asyncio", "logging"}  # milliseconds each
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module under musiccli by its dotted name, without the package's own."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
+    return {name.removesuffix(".__init__"): ast.parse(path.read_text()) for name, path in paths.items()
+            if name != "__init__"}
+
+
+MODULES = modules()
+
+
+def room(name: str) -> str:
+    """The part of the house a module belongs to: its first name."""
+    return name.split(".")[0]
+
+
+def level(name: str) -> int:
+    return CLI if room(name) in ("cli", "__main__") else GROUND.get(room(name), STAGE)
+
+
+def imports(node: ast.AST, at_start: bool = False) -> set[str]:
+    """The dotted names that code imports; `at_start`: as soon as it is imported itself, so not inside functions."""
+    found = set()
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            found |= {alias.name for alias in child.names}
+        elif isinstance(child, ast.ImportFrom):
+            assert not child.level, "imports are absolute"
+            found |= {f"{child.module}.{alias.name}" for alias in child.names}
+        elif at_start and (isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or for_types(child)):
+            continue
+        else:
+            found |= imports(child, at_start)
+    return found
+
+
+def for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+
+
+def own(names: set[str]) -> set[str]:
+    """Which modules of ours are among imported names: "musiccli.jsonl.read" is jsonl."""
+    found = set()
+    for name in names:
+        head, *rest = name.split(".")
+        while head == "musiccli" and rest and ".".join(rest) not in MODULES:
+            rest = rest[:-1]
+        if head == "musiccli" and rest:
+            found.add(".".join(rest))
+    return found
+
+
+def test_the_reader_of_imports_sees_what_it_should():
+    code = ast.parse("import a.b\nfrom musiccli import jsonl, __version__\nif TYPE_CHECKING:\n    import t\n"
+                     "class C:\n    import c\ndef f():\n    from musiccli.cli.main import app\n")
+    assert imports(code, at_start=True) == {"a.b", "musiccli.jsonl", "musiccli.__version__", "c"}
+    assert imports(code) == imports(code, at_start=True) | {"t", "musiccli.cli.main.app"}
+    assert own(imports(code)) == {"jsonl", "cli.main"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down_only(name):
+    for other in own(imports(MODULES[name])):
+        same_room = room(other) == room(name)
+        assert same_room or level(other) <= level(name), f"{name} imports {other}, which stands above it"
+        if level(name) == 3 and not same_room:
+            assert room(name) == "llm" or level(other) < 3 or other == "jsonl", f"{name} imports {other} beside it"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if level(name) == STAGE])
+def test_a_stage_imports_no_other_stage(name):
+    for other in own(imports(MODULES[name])):
+        if level(other) == STAGE and room(other) != room(name):
+            assert room(name) in HELPERS.get(room(other), ()), f"{name} imports {other}, another stage"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if level(name) == CLI])
+def test_commands_import_stages_inside_their_bodies(name):
+    at_start = own(imports(MODULES[name], at_start=True))
+    assert {other for other in at_start if level(other) == STAGE or room(other) in ("llm", "chat", "prompts")} == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if level(name) in (1, 2, 5) or room(name) in (
+    "jsonl", "progress", "prompts")])
+def test_what_is_imported_at_the_start_is_light(name):
+    found = {room(other) for other in imports(MODULES[name], at_start=True)}
+    assert found & (HEAVY | SLOW) == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("jsonl", "cli.main")])
+def test_only_jsonl_reads_and_writes_the_standard_streams(name):
+    """Others may ask whether a stream is a terminal; people are spoken to through progress."""
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+            stream, what = ast.unparse(node.value), node.attr
+            if stream in ("sys.stdin", "sys.stdout"):
+                assert what in ("isatty", "fileno"), f"{name}: {stream}.{what} in line {node.lineno}"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "input"):
+            aside = any(key.arg == "file" for key in node.keywords)
+            assert aside or name == "cli.common", f"{name}: {node.func.id} in line {node.lineno}"
+        if isinstance(node, ast.For) and ast.unparse(node.iter).startswith("sys.std"):
+            pytest.fail(f"{name} reads a standard stream in line {node.lineno}")
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if level(name) < CLI])
+def test_nothing_below_the_command_line_exits(name):
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in ("sys.exit", "exit", "quit"), f"{name} exits in line {node.lineno}"

@@ -1,0 +1,53 @@
+"""Memory is bounded by the records in flight, not by the file."""
+
+import json
+import os
+import subprocess
+
+import pytest
+from console import COMMAND
+
+SIZE = 4096  # bytes of a record
+
+
+def padded(record: dict, texts: list[dict]) -> bytes:
+    """A record's line, its texts filled up to SIZE bytes."""
+    room = SIZE - len(json.dumps(record)) - 1
+    for text in texts:
+        text["content"] += "so it goes " * (room // len(texts) // 11)
+    return json.dumps(record).encode() + b"\n"
+
+
+def branches(number: int) -> bytes:
+    made = b""
+    for name in ("chosen", "rejected"):
+        messages = [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": f"{name}: "}]
+        made += padded({"id": f"record-{number}", "branch": name, "sample": 0, "messages": messages}, messages[1:])
+    return made
+
+
+def pair(number: int) -> bytes:
+    sides = {side: [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": f"{side}: "}]
+             for side in ("chosen", "rejected")}
+    scores = {"rm": {"chosen": number % 7, "rejected": number % 3}}
+    return padded({"id": f"record-{number}", **sides, "scores": scores, "winner": "chosen"},
+                  [messages[1] for messages in sides.values()])
+
+
+def peak(words: str, line, count: int, folder) -> int:
+    """Peak resident memory in KB of one command over so many lines of input."""
+    path = folder / f"{count}.jsonl"
+    with open(path, "wb") as file:
+        file.writelines(line(number) for number in range(count))
+    process = subprocess.Popen([*COMMAND, *words.split(), path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    path.unlink()
+    assert process.returncode == 0
+    return used.ru_maxrss
+
+
+@pytest.mark.parametrize("words, line, few", [("pair", branches, 2000), ("bench winrate", pair, 3000)])
+def test_ten_times_the_records_take_no_more_memory(words, line, few, tmp_path):
+    small, large = (peak(words, line, count, tmp_path) for count in (few, 10 * few))
+    assert large <= 1.2 * small, f"{small:,} KB for {few:,} and {large:,} KB for {10 * few:,} inputs"
