@@ -147,6 +147,11 @@ def turns(conversation: Sequence[Message]) -> int:
     return sum(message["role"] == "assistant" for message in conversation)
 
 
+def characters(conversation: Sequence[Message]) -> int:
+    """Length of all that is said, user and system messages with it."""
+    return sum(len(message["content"]) for message in conversation)
+
+
 def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
     return len(left) == len(right) == first_divergence(left, right)
 

@@ -1,4 +1,4 @@
-"""Dataset rows become what the next stages read: seeds, prompts, pairs, comparisons or conversations."""
+"""Dataset rows become what the next stages read: seeds, prompts, pairs, comparisons, conversations or corruptions."""
 
 import random
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from operator import itemgetter
 
-from musiccli import formats, records
+from musiccli import corrupt, formats, records
 from musiccli.errors import RecordError
 from musiccli.jsonl import Rejects
 from musiccli.records import Message, Record, content_id, side_names
@@ -32,14 +32,17 @@ def sample(rows: Iterable[tuple[str, Record]], emit: str = "seeds", *, count: in
     read go to `rejects`.
     """
     counts = Counter() if counts is None else counts
+    found = read(rows, rejects or Rejects(), counts, pairs=emit in ("pairs", "comparisons"))
+    found = outside(found, benchmark, counts) if benchmark else found
     make = {"seeds": partial(seeds, next_speaker=next_speaker, max_tokens=max_tokens), "prompts": prompts,
-            "pairs": pairs, "comparisons": comparisons, "conversations": conversations}[emit]
+            "pairs": pairs, "comparisons": comparisons, "conversations": conversations}.get(emit)
+    if emit == "corruptions":  # every conversation is held, for the others to borrow from
+        found = list(unique(((record, record) for record in found), counts))
+        make = partial(corruptions, pool=corrupt.Pool(found, counts))
 
     def made() -> Iterator[tuple[Record, dict]]:
-        for record in read(rows, rejects or Rejects(), counts, pairs=emit in ("pairs", "comparisons")):
+        for record in found:
             try:
-                if benchmark and benchmark.overlaps(record):
-                    raise Dropped("overlaps an excluded dataset")
                 for result in make(record, random.Random(f"{seed} {record['id']}")):
                     if max_tokens and max(map(tokens, sides(result))) > max_tokens:
                         raise Dropped(f"longer than {max_tokens} tokens")
@@ -136,6 +139,14 @@ def conversations(record: Record, rng: random.Random) -> list[dict]:
     return [_conversation(record, record[side]) | {"sample": number} for number, side in enumerate("ab")]
 
 
+def corruptions(record: Record, rng: random.Random, *, pool: corrupt.Pool) -> list[dict]:
+    """The conversation, or the better side, over each corruption of it."""
+    made = corrupt.corruptions(record, rng, pool=pool)
+    if not made:
+        raise Dropped("fewer than two turns")
+    return made
+
+
 def _conversation(record: Record, messages: list[Message], **more) -> dict:
     metadata = {**(record.get("metadata") or {}), **more}
     if "turns" in metadata:
@@ -144,6 +155,15 @@ def _conversation(record: Record, messages: list[Message], **more) -> dict:
 
 
 # What is left out, and what is chosen
+
+
+def outside(found: Iterable[Record], benchmark: "Benchmark", counts: Counter) -> Iterator[Record]:
+    """Records that overlap nothing of `benchmark`."""
+    for record in found:
+        if benchmark.overlaps(record):
+            counts["dropped (overlaps an excluded dataset)"] += 1
+        else:
+            yield record
 
 
 def unique(made: Iterable[tuple[Record, dict]], counts: Counter) -> Iterator[dict]:
@@ -199,7 +219,7 @@ def sides(record: dict) -> list[list[Message]]:
 
 def tokens(messages: list[Message]) -> int:
     """About how many tokens a conversation has: a quarter of its characters."""
-    return sum(len(message["content"]) for message in messages) // CHARACTERS_A_TOKEN
+    return records.characters(messages) // CHARACTERS_A_TOKEN
 
 
 class Benchmark:

@@ -7,7 +7,7 @@ scores are equal earns none.
 
 from hashlib import blake2b
 
-from musiccli.records import Message, Record, side_names, turns
+from musiccli.records import Record, characters, side_names, turns
 
 PREFIX = "baseline/"
 
@@ -25,11 +25,6 @@ def scores(record: Record) -> dict[str, dict[str, float]]:
         "longest-last-reply": {name: len(side[-1]["content"]) for name, side in sides.items()},
         "first-listed": {name: int(name == first) for name in names},
     }.items()}
-
-
-def characters(side: list[Message]) -> int:
-    """Length of a whole side, user and system messages with it."""
-    return sum(len(message["content"]) for message in side)
 
 
 def first_listed(record: Record) -> str:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.common import SEED, Run, stage
-from musiccli.sources import SHORT_NAMES
 
 
 class Emit(StrEnum):
@@ -15,6 +14,7 @@ class Emit(StrEnum):
     pairs = "pairs"
     comparisons = "comparisons"
     conversations = "conversations"
+    corruptions = "corruptions"
 
 
 class Speaker(StrEnum):
@@ -29,7 +29,7 @@ def sample(
     datasets: Annotated[list[str], typer.Argument(
         metavar="DATASET", show_default=False,
         help="JSON, JSONL or Parquet files, a folder, - for JSONL on standard input, a hub id (OWNER/NAME), or: "
-             + ", ".join(SHORT_NAMES) + ".")],
+             "skywork, ultrafeedback, ultrainteract, hh, hh-helpful, hh-harmless, rewardbench, mt-bench-human.")],
     emit: Annotated[Emit, typer.Option(help="What to make of each row.")] = Emit.seeds,
     count: Annotated[int | None, typer.Option(
         "--count", "-n", min=1, show_default=False, help="Choose so many at random; without it, all.")] = None,
@@ -48,6 +48,8 @@ def sample(
         metavar="COMMIT", show_default=False, help="Pin a hub dataset; short names are pinned already.")] = None,
 ) -> None:
     """Read datasets of many formats and write seeds, prompts, pairs, comparisons or conversations, without repeats.
+
+    corruptions are conversations, each beside itself with one thing wrong at one turn: see music bench sensitivity.
 
     \b
     music sample skywork -n 1000 --max-tokens 1024 --exclude rewardbench | music simulate > branches.jsonl

@@ -1,0 +1,154 @@
+"""Corruptions: one thing is wrong, at the turn it says, and as long as what was there."""
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from musiccli import records, sources
+from musiccli.corrupt import Pool, corruptions
+from musiccli.jsonl import Rejects
+from musiccli.records import Record
+from musiccli.sample import sample
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def talk(*texts, system=None):
+    first = [{"role": "system", "content": system}] if system else []
+    return first + [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+
+
+def conversation(identity, *texts, **fields):
+    return Record({"id": identity, "messages": talk(*texts), "metadata": {"task": "x"}, **fields})
+
+
+OTHERS = [conversation("other", "UUU", "AAA", "UUUU", "AAAA"), conversation("long", "U" * 40, "A" * 40)]
+THREE = conversation("c", "q01", "r01", "q002", "r002", "q00003", "r00003")
+
+
+def corrupted(record=THREE, others=OTHERS, seed=0):
+    counts = Counter()
+    made = corruptions(record, Random(seed), pool=Pool([record, *others], counts))
+    return {one["id"]: one for one in made}, dict(counts)
+
+
+def texts(side):
+    return [message["content"] for message in side]
+
+
+@pytest.mark.parametrize("identity, expected, turn, distance, difference", [
+    ("c/reply-1", ["q01", "AAA", "q002", "r002", "q00003", "r00003"], 1, 2, 0),
+    ("c/reply-2", ["q01", "r01", "q002", "AAAA", "q00003", "r00003"], 2, 1, 0),
+    ("c/reply-3", ["q01", "r01", "q002", "r002", "q00003", "AAAA"], 3, 0, -2),
+    ("c/user-1", ["UUU", "r01", "q002", "r002", "q00003", "r00003"], 1, 2, 0),
+    ("c/user-3", ["q01", "r01", "q002", "r002", "UUUU", "r00003"], 3, 0, -2),
+    ("c/drop_user-2", ["q01", "r01\n\nr002", "q00003", "r00003"], 2, 1, -2),
+    ("c/drop_user-3", ["q01", "r01", "q002", "r002\n\nr00003"], 3, 0, -4),
+    ("c/swap-1", ["q002", "r002", "q01", "r01", "q00003", "r00003"], 1, 1, 0),
+    ("c/swap-2", ["q01", "r01", "q00003", "r00003", "q002", "r002"], 2, 0, 0),
+])
+def test_each_kind_at_each_turn(identity, expected, turn, distance, difference):
+    one = corrupted()[0][identity]
+    assert texts(one["rejected"]) == expected
+    assert one["chosen"] == THREE["messages"]
+    assert one["corruption"] == {"kind": identity.split("/")[1].split("-")[0], "turn": turn, "distance": distance,
+                                 "length_difference": difference}
+
+
+def test_every_turn_gives_every_kind_it_can():
+    assert list(corrupted()[0]) == [
+        "c/reply-1", "c/user-1", "c/swap-1", "c/reply-2", "c/user-2", "c/drop_user-2", "c/swap-2", "c/reply-3",
+        "c/user-3", "c/drop_user-3"]
+
+
+def test_the_conversation_is_remembered_so_that_its_corruptions_can_be_counted_as_one():
+    found, _ = corrupted()
+    assert {(one["metadata"]["conversation"], one["metadata"]["task"]) for one in found.values()} == {("c", "x")}
+
+
+def test_a_system_message_stays_first_and_an_unanswered_message_is_left_out():
+    record = Record({"id": "c", "messages": talk("q01", "r01", "q002", "r002", "anyone?", system="be kind")})
+    for one in corrupted(record)[0].values():
+        assert one["rejected"][0] == {"role": "system", "content": "be kind"} == one["chosen"][0]
+        assert one["chosen"] == record["messages"][:-1]
+
+
+@pytest.mark.parametrize("record", [
+    conversation("c", "q", "r"), conversation("c", "q", "r", "q2"), conversation("c", "q"),
+    Record({"id": "c", "messages": talk("q", system="s")})])
+def test_one_turn_is_not_enough(record):
+    assert corrupted(record)[0] == {}
+
+
+@pytest.mark.parametrize("record, intact", [
+    ({"chosen": talk("q", "r", "s", "good"), "rejected": talk("q", "r", "s", "bad")}, "good"),
+    ({"a": talk("q", "r", "s", "a"), "b": talk("q", "r", "s", "b"), "winner": "b"}, "b"),
+    ({"a": talk("q", "r", "s", "a"), "b": talk("q", "r", "s", "b"), "winner": "tie"}, "a"),
+])
+def test_of_two_sides_the_better_one_is_corrupted(record, intact):
+    found, _ = corrupted(Record({"id": "c", **record}))
+    assert {one["chosen"][-1]["content"] for one in found.values()} == {intact}
+
+
+def test_nothing_is_borrowed_from_a_conversation_with_the_same_opening():
+    sibling = conversation("sibling", "q01", "r0x", "q00x", "r00x")
+    found, counts = corrupted(others=[sibling, *OTHERS])
+    assert not any("x" in text for one in found.values() for text in texts(one["rejected"]))
+    assert counts == {}
+
+
+def test_what_cannot_be_matched_is_counted_and_the_other_kinds_remain():
+    found, counts = corrupted(others=[])
+    assert {one["corruption"]["kind"] for one in found.values()} == {"drop_user", "swap"}
+    assert counts == {"assistant messages without a match in another conversation": 3,
+                      "user messages without a match in another conversation": 3}
+
+
+def test_turns_that_are_equal_are_not_swapped():
+    found, _ = corrupted(conversation("c", "q01", "r01", "q01", "r01"))
+    assert "c/swap-1" not in found
+
+
+def test_of_two_messages_as_near_chance_decides():
+    others = [conversation("shorter", "u", "ss"), conversation("longer", "u", "llll")]
+    record = conversation("c", "q", "rrr", "q2", "r2")
+    found = Counter(texts(corrupted(record, others, seed)[0]["c/reply-1"]["rejected"])[1] for seed in range(200))
+    assert 70 < found["ss"] < 130 and found["ss"] + found["llll"] == 200
+
+
+def test_the_same_seed_gives_the_same_records():
+    rows = [("f", Record({"id": f"c{number}", "messages": talk(*(f"{number} {turn}" for turn in range(6)))}))
+            for number in range(20)]
+    once, again, other = (list(sample(rows, "corruptions", seed=seed)) for seed in (1, 1, 2))
+    assert once == again != other
+
+
+def test_one_turn_conversations_are_dropped_by_name():
+    counts = Counter()
+    rows = [("f", record) for record in (THREE, *OTHERS)]
+    made = list(sample(rows, "corruptions", counts=counts))
+    assert {one["metadata"]["conversation"] for one in made} == {"c", "other"}
+    assert counts["dropped (fewer than two turns)"] == 1
+
+
+@pytest.mark.skipif(not (DATA / "mtbench101").is_dir(), reason="needs ../shared/data/mtbench101")
+def test_on_mtbench101_every_record_is_valid_matched_and_wrong_in_one_place():
+    rows = sources.rows([str(DATA / "mtbench101" / "mtbench101.jsonl")], Rejects())
+    counts, differences = Counter(), Counter()
+    made = list(sample(rows, "corruptions", counts=counts))
+    for one in made:
+        records.preference(Record({**one}))
+        about = one["corruption"]
+        differences[about["kind"]] += about["length_difference"]
+        turns = records.turns(one["chosen"])
+        assert about["distance"] == turns - about["turn"] - (about["kind"] == "swap")
+        first = records.first_divergence(one["chosen"], one["rejected"])
+        assert first == 2 * about["turn"] - {"reply": 1, "user": 2, "drop_user": 3, "swap": 2}[about["kind"]]
+    kinds = Counter(one["corruption"]["kind"] for one in made)
+    assert counts["rows read"] == 1388 and counts["dropped (duplicate)"] == 1
+    assert kinds == {"reply": 4204, "user": 4204, "drop_user": 2817, "swap": 2817}
+    assert len({one["id"] for one in made}) == len(made)
+    assert abs(differences["reply"] / kinds["reply"]) < 0.1 and abs(differences["user"] / kinds["user"]) < 0.1
+    assert differences["swap"] == 0 and differences["drop_user"] / kinds["drop_user"] < -50
