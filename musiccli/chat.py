@@ -13,7 +13,8 @@ from musiccli.records import Message
 
 @dataclass(frozen=True)
 class Encoded:
-    """`ids` of the whole conversation; `ends[t]` is the index in `ids` at which the reward of assistant turn t is read."""
+    """`ids` of the whole conversation; `ends[t]` is the index in `ids` at which the reward of its t-th read is taken:
+    after each assistant turn, or once, after the last."""
 
     ids: list[int]
     ends: list[int]
@@ -27,7 +28,7 @@ class Template:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no chat template, so nobody knows how a "
                              "conversation should read; use a chat model, or add a chat_template.jinja to its folder")
         self.tokenizer = tokenizer
-        self.takes_system = self._renders([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+        self.takes_system = self._shows({"role": "system", "content": "Quiz 7319."})
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text that the model reads. Raises RecordError where the template refuses the conversation."""
@@ -43,13 +44,16 @@ class Template:
         system, first, *rest = messages
         return [{"role": "user", "content": f"{system['content'].strip()}\n\n{first['content']}"}, *rest]
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
-        """Token ids and the end of each assistant turn, from one tokenisation.
+    def encode(self, messages: Sequence[Message], every_turn: bool = True) -> Encoded:
+        """Token ids, and where each assistant turn ends (or only the last), from one tokenisation.
 
-        Raises RecordError where the template writes earlier turns differently once more follow, so that turns have no
-        end within the whole.
+        Raises RecordError where every turn's end is wanted and the template writes earlier turns differently once more
+        follow (as those that drop earlier thinking do), so that turns have no end within the whole.
         """
         text = self.render(messages)
+        if not every_turn:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return Encoded(ids, [len(ids) - 1])
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         token_at = {stop: index for index, (_, stop) in enumerate(encoding["offset_mapping"])}
         ends = []
@@ -62,12 +66,13 @@ class Template:
             ends.append(token_at[len(prefix)])
         return Encoded(encoding["input_ids"], ends)
 
-    def _renders(self, messages: list[Message]) -> bool:
+    def _shows(self, message: Message) -> bool:
+        """Whether the template neither refuses a message before the user's nor drops it without a word."""
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            text = self.tokenizer.apply_chat_template([message, {"role": "user", "content": "u"}], tokenize=False)
         except Exception:
             return False
-        return messages[0]["content"] in text
+        return message["content"] in text
 
 
 def fit(encode, conversations: Sequence[list[Message]], most: int, shared: int) -> tuple[list[Encoded], int] | None:

@@ -16,8 +16,9 @@ from musiccli.reward_model.pack import Run
 NAME = "music_packed"
 
 
-def packed_attention(module, query, key, value, attention_mask=None, *, runs: Sequence[Run], scaling: float | None = None,
-                     dropout: float = 0.0, softcap: float | None = None, sliding_window: int | None = None, **_):
+def packed_attention(module, query, key, value, attention_mask=None, *, runs: Sequence[Run],
+                     scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None,
+                     sliding_window: int | None = None, **_):
     """Attention of one packed row: query (1, heads, row, size), key and value (1, key heads, row, size).
 
     Returns (1, row, heads, size) and None for the weights. Gemma-2's soft-cap and sliding window are applied here, the

@@ -1,7 +1,6 @@
 """Reward models on disk: made from a backbone, loaded, and saved so that transformers opens them as they are."""
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import orjson
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.chat import Encoded, Template
@@ -18,6 +18,7 @@ from musiccli.reward_model.network import RewardNetwork
 
 NOTES = "music.json"  # beside the weights: what config.json has no place for
 ADAPTER = "adapter"  # the LoRA weights alone, beside the merged checkpoint
+PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>")  # rather than any other
 
 
 @dataclass
@@ -49,7 +50,7 @@ def create(base: str, *, seed: int = 0, lora: int | None = None, say: Callable[[
     if lora:
         from peft import LoraConfig, get_peft_model
 
-        # SEQ_CLS keeps the head out of the adapters and saves it whole; without it peft would adapt, and lose, the head.
+        # SEQ_CLS keeps the head out of the adapters and saves it whole; else peft would adapt, and lose, the head.
         adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="SEQ_CLS")
         torch.manual_seed(seed)
         with quiet():
@@ -82,10 +83,10 @@ def save(model: RewardModel, folder: Path, dtype: torch.dtype | None = None) -> 
     with quiet():
         core.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
-    last = model.template.encode([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]).ids[-1]
+    last = _last_token(model.template)
     notes = model.notes | {
         "reward_token": {"id": last, "text": model.tokenizer.decode([last])},
-        "attention": "eager" if getattr(core.config.get_text_config(), "attn_logit_softcapping", None) else "sdpa",
+        "attention": "eager" if _softcapped(core.config) else "sdpa",
         "versions": {name: version(name) for name in ("musiccli", "torch", "transformers", "peft", "accelerate")},
     }
     (folder / NOTES).write_bytes(orjson.dumps(notes, option=orjson.OPT_INDENT_2))
@@ -95,43 +96,66 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
     path = resolve(name, say)
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         raise InputError(f"{name}: is a folder without a config.json; expected a model's folder")
+    if os.path.isfile(path) or (name.startswith(("/", ".", "~")) and not os.path.isdir(path)):
+        raise InputError(f"{name}: no such folder; expected a model's folder, a hub id or local/NAME")
+    torch.manual_seed(seed or 0)  # a new head is drawn here
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        labels = config.num_labels if seed is None else 1
-        if labels != 1:
-            raise InputError(f"{name}: has {labels} labels; a reward model has one (was it trained as a classifier?)")
-        config.num_labels = 1
-        softcapped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        torch.manual_seed(seed or 0)  # a new head is drawn here
+        if config.num_labels != 1 and _is_classifier(config):
+            raise InputError(f"{name}: has {config.num_labels} labels; a reward model has one (was it trained as a "
+                             "classifier?)")
+        config.num_labels = 1  # a config without labels says 2
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True,
-                trust_remote_code=trust_remote_code, attn_implementation="eager" if softcapped else "sdpa")
-    except (OSError, ValueError) as error:
+                trust_remote_code=trust_remote_code, attn_implementation="eager" if _softcapped(config) else None)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: cannot be loaded as a reward model: {' '.join(str(error).split())[:300]}") from error
     if seed is None and any(key.startswith("score") for key in report["missing_keys"]):
         raise InputError(f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it")
     if not hasattr(model, "score"):
-        raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are read")
+        raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are "
+                         "read")
     template = Template(tokenizer)
     _choose_padding(tokenizer, model, template)
-    notes = Path(path, NOTES)
-    return RewardModel(_network(model, say), tokenizer, template,
-                       orjson.loads(notes.read_bytes()) if notes.exists() else {})
+    return RewardModel(_network(model, say), tokenizer, template, read_notes(Path(path)))
+
+
+def read_notes(folder: Path) -> dict:
+    """What a checkpoint's notes say; nothing where there are none. Raises InputError where they are damaged."""
+    try:
+        return orjson.loads((folder / NOTES).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise InputError(f"{folder / NOTES}: is damaged: {error}") from error
+
+
+def _is_classifier(config) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def _softcapped(config) -> bool:
+    """Whether attention logits are soft-capped, as Gemma-2's: sdpa leaves that out, or refuses."""
+    return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
+
+
+def _last_token(template: Template) -> int:
+    return template.encode([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], False).ids[-1]
 
 
 def _choose_padding(tokenizer, model, template: Template) -> None:
     """transformers reads the reward at the last token that is not padding, so padding must never be that token."""
-    last = template.encode([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]).ids[-1]
+    last = _last_token(template)
     avoid = {last, *(id for id in (tokenizer.eos_token_id, tokenizer.bos_token_id) if id is not None)}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in avoid:
-        names = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>", "<|reserved_special_token_0|>")
-        vocabulary = tokenizer.get_vocab()
-        fit = [name for name in names if name in vocabulary and vocabulary[name] not in avoid]
+        special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        best = [name for name in PADDING if name in special] + list(special)
+        fit = [name for name in best if special[name] not in avoid]
         if not fit:
-            raise InputError(f"{tokenizer.name_or_path}: its padding token also ends conversations and it has no other to "
-                             f"use (looked for {', '.join(names)}); set pad_token in its tokenizer")
+            raise InputError(f"{tokenizer.name_or_path}: its padding token also ends conversations, and it has no "
+                             "other special token to use; add one to its tokenizer as pad_token")
         tokenizer.pad_token = fit[0]
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -140,8 +164,8 @@ def _choose_padding(tokenizer, model, template: Template) -> None:
 def _network(model, say: Callable) -> RewardNetwork:
     """Packed where the model's attention can do it and gives what padding gives, measured; else padded."""
     draw = torch.Generator().manual_seed(0)
-    common, *own = (torch.randint(5, min(1000, model.config.get_text_config().vocab_size), (size,), generator=draw).tolist()
-                    for size in (24, 9, 14))
+    vocabulary = min(1000, model.config.get_text_config().vocab_size)
+    common, *own = (torch.randint(5, vocabulary, (size,), generator=draw).tolist() for size in (24, 9, 14))
     group = [Encoded(common + rest, [30, len(common + rest) - 1]) for rest in own]
     with torch.inference_mode():
         expected = torch.cat(RewardNetwork(model, packed=False).eval()([group]))
@@ -155,13 +179,3 @@ def _network(model, say: Callable) -> RewardNetwork:
     say(f"{type(model).__name__}: its attention cannot be packed; padding instead (slower, same scores)")
     model.set_attn_implementation("eager")
     return RewardNetwork(model, packed=False)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Put `new` where `target` is; a crash in between leaves one of the two whole."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.rename(target, old)
-    os.rename(new, target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -41,7 +41,8 @@ class RewardNetwork(nn.Module):
         ids = torch.tensor([row.ids], device=device)
         positions = torch.tensor([row.positions], device=device)
         hidden = self.backbone(input_ids=ids, position_ids=positions, use_cache=False, runs=row.runs).last_hidden_state
-        return hidden[0, torch.tensor(sum(row.reads, []), device=device)], row.reads
+        places = [place for read in row.reads for place in read]
+        return hidden[0, torch.tensor(places, device=device)], row.reads
 
     def _padded(self, groups):
         sequences = [one for group in groups for one in group]
@@ -50,10 +51,11 @@ class RewardNetwork(nn.Module):
         mask = torch.zeros_like(ids)
         for index, one in enumerate(sequences):
             ids[index, :len(one.ids)], mask[index, :len(one.ids)] = torch.tensor(one.ids), 1
-        hidden = self.backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
-        rows = [index for index, one in enumerate(sequences) for _ in one.ends]
-        ends = [end for one in sequences for end in one.ends]
-        return hidden[torch.tensor(rows, device=device), torch.tensor(ends, device=device)], [one.ends for one in sequences]
+        ids, mask = ids.to(device), mask.to(device)
+        hidden = self.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        rows = torch.tensor([index for index, one in enumerate(sequences) for _ in one.ends], device=device)
+        ends = torch.tensor([end for one in sequences for end in one.ends], device=device)
+        return hidden[rows, ends], [one.ends for one in sequences]
 
 
 def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | float = 0.0) -> torch.Tensor:

