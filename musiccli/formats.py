@@ -8,7 +8,7 @@ and for two assistant messages anywhere, the row is refused: which of the two wa
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from typing import NamedTuple
 
 from musiccli import records
@@ -47,9 +47,9 @@ def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Reco
 
 
 def recognise(row: Record) -> "Format":
-    """The first format all of whose columns the row has."""
+    """The first format all of whose columns the row has, and that its values fit."""
     for known in FORMATS:
-        if row.keys() >= known.columns:
+        if row.keys() >= known.columns and known.fits(row):
             return known
     formats = "; ".join(f"{known.name} ({', '.join(sorted(known.columns))})" for known in FORMATS)
     raise RecordError(f"no known format has the columns {', '.join(row) or '(none)'}. Known: {formats}", record=row)
@@ -146,6 +146,51 @@ def openjudge(row: Record, source: str) -> Iterator[dict]:
         sides[name] = [*history, _assistant(found[0].get("content"))]
     labels = _labels(sample.get("data_info")) | _labels(row.get("extra_metadata"))
     yield _record(row, source, sides, labels)
+
+
+# Candidates for one prompt
+
+
+def candidates(row: Record, source: str) -> Iterator[dict]:
+    """RewardBench 2, RM-Bench: right and wrong replies to one prompt, each a conversation of its own.
+
+    `correct` in the metadata says which it is; samples are numbered from 0, the right ones first, in the row's order.
+    """
+    said, id, labels = _candidates(row)
+    for sample, (correct, reply) in enumerate(said):
+        yield _record(row, source, {"messages": reply}, {**labels, "correct": correct}, id=id) | {"sample": sample}
+
+
+def candidate_pairs(row: Record, source: str) -> Iterator[dict]:
+    """Every right reply over every wrong one; `candidates` in the metadata are their numbers, each in its list."""
+    said, id, labels = _candidates(row)
+    right, wrong = ([reply for correct, reply in said if correct is wanted] for wanted in (True, False))
+    for (first, good), (second, bad) in product(enumerate(right), enumerate(wrong)):
+        yield _record(row, source, {"chosen": good, "rejected": bad}, {**labels, "candidates": [first, second]},
+                      id=f"{id}/{first}-{second}")
+
+
+def _candidates(row: Record) -> tuple[list[tuple[bool, list[Message]]], str, dict]:
+    """(whether it is right, the whole conversation) for each reply; what they share: an id, and labels.
+
+    RM-Bench's ids are counted within a domain. The ids of RewardBench 2's ties, "ref:7" and "tied:7", hold what their
+    score is made of: which of two prompts on one question a row is (`sample_type`, `prompt_id`).
+    """
+    before = [_user(row["prompt"])] if isinstance(row["prompt"], str) else _messages(row, "prompt")
+    said = [(name == "chosen", _with_system(row, [*before, _assistant(reply)]))
+            for name in ("chosen", "rejected") for reply in row[name]]
+    known = _id(row)
+    if isinstance(row.get("domain"), str) and known is not None:
+        known = f"{row['domain']}/{known}"
+    tie = re.fullmatch(r"(ref|tied):(\d+)", str(row.get("id")))
+    labels = {"sample_type": tie[1], "prompt_id": int(tie[2])} if tie else {}
+    return said, content_id(*(reply for _, reply in said)) if known is None else str(known), labels
+
+
+def _lists_of_replies(row: Record) -> bool:
+    """Whether both sides are lists of texts, and so not one conversation each."""
+    return all(isinstance(row[name], list) and row[name] and all(isinstance(reply, str) for reply in row[name])
+               for name in ("chosen", "rejected"))
 
 
 # Trees and trajectories
@@ -373,6 +418,7 @@ class Format(NamedTuple):
     columns: frozenset[str]  # a row of this format has these, and may have more
     read: Callable[[Record, str], Iterator[dict]]
     pairs: Callable[[Record, str], Iterator[dict]] | None = None  # where pairs are read from a row in another way
+    fits: Callable[[Record], bool] = lambda row: True  # where columns do not tell
 
 
 FORMATS = [  # the more telling columns first
@@ -384,6 +430,8 @@ FORMATS = [  # the more telling columns first
     Format("LLMBar", frozenset({"input", "output_1", "output_2", "label"}), llmbar),
     Format("UltraInteract pair", frozenset({"trajectory", "chosen", "rejected"}), ultrainteract),
     Format("ShareGPT preference", frozenset({"conversations", "chosen", "rejected"}), sharegpt_preference),
+    Format("RewardBench 2 or RM-Bench", frozenset({"prompt", "chosen", "rejected"}), candidates, candidate_pairs,
+           _lists_of_replies),
     Format("preference, HH or RewardBench", frozenset({"chosen", "rejected"}), preference),
     Format("comparison", frozenset({"a", "b"}), comparison),
     Format("conversation", frozenset({"messages"}), conversation),

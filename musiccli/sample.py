@@ -190,7 +190,8 @@ def unique(made: Iterable[tuple[Record, dict]], counts: Counter) -> Iterator[dic
 def _told_apart(record: Record, result: dict) -> object:
     """The id, where equal texts are no duplicates: two people's votes, or rows that a benchmark counts one by one."""
     if "messages" in result:
-        return None
+        candidate = result is record and "correct" in (record.get("metadata") or {})
+        return (result["id"], result.get("sample")) if candidate else None
     vote = "a" in record and "a" in result and "winner" in record
     return result["id"] if vote or records.lookup(result, "subset") else None
 

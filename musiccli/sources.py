@@ -33,6 +33,7 @@ SHORT_NAMES = {
     "hh-helpful": Hub("Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "helpful-base"),
     "hh-harmless": Hub("Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "harmless-base"),
     "rewardbench": Hub("allenai/reward-bench", "filtered", "168d848cdbbea9764fae4a544dc9ca1e6cca4931"),
+    "rewardbench2": Hub("allenai/reward-bench-2", "test", "7ff08853b0d5686e79b13fda8677024f566a104a"),
     "mt-bench-human": Hub("lmsys/mt_bench_human_judgments", "human", "f7d2896d2cc5d80f8b55c2bbc722613555233c25"),
 }
 SUFFIX = re.compile(r"\.(parquet|(jsonl|ndjson|json)(\.gz|\.zst)?)$")

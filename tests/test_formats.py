@@ -193,7 +193,7 @@ def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
     ({"prompt": "other", **SIDES}, "rows.jsonl:1: chosen: neither holds the prompt nor begins with the assistant"),
     ({"chosen": None, "rejected": "b", "prompt": "q"},
      "rows.jsonl:1: chosen: is missing; it should be a list of messages"),
-    ({"prompt": "q", "chosen": ["one", "two"], "rejected": ["three"]},
+    ({"prompt": "q", "chosen": ["one", 2], "rejected": ["three"]},
      "rows.jsonl:1: chosen[0]: is no message by the system, the user or the assistant (role None)"),
     ({"messages": [user("q"), {"role": "tool", "content": "3"}]},
      "rows.jsonl:1: messages[1]: is no message by the system, the user or the assistant (role 'tool')"),
@@ -228,6 +228,51 @@ def test_unknown_columns_are_named_with_the_known_formats():
     text = str(caught.value)
     assert text.startswith("rows.jsonl:1: no known format has the columns question, answer. Known: OpenJudge (")
     assert all(known.name in text for known in formats.FORMATS) and "\n" not in text
+
+
+# Candidates for one prompt
+
+BEST_OF = {"prompt": "q", "chosen": ["good"], "rejected": ["bad", "worse"], "subset": "Math", "id": "7",
+           "num_correct": 1, "models": ["x", "y", "z"], "additional_metadata": {"category": None}}
+STYLES = {"prompt": "q", "chosen": ["c1", "c2", "c3"], "rejected": ["r1", "r2", "r3"], "domain": "safety-refuse",
+          "id": 4}
+
+
+def test_each_candidate_is_a_conversation_that_knows_whether_it_is_right():
+    assert read(BEST_OF, source="rewardbench2") == [
+        {"id": "Math/7", "messages": [user("q"), assistant(text)], "sample": sample,
+         "metadata": {"subset": "Math", "num_correct": 1, "correct": sample == 0, "turns": 1, "source": "rewardbench2"}}
+        for sample, text in enumerate(["good", "bad", "worse"])]
+
+
+def test_right_candidates_come_first_each_list_in_its_order():
+    found = read(STYLES)
+    assert [(one["messages"][-1]["content"], one["sample"], one["metadata"]["correct"]) for one in found] == [
+        ("c1", 0, True), ("c2", 1, True), ("c3", 2, True), ("r1", 3, False), ("r2", 4, False), ("r3", 5, False)]
+    assert {(record["id"], record["metadata"]["domain"]) for record in found} == {("safety-refuse/4", "safety-refuse")}
+
+
+@pytest.mark.parametrize("given, identity, labels", [
+    ("ref:12", "Ties/ref:12", {"sample_type": "ref", "prompt_id": 12}),
+    ("tied:0", "Ties/tied:0", {"sample_type": "tied", "prompt_id": 0}), ("12", "Ties/12", {})])
+def test_the_ties_of_rewardbench_2_say_which_prompt_of_which_question_they_are(given, identity, labels):
+    record = read({**BEST_OF, "subset": "Ties", "id": given})[0]
+    assert record["id"] == identity
+    assert {name: value for name, value in record["metadata"].items() if name in ("sample_type", "prompt_id")} == labels
+
+
+def test_as_pairs_every_right_candidate_stands_over_every_wrong_one():
+    found = read(STYLES, pairs=True)
+    assert [(pair["id"], pair["chosen"][-1]["content"], pair["rejected"][-1]["content"]) for pair in found[:4]] == [
+        ("safety-refuse/4/0-0", "c1", "r1"), ("safety-refuse/4/0-1", "c1", "r2"), ("safety-refuse/4/0-2", "c1", "r3"),
+        ("safety-refuse/4/1-0", "c2", "r1")]
+    assert len(found) == 9 and found[3]["metadata"]["candidates"] == [1, 0]
+
+
+def test_without_an_id_the_texts_name_the_prompt():
+    first, *others = read({"prompt": "q", "chosen": ["good"], "rejected": ["bad"]})
+    assert {record["id"] for record in others} == {first["id"]} == {records.content_id(
+        [user("q"), assistant("good")], [user("q"), assistant("bad")])}
 
 
 # Trees and trajectories

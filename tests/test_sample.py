@@ -76,6 +76,16 @@ def test_the_number_of_turns_is_that_of_what_is_written():
     assert prompt["metadata"]["turns"] == 0
 
 
+def test_candidates_that_a_benchmark_counts_one_by_one_are_no_duplicates():
+    row = {"prompt": "q", "chosen": ["good"], "rejected": ["bad", "bad"], "subset": "Math", "id": "1"}
+    found, counts = run([row, {**row, "id": "2"}], "conversations")
+    assert [(one["id"], one["sample"]) for one in found] == [
+        (f"Math/{number}", sample) for number in (1, 2) for sample in range(3)]
+    assert counts == {"rows read": 2}
+    prompts, counts = run([row, {**row, "id": "2"}], "prompts")
+    assert [prompt["id"] for prompt in prompts] == ["Math/1"] and counts["dropped (duplicate)"] == 5
+
+
 VOTE = {"question_id": 1, "model_a": "x", "model_b": "y", "judge": "one", "turn": 1,
         "conversation_a": talk("q", "from x"), "conversation_b": talk("q", "from y")}
 

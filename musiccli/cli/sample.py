@@ -29,7 +29,8 @@ def sample(
     datasets: Annotated[list[str], typer.Argument(
         metavar="DATASET", show_default=False,
         help="JSON, JSONL or Parquet files, a folder, - for JSONL on standard input, a hub id (OWNER/NAME), or: "
-             "skywork, ultrafeedback, ultrainteract, hh, hh-helpful, hh-harmless, rewardbench, mt-bench-human.")],
+             "skywork, ultrafeedback, ultrainteract, hh, hh-helpful, hh-harmless, rewardbench, rewardbench2, "
+             "mt-bench-human.")],
     emit: Annotated[Emit, typer.Option(help="What to make of each row.")] = Emit.seeds,
     count: Annotated[int | None, typer.Option(
         "--count", "-n", min=1, show_default=False, help="Choose so many at random; without it, all.")] = None,
