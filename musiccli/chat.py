@@ -52,9 +52,9 @@ class Template:
         """
         text = self.render(messages)
         if not every_turn:
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             return Encoded(ids, [len(ids) - 1])
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         token_at = {stop: index for index, (_, stop) in enumerate(encoding["offset_mapping"])}
         ends = []
         for index, message in enumerate(messages):

@@ -1,8 +1,10 @@
 """A reward model's scores on any record: one number a side, and one an assistant turn if asked."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from functools import partial
+from itertools import islice
 
 import torch
 
@@ -18,52 +20,72 @@ BUDGET = 4096  # tokens in one forward pass
 
 
 def score(records: Iterable[Record], model: RewardModel, name: str, *, per_turn: bool = False, budget: int = BUDGET,
-          max_length: int | None = None, rejects: Rejects | None = None, counts: Counter | None = None) -> Iterator[dict]:
+          max_length: int | None = None, rejects: Rejects | None = None,
+          counts: Counter | None = None) -> Iterator[dict]:
     """The same records with `scores[name]`: a number, or {side: number} where the record has sides.
 
     `per_turn` adds `turn_scores[name]`: the reward after each assistant turn, oldest first, in place of each number a
     list. Conversations over `max_length` tokens lose whole oldest exchanges, by the same rule on both sides, and are
-    counted; one that cannot be cut goes to `rejects`.
+    counted; their turn scores are those of the turns that are left. One that cannot be cut goes to `rejects`.
     """
     rejects, counts = rejects or Rejects(), Counter() if counts is None else counts
     most = min(max_length or model.context, model.context)
     window: list[tuple[Record, list[Encoded]]] = []
     for record in records:
         with rejects.guard(record):
-            window.append((record, _encode(record, model, most, counts)))
+            window.append((record, _encode(record, model, most, per_turn, counts)))
         if len(window) >= WINDOW:
-            yield from _scored(window, model, name, per_turn, budget)
+            yield from _scored(window, model, name, per_turn, budget, rejects)
             window = []
-    yield from _scored(window, model, name, per_turn, budget)
+    yield from _scored(window, model, name, per_turn, budget, rejects)
 
 
-def _encode(record: Record, model: RewardModel, most: int, counts: Counter) -> list[Encoded]:
+def _encode(record: Record, model: RewardModel, most: int, per_turn: bool, counts: Counter) -> list[Encoded]:
     sides = [record[side] for side in side_names(record)]
     for side, messages in zip(side_names(record), sides, strict=True):
         if messages[-1]["role"] != "assistant":
             raise RecordError("ends with the user; there is no reply to score", field=side, record=record)
+    for field in ("scores", "turn_scores"):
+        if not isinstance(record.get(field) or {}, dict):
+            raise RecordError("is not an object of scores by model", field=field, record=record)
     shared = first_divergence(*sides) if len(sides) == 2 else len(sides[0])
-    fitted = fit(model.template.encode, sides, most, shared)
+    fitted = fit(partial(model.template.encode, every_turn=per_turn), sides, most, shared)
     if fitted is None:
         raise RecordError(f"is longer than {most} tokens and cannot be cut without losing what differs", record=record)
     counts["cut to fit"] += fitted[1] > 0
     return fitted[0]
 
 
-def _scored(window: list[tuple[Record, list[Encoded]]], model: RewardModel, name: str, per_turn: bool,
-            budget: int) -> Iterator[dict]:
-    # Candidates of one prompt stand together and share it, so they make one group; so do the sides of a record.
-    groups = [list(found) for _, found in groupby(range(len(window)), key=lambda index: window[index][0]["id"])]
-    sequences = [[one if per_turn else Encoded(one.ids, one.ends[-1:]) for index in group for one in window[index][1]]
-                 for group in groups]
-    rewards: list[list[list[float]]] = [[] for _ in window]  # per record, per side, per read
-    for batch in micro_batches([cost(group) for group in sequences], budget):
+def _scored(window: list[tuple[Record, list[Encoded]]], model: RewardModel, name: str, per_turn: bool, budget: int,
+            rejects: Rejects) -> Iterator[dict]:
+    sequences = [(record["id"], side) for record, sides in window for side in sides]
+    groups = _groups(sequences, budget)
+    rewards: list[list[float]] = [[] for _ in sequences]  # one value per read
+    for batch in micro_batches([cost([sequences[index][1] for index in group]) for group in groups], budget):
         with torch.inference_mode():
-            found = iter(model.network([sequences[index] for index in batch]))
-        for index in (index for number in batch for index in groups[number]):
-            rewards[index] = [next(found).tolist() for _ in window[index][1]]
-    for (record, _), sides in zip(window, rewards, strict=True):
-        yield _add(record, name, sides, per_turn)
+            found = model.network([[sequences[index][1] for index in groups[number]] for number in batch])
+        for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
+            rewards[index] = values.tolist()
+    left = iter(rewards)
+    for record, sides in window:
+        found = list(islice(left, len(sides)))
+        with rejects.guard(record):
+            if not all(math.isfinite(value) for side in found for value in side):
+                raise RecordError("the reward is not a number; the model overflows or is damaged", record=record)
+            yield _add(record, name, found, per_turn)
+
+
+def _groups(sequences: list[tuple[object, Encoded]], budget: int) -> list[list[int]]:
+    """Indices of neighbours that share an id and so, probably, a beginning: the sides of a record, the candidates of
+    a prompt. A group stays within `budget` tokens where it can."""
+    groups: list[list[int]] = []
+    for index, (name, _) in enumerate(sequences):
+        group = [*groups[-1], index] if groups and sequences[index - 1][0] == name else [index]
+        if len(group) > 1 and cost([sequences[other][1] for other in group]) <= budget:
+            groups[-1] = group
+        else:
+            groups.append([index])
+    return groups
 
 
 def _add(record: Record, name: str, sides: list[list[float]], per_turn: bool) -> dict:
@@ -73,7 +95,7 @@ def _add(record: Record, name: str, sides: list[list[float]], per_turn: bool) ->
         last, turns = dict(zip(names, last, strict=True)), dict(zip(names, turns, strict=True))
     else:
         last, turns = last[0], turns[0]
-    added = {"scores": record.get("scores", {}) | {name: last}}
+    added = {"scores": (record.get("scores") or {}) | {name: last}}
     if per_turn:
-        added["turn_scores"] = record.get("turn_scores", {}) | {name: turns}
+        added["turn_scores"] = (record.get("turn_scores") or {}) | {name: turns}
     return {**record, **added}

@@ -16,8 +16,8 @@ def score(
     as_: Annotated[str | None, typer.Option("--as", metavar="NAME", show_default=False,
                                             help="The key of its scores; left out: the last part of --model.")] = None,
     per_turn: Annotated[bool, typer.Option("--per-turn", help="Also the reward after every assistant turn.")] = False,
-    max_length: Annotated[int | None, typer.Option(min=2, metavar="TOKENS", show_default=False, help="Cut oldest exchanges "
-                          "of longer conversations; left out: what the model takes.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, metavar="TOKENS", show_default=False, help="Cut oldest "
+                          "exchanges of longer conversations; left out: what the model takes.")] = None,
     budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one forward pass; less takes less "
                                         "memory.")] = 4096,
 ) -> None:

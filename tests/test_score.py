@@ -1,0 +1,262 @@
+"""`music score`: what it adds, that it adds the same whoever stands beside, and what it cannot score."""
+
+import gzip
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from console import music, start
+from toys import backbone, needs_data, pairs, talk, tiny, write
+from toys import mtbench101 as conversations
+
+from musiccli.errors import RecordError
+from musiccli.jsonl import Rejects
+from musiccli.records import Record
+from musiccli.reward_model import checkpoint
+from musiccli.score import score
+
+CLOSE = {"abs": 1e-5, "rel": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def rm(tmp_path_factory):
+    """The folder of a reward model that nobody trained: its head is drawn, and scores all the same."""
+    folder = tmp_path_factory.mktemp("rm") / "toy"
+    checkpoint.save(checkpoint.create(str(backbone(folder.parent / "base", "gemma2"))), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(rm):
+    return checkpoint.load(str(rm))
+
+
+def conversation(name, *texts, **fields):
+    return Record({"id": name, "messages": talk(*texts), "metadata": {}, **fields}, f"in.jsonl:{name}")
+
+
+def reward(model, messages):
+    """One conversation's reward, by itself."""
+    with torch.inference_mode():
+        return model.network([[model.template.encode(messages, every_turn=False)]])[0].item()
+
+
+def scored(model, records, **settings):
+    return list(score(records, model, "rm", **settings))
+
+
+# What is added
+
+
+def test_a_conversation_gets_a_number(model):
+    [found] = scored(model, [conversation("c", "q", "a", "r", "b")])
+    assert found["scores"] == {"rm": pytest.approx(reward(model, talk("q", "a", "r", "b")), **CLOSE)}
+    assert "turn_scores" not in found
+
+
+@pytest.mark.parametrize("names", [("chosen", "rejected"), ("a", "b")])
+def test_a_pair_gets_a_number_a_side_under_its_own_history(model, names):
+    sides = [talk("one thing", "yes", "then", "good"), talk("another thing", "no", "so", "bad", "but", "worse")]
+    [found] = scored(model, [Record({"id": "p", **dict(zip(names, sides, strict=True))})])
+    assert found["scores"]["rm"] == {name: pytest.approx(reward(model, side), **CLOSE)
+                                     for name, side in zip(names, sides, strict=True)}
+    assert found["scores"]["rm"][names[0]] != pytest.approx(found["scores"]["rm"][names[1]], abs=1e-3)
+
+
+def test_per_turn_scores_are_those_of_each_prefix_alone(model):
+    texts = ["q", "a", "r", "b b b", "s", "c"]
+    [found] = scored(model, [conversation("c", *texts)], per_turn=True)
+    expected = [reward(model, talk(*texts[:stop])) for stop in (2, 4, 6)]
+    assert found["turn_scores"]["rm"] == pytest.approx(expected, **CLOSE)
+    assert found["scores"]["rm"] == found["turn_scores"]["rm"][-1]
+    assert len({round(value, 3) for value in expected}) == 3
+
+
+@needs_data
+def test_per_turn_scores_of_real_conversations_and_pairs_are_those_of_each_prefix(model):
+    talks = conversations(8)
+    records = [Record({"id": str(number), "messages": one}) for number, one in enumerate(talks)]
+    records += [Record({"id": f"p{number}", "a": talks[number], "b": [*talks[number][:-1], talks[number + 1][-1]]})
+                for number in range(4)]
+    for record, found in zip(records, scored(model, records, per_turn=True), strict=True):
+        sides = {"messages": record["messages"]} if "messages" in record else {"a": record["a"], "b": record["b"]}
+        for side, messages in sides.items():
+            turns = found["turn_scores"]["rm"] if side == "messages" else found["turn_scores"]["rm"][side]
+            expected = [reward(model, messages[:stop]) for stop in range(2, len(messages) + 1, 2)]
+            assert turns == pytest.approx(expected, abs=1e-4, rel=1e-3)
+
+
+def test_other_fields_and_scores_by_others_stay(model):
+    before = conversation("c", "q", "a", score=7, scores={"other": 1.5}, turn_scores={"other": [1.5]}, sample=3)
+    [found] = scored(model, [before], per_turn=True)
+    assert {name: found[name] for name in before if name not in ("scores", "turn_scores")} == {
+        name: before[name] for name in before if name not in ("scores", "turn_scores")}
+    assert found["scores"].keys() == {"other", "rm"} and found["scores"]["other"] == 1.5
+    assert found["turn_scores"].keys() == {"other", "rm"}
+    assert scored(model, [conversation("c", "q", "a", scores=None)])[0]["scores"].keys() == {"rm"}
+
+
+def test_a_second_run_replaces_the_scores_of_the_same_name(model):
+    [found] = scored(model, [conversation("c", "q", "a", scores={"rm": 99.0})])
+    assert found["scores"]["rm"] == pytest.approx(reward(model, talk("q", "a")), **CLOSE)
+
+
+# Whoever stands beside
+
+
+def candidates(prompts=3, samples=5):
+    """Best-of-N candidates, all of a prompt together."""
+    shared = "a prompt that all share, long enough to be laid out once " * 2
+    return [conversation(f"prompt{prompt}", shared, f"answer {n}", "and then" * n, "more " * (n + prompt), sample=n)
+            for prompt in range(prompts) for n in range(samples)]
+
+
+@pytest.mark.parametrize("budget", [1, 64, 150, 100_000])
+def test_candidates_of_a_prompt_score_as_each_alone_whatever_the_budget(model, budget):
+    found = scored(model, candidates(), budget=budget)
+    assert [(one["id"], one["sample"]) for one in found] == [(one["id"], one["sample"]) for one in candidates()]
+    assert [one["scores"]["rm"] for one in found] == pytest.approx(
+        [reward(model, one["messages"]) for one in candidates()], **CLOSE)
+
+
+def test_a_forward_pass_stays_within_the_budget_where_one_sequence_does(model, monkeypatch):
+    rows = []
+    real = model.network._packed
+
+    def watch(groups):
+        from musiccli.reward_model.pack import pack
+
+        rows.append(len(pack(groups)))
+        return real(groups)
+
+    monkeypatch.setattr(model.network, "_packed", watch)
+    single = max(len(model.template.encode(one["messages"]).ids) for one in candidates())
+    scored(model, candidates(samples=12), budget=2 * single)
+    assert max(rows) <= 2 * single
+    together, rows[:] = sum(rows), []
+    scored(model, [{**one, "id": number} for number, one in enumerate(candidates(samples=12))], budget=2 * single)
+    assert together < 0.85 * sum(rows)  # a shared prompt is computed once
+
+
+def test_output_keeps_input_order_over_many_windows(model, monkeypatch):
+    monkeypatch.setattr("musiccli.score.WINDOW", 7)
+    records = [Record(one) for one in pairs(20)] + candidates()
+    found = scored(model, records, budget=100)
+    assert [one["id"] for one in found] == [one["id"] for one in records]
+    for record, one in zip(records, found, strict=True):
+        sides = one["scores"]["rm"] if "chosen" in record else {"messages": one["scores"]["rm"]}
+        assert sides == pytest.approx({side: reward(model, record[side]) for side in sides}, **CLOSE)
+
+
+# What cannot be scored
+
+
+def test_a_conversation_that_ends_with_the_user_is_named(model):
+    with pytest.raises(RecordError) as caught:
+        scored(model, [conversation("c", "q", "a", "r")])
+    assert str(caught.value) == "in.jsonl:c: messages: ends with the user; there is no reply to score"
+
+
+def test_scores_that_are_no_object_are_named(model):
+    with pytest.raises(RecordError) as caught:
+        scored(model, [conversation("c", "q", "a", scores=[1, 2])])
+    assert str(caught.value) == "in.jsonl:c: scores: is not an object of scores by model"
+
+
+def test_bad_records_are_stepped_over_and_the_rest_keeps_its_scores(model):
+    rejects = Rejects(skip=True)
+    records = [conversation("a", "q", "a"), conversation("b", "q"), conversation("c", "r", "b")]
+    found = scored(model, records, rejects=rejects)
+    assert [one["id"] for one in found] == ["a", "c"]
+    assert found[1]["scores"]["rm"] == pytest.approx(reward(model, talk("r", "b")), **CLOSE)
+    assert rejects.count == 1
+
+
+def test_too_long_conversations_lose_oldest_exchanges_and_are_counted(model):
+    counts = Counter()
+    texts = ["first " * 30, "second " * 30, "q", "a"]
+    [found] = scored(model, [conversation("c", *texts)], max_length=60, per_turn=True, counts=counts)
+    assert counts == {"cut to fit": 1}
+    assert found["scores"]["rm"] == pytest.approx(reward(model, talk("q", "a")), **CLOSE)
+    assert len(found["turn_scores"]["rm"]) == 1
+    assert found["messages"] == talk(*texts)
+
+
+def test_both_sides_lose_the_same_exchanges(model):
+    history = ["first " * 30, "second " * 30, "q"]
+    sides = {"chosen": talk(*history, "a"), "rejected": talk(*history, "b", "r", "and " * 20)}
+    [found] = scored(model, [Record({"id": "p", **sides})], max_length=100)
+    assert found["scores"]["rm"] == {side: pytest.approx(reward(model, messages[2:]), **CLOSE)
+                                     for side, messages in sides.items()}
+
+
+def test_what_cannot_be_cut_is_rejected(model):
+    rejects, long = Rejects(skip=True), "word " * 100
+    pair = Record({"id": "p", "chosen": talk(long, "a", "q", "b"), "rejected": talk(long, "other", "q", "b")}, "f:1")
+    said = []
+    rejects.report = said.append
+    assert scored(model, [pair, conversation("c", long, "a")], rejects=rejects, max_length=50) == []
+    assert said == [f"{where}: is longer than 50 tokens and cannot be cut without losing what differs"
+                    for where in ("f:1", "in.jsonl:c")]
+
+
+def test_no_conversation_is_longer_than_the_model_takes(model):
+    assert model.context == 2048
+    counts = Counter()
+    scored(model, [conversation("c", "word " * 3000, "a", "q", "b")], max_length=10_000, counts=counts)
+    assert counts == {"cut to fit": 1}
+
+
+def test_a_reward_that_is_no_number_is_a_failure_not_a_null(rm, tmp_path):
+    broken = checkpoint.load(str(rm))
+    broken.network.core.score.weight.data.fill_(float("nan"))
+    with pytest.raises(RecordError, match=r"in.jsonl:c: the reward is not a number"):
+        scored(broken, [conversation("c", "q", "a")])
+
+
+# The command
+
+
+def test_records_go_through_the_command_in_order_with_their_scores(rm, tmp_path):
+    given = "".join(json.dumps(one) + "\n" for one in [*tiny("heldout"), *tiny("seeds")[:3]])
+    done = music("score", "--model", rm, "--on-error", "skip", given=given.encode())
+    assert done.status == 1  # seeds end with the user
+    assert [one["id"] for one in done.records][:16] == [one["id"] for one in tiny("heldout")]
+    assert all(one["scores"].keys() == {"toy"} and one["scores"]["toy"].keys() == {"chosen", "rejected"}
+               for one in done.records[:16])
+    assert "<stdin>:17: messages: ends with the user; there is no reply to score" in done.err
+
+
+def test_compressed_files_and_names(rm, tmp_path):
+    file = tmp_path / "in.jsonl.gz"
+    file.write_bytes(gzip.compress(write(tmp_path / "in.jsonl", tiny("heldout")).read_bytes()))
+    out = tmp_path / "out.jsonl.gz"
+    done = music("score", file, "--model", f"{rm}/", "--as", "mine", "--per-turn", "-o", out)
+    assert (done.status, done.out) == (0, b"")
+    [last] = done.lines
+    assert last.startswith("music score: 16 records written in ")
+    found = [json.loads(line) for line in gzip.decompress(out.read_bytes()).splitlines()]
+    plain = music("score", tmp_path / "in.jsonl", "--model", f"{rm}/").records
+    for one, other, before in zip(found, plain, tiny("heldout"), strict=True):
+        assert one["scores"]["mine"] == pytest.approx(other["scores"]["toy"], **CLOSE)
+        assert {side: len(turns) for side, turns in one["turn_scores"]["mine"].items()} == {
+            side: len(before[side]) // 2 for side in ("chosen", "rejected")}
+
+
+def test_a_missing_model_is_one_line(tmp_path):
+    done = music("score", write(tmp_path / "in.jsonl", tiny("heldout")), "--model", tmp_path / "none")
+    assert (done.status, done.out) == (2, b"")
+    assert done.lines == [f"music score: error: {tmp_path / 'none'}: no such folder; expected a model's folder, a hub "
+                          "id or local/NAME"]
+
+
+def test_what_was_cut_is_said_in_the_last_line_and_nowhere_else(rm, tmp_path):
+    file = write(tmp_path / "in.jsonl", [conversation("c", "word " * 90, "a", "q", "b"), conversation("d", "q", "a")])
+    shutil.copytree(rm, tmp_path / "rm")
+    config = tmp_path / "rm" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": 50}))  # tokenizers warn of it
+    _, err = start("score", file, "--model", tmp_path / "rm", "--max-length", 64).communicate()
+    [last] = err.decode().splitlines()
+    assert last.endswith("; 1 cut to fit")
