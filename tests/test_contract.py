@@ -286,12 +286,21 @@ def test_an_output_over_its_own_input_works(reader):
     (("-o", "none/out.jsonl"), "none/out.jsonl: cannot be written: there is no such folder"),
     (("-o", "."), ".: is a folder; name a file to write"),
     (("--rejects", "none/bad.jsonl"), "none/bad.jsonl: cannot be written: there is no such folder"),
-    (("-o", "out.jsonl", "--rejects", "./out.jsonl"), "--rejects ./out.jsonl: the records go there; name another file"),
-    (("--rejects", "-"), "--rejects -: the records go there; name another file")])
+    (("-o", "out.jsonl", "--rejects", "./out.jsonl"),
+     "--rejects ./out.jsonl: this run's own input or output; name another file"),
+    (("--rejects", "-"), "--rejects -: this run's own input or output; name another file")])
 def test_an_output_that_cannot_be_is_refused_before_anything_is_read(row, arguments, said):
     done = run(row, "none.jsonl", *arguments)
     assert (done.status, done.lines) == (2, [f"music {row.words}: error: {said}"])
     assert os.listdir() == []
+
+
+def test_rejects_never_replace_the_input(reader):
+    write("in.jsonl", *reader.good("x"))
+    done = run(reader, "in.jsonl", "--rejects", "./in.jsonl")
+    said = f"music {reader.words}: error: --rejects ./in.jsonl: this run's own input or output; name another file"
+    assert (done.status, done.lines) == (2, [said])
+    assert os.listdir() == ["in.jsonl"] and os.path.getsize("in.jsonl")
 
 
 def test_a_reader_who_has_seen_enough_is_no_error(row):

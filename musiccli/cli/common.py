@@ -65,8 +65,8 @@ class Run:
         self.limits: list[str] = []  # what stopped the run early, if anything
         self.read_count = 0
         self._shows = False
-        if rejects and jsonl.same_file(output, rejects):
-            raise InputError(f"--rejects {rejects}: the records go there; name another file")
+        if rejects and any(jsonl.same_file(rejects, other) for other in (output, *(set(files) - {"-"}))):
+            raise InputError(f"--rejects {rejects}: this run's own input or output; name another file")
         self._output = jsonl.Output(output)
         try:
             self.rejects = jsonl.Rejects(skip=on_error is OnError.skip, path=rejects, report=self.say)

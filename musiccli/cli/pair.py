@@ -27,6 +27,8 @@ def pair(
 
     from musiccli import pair
 
+    if best_of is None and (a or b):
+        raise InputError("--a and --b belong to --best-of, whose contests they name the sides of")
     if best_of is None:
         run.write(pair.join(run.read(records.branch), run.counts, run.say))
         return
