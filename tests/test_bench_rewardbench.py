@@ -1,6 +1,7 @@
 """RewardBench's own arithmetic, on rows whose answers are known."""
 
 import json
+import random
 from collections import Counter
 
 import numpy as np
@@ -62,6 +63,25 @@ def test_average_is_the_plain_mean_of_unrounded_sections():
     assert average["value"] == pytest.approx(np.mean([value(rows, "section", name)["value"] for name in SECTIONS]))
     assert average["count"] == 2985
     assert "partial" not in average
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_figure_is_the_published_one_to_1e_12(seed):
+    """Random scores, some of them equal, against a plain computation from the table in the benchmark's paper."""
+    chance = random.Random(seed)
+    wanted, pairs = {}, []
+    for subset, count in ROWS.items():
+        scores = [(chance.choice([0, 1, chance.gauss(0.5, 1)]), chance.choice([0, 1, chance.gauss(0, 1)]))
+                  for _ in range(count)]
+        pairs += [pair(subset, number, *both) for number, both in enumerate(scores)]
+        wanted[subset] = sum(chosen > rejected for chosen, rejected in scores) / count
+    sections = [
+        (sum(wanted[subset] * weight for subset, weight in weights.items()) / sum(weights.values()))
+        for weights in SECTIONS.values()]
+    rows = list(rewardbench(pairs))
+    for name, score in [*wanted.items(), *zip(SECTIONS, sections, strict=True), ("all", sum(sections) / 4)]:
+        metric = "average" if name == "all" else "section" if name in SECTIONS else "accuracy"
+        assert value(rows, metric, name)["value"] == pytest.approx(score, abs=1e-12), name
 
 
 def test_equal_scores_are_wrong_and_counted():

@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations
 
 from musiccli import records
-from musiccli.bench import baselines, statistics
+from musiccli.bench import baselines, compare, statistics
 from musiccli.bench.tally import Outcomes, Tally, accuracy, check_scores, metric
 from musiccli.records import Record, side_names
 
@@ -39,9 +38,7 @@ def agreement(pairs: Iterable[Record], models: Sequence[str] = (), *, by: Sequen
         outcomes = [found for model in tally.models if len(found := tally.outcomes(model, mask))]
         yield from (accuracy(NAME, subset, one, confidence) for one in outcomes)
         yield from kappas(subset, outcomes, resampling)
-        own = [model for model in tally.models if not model.startswith(baselines.PREFIX)]
-        for first, second in combinations(own, 2):
-            yield from differences(tally, subset, mask, first, second, resampling)
+        yield from compare.every_two(NAME, tally, subset, mask, resampling)
 
 
 def group(pair: Record, field: str) -> int | str:
@@ -79,28 +76,3 @@ def kappas(subset: str, outcomes: list[Outcomes], resampling: dict) -> Iterator[
         value = statistics.kappa(rows.sum(0).reshape(3, 3))
         interval = statistics.bootstrap(rows, lambda sums: statistics.kappa(sums.reshape(-1, 3, 3)), **resampling)
         yield metric(NAME, one.model, subset, "kappa", value, interval, len(one))
-
-
-def differences(tally: Tally, subset: str, mask: object, first: str, second: str, resampling: dict) -> Iterator[dict]:
-    """How much more often `first` is right than `second` on the pairs both scored, and what that is worth.
-
-    The interval is a paired bootstrap over prompts; McNemar's test takes the pairs one by one;
-    `detectable_difference` is what a set like this one would have shown with 80% power.
-    """
-    other = tally.outcomes(second, mask)
-    one = tally.outcomes(first, other.mask)
-    other = tally.outcomes(second, one.mask)
-    if not len(one):
-        return
-    gains = one.points - other.points
-    rows = statistics.totals([gains, gains * 0 + 1], one.prompts)
-    interval = statistics.bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1], **resampling)
-    yield metric(NAME, first, subset, "accuracy_difference", gains.mean(), interval, len(one), against=second,
-                 prompts=len(rows))
-    only_first, only_second = int((gains > 0).sum()), int((gains < 0).sum())
-    yield metric(NAME, first, subset, "mcnemar_p", statistics.mcnemar(only_first, only_second), None, len(one),
-                 against=second, only_first=only_first, only_second=only_second)
-    error = statistics.standard_error(gains, one.prompts)
-    if error > 0:
-        smallest = statistics.detectable(error, resampling["confidence"])
-        yield metric(NAME, first, subset, "detectable_difference", smallest, None, len(one), against=second)

@@ -61,8 +61,11 @@ class Tally:
         """The models in the order they were met, the baselines after them."""
         return sorted(self.picks, key=lambda model: model.startswith(baselines.PREFIX))
 
-    def add(self, record: Record, label: int, groups: dict[str, object]) -> None:
-        """Count one pair whose better side is `label` (0 or 1) and that belongs to one value of each field."""
+    def add(self, record: Record, label: int, groups: dict[str, object], cluster: int | None = None) -> None:
+        """Count one pair whose better side is `label` (0 or 1) and that belongs to one value of each field.
+
+        Pairs of one `cluster` are not independent; left out, it is the prompt.
+        """
         scores = record["scores"]
         chosen = {model: scores[model] for model in self._wanted or scores} | baselines.scores(record)
         first, second = side_names(record)
@@ -73,7 +76,7 @@ class Tally:
         for field, value in groups.items():
             codes = self._codes.setdefault(field, {})
             self.groups.setdefault(field, array("i")).append(codes.setdefault(value, len(codes)))
-        self.prompts.append(prompt(record))
+        self.prompts.append(prompt(record) if cluster is None else cluster)
         self.labels.append(label)
         for column in self.picks.values():
             if len(column) < len(self):

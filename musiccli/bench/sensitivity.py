@@ -1,0 +1,76 @@
+"""Does a reward model read the whole conversation? How often the intact one scores higher than a corrupted copy of it.
+
+Reads what `music sample --emit corruptions` wrote and `music score` scored. A model that looks at the last turn only
+scores both sides equal wherever the corruption lies before it: equal scores are wrong, and `ties` counts them. Beside
+every accuracy stand content-blind guesses, and `length_difference`, the mean of corrupted minus intact in characters:
+where a user message was dropped, the intact side is the longer one, and `longest` alone gets it right.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from musiccli.bench import compare
+from musiccli.bench.tally import Tally, accuracy, check_scores
+from musiccli.errors import RecordError
+from musiccli.records import Record, characters, lookup, preference
+
+NAME = "sensitivity"
+KINDS = ("reply", "user", "swap", "drop_user")  # the order they are shown in; others come after them
+BEFORE_LAST = "distance>=1"  # what only a reader of the history can see
+
+
+def scored(record: Record, models: Sequence[str] = ()) -> Record:
+    """A scored preference that says in `corruption` what is wrong with its rejected side, and where."""
+    preference(record)
+    about = record.get("corruption")
+    if not isinstance(about, dict):
+        raise RecordError("is missing; music sample --emit corruptions writes it", field="corruption", record=record)
+    for field, kind, expected in (("kind", str, "a string"), ("distance", int, "a whole number")):
+        if not isinstance(about.get(field), kind):
+            raise RecordError(f"should be {expected}", field=f"corruption.{field}", record=record)
+    return check_scores(record, models)
+
+
+def sensitivity(pairs: Iterable[Record], models: Sequence[str] = (), *, draws: int = 10_000, confidence: float = 0.95,
+                seed: int = 0, counts: Counter | None = None) -> Iterator[dict]:
+    """Metric records: accuracy of each model on all corruptions, before the last turn, by kind, by distance, by both.
+
+    Intervals take the corruptions of one conversation as dependent. Of two models, also the difference (but not by
+    kind and distance at once).
+    """
+    import numpy as np
+
+    tally, longer = Tally(models), array("q")
+    for pair in pairs:
+        about, conversation = pair["corruption"], lookup(pair, "conversation")
+        tally.add(pair, 0, {"kind": about["kind"], "distance": about["distance"]},
+                  None if conversation is None else hash(repr(conversation)))
+        longer.append(characters(pair["rejected"]) - characters(pair["chosen"]))
+    differences = np.asarray(longer)
+    resampling = {"draws": draws, "confidence": confidence, "seed": seed}
+    for subset, mask in subsets(tally):
+        shift = float(differences[mask].mean())
+        for model in tally.models:
+            if len(outcomes := tally.outcomes(model, mask)):
+                yield accuracy(NAME, subset, outcomes, confidence, length_difference=shift)
+        if "," not in subset:
+            yield from compare.every_two(NAME, tally, subset, mask, resampling)
+
+
+def subsets(tally: Tally) -> Iterator[tuple[str, object]]:
+    """ "all", "distance>=1", "kind=reply", ..., "distance=0", ..., "kind=reply,distance=0", ...; with their masks."""
+    import numpy as np
+
+    by_kind, by_distance = dict(tally.members("kind")), dict(tally.members("distance"))
+    yield "all", np.full(len(tally), True)
+    before = sum((mask for distance, mask in by_distance.items() if distance >= 1), np.full(len(tally), False))
+    if before.any():
+        yield BEFORE_LAST, before
+    order = [*(kind for kind in KINDS if kind in by_kind), *(kind for kind in by_kind if kind not in KINDS)]
+    yield from ((f"kind={kind}", by_kind[kind]) for kind in order)
+    yield from ((f"distance={distance}", mask) for distance, mask in by_distance.items())
+    for kind in order:
+        for distance, mask in by_distance.items():
+            if (both := by_kind[kind] & mask).any():
+                yield f"kind={kind},distance={distance}", both
