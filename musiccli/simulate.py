@@ -22,6 +22,7 @@ from musiccli.prompts import Prompt, transcript
 from musiccli.records import Message, Record
 
 WARMER = 0.2  # added to the temperature each time a faulty message is asked for again, or it would come out the same
+WARMEST = 1.0  # some providers refuse more
 POLICIES = "all | none | first | last | random:K | prob:P"
 
 
@@ -185,8 +186,7 @@ class Simulator:
         for attempt in range(self.settings.retries + 1):
             reply = await self.client.ask(Call(
                 model=model, whom=(identifier, name, sample, turn, role, attempt), max_tokens=tokens,
-                temperature=self.settings.temperature + WARMER * attempt, top_p=self.settings.top_p,
-                seed=self.settings.seed, **question))
+                temperature=self._temperature(attempt), top_p=self.settings.top_p, seed=self.settings.seed, **question))
             branch.pay(reply)
             if reply.finish == "length":
                 reply = Reply(whole_sentences(reply.text), "length", 0, 0, None)
@@ -197,6 +197,10 @@ class Simulator:
         if fault == "empty":
             raise CallError(f"{model} wrote nothing as {role} in turn {turn + 1}, {self.settings.retries + 1} times")
         return reply, fault
+
+    def _temperature(self, attempt: int) -> float:
+        asked = self.settings.temperature
+        return min(round(asked + WARMER * attempt, 2), max(asked, WARMEST)) if attempt else asked
 
     def _record(self, seed: Record, sample: int, name: str, branch: Branch) -> dict:
         optional = {"faults": branch.faults, "truncated": branch.truncated}

@@ -69,15 +69,27 @@ def no_network(monkeypatch) -> None:
 
 
 class Music:
-    """Runs `music` as a person does, with a cache of its own; `network` is what it looked up elsewhere."""
+    """Runs `music` as a person does, with a cache of its own; `network` is what it looked up elsewhere.
+
+    As a context manager it leaves no process behind, whatever a test found.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self._log = folder, folder / "network.log"
+        self._started: list[subprocess.Popen] = []
         (folder / "guard").mkdir()
         (folder / "guard" / "sitecustomize.py").write_text(GUARD)
         self.environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")} | {
             "MUSIC_CACHE": str(folder / "cache"), "OPENAI_API_KEY": "sk-test-0123456789", "NETWORK_LOG": str(self._log),
             "PYTHONPATH": str(folder / "guard"), "COLUMNS": "200"}
+
+    def __enter__(self) -> "Music":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
 
     @property
     def network(self) -> str:
@@ -85,7 +97,9 @@ class Music:
 
     def start(self, *arguments: object, **settings) -> subprocess.Popen:
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*MUSIC, *map(str, arguments)], env=self.environment, text=True, **streams | settings)
+        command = [*MUSIC, *map(str, arguments)]
+        self._started.append(subprocess.Popen(command, env=self.environment, text=True, **streams | settings))
+        return self._started[-1]
 
     def __call__(self, *arguments: object, stdin: str = "", timeout: float = 60) -> subprocess.CompletedProcess:
         process = self.start(*arguments)

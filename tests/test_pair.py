@@ -140,8 +140,9 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
 
 
 @pytest.fixture
-def music(tmp_path) -> Music:
-    return Music(tmp_path)
+def music(tmp_path):
+    with Music(tmp_path) as music:
+        yield music
 
 
 def test_pair_joins_what_it_reads(music):

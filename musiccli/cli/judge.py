@@ -40,11 +40,14 @@ def judge(
     music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge --judge gemini/gemini-1.5-pro
     music judge --judge openai/gpt-4o --judge gemini/gemini-1.5-pro pairs.jsonl > judged.jsonl
     """
+    from contextlib import closing
+
     from musiccli.judge import Settings
     from musiccli.judge import judge as judged
 
     settings = Settings(judges=tuple(dict.fromkeys(judge)), prompts=default_prompts(prompts, judge[0]),
                         max_tokens=max_tokens, seed=seed)
-    with client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base) as client:
-        run.write(judged(run.read(records.comparison), settings, client, rejects=run.rejects, counts=run.counts,
-                         limits=run.limits))
+    pairs = run.read(records.comparison)
+    with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base) as client,
+          closing(judged(pairs, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits)) as found):
+        run.write(found)

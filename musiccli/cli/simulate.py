@@ -60,6 +60,8 @@ def simulate(
 
     Finished calls are kept on disk: the same line again goes on where it was stopped and pays for nothing twice.
     """
+    from contextlib import closing
+
     from musiccli import prompts as prompt_files
     from musiccli.simulate import Settings, estimate, simulate
 
@@ -74,5 +76,7 @@ def simulate(
         run.withhold()
         show_costs(estimate(seeds, settings))
         return
-    with client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base) as client:
-        run.write(simulate(seeds, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits))
+    with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base) as client,
+          closing(simulate(seeds, settings, client, rejects=run.rejects, counts=run.counts,
+                           limits=run.limits)) as found):
+        run.write(found)

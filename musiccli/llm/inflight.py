@@ -16,7 +16,8 @@ def in_order(items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], w
     """`work(item)` for each item, at most `window` begun and not yet yielded, in the order of `items`.
 
     Input is read while work is under way, so a slow pipe and slow calls overlap. An error in `items` is raised after
-    everything begun before it has been yielded; an error in `work` is raised in its item's place.
+    everything begun before it has been yielded; an error in `work` is raised in its item's place. Whoever may stop
+    early closes the iterator: left to the interpreter's exit, it would wait there for ever.
     """
     with asyncio.Runner() as runner:
         results = _results(iter(items), work, window)

