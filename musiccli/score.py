@@ -19,28 +19,30 @@ WINDOW = 256  # records scored together: enough to sort by size and to find cand
 BUDGET = 4096  # tokens in one forward pass
 
 
-def score(records: Iterable[Record], model: RewardModel, name: str, *, per_turn: bool = False, budget: int = BUDGET,
-          max_length: int | None = None, rejects: Rejects | None = None,
+def score(records: Iterable[Record], model: RewardModel, name: str, *, per_turn: bool = False, last_only: bool = False,
+          budget: int = BUDGET, max_length: int | None = None, rejects: Rejects | None = None,
           counts: Counter | None = None) -> Iterator[dict]:
     """The same records with `scores[name]`: a number, or {side: number} where the record has sides.
 
     `per_turn` adds `turn_scores[name]`: the reward after each assistant turn, oldest first, in place of each number a
     list. Conversations over `max_length` tokens lose whole oldest exchanges, by the same rule on both sides, and are
     counted; their turn scores are those of the turns that are left. One that cannot be cut goes to `rejects`.
+    With `last_only` the model sees no history: the last user message and its reply, after the system message if any.
     """
     rejects, counts = rejects or Rejects(), Counter() if counts is None else counts
     most = min(max_length or model.context, model.context)
     window: list[tuple[Record, list[Encoded]]] = []
     for record in records:
         with rejects.guard(record):
-            window.append((record, _encode(record, model, most, per_turn, counts)))
+            window.append((record, _encode(record, model, most, per_turn, last_only, counts)))
         if len(window) >= WINDOW:
             yield from _scored(window, model, name, per_turn, budget, rejects)
             window = []
     yield from _scored(window, model, name, per_turn, budget, rejects)
 
 
-def _encode(record: Record, model: RewardModel, most: int, per_turn: bool, counts: Counter) -> list[Encoded]:
+def _encode(record: Record, model: RewardModel, most: int, per_turn: bool, last_only: bool,
+            counts: Counter) -> list[Encoded]:
     sides = [record[side] for side in side_names(record)]
     for side, messages in zip(side_names(record), sides, strict=True):
         if messages[-1]["role"] != "assistant":
@@ -48,6 +50,8 @@ def _encode(record: Record, model: RewardModel, most: int, per_turn: bool, count
     for field in ("scores", "turn_scores"):
         if not isinstance(record.get(field) or {}, dict):
             raise RecordError("is not an object of scores by model", field=field, record=record)
+    if last_only:
+        sides = [side[:side[0]["role"] == "system"] + side[-2:] for side in sides]
     shared = first_divergence(*sides) if len(sides) == 2 else len(sides[0])
     fitted = fit(partial(model.template.encode, every_turn=per_turn), sides, most, shared)
     if fitted is None:
@@ -58,7 +62,12 @@ def _encode(record: Record, model: RewardModel, most: int, per_turn: bool, count
 
 def _scored(window: list[tuple[Record, list[Encoded]]], model: RewardModel, name: str, per_turn: bool, budget: int,
             rejects: Rejects) -> Iterator[dict]:
-    sequences = [(record["id"], side) for record, sides in window for side in sides]
+    numbers: dict[tuple, int] = {}  # what reads the same is scored once: else rounding would tell it apart
+    sequences, places = [], []
+    for record, sides in window:
+        for side in sides:
+            places.append(numbers.setdefault((*side.ids, None, *side.ends), len(numbers)))
+            sequences += [(record["id"], side)] if places[-1] == len(sequences) else []
     groups = _groups(sequences, budget)
     rewards: list[list[float]] = [[] for _ in sequences]  # one value per read
     for batch in micro_batches([cost([sequences[index][1] for index in group]) for group in groups], budget):
@@ -66,7 +75,7 @@ def _scored(window: list[tuple[Record, list[Encoded]]], model: RewardModel, name
             found = model.network([[sequences[index][1] for index in groups[number]] for number in batch])
         for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
             rewards[index] = values.tolist()
-    left = iter(rewards)
+    left = (rewards[place] for place in places)
     for record, sides in window:
         found = list(islice(left, len(sides)))
         with rejects.guard(record):

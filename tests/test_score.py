@@ -74,6 +74,30 @@ def test_per_turn_scores_are_those_of_each_prefix_alone(model):
     assert len({round(value, 3) for value in expected}) == 3
 
 
+def test_last_only_shows_the_model_the_last_turn_alone(model):
+    one, other = talk("q", "a", "r", "b"), talk("other", "history", "r", "c")
+    [found] = scored(model, [Record({"id": "p", "chosen": one, "rejected": other})], last_only=True)
+    assert found["scores"]["rm"] == {"chosen": pytest.approx(reward(model, one[2:]), **CLOSE),
+                                     "rejected": pytest.approx(reward(model, other[2:]), **CLOSE)}
+    assert found["chosen"] == one
+
+
+def test_last_only_keeps_the_system_message(model):
+    system = {"role": "system", "content": "be brief"}
+    [found] = scored(model, [Record({"id": "c", "messages": [system, *talk("q", "a", "r", "b")]})], last_only=True)
+    assert found["scores"]["rm"] == pytest.approx(reward(model, [system, *talk("r", "b")]), **CLOSE)
+
+
+def test_what_reads_the_same_scores_the_same_whoever_stands_beside(model):
+    """Not nearly the same: a strict comparison would take rounding for an opinion."""
+    end = ["and what do you say of this?", "not much, it is rather long for a reply to be told apart by rounding"]
+    records = [Record({"id": f"p{number}", "chosen": talk(f"{number}", "x" * number, *end),
+                       "rejected": talk("other", *["y"] * (2 * number + 1), *end)}) for number in range(1, 40)]
+    *found, alone = scored(model, [*records, conversation("alone", *end)], last_only=True)
+    assert {score for one in found for score in one["scores"]["rm"].values()} == {alone["scores"]["rm"]}
+    assert len({one["scores"]["rm"]["chosen"] for one in scored(model, records)}) == len(records)
+
+
 @needs_data
 def test_per_turn_scores_of_real_conversations_and_pairs_are_those_of_each_prefix(model):
     talks = conversations(8)

@@ -16,6 +16,8 @@ def score(
     as_: Annotated[str | None, typer.Option("--as", metavar="NAME", show_default=False,
                                             help="The key of its scores; left out: the last part of --model.")] = None,
     per_turn: Annotated[bool, typer.Option("--per-turn", help="Also the reward after every assistant turn.")] = False,
+    last_only: Annotated[bool, typer.Option("--last-only", help="Show the model no history: the last user message and "
+                                            "its reply; the key of the scores is NAME/last-only.")] = False,
     max_length: Annotated[int | None, typer.Option(min=2, metavar="TOKENS", show_default=False, help="Cut oldest "
                           "exchanges of longer conversations; left out: what the model takes.")] = None,
     budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one forward pass; less takes less "
@@ -30,6 +32,6 @@ def score(
     from musiccli.reward_model.checkpoint import load
     from musiccli.score import score
 
-    name = as_ or model.rstrip("/").rsplit("/", 1)[-1]
-    run.write(score(run.read(records.anything), load(model, run.say), name, per_turn=per_turn, budget=budget,
-                    max_length=max_length, rejects=run.rejects, counts=run.counts))
+    name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
+    run.write(score(run.read(records.anything), load(model, run.say), name, per_turn=per_turn, last_only=last_only,
+                    budget=budget, max_length=max_length, rejects=run.rejects, counts=run.counts))
