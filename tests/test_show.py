@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from unicodedata import category
 
 import pytest
 
@@ -183,13 +184,13 @@ def everywhere(text):
 @pytest.mark.parametrize("width", [40, 100])
 def test_no_control_character_of_a_record_reaches_the_terminal(width):
     shown = terminal(everywhere(EVIL), width=width)
-    assert [char for char in shown if char != "\n" and show.category(char) in ("Cc", "Cf", "Zl", "Zp")] == []
+    assert [char for char in shown if char != "\n" and category(char) in ("Cc", "Cf", "Zl", "Zp")] == []
     coloured = re.sub(r"\x1b\[[0-9;]*m", "", terminal(everywhere(EVIL), width=width, colour=True))
     assert [line.rstrip() for line in coloured.splitlines()] == shown.splitlines()
 
 
 def test_no_control_character_of_a_record_reaches_the_page():
-    assert [char for char in page(everywhere(EVIL)) if char != "\n" and show.category(char) in ("Cc", "Cf")] == []
+    assert [char for char in page(everywhere(EVIL)) if char != "\n" and category(char) in ("Cc", "Cf")] == []
 
 
 def test_markup_and_emoji_codes_of_rich_are_only_text():
