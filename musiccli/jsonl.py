@@ -223,6 +223,8 @@ class Output:
             if sys.stdout is None:
                 raise InputError("<stdout>: is closed; write to a file with -o FILE")
             self._stream = self._raw = sys.stdout.buffer
+            if isinstance(self._raw, io.RawIOBase):  # PYTHONUNBUFFERED: a write might take only part of a line
+                self._stream = self._raw = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False))
             return
         if os.path.isdir(path):
             raise InputError(f"{path}: is a folder; name a file to write")

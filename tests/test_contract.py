@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import typer
-from console import COMMAND, Done, lines, music, start, write
+from console import COMMAND, Done, environment, lines, music, start, write
 from openai_server import serve
 
 from musiccli import jsonl
@@ -327,11 +327,13 @@ def test_a_reader_who_has_seen_enough_is_no_error(row):
     assert not [line for line in done.lines if "rror" in line or "written" in line]
 
 
+@pytest.mark.parametrize("unbuffered", [None, "1"])
 @pytest.mark.parametrize("words", ["pair", "show"])
-def test_head_closes_a_pipe_quietly(words, tmp_path):
+def test_head_closes_a_pipe_quietly(words, unbuffered, tmp_path):
     write(tmp_path / "in.jsonl", *(record for number in range(2000) for record in branches(f"x{number}")))
     script = 'set -o pipefail; "$@" | head -n 1'
-    done = subprocess.run(["bash", "-c", script, "bash", *COMMAND, words, tmp_path / "in.jsonl"], capture_output=True)
+    done = subprocess.run(["bash", "-c", script, "bash", *COMMAND, words, tmp_path / "in.jsonl"], capture_output=True,
+                          env=environment(PYTHONUNBUFFERED=unbuffered))
     assert (done.returncode, done.stderr, done.stdout.count(b"\n")) == (0, b"", 1)
 
 

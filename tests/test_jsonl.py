@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import zstandard
-from console import COMMAND, lines, start, write
+from console import COMMAND, environment, lines, start, write
 
 from musiccli import jsonl
 from musiccli.errors import InputError, RecordError
@@ -352,14 +352,26 @@ def test_closed_streams_are_named_and_never_mixed_up(closed, said):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_standard_output_on_a_full_disk_is_one_line():
-    message = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    given = lines(*({"id": "x", "branch": side, "messages": [*message[:1], {**message[1], "content": side}]}
-                    for side in ("chosen", "rejected")))
+@pytest.mark.parametrize("unbuffered", [None, "1"])
+def test_standard_output_on_a_full_disk_is_one_line(unbuffered):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*COMMAND, "pair"], input=given, stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run([*COMMAND, "show"], input=lines({"id": "x", "messages": messages}), stdout=full,
+                              stderr=subprocess.PIPE, env=environment(PYTHONUNBUFFERED=unbuffered))
     assert (done.returncode, done.stderr) == \
-        (2, b"music pair: error: <stdout>: cannot be written: No space left on device\n")
+        (2, b"music show: error: <stdout>: cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("unbuffered", [None, "1"])
+def test_a_line_reaches_a_pipe_whole_however_long_it_is(unbuffered):
+    code = ("import signal; from musiccli import jsonl\n"
+            "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\n"
+            "output = jsonl.Output()\n"
+            "for _ in range(20): output.write({'id': 'x' * 1_000_000})\n"
+            "output.close()")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                          env=environment(PYTHONUNBUFFERED=unbuffered)) as run:
+        assert [len(line) for line in run.stdout] == [1_000_010] * 20
 
 
 def without_rights(work):
