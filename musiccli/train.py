@@ -10,9 +10,11 @@ import math
 import os
 import random
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count as count_from
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from transformers import get_scheduler
 
 from musiccli.chat import Encoded, fit
 from musiccli.errors import InputError
+from musiccli.jsonl import Rejects
 from musiccli.progress import Bar, Clock, bar
 from musiccli.records import Record, first_divergence
 from musiccli.reward_model import checkpoint
@@ -62,24 +65,30 @@ class Pair:
     tokens: int
 
 
-def prepare(preferences: Iterable[Record], model: checkpoint.RewardModel, max_length: int, counts: Counter) -> list[Pair]:
+def prepare(preferences: Iterable[Record], model: checkpoint.RewardModel, max_length: int, counts: Counter,
+            rejects: Rejects | None = None) -> list[Pair]:
     """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
 
-    Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero.
+    Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero. One that the
+    chat template refuses goes to `rejects`.
     """
+    rejects = rejects or Rejects()
+    encode = partial(model.template.encode, every_turn=False)
     pairs = []
     for record in preferences:
-        sides = [record["chosen"], record["rejected"]]
-        fitted = fit(model.template.encode, sides, max_length, first_divergence(*sides))
+        sides, fitted = [record["chosen"], record["rejected"]], None
+        with rejects.guard(record):
+            fitted = fit(encode, sides, max_length, first_divergence(*sides))
+            if fitted is None:
+                counts[f"pairs dropped (over {max_length} tokens and not to be cut)"] += 1
         if fitted is None:
-            counts[f"pairs dropped (over {max_length} tokens and not to be cut)"] += 1
             continue
-        counts[f"pairs cut to {max_length} tokens"] += fitted[1] > 0
-        encoded = tuple(Encoded(one.ids, one.ends[-1:]) for one in fitted[0])
-        if encoded[0].ids == encoded[1].ids:
+        (chosen, rejected), cut = fitted
+        counts[f"pairs cut to {max_length} tokens"] += cut > 0
+        if chosen.ids == rejected.ids:
             counts["pairs dropped (both sides the same tokens)"] += 1
             continue
-        pairs.append(Pair(encoded, cost(encoded), sum(len(one.ids) for one in encoded)))
+        pairs.append(Pair((chosen, rejected), cost((chosen, rejected)), len(chosen.ids) + len(rejected.ids)))
     return pairs
 
 
@@ -91,9 +100,6 @@ def check(model: checkpoint.RewardModel, pairs: Sequence[Pair]) -> None:
             raise InputError("the template writes two BOS tokens; remove one from the chat template")
         if side.ids[-1] == pad:
             raise InputError(f"conversations end with the padding token ({pad}), which no reward can be read at")
-        if side.ends != [len(side.ids) - 1]:
-            raise InputError("the template writes text after the last turn, so the reward would be read elsewhere "
-                             "by transformers than here")
 
 
 def plan(sizes: Sequence[int], settings: Settings, ranks: int) -> Iterator[list[list[list[int]]]]:
@@ -219,51 +225,77 @@ class Trainer:
         try:
             state = orjson.loads((found[-1] / STATE).read_bytes())
         except (OSError, orjson.JSONDecodeError) as error:
-            raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start from the one before") from error
+            raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start again") from error
         refuse_other_run(state, identity, self.out)
         try:
             self.accelerator.load_state(str(found[-1]))
         except Exception as error:
-            raise InputError(f"{found[-1]}: cannot be loaded ({' '.join(str(error).split())[:200]}); remove it to start "
-                             "again") from error
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{found[-1]}: cannot be loaded ({reason}); remove it to start again") from error
         return state["step"]
 
 
 def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evaluation: Iterable[Record] | None = None,
-          save_every: int | None = None, checked: bool = True, only_check: bool = False, counts: Counter | None = None,
-          say: Callable[[str], None] = lambda _: None) -> dict | None:
+          save_every: int | None = None, checked: bool = True, only_check: bool = False, rejects: Rejects | None = None,
+          counts: Counter | None = None, say: Callable[[str], None] = lambda _: None) -> dict | None:
     """Train and write the reward model to `out`; the same call again resumes, or finds it done.
 
-    Returns the last metrics, None where there was nothing left to do. Raises InputError where `out` holds another run.
+    Returns the last metrics; None where there was nothing left to do, and in every process but the main one. Raises
+    InputError where `out` holds another run.
     """
     counts = Counter() if counts is None else counts
     accelerator = _accelerator()
-    main = accelerator.is_main_process
-    say = say if main else lambda _: None
+    say = say if accelerator.is_main_process else lambda _: None
     if settings.batch < accelerator.num_processes:
         raise InputError(f"--batch {settings.batch}: every one of {accelerator.num_processes} processes needs a pair")
+    if accelerator.is_main_process and not only_check:
+        _claim(out)
     set_seed(settings.seed)
     model = checkpoint.create(settings.model, seed=settings.seed, lora=settings.lora, say=say)
     if settings.activation_checkpointing:
-        model.network.core.gradient_checkpointing_enable({"use_reentrant": False})
-    pairs = prepare(preferences, model, settings.max_length, counts)
-    if not pairs:
-        raise InputError("no pairs to train on are left")
-    held_out = prepare(evaluation, model, settings.max_length, Counter()) if evaluation is not None else []
+        model.network.core.activation_checkpointing_enable({"use_reentrant": False})
+    pairs = _prepare(preferences, model, settings, counts, rejects, say, "to train on")
+    if len(pairs) < settings.batch:
+        raise InputError(f"--batch {settings.batch}: there are {len(pairs)} pairs; a step would hold some twice")
+    held_out = [] if evaluation is None else _prepare(evaluation, model, settings, Counter(), rejects,
+                                                      lambda text: say(f"--eval: {text}"), "to evaluate on")
     if checked or only_check:
-        check(model, pairs)
+        check(model, [*pairs, *held_out])
     identity = {"settings": asdict(settings), "data": _fingerprint(pairs)}
-    if (out / checkpoint.NOTES).exists():
-        refuse_other_run(orjson.loads((out / checkpoint.NOTES).read_bytes()), identity, out)
+    if not only_check and (found := checkpoint.read_notes(out)):
+        refuse_other_run(found, identity, out)
         say(f"{out} is trained already, by this same line")
         return None
-    for what, count in sorted(counts.items()):
-        if count:
-            say(f"{count:,} {what}")
     say(_plan_in_words(model, pairs, settings, accelerator))
     if only_check:
         return None
     return _run(Trainer(model, pairs, out, settings, accelerator), identity, held_out, save_every, say)
+
+
+def _prepare(preferences: Iterable[Record], model: checkpoint.RewardModel, settings: Settings, counts: Counter,
+             rejects: Rejects | None, say: Callable, purpose: str) -> list[Pair]:
+    pairs = prepare(preferences, model, min(settings.max_length, model.context), counts, rejects)
+    for what, count in sorted(counts.items()):
+        if count:
+            say(f"{count:,} {what}")
+    if not pairs:
+        raise InputError(f"no pairs {purpose} are left")
+    return pairs
+
+
+def _claim(out: Path) -> None:
+    """Make the folder, or find out now, not after hours of work, that it holds something else or cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
+        if held and not {LOG, CHECKPOINTS, checkpoint.NOTES} & set(held):
+            raise InputError(f"{out}: holds something else ({', '.join(held)[:60]}); name another --out")
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except FileExistsError:
+        raise InputError(f"{out}: is a file; --out names a folder") from None
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 def _run(trainer: Trainer, identity: dict, held_out: list[Pair], save_every: int | None, say: Callable) -> dict:
@@ -281,8 +313,9 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], save_every: int
                 continue
             measured = {"step": number, "epoch": round(number * settings.batch / len(trainer.pairs), 3)}
             measured |= trainer.step(step[trainer.accelerator.process_index])
-            if not math.isfinite(measured["loss"]):
-                raise InputError(f"the loss is {measured['loss']} at step {number}; lower --lr, or look at the data")
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(measured[name]):
+                    raise InputError(f"{name} is {measured[name]} at step {number}; lower --lr, or look at the data")
             ends = number == trainer.steps
             if held_out and (ends or (save_every and number % save_every == 0)):
                 measured |= {f"eval_{name}": value for name, value in trainer.evaluate(held_out).items()}
@@ -293,7 +326,7 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], save_every: int
             if save_every and number % save_every == 0 and not ends:
                 trainer.save_state(number, identity)
     _finish(trainer, identity | {"metrics": measured})
-    return measured
+    return measured if main else None
 
 
 def _finish(trainer: Trainer, notes: dict) -> None:
@@ -352,7 +385,8 @@ def _accelerator() -> Accelerator:
     return Accelerator(mixed_precision="bf16" if gpu else "no", cpu=not gpu)
 
 
-def _plan_in_words(model: checkpoint.RewardModel, pairs: list[Pair], settings: Settings, accelerator: Accelerator) -> str:
+def _plan_in_words(model: checkpoint.RewardModel, pairs: list[Pair], settings: Settings,
+                   accelerator: Accelerator) -> str:
     trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
     tokens, packed = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
     return (f"{len(pairs):,} pairs, {tokens:,} tokens ({packed:,} with shared prefixes once); "

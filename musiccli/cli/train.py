@@ -1,5 +1,6 @@
 """music train pairs.jsonl music.jsonl --model google/gemma-2-9b-it --out rm"""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,36 +10,43 @@ from musiccli import jsonl, records
 from musiccli.cli.common import SEED, Run, stage
 
 
+class Schedule(StrEnum):
+    linear = "linear"
+    cosine = "cosine"
+    constant_with_warmup = "constant_with_warmup"
+
+
 @stage()
 def train(
     run: Run,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where the reward model goes; the same line again resumes.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Backbone, or reward model to go on from: a hub id, a folder "
-                                       "or local/NAME.")] = "google/gemma-2-9b-it",
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Backbone, or reward model to go on from: a hub id, a "
+                                       "folder or local/NAME.")] = "google/gemma-2-9b-it",
     batch: Annotated[int, typer.Option(min=1, help="Pairs a step, over all processes.")] = 64,
     steps: Annotated[int | None, typer.Option(min=1, show_default=False, help="Optimiser steps; left out: as --epochs "
                                               "says.")] = None,
     epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the pairs.")] = 1.0,
     lr: Annotated[float, typer.Option(help="Peak learning rate; LoRA wants about 1e-4.")] = 2e-6,
-    schedule: Annotated[str, typer.Option(help="linear, cosine or constant_with_warmup.")] = "linear",
+    schedule: Annotated[Schedule, typer.Option(help="How the rate goes on after its rise.")] = Schedule.linear,
     warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps in which the rate rises.")] = 0.03,
-    max_length: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Longer pairs lose whole oldest exchanges on both "
-                                            "sides, or are dropped; both are counted.")] = 2048,
-    lora: Annotated[int | None, typer.Option(min=1, metavar="RANK", show_default=False, help="Train low-rank adapters and "
-                                             "the head; merged when saved. Left out: all weights.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Longer pairs lose whole oldest exchanges on "
+                                            "both sides, or are dropped; both are counted.")] = 2048,
+    lora: Annotated[int | None, typer.Option(min=1, metavar="RANK", show_default=False, help="Train low-rank adapters "
+                                             "and the head; merged when saved. Left out: all weights.")] = None,
     budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one micro-batch; less takes less "
                                         "memory and gives the same step.")] = 4096,
     activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing", help="Less memory, more "
                                                            "time.")] = False,
-    eval: Annotated[str | None, typer.Option("--eval", metavar="FILE", show_default=False, help="Held-out pairs, measured at "
-                                             "every save and at the end.")] = None,
-    save_every: Annotated[int | None, typer.Option(min=1, metavar="STEPS", show_default=False, help="Keep a state to resume "
-                          "from; left out: none, a run that is stopped starts again.")] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, show_default=False, help="Start so many, by accelerate.")] = None,
-    accelerate_config: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="A file that accelerate "
-                                 "launch takes (FSDP, DeepSpeed, several machines).")] = None,
-    check: Annotated[bool | None, typer.Option("--check/--no-check", show_default=False, help="--check: only look for what "
-                     "ruins reward models, and stop; --no-check: train without looking.")] = None,
+    eval: Annotated[str | None, typer.Option("--eval", metavar="FILE", show_default=False, help="Held-out pairs, "
+                                             "measured at every save and at the end.")] = None,
+    save_every: Annotated[int | None, typer.Option(min=1, metavar="STEPS", show_default=False, help="Keep a state to "
+                          "resume from; left out: none, a run that is stopped starts again.")] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, show_default=False, help="Train in so many processes, "
+                                                      "a GPU each where there are any.")] = None,
+    accelerate_config: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="A file that "
+                                 "accelerate launch takes (FSDP, DeepSpeed, several machines).")] = None,
+    check: Annotated[bool | None, typer.Option("--check/--no-check", show_default=False, help="--check: only look for "
+                     "what ruins reward models, and stop; --no-check: train without looking.")] = None,
     seed: SEED = 0,
 ) -> None:
     """Train a Bradley-Terry reward model on preference pairs, in full or with LoRA.
@@ -55,13 +63,14 @@ def train(
         raise typer.Exit(launch.relaunch(run.files, processes=num_processes, config=accelerate_config))
     from musiccli.train import Settings, train
 
-    settings = Settings(model=model, batch=batch, steps=steps, epochs=epochs, lr=lr, schedule=schedule, warmup=warmup,
-                        max_length=max_length, lora=lora, budget=budget,
+    settings = Settings(model=model, batch=batch, steps=steps, epochs=epochs, lr=lr, schedule=schedule.value,
+                        warmup=warmup, max_length=max_length, lora=lora, budget=budget,
                         activation_checkpointing=activation_checkpointing, seed=seed)
-    held_out = jsonl.read([eval], records.preference, unique=False) if eval else None
-    measured = train(run.read(records.preference, unique=False), Path(out), settings, evaluation=held_out,
-                     save_every=save_every, checked=check is not False, only_check=check is True, counts=run.counts,
-                     say=run.say)
+    held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
+    with launch.one_voice():
+        measured = train(run.read(records.preference, unique=False), Path(out), settings, evaluation=held_out,
+                         save_every=save_every, checked=check is not False, only_check=check is True,
+                         rejects=run.rejects, counts=run.counts, say=run.say)
     run.withhold()
     if measured:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in measured.items() if name not in ("epoch", "tokens"))

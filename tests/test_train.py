@@ -1,0 +1,615 @@
+"""`music train`: the loss is Bradley-Terry's however it is cut up; a run that was killed ends as if it had not been."""
+
+import json
+import math
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from console import COMMAND, music, start
+from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from musiccli import train as module
+from musiccli.records import Record
+from musiccli.reward_model import checkpoint
+from musiccli.train import Settings, plan, prepare, total_steps, train
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as toys.py does for this process
+TIMES = ("tokens_per_s", "pairs_per_s")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(backbone(tmp_path_factory.mktemp("base"), num_hidden_layers=2))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "pairs.jsonl", pairs(12))
+
+
+@pytest.fixture
+def run(base, file):
+    """Trains six steps in a moment, by command line."""
+    def line(out, *more, pairs=file, run=music):
+        return run("train", pairs, "--model", base, "--out", out, "--batch", 4, "--steps", 6, "--lr", 1e-2, *more)
+    return line
+
+
+def process(*arguments, given=None):
+    """`music` as a process of its own, with `given` on its standard input."""
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=ONE_THREAD, input=given)
+
+
+def log(out):
+    """What the log says, without what depends on the clock."""
+    return [{name: value for name, value in step.items() if name not in TIMES} for step in lines(out / "log.jsonl")]
+
+
+def losses(out):
+    return [step["loss"] for step in lines(out / "log.jsonl")]
+
+
+def weights(out):
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(base, file, tmp_path_factory):
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("finished") / "rm"
+    done = music("train", file, "--model", base, "--out", out, "--batch", 4, "--steps", 6, "--lr", 1e-2,
+                 "--save-every", 2)
+    assert (done.status, done.out) == (0, b""), done.err
+    return out
+
+
+# The loss
+
+
+def forward(core, tokenizer, records):
+    """(chosen, rejected) rewards of both sides padded, by transformers' own forward."""
+    texts = [tokenizer.apply_chat_template(record[side], tokenize=False) for side in ("chosen", "rejected")
+             for record in records]
+    padded = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+    return core(**padded).logits[:, 0].split(len(records))
+
+
+def figures(margins, rewards):
+    """What the log should say, by the formulas."""
+    return {"loss": torch.log1p(torch.exp(-margins)).mean().item(), "margin": margins.mean().item(),
+            "accuracy": (margins > 0).double().mean().item(), "mean_reward": rewards.mean().item()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_loss_of_a_step_is_that_of_the_padded_pairs(tmp_path, family):
+    base = str(backbone(tmp_path / "base", family))
+    records = [Record(one) for one in pairs(12)]
+    measured = train(records, tmp_path / "out", Settings(model=base, batch=12, steps=1, seed=3, budget=300))
+    torch.manual_seed(3)  # the head is drawn from it
+    own = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = "<|endoftext|>"
+    own.config.pad_token_id = tokenizer.pad_token_id
+    with torch.no_grad():
+        chosen, rejected = forward(own, tokenizer, records)
+    margins = (chosen - rejected).double()
+    expected = figures(margins, torch.cat((chosen, rejected)))
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, abs=1e-5, rel=1e-4)
+    assert abs(expected["loss"] - math.log(2)) > 0.01 and 0 < expected["accuracy"] < 1
+
+
+def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
+    records = [Record(one) for one in pairs(12)]
+    train(records, tmp_path, Settings(model=base, batch=12, steps=1, lr=1e-2, warmup=0, seed=3, budget=64))
+    model = checkpoint.create(base, seed=3)
+    core = model.network.core
+    core.set_attn_implementation("eager")
+    chosen, rejected = forward(core, model.tokenizer, records)
+    (-torch.nn.functional.logsigmoid(chosen - rejected)).mean().backward()
+    norm = torch.nn.utils.clip_grad_norm_(core.parameters(), 1.0)
+    torch.optim.AdamW(core.parameters(), lr=1e-2, weight_decay=0.0).step()
+    [measured] = lines(tmp_path / "log.jsonl")
+    assert (measured["lr"], measured["grad_norm"]) == (1e-2, pytest.approx(norm.item(), rel=1e-4))
+    trained = checkpoint.load(str(tmp_path)).network.core.state_dict()
+    for name, weight in core.state_dict().items():
+        # Adam divides by the gradient's size: where that is mere rounding, the step goes either way.
+        assert (trained[name] - weight).abs().gt(1e-4).double().mean() < 2e-3, name
+
+
+def test_a_smaller_budget_gives_the_same_losses(run, finished, tmp_path):
+    assert run(tmp_path / "rm", "--budget", 64).status == 0
+    assert losses(tmp_path / "rm") == pytest.approx(losses(finished), abs=1e-5)
+    assert len({round(loss, 3) for loss in losses(finished)}) == 6
+
+
+def test_two_processes_fed_by_a_pipe_give_the_same_losses(run, file, finished, tmp_path):
+    done = run(tmp_path / "rm", "--num-processes", 2, "--budget", 64, pairs="-",
+               run=lambda *line: process(*line, given=file.read_text()))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    planned, last = done.stderr.splitlines()  # each said once, not by each process
+    assert "; 2 x cpu, no mixed precision" in planned
+    assert last.startswith("music train: step 6, loss ")
+    assert losses(tmp_path / "rm") == pytest.approx(losses(finished), abs=1e-5)
+    for step, other in zip(log(tmp_path / "rm"), log(finished), strict=True):
+        assert step == pytest.approx(other, abs=1e-4, rel=1e-3)
+
+
+def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
+    records = [Record(one) for one in pairs(8)]
+    train(records, tmp_path, Settings(model=base, batch=8, steps=20, lr=1e-2, schedule="constant_with_warmup"))
+    last = lines(tmp_path / "log.jsonl")[-1]
+    assert last["loss"] < 0.1 and last["accuracy"] == 1.0
+    assert losses(tmp_path)[0] > 0.3
+
+
+def test_lora_learns_and_its_checkpoint_scores_what_was_measured(tmp_path, base):
+    records = [Record(one) for one in pairs(8)]
+    settings = Settings(model=base, batch=8, steps=15, lr=1e-2, lora=4, schedule="constant_with_warmup")
+    measured = train(records, tmp_path, settings, evaluation=[Record(one) for one in pairs(8)])
+    assert measured["eval_loss"] < 0.3 < losses(tmp_path)[0]
+    scores = music("score", write(tmp_path / "in.jsonl", pairs(8)), "--model", tmp_path, "--as", "rm").records
+    margins = [one["scores"]["rm"]["chosen"] - one["scores"]["rm"]["rejected"] for one in scores]
+    assert sum(margins) / 8 == pytest.approx(measured["eval_margin"], rel=1e-3)
+
+
+# The plan
+
+
+SIZES = [7, 300, 45, 45, 12, 90, 3, 250, 61, 18, 33]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("budget", [1, 100, 4096])
+def test_every_pair_comes_once_an_epoch_in_steps_of_exactly_a_batch(ranks, budget):
+    settings = Settings(batch=4, steps=22, budget=budget, seed=5)  # 88 pairs: eight epochs of eleven
+    steps = list(plan(SIZES, settings, ranks))
+    assert len(steps) == 22
+    drawn = []
+    for step in steps:
+        assert len(step) == ranks
+        assert len({len(batches) for batches in step}) == 1  # else some rank would wait for ever
+        found = [index for batches in step for batch in batches for index in batch]
+        assert len(found) == 4
+        assert all(any(batches) and batches[-1] for batches in step)  # gradients are exchanged in the last
+        assert all(len(batch) <= 1 or sum(SIZES[index] for index in batch) <= budget for batches in step
+                   for batch in batches)
+        drawn.append(found)
+    # Steps straddle epochs: after 11 steps, four epochs have passed exactly.
+    for half in (drawn[:11], drawn[11:]):
+        assert Counter(index for found in half for index in found) == dict.fromkeys(range(11), 4)
+    assert len({*drawn[0], *drawn[1]}) == 8
+
+
+def test_the_plan_follows_from_the_seed_and_steps_hold_the_same_pairs_for_any_number_of_ranks():
+    def sets(ranks, seed=5):
+        return [sorted(index for batches in step for batch in batches for index in batch)
+                for step in plan(SIZES, Settings(batch=4, steps=9, seed=seed), ranks)]
+
+    assert list(plan(SIZES, Settings(batch=4, steps=9), 2)) == list(plan(SIZES, Settings(batch=4, steps=9), 2))
+    assert sets(1) == sets(2) == sets(3) != sets(1, seed=6)
+
+
+def test_ranks_get_about_as_many_tokens():
+    for step in islice(plan([100, 1, 1, 1, 1, 1, 1, 94] * 4, Settings(batch=32, steps=3), 2), 3):
+        loads = [sum(([100, 1, 1, 1, 1, 1, 1, 94] * 4)[index] for batch in batches for index in batch)
+                 for batches in step]
+        assert abs(loads[0] - loads[1]) <= 2
+
+
+@pytest.mark.parametrize("pairs, settings, steps", [
+    (104_000, {"batch": 64}, 1625), (30, {"batch": 4}, 8), (30, {"batch": 4, "epochs": 2}, 15),
+    (30, {"batch": 4, "steps": 3}, 3), (30, {"batch": 4, "epochs": 0.1}, 1)])
+def test_steps_are_those_asked_for_or_whole_passes(pairs, settings, steps):
+    assert total_steps(pairs, Settings(**settings)) == steps
+
+
+# Pairs
+
+
+def test_pairs_that_teach_nothing_and_pairs_too_long_are_counted(base):
+    long = "word " * 100
+    records = [Record(one) for one in (
+        pair("good", talk("q", "yes"), talk("q", "no")),
+        pair("same", talk("q", "a"), talk("q", "a")),
+        pair("same tokens", talk("q", "a"), talk("q", "a")),
+        pair("cut", talk(long, "a", "q", "yes"), talk(long, "a", "q", "no")),
+        pair("too long", talk(long, "yes"), talk(long, "no")),
+        pair("parts early", talk(long, "yes", "q", "a"), talk(long, "no", "q", "a")))]
+    counts = Counter()
+    found = prepare(records, checkpoint.create(base), 60, counts)
+    assert counts == {"pairs cut to 60 tokens": 1, "pairs dropped (both sides the same tokens)": 2,
+                      "pairs dropped (over 60 tokens and not to be cut)": 2}
+    assert len(found) == 2
+    for sides in (one.sides for one in found):
+        assert all(side.ends == [len(side.ids) - 1] for side in sides)
+
+
+def test_what_was_dropped_and_cut_is_said_of_both_files(run, tmp_path):
+    given = [*pairs(6), pair("same", talk("q", "a"), talk("q", "a")),
+             pair("cut", talk("x " * 400, "a", "q", "y"), talk("x " * 400, "a", "q", "n"))]
+    files = [write(tmp_path / name, given) for name in ("pairs.jsonl", "held-out.jsonl")]
+    done = run(tmp_path / "rm", "--max-length", 300, "--eval", files[1], pairs=files[0])
+    assert (done.status, done.lines[:4]) == (0, [
+        f"music train: {start}1 pairs {what}" for start in ("", "--eval: ")
+        for what in ("cut to 300 tokens", "dropped (both sides the same tokens)")])
+    assert done.lines[4].startswith("music train: 7 pairs, ")
+
+
+@pytest.mark.parametrize("prompt", ["q", talk("q")])
+def test_plain_prompt_chosen_rejected_rows_are_pairs_too(run, finished, tmp_path, prompt):
+    whole = [pair(str(number), talk("q", f"yes {number}"), talk("q", f"no {number}")) for number in range(4)]
+    plain = [{"prompt": prompt, "chosen": f"yes {number}", "rejected": f"no {number}"} for number in range(4)]
+    for name, records in (("whole", whole), ("plain", plain)):
+        done = run(tmp_path / name, pairs=write(tmp_path / f"{name}.jsonl", records))
+        assert done.status == 0, done.err
+    assert log(tmp_path / "plain") == log(tmp_path / "whole")
+
+
+def test_held_out_figures_are_those_of_score(run, tmp_path):
+    held_out = write(tmp_path / "held-out.jsonl", tiny("heldout"))
+    assert run(tmp_path / "rm", "--eval", held_out, "--save-every", 4).status == 0
+    steps = lines(tmp_path / "rm" / "log.jsonl")
+    assert [step["step"] for step in steps if "eval_loss" in step] == [4, 6]
+    scores = [one["scores"]["rm"] for one in music("score", held_out, "--model", tmp_path / "rm").records]
+    rewards = torch.tensor([[one["chosen"], one["rejected"]] for one in scores]).double()
+    expected = figures(rewards[:, 0] - rewards[:, 1], rewards)
+    assert {name: steps[-1][f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-5, rel=1e-4)
+
+
+def test_a_pair_that_the_template_refuses_is_a_bad_record(base, tmp_path):
+    shutil.copytree(base, tmp_path / "strict")
+    (tmp_path / "strict" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if 'x' in m.content %}{{ raise_exception('no x') }}{% endif %}"
+        "{{ m.role }}:{{ m.content }}\n{% endfor %}")
+    given = write(tmp_path / "in.jsonl", [pair("a", talk("q", "a"), talk("q", "b")),
+                                           pair("b", talk("q", "x"), talk("q", "b"))])
+    line = ("train", given, "--model", tmp_path / "strict", "--out", tmp_path / "rm", "--batch", 1)
+    done = music(*line)
+    assert (done.status, done.lines) == (
+        2, [f"music train: error: {given}:2: messages: the chat template refuses it: no x"])
+    done = music(*line, "--on-error", "skip", "--rejects", tmp_path / "bad.jsonl")
+    assert (done.status, [one["id"] for one in lines(tmp_path / "bad.jsonl")]) == (1, ["b"])
+    assert (tmp_path / "rm" / "model.safetensors").exists()
+
+
+# Stopped and started again
+
+
+DYING = """
+import os, signal, sys
+from musiccli import train
+real = train._Log.add
+def add(self, measured):
+    real(self, measured)
+    if measured["step"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+train._Log.add = add
+from musiccli.cli.main import main
+main()
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(run, finished, tmp_path):
+    def die(*line):
+        return subprocess.run([sys.executable, "-c", DYING, *map(str, line)], capture_output=True, env=ONE_THREAD)
+
+    out = tmp_path / "rm"
+    assert run(out, "--save-every", 2, run=die).returncode == -signal.SIGKILL
+    assert [step["step"] for step in log(out)] == [1, 2, 3, 4, 5]
+    assert os.listdir(out / "checkpoints") == ["step-000004"]
+    assert not (out / "model.safetensors").exists()
+    done = run(out, "--save-every", 2)
+    assert (done.status, done.lines[1]) == (0, "music train: going on after step 4 of 6")
+    assert weights(out) == weights(finished)
+    assert log(out) == log(finished)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
+
+
+class Crash(Exception):
+    """Stands for a kill at a certain place."""
+
+
+@pytest.mark.parametrize("place, call", [
+    ("accelerate.Accelerator.save_state", 2), ("os.rename", 2), ("shutil.rmtree", 3), ("os.replace", 3),
+    ("musiccli.reward_model.checkpoint.save", 1)])
+def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(run, finished, tmp_path, place, call):
+    out, real, count = tmp_path / "rm", pkgutil.resolve_name(place), Counter()
+
+    def crash(*args, **options):
+        count["calls"] += any(str(out) in str(arg) for arg in args)
+        if count["calls"] == call:
+            raise Crash
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, crash)
+        assert "Crash" in run(out, "--save-every", 2).err
+    assert not (out / "music.json").exists()
+    done = run(out, "--save-every", 2)
+    assert (done.status, len([line for line in done.lines if "going on after step" in line])) == (0, 1), done.err
+    assert weights(out) == weights(finished)
+    assert log(out) == log(finished)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
+
+
+def test_a_run_without_saves_starts_again(run, finished, tmp_path):
+    out = tmp_path / "rm"
+    out.mkdir()
+    kept = lines(finished / "log.jsonl")[:3]
+    (out / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept) + '{"step":4,"lo')
+    done = run(out)
+    assert (done.status, [line for line in done.lines if "going on" in line]) == (0, [])
+    assert log(out) == log(finished)
+
+
+def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
+    out, real = tmp_path / "rm", module._Log.add
+
+    def torn(self, measured):
+        if measured["step"] == 3:
+            with (out / "log.jsonl").open("ab") as stream:
+                stream.write(b'{"step":3,"epo')
+            raise Crash
+        real(self, measured)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module._Log, "add", torn)
+        assert "Crash" in run(out, "--save-every", 2).err
+    assert run(out, "--save-every", 2).status == 0
+    assert log(out) == log(finished)
+
+
+def test_a_finished_run_is_left_alone(run, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    done = run(finished, "--save-every", 2)
+    assert (done.status, done.lines) == (0, [f"music train: {finished} is trained already, by this same line"])
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("more, says", [
+    (("--lr", 1e-3), "lr was 0.01, is 0.001"), (("--seed", 1), "seed was 0, is 1"),
+    (("--max-length", 80), "max_length was 2048, is 80; the pairs are others")])
+def test_other_settings_are_another_run(run, finished, more, says):
+    done = run(finished, *more)
+    [line] = [line for line in done.lines if "holds another run" in line]
+    assert done.status == 2
+    assert line == f"music train: error: {finished}: holds another run ({says}); name another --out or remove it"
+
+
+def test_other_pairs_are_another_run_also_halfway(run, finished, halfway, tmp_path):
+    other = write(tmp_path / "other.jsonl", pairs(12, seed=9))
+    done = run(finished, pairs=other)
+    assert (done.status, done.lines) == (2, [
+        f"music train: error: {finished}: holds another run (the pairs are others); name another --out or remove it"])
+    done = run(halfway, pairs=other)
+    assert (done.status, done.lines[1:]) == (2, [
+        f"music train: error: {halfway}: holds another run (the pairs are others); name another --out or remove it"])
+    assert (halfway / "checkpoints" / "step-000004").exists()
+
+
+@pytest.fixture
+def halfway(run, tmp_path):
+    """A run that stopped after it had saved step 4."""
+    real = module.Trainer.save_state
+
+    def stop(self, step, identity):
+        real(self, step, identity)
+        if step == 4:
+            raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Trainer, "save_state", stop)
+        assert "Crash" in run(tmp_path / "halfway", "--save-every", 2).err
+    return tmp_path / "halfway"
+
+
+@pytest.mark.parametrize("damaged", ["state.json", "model.safetensors", "optimizer.bin"])
+def test_a_damaged_state_is_one_line(run, halfway, damaged):
+    state = halfway / "checkpoints" / "step-000004"
+    content = (state / damaged).read_bytes()
+    (state / damaged).write_bytes(content[:len(content) // 2])
+    done = run(halfway)
+    assert (done.status, len(done.lines)) == (2, 2)
+    assert done.lines[-1].startswith(f"music train: error: {state}: ")
+    assert done.lines[-1].endswith("; remove it to start again")
+    shutil.rmtree(state)
+    assert run(halfway).status == 0
+
+
+def test_damaged_notes_are_one_line(run, finished, tmp_path):
+    (tmp_path / "music.json").write_text('{"settings": ')
+    done = run(tmp_path)
+    assert (done.status, len(done.lines)) == (2, 1)
+    assert f"{tmp_path / 'music.json'}: is damaged" in done.err
+
+
+# Before the work starts, and instead of it
+
+
+def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
+    done = run(tmp_path / "rm", "--lr", 1e30)
+    assert (done.status, len(done.lines)) == (2, 2)
+    assert done.lines[-1].startswith("music train: error: ")
+    assert " is nan at step " in done.lines[-1] and done.lines[-1].endswith("; lower --lr, or look at the data")
+    assert os.listdir(tmp_path / "rm") == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda out: out.write_text("x"), "{out}: is a file; --out names a folder"),
+    (lambda out: (out.mkdir(), (out / "thesis.tex").write_text("x")),
+     "{out}: holds something else (thesis.tex); name another --out"),
+    (lambda out: (out.mkdir(), (out / "config.json").write_text("{}")),
+     "{out}: holds something else (config.json); name another --out")])
+def test_a_folder_that_is_not_for_this_is_refused_before_the_model_is_loaded(file, tmp_path, make, says):
+    make(tmp_path / "rm")
+    done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm")
+    assert (done.status, done.lines) == (2, [f"music train: error: {says.format(out=tmp_path / 'rm')}"])
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(file, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out in ("/proc/rm", tmp_path / "file" / "rm"):
+        done = music("train", file, "--model", "/nowhere", "--out", out)
+        assert (done.status, len(done.lines)) == (2, 1)
+        assert done.lines[0].startswith(f"music train: error: {out}: cannot be written: ")
+
+
+@pytest.mark.parametrize("more, says", [
+    (("--schedule", "foo"), "Invalid value for '--schedule': 'foo' is not one of 'linear', 'cosine', "
+                            "'constant_with_warmup'"),
+    (("--eval", "/nowhere"), "/nowhere: no such file"),
+    (("--batch", 13), "--batch 13: there are 12 pairs; a step would hold some twice"),
+    (("--max-length", 2), "no pairs to train on are left"),
+    (("--accelerate-config", "/nowhere.yaml"), "/nowhere.yaml: no such file")])
+def test_what_cannot_be_is_one_line(run, tmp_path, more, says):
+    done = run(tmp_path / "rm", *more)
+    assert done.status == 2
+    assert done.lines[-1].startswith(f"music train: error: {says}")
+    assert not any("a fault of ours" in line for line in done.lines)
+
+
+def test_bad_held_out_pairs_are_found_before_training(run, tmp_path):
+    held_out = tmp_path / "held-out.jsonl"
+    same = json.dumps(pair("same", talk("q", "a"), talk("q", "a")))
+    for content, says in (('{"chosen": 3}\n', f"{held_out}:1: chosen: "), ("{", f"{held_out}:1: is not JSON"),
+                          (same, "no pairs to evaluate on are left")):
+        held_out.write_text(content)
+        done = run(tmp_path / "rm", "--eval", held_out)
+        assert done.status == 2
+        assert done.lines[-1].startswith(f"music train: error: {says}")
+        assert not (tmp_path / "rm" / "log.jsonl").exists()
+
+
+def test_check_only_looks(run, tmp_path):
+    done = run(tmp_path / "rm", "--check")
+    assert (done.status, len(done.lines)) == (0, 1)
+    assert done.lines[0].startswith("music train: 12 pairs, ")
+    assert not (tmp_path / "rm").exists()
+
+
+@pytest.fixture
+def doubled(base, tmp_path):
+    """A backbone whose template writes two BOS tokens."""
+    shutil.copytree(base, tmp_path / "doubled")
+    config = tmp_path / "doubled" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"bos_token": "<repo_name>"}))
+    template = tmp_path / "doubled" / "chat_template.jinja"
+    template.write_text("{{ bos_token }}{{ bos_token }}" + template.read_text())
+    return tmp_path / "doubled"
+
+
+def test_a_second_bos_is_found_unless_nobody_looks(file, doubled, tmp_path):
+    line = ("train", file, "--model", doubled, "--out", tmp_path / "rm", "--batch", 4, "--steps", 1)
+    for more in ((), ("--check",)):
+        done = music(*line, *more)
+        assert (done.status, done.lines) == (2, [
+            "music train: error: the template writes two BOS tokens; remove one from the chat template"])
+    assert music(*line, "--no-check").status == 0
+
+
+# Several processes
+
+
+def test_an_error_in_two_processes_is_one_line(file, tmp_path):
+    done = process("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--num-processes", 2)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "music train: error: /nowhere: no such folder; expected a model's folder, a hub id or local/NAME"]
+
+
+def children(parent):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found]
+
+
+def wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def running(base, file, tmp_path):
+    """Two processes in the middle of a long run, and the process that started them."""
+    line = ["train", file, "--model", base, "--out", tmp_path / "rm", "--batch", 4, "--steps", 100_000,
+            "--num-processes", 2]
+    starter, workers = start(*line, env=ONE_THREAD), []
+    try:
+        wait_until(lambda: (tmp_path / "rm" / "log.jsonl").exists() and losses_so_far(tmp_path / "rm") > 2)
+        workers = children(starter.pid)
+        assert len(workers) == 2
+        yield starter, workers
+    finally:
+        for pid in filter(alive, (starter.pid, *workers)):
+            os.kill(pid, signal.SIGKILL)
+        starter.wait()
+
+
+def losses_so_far(out):
+    return (out / "log.jsonl").read_bytes().count(b"\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_started_processes_end_with_the_one_that_started_them(running, how):
+    starter, workers = running
+    starter.send_signal(how)
+    status = starter.wait(30)
+    wait_until(lambda: not any(map(alive, workers)))
+    assert status == (130 if how is signal.SIGTERM else -signal.SIGKILL)
+    if how is signal.SIGTERM:
+        assert starter.stderr.read().decode().splitlines()[1:] == ["music train: interrupted"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
+def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
+    starter, workers = running
+    os.kill(workers[1], signal.SIGKILL)
+    assert starter.wait(60) == 2
+    wait_until(lambda: not any(map(alive, workers)))
+    assert "music train: error: process 1 of 2 was killed by SIGKILL" in starter.stderr.read().decode().splitlines()
+
+
+def test_accelerates_own_config_is_followed(run, finished, tmp_path):
+    config = tmp_path / "one.yaml"
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_processes: 1\n"
+                      "num_machines: 1\nmixed_precision: 'no'\n")
+    done = run(tmp_path / "rm", "--accelerate-config", config, run=process)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "rm") == pytest.approx(losses(finished), abs=1e-5)
+
+
+# A real model
+
+
+def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
+    embedded("smollm2")
+    given = write(tmp_path / "pairs.jsonl", pairs(4))
+    done = music("train", given, "--model", "local/smollm2", "--out", tmp_path / "rm", "--batch", 4, "--steps", 2,
+                 "--lr", 3e-5, "--eval", given)
+    assert done.status == 0, done.err
+    steps = lines(tmp_path / "rm" / "log.jsonl")
+    assert steps[1]["loss"] < steps[0]["loss"] - 0.1
+    assert steps[1]["eval_loss"] < steps[1]["loss"]
+    scores = [one["scores"]["rm"] for one in music("score", given, "--model", tmp_path / "rm").records]
+    margin = sum(one["chosen"] - one["rejected"] for one in scores) / 4
+    assert margin == pytest.approx(steps[1]["eval_margin"], abs=1e-4, rel=1e-3)
