@@ -66,6 +66,26 @@ def test_processes_that_open_a_new_cache_at_the_same_moment_share_it(tmp_path):
             == [{"number": number} for number in range(50)] * 3
 
 
+def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(tmp_path, monkeypatch):
+    class Busy:
+        refusals = 3
+
+        def execute(self, statement: str) -> None:
+            assert statement == "pragma journal_mode = wal"
+            if self.refusals:
+                self.refusals -= 1
+                raise sqlite3.OperationalError("database is locked")
+
+    cache = Cache(tmp_path / "calls.sqlite")
+    cache._database = Busy()
+    cache._write_ahead()
+    assert cache._database.refusals == 0
+    cache._database.refusals = 99
+    monkeypatch.setattr("musiccli.llm.cache.PATIENCE", 0.1)
+    with pytest.raises(sqlite3.OperationalError):
+        cache._write_ahead()
+
+
 def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
     one, other = Cache(tmp_path / "calls.sqlite"), Cache(tmp_path / "calls.sqlite")
     one.put(b"key", REPLY)

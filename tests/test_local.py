@@ -27,7 +27,9 @@ def engine():
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield LocalEngine("local/smollm2")
+    engine = LocalEngine("local/smollm2")
+    yield engine
+    engine.close()
     torch.set_num_threads(threads)
 
 
@@ -42,8 +44,7 @@ def request(engine: LocalEngine, content: str = "Name three colours of the rainb
     return Request(engine.render(talk(content)), **{"max_tokens": 10, **fields})
 
 
-MATES = ("Hi.", "Tell me a long story about a fox who lives beside a river and wants to learn how to swim.",
-         "What is 2 + 2?", "Write a poem.", "Why is the sky blue? Explain it to a child of six years, please.")
+MATES = ("Hi.", "Tell me a long story about a fox who lives beside a river and wants to swim.", "Write a poem.")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -54,7 +55,7 @@ def test_batch_mates_do_not_change_an_answer(engine, temperature):
     [alone] = complete(engine, own)
     among = complete(engine, *mates[:2], own, *mates[2:])
     assert among[2] == alone
-    assert len({one.text for one in among}) == 6 and alone.text
+    assert len({one.text for one in among}) == 4 and alone.text
 
 
 def test_a_seed_repeats_its_answer_and_another_seed_gives_another(engine):
@@ -98,9 +99,9 @@ def test_a_stop_string_ends_its_row_only_and_is_not_in_it(engine):
 
 def test_more_requests_than_a_batch_are_all_answered_in_their_places(engine):
     numbers = range(BATCH + 3)
-    done = complete(engine, *(request(engine, f"Say {number}.", max_tokens=2, seed=number) for number in numbers))
-    assert len(done) == BATCH + 3 and {one.completion_tokens for one in done} == {2}
-    assert done[5] == complete(engine, request(engine, "Say 5.", max_tokens=2, seed=5))[0]
+    done = complete(engine, *(request(engine, f"Say {number}.", max_tokens=1, seed=number) for number in numbers))
+    assert len(done) == BATCH + 3 and {one.completion_tokens for one in done} == {1}
+    assert done[5] == complete(engine, request(engine, "Say 5.", max_tokens=1, seed=5))[0]
 
 
 def test_a_conversation_is_rendered_up_to_where_the_speaker_begins(engine):
@@ -125,6 +126,20 @@ def test_whoever_gives_up_waiting_does_not_spoil_the_batch(engine):
         return await patient
 
     assert asyncio.run(run()) == complete(engine, request(engine))[0]
+
+
+def test_a_closed_engine_ends_in_the_middle_of_an_answer(engine):
+    closed = LocalEngine("local/smollm2")
+
+    async def run() -> Completion:
+        answer = asyncio.ensure_future(closed.complete(request(closed, "Tell me a long story.", max_tokens=2000)))
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(closed.close)
+        return await answer
+
+    with pytest.raises(CallError, match="local/smollm2: closed"):
+        asyncio.run(run())
+    assert not closed._thread.is_alive()
 
 
 def test_a_template_that_refuses_a_conversation_fails_its_call_only(engine, monkeypatch):

@@ -170,8 +170,8 @@ def test_the_assistant_sees_the_conversation_as_messages():
 def test_a_contrast_in_one_call_sees_its_own_branch_and_keeps_the_users_message():
     [_, rejected], _, server = simulated(seed(), turns=2)
     late = max((body["messages"][0]["content"] for body in by_role(server, "contrast")), key=len)
-    assert f"The conversation so far:\n\n{transcript(rejected['messages'][:2])}\n\n" in late
-    assert f"The user's last message:\n\n{rejected['messages'][2]['content']}\n\n" in late
+    assert (f"The conversation so far:\n\n{transcript(rejected['messages'][:2])}\n\n"
+            f"The user's last message:\n\n{rejected['messages'][2]['content']}\n\n") in late
     assert all(text.startswith(("Question s?", "User says: ", "Contrasted: ")) for text in texts(rejected))
     assert [one["instruction"][:11] for one in rejected["contrast"]] == ["Rewritten: "] * 2
     assert not any("instruction>" in text or "Rewritten" in text for text in texts(rejected))
@@ -243,9 +243,9 @@ def test_cost_is_none_where_a_price_is_unknown():
 
 
 def test_results_keep_input_order_whatever_finishes_first():
-    seeds = [seed(number, *[f"Q{number}?", "Yes."] * (number % 3), f"Question {number}?") for number in range(40)]
+    seeds = [seed(number, *[f"Q{number}?", "Yes."] * (number % 3), f"Question {number}?") for number in range(20)]
     done, _, _ = simulated(*seeds, turns=1)
-    assert [record["id"] for record in done] == [number for number in range(40) for _ in range(2)]
+    assert [record["id"] for record in done] == [number for number in range(20) for _ in range(2)]
 
 
 def test_pair_takes_what_simulate_writes():

@@ -134,6 +134,8 @@ class Client:
                 for (role, model), spent in sorted(self.spent.items()) if spent.calls or spent.retries]
 
     def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
         if self.cache:
             self.cache.close()
 

@@ -68,7 +68,11 @@ class LocalEngine:
         self.context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
         self._queue: list[_Waiting] = []
         self._ready = threading.Condition()
-        threading.Thread(target=self._serve, name=f"engine {name}", daemon=True).start()
+        self._closed = threading.Event()
+        for layer in getattr(self.model.base_model, "layers", ()):
+            layer.register_forward_pre_hook(self._stay_open)
+        self._thread = threading.Thread(target=self._serve, name=f"engine {name}", daemon=True)
+        self._thread.start()
 
     def render(self, messages: list[dict], speaker: str = "assistant") -> str:
         """The conversation as the model's template writes it, up to where `speaker` ("assistant" or "user") begins."""
@@ -96,10 +100,22 @@ class LocalEngine:
             self._ready.notify()
         return await asyncio.wrap_future(waiting.future)
 
+    def close(self) -> None:
+        """End the thread, in the middle of a batch if need be: torch aborts a process that exits while it computes."""
+        self._closed.set()
+        with self._ready:
+            self._ready.notify()
+        self._thread.join(timeout=30)
+
+    def _stay_open(self, *_: object) -> None:
+        """Asked before each layer of the network: a whole batch may take seconds to pass it."""
+        if self._closed.is_set():
+            raise CallError("closed")
+
     def _serve(self) -> None:
-        while True:
+        while not self._closed.is_set():
             with self._ready:
-                self._ready.wait_for(lambda: self._queue)
+                self._ready.wait_for(lambda: self._queue or self._closed.is_set())
                 self._ready.wait(0.02)  # let the conversations that the last batch woke ask their next question
                 batch = self._next_batch()
             try:
@@ -113,6 +129,8 @@ class LocalEngine:
 
     def _next_batch(self) -> list[_Waiting]:
         """The request that waited longest, and those most like it in token limit and prompt length."""
+        if self._closed.is_set():
+            return []
         oldest = self._queue[0]
 
         def unlike(waiting: _Waiting) -> tuple[int, int]:
