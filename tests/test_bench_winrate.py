@@ -51,6 +51,13 @@ def test_a_tie_is_inconsistent_only_if_one_judge_turned_with_the_order(cast, end
     assert row[ending] == 1
 
 
+def test_a_choice_between_the_picks_has_a_floor_and_a_ceiling():
+    """Against b: a coin between a's pick and b's own, and whoever takes the one that the judge prefers."""
+    ended = ["a"] * 5 + ["b"] * 3 + ["tie"] * 2 + [None]
+    [row] = winrate([contest(number, winner) for number, winner in enumerate(ended)])
+    assert (row["value"], row["random"], row["oracle"]) == (0.6, pytest.approx(0.55), pytest.approx((5 + 5 * 0.5) / 10))
+
+
 def test_nothing_readable_gives_no_rate():
     [row] = winrate([contest(0, None), contest(1, None)])
     assert (row["value"], row["low"], row["high"], row["count"], row["unreadable"]) == (None, None, None, 0, 2)

@@ -96,7 +96,11 @@ def contest(record: Record) -> Contest:
 
 
 def rate(kind: Contest, games: Games, resampling: dict) -> Iterator[dict]:
-    """The win rate of one kind of contest, with the count of every ending."""
+    """The win rate of one kind of contest, with the count of every ending.
+
+    Beside it, what a choice between the two picks could have won against the second: `oracle`, the one that the judge
+    prefers each time, and `random`, the toss of a coin.
+    """
     import numpy as np
 
     endings = {name: games.endings[name] for name in ("win", "loss", "tie", "inconsistent", "same_pick", "unreadable")}
@@ -108,8 +112,8 @@ def rate(kind: Contest, games: Games, resampling: dict) -> Iterator[dict]:
     rows = statistics.totals([points, points * 0 + 1], games.prompts)
     interval = statistics.bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1], **resampling)
     interval = interval or statistics.wilson(points.mean(), len(rows), resampling["confidence"])
-    yield metric(NAME, kind.first, subset, "win_rate", points.mean(), interval, len(points),
-                 against=kind.second, **endings)
+    yield metric(NAME, kind.first, subset, "win_rate", points.mean(), interval, len(points), against=kind.second,
+                 oracle=float(np.maximum(points, 0.5).mean()), random=float((points.mean() + 0.5) / 2), **endings)
 
 
 def change(kind: Contest, smallest: Contest, kinds: dict[Contest, Games], resampling: dict) -> Iterator[dict]:
