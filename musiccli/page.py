@@ -1,7 +1,7 @@
 """What every page of HTML here shares: a head that lets nothing in but its own style, and text made visible.
 
-Text of a conversation is data. Control characters, and the invisible ones that turn or hide text, are written out. A page
-runs no script and asks the network for nothing.
+Text of a conversation is data. Control characters, and the invisible ones that turn or hide text, are written out.
+A page runs no script and asks the network for nothing.
 """
 
 from html import escape

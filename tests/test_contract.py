@@ -53,6 +53,16 @@ def scored_pair(identity: str) -> list[dict]:
     return pair(identity, scores={"rm": {"chosen": 1, "rejected": 0}}, metadata={"subset": "hep-cpp"})
 
 
+def corrupted_pair(identity: str) -> list[dict]:
+    return [scored_pair(identity)[0] | {"corruption": {"kind": "reply", "turn": 1, "distance": 0}}]
+
+
+def right_and_wrong(identity: str) -> list[dict]:
+    about = {"subset": "Math", "domain": "math"}
+    return [candidate | {"metadata": {**about, "correct": number < 3}, "sample": number, "scores": {"rm": -number}}
+            for number, candidate in enumerate(candidates(identity) * 3)]
+
+
 def judged_pair(identity: str) -> list[dict]:
     return pair(identity, winner="chosen")
 
@@ -83,6 +93,9 @@ ROWS = [
     Row("sample", pair, options=("--emit", "pairs", "-"), datasets=True),
     Row("bench agreement", scored_pair, field="chosen", filters=False),
     Row("bench rewardbench", scored_pair, field="chosen", filters=False),
+    Row("bench rewardbench2", right_and_wrong, filters=False),
+    Row("bench rmbench", right_and_wrong, filters=False),
+    Row("bench sensitivity", corrupted_pair, field="chosen", filters=False),
     Row("bench winrate", judged_pair, field="chosen", filters=False),
 ]
 EXCUSED = {

@@ -1,17 +1,24 @@
-"""Metric records as one picture: bars by section, accuracy by turns, or win rate over N, each with its intervals."""
+"""Metric records as one picture: bars by section, accuracy by turns or distance, or win rate over N, with intervals."""
 
 import io
+import warnings
 from typing import TYPE_CHECKING
 
+from musiccli.bench import rewardbench2
 from musiccli.bench.baselines import PREFIX
+from musiccli.bench.tables import TITLES, plainly
 from musiccli.errors import InputError
+from musiccli.page import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")  # told apart by any eye: Okabe & Ito 2008
 GUESS = "best content-blind guess"
+FEWEST = 10  # pairs that a point of a line stands for
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # a number, where a line runs through it
 INK, FAINT = "#222222", "#8a8a8a"
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
          "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.axisbelow": True,
@@ -30,32 +37,55 @@ def check(path: str) -> str:
     return form
 
 
-def draw(rows: list[dict], form: str) -> bytes:
-    """The picture of one benchmark's metric records, in one of FORMATS."""
+def draw(rows: list[dict], form: str, **style: object) -> bytes:
+    """The picture of one benchmark's metric records, in one of FORMATS; `style` stands over matplotlib's settings."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.use("agg")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.grid(axis="y", linewidth=0.8)
-        axes.tick_params(length=0)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-        {"rewardbench": sections, "agreement": turns, "winrate": rates}[rows[0]["benchmark"]](axes, rows)
-        handles, labels = axes.get_legend_handles_labels()
-        last = sorted(range(len(labels)), key=lambda index: labels[index] == GUESS)
-        figure.legend([handles[index] for index in last], [labels[index] for index in last], ncols=4,
-                      loc="outside lower center")  # under the picture, where it covers nothing
+    names = ("model", "subset", "against")
+    rows = [row | {name: printable(row[name]) for name in names if name in row} for row in rows]
+    with matplotlib.rc_context(STYLE | style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph ")  # a script that the font lacks is drawn as boxes
+        panels = kinds(rows) if rows[0]["benchmark"] == "sensitivity" else [""]
+        across, down = min(2, len(panels)), (len(panels) + 1) // 2
+        figure = Figure(figsize=(7.2, 1.4 + 2.8 * down), layout="constrained")
+        grid = figure.subplots(down, across, sharey=True, squeeze=False).flat
+        for spare in grid[len(panels):]:
+            spare.set_axis_off()
+        for axes, panel in zip(grid, panels, strict=False):
+            axes.grid(axis="y", linewidth=0.8)
+            axes.tick_params(length=0)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+            {"agreement": turns, "winrate": rates, "sensitivity": distances}.get(rows[0]["benchmark"], sections)(
+                axes, [row for row in rows if not panel or row["subset"].startswith(f"{panel},")])
+        legend(figure)
         buffer = io.BytesIO()
         undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
         figure.savefig(buffer, format=form, dpi=160, metadata=undated[form])
     return buffer.getvalue()
 
 
+def printable(name: str) -> str:
+    """A name as matplotlib draws it: a dollar would begin a formula, an underscore keep it out of the legend."""
+    return " " * name.startswith("_") + visible(name).replace("$", r"\$")
+
+
+def legend(figure: "Figure") -> None:
+    """Each name once, under the picture, where it covers nothing; the guess comes last."""
+    named = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    labels = sorted(named, key=lambda label: label == GUESS)
+    figure.legend([named[label] for label in labels], labels, ncols=4, loc="outside lower center")
+
+
 def sections(axes: "Axes", rows: list[dict]) -> None:
     """A group of bars a section and one for the average, their values above them."""
-    rows = [row for row in rows if row["metric"] in ("section", "average")]
+    title = TITLES[rows[0]["benchmark"]]
+    own = rewardbench2.SUBSETS if rows[0]["benchmark"] == rewardbench2.NAME else ()
+    rows = [row for row in rows if row["metric"] in ("section", "average") or row["subset"] in own]
     names, models = unique(rows, "subset"), own_models(rows)
     width = min(0.8 / max(1, len(models)), 0.38)
     for number, model in enumerate(models):
@@ -65,14 +95,44 @@ def sections(axes: "Axes", rows: list[dict]) -> None:
         axes.bar(places, values, width * 0.92, label=model, color=COLOURS[number % len(COLOURS)])
         axes.errorbar(places, values, reach(here), fmt="none", ecolor=INK, elinewidth=1, capsize=2)
         for place, row in zip(places, here, strict=True):
-            axes.annotate(f"{100 * row['value']:.1f}", (place, row["high"]), xytext=(0, 3), ha="center",
-                          textcoords="offset points", fontsize=8 if len(models) < 3 else 6)
+            axes.annotate(f"{100 * row['value']:.1f}", (place, row["high"]), xytext=(0, 3), ha="center", zorder=4,
+                          textcoords="offset points", fontsize=8 if len(models) < 3 else 6, bbox=BEHIND)
     best_guesses(axes, rows, names)
     partial = {row["subset"] for row in rows if row.get("partial")}
-    axes.set_xticks(range(len(names)), [("Average" if name == "all" else name) + "\n(partial)" * (name in partial)
-                                        for name in names])
-    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.05), title="RewardBench" + " (partial)" * bool(partial),
-             ylabel="accuracy")
+    lines = "\n(partial)" if len(names) < 7 else "\n(part)"
+    axes.set_xticks(range(len(names)), [("Average" if name == "all" else name) + lines * (name in partial)
+                                        for name in names], fontsize=10 if len(names) < 7 else 8)
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.05), ylabel="accuracy",
+             title=title + " (partial)" * bool(partial))
+
+
+def kinds(rows: list[dict]) -> list[str]:
+    """The kinds of corruption, a panel each."""
+    return [subset for subset in unique(rows, "subset") if subset.startswith("kind=") and "," not in subset]
+
+
+def distances(axes: "Axes", rows: list[dict]) -> None:
+    """Accuracy over the distance of one kind of corruption from the end, a line with its band a model.
+
+    Distances of fewer than FEWEST pairs are left to the table.
+    """
+    kind = plainly(rows[0]["subset"].partition(",")[0])
+    rows = [row | {"subset": row["subset"].partition("distance=")[2]} for row in rows if row["metric"] == "accuracy"]
+    names = [name for name in unique(rows, "subset") if most(rows, name) >= FEWEST] or unique(rows, "subset")
+    rows = [row for row in rows if row["subset"] in names]
+    for number, model in enumerate(own_models(rows)):
+        here = [row for row in rows if row["model"] == model]
+        places, colour = spread(here, names), COLOURS[number % len(COLOURS)]
+        axes.plot(places, [row["value"] for row in here], marker="o", markersize=4, color=colour, label=model)
+        axes.fill_between(places, [row["low"] for row in here], [row["high"] for row in here], color=colour,
+                          alpha=0.18, linewidth=0)
+    best_guesses(axes, rows, names)
+    axes.axhline(0.5, color=FAINT, linewidth=1, zorder=1)
+    axes.set_xticks(range(len(names)), [f"{name}\n{most(rows, name):,}" for name in names], fontsize=8)
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.02), title=kind)
+    axes.set_xlabel("turns from the end, pairs", fontsize=8)
+    if axes.get_subplotspec().is_first_col():
+        axes.set_ylabel("intact scores higher")
 
 
 def turns(axes: "Axes", rows: list[dict]) -> None:
@@ -90,12 +150,12 @@ def turns(axes: "Axes", rows: list[dict]) -> None:
     best_guesses(axes, rows, names)
     even(axes, "chance")
     axes.set_xticks(range(len(names)), [f"{name.removeprefix('turns=')}\n{most(rows, name):,} pairs" for name in names])
-    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.02), title="Agreement with labels", ylabel="accuracy",
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1.02), title=TITLES["agreement"], ylabel="accuracy",
              xlabel="assistant turns" if names[0] != "all" else None)
 
 
 def rates(axes: "Axes", rows: list[dict]) -> None:
-    """The win rate over N, with a band; a contest that has no N is a point."""
+    """The win rate over N, with a band, between what chance and what the judge would make of both picks."""
     rows = [row | {"contest": f"{row['model']} against {row['against']}"} for row in rows
             if row["metric"] == "win_rate" and row["value"] is not None]
     names = sorted(unique(rows, "subset"), key=pool)
@@ -112,12 +172,15 @@ def rates(axes: "Axes", rows: list[dict]) -> None:
         else:
             axes.errorbar(places, [row["value"] for row in here], [below, above], fmt="none", ecolor=colour,
                           elinewidth=1.6, capsize=4)
+        for pick, line in (("oracle", "--"), ("random", ":")):
+            axes.plot(places, [row[pick] for row in here], line, marker="_", color=colour, linewidth=1,
+                      label=f"{pick} of the two picks" if number == 0 else None)
     even(axes, "even")
     axes.set_xticks(range(len(names)), [f"{name.removeprefix('best_of=')}\n{most(rows, name):,} contests"
                                         for name in names])
-    ends = [row[end] for row in rows for end in ("value", "low", "high") if row[end] is not None]
+    ends = [row[end] for row in rows for end in ("value", "low", "high", "oracle") if row[end] is not None]
     far = max([0.15, *(abs(end - 0.5) for end in ends)]) + 0.02
-    axes.set(xlim=(-0.4, len(names) - 0.6), ylim=(max(0, 0.5 - far), min(1.02, 0.5 + far)), title="Best-of-N win rate",
+    axes.set(xlim=(-0.4, len(names) - 0.6), ylim=(max(0, 0.5 - far), min(1.02, 0.5 + far)), title=TITLES["winrate"],
              ylabel="win rate, a tie is half", xlabel="N, candidates to pick from" if names != ["all"] else None)
 
 

@@ -2,8 +2,9 @@
 
 Reads what `music sample --emit corruptions` wrote and `music score` scored. A model that looks at the last turn only
 scores both sides equal wherever the corruption lies before it: equal scores are wrong, and `ties` counts them. Beside
-every accuracy stand content-blind guesses, and `length_difference`, the mean of corrupted minus intact in characters:
-where a user message was dropped, the intact side is the longer one, and `longest` alone gets it right.
+every accuracy stand content-blind guesses, and `length_difference`, the mean of corrupted minus intact in characters.
+Where a user message was dropped, the intact side is always the longer one, and `longest` gets all of it right: figures
+over several kinds leave that kind out.
 """
 
 from array import array
@@ -17,6 +18,7 @@ from musiccli.records import Record, characters, lookup, preference
 
 NAME = "sensitivity"
 KINDS = ("reply", "user", "swap", "drop_user")  # the order they are shown in; others come after them
+UNMATCHED = "drop_user"  # whose sides differ in length
 BEFORE_LAST = "distance>=1"  # what only a reader of the history can see
 
 
@@ -34,7 +36,7 @@ def scored(record: Record, models: Sequence[str] = ()) -> Record:
 
 def sensitivity(pairs: Iterable[Record], models: Sequence[str] = (), *, draws: int = 10_000, confidence: float = 0.95,
                 seed: int = 0, counts: Counter | None = None) -> Iterator[dict]:
-    """Metric records: accuracy of each model on all corruptions, before the last turn, by kind, by distance, by both.
+    """Metric records: accuracy of each model on all corruptions, before the last turn, by distance, by kind, by both.
 
     Intervals take the corruptions of one conversation as dependent. Of two models, also the difference (but not by
     kind and distance at once).
@@ -59,18 +61,18 @@ def sensitivity(pairs: Iterable[Record], models: Sequence[str] = (), *, draws: i
 
 
 def subsets(tally: Tally) -> Iterator[tuple[str, object]]:
-    """ "all", "distance>=1", "kind=reply", ..., "distance=0", ..., "kind=reply,distance=0", ...; with their masks."""
+    """ "all", "distance>=1", "distance=0", ..., "kind=reply", ..., "kind=reply,distance=0", ...; with their masks."""
     import numpy as np
 
     by_kind, by_distance = dict(tally.members("kind")), dict(tally.members("distance"))
-    yield "all", np.full(len(tally), True)
-    before = sum((mask for distance, mask in by_distance.items() if distance >= 1), np.full(len(tally), False))
-    if before.any():
-        yield BEFORE_LAST, before
+    nothing = np.full(len(tally), False)
+    matched = sum((mask for kind, mask in by_kind.items() if kind != UNMATCHED), nothing)
+    matched = matched if matched.any() else ~nothing
+    before = sum((mask for distance, mask in by_distance.items() if distance >= 1), nothing)
     order = [*(kind for kind in KINDS if kind in by_kind), *(kind for kind in by_kind if kind not in KINDS)]
-    yield from ((f"kind={kind}", by_kind[kind]) for kind in order)
-    yield from ((f"distance={distance}", mask) for distance, mask in by_distance.items())
-    for kind in order:
-        for distance, mask in by_distance.items():
-            if (both := by_kind[kind] & mask).any():
-                yield f"kind={kind},distance={distance}", both
+    found = [("all", matched), (BEFORE_LAST, before & matched),
+             *((f"distance={distance}", mask & matched) for distance, mask in by_distance.items()),
+             *((f"kind={kind}", by_kind[kind]) for kind in order),
+             *((f"kind={kind},distance={distance}", by_kind[kind] & mask) for kind in order
+               for distance, mask in by_distance.items())]
+    yield from ((subset, mask) for subset, mask in found if mask.any())

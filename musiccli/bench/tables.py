@@ -1,34 +1,88 @@
 """Metric records as tables for people: a title, column names and rows of cells. Accuracies are in percent."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
+from musiccli.bench import rewardbench2, rmbench
 from musiccli.bench.baselines import PREFIX
 from musiccli.bench.rewardbench import SECTIONS
+from musiccli.bench.sensitivity import BEFORE_LAST
 
-Table = tuple[str, list[str], list[list[str]]]
-ACCURACIES = ("accuracy", "section", "average")
+ACCURACIES = ("accuracy", "section", "ties_score", "average")
+TITLES = {"rewardbench": "RewardBench", "rewardbench2": "RewardBench 2", "rmbench": "RM-Bench",
+          "agreement": "Agreement with labels", "sensitivity": "Sensitivity to corruptions",
+          "winrate": "Best-of-N win rate"}
 
 
-def rewardbench(rows: list[dict], confidence: float) -> Table:
+class Table(NamedTuple):
+    title: str
+    columns: list[str]
+    cells: list[list[str]]
+
+
+def tables(rows: list[dict], confidence: float) -> list[Table]:
+    """The tables of one benchmark's metric records; without rows none."""
+    if not rows:
+        return []
+    make = {"rewardbench": of_rewardbench, "rewardbench2": of_rewardbench2, "rmbench": of_rmbench,
+            "agreement": of_agreement, "sensitivity": of_sensitivity, "winrate": of_winrate}[rows[0]["benchmark"]]
+    return [table for table in make(rows, confidence) if table.cells]
+
+
+def of_rewardbench(rows: list[dict], confidence: float) -> list[Table]:
     """Each section with its subsets under it, then subsets of no section, then the average."""
     lines = []
     for section, weights in SECTIONS.items():
         lines += [(section, section), *((subset, f"  {subset}") for subset in weights)]
     known = {subset for subset, _ in lines} | {"all"}
     lines += [(subset, subset) for subset in unique(row["subset"] for row in rows) if subset not in known]
-    lines.append(("all", "Average"))
-    partial = {row["subset"] for row in rows if row.get("partial")}
-    named = [(subset, f"{label} (partial)" if subset in partial else label) for subset, label in lines]
-    return f"RewardBench, % right [{100 * confidence:g}% interval]", *accuracies(rows, named)
+    return [accuracies(rows, [*lines, ("all", "Average")], confidence)]
 
 
-def agreement(rows: list[dict], confidence: float) -> Table:
+def of_rewardbench2(rows: list[dict], confidence: float) -> list[Table]:
+    """The six subsets, then others, then the average."""
+    names = [*rewardbench2.SUBSETS, *(name for name in unique(row["subset"] for row in rows)
+                                      if name != "all" and name not in rewardbench2.SUBSETS)]
+    return [accuracies(rows, [*((name, name) for name in names), ("all", "Average")], confidence, "prompts")]
+
+
+def of_rmbench(rows: list[dict], confidence: float) -> list[Table]:
+    """Each domain with its levels under it, the levels over all domains, the average; then a matrix for each model."""
+    lines = []
+    for name in rmbench.DOMAINS:
+        lines += [(name, name), *((f"{name}/{level}", f"  {level}") for level in rmbench.LEVELS)]
+    lines += [*((level, level) for level in rmbench.LEVELS), ("all", "Average")]
+    cells = {(row["model"], row["subset"]): percent(row) for row in rows if row["metric"] == "cell"}
+    matrices = [Table(f"{model}, %: right reply down, wrong one across", ["", *rmbench.STYLES],
+                      [[right, *(cells[model, f"{right} over {wrong}"] for wrong in rmbench.STYLES)]
+                       for right in rmbench.STYLES])
+                for model in unique(model for model, _ in cells) if not model.startswith(PREFIX)]
+    return [accuracies(rows, lines, confidence, "comparisons"), *matrices]
+
+
+def of_agreement(rows: list[dict], confidence: float) -> list[Table]:
     """A line a subset."""
-    lines = [(subset, subset) for subset in unique(row["subset"] for row in rows)]
-    return f"Agreement with labels, % right [{100 * confidence:g}% interval]", *accuracies(rows, lines)
+    return [accuracies(rows, [(subset, subset) for subset in unique(row["subset"] for row in rows)], confidence)]
 
 
-def winrate(rows: list[dict], confidence: float) -> Table:
+def of_sensitivity(rows: list[dict], confidence: float) -> list[Table]:
+    """All kinds and then each, with the distances from the end under it; and what lies before the last turn."""
+    subsets = unique(row["subset"] for row in rows)
+    lines = [("all", "all"), (BEFORE_LAST, "  before the last turn")]
+    lines += [(subset, f"  {plainly(subset)}") for subset in subsets if subset.startswith("distance=")]
+    for kind in (subset for subset in subsets if subset.startswith("kind=") and "," not in subset):
+        lines += [(kind, plainly(kind)), *((subset, f"  {plainly(subset)}") for subset in subsets
+                                           if subset.startswith(f"{kind},"))]
+    return [accuracies(rows, lines, confidence)]
+
+
+def plainly(subset: str) -> str:
+    """ "kind=reply" is "reply", and "kind=reply,distance=0" is "0 turns from the end" under it."""
+    name, _, value = subset.rpartition(",")[2].partition("=")
+    return f"{value} turn{'s' * (value != '1')} from the end" if name == "distance" else value
+
+
+def of_winrate(rows: list[dict], confidence: float) -> list[Table]:
     """A line for each N, with how its contests ended, and a line for each change."""
     endings = ("win", "loss", "tie", "inconsistent", "same_pick", "unreadable")
     contests = unique(f"{row['model']} against {row['against']}" for row in rows)
@@ -37,40 +91,54 @@ def winrate(rows: list[dict], confidence: float) -> Table:
         share = interval(row, form="+.1f" if row["metric"] == "win_rate_change" else ".1f")
         label = row["subset"] if len(contests) == 1 else f"{row['model']} against {row['against']}, {row['subset']}"
         ended = [f"{row[name]:,}" if name in row else "" for name in endings]
-        cells.append([label, share, f"{row['count']:,}", *ended])
+        bounds = [f"{100 * row[name]:.1f}" for name in ("random", "oracle") if name in row]
+        cells.append([label, share, ", ".join(bounds), f"{row['count']:,}", *ended])
     title = f"Win rate of {'; '.join(contests)}, % [{100 * confidence:g}% interval]; a tie is half a win"
-    return title, ["", "won", "read", *(name.replace("_", " ") for name in endings)], cells
+    columns = ["", "won", "coin, oracle", "read", *(name.replace("_", " ") for name in endings)]
+    return [Table(title, columns, cells)]
 
 
 def notes(rows: list[dict]) -> list[str]:
     """What a table of accuracies has no room for, a sentence each."""
     overall = [row for row in rows if row["subset"] == "all"]
-    return [*shortfalls(rows), *guesses(overall), *tied(rows), *kappas(overall), *comparisons(overall)]
+    return [*shortfalls(rows), *guesses(overall), *tied(rows), *lengths(rows), *kappas(overall), *comparisons(overall)]
 
 
 def shortfalls(rows: list[dict]) -> list[str]:
-    """That some section is not RewardBench's own, and what is missing of it."""
+    """That some figure is not the benchmark's own, and what is missing of it."""
     missing = unique(name for row in rows for name in row.get("missing", ()))
     if not missing:
         return []
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return [f"partial: not RewardBench's figures; other rows than its own in {', '.join(missing[:3])}{more}"]
+    title = TITLES[rows[0]["benchmark"]]
+    return [f"partial: not {title}'s figures; other rows than its own in {', '.join(missing[:3])}{more}"]
 
 
 def guesses(overall: list[dict]) -> list[str]:
     found = [f"{blind(row)} {percent(row)}" for row in overall
              if row["model"].startswith(PREFIX) and row["metric"] in ACCURACIES]
-    return [f"content-blind guesses on all pairs: {', '.join(found)}"] if found else []
+    return [f"content-blind guesses overall: {', '.join(found)}"] if found else []
 
 
 def tied(rows: list[dict]) -> list[str]:
-    """How many pairs each model scored equal on both sides; they are not right."""
+    """How many pairs each model scored equal on both sides; they are not right. Firsts of several share a point."""
     ties: dict[str, int] = {}
     for row in rows:
-        if row["metric"] == "accuracy" and (row["benchmark"] == "rewardbench" or row["subset"] == "all"):
+        whole = row["benchmark"] in ("agreement", "sensitivity")  # "all" holds the other subsets
+        if row["metric"] == "accuracy" and (row["subset"] == "all" or not whole):
             ties[row["model"]] = ties.get(row["model"], 0) + row["ties"]
     found = [f"{model} {count:,}" for model, count in ties.items() if count and not model.startswith(PREFIX)]
-    return [f"tied scores, counted as wrong: {', '.join(found)}"] if found else []
+    said = "equal highest scores, sharing the point" if rows and rows[0]["benchmark"] == rewardbench2.NAME else \
+        "tied scores, counted as wrong"
+    return [f"{said}: {', '.join(found)}"] if found else []
+
+
+def lengths(rows: list[dict]) -> list[str]:
+    """How much longer corrupted sides are, by kind."""
+    found = {plainly(row["subset"]): row["length_difference"] for row in rows
+             if "length_difference" in row and row["subset"].startswith("kind=") and "," not in row["subset"]}
+    said = ", ".join(f"{kind} {round(shift, 1) + 0.0:+g}" for kind, shift in found.items())  # no "-0"
+    return [f"corrupted minus intact, mean difference in characters: {said}"] if found else []
 
 
 def kappas(overall: list[dict]) -> list[str]:
@@ -88,18 +156,19 @@ def comparisons(overall: list[dict]) -> list[str]:
     for (first, second), metrics in found.items():
         difference, test = metrics["accuracy_difference"], metrics["mcnemar_p"]
         repeated = difference["prompts"] < difference["count"]
-        pairs = f"{difference['count']:,} pairs" + f" of {difference['prompts']:,} prompts" * repeated
+        whose = "conversation" if difference["benchmark"] == "sensitivity" else "prompt"
+        pairs = f"{difference['count']:,} pairs" + f" of {difference['prompts']:,} {whose}s" * repeated
         text = (f"{first} - {second}: {interval(difference, form='+.1f')} points on {pairs}; "
                 f"right alone {test['only_first']:,} : {test['only_second']:,}, McNemar p = {test['value']:.2g}"
-                + " (were no prompt repeated)" * repeated)
+                + f" (were no {whose} repeated)" * repeated)
         if "detectable_difference" in metrics:
             text += f"; 80% power to show {percent(metrics['detectable_difference'])} points"
         said.append(text)
     return said
 
 
-def accuracies(rows: list[dict], lines: Iterable[tuple[str, str]]) -> tuple[list[str], list[list[str]]]:
-    """Subsets down, models across, and last the best that a content-blind guess gets."""
+def accuracies(rows: list[dict], lines: Iterable[tuple[str, str]], confidence: float, counted: str = "pairs") -> Table:
+    """(subset, label) down, models across, and last the best that a content-blind guess gets."""
     scored = [row for row in rows if row["metric"] in ACCURACIES]
     models = unique(row["model"] for row in scored if not row["model"].startswith(PREFIX))
     cells = []
@@ -108,9 +177,11 @@ def accuracies(rows: list[dict], lines: Iterable[tuple[str, str]]) -> tuple[list
         if here:
             best = max((row for row in here.values() if row["model"].startswith(PREFIX)), key=lambda row: row["value"])
             count = max(row["count"] for row in here.values())
+            label += " (partial)" * any(row.get("partial", False) for row in here.values())
             cells.append([label, f"{count:,}", *(interval(here[model]) if model in here else "" for model in models),
                           f"{blind(best)} {percent(best)}"])
-    return ["", "pairs", *models, "best blind guess"], cells
+    title = f"{TITLES[rows[0]['benchmark']]}, % right [{100 * confidence:g}% interval]"
+    return Table(title, ["", counted, *models, "best blind guess"], cells)
 
 
 def blind(row: dict) -> str:

@@ -1,14 +1,11 @@
 """music score pairs.jsonl --model rm | music bench agreement"""
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from musiccli import jsonl, progress
 from musiccli.cli.common import SEED, Run, app, stage
-from musiccli.errors import InputError
 
 bench = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None,
@@ -16,7 +13,7 @@ bench = typer.Typer(
 
 \b
 music score pairs.jsonl --model rm | music bench agreement
-music judge contests.jsonl --judge MODEL | music bench winrate --plot winrate.png""")
+music judge contests.jsonl --judge MODEL | music bench winrate --html winrate.html""")
 app.add_typer(bench, name="bench")
 
 MODELS = Annotated[list[str] | None, typer.Option(
@@ -26,21 +23,65 @@ CONFIDENCE = Annotated[float, typer.Option(min=0.5, max=0.9999, help="How often 
 BOOTSTRAP = Annotated[int, typer.Option(min=100, max=1_000_000, metavar="DRAWS", help="Bootstrap samples.")]
 PLOT = Annotated[str | None, typer.Option(
     metavar="FILE", show_default=False, help="Draw the figures as .png, .svg or .pdf, too (needs matplotlib).")]
+HTML = Annotated[str | None, typer.Option(
+    "--html", metavar="FILE", show_default=False,
+    help="Write one page with tables, figures, the worst records and how to reproduce it, too.")]
+MARKDOWN = Annotated[str | None, typer.Option(
+    metavar="FILE", show_default=False, help="Write the tables as Markdown, for a paper, too.")]
 
 
 @stage("bench rewardbench", to=bench)
-def rewardbench(run: Run, model: MODELS = None, confidence: CONFIDENCE = 0.95, plot: PLOT = None) -> None:
+def rewardbench(run: Run, model: MODELS = None, confidence: CONFIDENCE = 0.95, plot: PLOT = None, html: HTML = None,
+                markdown: MARKDOWN = None) -> None:
     """RewardBench's subsets, sections and average.
 
     \b
     music sample rewardbench --emit pairs | music score --model rm | music bench rewardbench
     """
-    from musiccli.bench import rewardbench, tables
+    from musiccli.bench import rewardbench
+    from musiccli.cli.report import Report
 
-    check(plot)
+    report = Report(run, model, plot, html, markdown)
     pairs = run.read(partial(rewardbench.scored, models=model or ()))
+    pairs = report.watch(pairs, report.worst.pairs, lambda _: "chosen")
     rows = list(rewardbench.rewardbench(pairs, model or (), confidence=confidence, counts=run.counts))
-    report(run, rows, tables.rewardbench(rows, confidence), plot)
+    report.write(rows, confidence)
+
+
+@stage("bench rewardbench2", to=bench)
+def rewardbench2(run: Run, model: MODELS = None, confidence: CONFIDENCE = 0.95, bootstrap: BOOTSTRAP = 10_000,
+                 seed: SEED = 0, plot: PLOT = None, html: HTML = None, markdown: MARKDOWN = None) -> None:
+    """RewardBench 2: how often the right reply of four scores highest, the score of the ties, and the average.
+
+    \b
+    music sample rewardbench2 --emit conversations | music score --model rm | music bench rewardbench2
+    """
+    from musiccli.bench import rewardbench2
+    from musiccli.cli.report import Report
+
+    report = Report(run, model, plot, html, markdown)
+    found = run.read(partial(rewardbench2.scored, models=model or ()))
+    rows = list(rewardbench2.rewardbench2(report.watch(found, report.worst.candidates), model or (), draws=bootstrap,
+                                          confidence=confidence, seed=seed, rejects=run.rejects))
+    report.write(rows, confidence)
+
+
+@stage("bench rmbench", to=bench)
+def rmbench(run: Run, model: MODELS = None, confidence: CONFIDENCE = 0.95, plot: PLOT = None, html: HTML = None,
+            markdown: MARKDOWN = None) -> None:
+    """RM-Bench: right replies against wrong ones across three styles, from easy to hard.
+
+    \b
+    music sample THU-KEG/RM-Bench --emit conversations | music score --model rm | music bench rmbench
+    """
+    from musiccli.bench import rmbench
+    from musiccli.cli.report import Report
+
+    report = Report(run, model, plot, html, markdown)
+    found = run.read(partial(rmbench.scored, models=model or ()))
+    rows = list(rmbench.rmbench(report.watch(found, report.worst.candidates), model or (), confidence=confidence,
+                                rejects=run.rejects))
+    report.write(rows, confidence)
 
 
 @stage("bench agreement", to=bench)
@@ -52,60 +93,56 @@ def agreement(
         help="Also by each value of a field, like metadata.category; may be repeated. Default: turns, "
              "first_divergence.")] = None,
     confidence: CONFIDENCE = 0.95, bootstrap: BOOTSTRAP = 10_000, seed: SEED = 0, plot: PLOT = None,
+    html: HTML = None, markdown: MARKDOWN = None,
 ) -> None:
     """How often scores agree with labels. Of two models in one file, which agrees more.
 
     \b
     music score votes.jsonl --model rm | music score --model base | music bench agreement --by metadata.category
     """
-    from musiccli.bench import agreement, tables
+    from musiccli.bench import agreement
+    from musiccli.cli.report import Report
 
-    check(plot)
+    report = Report(run, model, plot, html, markdown)
     pairs = run.read(partial(agreement.scored, models=model or ()))
+    pairs = report.watch(pairs, report.worst.pairs, lambda pair: pair.get("winner", "chosen"))
     rows = list(agreement.agreement(pairs, model or (), by=by or agreement.BY, draws=bootstrap, confidence=confidence,
                                     seed=seed, counts=run.counts))
-    report(run, rows, tables.agreement(rows, confidence), plot)
+    report.write(rows, confidence)
+
+
+@stage("bench sensitivity", to=bench)
+def sensitivity(run: Run, model: MODELS = None, confidence: CONFIDENCE = 0.95, bootstrap: BOOTSTRAP = 10_000,
+                seed: SEED = 0, plot: PLOT = None, html: HTML = None, markdown: MARKDOWN = None) -> None:
+    """Whether a model reads the whole conversation: how often it notices that one turn is wrong, by how far back.
+
+    \b
+    music sample talks.jsonl --emit corruptions | music score --model rm | music score --model rm --last-only |
+        music bench sensitivity --html sensitivity.html
+    """
+    from musiccli.bench import sensitivity
+    from musiccli.cli.report import Report
+
+    report = Report(run, model, plot, html, markdown)
+    pairs = run.read(partial(sensitivity.scored, models=model or ()))
+    pairs = report.watch(pairs, report.worst.pairs, lambda _: "chosen")
+    rows = list(sensitivity.sensitivity(pairs, model or (), draws=bootstrap, confidence=confidence, seed=seed,
+                                        counts=run.counts))
+    report.write(rows, confidence)
 
 
 @stage("bench winrate", to=bench)
 def winrate(run: Run, confidence: CONFIDENCE = 0.95, bootstrap: BOOTSTRAP = 10_000, seed: SEED = 0,
-            plot: PLOT = None) -> None:
+            plot: PLOT = None, html: HTML = None, markdown: MARKDOWN = None) -> None:
     """How often side a wins, for each N of Best-of-N.
 
     \b
     music pair --best-of 2,4,8 --a music --b base scored.jsonl | music judge --judge MODEL | music bench winrate
     """
-    from musiccli.bench import tables, winrate
+    from musiccli.bench import winrate
+    from musiccli.cli.report import Report
 
-    check(plot)
-    rows = list(winrate.winrate(run.read(winrate.judged), draws=bootstrap, confidence=confidence, seed=seed,
-                                counts=run.counts))
-    report(run, rows, tables.winrate(rows, confidence), plot)
-
-
-def check(plot: str | None) -> None:
-    """Refuse a picture that cannot be drawn before a long pipe has run for it."""
-    if plot:
-        from musiccli.bench import plots
-
-        plots.check(plot)
-        if not Path(plot).parent.is_dir():
-            raise InputError(f"--plot {plot}: there is no such folder")
-
-
-def report(run: Run, rows: list[dict], table: tuple[str, list[str], list[list[str]]], plot: str | None) -> None:
-    """Metric records to the output, the table and what belongs to it to stderr, the picture to its file."""
-    from musiccli.bench import tables
-
-    run.write(rows)
-    title, columns, cells = table
-    if cells:
-        progress.table(columns, cells, title)
-    for note in tables.notes(rows):
-        run.say(note)
-    if plot and rows:
-        from musiccli.bench import plots
-
-        picture = jsonl.Output(plot)
-        picture.write_bytes(plots.draw(rows, plots.check(plot)))
-        picture.close()
+    report = Report(run, None, plot, html, markdown)
+    contests = report.watch(run.read(winrate.judged), report.worst.contests)
+    rows = list(winrate.winrate(contests, draws=bootstrap, confidence=confidence, seed=seed, counts=run.counts))
+    report.write(rows, confidence)

@@ -79,6 +79,11 @@ class Run:
         """Whether a person sees the output as it is written."""
         return self._output.on_terminal
 
+    @property
+    def output(self) -> str:
+        """Where the records go: a path, or "-"."""
+        return self._output.name
+
     def say(self, text: str) -> None:
         say(f"music {self.name}: {text}")
 

@@ -1,0 +1,110 @@
+"""What every `music bench` does with its metric records: writes them, shows tables, and draws pictures and pages."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from musiccli import __version__, jsonl, progress
+from musiccli.cli.common import Run
+from musiccli.errors import InputError
+from musiccli.records import Record
+
+
+class Report:
+    """The files asked for beside the records. Raises InputError for one that cannot be, before anything is read."""
+
+    def __init__(self, run: Run, models: list[str] | None, plot: str | None, html: str | None, markdown: str | None):
+        from musiccli.bench.worst import Worst
+
+        self.run, self.plot, self.html, self.markdown = run, plot, html, markdown
+        self.worst = Worst(models or ())
+        self._check({"--plot": plot, "--html": html, "--markdown": markdown})
+
+    def watch(self, found: Iterable[Record], remember: Callable[..., Iterator[Record]], *more: object
+              ) -> Iterable[Record]:
+        """The same records; for a page, `remember`, a method of `worst`, keeps the worst of them."""
+        return remember(found, *more) if self.html else found
+
+    def write(self, rows: list[dict], confidence: float) -> None:
+        """Metric records to the output, tables and notes to stderr, pictures and pages to their files."""
+        from musiccli.bench import markdown, tables
+
+        self.run.write(rows)
+        shown, notes = tables.tables(rows, confidence), tables.notes(rows)
+        for table in shown:
+            progress.table(table.columns, table.cells, table.title)
+        for note in notes:
+            self.run.say(note)
+        if self.plot and rows:
+            from musiccli.bench import plots
+
+            save(self.plot, [plots.draw(rows, plots.check(self.plot))])
+        if self.markdown:
+            save(self.markdown, (piece.encode() for piece in markdown.document(shown, notes)))
+        if self.html:
+            save(self.html, (piece.encode("utf-8", "replace") for piece in self._page(rows, shown, notes)))
+
+    def _page(self, rows: list[dict], shown: list, notes: list[str]) -> Iterator[str]:
+        from musiccli import show
+        from musiccli.bench import page, tables
+
+        worst = (page.Bad(model, str(record["id"]), how, show.article(show.view(record)))
+                 for model, how, record in self.worst.found())
+        title = tables.TITLES[rows[0]["benchmark"]] if rows else self.run.name
+        lead = f"{self.run.read_count:,} records, read by music {self.run.name}"
+        return page.page(title, lead, self._picture(rows), shown, notes, worst, self._origin())
+
+    def _picture(self, rows: list[dict]) -> bytes | None:
+        from musiccli.bench import plots
+
+        try:
+            return plots.draw(rows, "svg", **{"svg.fonttype": "none", "font.family": "sans-serif"}) if rows else None
+        except ImportError:
+            self.run.say(f'{self.html}: has no picture, matplotlib is missing; pip install "musiccli[plot]"')
+            return None
+
+    def _origin(self) -> object:
+        import platform
+        from importlib.metadata import version
+
+        from musiccli.bench import page
+
+        inputs = [(name, "a pipe, which left nothing to name" if name == "-" else f"sha256 {sha256(name)}")
+                  for name in self.run.files or ["-"]]
+        versions = [("music", __version__), ("Python", platform.python_version()), ("numpy", version("numpy"))]
+        return page.Origin(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
+
+    def _check(self, targets: dict[str, str | None]) -> None:
+        from musiccli.bench import plots
+
+        if self.plot:
+            plots.check(self.plot)
+        taken = [self.run.output, *self.run.files]
+        for option, path in targets.items():
+            if not path:
+                continue
+            if path == "-" or any(jsonl.same_file(path, other) for other in taken):
+                raise InputError(f"{option} {path}: something else goes there; name another file")
+            if not Path(path).parent.is_dir():
+                raise InputError(f"{option} {path}: there is no such folder")
+            taken.append(path)
+
+
+def save(path: str, pieces: Iterable[bytes]) -> None:
+    """A file, whole or not at all."""
+    target = jsonl.Output(path)
+    try:
+        for piece in pieces:
+            target.write_bytes(piece)
+    except BaseException:
+        target.discard()
+        raise
+    target.close()
+
+
+def sha256(path: str) -> str:
+    from hashlib import file_digest
+
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,220 @@
+"""What `music bench` writes beside its records: pages that stand alone, Markdown for papers, pictures."""
+
+import hashlib
+import re
+import sys
+from html.parser import HTMLParser
+from unicodedata import category
+
+import pytest
+from console import lines, music, write
+
+from musiccli.bench import markdown, page
+from musiccli.bench.rewardbench import ROWS
+from musiccli.bench.tables import Table
+
+
+def talk(*texts):
+    return [{"role": ("user", "assistant")[turn % 2], "content": text} for turn, text in enumerate(texts)]
+
+
+def pair(number, chosen, rejected, **fields):
+    return {"id": f"p{number}", "chosen": talk(f"prompt {number}", "yes"), "rejected": talk(f"prompt {number}", "no"),
+            "scores": {"rm": {"chosen": chosen, "rejected": rejected}}, **fields}
+
+
+def candidate(number, sample, **metadata):
+    return {"id": f"c{number}", "sample": sample, "messages": talk(f"prompt {number}", f"reply {sample}"),
+            "metadata": {"correct": sample < 3, **metadata}, "scores": {"rm": sample * number % 7}}
+
+
+def contest(number, winner):
+    return {"id": f"p{number}", "best_of": 2, "winner": winner, "models": {"a": "new", "b": "old"},
+            "a": talk("prompt", "this"), "b": talk("prompt", "that")}
+
+
+BENCHES = {
+    "rewardbench": [pair(f"{subset}{number}", int(number), 1, metadata={"subset": subset})
+                    for subset in ROWS for number in "0123"],
+    "rewardbench2": [candidate(number, sample, subset="Math") for number in range(5) for sample in range(6)],
+    "rmbench": [candidate(number, sample, domain=domain) for number, domain in enumerate(
+        ("chat", "code", "math", "safety-refuse")) for sample in range(6)],
+    "agreement": [pair(number, number % 3, 1) for number in range(9)],
+    "sensitivity": [pair(f"{kind}{number}", number % 3, 1, corruption={"kind": kind, "distance": number // 5})
+                    for kind in ("reply", "swap", "drop_user") for number in range(20)],
+    "winrate": [contest(number, "ab"[number % 2]) for number in range(9)],
+}
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bench(name, *options, records=None):
+    done = music("bench", name, *options, given=lines(*(BENCHES[name] if records is None else records)))
+    assert done.status == 0, done.err
+    return done
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_bench_writes_a_page_that_stands_alone(folder, name):
+    pytest.importorskip("matplotlib")
+    plain = bench(name)
+    assert bench(name, "--html", "page.html").out == plain.out
+    text = read(folder / "page.html")
+    found = Elements(text).found
+    tags = {tag for tag, _ in found}
+    assert {"svg", "table", "details", "pre", "h1"} <= tags
+    assert tags & {"script", "link", "img", "iframe", "object", "form", "base"} == set()
+    assert ("meta", {"http-equiv": "Content-Security-Policy",
+                     "content": "default-src 'none'; style-src 'unsafe-inline'"}) in found
+    targets = [value for _, attributes in found for name, value in attributes.items()
+               if name in ("src", "href", "xlink:href", "action", "data")]
+    assert all(target.startswith("#") for target in targets)
+    assert not any(name.startswith("on") for _, attributes in found for name in attributes)
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert text.count("<svg") == text.count("</svg>") == 1 and text.endswith("</html>\n")
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_bench_writes_its_tables_as_markdown(folder, name):
+    bench(name, "--markdown", "tables.md")
+    text = read(folder / "tables.md")
+    head, separator, *_ = [line for line in text.splitlines() if line.startswith("|")]
+    assert head.count("|") == separator.count("|") > 3
+    assert text.startswith("**") and "95% interval" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", ["rewardbench2", "rmbench", "sensitivity"])
+@pytest.mark.parametrize("form, start", [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_the_newer_benches_draw_pictures_too(folder, name, form, start):
+    pytest.importorskip("matplotlib")
+    bench(name, "--plot", f"figure.{form}")
+    assert (folder / f"figure.{form}").read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["a$b$c", "_hidden", r"$\frac{$", "x" * 300, "\n\n"])
+def test_a_models_name_is_a_name_in_pictures_too(folder, name):
+    pytest.importorskip("matplotlib")
+    records = [one | {"scores": {name: one["scores"]["rm"]}} for one in BENCHES["agreement"]]
+    bench("agreement", "--html", "page.html", records=records)
+    picture = read(folder / "page.html").partition("<svg")[2].partition("</svg>")[0]
+    assert name.strip() in picture
+
+
+EVIL = '<script>alert(1)</script>"\'&\x1b[31m\u202e</table></svg><!--'
+
+
+def test_nothing_in_a_record_becomes_markup(folder):
+    records = [pair(number, 0, 1, metadata={"category": EVIL}) for number in range(3)]
+    for one in records:
+        one["id"] += EVIL
+        one["scores"] = {EVIL: one["scores"]["rm"]}
+        one["chosen"][1]["content"] = EVIL
+    bench("agreement", "--by", "metadata.category", "--html", "page.html", "--markdown", "tables.md", records=records)
+    text = read(folder / "page.html")
+    assert not any(category(char) in ("Cc", "Cf") for char in text if char != "\n")
+    assert "<script" not in text and "\x1b" not in text and "\u202e" not in text
+    parsed = Elements(text)
+    assert parsed.text.count("<script>alert(1)</script>") > 5 and "⟨U+202E⟩" in parsed.text
+    assert [tag for tag, _ in parsed.found].count("table") == 1
+    table = read(folder / "tables.md")
+    assert "\x1b" not in table and "\\<script>" in table and "<script" not in table.replace("\\<script", "")
+
+
+def test_the_worst_records_are_folded_bounded_and_the_first_is_open(folder):
+    records = [pair(number, 0, number) for number in range(30)]
+    bench("agreement", "--html", "page.html", records=records)
+    text = read(folder / "page.html")
+    summaries = re.findall(r'<details class="worst"( open)?><summary>rm: <b>(.*?)</b> · (.*?)</summary>', text)
+    assert summaries == [(" open" if number == 29 else "", f"wrong by {number}", f"p{number}")
+                         for number in range(29, 21, -1)]
+    assert text.count("<article>") == 8 and "prompt 29" in text and "prompt 3<" not in text
+
+
+def test_a_model_that_is_never_wrong_has_no_such_section(folder):
+    bench("agreement", "--html", "page.html", records=[pair(0, 1, 0)])
+    assert "Most wrong" not in read(folder / "page.html")
+
+
+def test_the_page_says_how_to_get_the_same_figures(folder):
+    path = write(folder / "my pairs.jsonl", *BENCHES["agreement"])
+    done = music("bench", "agreement", path.name, "--html", "page.html", "--confidence", "0.9")
+    assert done.status == 0
+    text = Elements(read(folder / "page.html")).text
+    assert "music bench agreement 'my pairs.jsonl' --html page.html --confidence 0.9" in text
+    assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in text
+    assert "9 records" in text and "90% interval" in text
+    assert f"Python{'.'.join(map(str, sys.version_info[:3]))}" in text.replace("\n", "")
+
+
+def test_the_same_records_give_the_same_page(folder):
+    path = write(folder / "pairs.jsonl", *BENCHES["sensitivity"])
+    texts = []
+    for _ in range(2):
+        assert music("bench", "sensitivity", path.name, "--html", "page.html").status == 0
+        texts.append(read(folder / "page.html"))
+    assert texts[0] == texts[1]
+
+
+def test_without_matplotlib_a_page_has_tables_and_says_what_is_missing(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = bench("agreement", "--html", "page.html")
+    assert '--plot' not in done.err
+    assert ('music bench agreement: page.html: has no picture, matplotlib is missing; pip install "musiccli[plot]"'
+            in done.lines)
+    assert "<svg" not in read(folder / "page.html") and "<table>" in read(folder / "page.html")
+
+
+@pytest.mark.parametrize("options, said", [
+    (("--html", "-"), "--html -: something else goes there; name another file"),
+    (("--markdown", "-"), "--markdown -: something else goes there; name another file"),
+    (("--html", "x", "--markdown", "./x"), "--markdown ./x: something else goes there; name another file"),
+    (("-o", "x", "--html", "x"), "--html x: something else goes there; name another file"),
+    (("--html", "in.jsonl"), "--html in.jsonl: something else goes there; name another file"),
+    (("--html", "none/x"), "--html none/x: there is no such folder"),
+])
+def test_a_file_that_cannot_be_is_refused_before_anything_is_read(folder, options, said):
+    write("in.jsonl", b"?")
+    done = music("bench", "agreement", "in.jsonl", *options)
+    assert (done.status, done.lines) == (2, [f"music bench agreement: error: {said}"])
+
+
+def test_nothing_appears_where_the_records_are_bad(folder):
+    done = music("bench", "agreement", "--html", "x.html", "--markdown", "x.md", given=b"?\n")
+    assert done.status == 2 and list(folder.iterdir()) == []
+
+
+def test_markdown_is_exact():
+    table = Table("Title, % [95%]", ["", "pairs", "a|b"], [["Chat", "1", "2 [1, 3]"], ["  under_it", "1,000", ""]])
+    assert "".join(markdown.document([table], ["a note with *stars*"])) == (
+        "**Title, % [95%]**\n\n"
+        "|  | pairs | a\\|b |\n| :-- | --: | --: |\n| Chat | 1 | 2 [1, 3] |\n| &emsp;under\\_it | 1,000 |  |\n\n"
+        "- a note with \\*stars\\*\n")
+
+
+def test_intervals_step_back_and_names_keep_their_depth():
+    assert page.row(["  easy", "61.5 [52.0, 70.2]", "longest 7"]) == (
+        '<tr class="under"><th scope="row">easy</th><td>61.5 <span>[52.0, 70.2]</span></td><td>longest 7</td></tr>')
+    assert page.row(["Average", "1"]).startswith('<tr class="last">') and page.row(["all", "1"]).startswith("<tr><th")
