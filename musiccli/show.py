@@ -100,6 +100,8 @@ def facts(record: Record) -> list[str]:
     if "winner" in record:
         winner = record["winner"]
         found.append("verdict unreadable" if winner is None else "tie" if winner == "tie" else f"{winner} won")
+    if isinstance(wrong := record.get("corruption"), dict):
+        found.append(f"corruption {plain(wrong.get('kind'))} at turn {plain(wrong.get('turn'))}")
     found += [f"{name}: {plain(value)}" for name, value in (record.get("metadata") or {}).items()]
     return [visible(shorten(fact)) for fact in found]
 

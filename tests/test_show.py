@@ -42,6 +42,12 @@ def run(*arguments, given=(), **options):
     return subprocess.run([*MUSIC, *map(str, arguments)], input=text, capture_output=True, text=True, **options)
 
 
+def test_what_is_wrong_with_a_corrupted_side_is_said():
+    record = preference(corruption={"kind": "reply", "turn": 2, "distance": 0})
+    assert terminal(record).splitlines()[1] == "corruption reply at turn 2"
+    assert "<span>corruption reply at turn 2</span>" in page(record)
+
+
 def test_a_pair_shares_its_prefix_and_then_stands_in_two_columns():
     shown = terminal(preference(metadata={"subset": "hep-go"}, scores={"rm": {"chosen": 1.5, "rejected": -0.25}},
                                 winner="chosen"), width=60)

@@ -1,1 +1,1 @@
-"""Metrics with intervals: RewardBench's table, agreement with labels, Best-of-N win rates."""
+"""Metrics with intervals: RewardBench and its siblings, agreement with labels, sensitivity, Best-of-N win rates."""
