@@ -109,7 +109,8 @@ def test_what_sample_makes_is_what_bench_reads():
 @pytest.mark.parametrize("change, message", [
     ({"corruption": None}, "corruption: is missing; music sample --emit corruptions writes it"),
     ({"corruption": {"kind": "reply"}}, "corruption.distance: should be a whole number"),
-    ({"corruption": {"distance": 1}}, "corruption.kind: should be a string"),
+    ({"corruption": {"distance": 1}}, "corruption.kind: should be a name without commas"),
+    ({"corruption": {"kind": "a,b", "distance": 1}}, "corruption.kind: should be a name without commas"),
     ({"scores": None}, "has no scores; run music score first"),
     ({"chosen": None}, "chosen: is missing; it should be a list of messages"),
 ])

@@ -126,8 +126,7 @@ def sensitivity(run: Run, model: MODELS = None, confidence: CONFIDENCE = 0.95, b
     report = Report(run, model, plot, html, markdown)
     pairs = run.read(partial(sensitivity.scored, models=model or ()))
     pairs = report.watch(pairs, report.worst.pairs, lambda _: "chosen")
-    rows = list(sensitivity.sensitivity(pairs, model or (), draws=bootstrap, confidence=confidence, seed=seed,
-                                        counts=run.counts))
+    rows = list(sensitivity.sensitivity(pairs, model or (), draws=bootstrap, confidence=confidence, seed=seed))
     report.write(rows, confidence)
 
 
