@@ -89,6 +89,6 @@ def fit(encode, conversations: Sequence[list[Message]], most: int, shared: int) 
         if max(len(one.ids) for one in encoded) <= most:
             return encoded, cut
         cut += 2
-        # What is cut must be shared, and the exchange that the first difference belongs to must stay whole.
-        if system + cut > shared - (shared - system) % 2 or any(len(one) - system - cut < 2 for one in conversations):
+        # Cut whole exchanges that all share, so the one that the first difference belongs to stays.
+        if system + cut > shared or any(len(one) - system - cut < 2 for one in conversations):
             return None

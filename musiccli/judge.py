@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from musiccli import prompts
 from musiccli.errors import CallError, InputError
 from musiccli.jsonl import Rejects
-from musiccli.llm.client import Call, Client, LimitReached
+from musiccli.llm.call import Call
+from musiccli.llm.client import Client, LimitReached
 from musiccli.llm.inflight import all_of, in_order
 from musiccli.prompts import transcript
 from musiccli.records import Record, content_id, same_text, side_names

@@ -43,7 +43,8 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
 def one_voice() -> Iterator[None]:
     """Around the work of a started process: what all processes of a machine meet alike, only the first of them says.
 
-    The others wait to be ended by the launcher, which ends all when one has failed; so do they after Ctrl-C.
+    The others end here when all is done. In an error or after Ctrl-C they wait to be ended by the launcher, which ends
+    all when one has failed; what only they have met they say in the end.
     """
     if os.environ.get("MUSIC_STARTED"):
         threading.Thread(target=_end_with_starter, daemon=True).start()
@@ -53,10 +54,12 @@ def one_voice() -> Iterator[None]:
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_DFL)
     try:
-        yield
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
     except MusicError:
         time.sleep(PATIENCE)
         raise
+    sys.exit(Exit.DONE)
 
 
 def _end_with_starter() -> None:

@@ -16,7 +16,8 @@ from random import Random
 from musiccli import prompts
 from musiccli.errors import CallError, InputError
 from musiccli.jsonl import Rejects
-from musiccli.llm.client import Call, Client, LimitReached, Reply
+from musiccli.llm.call import Call, Reply
+from musiccli.llm.client import Client, LimitReached
 from musiccli.llm.inflight import all_of, in_order
 from musiccli.prompts import Prompt, transcript
 from musiccli.records import Message, Record

@@ -326,6 +326,7 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], save_every: int
             if save_every and number % save_every == 0 and not ends:
                 trainer.save_state(number, identity)
     _finish(trainer, identity | {"metrics": measured})
+    trainer.accelerator.end_training()
     return measured if main else None
 
 

@@ -28,7 +28,7 @@ stage() { # stage FILE WHAT: whether FILE is still to be made, saying what it is
 small=(--assistant local/smollm2 --assistant-tokens 64 --user-tokens 40 --temperature 0.4 --cache "$out/calls.sqlite")
 
 stage seeds.jsonl "contexts to continue: prefixes of preference pairs" &&
-    music sample "$data/pairs.jsonl" "$data/seeds.jsonl" --emit seeds -n 32 --seed 1 -o "$out/seeds.jsonl"
+    music sample "$data/pairs.jsonl" "$data/seeds.jsonl" --emit seeds -n 24 --seed 1 -o "$out/seeds.jsonl"
 stage branches.jsonl "both branches, by a chat model that plays user and assistant" &&
     music simulate "$out/seeds.jsonl" --turns 2 --contrast all "${small[@]}" -o "$out/branches.jsonl"
 stage music.jsonl "the branches joined into preferences" &&

@@ -15,7 +15,8 @@ from musiccli.errors import CallError, InputError
 from musiccli.llm import client as door
 from musiccli.llm import provider
 from musiccli.llm.cache import Cache
-from musiccli.llm.client import GIVE_UP_AFTER, Call, Client, LimitReached, Reply
+from musiccli.llm.call import Call, Reply
+from musiccli.llm.client import GIVE_UP_AFTER, Client, LimitReached
 
 KEY = "sesame-open-9876543210"
 PRICE = 8 * 2.5e-06 + 8 * 1e-05  # openai/gpt-4o: six words are eight tokens, in and out, on this server

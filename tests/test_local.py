@@ -10,7 +10,8 @@ import pytest
 from scripted import talk
 
 from musiccli.errors import CallError, InputError
-from musiccli.llm.client import Call, Client
+from musiccli.llm.call import Call
+from musiccli.llm.client import Client
 from musiccli.llm.embedded import folder
 from musiccli.llm.local import BATCH, Completion, LocalEngine, Request
 

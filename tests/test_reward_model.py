@@ -363,6 +363,7 @@ def test_a_saved_model_loads_with_equal_scores_and_no_trace_of_packing(model, tm
     checkpoint.save(model, tmp_path)
     texts = [file.read_text() for file in tmp_path.glob("*.json")]
     assert len(texts) >= 4 and not any("music_packed" in text for text in texts)
+    assert {file.stat().st_mode for file in tmp_path.glob("*.*")} == {(tmp_path / "music.json").stat().st_mode}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"][0].endswith("ForSequenceClassification")
     assert (config["problem_type"], config["id2label"]) == ("regression", {"0": "reward"})

@@ -133,16 +133,31 @@ def test_a_smaller_budget_gives_the_same_losses(run, finished, tmp_path):
     assert len({round(loss, 3) for loss in losses(finished)}) == 6
 
 
-def test_two_processes_fed_by_a_pipe_give_the_same_losses(run, file, finished, tmp_path):
-    done = run(tmp_path / "rm", "--num-processes", 2, "--budget", 64, pairs="-",
-               run=lambda *line: process(*line, given=file.read_text()))
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    planned, last = done.stderr.splitlines()  # each said once, not by each process
+def test_two_processes_fed_by_a_pipe_give_the_same_losses_and_say_things_once(run, file, finished, tmp_path):
+    done = run(tmp_path / "rm", "--num-processes", 2, "--budget", 64, "--on-error", "skip", "--rejects",
+               tmp_path / "bad.jsonl", pairs="-",
+               run=lambda *line: process(*line, given=file.read_text() + '{"chosen": 3}\n'))
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    bad, planned, measured, last = done.stderr.splitlines()
+    assert ":13: chosen: is a number" in bad and [one["chosen"] for one in lines(tmp_path / "bad.jsonl")] == [3]
     assert "; 2 x cpu, no mixed precision" in planned
-    assert last.startswith("music train: step 6, loss ")
+    assert measured.startswith("music train: step 6, loss ") and last.endswith("; 1 failed")
     assert losses(tmp_path / "rm") == pytest.approx(losses(finished), abs=1e-5)
     for step, other in zip(log(tmp_path / "rm"), log(finished), strict=True):
         assert step == pytest.approx(other, abs=1e-4, rel=1e-3)
+
+
+def test_a_tie_is_no_success(tmp_path, base):
+    model = checkpoint.create(base)
+    model.network.core.score.weight.data.zero_()
+    checkpoint.save(model, tmp_path / "indifferent")
+    given = write(tmp_path / "pairs.jsonl", pairs(4))
+    done = music("train", given, "--model", tmp_path / "indifferent", "--out", tmp_path / "rm", "--batch", 4, "--lr", 0,
+                 "--eval", given)
+    assert done.status == 0, done.err
+    [step] = lines(tmp_path / "rm" / "log.jsonl")
+    assert (step["accuracy"], step["eval_accuracy"], step["eval_margin"]) == (0.0, 0.0, 0.0)
+    assert step["loss"] == pytest.approx(math.log(2))
 
 
 def test_eight_pairs_are_learnt_by_heart(tmp_path, base):

@@ -60,6 +60,7 @@ def train(
     from musiccli import launch
 
     if not launch.launched() and (accelerate_config or (num_processes or 1) > 1):
+        run.rejects.close()  # the processes write it
         raise typer.Exit(launch.relaunch(run.files, processes=num_processes, config=accelerate_config))
     from musiccli.train import Settings, train
 

@@ -4,13 +4,11 @@ import asyncio
 import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
-
-import orjson
 
 from musiccli.errors import CallError, InputError, MusicError
 from musiccli.llm.cache import Cache
+from musiccli.llm.call import Call, Reply
 from musiccli.llm.embedded import cache_folder
 from musiccli.llm.pace import Pace, backoff
 from musiccli.progress import say
@@ -20,46 +18,6 @@ GIVE_UP_AFTER = 8  # failed calls to a model without a single answer: its key, n
 
 class LimitReached(Exception):
     """The run has spent what `--max-cost` allows; no further call is made."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One question to one model, and for whom it is asked.
-
-    `messages` go through the model's chat template. Models in this process can also continue raw text: as="turn"
-    continues the messages with the next user turn, as="completion" continues `text`.
-    """
-
-    model: str
-    whom: tuple  # (id, branch, sample, turn, role, attempt): equal questions for others are other calls
-    messages: tuple[dict, ...] = ()
-    text: str = ""
-    as_: str = "chat"
-    max_tokens: int = 512
-    temperature: float = 0.7
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-    @property
-    def key(self) -> bytes:
-        return blake2b(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
-
-    @property
-    def own_seed(self) -> int:
-        """A seed for this call alone, so that two samples of one conversation differ and a repeated run does not."""
-        return int.from_bytes(self.key[:4], "big") >> 1
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model answered. `cost` is in US dollars, None where nobody knows the price."""
-
-    text: str
-    finish: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float | None
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Chat models inside this process: requests of many conversations, answered together in batches.
 
-A thread owns the model. Up to `BATCH` requests are under way at once; one that is done makes room for one that waits.
-Each keeps its own temperature, seed, stops and token limit, so an answer does not depend on its batch-mates beyond float
-noise.
+A thread owns the model. Up to `BATCH` requests are under way at once; one that is done makes room for one that
+waits. Each keeps its own temperature, seed, stops and token limit, so an answer does not depend on its batch-mates
+beyond float noise.
 """
 
 import asyncio

@@ -5,7 +5,7 @@ import re
 from functools import cache
 
 from musiccli.errors import InputError
-from musiccli.llm.client import Call, Reply
+from musiccli.llm.call import Call, Reply
 
 PASSING = {408, 409, 425, 429}  # and everything from 500 up: worth another try
 OVERLOADED = {429, 503, 529}

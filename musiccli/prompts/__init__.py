@@ -1,7 +1,7 @@
 """Prompt texts: the files beside this one, or a folder of your own. No prompt stands in code.
 
 A file is plain text with {{variables}}. It may begin with a few `name: value` lines between two `---` lines: `as:` is
-how the model gets it (chat, turn or completion, see llm.client.Call) and `stop:` a JSON list of strings that end a
+how the model gets it (chat, turn or completion, see llm.call.Call) and `stop:` a JSON list of strings that end a
 reply.
 """
 

@@ -1,6 +1,7 @@
 """Reward models on disk: made from a backbone, loaded, and saved so that transformers opens them as they are."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -83,6 +84,8 @@ def save(model: RewardModel, folder: Path, dtype: torch.dtype | None = None) -> 
     with quiet():
         core.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
+    for file in folder.rglob("*.safetensors"):
+        shutil.copymode(folder / "config.json", file)  # safetensors keeps it from everybody else
     last = _last_token(model.template)
     notes = model.notes | {
         "reward_token": {"id": last, "text": model.tokenizer.decode([last])},
