@@ -38,9 +38,9 @@ stage pairs.html "those pairs, side by side" &&
 
 train=(--model local/gemma3-270m --batch 8 --lora 16 --lr 2e-4 --max-length 1024 --eval "$data/heldout.jsonl")
 stage baseline/music.json "a reward model on the preference pairs alone" &&
-    music train "$data/pairs.jsonl" "${train[@]}" --steps 8 --out "$out/baseline"
+    music train "$data/pairs.jsonl" "${train[@]}" --epochs 2 --out "$out/baseline"
 stage music/music.json "a reward model on the preference pairs and ours" &&
-    music train "$data/pairs.jsonl" "$out/music.jsonl" "${train[@]}" --steps 8 --out "$out/music"
+    music train "$data/pairs.jsonl" "$out/music.jsonl" "${train[@]}" --epochs 2 --out "$out/music"
 
 stage heldout-baseline.jsonl "held-out pairs scored by baseline, turn by turn" &&
     music score "$data/heldout.jsonl" --model "$out/baseline" --per-turn -o "$out/heldout-baseline.jsonl"
