@@ -9,7 +9,6 @@ import os
 import sys
 import time
 import zlib
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -17,7 +16,8 @@ from typing import BinaryIO, NoReturn
 import orjson
 
 from musiccli.errors import InputError, RecordError
-from musiccli.records import Record, short
+from musiccli.records import IDENTITY, Record, short
+from musiccli.seen import Seen
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not a conversation, and reading it whole would not be bounded memory
 FLUSH_SECONDS = 0.5  # how long a finished record may wait before the next stage of a pipe sees it
@@ -71,10 +71,10 @@ def read(paths: Iterable[str], parse: Callable[[Record], Record], rejects: Rejec
     for path in paths:
         if path != "-":
             check_readable(path)
-    return _records(paths, parse, rejects or Rejects(), _Seen() if unique else None)
+    return _records(paths, parse, rejects or Rejects(), Seen() if unique else None)
 
 
-def _records(paths: list[str], parse: Callable, rejects: Rejects, seen: "_Seen | None") -> Iterator[Record]:
+def _records(paths: list[str], parse: Callable, rejects: Rejects, seen: Seen | None) -> Iterator[Record]:
     for path in paths:
         name = "<stdin>" if path == "-" else path
         empty = True
@@ -85,7 +85,7 @@ def _records(paths: list[str], parse: Callable, rejects: Rejects, seen: "_Seen |
                 record, empty = None, False
                 with rejects.guard():
                     record = parse(_decode(line, f"{name}:{number}"))
-                    if seen and not seen.add(record):
+                    if seen and not seen.add(hash(repr([record.get(field) for field in IDENTITY]))):
                         problem = f"{short(record['id'])} stands here a second time; an id names one record"
                         record, bad = None, record
                         raise RecordError(problem, field="id", record=bad)
@@ -327,36 +327,6 @@ def same_file(one: str | None, other: str | None) -> bool:
     """Whether two outputs would go to one place; None and "-" are standard output."""
     one, other = one or "-", other or "-"
     return one == other or ("-" not in (one, other) and os.path.realpath(one) == os.path.realpath(other))
-
-
-class _Seen:
-    """A set of 64-bit hashes in one flat array: ids of a million records fit into 16 MB."""
-
-    KEY = ("id", "branch", "sample", "best_of")
-
-    def __init__(self) -> None:
-        self._slots, self._count = array("Q", bytes(8 << 10)), 0
-
-    def add(self, record: Record) -> bool:
-        """Whether this id, branch and sample had not been seen before."""
-        key = hash(repr([record.get(field) for field in self.KEY])) & 0xFFFFFFFFFFFFFFFF or 1
-        if self._count * 2 >= len(self._slots):
-            old, self._slots = self._slots, array("Q", bytes(16 * len(self._slots)))
-            for other in filter(None, old):
-                self._put(other)
-        new = self._put(key)
-        self._count += new
-        return new
-
-    def _put(self, key: int) -> bool:
-        mask = len(self._slots) - 1
-        slot = key & mask
-        while self._slots[slot]:
-            if self._slots[slot] == key:
-                return False
-            slot = (slot + 1) & mask
-        self._slots[slot] = key
-        return True
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
-"""Start this same command again in several processes that accelerate joins; or notice that this has been done.
+"""Start this same command again in several processes, or notice that a launcher has started this one.
 
-`accelerate launch` runs a single process where there is no GPU, whatever number it is given; so processes of one
-machine are started here, and it is asked only where it has a config of its own to follow.
+One machine: PyTorch's own launcher (torchrun's). Several machines, FSDP, DeepSpeed: `accelerate launch` by its config.
 """
 
 import contextlib
+import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ from collections.abc import Iterator
 
 from musiccli import jsonl
 from musiccli.errors import Exit, InputError, MusicError
-from musiccli.progress import say
 
 PATIENCE = 60  # seconds in which the first process should have met, and said, what another one has met
 
@@ -36,81 +34,52 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
     with jsonl.standard_input_as_file() if "-" in (files or ["-"]) else contextlib.nullcontext("-") as stdin:
         arguments = ["-m", "musiccli", *(stdin if word == "-" else word for word in sys.argv[1:])]
         arguments += [] if files else [stdin]
-        return _by_accelerate(config, processes, arguments) if config else _together(processes or 1, arguments)
+        return _by_accelerate(config, processes, arguments) if config else _by_torch(processes or 1, arguments)
 
 
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
     """Around the work of a started process: what all processes of a machine meet alike, only the first of them says.
 
-    The others end here when all is done. In an error or after Ctrl-C they wait to be ended by the launcher, which ends
-    all when one has failed; what only they have met they say in the end.
+    The others wait to be ended by the launcher, which ends all when one has failed; so do they after Ctrl-C.
     """
-    if os.environ.get("MUSIC_STARTED"):
-        threading.Thread(target=_end_with_starter, daemon=True).start()
+    if launched():
+        threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         yield
         return
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_DFL)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            yield
+        yield
     except MusicError:
         time.sleep(PATIENCE)
         raise
-    sys.exit(Exit.DONE)
 
 
-def _end_with_starter() -> None:
-    """Standard input is a pipe from the process that started this one: it ends when that one does, however it does."""
-    while os.read(0, 1):
-        pass
-    os._exit(Exit.INTERRUPTED)
+def _end_with_launcher(launcher: int) -> None:
+    """A launcher that was killed cannot end its processes, and they would wait for one another for ever."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _together(processes: int, arguments: list[str]) -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    shared = {"OMP_NUM_THREADS": str(threads)} | os.environ | {
-        "MUSIC_STARTED": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes)}
-    started: list[subprocess.Popen] = []
+def _by_torch(processes: int, arguments: list[str]) -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the process that failed has said why
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="music", max_restarts=0,
+                          rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0")
     try:
-        for rank in range(processes):
-            environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            started.append(subprocess.Popen([sys.executable, *arguments], env=environment, stdin=subprocess.PIPE))
-        return _first_failure(started)
-    except KeyboardInterrupt:  # the first process says so
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        return _status(error)
+    except (SignalException, KeyboardInterrupt):  # the first process says that it was interrupted
         return Exit.INTERRUPTED
-    finally:
-        _end(started)
-
-
-def _first_failure(started: list[subprocess.Popen]) -> int:
-    """Exit status of the first process that fails, or 0 when all are done."""
-    while True:
-        states = [process.poll() for process in started]
-        for rank, state in enumerate(states):
-            if state and state < 0:
-                say(f"music train: error: process {rank} of {len(started)} was killed by {signal.Signals(-state).name}")
-            if state:
-                return state if state > 0 else Exit.USAGE
-        if None not in states:
-            return Exit.DONE
-        time.sleep(0.1)
-
-
-def _end(started: list[subprocess.Popen]) -> None:
-    for process in started:
-        process.terminate()
-    for process in started:
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    return Exit.DONE
 
 
 def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> int:
@@ -123,7 +92,15 @@ def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> 
     except subprocess.CalledProcessError as error:
         return error.returncode
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        return _status(error)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{config}: accelerate cannot start by it: {error}") from error
     return Exit.DONE
+
+
+def _status(error) -> int:
+    """The exit status of the process that failed first; a signal that ended it is named."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode < 0:
+        raise InputError(f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}")
+    return failure.exitcode

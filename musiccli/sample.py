@@ -10,12 +10,12 @@ from operator import itemgetter
 from musiccli import corrupt, formats, records
 from musiccli.errors import RecordError
 from musiccli.jsonl import Rejects
-from musiccli.records import Message, Record, content_id, side_names
+from musiccli.records import IDENTITY, Message, Record, content_id, side_names
+from musiccli.seen import Seen
 
 ENDS = {"user": {"assistant"}, "assistant": {"user"}, "any": {"user", "assistant"}}  # who spoke last, by who is next
 CHARACTERS_A_TOKEN = 4  # no tokenizer is loaded here: a rough figure for English
 GRAM = 13  # words: the longest overlap that GPT-3's authors looked for (arXiv 2005.14165, appendix C)
-IDENTITY = ("id", "branch", "sample", "best_of")  # what tells two records of one file apart
 
 
 class Dropped(Exception):
@@ -171,19 +171,15 @@ def unique(made: Iterable[tuple[Record, dict]], counts: Counter) -> Iterator[dic
 
     Takes (record, what was made of it).
     """
-    texts: set[int] = set()
-    ids: set[int] = set()
+    texts, ids = Seen(), Seen()
     for record, result in made:
         text = hash((_told_apart(record, result), result.get("branch"), *(_text(side) for side in sides(result))))
-        if text in texts:
+        if not texts.add(text):
             counts["dropped (duplicate)"] += 1
             continue
-        texts.add(text)
-        identity = hash(tuple(result.get(name) for name in IDENTITY))
-        if identity in ids:
+        if not ids.add(hash(tuple(result.get(name) for name in IDENTITY))):
             counts["ids made unique"] += 1
             result = {**result, "id": f"{result['id']}-{content_id(*sides(result))}"}
-        ids.add(identity)
         yield result
 
 

@@ -24,6 +24,8 @@ def main() -> None:
     if sys.stderr is None:  # closed: print would speak on standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, terminate)
+    # Torch's threads then sleep while they wait for each other: on a busy machine spinning made runs 5 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with root.make_context("music", arguments) as context:
             context.command.invoke(context)
