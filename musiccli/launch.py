@@ -41,9 +41,10 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
 def one_voice() -> Iterator[None]:
     """Around the work of a started process: what all processes of a machine meet alike, only the first of them says.
 
-    The others wait to be ended by the launcher, which ends all when one has failed; so do they after Ctrl-C.
+    The others end here when all is done. In an error or after Ctrl-C they wait to be ended by the launcher, which ends
+    all when one has failed; what only they have met they say in the end.
     """
-    if launched():
+    if "LOCAL_RANK" in os.environ:
         threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         yield
@@ -51,10 +52,12 @@ def one_voice() -> Iterator[None]:
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_DFL)
     try:
-        yield
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
     except MusicError:
         time.sleep(PATIENCE)
         raise
+    sys.exit(Exit.DONE)
 
 
 def _end_with_launcher(launcher: int) -> None:
@@ -70,7 +73,7 @@ def _by_torch(processes: int, arguments: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the process that failed has said why
+    logging.disable()  # in this process, which only waits: the one that failed has said why
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="music", max_restarts=0,
                           rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0")
     try:

@@ -601,7 +601,7 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
     os.kill(workers[1], signal.SIGKILL)
     assert starter.wait(60) == 2
     wait_until(lambda: not any(map(alive, workers)))
-    assert "music train: error: process 1 of 2 was killed by SIGKILL" in starter.stderr.read().decode().splitlines()
+    assert "music train: error: process 1 was killed by SIGKILL" in starter.stderr.read().decode().splitlines()
 
 
 def test_accelerates_own_config_is_followed(run, finished, tmp_path):
