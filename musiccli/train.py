@@ -21,7 +21,8 @@ from pathlib import Path
 import orjson
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import get_scheduler
 
 from musiccli.chat import Encoded, fit
@@ -110,13 +111,18 @@ def plan(sizes: Sequence[int], settings: Settings, ranks: int) -> Iterator[list[
     """
     order = _order(len(sizes), settings.seed)
     for _ in range(total_steps(len(sizes), settings)):
-        hands: list[list[int]] = [[] for _ in range(ranks)]
-        for index in sorted((next(order) for _ in range(settings.batch)), key=lambda index: -sizes[index]):
-            min(hands, key=lambda hand: sum(sizes[other] for other in hand)).append(index)
-        dealt = [[[hand[place] for place in batch] for batch in
-                  micro_batches([sizes[index] for index in hand], settings.budget)] for hand in hands]
-        most = max(len(batches) for batches in dealt)
-        yield [[[]] * (most - len(batches)) + batches for batches in dealt]
+        yield deal([next(order) for _ in range(settings.batch)], sizes, settings.budget, ranks)
+
+
+def deal(indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
+    """Pairs dealt to the ranks by size, largest first, in as many micro-batches on every rank; some may be []."""
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    for index in sorted(indices, key=lambda index: -sizes[index]):
+        min(hands, key=lambda hand: sum(sizes[other] for other in hand)).append(index)
+    dealt = [[[hand[place] for place in batch] for batch in micro_batches([sizes[index] for index in hand], budget)]
+             for hand in hands]
+    most = max(len(batches) for batches in dealt)
+    return [[[]] * (most - len(batches)) + batches for batches in dealt]
 
 
 def total_steps(pairs: int, settings: Settings) -> int:
@@ -137,6 +143,8 @@ class Trainer:
                  accelerator: Accelerator):
         self.model, self.pairs, self.out, self.settings, self.accelerator = model, pairs, out, settings, accelerator
         self.steps = total_steps(len(pairs), settings)
+        # Sharded weights are gathered for each micro-batch, so their gradients are shared out for each, too.
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
         trained = [weight for weight in model.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
         self.schedule = get_scheduler(settings.schedule, optimizer, round(settings.warmup * self.steps), self.steps)
@@ -148,9 +156,9 @@ class Trainer:
         clock, margins, rewards, losses, tokens = Clock(), [], [], [], 0
         self.network.train()
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with self.accelerator.no_sync(self.network) if not last else contextlib.nullcontext():
-                chosen, rejected = self._rewards(batch or [0])
+            waits = number < len(batches) - 1 and not self.sharded
+            with self.accelerator.no_sync(self.network) if waits else contextlib.nullcontext():
+                chosen, rejected = self._rewards(self.pairs, batch)
                 loss = bradley_terry(chosen, rejected)
                 # The mean over the whole step's pairs: ranks are averaged when gradients are, hence their number.
                 scale = self.accelerator.num_processes / self.settings.batch if batch else 0.0
@@ -161,6 +169,7 @@ class Trainer:
                 rewards += [*chosen.tolist(), *rejected.tolist()]
                 tokens += sum(self.pairs[index].tokens for index in batch)
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
@@ -173,22 +182,23 @@ class Trainer:
 
     def evaluate(self, pairs: list[Pair]) -> dict:
         """Loss, accuracy (strict), margin and mean reward on held-out pairs."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         losses, margins, rewards = [], [], []
+        dealt = deal(range(len(pairs)), [pair.size for pair in pairs], self.settings.budget,
+                     self.accelerator.num_processes)
         self.network.eval()
-        mine = pairs[rank::ranks]
-        with torch.inference_mode():
-            for batch in micro_batches([pair.size for pair in mine], self.settings.budget):
-                found = self.model.network([mine[index].sides for index in batch])
-                chosen, rejected = torch.cat(found[::2]), torch.cat(found[1::2])
-                losses += bradley_terry(chosen, rejected).tolist()
-                margins += (chosen - rejected).tolist()
-                rewards += [*chosen.tolist(), *rejected.tolist()]
+        with torch.no_grad():
+            for batch in dealt[self.accelerator.process_index]:
+                chosen, rejected = self._rewards(pairs, batch)
+                if batch:
+                    losses += bradley_terry(chosen, rejected).tolist()
+                    margins += (chosen - rejected).tolist()
+                    rewards += [*chosen.tolist(), *rejected.tolist()]
         return self._mean(losses, margins, rewards)
 
-    def _rewards(self, batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rewards(self, pairs: list[Pair], batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rewards (chosen, rejected) of some pairs; of any for an empty batch, since all ranks must take part."""
         with self.accelerator.autocast():
-            found = self.network([self.pairs[index].sides for index in batch])
+            found = self.network([pairs[index].sides for index in batch or [0]])
         return torch.cat(found[::2]), torch.cat(found[1::2])
 
     def _mean(self, *values: list[float]) -> dict:
@@ -209,6 +219,7 @@ class Trainer:
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()  # each writes its part
         if self.accelerator.is_main_process:
             (partial / STATE).write_bytes(orjson.dumps({"step": step} | identity))
             os.rename(partial, target)
@@ -333,10 +344,9 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], save_every: int
 def _finish(trainer: Trainer, notes: dict) -> None:
     """The checkpoint at the top of the folder; the notes come last and say that it is whole."""
     trainer.accelerator.wait_for_everyone()
-    model, out = trainer.model, trainer.out
-    model.network = trainer.accelerator.unwrap_model(trainer.network)
-    model.notes |= notes
+    model, out = _whole(trainer), trainer.out
     if trainer.accelerator.is_main_process:
+        model.notes |= notes
         partial = out / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -348,6 +358,19 @@ def _finish(trainer: Trainer, notes: dict) -> None:
         partial.rmdir()
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+
+
+def _whole(trainer: Trainer) -> checkpoint.RewardModel:
+    """The trained model with all its weights; where they are sharded, the main process makes a new one of them."""
+    model, settings = trainer.model, trainer.settings
+    if not trainer.sharded:
+        model.network = trainer.accelerator.unwrap_model(trainer.network)
+        return model
+    weights = trainer.accelerator.get_state_dict(trainer.network)
+    if trainer.accelerator.is_main_process:
+        model = checkpoint.create(settings.model, seed=settings.seed, lora=settings.lora)
+        model.network.load_state_dict(weights, assign=True)
+    return model
 
 
 class _Log:
@@ -383,7 +406,12 @@ def refuse_other_run(state: dict, identity: dict, out: Path) -> None:
 
 def _accelerator() -> Accelerator:
     gpu = torch.cuda.is_available()
-    return Accelerator(mixed_precision="bf16" if gpu else "no", cpu=not gpu)
+    accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no", cpu=not gpu)
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin and plugin.fsdp_version == 2 and accelerator.mixed_precision == "bf16":
+        # accelerate's own would sum gradients and return rewards in bf16.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return accelerator
 
 
 def _plan_in_words(model: checkpoint.RewardModel, pairs: list[Pair], settings: Settings,

@@ -127,6 +127,15 @@ def test_window_and_soft_cap_matter_here(bases, tmp_path, family, setting):
     assert (rewards(kept.network, long) - rewards(other.network, long)).abs().min() > 0.01
 
 
+def test_rewards_are_fp32_where_the_rest_is_bf16(llama):
+    """In bf16 many pairs would tie: it has 8 bits."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = rewards(llama.network, pairs())
+    assert found.dtype == torch.float32
+    assert not any(torch.equal(one, one.bfloat16().float()) for one in found)
+    torch.testing.assert_close(found, rewards(llama.network, pairs()), atol=0.2, rtol=0.2)
+
+
 # Who else is there
 
 

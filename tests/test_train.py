@@ -604,6 +604,51 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
     assert "music train: error: process 1 was killed by SIGKILL" in starter.stderr.read().decode().splitlines()
 
 
+SHARDED = """
+import os
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from musiccli import train
+
+made, real = AcceleratorState.__init__, train._Log.add
+def init(self, *args, **options):  # accelerate shards on GPUs only; what it calls can do so without
+    made(self, *args, **options)
+    self.fsdp_plugin = getattr(self, "fsdp_plugin", None) or FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="SHARDED_STATE_DICT",
+        reshard_after_forward=True, cpu_ram_efficient_loading=False)
+    self.distributed_type = DistributedType.FSDP
+def add(self, measured):
+    real(self, measured)
+    if measured["step"] == 5 and "DIE" in os.environ:
+        os._exit(3)
+AcceleratorState.__init__, train._Log.add = init, add
+from musiccli.cli.main import main
+main()
+"""
+
+
+def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(run, finished, tmp_path):
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "sharded.py")]
+    held_out = write(tmp_path / "held-out.jsonl", pairs(3))
+
+    def line(*words, **more):
+        return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=ONE_THREAD | more)
+
+    out, more = tmp_path / "rm", ("--save-every", 2, "--budget", 64, "--eval", held_out)
+    run(out, *more, run=lambda *words: line(*words, DIE="1"))
+    assert os.listdir(out / "checkpoints" / "step-000004" / "optimizer_0") and not (out / "music.json").exists()
+    done = run(out, *more, run=line)
+    assert done.returncode == 0 and "going on after step 4 of 6" in done.stderr, done.stderr
+    assert losses(out) == pytest.approx(losses(finished), abs=1e-5)
+    for step, other in zip(log(out), log(finished), strict=True):
+        assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    scores = [[one["scores"]["x"][side] for one in music("score", held_out, "--model", folder, "--as", "x").records
+               for side in ("chosen", "rejected")] for folder in (out, finished)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    assert log(out)[-1]["eval_mean_reward"] == pytest.approx(sum(scores[0]) / 6, abs=1e-5)
+
+
 def test_accelerates_own_config_is_followed(run, finished, tmp_path):
     config = tmp_path / "one.yaml"
     config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_processes: 1\n"

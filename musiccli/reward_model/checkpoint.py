@@ -69,6 +69,7 @@ def load(path: str, say: Callable[[str], None] = lambda _: None, *, trust_remote
     gpu = torch.cuda.is_available()
     model = _open(path, say, torch.bfloat16 if gpu else torch.float32, trust_remote_code, None)
     model.network.to("cuda" if gpu else "cpu").eval()
+    model.network.core.score.float()  # a small head, and rewards that can be told apart
     return model
 
 

@@ -29,11 +29,26 @@ class RewardNetwork(nn.Module):
     def backbone(self):
         return getattr(self.core, self.core.base_model_prefix)
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of the backbone's layers, by which FSDP shards it layer by layer."""
+        there = {type(module).__name__ for module in self.modules()}
+        return sorted(there & set(self.core._no_split_modules or []))
+
     def forward(self, groups: Sequence[Sequence[Encoded]]) -> list[torch.Tensor]:
         """Rewards of each sequence of each group, in order: per sequence a tensor (turns,), one value per read."""
         hidden, reads = self._packed(groups) if self.packed else self._padded(groups)
-        rewards = self.core.score(hidden)[:, 0].float()
-        return list(rewards.split([len(read) for read in reads]))
+        rewards = self._read(hidden).split([len(read) for read in reads])
+        return [one.clone() for one in rewards]  # FSDP hangs hooks on what is returned; on views they may be lost
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head's rewards in fp32 also where the rest is bf16, of which 10.81 and 10.85 would be the same number."""
+        head = self.core.score
+        if not isinstance(getattr(head, "weight", None), torch.Tensor):
+            return head(hidden)[:, 0].float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), head.weight.float(), None if head.bias is None else
+                                        head.bias.float())[:, 0]
 
     def _packed(self, groups):
         row = pack(groups)
