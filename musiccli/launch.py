@@ -57,7 +57,7 @@ def one_voice() -> Iterator[None]:
     except MusicError:
         time.sleep(PATIENCE)
         raise
-    sys.stderr = open(os.devnull, "w")  # the last line is the first process's to say
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the last line is the first process's to say)
 
 
 def _end_with_launcher(launcher: int) -> None:

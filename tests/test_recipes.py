@@ -46,6 +46,7 @@ def test_the_papers_run_walks_all_its_stages(tmp_path):
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "paper").iterdir()}
-    assert {"music.jsonl", "baseline", "music", "prompts.judged.jsonl", "prompts.winrate.jsonl", "agreement.jsonl"} <= made
+    assert made >= {"music.jsonl", "baseline", "music", "prompts.judged.jsonl", "prompts.winrate.jsonl",
+                    "agreement.jsonl"}
     again = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already

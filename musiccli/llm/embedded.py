@@ -57,11 +57,18 @@ EMBEDDED = {
 def resolve(model: str, say: Callable[[str], None] = lambda _: None) -> str:
     """What transformers should load for `model`: a converted folder for `local/NAME`, else the path or hub id itself.
 
-    Raises InputError where the package is missing or its file is not the one that was published.
+    Raises InputError where the package is missing or its file is not the one that was published, and for a NAME that is
+    neither embedded nor a folder nor a hub id.
     """
     name = model.removeprefix("local/")
     if model.startswith("local/") and name in EMBEDDED:
         return str(folder(name, say))
+    if not os.path.exists(name):
+        if model.startswith("local/") and "/" not in name:
+            known = " and ".join(f"local/{one}" for one in EMBEDDED)
+            raise InputError(f"{model}: there is {known}, or local/ with a folder or a hub id (OWNER/NAME)")
+        if name.count("/") < 2 and not name.startswith(("/", ".", "~")):
+            say(f"loading {name} from the Hugging Face hub, or from its cache here")
     return name
 
 
@@ -134,18 +141,23 @@ def _convert(model: Embedded, file: Path, target: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, warnings or advice from transformers while it loads or saves something."""
+    """No bars, warnings, retries or advice from transformers and the hub while something is loaded or saved."""
+    import logging
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils import logging as talk
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    hub.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logging.set_verbosity(level)
+        talk.set_verbosity(level)
+        hub.setLevel(hub_level)
         if bars:
-            logging.enable_progress_bar()
+            talk.enable_progress_bar()

@@ -104,7 +104,8 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
         raise InputError(f"{name}: no such folder; expected a model's folder, a hub id or local/NAME")
     torch.manual_seed(seed or 0)  # a new head is drawn here
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with quiet():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if config.num_labels != 1 and _is_classifier(config):
             raise InputError(f"{name}: has {config.num_labels} labels; a reward model has one (was it trained as a "
                              "classifier?)")
@@ -115,7 +116,7 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
                 path, config=config, dtype=dtype, output_loading_info=True,
                 trust_remote_code=trust_remote_code, attn_implementation="eager" if _softcapped(config) else None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{name}: cannot be loaded as a reward model: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{name}: cannot be loaded as a reward model: {_first_sentence(error)}") from error
     if seed is None and any(key.startswith("score") for key in report["missing_keys"]):
         raise InputError(f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it")
     if not hasattr(model, "score"):
@@ -124,6 +125,11 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
     template = Template(tokenizer)
     _choose_padding(tokenizer, model, template)
     return RewardModel(_network(model, say), tokenizer, template, read_notes(Path(path)))
+
+
+def _first_sentence(error: Exception) -> str:
+    """What happened; libraries add links and advice for their own users."""
+    return " ".join(str(error).split()).split(". ")[0].split(" Check your internet")[0][:300]
 
 
 def read_notes(folder: Path) -> dict:
