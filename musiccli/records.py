@@ -12,7 +12,6 @@ Message = dict  # {"role": "system" | "user" | "assistant", "content": str}
 ROLES = ("system", "user", "assistant")
 BRANCHES = ("chosen", "rejected")
 IDENTITY = ("id", "branch", "sample", "best_of")  # what tells two records of one file apart
-VERDICTS = ("tie", "inconsistent", "unreadable")  # votes that name no side; see judge.py
 
 
 class Record(dict):

@@ -97,7 +97,7 @@ def check(model: checkpoint.RewardModel, pairs: Sequence[Pair]) -> None:
     """What silently ruins reward models, looked for before the first step. Raises InputError naming the first found."""
     bos, pad = model.tokenizer.bos_token_id, model.network.core.config.pad_token_id
     for side in (side for pair in pairs for side in pair.sides):
-        if bos is not None and side.ids.count(bos) > 1 and side.ids[:2] == [bos, bos]:
+        if side.ids[:2] == [bos, bos]:
             raise InputError("the template writes two BOS tokens; remove one from the chat template")
         if side.ids[-1] == pad:
             raise InputError(f"conversations end with the padding token ({pad}), which no reward can be read at")

@@ -73,15 +73,13 @@ def load(path: str, say: Callable[[str], None] = lambda _: None, *, trust_remote
     return model
 
 
-def save(model: RewardModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save(model: RewardModel, folder: Path) -> None:
     """Write the checkpoint at the top of `folder`: safetensors, tokenizer, template and notes; LoRA is merged, its
     adapter kept beside. The config keeps the attention that transformers itself should use."""
     core, network = model.network.core, model.network
     if hasattr(network.model, "peft_config"):
         network.model.save_pretrained(folder / ADAPTER)
         core = network.model.merge_and_unload()
-    if dtype:
-        core = core.to(dtype)
     with quiet():
         core.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
