@@ -129,17 +129,22 @@ def test_whoever_gives_up_waiting_does_not_spoil_the_batch(engine):
     assert asyncio.run(run()) == complete(engine, request(engine))[0]
 
 
-def test_a_closed_engine_ends_in_the_middle_of_an_answer(engine):
+@pytest.mark.parametrize("where", ["in a layer", "between two tokens"])
+def test_a_closed_engine_ends_in_the_middle_of_an_answer(engine, monkeypatch, where):
+    """Wherever its thread stands: who waits for an answer, and who comes later, hears of it."""
     closed = LocalEngine("local/smollm2")
+    if where == "between two tokens":
+        step = closed._batch.step
+        monkeypatch.setattr(closed._batch, "step", lambda: (step(), closed._closed.set())[0])
+    long = request(closed, "Tell me a long story.", max_tokens=2000)
 
-    async def run() -> Completion:
-        answer = asyncio.ensure_future(closed.complete(request(closed, "Tell me a long story.", max_tokens=2000)))
+    async def run() -> list:
+        answers = [asyncio.ensure_future(closed.complete(long)) for _ in range(BATCH + 1)]  # one waits for room
         await asyncio.sleep(0.3)
         await asyncio.to_thread(closed.close)
-        return await answer
+        return await asyncio.wait_for(asyncio.gather(*answers, closed.complete(long), return_exceptions=True), 60)
 
-    with pytest.raises(CallError, match="local/smollm2: closed"):
-        asyncio.run(run())
+    assert [str(each) for each in asyncio.run(run())] == ["local/smollm2: closed"] * (BATCH + 2)
     assert not closed._thread.is_alive()
 
 

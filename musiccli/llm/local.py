@@ -73,17 +73,19 @@ class LocalEngine:
         ids = self.tokenizer(request.prompt, add_special_tokens=False).input_ids
         if len(ids) + request.max_tokens > self.context:
             raise CallError(f"{self.name}: {len(ids)} + {request.max_tokens} tokens do not fit into {self.context}")
-        row = Row(request, ids)
-        future = self._futures[row] = Future()
+        row, future = Row(request, ids), Future()
         with self._ready:
+            if self._closed.is_set():
+                raise CallError(f"{self.name}: closed")
+            self._futures[row] = future
             self._queue.append(row)
             self._ready.notify()
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """End the thread, in the middle of a batch if need be: torch aborts a process that exits while it computes."""
-        self._closed.set()
         with self._ready:
+            self._closed.set()
             self._ready.notify()
         self._thread.join(timeout=30)
 
@@ -100,12 +102,18 @@ class LocalEngine:
                 done = batch.join(rows) if rows else []
                 done += batch.step() if batch.rows else []
             except Exception as error:
-                for row in {*rows, *batch.rows}:
-                    self._futures.pop(row).set_exception(CallError(f"{self.name}: {error}"))
+                self._fail([*{*rows, *batch.rows}], error)
                 batch.clear()
             else:
                 for row in done:
                     self._futures.pop(row).set_result(self._read(row))
+        self._fail([*self._futures], "closed")
+
+    def _fail(self, rows: list[Row], reason: object) -> None:
+        for row in rows:
+            future = self._futures.pop(row)
+            if not future.cancelled():
+                future.set_exception(CallError(f"{self.name}: {reason}"))
 
     def _next_rows(self) -> list[Row]:
         """Who waits and finds room in the batch; where the batch is empty, this waits for somebody."""
