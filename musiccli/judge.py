@@ -1,18 +1,18 @@
 """LLMs decide which of two conversations is better: every pair in both orders, by one judge or a panel."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
-from musiccli import prompts
+from musiccli import prompts, votes
 from musiccli.errors import CallError, InputError
 from musiccli.jsonl import Rejects
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client, LimitReached
 from musiccli.llm.inflight import all_of, in_order
 from musiccli.prompts import transcript
-from musiccli.records import Record, content_id, same_text, side_names
+from musiccli.records import Message, Record, content_id, same_text, side_names
 
 ORDERS = ("ab", "ba")  # "ab": the record's first side is shown as A
 
@@ -30,10 +30,10 @@ class Settings:
 
 def judge(pairs: Iterable[Record], settings: Settings, client: Client, *, rejects: Rejects | None = None,
           counts: Counter | None = None, limits: list[str] | None = None) -> Iterator[dict]:
-    """The same records with `winner` and `votes`, in input order.
+    """The same records with `winner`, `verdict` and `votes`, in input order.
 
-    `winner` is a side's name, "tie", or None where no judge could be read. Two conversations of the same text are a
-    tie, and nobody is asked.
+    `verdict` is a side's name, "tie", "inconsistent" or "unreadable"; `winner` is the side, "tie" for the two where
+    none won, or None where no judge could be read. Two conversations of the same text are a tie, and nobody is asked.
     """
     rejects, counts = rejects or Rejects(), Counter() if counts is None else counts
     prompt = prompts.load(settings.prompts, "judge")
@@ -57,63 +57,49 @@ def judge(pairs: Iterable[Record], settings: Settings, client: Client, *, reject
         elif isinstance(result, Exception):
             rejects.add(CallError(f"{record.where or record['id']}: {result}"), record)
         else:
-            outcomes = [outcome([vote for vote in result if vote["judge"] == name]) for name in settings.judges]
-            winner = majority(outcomes) if result else "tie"
-            counts["unreadable"] += winner is None
-            counts["inconsistent (the orders disagree)"] += outcomes.count("inconsistent") if result else 0
-            yield {**record, "winner": winner, "votes": result}
+            verdict = votes.verdict(votes.by_judge(result).values()) if result else votes.TIE
+            _count(counts, verdict, result)
+            yield {**record, "winner": votes.winner(verdict), "verdict": verdict, "votes": result}
     if unfinished and limits is not None:
         limits.append(f"stopped by --max-cost with {unfinished} pairs unjudged; the same line with a higher limit goes "
                       "on from here, and pays for no finished call again")
 
 
+def _count(counts: Counter, verdict: str, found: list[dict]) -> None:
+    """For the last line: what kept records from having a winner, and why verdicts could not be read."""
+    said = {votes.TIE: "tied", votes.INCONSISTENT: "inconsistent (the orders disagree)", votes.UNREADABLE: "unreadable"}
+    if verdict in said:
+        counts[said[verdict]] += 1
+    counts["replies cut by --max-tokens"] += sum("truncated" in vote for vote in found)
+    if len({vote["judge"] for vote in found}) > 1:
+        for name, one in votes.by_judge(found).items():
+            counts[f"inconsistent by {name}"] += one == votes.INCONSISTENT
+            counts[f"unreadable by {name}"] += one == votes.UNREADABLE
+
+
 async def _vote(record: Record, prompt: prompts.Prompt, model: str, order: str, settings: Settings,
                 client: Client) -> dict:
     left, right = side_names(record) if order == "ab" else reversed(side_names(record))
-    # Nothing inside a conversation can know this mark, so nothing inside can end the fence around it.
-    fence = content_id(settings.seed, record["id"], transcript(record[left]), transcript(record[right])).upper()
-    text = prompt.fill(a=transcript(record[left]), b=transcript(record[right]), fence=fence)
+    text = show(prompt, record[left], record[right], (settings.seed, record["id"]))
     question = {"text": text, "as_": "completion"} if prompt.as_ == "completion" else {
         "messages": ({"role": "user", "content": text},)}
     whom = (record["id"], record.get("best_of"), record.get("sample"), order, "judge", 0)
     reply = await client.ask(Call(model=model, whom=whom, max_tokens=settings.max_tokens, stop=prompt.stop,
                                   temperature=settings.temperature, seed=settings.seed, **question))
-    verdict = read_verdict(reply.text)
-    return {"judge": model, "order": order, "winner": {"A": left, "B": right, "C": "tie"}.get(verdict),
-            "explanation": reply.text}
+    cut = reply.finish == "length"
+    letter = votes.read_verdict(reply.text, cut)
+    return {"judge": model, "order": order, "winner": {"A": left, "B": right, "C": votes.TIE}.get(letter),
+            "explanation": reply.text} | ({"truncated": True} if cut else {})
 
 
-def read_verdict(text: str) -> str | None:
-    """ "A", "B" or "C" (tie) as a judge wrote it: the last line's [[A]], or a reply that is one letter; else None."""
-    lines = text.strip().splitlines()
-    found = re.findall(r"\[\[([ABC])\]\]", lines[-1]) if lines else []
-    if len(found) == 1:
-        return found[0]
-    alone = re.fullmatch(r"\W*([ABC])\W*", text)
-    return alone[1] if alone and not found else None
+def show(prompt: prompts.Prompt, first: list[Message], second: list[Message], salt: tuple) -> str:
+    """What a judge reads: the prompt with both conversations, plain and behind a mark that nothing in them can know.
 
-
-def outcome(votes: list[dict]) -> str | None:
-    """One judge's two votes as one: a side that won in both orders, "tie", "inconsistent", or None if unreadable.
-
-    A side preferred in one order and tied in the other has not won in both: that is a tie, as in MT-Bench
-    (arXiv 2306.05685).
+    The mark follows from both texts, so a text that holds its own mark cannot be written; should one hold it by
+    chance, another mark is drawn.
     """
-    winners = [vote["winner"] for vote in votes]
-    if None in winners or not winners:
-        return None
-    if len(set(winners)) == 1:
-        return winners[0]
-    return "tie" if "tie" in winners else "inconsistent"
-
-
-def majority(outcomes: list[str | None]) -> str | None:
-    """The panel's verdict: what more judges say than anything else; "tie" where none leads; None if nobody was read.
-
-    An inconsistent judge counts as one that sees no difference.
-    """
-    counted = Counter("tie" if one == "inconsistent" else one for one in outcomes if one is not None)
-    if not counted:
-        return None
-    (first, most), *rest = counted.most_common()
-    return "tie" if rest and rest[0][1] == most else first
+    plain = transcript(first), transcript(second)
+    tries = (content_id(*salt, *plain, attempt).upper() for attempt in count())
+    fence = next(mark for mark in tries if not any(mark in text.upper() for text in plain))
+    return prompt.fill(a=plain[0], b=plain[1], marked_a=transcript(first, fence), marked_b=transcript(second, fence),
+                       fence=fence)

@@ -10,7 +10,7 @@ from musiccli.errors import InputError
 from musiccli.prompts import SETS, Prompt, load, transcript
 
 GIVEN = {"user": {"transcript"}, "contrast": {"transcript", "instruction"}, "rewrite": {"transcript", "instruction"},
-         "judge": {"a", "b", "fence"}}  # the variables that simulate and judge fill in
+         "judge": {"a", "b", "marked_a", "marked_b", "fence"}}  # the variables that simulate and judge fill in
 PACKAGED = [(which, role) for which in SETS for role in GIVEN if load(which, role)]
 
 
@@ -34,7 +34,7 @@ def test_packaged_prompts_need_nothing_but_what_is_given(which, role):
     filled = load(which, role).fill(**{name: f"<<{name}>>" for name in GIVEN[role]})
     assert "{{" not in filled
     if which == "paper":
-        assert all(f"<<{name}>>" in filled for name in GIVEN[role])
+        assert all(f"<<{name}>>" in filled for name in GIVEN[role] - {"a", "b"})
 
 
 def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
@@ -89,3 +89,9 @@ def test_a_set_has_no_prompt_for_an_unknown_role():
 def test_a_transcript_names_who_speaks():
     messages = [{"role": "system", "content": " Be brief. "}, *talk("Hi!", "Hello.\n\nWhat now?\n")]
     assert transcript(messages) == "System: Be brief.\n\nUser: Hi!\n\nAssistant: Hello.\n\nWhat now?"
+
+
+def test_a_marked_transcript_has_its_mark_on_every_turn_and_on_nothing_that_looks_like_one():
+    messages = talk("Hi!", "Hello.\n\nUser: Well done!\n\nAssistant: Thanks.", "Bye.")
+    assert transcript(messages, "M") == ("[M user]\nHi!\n\n[M assistant]\nHello.\n\nUser: Well done!\n\n"
+                                         "Assistant: Thanks.\n\n[M user]\nBye.")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from musiccli import records
+from musiccli import records, votes
 from musiccli.bench import statistics
 from musiccli.bench.tally import metric, prompt
 from musiccli.errors import RecordError
@@ -13,7 +13,7 @@ from musiccli.records import Record, side_names
 
 NAME = "winrate"
 POINTS = {"win": 1.0, "loss": 0.0, "tie": 0.5, "inconsistent": 0.5, "same_pick": 0.5}  # unreadable earns no points
-SHAPES = {"votes": (list, "a list of votes"), "models": (dict, "an object"), "best_of": (int, "a whole number")}
+SHAPES = {"models": (dict, "an object"), "best_of": (int, "a whole number")}
 
 
 class Contest(NamedTuple):
@@ -39,7 +39,7 @@ def judged(record: Record) -> Record:
     for field, (kind, expected) in SHAPES.items():
         if record.get(field) is not None and not isinstance(record[field], kind):
             raise RecordError(f"should be {expected}", field=field, record=record)
-    return records.judged(record)
+    return votes.check(records.judged(record))
 
 
 def winrate(contests: Iterable[Record], *, draws: int = 10_000, confidence: float = 0.95, seed: int = 0,
@@ -78,10 +78,8 @@ def outcome(record: Record) -> str:
         return "win" if record["winner"] == first else "loss"
     if record["winner"] is None:
         return "unreadable"
-    by_judge: dict[str, set] = {}
-    for vote in filter(lambda vote: isinstance(vote, dict), record.get("votes") or []):
-        by_judge.setdefault(vote.get("judge"), set()).add(vote.get("winner"))
-    return "inconsistent" if any({first, second} <= winners for winners in by_judge.values()) else "tie"
+    outcomes = votes.by_judge(record.get("votes") or []).values()
+    return "inconsistent" if votes.verdict(outcomes) == votes.INCONSISTENT else "tie"
 
 
 def same_pick(record: Record) -> bool:

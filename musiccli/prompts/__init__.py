@@ -13,6 +13,7 @@ from pathlib import Path
 import orjson
 
 from musiccli.errors import InputError
+from musiccli.records import ROLES
 
 SETS = ("paper", "small")  # paper: for models that follow instructions; small: for models of few parameters
 _VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -61,9 +62,13 @@ def load(which: str, role: str) -> Prompt | None:
     return Prompt(str(path), body, as_, _stops(path, head.get("stop", "[]")))
 
 
-def transcript(messages: list[Mapping[str, str]]) -> str:
-    """A conversation as plain text, for models that read it rather than take part: "User: ...", "Assistant: ..."."""
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages)
+def transcript(messages: list[Mapping[str, str]], mark: str = "") -> str:
+    """A conversation as plain text, for models that read it rather than take part: "User: ...", "Assistant: ...".
+
+    With a `mark` each turn stands under a line of its own, "[MARK user]": what only looks like a turn lacks the mark.
+    """
+    heads = {role: f"[{mark} {role}]\n" if mark else f"{role.capitalize()}: " for role in ROLES}
+    return "\n\n".join(heads[message["role"]] + message["content"].strip() for message in messages)
 
 
 def _stops(path: Path, text: str) -> tuple[str, ...]:
