@@ -14,7 +14,7 @@ from musiccli.chat import Encoded, Template, fit
 from musiccli.errors import InputError, RecordError
 from musiccli.records import Record, first_divergence
 from musiccli.score import score
-from musiccli.train import prepare
+from musiccli.train.pairs import prepare
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 ODD = [talk("  padded  ", "\n\nnewlines\n"), talk("👩‍👩‍👧 日本語", "naïve ’quotes’ 👍", "é", "🇫🇷\u200d"),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pkgutil
+import random
 import shutil
 import signal
 import subprocess
@@ -19,10 +20,14 @@ from console import COMMAND, music, start
 from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from musiccli import train as module
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
-from musiccli.train import Settings, plan, prepare, total_steps, train
+from musiccli.train.log import Log
+from musiccli.train.pairs import prepare
+from musiccli.train.plan import plan, total_steps
+from musiccli.train.run import train
+from musiccli.train.settings import Settings
+from musiccli.train.trainer import Trainer
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as toys.py does for this process
 TIMES = ("tokens_per_s", "pairs_per_s")
@@ -215,6 +220,18 @@ def test_the_plan_follows_from_the_seed_and_steps_hold_the_same_pairs_for_any_nu
     assert sets(1) == sets(2) == sets(3) != sets(1, seed=6)
 
 
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_an_epoch_of_many_pairs_is_planned_in_seconds_and_wastes_little(ranks):
+    """Waste: what a rank could have computed while it waits for the one with the most tokens of the step."""
+    draws, settings = random.Random(0), Settings(batch=64 * ranks, budget=4096)
+    sizes = [min(2048, int(draws.lognormvariate(6, 0.8))) for _ in range(20_000)]
+    start, held, room = time.process_time(), 0, 0
+    for step in plan(sizes, settings, ranks):
+        loads = [sum(sizes[index] for batch in batches for index in batch) for batches in step]
+        held, room = held + sum(loads), room + max(loads) * ranks
+    assert held / room > 0.95 and time.process_time() - start < 10
+
+
 def test_ranks_get_about_as_many_tokens():
     for step in islice(plan([100, 1, 1, 1, 1, 1, 1, 94] * 4, Settings(batch=32, steps=3), 2), 3):
         loads = [sum(([100, 1, 1, 1, 1, 1, 1, 94] * 4)[index] for batch in batches for index in batch)
@@ -280,6 +297,17 @@ def test_held_out_figures_are_those_of_score(run, tmp_path):
     rewards = torch.tensor([[one["chosen"], one["rejected"]] for one in scores]).double()
     expected = figures(rewards[:, 0] - rewards[:, 1], rewards)
     assert {name: steps[-1][f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-5, rel=1e-4)
+    bench = music("bench", "agreement", given=music("score", held_out, "--model", tmp_path / "rm").out).records
+    shares = {one["subset"].removeprefix("turns="): {"accuracy": one["value"], "pairs": one["count"]} for one in bench
+              if one["model"] == "rm" and one["metric"] == "accuracy" and one["subset"].startswith("turns=")}
+    assert steps[-1]["eval_by_turns"] == shares and len(shares) > 1
+    assert sum(one["pairs"] for one in steps[-1]["eval_by_divergence"].values()) == steps[-1]["eval_pairs"] == 16
+
+
+def test_held_out_pairs_are_measured_as_often_as_asked(run, file, tmp_path):
+    done = run(tmp_path / "rm", "--eval", file, "--eval-every", 2, "--save-every", 5)
+    assert [step["step"] for step in lines(tmp_path / "rm" / "log.jsonl") if "eval_ece" in step] == [2, 4, 6]
+    assert " eval_by_divergence first: " in done.lines[-1]
 
 
 def test_a_pair_that_the_template_refuses_is_a_bad_record(base, tmp_path):
@@ -303,13 +331,13 @@ def test_a_pair_that_the_template_refuses_is_a_bad_record(base, tmp_path):
 
 DYING = """
 import os, signal, sys
-from musiccli import train
-real = train._Log.add
+from musiccli.train.log import Log
+real = Log.add
 def add(self, measured):
     real(self, measured)
     if measured["step"] == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-train._Log.add = add
+Log.add = add
 from musiccli.cli.main import main
 main()
 """
@@ -369,7 +397,7 @@ def test_a_run_without_saves_starts_again(run, finished, tmp_path):
 
 
 def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
-    out, real = tmp_path / "rm", module._Log.add
+    out, real = tmp_path / "rm", Log.add
 
     def torn(self, measured):
         if measured["step"] == 3:
@@ -379,7 +407,7 @@ def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
         real(self, measured)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Log, "add", torn)
+        patch.setattr(Log, "add", torn)
         assert "Crash" in run(out, "--save-every", 2).err
     assert run(out, "--save-every", 2).status == 0
     assert log(out) == log(finished)
@@ -416,7 +444,7 @@ def test_other_pairs_are_another_run_also_halfway(run, finished, halfway, tmp_pa
 @pytest.fixture
 def halfway(run, tmp_path):
     """A run that stopped after it had saved step 4."""
-    real = module.Trainer.save_state
+    real = Trainer.save_state
 
     def stop(self, step, identity):
         real(self, step, identity)
@@ -424,7 +452,7 @@ def halfway(run, tmp_path):
             raise Crash
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Trainer, "save_state", stop)
+        patch.setattr(Trainer, "save_state", stop)
         assert "Crash" in run(tmp_path / "halfway", "--save-every", 2).err
     return tmp_path / "halfway"
 
@@ -608,9 +636,9 @@ SHARDED = """
 import os
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from musiccli import train
+from musiccli.train.log import Log
 
-made, real = AcceleratorState.__init__, train._Log.add
+made, real = AcceleratorState.__init__, Log.add
 def init(self, *args, **options):  # accelerate shards on GPUs only; what it calls can do so without
     made(self, *args, **options)
     self.fsdp_plugin = getattr(self, "fsdp_plugin", None) or FullyShardedDataParallelPlugin(
@@ -621,7 +649,7 @@ def add(self, measured):
     real(self, measured)
     if measured["step"] == 5 and "DIE" in os.environ:
         os._exit(3)
-AcceleratorState.__init__, train._Log.add = init, add
+AcceleratorState.__init__, Log.add = init, add
 from musiccli.cli.main import main
 main()
 """

@@ -38,7 +38,9 @@ def train(
     activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing", help="Less memory, more "
                                                            "time.")] = False,
     eval: Annotated[str | None, typer.Option("--eval", metavar="FILE", show_default=False, help="Held-out pairs, "
-                                             "measured at every save and at the end.")] = None,
+                                             "measured every --eval-every steps and at the end.")] = None,
+    eval_every: Annotated[int | None, typer.Option(min=1, metavar="STEPS", show_default=False, help="Left out: at "
+                                                   "every save.")] = None,
     save_every: Annotated[int | None, typer.Option(min=1, metavar="STEPS", show_default=False, help="Keep a state to "
                           "resume from; left out: none, a run that is stopped starts again.")] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, show_default=False, help="Train in so many processes, "
@@ -62,7 +64,9 @@ def train(
     if not launch.launched() and (accelerate_config or (num_processes or 1) > 1):
         run.rejects.close()  # the processes write it
         raise typer.Exit(launch.relaunch(run.files, processes=num_processes, config=accelerate_config))
-    from musiccli.train import Settings, train
+    from musiccli.train import log
+    from musiccli.train.run import train
+    from musiccli.train.settings import Settings
 
     settings = Settings(model=model, batch=batch, steps=steps, epochs=epochs, lr=lr, schedule=schedule.value,
                         warmup=warmup, max_length=max_length, lora=lora, budget=budget,
@@ -70,9 +74,8 @@ def train(
     held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
     with launch.one_voice():
         measured = train(run.read(records.preference, unique=False), Path(out), settings, evaluation=held_out,
-                         save_every=save_every, checked=check is not False, only_check=check is True,
-                         rejects=run.rejects, counts=run.counts, say=run.say)
+                         eval_every=eval_every, save_every=save_every, checked=check is not False,
+                         only_check=check is True, rejects=run.rejects, counts=run.counts, say=run.say)
     run.withhold()
     if measured:
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in measured.items() if name not in ("epoch", "tokens"))
-        run.say(f"{shown}; {run.clock}; reward model in {out}")
+        run.say(f"{log.in_words(measured)}; {run.clock}; reward model in {out}")

@@ -1,0 +1,73 @@
+"""Preferences as tokens: what is too long is cut or dropped, what teaches nothing is dropped, all of it counted."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import orjson
+
+from musiccli.chat import Encoded, fit
+from musiccli.jsonl import Rejects
+from musiccli.records import Message, Record, first_divergence, turns
+from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.reward_model.pack import cost
+
+PARTS = ("first", "middle", "last")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An encoded preference, and by what held-out accuracy is broken down."""
+
+    sides: tuple[Encoded, Encoded]  # chosen, rejected
+    size: int  # tokens when packed
+    tokens: int  # tokens as two sequences
+    turns: int  # assistant turns of the side that has more, as `bench agreement` counts them
+    parts: str  # where the sides part: one of PARTS
+
+
+def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, counts: Counter,
+            rejects: Rejects | None = None) -> list[Pair]:
+    """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
+
+    Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero. One that the
+    chat template refuses goes to `rejects`.
+    """
+    rejects = rejects or Rejects()
+    encode = partial(model.template.encode, every_turn=False)
+    pairs = []
+    for record in preferences:
+        sides, fitted = [record["chosen"], record["rejected"]], None
+        with rejects.guard(record):
+            fitted = fit(encode, sides, max_length, first_divergence(*sides))
+            if fitted is None:
+                counts[f"pairs dropped (over {max_length} tokens and not to be cut)"] += 1
+        if fitted is None:
+            continue
+        (chosen, rejected), cut = fitted
+        counts[f"pairs cut to {max_length} tokens"] += cut > 0
+        if chosen.ids == rejected.ids:
+            counts["pairs dropped (both sides the same tokens)"] += 1
+            continue
+        pairs.append(Pair((chosen, rejected), cost((chosen, rejected)), len(chosen.ids) + len(rejected.ids),
+                          max(map(turns, sides)), where_they_part(*sides)))
+    return pairs
+
+
+def where_they_part(chosen: Sequence[Message], rejected: Sequence[Message]) -> str:
+    """"last" where only the last reply differs, "first" where the first exchange does already, else "middle"."""
+    shared = first_divergence(chosen, rejected)
+    if shared >= max(len(chosen), len(rejected)) - 1:
+        return "last"
+    return "first" if shared - (chosen[0]["role"] == "system") < 2 else "middle"
+
+
+def fingerprint(pairs: Sequence[Pair]) -> str:
+    """Equal for runs on the same tokens in the same order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for side in pair.sides:
+            digest.update(orjson.dumps(side.ids))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,47 @@
+"""The whole run planned before it starts: which pairs each step holds, and in which micro-batches on each rank."""
+
+import heapq
+import random
+from collections.abc import Iterator, Sequence
+from itertools import count as count_from
+
+from musiccli.reward_model.pack import micro_batches
+from musiccli.train.settings import Settings
+
+
+def plan(sizes: Sequence[int], settings: Settings, ranks: int) -> Iterator[list[list[list[int]]]]:
+    """Each step's micro-batches for each rank: step[rank] = [[pair, ...], ...], as many on every rank.
+
+    Pairs are shuffled anew for each epoch; a step's pairs are dealt to the ranks by size, largest first. A micro-batch
+    that is [] only keeps the ranks in step.
+    """
+    order = _order(len(sizes), settings.seed)
+    for _ in range(total_steps(len(sizes), settings)):
+        yield deal([next(order) for _ in range(settings.batch)], sizes, settings.budget, ranks)
+
+
+def deal(indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
+    """Pairs dealt to the ranks, largest first and each to the rank with the fewest tokens, in as many micro-batches on
+    every rank; some may be []."""
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]
+    for index in sorted(indices, key=lambda index: -sizes[index]):
+        load, rank = heapq.heappop(loads)
+        hands[rank].append(index)
+        heapq.heappush(loads, (load + sizes[index], rank))
+    dealt = [[[hand[place] for place in batch] for batch in micro_batches([sizes[index] for index in hand], budget)]
+             for hand in hands]
+    most = max(len(batches) for batches in dealt)
+    return [[[]] * (most - len(batches)) + batches for batches in dealt]
+
+
+def total_steps(pairs: int, settings: Settings) -> int:
+    """The optimiser's steps: those asked for, or whole passes over the pairs."""
+    return settings.steps or max(1, round(pairs * settings.epochs / settings.batch))
+
+
+def _order(count: int, seed: int) -> Iterator[int]:
+    for epoch in count_from(0):
+        indices = list(range(count))
+        random.Random(f"{seed} {epoch}").shuffle(indices)
+        yield from indices

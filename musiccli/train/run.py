@@ -1,0 +1,190 @@
+"""Train a reward model on preferences: Bradley-Terry on whole conversations, under accelerate, on one process or many.
+
+Every rank holds all pairs and plans every step alike; it then computes its own share. A step is exactly `batch` pairs,
+whatever the number of processes and micro-batches, and its loss is their mean.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from musiccli.errors import InputError
+from musiccli.jsonl import Rejects
+from musiccli.progress import Bar, bar
+from musiccli.records import Record
+from musiccli.reward_model import checkpoint
+from musiccli.train import log
+from musiccli.train.pairs import Pair, fingerprint, prepare
+from musiccli.train.plan import plan, total_steps
+from musiccli.train.settings import Settings
+from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run
+
+
+def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evaluation: Iterable[Record] | None = None,
+          eval_every: int | None = None, save_every: int | None = None, checked: bool = True, only_check: bool = False,
+          rejects: Rejects | None = None, counts: Counter | None = None,
+          say: Callable[[str], None] = lambda _: None) -> dict | None:
+    """Train and write the reward model to `out`; the same call again resumes, or finds it done.
+
+    Returns the last metrics; None where there was nothing left to do, and in every process but the main one. Raises
+    InputError where `out` holds another run.
+    """
+    counts = Counter() if counts is None else counts
+    accelerator = _accelerator()
+    say = say if accelerator.is_main_process else lambda _: None
+    if settings.batch < accelerator.num_processes:
+        raise InputError(f"--batch {settings.batch}: every one of {accelerator.num_processes} processes needs a pair")
+    if accelerator.is_main_process and not only_check:
+        _claim(out)
+    set_seed(settings.seed)
+    model = checkpoint.create(settings.model, seed=settings.seed, lora=settings.lora, say=say)
+    if settings.activation_checkpointing:
+        model.network.core.activation_checkpointing_enable({"use_reentrant": False})
+    pairs = _prepare(preferences, model, settings, counts, rejects, say, "to train on")
+    if len(pairs) < settings.batch:
+        raise InputError(f"--batch {settings.batch}: there are {len(pairs)} pairs; a step would hold some twice")
+    held_out = [] if evaluation is None else _prepare(evaluation, model, settings, Counter(), rejects,
+                                                      lambda text: say(f"--eval: {text}"), "to evaluate on")
+    if checked or only_check:
+        check(model, [*pairs, *held_out])
+    identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
+    if not only_check and (found := checkpoint.read_notes(out)):
+        refuse_other_run(found, identity, out)
+        say(f"{out} is trained already, by this same line")
+        return None
+    say(_plan_in_words(model, pairs, settings, accelerator))
+    if only_check:
+        return None
+    trainer = Trainer(model, pairs, out, settings, accelerator)
+    return _run(trainer, identity, held_out, eval_every or save_every, save_every, say)
+
+
+def check(model: checkpoint.RewardModel, pairs: Sequence[Pair]) -> None:
+    """What silently ruins reward models, looked for before the first step. Raises InputError naming the first found."""
+    bos, pad = model.tokenizer.bos_token_id, model.network.core.config.pad_token_id
+    for side in (side for pair in pairs for side in pair.sides):
+        if side.ids[:2] == [bos, bos]:
+            raise InputError("the template writes two BOS tokens; remove one from the chat template")
+        if side.ids[-1] == pad:
+            raise InputError(f"conversations end with the padding token ({pad}), which no reward can be read at")
+
+
+def _prepare(preferences: Iterable[Record], model: checkpoint.RewardModel, settings: Settings, counts: Counter,
+             rejects: Rejects | None, say: Callable, purpose: str) -> list[Pair]:
+    pairs = prepare(preferences, model, min(settings.max_length, model.context), counts, rejects)
+    for what, count in sorted(counts.items()):
+        if count:
+            say(f"{count:,} {what}")
+    if not pairs:
+        raise InputError(f"no pairs {purpose} are left")
+    return pairs
+
+
+def _claim(out: Path) -> None:
+    """Make the folder, or find out now, not after hours of work, that it holds something else or cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
+        if held and not {log.NAME, CHECKPOINTS, checkpoint.NOTES} & set(held):
+            raise InputError(f"{out}: holds something else ({', '.join(held)[:60]}); name another --out")
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except FileExistsError:
+        raise InputError(f"{out}: is a file; --out names a folder") from None
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int | None, save_every: int | None,
+         say: Callable) -> dict | None:
+    main, settings, out = trainer.accelerator.is_main_process, trainer.settings, trainer.out
+    start = trainer.resume(identity)
+    if start:
+        say(f"going on after step {start} of {trainer.steps}")
+    written = log.Log(out / log.NAME, start) if main else None
+    measured: dict = {}
+    planned = plan([pair.size for pair in trainer.pairs], settings, trainer.accelerator.num_processes)
+    with bar("train", trainer.steps) if main else contextlib.nullcontext(Bar()) as progress:
+        progress.advance(start)
+        for number, step in enumerate(planned, 1):
+            if number <= start:
+                continue
+            measured = {"step": number, "epoch": round(number * settings.batch / len(trainer.pairs), 3)}
+            measured |= trainer.step(step[trainer.accelerator.process_index])
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(measured[name]):
+                    raise InputError(f"{name} is {measured[name]} at step {number}; lower --lr, or look at the data")
+            ends = number == trainer.steps
+            if held_out and (ends or (eval_every and number % eval_every == 0)):
+                measured |= {f"eval_{name}": value for name, value in trainer.evaluate(held_out).items()}
+            if main:
+                written.add(measured)
+            progress.advance(1, f"loss {measured['loss']:.3f} accuracy {measured['accuracy']:.2f} "
+                                f"{measured['tokens_per_s']:.0f} tokens/s")
+            if save_every and number % save_every == 0 and not ends:
+                trainer.save_state(number, identity)
+    _finish(trainer, identity | {"metrics": measured})
+    trainer.accelerator.end_training()
+    return measured if main else None
+
+
+def _finish(trainer: Trainer, notes: dict) -> None:
+    """The checkpoint at the top of the folder; the notes come last and say that it is whole."""
+    trainer.accelerator.wait_for_everyone()
+    model, out = _whole(trainer), trainer.out
+    if trainer.accelerator.is_main_process:
+        model.notes |= notes
+        partial = out / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        checkpoint.save(model, partial)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == checkpoint.NOTES):
+            if (out / file.name).is_dir():
+                shutil.rmtree(out / file.name)
+            os.replace(file, out / file.name)
+        partial.rmdir()
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _whole(trainer: Trainer) -> checkpoint.RewardModel:
+    """The trained model with all its weights; where they are sharded, the main process makes a new one of them."""
+    model, settings = trainer.model, trainer.settings
+    if not trainer.sharded:
+        model.network = trainer.accelerator.unwrap_model(trainer.network)
+        return model
+    weights = trainer.accelerator.get_state_dict(trainer.network)
+    if trainer.accelerator.is_main_process:
+        model = checkpoint.create(settings.model, seed=settings.seed, lora=settings.lora)
+        model.network.load_state_dict(weights, assign=True)
+    return model
+
+
+def _accelerator() -> Accelerator:
+    gpu = torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no", cpu=not gpu)
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin and plugin.fsdp_version == 2 and accelerator.mixed_precision == "bf16":
+        # accelerate's own would sum gradients and return rewards in bf16.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return accelerator
+
+
+def _plan_in_words(model: checkpoint.RewardModel, pairs: list[Pair], settings: Settings,
+                   accelerator: Accelerator) -> str:
+    trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
+    tokens, packed = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
+    return (f"{len(pairs):,} pairs, {tokens:,} tokens ({packed:,} with shared prefixes once); "
+            f"{total_steps(len(pairs), settings):,} steps of {settings.batch}; {trained:,} weights in training; "
+            f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision} mixed precision")

@@ -1,0 +1,23 @@
+"""How to train: what a run is told, kept with the checkpoint, and compared when it is resumed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. The defaults are the paper's (arXiv 2512.24693): 64 pairs a step, 2e-6, 2048 tokens."""
+
+    model: str = "google/gemma-2-9b-it"
+    batch: int = 64  # pairs a step, over all processes
+    steps: int | None = None  # else `epochs` passes over the pairs
+    epochs: float = 1.0
+    lr: float = 2e-6
+    schedule: str = "linear"  # to zero, as TRL's default; the paper does not say
+    warmup: float = 0.03  # of all steps
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int = 2048
+    lora: int | None = None
+    budget: int = 4096  # tokens a micro-batch
+    activation_checkpointing: bool = False
+    seed: int = 0

@@ -1,0 +1,140 @@
+"""One step of training after another, on this rank's share of the pairs; and how to stop and go on."""
+
+import contextlib
+import os
+import shutil
+from itertools import chain
+from pathlib import Path
+
+import orjson
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+from transformers import get_scheduler
+
+from musiccli.errors import InputError
+from musiccli.progress import Clock
+from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.reward_model.network import bradley_terry
+from musiccli.train import measures
+from musiccli.train.pairs import Pair
+from musiccli.train.plan import deal, total_steps
+from musiccli.train.settings import Settings
+
+STATE, CHECKPOINTS = "state.json", "checkpoints"
+
+
+class Trainer:
+    """One run: model, optimiser and plan, and how to save and resume them."""
+
+    def __init__(self, model: RewardModel, pairs: list[Pair], out: Path, settings: Settings, accelerator: Accelerator):
+        self.model, self.pairs, self.out, self.settings, self.accelerator = model, pairs, out, settings, accelerator
+        self.steps = total_steps(len(pairs), settings)
+        # Sharded weights are gathered for each micro-batch, so their gradients are shared out for each, too.
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        trained = [weight for weight in model.network.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+        self.schedule = get_scheduler(settings.schedule, optimizer, round(settings.warmup * self.steps), self.steps)
+        self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
+        accelerator.register_for_checkpointing(self.schedule)
+
+    def step(self, batches: list[list[int]]) -> dict:
+        """One optimiser step from this rank's micro-batches; returns what the log says of it."""
+        clock, margins, rewards, losses, tokens = Clock(), [], [], [], 0
+        self.network.train()
+        for number, batch in enumerate(batches):
+            waits = number < len(batches) - 1 and not self.sharded
+            with self.accelerator.no_sync(self.network) if waits else contextlib.nullcontext():
+                chosen, rejected = self._rewards(self.pairs, batch)
+                loss = bradley_terry(chosen, rejected)
+                # The mean over the whole step's pairs: ranks are averaged when gradients are, hence their number.
+                scale = self.accelerator.num_processes / self.settings.batch if batch else 0.0
+                self.accelerator.backward(loss.sum() * scale)
+            if batch:
+                losses += loss.tolist()
+                margins += (chosen - rejected).tolist()
+                rewards += [*chosen.tolist(), *rejected.tolist()]
+                tokens += sum(self.pairs[index].tokens for index in batch)
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, margins, rewards, tokens = self._gather(losses, margins, rewards, [tokens])
+        return measures.means(losses, margins, rewards) | {
+            "lr": rate, "grad_norm": float(norm), "tokens": sum(tokens),
+            "tokens_per_s": round(sum(tokens) / clock.seconds, 1),
+            "pairs_per_s": round(self.settings.batch / clock.seconds, 3)}
+
+    def evaluate(self, pairs: list[Pair]) -> dict:
+        """What measures.held_out says of held-out pairs."""
+        dealt = deal(range(len(pairs)), [pair.size for pair in pairs], self.settings.budget,
+                     self.accelerator.num_processes)
+        found = []
+        self.network.eval()
+        with torch.no_grad():
+            for batch in dealt[self.accelerator.process_index]:
+                chosen, rejected = self._rewards(pairs, batch)
+                if batch:
+                    found += zip(batch, chosen.tolist(), rejected.tolist(), strict=True)
+        [found] = self._gather(found)
+        return measures.held_out([(chosen, rejected) for _, chosen, rejected in sorted(found)], pairs)
+
+    def _rewards(self, pairs: list[Pair], batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rewards (chosen, rejected) of some pairs; of any for an empty batch, since all ranks must take part."""
+        with self.accelerator.autocast():
+            found = self.network([pairs[index].sides for index in batch or [0]])
+        return torch.cat(found[::2]), torch.cat(found[1::2])
+
+    def _gather(self, *lists: list) -> list[list]:
+        """Each list with those of all ranks behind each other, one value a pair: ranks hold different numbers of them,
+        so a mean of their means would be wrong. Nothing that grows with tokens is sent."""
+        if self.accelerator.num_processes == 1:
+            return list(lists)
+        return [list(chain(*parts)) for parts in zip(*gather_object([lists]), strict=True)]
+
+    def save_state(self, step: int, identity: dict) -> None:
+        """A checkpoint to resume from: written beside, renamed when whole, then older ones are removed."""
+        folder = self.out / CHECKPOINTS
+        partial, target = folder / f".step-{step:06}", folder / f"step-{step:06}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()  # each writes its part
+        if self.accelerator.is_main_process:
+            (partial / STATE).write_bytes(orjson.dumps({"step": step} | identity))
+            os.rename(partial, target)
+            for old in folder.iterdir():
+                if old != target:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, identity: dict) -> int:
+        """The step to go on from: 0, or that of the last checkpoint. Raises InputError if it belongs to another run."""
+        found = sorted((self.out / CHECKPOINTS).glob("step-*"))
+        if not found:
+            return 0
+        try:
+            state = orjson.loads((found[-1] / STATE).read_bytes())
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start again") from error
+        refuse_other_run(state, identity, self.out)
+        try:
+            self.accelerator.load_state(str(found[-1]))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{found[-1]}: cannot be loaded ({reason}); remove it to start again") from error
+        return state["step"]
+
+
+def refuse_other_run(state: dict, identity: dict, out: Path) -> None:
+    """Raises InputError where a folder's run differs from the one that is asked for, naming what differs."""
+    then, now = state.get("settings", {}), identity["settings"]
+    differs = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
+    if state.get("data") != identity["data"]:
+        differs.append("the pairs are others")
+    if differs:
+        raise InputError(f"{out}: holds another run ({'; '.join(differs)}); name another --out or remove it")
