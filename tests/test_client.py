@@ -16,12 +16,15 @@ from musiccli.llm import client as door
 from musiccli.llm import provider
 from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call, Reply
-from musiccli.llm.client import GIVE_UP_AFTER, Client, LimitReached
+from musiccli.llm.client import Client, LimitReached
+from musiccli.llm.standing import GIVE_UP_AFTER
 
 KEY = "sesame-open-9876543210"
 PRICE = 8 * 2.5e-06 + 8 * 1e-05  # openai/gpt-4o: six words are eight tokens, in and out, on this server
 OPENAI = "openai/scripted"
 VLLM = "hosted_vllm/scripted"
+LITELLM = "deepseek/scripted"  # a provider of litellm's, at another address
+PATHS = [VLLM, LITELLM]
 six_words = "one two three four five six".format
 
 
@@ -29,7 +32,8 @@ six_words = "one two three four five six".format
 def loopback(monkeypatch):
     """No other network, a key, and no waiting between attempts."""
     no_network(monkeypatch)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("OPENAI", "HOSTED_VLLM", "DEEPSEEK"):
+        monkeypatch.setenv(f"{name}_API_KEY", KEY)
     monkeypatch.delenv("HOSTED_VLLM_API_BASE", raising=False)
     monkeypatch.setattr(door, "backoff", lambda attempt: 0.0)
 
@@ -49,7 +53,15 @@ def ask(client: Client, *calls: Call) -> list:
 @contextmanager
 def server_and_client(settings: dict | None = None, **behaviour):
     with serve(**{"reply": lambda _: six_words(), **behaviour}) as server:
-        yield server, Client(**{"api_base": server.base_url, "timeout": 5, **(settings or {})})
+        yield server, Client(**{"api_base": addresses(server), "timeout": 5, **(settings or {})})
+
+
+def addresses(server) -> tuple[str, ...]:
+    return server.base_url, f"{LITELLM}={server.base_url}"
+
+
+def nowhere(server) -> tuple[str, ...]:
+    return tuple(address.replace("/v1", "/nowhere") for address in addresses(server))
 
 
 def test_a_reply_has_its_text_its_end_and_its_tokens():
@@ -101,10 +113,10 @@ def test_a_reply_that_the_limit_cut_says_length():
         assert ask(client, call())[0].finish == "length"
 
 
-@pytest.mark.parametrize("model", [OPENAI, VLLM])
+@pytest.mark.parametrize("model", PATHS)
 @pytest.mark.parametrize("fault", ["429", "500", "reset", "truncated", "invalid-json", "empty"])
 def test_a_passing_fault_is_tried_again(model, fault, capfd):
-    silent = model == VLLM and fault == "reset"  # litellm itself tries a reset connection a second time
+    silent = model == LITELLM and fault == "reset"  # litellm itself tries a reset connection a second time
     with server_and_client(script=[fault, fault, *[fault] * silent, *[fault] * silent]) as (server, client):
         assert ask(client, call(model=model))[0].text == six_words()
         assert server.calls == 3 + 2 * silent
@@ -127,7 +139,7 @@ def test_after_every_attempt_the_call_has_failed(fault):
         assert server.calls == 3
 
 
-@pytest.mark.parametrize("model", [OPENAI, VLLM])
+@pytest.mark.parametrize("model", PATHS)
 def test_retry_after_is_waited_for_by_all_calls_to_that_model(model):
     with server_and_client(script=["429-retry-after"], retry_after=0.5) as (server, client):
         async def run() -> list[float]:
@@ -159,7 +171,7 @@ def test_the_first_retry_of_a_silent_model_is_said_once(capfd):
     assert said[0].startswith(f"{OPENAI}: ") and said[0].endswith("The server had an error; trying again")
 
 
-@pytest.mark.parametrize("model", [OPENAI, VLLM])
+@pytest.mark.parametrize("model", PATHS)
 def test_a_wrong_key_ends_the_run_at_once(model):
     with server_and_client(api_key="another") as (server, client):
         [error] = ask(client, call(model=model))
@@ -168,10 +180,10 @@ def test_a_wrong_key_ends_the_run_at_once(model):
         assert server.calls == 1
 
 
-@pytest.mark.parametrize("model", [OPENAI, VLLM])
+@pytest.mark.parametrize("model", PATHS)
 def test_an_address_where_nothing_is_ends_the_run_at_once(model):
     with server_and_client() as (server, client):
-        client.api_base = server.base_url.replace("/v1", "/nowhere")
+        client.api_base = nowhere(server)
         [error] = ask(client, call(model=model))
     assert isinstance(error, InputError) and "404" in str(error)
 
@@ -179,7 +191,7 @@ def test_an_address_where_nothing_is_ends_the_run_at_once(model):
 def test_a_refusal_after_a_success_fails_its_call_only():
     with server_and_client() as (server, client):
         ask(client, call(1))
-        client.api_base = server.base_url.replace("/v1", "/nowhere")
+        server.api_key = "another"
         [error] = ask(client, call(2))
     assert isinstance(error, CallError)
 
@@ -187,7 +199,7 @@ def test_a_refusal_after_a_success_fails_its_call_only():
 def test_one_models_success_does_not_excuse_another_model():
     with server_and_client() as (server, client):
         ask(client, call(1))
-        client.api_base = server.base_url.replace("/v1", "/nowhere")
+        client.api_base = nowhere(server)
         [error] = ask(client, call(2, model="openai/mistyped"))
     assert isinstance(error, InputError)
 
@@ -203,7 +215,7 @@ def test_calls_that_all_fail_end_the_run_after_a_few():
     with server_and_client({"attempts": 2}, faults={"500": 1}) as (server, client):
         met = [ask(client, call(number))[0] for number in range(GIVE_UP_AFTER + 1)]
         assert [type(error) for error in met] == [CallError] * (GIVE_UP_AFTER - 1) + [InputError] * 2
-        assert server.calls == 2 * len(met)
+        assert server.calls == 2 * GIVE_UP_AFTER
 
 
 def test_a_server_that_is_not_there_is_named(unused_port):
@@ -248,7 +260,8 @@ def test_concurrency_is_the_most_calls_in_flight():
         assert (server.peak, server.calls) == (3, 12)
 
 
-def test_refused_calls_slow_the_run_down_and_all_come_through():
+def test_refused_calls_slow_the_run_down_and_all_come_through(monkeypatch):
+    monkeypatch.setattr(door, "backoff", lambda attempt: 0.1)
     with server_and_client({"attempts": 30}, limit=4, delay=0.01) as (server, client):
         replies = ask(client, *map(call, range(40)))
         assert {type(reply) for reply in replies} == {Reply}
@@ -283,15 +296,11 @@ def test_a_failed_call_is_not_kept(tmp_path):
         assert [type(ask(client, call())[0]) for _ in range(2)] == [CallError, Reply]
 
 
-def test_keys_stand_neither_in_errors_nor_in_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "token-of-mine")
+def test_keys_do_not_stand_in_the_cache(tmp_path):
     with server_and_client({"cache": Cache(tmp_path / "calls.sqlite")}) as (_, client):
         ask(client, call())
         client.close()
     assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.iterdir())
-    for secret in (KEY, "token-of-mine", "sk-proj-abcdefgh12345678", "AIzaSyA1234567890abcdefg", "gsk_abcdefghijklmn"):
-        refusal = provider._refusal(RuntimeError(f"Incorrect API key provided: {secret}, at ?key={secret}&alt=json."))
-        assert str(refusal) == "Incorrect API key provided: [key], at ?key=[key]&alt=json"
 
 
 @pytest.mark.parametrize("model, named", [
@@ -322,15 +331,6 @@ def test_a_server_of_ones_own_is_never_mistaken_for_openai():
 def test_only_models_in_this_process_continue_raw_text():
     [error] = ask(Client(), replace(call(), as_="turn"))
     assert isinstance(error, InputError) and "--prompts" in str(error)
-
-
-@pytest.mark.parametrize("headers, seconds", [
-    ({"retry-after": "7"}, 7.0), ({"retry-after": "0.5"}, 0.5), ({"retry-after": "-3"}, 0.0), ({}, None), (None, None),
-    ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None)])
-def test_retry_after_is_read_in_seconds(headers, seconds):
-    error = RuntimeError("slow down")
-    error.litellm_response_headers = headers
-    assert provider._refusal(error).retry_after == seconds
 
 
 @pytest.mark.parametrize("model, prices", [

@@ -1,6 +1,7 @@
 """What goes through the door: one question to one model, and what came back."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from hashlib import blake2b
 
 import orjson
@@ -25,9 +26,10 @@ class Call:
     stop: tuple[str, ...] = ()
     seed: int = 0
 
-    @property
+    @cached_property
     def key(self) -> bytes:
-        return blake2b(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+        asked = {field.name: getattr(self, field.name) for field in fields(self)}
+        return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
     @property
     def own_seed(self) -> int:

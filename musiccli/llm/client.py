@@ -1,19 +1,24 @@
-"""The door: ask a model, get its reply, pay once. Providers answer through litellm, `local/` models in this process."""
+"""The door: ask a model, get its reply, pay once. Providers answer through litellm, servers of one's own that speak
+OpenAI's protocol directly, `local/` models in this process."""
 
 import asyncio
 import math
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from musiccli.errors import CallError, InputError, MusicError
+from musiccli.errors import InputError
+from musiccli.llm import prices
 from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call, Reply
+from musiccli.llm.direct import Direct
 from musiccli.llm.embedded import cache_folder
+from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.pace import Pace, backoff
+from musiccli.llm.refusal import Refusal
+from musiccli.llm.standing import Standing
 from musiccli.progress import say
-
-GIVE_UP_AFTER = 8  # failed calls to a model without a single answer: its key, name or server is wrong, not the input
 
 
 class LimitReached(Exception):
@@ -34,21 +39,12 @@ class Spent:
 
 
 @dataclass
-class _Standing:
-    """How one provider's model has fared in this run."""
-
-    pace: Pace
-    answered: int = 0
-    failed: int = 0
-    warned: bool = False
-
-
-@dataclass
 class Client:
     """Settings, cache and accounts of one run.
 
-    `concurrency` is the most calls in flight to one model; `attempts` counts the first try; `max_cost` is in US
-    dollars, paid by this run.
+    `concurrency` is the most calls in flight to one model; `timeout` is in seconds, for one attempt; `attempts` counts
+    the first try; `max_cost` is in US dollars, paid by this run; `api_base` is as for `--api-base`: an address, or
+    several, each for one model or for all of one's own servers.
     """
 
     cache: Cache | None = None
@@ -56,10 +52,13 @@ class Client:
     timeout: float = 120.0
     attempts: int = 6
     max_cost: float = math.inf
-    api_base: str | None = None
+    api_base: str | Sequence[str] = ()
     spent: dict[tuple[str, str], Spent] = field(default_factory=lambda: defaultdict(Spent))
-    _standings: dict[str, _Standing] = field(default_factory=dict)
+    _standings: dict[str, Standing] = field(default_factory=dict)
     _engines: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._direct = Direct(self.timeout)
 
     async def ask(self, call: Call) -> Reply:
         """The model's reply, from the cache where the same call was answered before.
@@ -120,44 +119,46 @@ class Client:
     async def _provider(self, call: Call, account: Spent) -> Reply:
         if call.as_ != "chat":
             raise InputError(f"{call.model}: only local/ models continue raw text; choose other prompts with --prompts")
-        from musiccli.llm import provider
-
-        standing = self._standings.setdefault(call.model, _Standing(Pace(self.concurrency)))
-        for attempt in range(1, self.attempts + 1):
+        standing = self._standing(call.model)
+        attempt = 1
+        while True:
             try:
                 async with standing.pace.place():
-                    if self.cost >= self.max_cost:  # asked here: of the calls that wait for a place, none begins
+                    standing.check()  # asked here: of the calls that wait for a place, none begins
+                    if self.cost >= self.max_cost:
                         raise LimitReached
-                    reply = await provider.complete(call, self.timeout, self.api_base)
-            except provider.Refusal as refusal:
-                if refusal.overloaded:
-                    standing.pace.refused(refusal.retry_after)
-                if not refusal.passing or attempt == self.attempts:
-                    raise _failure(call, standing, refusal, attempt) from refusal
+                    reply = await self._try(call, standing.endpoints)
+            except Refusal as refusal:
+                standing.refused(refusal)
+                if standing.endpoints.elsewhere(refusal):
+                    account.retries += 1
+                    continue
+                if attempt == self.attempts or not standing.worth_another(refusal):
+                    raise standing.failed(call, refusal, attempt) from refusal
                 account.retries += 1
-                _warn(call, standing, refusal)
+                standing.warn(call, refusal)
                 await asyncio.sleep(max(refusal.retry_after or 0, backoff(attempt)))
+                attempt += 1
             else:
-                standing.pace.succeeded()
-                standing.answered += 1
+                standing.answered()
                 return reply
-        raise AssertionError("unreachable")
 
+    def _standing(self, model: str) -> Standing:
+        if model not in self._standings:
+            given = [self.api_base] if isinstance(self.api_base, str) else self.api_base
+            self._standings[model] = Standing(Endpoints(model, given), Pace(self.concurrency))
+        return self._standings[model]
 
-def _warn(call: Call, standing: _Standing, refusal: Exception) -> None:
-    """Say once why a model that has not answered yet is asked again: nobody should wait for it in the dark."""
-    if not standing.answered and not standing.warned:
-        standing.warned = True
-        say(f"{call.model}: {refusal}; trying again")
+    async def _try(self, call: Call, endpoints: Endpoints) -> Reply:
+        with endpoints.one() as endpoint:
+            if endpoint.direct:
+                reply = await self._direct.complete(call, endpoint.url, endpoints.key)
+                price = prices.price(call.model)
+                paid = price and reply.prompt_tokens * price[0] + reply.completion_tokens * price[1]
+                return replace(reply, cost=paid)
+            from musiccli.llm import provider
 
-
-def _failure(call: Call, standing: _Standing, refusal: Exception, attempts: int) -> MusicError:
-    """What a call that failed for good means: for its record, or, if no call to its model succeeds, for the run."""
-    standing.failed += 1
-    text = f"{call.model}: {refusal}" + (f" (after {attempts} attempts)" if attempts > 1 else "")
-    if not standing.answered and (refusal.fatal or standing.failed >= GIVE_UP_AFTER):
-        return InputError(f"{text}; no call to it has succeeded, so the run stops here")
-    return CallError(text)
+            return await provider.complete(call, self.timeout, endpoint.url)
 
 
 def open_client(cache: str | None, no_cache: bool, **settings) -> Client:

@@ -1,0 +1,63 @@
+"""What it means that a call brought no usable reply: whether to try again, when, and whether others would fare better.
+"""
+
+import os
+import re
+import time
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+PASSING = {408, 409, 425, 429}  # and everything from 500 up: worth another try
+OVERLOADED = {429, 503, 529}
+FATAL = {401, 402, 403, 404}  # no other call to this model would fare better
+OF_THE_QUESTION = {400, 413, 422}  # says nothing about the calls after this one
+SECRET = re.compile(r"\b(?:sk|pk|gsk|hf|AIza)[-_]?[-_A-Za-z0-9*]{8,}|(?<=://)[^/@\s]+@")
+SECRET_NAME = re.compile(r"_(API_)?(KEY|TOKEN|SECRET)$")  # of an environment variable
+LONGEST = 300  # characters of a provider's own words
+
+
+class Refusal(Exception):
+    """A call that brought no usable reply.
+
+    `retry_after` is in seconds, if the provider named any. `unreachable`: nobody listens at the address. `passing`:
+    worth another try. `fatal`: no other call would fare better. `of_the_server`: says something about other calls, too.
+    """
+
+    def __init__(self, text: str, status: int = 500, retry_after: float | None = None, unreachable: bool = False):
+        super().__init__(without_keys(" ".join(text.split()))[:LONGEST].rstrip(". "))
+        self.status, self.retry_after, self.unreachable = status, retry_after, unreachable
+        self.passing = status in PASSING or status >= 500
+        self.overloaded = status in OVERLOADED
+        self.fatal = status in FATAL
+        self.of_the_server = status not in OF_THE_QUESTION
+
+
+class Empty(Refusal):
+    """The model answered, with nothing."""
+
+    def __init__(self, finish: str | None):
+        super().__init__("an empty reply" + (", cut by the token limit" if finish == "length" else ""))
+        self.of_the_server = False
+
+
+def without_keys(text: str) -> str:
+    """The text without anything that looks like a key, or stands in the environment as one."""
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= 6:
+            text = text.replace(value, "[key]")
+    return SECRET.sub("[key]", text)
+
+
+def seconds_until(retry_after: str | None) -> float | None:
+    """Retry-After in seconds: a number, or an HTTP date (RFC 9110, 10.2.3); None where it is neither."""
+    if not retry_after:
+        return None
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())

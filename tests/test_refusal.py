@@ -1,0 +1,60 @@
+"""What a call that brought nothing means: whether and when to try again, in words without anybody's key."""
+
+import time
+from email.utils import formatdate
+
+import pytest
+
+from musiccli.llm import provider
+from musiccli.llm.refusal import LONGEST, Empty, Refusal, seconds_until
+
+KEY = "sesame-open-9876543210"
+
+
+@pytest.mark.parametrize("status, passing, overloaded, fatal, of_the_server", [
+    (400, False, False, False, False), (401, False, False, True, True), (402, False, False, True, True),
+    (404, False, False, True, True), (408, True, False, False, True), (413, False, False, False, False),
+    (429, True, True, False, True), (500, True, False, False, True), (503, True, True, False, True),
+    (529, True, True, False, True)])
+def test_the_status_says_what_to_do(status, passing, overloaded, fatal, of_the_server):
+    met = Refusal("no", status)
+    assert (met.passing, met.overloaded, met.fatal, met.of_the_server) == (passing, overloaded, fatal, of_the_server)
+
+
+def test_an_empty_reply_is_tried_again_and_says_nothing_about_the_server():
+    assert (Empty("stop").passing, Empty("stop").of_the_server, str(Empty("stop"))) == (True, False, "an empty reply")
+    assert str(Empty("length")) == "an empty reply, cut by the token limit"
+
+
+@pytest.mark.parametrize("value, seconds", [
+    ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("", None), (None, None), ("soon", None),
+    ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)])
+def test_retry_after_is_read_in_seconds(value, seconds):
+    assert seconds_until(value) == seconds
+    error = RuntimeError("slow down")
+    error.litellm_response_headers = {"retry-after": value}
+    assert provider._refusal(error).retry_after == seconds
+
+
+@pytest.mark.parametrize("usegmt", [True, False])  # "GMT", and "-0000", which says no zone: UTC
+def test_retry_after_may_be_a_date(usegmt):
+    assert 88 < seconds_until(formatdate(time.time() + 90, usegmt=usegmt)) <= 90
+
+
+@pytest.mark.parametrize("secret", [KEY, "token-of-mine", "sk-proj-abcdefgh12345678", "AIzaSyA1234567890abcdefg",
+                                    "gsk_abcdefghijklmn"])
+def test_no_key_stands_in_a_refusal(monkeypatch, secret):
+    monkeypatch.setenv("HOSTED_VLLM_API_KEY", KEY)
+    monkeypatch.setenv("HF_TOKEN", "token-of-mine")
+    text = f"Incorrect API key provided: {secret}, at ?key={secret}&alt=json."
+    for met in (Refusal(text), provider._refusal(RuntimeError(text))):
+        assert str(met) == "Incorrect API key provided: [key], at ?key=[key]&alt=json"
+
+
+def test_a_key_at_the_place_of_the_cut_does_not_show_in_part(monkeypatch):
+    monkeypatch.setenv("HOSTED_VLLM_API_KEY", KEY)
+    assert "sesame" not in str(Refusal("x" * (LONGEST - 10) + KEY))
+
+
+def test_the_password_in_an_address_is_taken_out():
+    assert str(Refusal("no connection to http://me:secret@host/v1")) == "no connection to http://[key]host/v1"
