@@ -132,6 +132,58 @@ def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
         assert (trained[name] - weight).abs().gt(1e-4).double().mean() < 2e-3, name
 
 
+def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
+    records = [Record(one | {"metadata": {"by": number / 4}}) for number, one in enumerate(pairs(12))]
+    settings = Settings(model=base, batch=12, steps=1, lr=0, seed=3, budget=300, margin_field="by", centre=0.5)
+    measured = train(records, tmp_path / "rm", settings, evaluation=records)
+    model = checkpoint.create(base, seed=3)
+    model.network.core.set_attn_implementation("eager")
+    with torch.no_grad():
+        chosen, rejected = forward(model.network.core, model.tokenizer, records)
+    margins = torch.arange(12) / 4
+    loss = -torch.nn.functional.logsigmoid(chosen - rejected - margins) + 0.5 * (chosen + rejected) ** 2
+    assert measured["loss"] == pytest.approx(loss.mean().item(), rel=1e-4)
+    assert measured["margin"] == pytest.approx((chosen - rejected).mean().item(), rel=1e-4, abs=1e-5)
+    plain = -torch.nn.functional.logsigmoid(chosen - rejected)  # held-out loss is the same for all settings
+    assert measured["eval_loss"] == pytest.approx(plain.mean().item(), rel=1e-4)
+
+
+def test_centring_draws_rewards_to_zero(tmp_path, base):
+    records, found = [Record(one) for one in pairs(8)], []
+    for centre in (None, 0.5):
+        settings = Settings(model=base, batch=8, steps=12, lr=1e-2, seed=2, centre=centre)
+        found.append(train(records, tmp_path / str(centre), settings)["mean_reward"])
+    assert abs(found[1]) < abs(found[0]) / 3
+
+
+@pytest.mark.parametrize("value", [None, "much", True, -1])
+def test_a_pair_without_its_margin_is_a_bad_record(run, tmp_path, value):
+    given = write(tmp_path / "in.jsonl", [one | {"by": 0.5} for one in pairs(8)] + [pairs(9)[8] | {"by": value}])
+    done = run(tmp_path / "rm", "--margin-field", "by", pairs=given)
+    assert (done.status, done.lines) == (2, [
+        f"music train: error: {given}:9: by: is {'null' if value is None else repr(value)}; a margin is a number from "
+        "0 up"])
+
+
+def test_other_margins_are_another_run(run, tmp_path):
+    files = [write(tmp_path / f"{by}.jsonl", [one | {"by": by} for one in pairs(8)]) for by in (1, 2)]
+    assert run(tmp_path / "rm", "--margin-field", "by", pairs=files[0]).status == 0
+    assert "(the pairs are others)" in run(tmp_path / "rm", "--margin-field", "by", pairs=files[1]).err
+
+
+def test_training_goes_on_from_a_reward_model_with_its_head(file, base, finished, tmp_path):
+    line = ("train", file, "--batch", 4, "--steps", 1, "--lr", 0, "--seed", 7, "--eval", file)
+    done = music(*line, "--init-from", finished, "--out", tmp_path / "rm")
+    assert done.status == 0, done.err
+    scores = [one["scores"]["x"] for one in music("score", file, "--model", finished, "--as", "x").records]
+    mean = sum(one["chosen"] + one["rejected"] for one in scores) / len(scores) / 2
+    assert lines(tmp_path / "rm" / "log.jsonl")[-1]["eval_mean_reward"] == pytest.approx(mean, abs=1e-4)
+    done = music(*line, "--init-from", base, "--out", tmp_path / "other")
+    assert (done.status, done.lines) == (2, [
+        f"music train: error: {base}: has no trained reward head; `music train --model {base}` makes a reward model of "
+        "it"])
+
+
 def test_a_smaller_budget_gives_the_same_losses(run, finished, tmp_path):
     assert run(tmp_path / "rm", "--budget", 64).status == 0
     assert losses(tmp_path / "rm") == pytest.approx(losses(finished), abs=1e-5)
@@ -520,6 +572,14 @@ def test_what_cannot_be_is_one_line(run, tmp_path, more, says):
     assert done.status == 2
     assert done.lines[-1].startswith(f"music train: error: {says}")
     assert not any("a fault of ours" in line for line in done.lines)
+
+
+@pytest.mark.parametrize("epochs", [0, "inf"])
+def test_no_epochs_train_nothing_and_are_refused(file, tmp_path, epochs):
+    done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--epochs", epochs)
+    assert (done.status, done.lines) == (2, [
+        f"music train: error: --epochs {epochs}: trains nothing; give a number above 0, or --steps"])
+    assert not (tmp_path / "rm").exists()
 
 
 def test_bad_held_out_pairs_are_found_before_training(run, tmp_path):

@@ -20,19 +20,26 @@ class Schedule(StrEnum):
 def train(
     run: Run,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where the reward model goes; the same line again resumes.")],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Backbone, or reward model to go on from: a hub id, a "
-                                       "folder or local/NAME.")] = "google/gemma-2-9b-it",
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Backbone, which gets a new head: a hub id, a folder or "
+                                       "local/NAME.")] = "google/gemma-2-9b-it",
+    init_from: Annotated[str | None, typer.Option(metavar="DIR|ID", show_default=False, help="In place of --model: a "
+                         "reward model to go on from; its head is kept.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pairs a step, over all processes.")] = 64,
     steps: Annotated[int | None, typer.Option(min=1, show_default=False, help="Optimiser steps; left out: as --epochs "
                                               "says.")] = None,
     epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the pairs.")] = 1.0,
-    lr: Annotated[float, typer.Option(help="Peak learning rate; LoRA wants about 1e-4.")] = 2e-6,
+    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate; LoRA wants about 1e-4.")] = 2e-6,
     schedule: Annotated[Schedule, typer.Option(help="How the rate goes on after its rise.")] = Schedule.linear,
     warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps in which the rate rises.")] = 0.03,
     max_length: Annotated[int, typer.Option(min=2, metavar="TOKENS", help="Longer pairs lose whole oldest exchanges on "
                                             "both sides, or are dropped; both are counted.")] = 2048,
     lora: Annotated[int | None, typer.Option(min=1, metavar="RANK", show_default=False, help="Train low-rank adapters "
                                              "and the head; merged when saved. Left out: all weights.")] = None,
+    margin_field: Annotated[str | None, typer.Option(metavar="FIELD", show_default=False, help="A number of each pair "
+                            "(or of its metadata) by which chosen should be ahead: Llama 2's margin loss.")] = None,
+    centre: Annotated[float | None, typer.Option("--centre", min=0, metavar="COEF", show_default=False, help="Pull "
+                      "rewards to a mean of zero: adds COEF times the squared sum of a pair's rewards to its loss, as "
+                      "TRL's center_rewards_coefficient does; 0.01 is usual.")] = None,
     budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one micro-batch; less takes less "
                                         "memory and gives the same step.")] = 4096,
     activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing", help="Less memory, more "
@@ -70,6 +77,7 @@ def train(
 
     settings = Settings(model=model, batch=batch, steps=steps, epochs=epochs, lr=lr, schedule=schedule.value,
                         warmup=warmup, max_length=max_length, lora=lora, budget=budget,
+                        init_from=init_from, margin_field=margin_field, centre=centre,
                         activation_checkpointing=activation_checkpointing, seed=seed)
     held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
     with launch.one_voice():

@@ -37,14 +37,16 @@ class RewardModel:
         return getattr(self.network.core.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
 
 
-def create(base: str, *, seed: int = 0, lora: int | None = None, say: Callable[[str], None] = lambda _: None,
-           dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> RewardModel:
-    """A reward model to be trained: `base` with a scalar head, new unless `base` is a reward model already.
+def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool = False,
+           say: Callable[[str], None] = lambda _: None, dtype: torch.dtype = torch.float32,
+           trust_remote_code: bool = False) -> RewardModel:
+    """A reward model to be trained: `base` with a scalar head, new unless `base` is a reward model already; InputError
+    where it must be one (`trained`) and is not.
 
     `lora` is the rank of low-rank adapters on all linear layers; the head is then trained and saved whole. Weights are
     loaded in `dtype`: fp32 masters, since a bf16 parameter would swallow a step of 2e-6.
     """
-    model = _open(base, say, dtype, trust_remote_code, seed)
+    model = _open(base, say, dtype, trust_remote_code, None if trained else seed)
     config = model.network.core.config
     config.problem_type = "regression"  # pipelines and servers then return the raw score, without a sigmoid
     config.label2id, config.id2label = {"reward": 0}, {0: "reward"}

@@ -73,7 +73,13 @@ class RewardNetwork(nn.Module):
         return hidden[rows, ends], [one.ends for one in sequences]
 
 
-def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """-log sigmoid(chosen - rejected - margin), (pairs,): the negative log likelihood of the preferences (Bradley and
-    Terry, 1952; the loss of arXiv 2512.24693, eq. for its reward model). Not reduced: the caller knows the batch."""
-    return -torch.nn.functional.logsigmoid(chosen - rejected - margin)
+def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | float = 0.0,
+                  centre: float = 0.0) -> torch.Tensor:
+    """-log sigmoid(chosen - rejected - margin) + centre (chosen + rejected)^2, (pairs,).
+
+    The negative log likelihood of the preferences (Bradley and Terry, 1952; the loss of arXiv 2512.24693, eq. for its
+    reward model), with the margin of Llama 2 (arXiv 2307.09288, eq. 2) and the pull of rewards to a mean of zero of
+    arXiv 2312.09244 (TRL's center_rewards_coefficient). Not reduced: the caller knows the batch.
+    """
+    loss = -torch.nn.functional.logsigmoid(chosen - rejected - margin)
+    return loss + centre * (chosen + rejected).square() if centre else loss

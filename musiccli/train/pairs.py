@@ -1,6 +1,7 @@
 """Preferences as tokens: what is too long is cut or dropped, what teaches nothing is dropped, all of it counted."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from functools import partial
 import orjson
 
 from musiccli.chat import Encoded, fit
+from musiccli.errors import RecordError
 from musiccli.jsonl import Rejects
-from musiccli.records import Message, Record, first_divergence, turns
+from musiccli.records import Message, Record, first_divergence, lookup, short, turns
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.pack import cost
 
@@ -26,14 +28,15 @@ class Pair:
     tokens: int  # tokens as two sequences
     turns: int  # assistant turns of the side that has more, as `bench agreement` counts them
     parts: str  # where the sides part: one of PARTS
+    margin: float = 0.0  # by how much the loss wants chosen ahead
 
 
 def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, counts: Counter,
-            rejects: Rejects | None = None) -> list[Pair]:
+            rejects: Rejects | None = None, margin_field: str | None = None) -> list[Pair]:
     """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
 
     Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero. One that the
-    chat template refuses goes to `rejects`.
+    chat template refuses, or whose `margin_field` holds no margin, goes to `rejects`.
     """
     rejects = rejects or Rejects()
     encode = partial(model.template.encode, every_turn=False)
@@ -41,6 +44,7 @@ def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, 
     for record in preferences:
         sides, fitted = [record["chosen"], record["rejected"]], None
         with rejects.guard(record):
+            margin = _margin(record, margin_field) if margin_field else 0.0
             fitted = fit(encode, sides, max_length, first_divergence(*sides))
             if fitted is None:
                 counts[f"pairs dropped (over {max_length} tokens and not to be cut)"] += 1
@@ -52,8 +56,15 @@ def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, 
             counts["pairs dropped (both sides the same tokens)"] += 1
             continue
         pairs.append(Pair((chosen, rejected), cost((chosen, rejected)), len(chosen.ids) + len(rejected.ids),
-                          max(map(turns, sides)), where_they_part(*sides)))
+                          max(map(turns, sides)), where_they_part(*sides), margin))
     return pairs
+
+
+def _margin(record: Record, field: str) -> float:
+    value = lookup(record, field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise RecordError(f"is {short(value)}; a margin is a number from 0 up", field=field, record=record)
+    return float(value)
 
 
 def where_they_part(chosen: Sequence[Message], rejected: Sequence[Message]) -> str:
@@ -65,9 +76,11 @@ def where_they_part(chosen: Sequence[Message], rejected: Sequence[Message]) -> s
 
 
 def fingerprint(pairs: Sequence[Pair]) -> str:
-    """Equal for runs on the same tokens in the same order."""
+    """Equal for runs on the same tokens and margins in the same order."""
     digest = hashlib.sha256()
     for pair in pairs:
         for side in pair.sides:
             digest.update(orjson.dumps(side.ids))
+        if pair.margin:
+            digest.update(orjson.dumps(pair.margin))
     return digest.hexdigest()[:16]

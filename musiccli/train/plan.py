@@ -1,10 +1,12 @@
 """The whole run planned before it starts: which pairs each step holds, and in which micro-batches on each rank."""
 
 import heapq
+import math
 import random
 from collections.abc import Iterator, Sequence
 from itertools import count as count_from
 
+from musiccli.errors import InputError
 from musiccli.reward_model.pack import micro_batches
 from musiccli.train.settings import Settings
 
@@ -36,8 +38,12 @@ def deal(indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int) 
 
 
 def total_steps(pairs: int, settings: Settings) -> int:
-    """The optimiser's steps: those asked for, or whole passes over the pairs."""
-    return settings.steps or max(1, round(pairs * settings.epochs / settings.batch))
+    """The optimiser's steps: those asked for, or passes over the pairs. Raises InputError where these make no step."""
+    if settings.steps:
+        return settings.steps
+    if not 0 < settings.epochs < math.inf:
+        raise InputError(f"--epochs {settings.epochs:g}: trains nothing; give a number above 0, or --steps")
+    return max(1, round(pairs * settings.epochs / settings.batch))
 
 
 def _order(count: int, seed: int) -> Iterator[int]:

@@ -45,13 +45,14 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
     say = say if accelerator.is_main_process else lambda _: None
     if settings.batch < accelerator.num_processes:
         raise InputError(f"--batch {settings.batch}: every one of {accelerator.num_processes} processes needs a pair")
+    total_steps(settings.batch, settings)  # before anything takes time
     if accelerator.is_main_process and not only_check:
         _claim(out)
     set_seed(settings.seed)
-    model = checkpoint.create(settings.model, seed=settings.seed, lora=settings.lora, say=say)
+    model = _create(settings, say)
     if settings.activation_checkpointing:
         model.network.core.activation_checkpointing_enable({"use_reentrant": False})
-    pairs = _prepare(preferences, model, settings, counts, rejects, say, "to train on")
+    pairs = _prepare(preferences, model, settings, counts, rejects, say, "to train on", settings.margin_field)
     if len(pairs) < settings.batch:
         raise InputError(f"--batch {settings.batch}: there are {len(pairs)} pairs; a step would hold some twice")
     held_out = [] if evaluation is None else _prepare(evaluation, model, settings, Counter(), rejects,
@@ -80,9 +81,14 @@ def check(model: checkpoint.RewardModel, pairs: Sequence[Pair]) -> None:
             raise InputError(f"conversations end with the padding token ({pad}), which no reward can be read at")
 
 
+def _create(settings: Settings, say: Callable[[str], None] = lambda _: None) -> checkpoint.RewardModel:
+    return checkpoint.create(settings.init_from or settings.model, seed=settings.seed, lora=settings.lora, say=say,
+                             trained=settings.init_from is not None)
+
+
 def _prepare(preferences: Iterable[Record], model: checkpoint.RewardModel, settings: Settings, counts: Counter,
-             rejects: Rejects | None, say: Callable, purpose: str) -> list[Pair]:
-    pairs = prepare(preferences, model, min(settings.max_length, model.context), counts, rejects)
+             rejects: Rejects | None, say: Callable, purpose: str, margin_field: str | None = None) -> list[Pair]:
+    pairs = prepare(preferences, model, min(settings.max_length, model.context), counts, rejects, margin_field)
     for what, count in sorted(counts.items()):
         if count:
             say(f"{count:,} {what}")
@@ -166,7 +172,7 @@ def _whole(trainer: Trainer) -> checkpoint.RewardModel:
         return model
     weights = trainer.accelerator.get_state_dict(trainer.network)
     if trainer.accelerator.is_main_process:
-        model = checkpoint.create(settings.model, seed=settings.seed, lora=settings.lora)
+        model = _create(settings)
         model.network.load_state_dict(weights, assign=True)
     return model
 

@@ -18,6 +18,9 @@ class Settings:
     max_grad_norm: float = 1.0
     max_length: int = 2048
     lora: int | None = None
+    init_from: str | None = None  # a reward model to go on from, in place of `model`
+    margin_field: str | None = None  # by how much chosen should be ahead (Llama 2, arXiv 2307.09288, eq. 2)
+    centre: float | None = None  # weight of the squared sum of a pair's rewards (arXiv 2312.09244)
     budget: int = 4096  # tokens a micro-batch
     activation_checkpointing: bool = False
     seed: int = 0

@@ -46,7 +46,8 @@ class Trainer:
             waits = number < len(batches) - 1 and not self.sharded
             with self.accelerator.no_sync(self.network) if waits else contextlib.nullcontext():
                 chosen, rejected = self._rewards(self.pairs, batch)
-                loss = bradley_terry(chosen, rejected)
+                margin = chosen.new_tensor([self.pairs[index].margin for index in batch or [0]])
+                loss = bradley_terry(chosen, rejected, margin, self.settings.centre or 0.0)
                 # The mean over the whole step's pairs: ranks are averaged when gradients are, hence their number.
                 scale = self.accelerator.num_processes / self.settings.batch if batch else 0.0
                 self.accelerator.backward(loss.sum() * scale)
