@@ -48,6 +48,7 @@ def judge(
     settings = Settings(judges=tuple(dict.fromkeys(judge)), prompts=default_prompts(prompts, judge[0]),
                         max_tokens=max_tokens, seed=seed)
     pairs = run.read(records.comparison)
-    with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base) as client,
+    with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base,
+                     settings.judges) as client,
           closing(judged(pairs, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits)) as found):
         run.write(found)

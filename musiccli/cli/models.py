@@ -1,6 +1,6 @@
 """Options and accounts of the commands that ask LLMs: simulate and judge."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -17,9 +17,11 @@ MAX_COST = Annotated[float | None, typer.Option(
     "limit.")]
 CONCURRENCY = Annotated[int, typer.Option(min=1, help="Most calls in flight to one model; fewer when it refuses.")]
 TIMEOUT = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For one call.")]
-API_BASE = Annotated[str | None, typer.Option(
-    metavar="URL", show_default=False, help="Where an OpenAI-compatible server listens; left out: litellm's "
-    "environment variables.")]
+API_BASE = Annotated[list[str] | None, typer.Option(
+    metavar="[MODEL=]URL", show_default=False, help="Where a server listens that speaks OpenAI's protocol, up to /v1; "
+    "give it several times to share the calls among several. MODEL=URL is for that model only; without MODEL it is for "
+    "every model on a server of one's own (hosted_vllm/NAME, openai/NAME, ...). Left out: litellm's environment "
+    "variables.")]
 CACHE = Annotated[str | None, typer.Option(
     metavar="FILE", show_default=False, help="Finished calls; left out: calls.sqlite in the cache folder "
     "(MUSIC_CACHE).")]
@@ -34,12 +36,15 @@ def default_prompts(given: str | None, model: str) -> str:
 
 @contextmanager
 def client_for(run: Run, cache: str | None, no_cache: bool, concurrency: int, timeout: float,
-               max_cost: float | None, api_base: str | None) -> Iterator:
-    """The run's door to LLMs; afterwards says what each role and model used, whatever ended the run."""
+               max_cost: float | None, api_base: list[str] | None, models: Sequence[str]) -> Iterator:
+    """The run's door to its models; afterwards says what each role and model used, whatever ended the run."""
+    from musiccli.llm import endpoints
     from musiccli.llm.client import open_client
 
+    endpoints.check(api_base or (), models)
     limits = {} if max_cost is None else {"max_cost": max_cost}
-    client = open_client(cache, no_cache, concurrency=concurrency, timeout=timeout, api_base=api_base, **limits)
+    client = open_client(cache, no_cache, concurrency=concurrency, timeout=timeout, api_base=api_base or (),
+                         **limits)
     try:
         yield client
     finally:

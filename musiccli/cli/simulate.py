@@ -76,7 +76,8 @@ def simulate(
         run.withhold()
         show_costs(estimate(seeds, settings))
         return
-    with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base) as client,
+    with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base,
+                     (settings.assistant, settings.user, contraster or assistant)) as client,
           closing(simulate(seeds, settings, client, rejects=run.rejects, counts=run.counts,
                            limits=run.limits)) as found):
         run.write(found)

@@ -56,7 +56,8 @@ class Endpoints:
     @contextmanager
     def one(self) -> Iterator[Endpoint]:
         """The address with the fewest calls in flight, for one call; how that ends says whether the address is up."""
-        chosen = min([one for one in self.all if one.up] or self.all, key=lambda one: (one.away_until or 0, one.flying))
+        up = [one for one in self.all if one.up]
+        chosen = min(up, key=lambda one: one.flying) if up else min(self.all, key=lambda one: one.away_until or 0)
         chosen.flying += 1
         try:
             yield chosen

@@ -1,0 +1,191 @@
+"""Several addresses of one model: the load is shared, one that is down is left alone, the others carry on."""
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+from openai_server import serve
+from scripted import Music, cast, jsonl, lines, no_network
+from test_client import call
+
+from musiccli.errors import CallError, InputError
+from musiccli.llm import client as door
+from musiccli.llm import endpoints
+from musiccli.llm.call import Reply
+from musiccli.llm.client import Client
+from musiccli.llm.endpoints import Endpoints, addresses, check, split
+
+VLLM, OTHER, GEMINI = "hosted_vllm/scripted", "hosted_vllm/other", "gemini/gemini-1.5-pro"
+A, B = "http://a:8000/v1", "http://b:8000/v1"
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch):
+    no_network(monkeypatch)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    for variables in endpoints.OWN.values():
+        for name in variables:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(door, "backoff", lambda attempt: 0.01)
+
+
+def ask(client: Client, count: int, model: str = VLLM) -> list:
+    async def every() -> list:
+        return await asyncio.gather(*(client.ask(call(number, model)) for number in range(count)),
+                                    return_exceptions=True)
+    return asyncio.run(every())
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nobody listens."""
+    with serve() as server:
+        return server.base_url
+
+
+@pytest.mark.parametrize("given, name, url", [
+    ("http://h:8000/v1", None, "http://h:8000/v1"), ("https://h/v1/", None, "https://h/v1"),
+    ("hosted_vllm/m=http://h/v1", "hosted_vllm/m", "http://h/v1"), ("http://h/v1?a=b", None, "http://h/v1?a=b"),
+    ("openai/m=http://h/v1?a=b", "openai/m", "http://h/v1?a=b"), ("http://[::1]:80/v1", None, "http://[::1]:80/v1"),
+    ("http://h/v1/chat/completions", None, "http://h/v1")])
+def test_an_address_may_be_for_one_model(given, name, url):
+    assert split(given) == (name, url)
+
+
+@pytest.mark.parametrize("given", ["", "h:8000/v1", "http://", "ftp://h/v1", "m=", "m=h/v1", "http://h:port/v1",
+                                   "http://h:99999/v1", "http://a /v1", "=http://"])
+def test_what_is_no_address_is_said(given):
+    with pytest.raises(InputError, match=r"expected .MODEL=.http://HOST:PORT/v1"):
+        split(given)
+
+
+def test_a_password_is_not_repeated():
+    with pytest.raises(InputError) as met:
+        split("http://me:secret@h/v1")
+    assert "secret" not in str(met.value) and "HOSTED_VLLM_API_KEY" in str(met.value)
+
+
+@pytest.mark.parametrize("model, given, expected", [
+    (VLLM, [A], [A]), (VLLM, [A, B], [A, B]), ("openai/x", [A], [A]), (GEMINI, [A], []), ("local/smollm2", [A], []),
+    (GEMINI, [f"{GEMINI}={A}"], [A]), (VLLM, [f"{VLLM}={A}", B], [A]), (OTHER, [f"{VLLM}={A}", B], [B]),
+    (OTHER, [f"{VLLM}={A}"], []), (VLLM, [f"{VLLM}={A}", f"{VLLM}={B}"], [A, B])])
+def test_which_addresses_a_model_has(model, given, expected):
+    assert addresses(model, given) == expected
+
+
+@pytest.mark.parametrize("model, variable", [
+    (VLLM, "HOSTED_VLLM_API_BASE"), ("openai/x", "OPENAI_API_BASE"), ("openai/x", "OPENAI_BASE_URL"),
+    ("lm_studio/x", "LM_STUDIO_API_BASE")])
+def test_litellms_variable_serves_where_no_address_is_given(monkeypatch, model, variable):
+    monkeypatch.setenv(variable, f"{A}/")
+    [endpoint] = Endpoints(model).all
+    assert (endpoint.url, endpoint.direct) == (A, True)
+    assert Endpoints(model, [B]).all[0].url == B
+
+
+@pytest.mark.parametrize("model, given, direct", [
+    ("openai/gpt-4o", [], False), ("openai/gpt-4o", ["https://api.openai.com/v1"], False), ("openai/gpt-4o", [A], True),
+    (GEMINI, [f"{GEMINI}={A}"], False), (VLLM, [A], True)])
+def test_only_servers_of_ones_own_are_called_directly(model, given, direct):
+    assert Endpoints(model, given).all[0].direct is direct
+
+
+@pytest.mark.parametrize("given, said", [
+    (f"{OTHER}={A}", f"--api-base {OTHER}=...: no model of this run has that name; there is {GEMINI}, gpt-4o"),
+    (A, f"--api-base {A}: only models on a server of one's own")])
+def test_an_address_that_nobody_would_use_is_said(given, said):
+    with pytest.raises(InputError) as met:
+        check([given], [GEMINI, "gpt-4o"])
+    assert str(met.value).startswith(said)
+    check([A, f"{GEMINI}={B}"], [GEMINI, VLLM])
+
+
+def test_calls_are_shared_among_the_addresses():
+    with serve(delay=0.02) as one, serve(delay=0.02) as other:
+        replies = ask(Client(api_base=[one.base_url, other.base_url], concurrency=8), 40)
+        assert {type(reply) for reply in replies} == {Reply}
+        assert one.peak == other.peak == 4
+        assert 15 <= one.calls <= 25 and one.calls + other.calls == 40
+
+
+def test_two_models_live_in_two_places():
+    with serve() as one, serve() as other:
+        client = Client(api_base=[f"{VLLM}={one.base_url}", other.base_url])
+        ask(client, 3), ask(client, 2, OTHER)
+        assert (one.calls, other.calls) == (3, 2)
+
+
+def test_where_nobody_listens_is_left_alone_and_the_other_carries_on(nobody, capfd):
+    with serve() as server:
+        client = Client(api_base=[nobody, server.base_url], attempts=1)
+        assert {type(reply) for reply in ask(client, 20)} == {Reply}
+        assert server.calls == 20
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"{VLLM}: no connection to {nobody}")
+    assert said[0].endswith("; left alone for 10 seconds, then tried again")
+
+
+def test_a_server_that_dies_in_the_middle_costs_no_call():
+    with ExitStack() as stack:
+        one, other = (stack.enter_context(serve(delay=0.02)) for _ in range(2))
+        client = Client(api_base=[one.base_url, other.base_url], concurrency=8)
+        ask(client, 8)
+        one.script = ["reset"] * 1000
+        assert {type(reply) for reply in ask(client, 100)} == {Reply}
+        assert other.calls > 80
+
+
+def test_a_server_with_another_model_does_not_attract_the_calls():
+    with serve(delay=0.02) as good, serve() as wrong:
+        client = Client(api_base=[wrong.base_url.replace("/v1", "/nowhere"), good.base_url], attempts=1)
+        assert {type(reply) for reply in ask(client, 30)} == {Reply}
+        assert good.calls == 30
+
+
+def test_a_server_that_comes_back_is_found_again(monkeypatch):
+    monkeypatch.setattr(endpoints, "AWAY", 0.05)
+    with serve(script=["500"] * 3) as one, serve(delay=0.01) as other:
+        client = Client(api_base=[one.base_url, other.base_url], concurrency=4)
+        ask(client, 100)
+        assert one.calls - one.finished == 3
+        assert one.finished > 20
+
+
+def test_where_all_are_down_the_call_fails_with_the_reason(nobody):
+    client = Client(api_base=[nobody, nobody.replace("127.0.0.1", "localhost")], attempts=2)
+    [error] = ask(client, 1)
+    assert isinstance(error, CallError) and "no connection to" in str(error)
+
+
+def test_a_wrong_key_at_every_address_ends_the_run():
+    with serve(api_key="a") as one, serve(api_key="b") as other:
+        [error] = ask(Client(api_base=[one.base_url, other.base_url]), 1)
+        assert isinstance(error, InputError) and "Incorrect API key" in str(error)
+        assert (one.calls, other.calls) == (1, 1)
+
+
+@pytest.fixture
+def music(tmp_path):
+    with Music(tmp_path) as music:
+        yield music
+
+
+def test_simulate_asks_each_model_where_it_lives(music):
+    seeds = jsonl([{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}])
+    with serve(reply=cast) as one, serve(reply=cast) as other:
+        done = music("simulate", "--assistant", VLLM, "--user", OTHER, "--turns", 2, "--contrast", "none",
+                     "--api-base", f"{VLLM}={one.base_url}", "--api-base", f"{OTHER}={other.base_url}", stdin=seeds)
+        assert (done.returncode, len(lines(done.stdout))) == (0, 1), done.stderr
+        assert (one.calls, other.calls) == (2, 1)
+
+
+@pytest.mark.parametrize("options, said", [
+    (("--api-base", "localhost:8000/v1"), "expected [MODEL=]http://HOST:PORT/v1"),
+    (("--api-base", "openai/x=http://h/v1"), "no model of this run has that name"),
+    ((), "where is the server? name it by --api-base URL or HOSTED_VLLM_API_BASE")])
+def test_an_address_that_cannot_serve_is_one_line(music, options, said):
+    seeds = jsonl([{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}])
+    done = music("simulate", "--assistant", VLLM, *options, stdin=seeds)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert said in done.stderr
