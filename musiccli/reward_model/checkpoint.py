@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from musiccli.chat import Encoded, Template
 from musiccli.errors import InputError
+from musiccli.gemm import by_onednn
 from musiccli.llm.embedded import quiet, resolve
 from musiccli.reward_model.network import RewardNetwork
 
@@ -59,6 +60,7 @@ def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool =
         with quiet():
             model.network.model = get_peft_model(model.network.model, adapters)
         model.network.model.float()
+        by_onednn(model.network.model)
     model.notes = {"base": base, "seed": seed, "lora": lora}
     return model
 
@@ -122,6 +124,7 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
     if not hasattr(model, "score"):
         raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are "
                          "read")
+    by_onednn(model)
     template = Template(tokenizer)
     _choose_padding(tokenizer, model, template)
     return RewardModel(_network(model, say), tokenizer, template, read_notes(Path(path)))
