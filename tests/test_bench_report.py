@@ -33,6 +33,10 @@ def contest(number, winner):
             "a": talk("prompt", "this"), "b": talk("prompt", "that")}
 
 
+def votes(judge, ab, ba):
+    return [{"judge": judge, "order": order, "winner": winner} for order, winner in (("ab", ab), ("ba", ba))]
+
+
 BENCHES = {
     "rewardbench": [pair(f"{subset}{number}", int(number), 1, metadata={"subset": subset})
                     for subset in ROWS for number in "0123"],
@@ -43,6 +47,8 @@ BENCHES = {
     "sensitivity": [pair(f"{kind}{number}", number % 3, 1, corruption={"kind": kind, "distance": number // 5})
                     for kind in ("reply", "swap", "drop_user") for number in range(20)],
     "winrate": [contest(number, "ab"[number % 2]) for number in range(9)],
+    "judges": [contest(number, "a") | {"votes": votes("one", *"ab") + votes("two", "a", "ab"[number % 2])}
+               for number in range(9)],
 }
 
 
@@ -106,7 +112,7 @@ def test_every_bench_writes_its_tables_as_markdown(folder, name):
     assert text.startswith("**") and "95% interval" in text.splitlines()[0]
 
 
-@pytest.mark.parametrize("name", ["rewardbench2", "rmbench", "sensitivity"])
+@pytest.mark.parametrize("name", ["rewardbench2", "rmbench", "sensitivity", "judges"])
 @pytest.mark.parametrize("form, start", [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_the_newer_benches_draw_pictures_too(folder, name, form, start):
     pytest.importorskip("matplotlib")

@@ -148,3 +148,22 @@ def test_detectable_difference_is_detected_four_times_in_five():
 def test_standard_error_counts_prompts_not_pairs():
     assert statistics.standard_error(np.repeat([0, 1, 0, 1], 25), np.repeat(range(4), 25)) == pytest.approx(
         statistics.standard_error([0, 1, 0, 1], range(4)))
+
+
+FLEISS = """00060 03003 01401 00006 03030 20400 00402 20310 20040 00006 10050 11040 03300 10050 02031
+            00501 30012 51000 02040 10203 00006 01050 02013 20040 10041 05010 40002 02040 10500 00006"""
+
+
+def test_fleiss_kappa_of_his_own_example():
+    """Fleiss 1971, table 1: six of a hospital's psychiatrists, thirty patients, five diagnoses."""
+    table = np.array([[int(digit) for digit in row] for row in FLEISS.split()])
+    assert (table.sum(0).tolist(), set(table.sum(1))) == ([26, 26, 30, 55, 43], {6})
+    sums = np.stack(statistics.fleiss_columns(table), axis=1).sum(0)
+    assert statistics.fleiss_kappa(sums) == pytest.approx(0.430, abs=5e-4)
+
+
+@pytest.mark.parametrize("table, expected", [
+    ([[3, 0], [0, 3]], 1), ([[1, 1], [1, 1]], -1), ([[4, 0], [4, 0]], np.nan)])
+def test_fleiss_kappa_at_its_ends(table, expected):
+    sums = np.stack(statistics.fleiss_columns(np.array(table)), axis=1).sum(0)
+    assert statistics.fleiss_kappa(sums) == pytest.approx(expected, nan_ok=True)

@@ -67,6 +67,10 @@ def judged_pair(identity: str) -> list[dict]:
     return pair(identity, winner="chosen")
 
 
+def voted_pair(identity: str) -> list[dict]:
+    return pair(identity, votes=[{"judge": "x", "order": order, "winner": "chosen"} for order in ("ab", "ba")])
+
+
 @dataclass
 class Row:
     """How a command is run: the words after `music`, the records that make one good input, and what it is like."""
@@ -80,6 +84,7 @@ class Row:
     filters: bool = True  # one good input gives one or more records with its id; else the output is something whole
     passes: bool = True  # fields it does not know are in its output, too
     unique: bool = True  # refuses a second record of the same id
+    again: str = "id: 'x' stands here a second time; an id names one record"  # and says so
     datasets: bool = False  # reads rows of any format, in its own words: only what concerns the output holds
 
 
@@ -96,6 +101,7 @@ ROWS = [
     Row("bench rewardbench2", right_and_wrong, filters=False),
     Row("bench rmbench", right_and_wrong, filters=False),
     Row("bench sensitivity", corrupted_pair, field="chosen", filters=False),
+    Row("bench judges", voted_pair, field="chosen", filters=False, again="votes: x has voted on this pair before"),
     Row("bench winrate", judged_pair, field="chosen", filters=False),
 ]
 EXCUSED = {
@@ -242,8 +248,7 @@ def test_an_id_names_one_record(reader):
         assert done.status == 0
         return
     assert done.status == 2
-    assert done.lines[-1] == f"music {reader.words}: error: in.jsonl:{len(reader.good('x')) + 1}: id: 'x' stands " \
-        "here a second time; an id names one record"
+    assert done.lines[-1] == f"music {reader.words}: error: in.jsonl:{len(reader.good('x')) + 1}: {reader.again}"
 
 
 @pytest.mark.parametrize("path, content, said", [

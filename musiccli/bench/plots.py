@@ -57,7 +57,8 @@ def draw(rows: list[dict], form: str, **style: object) -> bytes:
             axes.grid(axis="y", linewidth=0.8)
             axes.tick_params(length=0)
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-            {"agreement": turns, "winrate": rates, "sensitivity": distances}.get(rows[0]["benchmark"], sections)(
+            fill = {"agreement": turns, "winrate": rates, "sensitivity": distances, "judges": leanings}
+            fill.get(rows[0]["benchmark"], sections)(
                 axes, [row for row in rows if not panel or row["subset"].startswith(f"{panel},")])
         legend(figure)
         buffer = io.BytesIO()
@@ -182,6 +183,25 @@ def rates(axes: "Axes", rows: list[dict]) -> None:
     far = max([0.15, *(abs(end - 0.5) for end in ends)]) + 0.02
     axes.set(xlim=(-0.4, len(names) - 0.6), ylim=(max(0, 0.5 - far), min(1.02, 0.5 + far)), title=TITLES["winrate"],
              ylabel="win rate, a tie is half", xlabel="N, candidates to pick from" if names != ["all"] else None)
+
+
+LEANINGS = {"first_shown_wins": "first shown\nwins", "longer_wins": "longer side\nwins", "flip_rate": "order\nflips",
+            "ties": "ties", "unreadable": "unreadable", "agreement_decided": "agrees with\nlabels"}
+
+
+def leanings(axes: "Axes", rows: list[dict]) -> None:
+    """What sways each judge, and how often it is right, with intervals; judges beside each other."""
+    rows = [row | {"subset": row["metric"]} for row in rows if row["metric"] in LEANINGS and row["value"] is not None
+            and row.get("against", "labels") == "labels"]
+    names, judges = [name for name in LEANINGS if name in unique(rows, "subset")], unique(rows, "model")
+    for number, judge in enumerate(judges):
+        here = [row for row in rows if row["model"] == judge]
+        places = spread(here, names, number, judges, min(0.14, 0.7 / len(judges)))
+        axes.errorbar(places, [row["value"] for row in here], reach(here), fmt="o", label=judge, markersize=6,
+                      color=COLOURS[number % len(COLOURS)], elinewidth=1.6, capsize=3)
+    even(axes, "even")
+    axes.set_xticks(range(len(names)), [LEANINGS[name] for name in names], fontsize=9)
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.02, 1.02), title=TITLES["judges"], ylabel="share")
 
 
 def unique(rows: list[dict], field: str) -> list[str]:

@@ -50,6 +50,11 @@ def effective_count(values: Sequence[float], clusters: Sequence[int]) -> float:
     return max(1.0, min(size, size * alone / together)) if together else float(size)
 
 
+def share_interval(values: Sequence[float], clusters: Sequence[int], confidence: float = 0.95) -> Interval:
+    """Wilson's interval of the mean of clustered values between 0 and 1, for as many as they are worth."""
+    return wilson(math.fsum(values) / len(values), effective_count(values, clusters), confidence)
+
+
 def combine(shares: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]) -> tuple[float, Interval]:
     """The weighted sum of independent shares, with the interval that follows from theirs.
 
@@ -130,4 +135,26 @@ def kappa(table: "np.ndarray") -> "np.ndarray":
     with np.errstate(invalid="ignore", divide="ignore"):
         agreed = np.trace(table, axis1=-2, axis2=-1) / total
         chance = (table.sum(-1) * table.sum(-2)).sum(-1) / total**2
+        return (agreed - chance) / np.where(chance < 1, 1 - chance, np.nan)
+
+
+def fleiss_columns(table: "np.ndarray") -> list["np.ndarray"]:
+    """What `fleiss_kappa` needs the sums of, from (items, categories) counts of equally many raters on each item."""
+    import numpy as np
+
+    table = np.asarray(table, float)
+    return [(table**2).sum(1), np.ones(len(table)), *table.T]
+
+
+def fleiss_kappa(sums: "np.ndarray") -> "np.ndarray":
+    """Fleiss' kappa from (..., 2 + categories) sums of `fleiss_columns`; nan where chance alone explains all (Fleiss
+    1971, Psychological Bulletin 76:378)."""
+    import numpy as np
+
+    squares, items, categories = sums[..., 0], sums[..., 1], sums[..., 2:]
+    votes = categories.sum(-1)
+    raters = votes / items
+    with np.errstate(invalid="ignore", divide="ignore"):
+        agreed = (squares / items - raters) / (raters * (raters - 1))
+        chance = ((categories / votes[..., None]) ** 2).sum(-1)
         return (agreed - chance) / np.where(chance < 1, 1 - chance, np.nan)

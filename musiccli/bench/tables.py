@@ -11,7 +11,7 @@ from musiccli.bench.sensitivity import BEFORE_LAST
 ACCURACIES = ("accuracy", "section", "ties_score", "average")
 TITLES = {"rewardbench": "RewardBench", "rewardbench2": "RewardBench 2", "rmbench": "RM-Bench",
           "agreement": "Agreement with labels", "sensitivity": "Sensitivity to corruptions",
-          "winrate": "Best-of-N win rate"}
+          "winrate": "Best-of-N win rate", "judges": "Judges"}
 
 
 class Table(NamedTuple):
@@ -25,7 +25,8 @@ def tables(rows: list[dict], confidence: float) -> list[Table]:
     if not rows:
         return []
     make = {"rewardbench": of_rewardbench, "rewardbench2": of_rewardbench2, "rmbench": of_rmbench,
-            "agreement": of_agreement, "sensitivity": of_sensitivity, "winrate": of_winrate}[rows[0]["benchmark"]]
+            "agreement": of_agreement, "sensitivity": of_sensitivity, "winrate": of_winrate,
+            "judges": of_judges}[rows[0]["benchmark"]]
     return [table for table in make(rows, confidence) if table.cells]
 
 
@@ -98,8 +99,45 @@ def of_winrate(rows: list[dict], confidence: float) -> list[Table]:
     return [Table(title, columns, cells)]
 
 
+def of_judges(rows: list[dict], confidence: float) -> list[Table]:
+    """What the order and the length do to each judge; agreement with labels; agreement with each other."""
+    found = {(row["model"], row.get("against"), row["metric"]): row for row in rows}
+    names = unique(row["model"] for row in rows if row["metric"] == "ties")
+
+    def cells(judge: str, against: str | None, metrics: dict[str, str]) -> list[str]:
+        """One metric a cell, each in its form: kappas as they are, all else in percent."""
+        here = [(found.get((judge, against, metric)), form) for metric, form in metrics.items()]
+        return [interval(row, 1 if form == ".2f" else 100, form) if row else "" for row, form in here]
+
+    def counted(judge: str, against: str | None, metric: str) -> str:
+        return f"{found[judge, against, metric]['count']:,}"
+
+    said = f"% [{100 * confidence:g}% interval]"
+    swayed = dict.fromkeys(("first_shown_wins", "flip_rate", "longer_wins"), ".1f")
+    undecided = dict.fromkeys(("ties", "inconsistent", "unreadable"), ".1f")
+    labelled = {"agreement": ".1f", "agreement_decided": ".1f", "kappa": ".2f", "longer_excess": "+.1f"}
+    mutual = {"agreement": ".1f", "kappa": ".2f"}
+    both = [(row["model"], row["against"]) for row in rows
+            if row["metric"] == "kappa" and row["against"] != "labels"]
+    return [
+        Table(f"Judges: what sways them, {said}", ["", "pairs", "first shown wins", "order flips", "longer side wins"],
+              [[name, counted(name, None, "ties"), *cells(name, None, swayed)] for name in names]),
+        Table(f"Judges: no winner, {said}", ["", "pairs", *undecided],
+              [[name, counted(name, None, "ties"), *cells(name, None, undecided)] for name in names]),
+        Table(f"Judges against labels, {said}", ["", "pairs", "same verdict", "where both decide", "kappa",
+                                                 "longer wins, judge - labels"],
+              [[name, counted(name, "labels", "agreement"), *cells(name, "labels", labelled)]
+               for name in names if (name, "labels", "agreement") in found]),
+        Table(f"Judges against each other, {said}", ["", "pairs", "same verdict", "kappa"],
+              [[f"{one} and {other}", counted(one, other, "kappa"), *cells(one, other, mutual)] for one, other in both]
+              + [[f"all {row['judges']}, Fleiss", f"{row['count']:,}", "", interval(row, 1, ".2f")]
+                 for row in rows if row["metric"] == "fleiss_kappa"])]
+
+
 def notes(rows: list[dict]) -> list[str]:
     """What a table of accuracies has no room for, a sentence each."""
+    if rows and rows[0]["benchmark"] == "judges":
+        return []  # its tables say it all
     overall = [row for row in rows if row["subset"] == "all"]
     return [*shortfalls(rows), *guesses(overall), *tied(rows), *lengths(rows), *kappas(overall), *comparisons(overall)]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappush, heappushpop
 from itertools import count
 
+from musiccli import votes
 from musiccli.bench.candidates import Group
 from musiccli.records import Record, side_names
 
@@ -73,4 +74,15 @@ class Worst:
             if record["winner"] == second:
                 self.add(str((record.get("models") or {}).get(first, first)), size or 1, record,
                          f"lost, best of {size}" if size else "lost")
+            yield record
+
+    def verdicts(self, found: Iterable[Record], label: Callable[[Record], str | None]) -> Iterator[Record]:
+        """Judged pairs; of each judge those on which both its votes contradict the label, then those it turned on."""
+        for record in found:
+            better = label(record)
+            for judge, said in votes.by_judge(record.get("votes") or []).items():
+                if said == votes.INCONSISTENT:
+                    self.add(judge, 1, record, "turned with the order")
+                elif better in side_names(record) and said in side_names(record) and said != better:
+                    self.add(judge, 2, record, f"said {said}, the label says {better}")
             yield record

@@ -145,3 +145,29 @@ def winrate(run: Run, confidence: CONFIDENCE = 0.95, bootstrap: BOOTSTRAP = 10_0
     contests = report.watch(run.read(winrate.judged), report.worst.contests)
     rows = list(winrate.winrate(contests, draws=bootstrap, confidence=confidence, seed=seed, counts=run.counts))
     report.write(rows, confidence)
+
+
+@stage("bench judges", to=bench)
+def judges(
+    run: Run,
+    human_field: Annotated[str | None, typer.Option(
+        metavar="FIELD", show_default=False, help="The field (or metadata field) with a person's verdict: a side's "
+        "name, tie or null. Default: the chosen side of a preference is the better one.")] = None,
+    confidence: CONFIDENCE = 0.95, bootstrap: BOOTSTRAP = 10_000, seed: SEED = 0, plot: PLOT = None, html: HTML = None,
+    markdown: MARKDOWN = None,
+) -> None:
+    """How far judges can be trusted: what order and length do to them, agreement with labels and with each other.
+
+    \b
+    music judge pairs.jsonl --judge openai/gpt-4o --judge gemini/gemini-1.5-pro | music bench judges
+    music bench judges by-gpt.jsonl by-gemini.jsonl --human-field metadata.human
+    """
+    from musiccli.bench import judges
+    from musiccli.cli.report import Report
+
+    report = Report(run, None, plot, html, markdown)
+    pairs = run.read(partial(judges.judged, human_field=human_field), unique=False)
+    pairs = report.watch(pairs, report.worst.verdicts, partial(judges.label, human_field=human_field))
+    rows = list(judges.judges(pairs, human_field=human_field, draws=bootstrap, confidence=confidence, seed=seed,
+                              rejects=run.rejects, counts=run.counts))
+    report.write(rows, confidence)
