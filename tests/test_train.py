@@ -596,8 +596,10 @@ def test_bad_held_out_pairs_are_found_before_training(run, tmp_path):
 
 def test_check_only_looks(run, tmp_path):
     done = run(tmp_path / "rm", "--check")
-    assert (done.status, len(done.lines)) == (0, 1)
+    assert (done.status, len(done.lines)) == (0, 8)
     assert done.lines[0].startswith("music train: 12 pairs, ")
+    assert done.lines[6] == "music train: check: the reward head is trained, and comes back from disk"
+    assert done.lines[7].startswith("music train: check: about ") and "an estimate: parameters " in done.lines[7]
     assert not (tmp_path / "rm").exists()
 
 
@@ -616,8 +618,8 @@ def test_a_second_bos_is_found_unless_nobody_looks(file, doubled, tmp_path):
     line = ("train", file, "--model", doubled, "--out", tmp_path / "rm", "--batch", 4, "--steps", 1)
     for more in ((), ("--check",)):
         done = music(*line, *more)
-        assert (done.status, done.lines) == (2, [
-            "music train: error: the template writes two BOS tokens; remove one from the chat template"])
+        assert (done.status, done.lines[-1]) == (
+            2, "music train: error: the template writes two BOS tokens; remove one from the chat template")
     assert music(*line, "--no-check").status == 0
 
 

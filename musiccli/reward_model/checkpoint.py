@@ -31,6 +31,8 @@ class RewardModel:
     tokenizer: object
     template: Template
     notes: dict = field(default_factory=dict)
+    replaced_padding: str | None = None  # the tokenizer's own padding token, where it could not stay
+    identity: str = ""  # of what was loaded and how it computes: equal ones give equal scores
 
     @property
     def context(self) -> int:
@@ -74,6 +76,7 @@ def load(path: str, say: Callable[[str], None] = lambda _: None, *, trust_remote
     model = _open(path, say, torch.bfloat16 if gpu else torch.float32, trust_remote_code, None)
     model.network.to("cuda" if gpu else "cpu").eval()
     model.network.core.score.float()  # a small head, and rewards that can be told apart
+    model.identity = _identity(resolve(path), model.network)
     return model
 
 
@@ -92,7 +95,7 @@ def save(model: RewardModel, folder: Path) -> None:
     last = _last_token(model.template)
     notes = model.notes | {
         "reward_token": {"id": last, "text": model.tokenizer.decode([last])},
-        "attention": "eager" if _softcapped(core.config) else "sdpa",
+        "attention": "eager" if softcapped(core.config) else "sdpa",
         "versions": {name: version(name) for name in ("musiccli", "torch", "transformers", "peft", "accelerate")},
     }
     (folder / NOTES).write_bytes(orjson.dumps(notes, option=orjson.OPT_INDENT_2))
@@ -116,7 +119,7 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True,
-                trust_remote_code=trust_remote_code, attn_implementation="eager" if _softcapped(config) else None)
+                trust_remote_code=trust_remote_code, attn_implementation="eager" if softcapped(config) else None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: cannot be loaded as a reward model: {_first_sentence(error)}") from error
     if seed is None and any(key.startswith("score") for key in report["missing_keys"]):
@@ -125,9 +128,23 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
         raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are "
                          "read")
     by_onednn(model)
-    template = Template(tokenizer)
-    _choose_padding(tokenizer, model, template)
-    return RewardModel(_network(model, say), tokenizer, template, read_notes(Path(path)))
+    template, notes = Template(tokenizer), read_notes(Path(path))
+    read_at, last = notes.get("reward_token"), _last_token(template)
+    if read_at and read_at["id"] != last:
+        raise InputError(f"{name}: was trained to be read at {read_at['text']!r}, but its chat template ends with "
+                         f"{tokenizer.decode([last])!r} now; put its own chat_template.jinja back")
+    replaced = _choose_padding(tokenizer, model, last)
+    return RewardModel(_network(model, say), tokenizer, template, notes, replaced)
+
+
+def _identity(path: str, network: RewardNetwork) -> str:
+    """A local folder by its files, a hub model by its commit; and by what else makes its numbers."""
+    folder = Path(path)
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".md"]
+    weight = next(network.parameters())
+    return repr((stats or (path, getattr(network.core.config, "_commit_hash", None)), str(weight.dtype),
+                 weight.device.type, network.packed, version("torch"), version("transformers")))
 
 
 def _first_sentence(error: Exception) -> str:
@@ -149,7 +166,7 @@ def _is_classifier(config) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
 
 
-def _softcapped(config) -> bool:
+def softcapped(config) -> bool:
     """Whether attention logits are soft-capped, as Gemma-2's: sdpa leaves that out, or refuses."""
     return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
 
@@ -158,9 +175,12 @@ def _last_token(template: Template) -> int:
     return template.encode([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], False).ids[-1]
 
 
-def _choose_padding(tokenizer, model, template: Template) -> None:
-    """transformers reads the reward at the last token that is not padding, so padding must never be that token."""
-    last = _last_token(template)
+def _choose_padding(tokenizer, model, last: int) -> str | None:
+    """transformers reads the reward at the last token that is not padding, so padding must never be `last`, that token.
+
+    Returns the padding token that had to be replaced, if any.
+    """
+    own = tokenizer.pad_token
     avoid = {last, *(id for id in (tokenizer.eos_token_id, tokenizer.bos_token_id) if id is not None)}
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in avoid:
         special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -172,6 +192,7 @@ def _choose_padding(tokenizer, model, template: Template) -> None:
         tokenizer.pad_token = fit[0]
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return own if own != tokenizer.pad_token else None
 
 
 def _network(model, say: Callable) -> RewardNetwork:

@@ -10,13 +10,13 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from musiccli.errors import InputError
@@ -25,6 +25,8 @@ from musiccli.progress import Bar, bar
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.train import log
+from musiccli.train.check import check
+from musiccli.train.memory import available, estimate
 from musiccli.train.pairs import Pair, fingerprint, prepare
 from musiccli.train.plan import plan, total_steps
 from musiccli.train.settings import Settings
@@ -57,28 +59,40 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
         raise InputError(f"--batch {settings.batch}: there are {len(pairs)} pairs; a step would hold some twice")
     held_out = [] if evaluation is None else _prepare(evaluation, model, settings, Counter(), rejects,
                                                       lambda text: say(f"--eval: {text}"), "to evaluate on")
-    if checked or only_check:
-        check(model, [*pairs, *held_out])
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
     if not only_check and (found := checkpoint.read_notes(out)):
         refuse_other_run(found, identity, out)
         say(f"{out} is trained already, by this same line")
         return None
     say(_plan_in_words(model, pairs, settings, accelerator))
+    if (checked or only_check) and accelerator.is_main_process:
+        _check(model, pairs, held_out, settings, accelerator, say, whole=only_check)
     if only_check:
         return None
     trainer = Trainer(model, pairs, out, settings, accelerator)
     return _run(trainer, identity, held_out, eval_every or save_every, save_every, say)
 
 
-def check(model: checkpoint.RewardModel, pairs: Sequence[Pair]) -> None:
-    """What silently ruins reward models, looked for before the first step. Raises InputError naming the first found."""
-    bos, pad = model.tokenizer.bos_token_id, model.network.core.config.pad_token_id
-    for side in (side for pair in pairs for side in pair.sides):
-        if side.ids[:2] == [bos, bos]:
-            raise InputError("the template writes two BOS tokens; remove one from the chat template")
-        if side.ids[-1] == pad:
-            raise InputError(f"conversations end with the padding token ({pad}), which no reward can be read at")
+def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair], settings: Settings,
+           accelerator: Accelerator, say: Callable, *, whole: bool) -> None:
+    """Say what the checks found: all (`whole`), or what is doubtful. Raises InputError where something is wrong."""
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if not sharded:
+        model.network.to(accelerator.device)
+    with accelerator.autocast():
+        report = check(model, [*pairs, *held_out])
+        memory = estimate(model, pairs, settings, ranks=accelerator.num_processes, sharded=sharded)
+    if memory.total > (free := available(accelerator.device)):
+        report.doubts.append(f"{memory}; {free / 1e9:.1f} GB are free: a smaller --budget, --activation-checkpointing, "
+                             "--lora or more processes with FSDP take less")
+    for text in ([*report.right, str(memory)] if whole else []) + report.doubts:
+        say(f"check: {text}")
+    if len(report.faults) > 1:
+        for fault in report.faults:
+            say(f"check: wrong: {fault}")
+        raise InputError(f"{len(report.faults)} things are wrong; --no-check would train all the same")
+    if report.faults:
+        raise InputError(report.faults[0])
 
 
 def _create(settings: Settings, say: Callable[[str], None] = lambda _: None) -> checkpoint.RewardModel:

@@ -1,0 +1,90 @@
+"""How much memory a run will take in each process: an estimate, before the first step."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.train.pairs import Pair
+from musiccli.train.settings import Settings
+
+SAMPLE = 512  # tokens: the largest pair that is not larger is run forward once to see what it keeps
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in one process, at the peak of a step."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float  # of the largest micro-batch, kept for the backward pass
+    workspace: float  # of the largest weight's gradient, while it is added to
+    tokens: int  # of that micro-batch
+
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_shown(getattr(self, name))}" for name in
+                          ("parameters", "gradients", "optimizer", "workspace", "activations"))
+        return f"about {_shown(self.total)} a process, an estimate: {parts} (of {self.tokens:,} tokens at once)"
+
+
+def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, ranks: int = 1,
+             sharded: bool = False) -> Memory:
+    """Parameters and gradients as they are, AdamW's two moments, and activations measured on one pair and scaled to the
+    largest micro-batch. Sharded weights are divided by `ranks`; else DDP's buckets hold gradients a second time."""
+    weights = list(model.network.parameters())
+    trained = sum(_bytes(weight) for weight in weights if weight.requires_grad)
+    share = 1 / ranks if sharded else 1
+    copies = 2 if ranks > 1 and not sharded else 1
+    sizes = [pair.size for pair in pairs]
+    tokens = max(max(sizes), min(settings.budget, sum(sorted(sizes)[-settings.batch:])))
+    largest = max(_bytes(weight) for weight in weights if weight.requires_grad)
+    return Memory(sum(map(_bytes, weights)) * share, trained * copies * share, 2 * trained * share,
+                  tokens * _kept_per_token(model, pairs, settings.activation_checkpointing), largest, tokens)
+
+
+def available(device: torch.device) -> float:
+    """Bytes that a process of this run may still take on its device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _kept_per_token(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool) -> float:
+    """Bytes a token that a forward pass keeps for the backward one, weights aside."""
+    small = [pair for pair in pairs if pair.size <= SAMPLE]
+    pair = max(small, key=lambda pair: pair.size) if small else min(pairs, key=lambda pair: pair.size)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.network.parameters()}
+    kept: dict[int, int] = {}
+
+    def see(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    # In evaluation nothing is recomputed; the models in use have no dropout, so training keeps the same.
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        rewards = model.network.eval()([pair.sides])
+    per_token = sum(kept.values()) / pair.size
+    del rewards
+    if not checkpointing:
+        return per_token
+    config = model.network.core.config.get_text_config()  # each layer's input is kept, and one layer at a time whole
+    return config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize + \
+        per_token / config.num_hidden_layers
+
+
+def _bytes(weight: torch.Tensor) -> int:
+    return weight.numel() * weight.element_size()
+
+
+def _shown(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
