@@ -11,8 +11,8 @@ GROUND = {"errors": 1, "seen": 1, "records": 2, "jsonl": 3, "prompts": 3, "chat"
 STAGE, CLI = 4, 5
 HELPERS = {  # modules and rooms at the stages' level that stages are made of, and which stages those are
     "formats": {"sources", "sample"}, "sources": {"formats", "sample"}, "reward_model": {"train", "score"},
-    "corrupt": {"sample"}, "launch": {"train"}, "page": {"show", "bench"}, "votes": {"judge", "bench"},
-    "faults": {"simulate", "bench"},
+    "corrupt": {"sample"}, "launch": {"train", "score"}, "page": {"show", "bench"}, "votes": {"judge", "bench"},
+    "faults": {"simulate", "bench"}, "picture": {"train", "bench"},
 }
 HEAVY = {"torch", "transformers", "datasets", "litellm", "numpy", "scipy", "peft", "accelerate", "pandas", "matplotlib",
          "aiohttp", "safetensors", "gguf", "pyarrow"}

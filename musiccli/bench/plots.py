@@ -1,40 +1,20 @@
 """Metric records as one picture: bars by section, accuracy by turns or distance, or win rate over N, with intervals."""
 
-import io
 import warnings
 from typing import TYPE_CHECKING
 
 from musiccli.bench import rewardbench2
 from musiccli.bench.baselines import PREFIX
 from musiccli.bench.tables import TITLES, plainly
-from musiccli.errors import InputError
-from musiccli.page import visible
+from musiccli.picture import COLOURS, FAINT, INK, STYLE, printable, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg", "pdf")
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")  # told apart by any eye: Okabe & Ito 2008
 GUESS = "best content-blind guess"
 FEWEST = 10  # pairs that a point of a line stands for
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # a number, where a line runs through it
-INK, FAINT = "#222222", "#8a8a8a"
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
-         "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.axisbelow": True,
-         "grid.color": "#e4e4e4", "legend.frameon": False, "axes.titlelocation": "left", "svg.hashsalt": "music"}
-
-
-def check(path: str) -> str:
-    """The picture's format, from the file's suffix. Raises InputError where it, or matplotlib, is not to be had."""
-    form = path.rpartition(".")[2].lower()
-    if form not in FORMATS:
-        raise InputError(f"--plot {path}: expected a file that ends in {', '.join(f'.{name}' for name in FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError('--plot needs matplotlib; pip install "musiccli[plot]"') from None
-    return form
 
 
 def draw(rows: list[dict], form: str, **style: object) -> bytes:
@@ -61,15 +41,7 @@ def draw(rows: list[dict], form: str, **style: object) -> bytes:
             fill.get(rows[0]["benchmark"], sections)(
                 axes, [row for row in rows if not panel or row["subset"].startswith(f"{panel},")])
         legend(figure)
-        buffer = io.BytesIO()
-        undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(buffer, format=form, dpi=160, metadata=undated[form])
-    return buffer.getvalue()
-
-
-def printable(name: str) -> str:
-    """A name as matplotlib draws it: a dollar would begin a formula, an underscore keep it out of the legend."""
-    return " " * name.startswith("_") + visible(name).replace("$", r"\$")
+        return rendered(figure, form)
 
 
 def legend(figure: "Figure") -> None:

@@ -37,9 +37,10 @@ class Report:
         for note in notes:
             self.run.say(note)
         if self.plot and rows:
+            from musiccli import picture
             from musiccli.bench import plots
 
-            save(self.plot, [plots.draw(rows, plots.check(self.plot))])
+            save(self.plot, [plots.draw(rows, picture.check(self.plot))])
         if self.markdown:
             save(self.markdown, (piece.encode() for piece in markdown.document(shown, notes)))
         if self.html:
@@ -76,10 +77,10 @@ class Report:
         return page.Origin(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
 
     def _check(self, targets: dict[str, str | None]) -> None:
-        from musiccli.bench import plots
+        from musiccli import picture
 
         if self.plot:
-            plots.check(self.plot)
+            picture.check(self.plot)
         taken = [self.run.output, *self.run.files]
         for option, path in targets.items():
             if not path:
