@@ -7,12 +7,14 @@ from musiccli.errors import RecordError
 from musiccli.records import Record, conversation, first_divergence, same_text
 
 
-def join(branches: Iterable[Record], counts: Counter | None = None,
-         say: Callable[[str], None] = lambda _: None) -> Iterator[dict]:
+def join(branches: Iterable[Record], counts: Counter | None = None, say: Callable[[str], None] = lambda _: None, *,
+         drop_truncated: bool = False) -> Iterator[dict]:
     """Preferences from branches: the chosen and the rejected branch of the same id and sample.
 
     Branches that stand together stream; a branch whose partner comes later is held until then, and `say` is told
-    once. Pairs that would teach nothing or something wrong are dropped, each under its reason in `counts`.
+    once. Pairs that would teach nothing or something wrong are dropped, each under its reason in `counts`. A pair with
+    a message that the token limit cut, and that now ends with a whole sentence, is kept and counted: with long-winded
+    models hardly a pair has none. One that ends in the middle is a fault.
     """
     counts = Counter() if counts is None else counts
     waiting: dict[tuple, Record] = {}
@@ -27,10 +29,13 @@ def join(branches: Iterable[Record], counts: Counter | None = None,
                 say(f"{branch.where}: branches of one id do not stand together; holding each until its partner comes")
             continue
         chosen, rejected = (branch, partner) if branch["branch"] == "chosen" else (partner, branch)
-        reason = drop_reason(chosen, rejected)
+        cut = bool(chosen.get("truncated") or rejected.get("truncated"))
+        reason = drop_reason(chosen, rejected) or ("truncated" if cut and drop_truncated else None)
         if reason:
             counts[f"dropped ({reason})"] += 1
             continue
+        if cut:
+            counts["with a truncated message"] += 1
         yield preference(chosen, rejected)
     if waiting:
         counts["dropped (other branch missing)"] += len(waiting)
@@ -56,7 +61,9 @@ def drop_reason(chosen: Record, rejected: Record) -> str | None:
 def preference(chosen: Record, rejected: Record) -> dict:
     """The preference two branches make. Fields that only simulate's bookkeeping needs are left behind."""
     kept = {name: value for name, value in chosen.items() if name not in BOOKKEEPING}
-    return kept | {
+    truncated = {name: branch["truncated"] for name, branch in (("chosen", chosen), ("rejected", rejected))
+                 if branch.get("truncated")}
+    return kept | ({"truncated": truncated} if truncated else {}) | {
         "chosen": chosen["messages"],
         "rejected": rejected["messages"],
         "first_divergence": first_divergence(chosen["messages"], rejected["messages"]),

@@ -6,24 +6,25 @@ branch sees that branch only. While nothing has been contrasted yet the branches
 once, so that what differs later is the contrast's doing.
 """
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from difflib import SequenceMatcher
+from dataclasses import dataclass, field, replace
 from random import Random
 
-from musiccli import prompts
+from musiccli import faults, prompts
 from musiccli.errors import CallError, InputError
 from musiccli.jsonl import Rejects
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
 from musiccli.llm.inflight import all_of, in_order
-from musiccli.prompts import Prompt, transcript
+from musiccli.prompts import Prompt, feedback, transcript
 from musiccli.records import Message, Record
 
 WARMER = 0.2  # added to the temperature each time a faulty message is asked for again, or it would come out the same
 WARMEST = 1.0  # some providers refuse more
+REHEARSED = 200  # conversations that an estimate rests on
 POLICIES = "all | none | first | last | random:K | prob:P"
 
 
@@ -64,7 +65,7 @@ class Branch:
 
     def add(self, role: str, reply: Reply, fault: str | None) -> None:
         if fault:
-            self.faults.append({"message": len(self.messages), "fault": f"{role} {fault}"})
+            self.faults.append({"message": len(self.messages), "fault": fault})
         if reply.finish == "length":
             self.truncated.append(len(self.messages))
         self.messages.append({"role": role, "content": reply.text})
@@ -104,6 +105,7 @@ class Simulator:
         if self.contrast_prompt is None:
             raise InputError(f"--prompts {settings.prompts} has no contrast.md, the contrast in one call; "
                              "use --contrast-calls 2")
+        self.feedback = feedback.load(settings.prompts)
         contrasted(settings.contrast, settings.turns, Random(0))
 
     async def conversation(self, seed: Record, sample: int) -> list[dict]:
@@ -140,14 +142,14 @@ class Simulator:
         history, prompt = list(branch.messages), self.user_prompt
         question = self._question(prompt, history, transcript=transcript(history))
         reply, fault = await self._ask(branch, "user", turn, whom, self.settings.user, question,
-                                       lambda reply: user_fault(reply.text, history))
+                                       lambda reply: faults.user_fault(reply.text, history))
         branch.add("user", reply, fault)
 
     async def _assistant(self, branch: Branch, turn: int, whom: tuple) -> None:
         history = list(branch.messages)
         reply, fault = await self._ask(branch, "assistant", turn, whom, self.settings.assistant,
                                        {"messages": tuple(history)},
-                                       lambda reply: reply_fault(reply.text, history))
+                                       lambda reply: faults.reply_fault(reply.text, history))
         branch.add("assistant", reply, fault)
 
     async def _contrast(self, branch: Branch, turn: int, whom: tuple) -> None:
@@ -157,20 +159,20 @@ class Simulator:
         question = self._question(self.contrast_prompt, history, transcript=transcript(history[:-1]), instruction=asked)
         if self.settings.one_call:
             both, fault = await self._ask(branch, "contrast", turn, whom, model, question,
-                                          lambda reply: contrast_fault(*split_contrast(reply.text), asked, history))
+                                          lambda reply: contrast_fault(reply.text, asked, history))
             instruction, text = split_contrast(both.text)
             reply = Reply(text or both.text, both.finish, 0, 0, 0.0)
         else:
             rewritten, fault = await self._ask(branch, "rewrite", turn, whom, model, question,
-                                               lambda reply: rewrite_fault(reply.text, asked))
+                                               lambda reply: faults.rewrite_fault(reply.text, asked))
             instruction = rewritten.text
             altered = (*history[:-1], {"role": "user", "content": instruction})
-            reply, second = await self._ask(branch, "contrast", turn, whom, model, {"messages": altered},
-                                            lambda reply: (leak(reply.text, instruction)
-                                                           or reply_fault(reply.text, history)))
+            reply, second = await self._ask(
+                branch, "contrast", turn, whom, model, {"messages": altered},
+                lambda reply: faults.contrast_reply_fault(reply.text, instruction, history))
             fault = fault or second
         branch.contrast.append({"message": len(branch.messages), "instruction": instruction or ""})
-        branch.add("assistant", reply, fault and f"contrast {fault}")
+        branch.add("assistant", reply, fault)
 
     def _question(self, prompt: Prompt, history: list[Message], **values: str) -> dict:
         if prompt.as_ == "turn":
@@ -181,23 +183,41 @@ class Simulator:
 
     async def _ask(self, branch: Branch, role: str, turn: int, whom: tuple, model: str, question: dict,
                    fault_of: Callable[[Reply], str | None]) -> tuple[Reply, str | None]:
-        """A reply without a fault, or after every retry the last one and its fault."""
+        """A reply without a fault, or after every retry the last one and "ROLE FAULT"."""
         name, identifier, sample = whom
-        tokens = self.settings.user_tokens if role in ("user", "rewrite") else self.settings.assistant_tokens
+        asked = question
         for attempt in range(self.settings.retries + 1):
             reply = await self.client.ask(Call(
-                model=model, whom=(identifier, name, sample, turn, role, attempt), max_tokens=tokens,
-                temperature=self._temperature(attempt), top_p=self.settings.top_p, seed=self.settings.seed, **question))
+                model=model, whom=(identifier, name, sample, turn, role, attempt), max_tokens=self._room(role),
+                temperature=self._temperature(attempt), top_p=self.settings.top_p, seed=self.settings.seed, **asked))
             branch.pay(reply)
-            if reply.finish == "length":
-                reply = Reply(whole_sentences(reply.text), "length", 0, 0, None)
-            fault = "empty" if not reply.text.strip() else fault_of(reply)
+            reply, whole = whole_sentences(reply)
+            fault = "empty" if not reply.text.strip() else fault_of(reply) or (None if whole else "cut off")
             if fault is None:
                 return reply, None
             self.counts[f"retried ({role} {fault})"] += attempt < self.settings.retries
+            asked = self._again(question, reply.text, feedback.text(self.feedback, role, fault))
         if fault == "empty":
             raise CallError(f"{model} wrote nothing as {role} in turn {turn + 1}, {self.settings.retries + 1} times")
-        return reply, fault
+        return reply, f"{role} {fault}"
+
+    def _again(self, question: dict, bad: str, told: str | None) -> dict:
+        """The question with the message that cannot be used, and what is wrong with it, behind it.
+
+        A model that continues raw text is asked the same again: there is nobody to talk to.
+        """
+        if not told or question.get("as_", "chat") != "chat":
+            return question
+        behind = ({"role": "assistant", "content": bad.strip() or "(nothing)"}, {"role": "user", "content": told})
+        return question | {"messages": (*question["messages"], *behind)}
+
+    def _room(self, role: str) -> int:
+        """The token limit of a message; a contrast in one call needs room for the instruction, too, or its reply would
+        be the shorter one."""
+        if role in ("user", "rewrite"):
+            return self.settings.user_tokens
+        both = role == "contrast" and self.settings.one_call
+        return self.settings.assistant_tokens + self.settings.user_tokens * both
 
     def _temperature(self, attempt: int) -> float:
         asked = self.settings.temperature
@@ -253,96 +273,61 @@ def simulate(seeds: Iterable[Record], settings: Settings, client: Client, *, rej
                       "limit goes on from here, and pays for no finished call again")
 
 
-def estimate(seeds: Iterable[Record], settings: Settings) -> dict[tuple[str, str], Counter]:
-    """Calls and tokens (characters / 4, replies at two thirds of their limit) that these seeds would take, by role
-    and model: {(role, model): Counter(calls, prompt_tokens, completion_tokens)}. Retries are not in it."""
-    planned: dict[tuple[str, str], Counter] = {}
-    user, reply = settings.user_tokens * 2 // 3, settings.assistant_tokens * 2 // 3
-    contraster = settings.contraster or settings.assistant
+class Rehearsal:
+    """A client that asks nobody and counts what would be asked: `planned` is {(role, model): Counter(calls,
+    prompt_tokens, completion_tokens)}. A token is reckoned as 4 characters, and a reply as two thirds of its limit."""
 
-    def plan(role: str, model: str, prompt: int, completion: int) -> None:
-        planned.setdefault((role, model), Counter()).update(calls=1, prompt_tokens=prompt, completion_tokens=completion)
+    def __init__(self, settings: Settings):
+        self.planned: dict[tuple[str, str], Counter] = {}
+        self._reply = "word" * (settings.assistant_tokens * 2 // 3)
+        self._user = "word" * (settings.user_tokens * 2 // 3)
+        self._both = f"<instruction>{self._user}</instruction><reply>{self._reply}</reply>"
+        self._one_call = settings.one_call
 
+    async def ask(self, call: Call) -> Reply:
+        role = call.whom[-2]
+        text = self._user if role in ("user", "rewrite") else \
+            self._both if role == "contrast" and self._one_call else self._reply
+        asked = sum(len(message["content"]) for message in call.messages) + len(call.text)
+        counts = Counter(calls=1, prompt_tokens=asked // 4, completion_tokens=len(text) // 4)
+        self.planned.setdefault((role, call.model), Counter()).update(counts)
+        return Reply(text, "stop", counts["prompt_tokens"], counts["completion_tokens"], 0.0)
+
+
+def estimate(seeds: Iterable[Record], settings: Settings) -> tuple[dict[tuple[str, str], Counter], int, int]:
+    """What these seeds would take without retries: Rehearsal's counts, on how many conversations they rest, and how
+    many there are.
+
+    Up to REHEARSED conversations, drawn at random from all (Algorithm R: Vitter 1985, ACM TOMS 11:37), are simulated on
+    a Rehearsal and their counts scaled up; where there are no more than these, the number of calls is exact.
+    """
+    client = Rehearsal(settings)
+    simulator = Simulator(replace(settings, retries=0), client, Counter())
+    rng, drawn, total = Random(settings.seed), [], 0
     for seed in seeds:
         for sample in range(settings.samples):
-            altered = contrasted(settings.contrast, settings.turns, Random(f"{settings.seed} {seed['id']} {sample}"))
-            fork = min(altered, default=settings.turns)
-            for branch in ("chosen", "rejected")[:1 + bool(altered)]:
-                tokens = sum(len(message["content"]) for message in seed["messages"]) // 4
-                for turn in range(settings.turns):
-                    shared = branch == "rejected" and turn < fork
-                    asks = turn > 0 or seed["messages"][-1]["role"] == "assistant"
-                    if asks and not shared and not (branch == "rejected" and turn == fork):
-                        plan("user", settings.user, tokens + 200, user)
-                    tokens += user * asks
-                    if branch == "rejected" and turn in altered:
-                        if not settings.one_call:
-                            plan("rewrite", contraster, tokens + 200, user)
-                        plan("contrast", contraster, tokens + 200 * settings.one_call,
-                             reply + user * settings.one_call)
-                    elif not shared:
-                        plan("assistant", settings.assistant, tokens, reply)
-                    tokens += reply
-    return planned
+            total += 1
+            if len(drawn) < REHEARSED:
+                drawn.append((seed, sample))
+            elif (place := rng.randrange(total)) < REHEARSED:
+                drawn[place] = (seed, sample)
+
+    async def rehearse() -> None:
+        for seed, sample in drawn:
+            await simulator.conversation(seed, sample)
+
+    asyncio.run(rehearse())
+    planned = {whom: Counter({name: round(count * total / len(drawn)) for name, count in counts.items()})
+               for whom, counts in sorted(client.planned.items())}
+    return planned, len(drawn), total
 
 
-# What goes wrong in simulated text. Each function names the fault, or returns None.
-
-_SPEAKS_AS_ASSISTANT = re.compile(
-    r"^(assistant:|as an ai\b|as a language model|i('d| would) be happy to (help|assist)|"
-    r"(sure|certainly|of course)[,!.] (here|i can|let me)|how (can|may) i (help|assist) you|"
-    r"i'm (sorry, but|here to help)|here('s| is| are) (a|an|some|the)\b)", re.IGNORECASE)
-_HEADER = re.compile(r"^(user|human|assistant|system)\s*:", re.IGNORECASE | re.MULTILINE)
-_GOODBYE = re.compile(
-    r"\b(thank(s| you)|good ?bye|bye|have a (great|nice|good) (day|one)|see you|you're welcome|take care)\b",
-    re.IGNORECASE)
-_LEAK = re.compile(
-    r"\b(rewritten|modified|altered|different|contrastive|original) (instruction|question|request|prompt)s?\b|"
-    r"<(instruction|reply)>|instead of (what you asked|your (question|request))", re.IGNORECASE)
-
-
-def user_fault(text: str, history: list[Message]) -> str | None:
-    """Whether a simulated user forgot its role, repeats, or ends the conversation."""
-    if not re.search(r"\w", text):
-        return "empty"
-    if _SPEAKS_AS_ASSISTANT.match(text.lstrip()) or _HEADER.search(text):
-        return "role flip"
-    if _LEAK.search(text) or "{{" in text:
-        return "prompt leak"
-    if any(alike(text, message["content"]) for message in history if message["role"] != "system"):
-        return "repeat"
-    if _GOODBYE.search(text) and "?" not in text and len(text.split()) < 25:
-        return "goodbye"
-    return None
-
-
-def reply_fault(text: str, history: list[Message]) -> str | None:
-    """Whether an assistant's reply speaks for the user, too, or repeats an earlier message."""
-    if re.search(r"^(user|human)\s*:", text, re.IGNORECASE | re.MULTILINE):
-        return "role flip"
-    if any(alike(text, message["content"]) for message in history if message["role"] != "system"):
-        return "repeat"
-    return None
-
-
-def rewrite_fault(instruction: str, asked: str) -> str | None:
-    """Whether a rewritten instruction is no instruction, or still the user's own."""
-    if alike(instruction, asked):
-        return "not rewritten"
-    return "role flip" if _HEADER.search(instruction) else None
-
-
-def contrast_fault(instruction: str | None, text: str | None, asked: str, history: list[Message]) -> str | None:
+def contrast_fault(both: str, asked: str, history: list[Message]) -> str | None:
     """What is wrong with a contrast that was made in one call."""
+    instruction, text = split_contrast(both)
     if not instruction or not text:
-        return "unreadable"
-    return rewrite_fault(instruction, asked) or leak(text, instruction) or reply_fault(text, history)
-
-
-def leak(text: str, instruction: str) -> str | None:
-    """Whether a contrasted reply gives away that it answers another instruction."""
-    quoted = len(instruction.split()) >= 4 and _plain(instruction) in _plain(text)
-    return "leak" if quoted or _LEAK.search(text) else None
+        return "refusal" if faults.refuses(both) else "unreadable"
+    return faults.rewrite_fault(instruction, asked) or faults.contrast_reply_fault(text, instruction, history)
 
 
 def split_contrast(text: str) -> tuple[str | None, str | None]:
@@ -352,22 +337,16 @@ def split_contrast(text: str) -> tuple[str | None, str | None]:
     return instruction and instruction[1].strip(), reply and reply[1].strip()
 
 
-def alike(one: str, other: str) -> bool:
-    """Whether two messages say the same in nearly the same words. Other numbers are another question."""
-    one, other = _plain(one)[:2000], _plain(other)[:2000]
-    if one == other:
-        return True
-    if re.findall(r"\d+", one) != re.findall(r"\d+", other):
-        return False
-    matcher = SequenceMatcher(None, one, other, autojunk=False)
-    return matcher.real_quick_ratio() > 0.9 and matcher.quick_ratio() > 0.9 and matcher.ratio() > 0.9
+def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
+    """A reply that the token limit cut, up to its last whole sentence or line, and whether it now ends in peace.
 
-
-def whole_sentences(text: str) -> str:
-    """A reply that the token limit cut, up to its last whole sentence; as it is where that would lose half of it."""
-    end = max((found.end() for found in re.finditer(r"[.!?…][\"')\]]?(?=\s|$)|\n(?=\n)", text)), default=0)
-    return text[:end].rstrip() if end * 2 >= len(text) else text
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+    It stays as it is, cut off, where that would lose more than half of it or leave a code block open.
+    """
+    if reply.finish != "length":
+        return reply, True
+    ends = [found.end() for found in re.finditer(r"[.!?…。！？][\"')\]*_”’]*(?=\s|$)|[。！？]|(?<=\S)\n+", reply.text)]
+    end = max(ends, default=0)
+    text = reply.text[:end].rstrip()
+    if end * 2 < len(reply.text) or text.count("```") % 2:
+        return reply, False
+    return replace(reply, text=text), True

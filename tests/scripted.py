@@ -35,9 +35,9 @@ socket.getaddrinfo = getaddrinfo
 
 
 def role(body: dict) -> str:
-    """Who is asked: user, contrast, rewrite, judge, or else the assistant."""
-    last = body["messages"][-1]["content"]
-    return next((name for mark, name in MARKS.items() if mark in last), "assistant")
+    """Who is asked, for the first time or again: user, contrast, rewrite, judge, or else the assistant."""
+    asked = "".join(message["content"] for message in body["messages"])
+    return next((name for mark, name in MARKS.items() if mark in asked), "assistant")
 
 
 def words(body: dict, count: int = 8) -> str:

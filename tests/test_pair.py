@@ -27,7 +27,7 @@ def joined(*branches: Record) -> tuple[list[dict], dict, list[str]]:
 
 
 def test_a_preference_holds_both_branches_whole_and_says_where_they_part():
-    bookkeeping = {"usage": {"prompt_tokens": 3}, "cost": 0.1, "truncated": [3]}
+    bookkeeping = {"usage": {"prompt_tokens": 3}, "cost": 0.1}
     [pair], counts, said = joined(branch("chosen", metadata={"topic": "eggs"}, extra=[1], **bookkeeping),
                                   branch("rejected", **bookkeeping))
     assert pair == {"id": "e", "sample": 0, "seed_messages": 1, "metadata": {"topic": "eggs"}, "extra": [1],
@@ -66,7 +66,8 @@ def test_samples_of_one_id_are_pairs_of_their_own():
 
 @pytest.mark.parametrize("chosen, rejected, reason", [
     ({"faults": [{"message": 2, "fault": "user goodbye"}]}, {}, "user goodbye"),
-    ({}, {"faults": [{"message": 1, "fault": "assistant contrast leak"}]}, "assistant contrast leak"),
+    ({}, {"faults": [{"message": 1, "fault": "contrast leak"}]}, "contrast leak"),
+    ({"faults": [{"message": 2, "fault": "user cut off"}], "truncated": [2]}, {}, "user cut off"),
     ({}, {"contents": GOOD}, "same text"),
     ({}, {"contents": ("How do I fry an egg?", *BAD[1:])}, "different seeds"),
     ({}, {"contrast": []}, "nothing contrasted"),
@@ -76,6 +77,17 @@ def test_a_bad_pair_is_dropped_under_its_reason(chosen, rejected, reason):
     whole = [branch(name, identifier="whole") for name in ("chosen", "rejected")]
     pairs, counts, _ = joined(branch("chosen", **chosen), branch("rejected", **rejected), *whole)
     assert ([pair["id"] for pair in pairs], counts) == (["whole"], {f"dropped ({reason})": 1})
+
+
+@pytest.mark.parametrize("chosen, rejected", [([1], []), ([], [3]), ([1, 3], [1])])
+def test_a_pair_with_a_truncated_message_is_kept_and_counted_or_dropped(chosen, rejected):
+    branches = [branch("chosen", truncated=chosen), branch("rejected", truncated=rejected)]
+    [pair], counts, _ = joined(*branches)
+    assert counts == {"with a truncated message": 1}
+    assert pair["truncated"] == {name: at for name, at in (("chosen", chosen), ("rejected", rejected)) if at}
+    counts = Counter()
+    assert list(join(branches, counts, drop_truncated=True)) == []
+    assert counts == {"dropped (truncated)": 1}
 
 
 def test_a_branch_without_its_partner_is_counted():

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,10 +12,12 @@ from openai_server import serve
 from scripted import Music, cast, jsonl, lines, no_network, role, roles, talk, wait_until, words
 
 from musiccli import jsonl as files
+from musiccli import prompts
 from musiccli import simulate as stage
 from musiccli.errors import InputError
 from musiccli.llm import client as door
 from musiccli.llm.cache import Cache
+from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.pair import join
 from musiccli.prompts import transcript
@@ -211,7 +214,7 @@ def test_the_same_seed_gives_the_same_records_and_another_seed_others():
 def test_limits_and_temperature_reach_the_models():
     _, _, server = simulated(seed(), turns=2, user_tokens=33, assistant_tokens=44, temperature=0.3, top_p=0.4)
     assert {(role(body), body["max_tokens"]) for body in server.requests} \
-        == {("user", 33), ("assistant", 44), ("contrast", 44)}
+        == {("user", 33), ("assistant", 44), ("contrast", 44 + 33)}  # in one call: the instruction and the reply
     assert {(body["temperature"], body["top_p"]) for body in server.requests} == {(0.3, 0.4)}
 
 
@@ -273,12 +276,15 @@ def faulty(who: str, text: str, times: int, reply=cast):
 
 USER_FAULTS = [
     ("?!", "empty"), ("Sure, here is a recipe for you", "role flip"), ("How can I help you today?", "role flip"),
-    ("Fine.\nAssistant: and now", "role flip"), ("User: what now", "role flip"), ("As an AI I must say", "role flip"),
+    ("Fine.\nAssistant: and now", "role flip"), ("User: what now", "role flip"), ("As an AI I must say", "refusal"),
+    ("I’m sorry, but I can’t help with that.", "refusal"),
     ("Question   S", "repeat"), ("Thanks, goodbye!", "goodbye"), ("Thank you so much for all of this.", "goodbye"),
     ("My rewritten instruction is this.", "prompt leak"), ("What about {{transcript}}?", "prompt leak")]
 REPLY_FAULTS = [("Fine.\nUser: and then?", "role flip"), ("question s", "repeat")]
 CONTRAST_FAULTS = [
-    ("Just an answer.", "unreadable"), ("<instruction>Only this</instruction>", "unreadable"),
+    ("Just an answer.", "unreadable"), ("I'm sorry, but I can't rewrite that.", "refusal"),
+    ("<instruction>How to fry?</instruction><reply>I cannot assist with frying.</reply>", "refusal"),
+    ("<instruction>Only this</instruction>", "unreadable"),
     ("<instruction></instruction><reply>Answer.</reply>", "unreadable"),
     ("<instruction>question S</instruction><reply>Answer.</reply>", "not rewritten"),
     ("<instruction>How to fry?</instruction><reply>To the modified instruction: oil.</reply>", "leak"),
@@ -299,8 +305,10 @@ def test_a_fault_is_asked_again_counted_and_gone(who, text, name):
 
 @pytest.mark.parametrize("who, text, fault, dropped", [
     ("user", "Thanks, goodbye!", {"message": 2, "fault": "user goodbye"}, "user goodbye"),
+    ("user", "I'm sorry, but I can't continue.", {"message": 2, "fault": "user refusal"}, "user refusal"),
     ("assistant", "Fine.\nUser: no", {"message": 1, "fault": "assistant role flip"}, "assistant role flip"),
-    ("contrast", "No tags", {"message": 1, "fault": "assistant contrast unreadable"}, "assistant contrast unreadable")])
+    ("contrast", "I can't help with that.", {"message": 1, "fault": "contrast refusal"}, "contrast refusal"),
+    ("contrast", "No tags", {"message": 1, "fault": "contrast unreadable"}, "contrast unreadable")])
 def test_a_fault_that_stays_marks_its_record_and_pair_drops_it_by_name(who, text, fault, dropped):
     done, counts, _ = simulated(seed(), reply=faulty(who, text, 99), turns=2, retries=1)
     marked = [record for record in done if fault in record.get("faults", [])]
@@ -328,7 +336,7 @@ def test_a_fault_in_a_rewriting_is_asked_again():
 
 
 def test_a_leak_in_the_second_call_is_asked_again():
-    leaks = ["That was a different question."]
+    leaks = ["That was a different instruction."]
 
     def reply(body: dict) -> str:
         answers = body["messages"][-1]["content"].startswith("Rewrite says")
@@ -339,16 +347,35 @@ def test_a_leak_in_the_second_call_is_asked_again():
     assert not any("faults" in record for record in done)
 
 
-@pytest.mark.parametrize("text", [
-    "Could you explain that again, please?", "Thanks! But what about the yolk?", "And now in French.",
-    "好的，那蛋黄呢？", "I run my own server; the user field is empty.", "ok"])
-def test_what_a_user_would_say_is_no_fault(text):
-    assert stage.user_fault(text, talk("How do I boil an egg?", "Eight minutes.")) is None
+@pytest.mark.parametrize("who, text, told", [
+    ("user", "Thanks, goodbye!", "The conversation is not over."), ("user", "?!", "That message says nothing."),
+    ("assistant", "question s", "That was said before"), ("contrast", "No tags", "That is not in the form"),
+    ("rewrite", "question s", "That asks for the same")])
+def test_who_is_asked_again_sees_the_message_and_what_is_wrong_with_it(who, text, told):
+    _, _, server = simulated(seed(), reply=faulty(who, text, 2), turns=2, one_call=who != "rewrite")
+    same = [body["messages"] for body in by_role(server, who)]
+    [*again] = [messages for messages in same if len(messages) > 1 and messages[-2]["content"] == text]
+    assert len(again) == 2
+    for messages in again:
+        assert [message["role"] for message in messages[-3:]] == ["user", "assistant", "user"]
+        assert messages[-1]["content"].startswith(told)
+        assert messages[:-2] in same  # as it was asked first; what went wrong before the last attempt is forgotten
 
 
-@pytest.mark.parametrize("text", ["Sure, here is how: boil it.", "Thank you! Goodbye.", "Here is a recipe.", "9"])
-def test_what_an_assistant_would_say_is_no_fault(text):
-    assert stage.reply_fault(text, talk("How do I boil an egg?")) is None
+def test_without_words_for_a_fault_the_same_is_asked_again(tmp_path):
+    (tmp_path / "retry.md").write_text("## user goodbye\nStay.\n")
+    _, _, server = simulated(seed(), reply=faulty("assistant", "question s", 1), turns=1, contrast="none",
+                             prompts=str(tmp_path))
+    assert [body["messages"] for body in server.requests] == [talk("Question s?")] * 2
+    _, _, server = simulated(seed(), reply=faulty("user", "Bye!", 1), turns=2, contrast="none", prompts=str(tmp_path))
+    [again] = [body["messages"] for body in by_role(server, "user") if len(body["messages"]) > 1]
+    assert again[-1]["content"] == "Stay."
+
+
+def test_an_assistant_may_refuse():
+    text = "I'm sorry, but I can't help with that."
+    [done], counts, _ = simulated(seed(), reply=faulty("assistant", text, 1), turns=1, contrast="none")
+    assert (texts(done)[1], counts, "faults" in done) == (text, {}, False)
 
 
 def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
@@ -359,13 +386,30 @@ def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
     assert (texts(done)[1], done["truncated"], counts) == ("One two three four five.", [1], {})
 
 
+@pytest.mark.parametrize("who", ["user", "assistant"])
+def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_end(who):
+    def reply(body: dict) -> str:
+        return words(body, 12) if role(body) == who else cast(body)
+
+    done, counts, server = simulated(seed(), reply=reply, turns=2, retries=1, **{f"{who}_tokens": 8})
+    assert counts.keys() == {f"retried ({who} cut off)"}
+    assert any("in half the words" in body["messages"][-1]["content"] for body in server.requests)
+    dropped = Counter()
+    assert (list(join(map(Record, done), dropped)), dropped) == ([], {f"dropped ({who} cut off)": 1})
+
+
 @pytest.mark.parametrize("text, kept", [
     ("One. Two. Three", "One. Two."), ("One two three four five. Six", "One two three four five."),
-    ("One. Two three four five six seven", "One. Two three four five six seven"), ("none at all", "none at all"),
+    ("One. Two three four five six seven", None), ("none at all", None), ("一二三四。五六", "一二三四。"),
     ("He said: \"Yes!\" and then", "He said: \"Yes!\""), ("A list.\n\nof thin", "A list."),
-    ("A long list\n\nof thin", "A long list"), ("Whole.", "Whole.")])
-def test_a_cut_reply_ends_with_its_last_sentence_where_that_keeps_half(text, kept):
-    assert stage.whole_sentences(text) == kept
+    ("- a long item\n- another\n- a thi", "- a long item\n- another"), ("A long list\n\nof thin", "A long list"),
+    ("So:\n```\na = 1\nb = 2\nc", None), ("So:\n```\na = 1\n```\nNow it", "So:\n```\na = 1\n```"),
+    ("Whole.", "Whole.")])
+def test_a_cut_reply_ends_with_its_last_sentence_or_line_where_that_keeps_half(text, kept):
+    reply = Reply(text, "length", 1, 2, 0.5)
+    assert stage.whole_sentences(reply) == (replace(reply, text=kept or text), kept is not None)
+    whole = replace(reply, finish="stop")
+    assert stage.whole_sentences(whole) == (whole, True)
 
 
 @pytest.mark.parametrize("text, parts", [
@@ -375,14 +419,6 @@ def test_a_cut_reply_ends_with_its_last_sentence_where_that_keeps_half(text, kep
     ("<instruction>i", (None, None)), ("", (None, None))])
 def test_a_contrast_is_split_into_instruction_and_reply(text, parts):
     assert stage.split_contrast(text) == parts
-
-
-@pytest.mark.parametrize("one, other, same", [
-    ("Boil it for eight minutes.", "boil it, for eight minutes!", True), ("Boil it.", "Fry it.", False),
-    ("Tell me about the eggs in the basket", "Tell me about the egg in the basket", True),
-    ("What is 2 + 2?", "What is 2 + 3?", False)])
-def test_messages_are_alike_in_nearly_the_same_words(one, other, same):
-    assert stage.alike(one, other) is same
 
 
 # Calls that fail, runs that are cut short
@@ -421,12 +457,36 @@ def test_the_estimate_is_the_real_number_of_calls(policy, one_call):
     seeds = [seed(number, *["Q?", "A."] * (number % 2), *(["Q2?"] if number % 3 else ["Q3?", "A3."]))
              for number in range(4)]
     settings = {"turns": 3, "samples": 2, "contrast": policy, "one_call": one_call}
-    planned = estimate(seeds, Settings(MODEL, MODEL, **settings))
+    planned, rehearsed, total = estimate(seeds, Settings(MODEL, MODEL, **settings))
     _, counts, server = simulated(*seeds, **settings)
     expected = Counter({name: count["calls"] for (name, _), count in planned.items()})
     if not one_call:  # the cast takes an answer to a rewritten instruction for any assistant's
         expected["assistant"] += expected.pop("contrast", 0)
-    assert (dict(expected), counts) == (dict(roles(server)), {})
+    assert (dict(expected), counts, rehearsed, total) == (dict(roles(server)), {}, 8, 8)
+
+
+def test_the_estimate_of_many_conversations_is_a_sample_scaled_up(monkeypatch):
+    monkeypatch.setattr(stage, "REHEARSED", 50)
+    seeds = [seed(number, *["Q?", "A." * (number % 7)] * (number % 2), "Q2?") for number in range(1000)]
+    settings = Settings(MODEL, MODEL, turns=2, samples=2)
+    planned, rehearsed, total = estimate(iter(seeds), settings)
+    monkeypatch.setattr(stage, "REHEARSED", 10_000)
+    exact, _, _ = estimate(iter(seeds), settings)
+    assert (rehearsed, total, planned.keys()) == (50, 2000, exact.keys())
+    for whom, counts in exact.items():
+        assert planned[whom]["calls"] == counts["calls"]
+        assert planned[whom]["prompt_tokens"] == pytest.approx(counts["prompt_tokens"], rel=0.05)
+
+
+def test_the_estimates_tokens_are_those_of_the_prompts_and_two_thirds_of_the_limits():
+    start = seed("s", "x" * 400)
+    settings = Settings(MODEL, MODEL, turns=1, user_tokens=30, assistant_tokens=60)
+    planned, _, _ = estimate([start], settings)
+    _, _, server = simulated(start, turns=1, user_tokens=30, assistant_tokens=60)
+    [body] = by_role(server, "contrast")
+    assert planned["assistant", MODEL] == {"calls": 1, "prompt_tokens": 100, "completion_tokens": 40}
+    assert planned["contrast", MODEL]["prompt_tokens"] == len(body["messages"][0]["content"]) // 4
+    assert planned["contrast", MODEL]["completion_tokens"] == pytest.approx(60, abs=15)  # and the tags
 
 
 def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
@@ -439,7 +499,7 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
         stopped = list(simulate(seeds, Settings(gpt, gpt, turns=2), first, limits=limits))
         paid = server.calls
         assert list(simulate(seeds, Settings(gpt, gpt, turns=2), second, limits=limits)) == whole
-    assert 0.9 <= first.cost / price < 0.95
+    assert 0.7 <= first.cost / price < 0.95
     assert 0 < len(stopped) < 24 and whole[:len(stopped)] == stopped
     assert first.cost + second.cost == pytest.approx(price)
     [limit] = limits
@@ -528,6 +588,7 @@ def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, t
     with serve(reply=cast) as server:
         planned = music(*options(server, "--assistant", "openai/gpt-4o", "--dry-run", "-o", target), stdin=SEEDS)
         assert (planned.returncode, planned.stdout, server.calls, target.exists()) == (0, "", 0, False)
+    assert "an estimate from 12 of 12 conversations, drawn at random" in planned.stderr
     table = [line.split() for line in planned.stderr.splitlines() if "gpt-4o" in line]
     assert {row[0]: int(row[2]) for row in table} == roles(simulated(*SEED_RECORDS)[2])
     assert all(row[-1].startswith("$") for row in table)
@@ -543,7 +604,7 @@ def test_a_failed_conversation_gives_exit_status_1(music):
     with serve(reply=reply) as server:
         done = music(*options(server, "--concurrency", 1), stdin=SEEDS)
     assert (done.returncode, {one["id"] for one in lines(done.stdout)}) == (1, set(range(12)) - {3}), done.stderr
-    assert "music simulate: <stdin>:4: openai/scripted: litellm.BadRequestError: " in done.stderr
+    assert "music simulate: <stdin>:4: openai/scripted: 400: " in done.stderr
     assert done.stderr.splitlines()[-1].endswith("; 1 failed")
 
 
@@ -557,3 +618,16 @@ def test_a_wrong_policy_or_prompt_set_is_said_before_anybody_is_asked(music, mor
         assert (done.returncode, done.stdout, server.calls) == (2, "", 0)
     assert done.stderr.startswith("music simulate: error: ") and problem in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("files, calls", [
+    (["rewrite"], {"assistant": 2, "rewrite": 1}), (["contrast"], {"assistant": 1, "contrast": 1}),
+    (["rewrite", "contrast"], {"assistant": 1, "contrast": 1}), ([], {"assistant": 1, "contrast": 1})])
+def test_a_folder_of_prompts_decides_how_many_calls_a_contrast_takes(music, tmp_path, files, calls):
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in files:
+        (own / f"{name}.md").write_text(prompts.load("paper", name).text)
+    with serve(reply=cast) as server:
+        done = music(*options(server, "--turns", 1, "--prompts", own), stdin=jsonl([seed()]))
+        assert (done.returncode, roles(server)) == (0, calls), done.stderr

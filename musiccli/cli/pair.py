@@ -16,6 +16,9 @@ def pair(
         metavar="N,N,...", show_default=False, help="Make Best-of-N contests from scored candidates instead.")] = None,
     a: Annotated[str | None, typer.Option("--a", metavar="NAME", help="Whose pick is side a, a key of scores.")] = None,
     b: Annotated[str | None, typer.Option("--b", metavar="NAME", help="Whose pick is side b.")] = None,
+    drop_truncated: Annotated[bool, typer.Option("--drop-truncated", help="Drop pairs with a message that the token "
+                                                 "limit cut, too; left out: they are kept where the message ends with "
+                                                 "a whole sentence, and counted.")] = False,
 ) -> None:
     """Join the branches that simulate wrote into preferences, dropping the bad ones by name.
 
@@ -27,10 +30,12 @@ def pair(
 
     from musiccli import pair
 
+    if best_of and drop_truncated:
+        raise InputError("--drop-truncated is for pairs of branches, not for --best-of")
     if best_of is None and (a or b):
         raise InputError("--a and --b belong to --best-of, whose contests they name the sides of")
     if best_of is None:
-        run.write(pair.join(run.read(records.branch), run.counts, run.say))
+        run.write(pair.join(run.read(records.branch), run.counts, run.say, drop_truncated=drop_truncated))
         return
     sizes = [int(size) for size in best_of.split(",") if size.strip().isdigit()]
     if not sizes or len(sizes) != len(best_of.split(",")) or min(sizes) < 1:

@@ -35,15 +35,16 @@ def simulate(
     samples: Annotated[int, typer.Option(min=1, help="Conversations simulated from each context.")] = 1,
     contrast_calls: Annotated[int | None, typer.Option(min=1, max=2, show_default=False, help="1: rewrite and answer "
                               "in one call, as the paper does; 2: a call each; left out: 1, or 2 where the prompts "
-                              "have no contrast.md.")] = None,
+                              "have rewrite.md and no contrast.md.")] = None,
     prompts: PROMPTS = None,
     assistant_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the assistant.")] = 512,
     user_tokens: Annotated[int, typer.Option(min=1, help="Longest message of the user.")] = 256,
     temperature: Annotated[float, typer.Option(min=0)] = 0.7,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
-    retries: Annotated[int, typer.Option(min=0, help="How often a faulty message (role flip, empty, repeat, goodbye, "
-                                         "leak) is asked for again before pair drops its conversation.")] = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate calls, tokens and dollars.")] = False,
+    retries: Annotated[int, typer.Option(min=0, help="How often a faulty message (role flip, refusal, repeat, goodbye, "
+                                         "leak, cut off) is asked for again before pair drops its conversation.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate calls, tokens and dollars, from a "
+                                           "sample of the input.")] = False,
     max_cost: MAX_COST = None,
     concurrency: CONCURRENCY = 64,
     timeout: TIMEOUT = 120,
@@ -68,13 +69,17 @@ def simulate(
     chosen = default_prompts(prompts, assistant)
     settings = Settings(
         assistant=assistant, user=user or assistant, contraster=contraster, turns=turns, contrast=contrast,
-        one_call=contrast_calls == 1 if contrast_calls else prompt_files.load(chosen, "contrast") is not None,
+        one_call=contrast_calls == 1 if contrast_calls
+        else prompt_files.holds(chosen, "contrast") or not prompt_files.holds(chosen, "rewrite"),
         samples=samples, prompts=chosen, assistant_tokens=assistant_tokens, user_tokens=user_tokens,
         temperature=temperature, top_p=top_p, retries=retries, seed=seed)
     seeds = run.read(records.conversation)
     if dry_run:
         run.withhold()
-        show_costs(estimate(seeds, settings))
+        planned, rehearsed, total = estimate(seeds, settings)
+        show_costs(planned)
+        run.say(f"an estimate from {rehearsed:,} of {total:,} conversations, drawn at random; replies reckoned at two "
+                "thirds of their limit")
         return
     with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base,
                      (settings.assistant, settings.user, contraster or assistant)) as client,

@@ -45,10 +45,7 @@ def load(which: str, role: str) -> Prompt | None:
 
     Returns None where the set has no prompt for this role. Raises InputError where there is no such set.
     """
-    folder = _HERE / which if which in SETS else Path(which)
-    if not folder.is_dir():
-        raise InputError(f"--prompts {which}: neither {' nor '.join(SETS)} nor a folder")
-    path = folder / f"{role}.md"
+    path = _path(which, role)
     if not path.is_file():
         return None if which in SETS else load("paper", role)
     try:
@@ -62,6 +59,11 @@ def load(which: str, role: str) -> Prompt | None:
     return Prompt(str(path), body, as_, _stops(path, head.get("stop", "[]")))
 
 
+def holds(which: str, role: str) -> bool:
+    """Whether a set or folder has this prompt itself: what a folder lacks comes from paper. Raises as load does."""
+    return _path(which, role).is_file()
+
+
 def transcript(messages: list[Mapping[str, str]], mark: str = "") -> str:
     """A conversation as plain text, for models that read it rather than take part: "User: ...", "Assistant: ...".
 
@@ -69,6 +71,13 @@ def transcript(messages: list[Mapping[str, str]], mark: str = "") -> str:
     """
     heads = {role: f"[{mark} {role}]\n" if mark else f"{role.capitalize()}: " for role in ROLES}
     return "\n\n".join(heads[message["role"]] + message["content"].strip() for message in messages)
+
+
+def _path(which: str, role: str) -> Path:
+    folder = _HERE / which if which in SETS else Path(which)
+    if not folder.is_dir():
+        raise InputError(f"--prompts {which}: neither {' nor '.join(SETS)} nor a folder")
+    return folder / f"{role}.md"
 
 
 def _stops(path: Path, text: str) -> tuple[str, ...]:

@@ -1,0 +1,169 @@
+"""What goes wrong in simulated text. Each `..._fault` names what is wrong with a message, or returns None.
+
+The patterns are English. They are for text that a model wrote in somebody's role, but must let pass what people write:
+see tests/test_faults.py for how often they speak up at real turns of Anthropic HH, OpenAssistant and MT-Bench-101.
+"""
+
+import re
+from difflib import SequenceMatcher
+from unicodedata import category
+
+from musiccli.records import Message
+
+_THINGS = ("list|steps|tips|ways|examples?|recipe|summary|overview|breakdown|outline|guide|poem|ideas|suggestions|"
+           "reasons|options|answer|explanation|response|translation")
+_FLIP_START = re.compile(
+    r"i('d| would) be (happy|glad) to (help|assist)|how (can|may) i (help|assist) you|i'm here to help|"
+    r"(sure|certainly|of course|absolutely)[,!.]+ (here|i can|i'd|let me)|(that's a )?(great|good) question[!.]|"
+    r"i apologi[sz]e for (the|any|my) (confusion|error|mistake|misunderstanding)|"
+    rf"here('s| is| are) (a|an|some|the) ([\w-]+ ){{0,3}}({_THINGS})\b(?! (i|we|that i) )", re.IGNORECASE)
+_FLIP = re.compile(
+    r"\blet me know if (you (have|need|want|would like)|there's anything)|\bfeel free to (ask|reach)|"
+    r"\bi hope (this|that) helps[.!]|\bis there anything else (i can|you('d| would) like|you need)|"
+    r"\byou're welcome[!.]|\bi('m| am) (glad|happy) (i could|to) (help|assist)|\bhappy to help\b", re.IGNORECASE)
+_HEADER = re.compile(r"^[*#\[]{0,3}(user|human|assistant)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE)
+_OTHERS_HEADER = re.compile(r"^[*#\[]{0,3}(user|human)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE)
+
+_CANNOT = (r"i ?(can't|cannot|can not|am not able to|'m not able to|am unable to|'m unable to|won't|will not|"
+           r"must decline to|have to decline)")
+_HELP = (r"(\w+ly |be able to )?(help|assist|fulfil+|comply|provide|do (that|this)|continue|create|write|generate|"
+         r"engage|participate|answer|discuss|rewrite|respond|support|offer|give you|tell you)")
+_REFUSAL = re.compile(
+    r"(((i'm|i am) (really |very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)[,.;!]* (but )?)?"
+    rf"({_CANNOT} {_HELP}|as an ai\b|as a (large )?language model|(i'm|i am) (just |only )?(an ai|a language model)\b|"
+    r"i must (respectfully )?(decline|refuse)|"
+    r"(i don't feel|i'm not|i am not) comfortable (\w+ing|with (this|that))\b)", re.IGNORECASE)
+
+_TASK = r"(instruction|request|prompt|question|query|message)s?"
+_LEAK = re.compile(
+    rf"\b(rewritten|modified|altered|contrastive|reworded|rephrased) (\w+ )?{_TASK}\b|"
+    r"\b(different|original|changed|new) (user )?(instruction|request|prompt)s?\b|"
+    r"\banswer\w* (to )?(a|the|your) (different|original|other) question|"
+    r"<(instruction|reply)>|instead of (what you asked|your (question|request)|the original)", re.IGNORECASE)
+_PROMPT = re.compile(
+    r"\{\{\s*\w+\s*\}\}$|\{\{\s*(transcript|instruction|conversation)\s*\}\}|\bthe user's (next|last) message\b|"
+    r"\bnext message of the user\b|\bhere('s| is) (the|a) (next |possible )?user('s)? message", re.IGNORECASE)
+
+_CLOSING = re.compile(
+    r"\b(thanks|thank you|thx|good ?bye|bye|farewell|see you (later|soon|then|around|next)|talk to you (later|soon)|"
+    r"take care(?= of yourself|\W*$|\W* and )|"
+    r"have a (great|nice|good|wonderful|lovely) (day|one|evening|night|weekend|time)|"
+    r"that('s| is|'ll be| will be| would be) all\b(?! (the|of|that|you)\b))", re.IGNORECASE)
+_VERBS = (
+    "add|analy[sz]e|answer|ask|calculate|change|check|choose|compare|compute|consider|continue|convert|correct|count|"
+    "create|define|describe|discuss|do|draft|draw|edit|elaborate|expand|explain|find|fix|format|generate|give|go|help|"
+    "imagine|improve|include|let's|list|look|make|move|name|outline|pick|plan|pretend|provide|put|read|recommend|remove|"
+    "repeat|rephrase|replace|rewrite|say|shorten|show|solve|sort|start|suggest|summari[sz]e|suppose|tell|translate|try|"
+    "turn|use|write")
+_GOES_ON = re.compile(
+    rf"\?|\bplease\b|\b(can|could|would|will) you\b|(^|[.!;:,\n]|\band|\bnow|\bthen|\bnext|\balso|\bso)\s*({_VERBS})\b|"
+    r"\bi('d| would)( also)? like|"
+    r"\bi( also| still| now| just)? (want(?! to thank)|need|wonder|have (a|an|another|one))\b|"
+    r"\bi('m| am)( also| still| now)? (looking|wondering|curious|not sure|confused|trying)|"
+    r"\b(what|how) about\b|\bshould i\b|\b(tell|help|show|give) me\b|\bnot what i\b", re.IGNORECASE)
+_OBJECTS = re.compile(r"\b(but|however|though|except|instead|wrong|incorrect|doesn't|didn't|isn't)\b", re.IGNORECASE)
+
+
+def user_fault(text: str, history: list[Message]) -> str | None:
+    """Whether a simulated user says nothing, forgot its role, refuses to play, repeats, or ends the conversation."""
+    plain = _straight(text).strip()
+    if not says_something(plain):
+        return "empty"
+    if refuses(plain):
+        return "refusal"
+    if _FLIP_START.match(plain) or _FLIP.search(plain) or _HEADER.search(plain):
+        return "role flip"
+    if _LEAK.search(plain) or _PROMPT.search(plain):
+        return "prompt leak"
+    if _repeats(text, history):
+        return "repeat"
+    return "goodbye" if says_goodbye(plain) else None
+
+
+def reply_fault(text: str, history: list[Message]) -> str | None:
+    """Whether an assistant's reply speaks for the user, too, or repeats an earlier message.
+
+    A refusal is no fault: where the user asks for harm it is the right reply, and what a reward model should prefer.
+    """
+    if _OTHERS_HEADER.search(text):
+        return "role flip"
+    return "repeat" if _repeats(text, history) else None
+
+
+def rewrite_fault(instruction: str, asked: str) -> str | None:
+    """Whether a rewritten instruction is no instruction, or still the user's own."""
+    if refuses(instruction):
+        return "refusal"
+    if alike(instruction, asked):
+        return "not rewritten"
+    return "role flip" if _HEADER.search(instruction) else None
+
+
+def contrast_reply_fault(text: str, instruction: str, history: list[Message]) -> str | None:
+    """What is wrong with a reply to an altered instruction.
+
+    Here a refusal is a fault: it is either the contraster's own, who would not play, or as good an answer to the
+    user's request as to the altered one, so that the pair's label would be noise.
+    """
+    if refuses(text):
+        return "refusal"
+    return ("leak" if leaks(text, instruction) else None) or reply_fault(text, history)
+
+
+def refuses(text: str) -> bool:
+    """Whether a message opens by refusing, or by declaring itself an AI."""
+    return bool(_REFUSAL.match(_straight(text).strip().lstrip("\"'*")))
+
+
+def leaks(text: str, instruction: str) -> bool:
+    """Whether a contrasted reply gives away that it answers another instruction: by naming or quoting it."""
+    return names_an_instruction(text) or quotes(text, instruction)
+
+
+def names_an_instruction(text: str) -> bool:
+    """Whether a reply speaks of another or an altered instruction."""
+    return bool(_LEAK.search(_straight(text)))
+
+
+def quotes(text: str, instruction: str) -> bool:
+    """Whether a reply holds the instruction's own words: four or more, all of them, in a row."""
+    words = plain_words(instruction)
+    return words.count(" ") >= 3 and f" {words} " in f" {plain_words(text)} "
+
+
+def says_goodbye(text: str) -> bool:
+    """Whether a message only thanks or takes its leave. "Thanks, now do X" asks, and "thanks, but ..." objects."""
+    text = _straight(text)
+    closing = _CLOSING.search(text)
+    return bool(closing and not _GOES_ON.search(text) and not _OBJECTS.search(text, closing.end())
+                and len(text.split()) < 80)
+
+
+def says_something(text: str) -> bool:
+    """Whether there is a letter, a number or an emoji."""
+    return any(category(sign)[0] in "LN" or category(sign) == "So" for sign in text)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two messages say the same in nearly the same words. Other numbers are another question, and so is
+    another word in a short message."""
+    one, other = plain_words(one)[:2000], plain_words(other)[:2000]
+    if one == other:
+        return True
+    if re.findall(r"\d+", one) != re.findall(r"\d+", other):
+        return False
+    least = 0.95 if min(len(one), len(other)) < 100 else 0.9
+    matcher = SequenceMatcher(None, one, other, autojunk=False)
+    return all(ratio() > least for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
+
+
+def plain_words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _repeats(text: str, history: list[Message]) -> bool:
+    return any(alike(text, message["content"]) for message in history if message["role"] != "system")
+
+
+def _straight(text: str) -> str:
+    return text.replace("’", "'")
