@@ -1,6 +1,7 @@
 """The house style of pictures: colours, settings, formats, and a figure as the bytes of a file."""
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musiccli.errors import InputError
@@ -18,10 +19,12 @@ STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, 
 
 
 def check(path: str) -> str:
-    """The picture's format, from the file's suffix. Raises InputError where it, or matplotlib, is not to be had."""
+    """The picture's format, from the file's suffix. Raises InputError where it, its folder or matplotlib is missing."""
     form = path.rpartition(".")[2].lower()
     if form not in FORMATS:
         raise InputError(f"--plot {path}: expected a file that ends in {', '.join(f'.{name}' for name in FORMATS)}")
+    if not Path(path).parent.is_dir():
+        raise InputError(f"--plot {path}: there is no such folder")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -50,6 +50,12 @@ def train(
                                                    "every save.")] = None,
     save_every: Annotated[int | None, typer.Option(min=1, metavar="STEPS", show_default=False, help="Keep a state to "
                           "resume from; left out: none, a run that is stopped starts again.")] = None,
+    tracker: Annotated[list[str] | None, typer.Option(metavar="NAME", show_default=False, help="Log to tensorboard, "
+                       "wandb, trackio, mlflow, ..., too, as accelerate does; may be repeated.")] = None,
+    plot: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="Draw loss, accuracy and margin "
+                    "over the steps as .png, .svg or .pdf (needs matplotlib).")] = None,
+    plot_beside: Annotated[list[str] | None, typer.Option(metavar="DIR", show_default=False, help="Another run, drawn "
+                           "into the same picture; may be repeated.")] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, show_default=False, help="Train in so many processes, "
                                                       "a GPU each where there are any.")] = None,
     accelerate_config: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="A file that "
@@ -71,10 +77,14 @@ def train(
     if not launch.launched() and (accelerate_config or (num_processes or 1) > 1):
         run.rejects.close()  # the processes write it
         raise typer.Exit(launch.relaunch(run.files, processes=num_processes, config=accelerate_config))
-    from musiccli.train import log
+    from musiccli import picture
+    from musiccli.cli.report import save
+    from musiccli.train import curves, log
     from musiccli.train.run import train
     from musiccli.train.settings import Settings
 
+    form = picture.check(plot) if plot else ""
+    curves.read(plot_beside or ())  # what is wrong with them is better known now
     settings = Settings(model=model, batch=batch, steps=steps, epochs=epochs, lr=lr, schedule=schedule.value,
                         warmup=warmup, max_length=max_length, lora=lora, budget=budget,
                         init_from=init_from, margin_field=margin_field, centre=centre,
@@ -82,8 +92,11 @@ def train(
     held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
     with launch.one_voice():
         measured = train(run.read(records.preference, unique=False), Path(out), settings, evaluation=held_out,
-                         eval_every=eval_every, save_every=save_every, checked=check is not False,
-                         only_check=check is True, rejects=run.rejects, counts=run.counts, say=run.say)
+                         eval_every=eval_every, save_every=save_every, tracked=tracker or (),
+                         checked=check is not False, only_check=check is True, rejects=run.rejects,
+                         counts=run.counts, say=run.say)
     run.withhold()
+    if plot and not check:
+        save(plot, [curves.draw(curves.read([out, *(plot_beside or ())]), form)])
     if measured:
         run.say(f"{log.in_words(measured)}; {run.clock}; reward model in {out}")

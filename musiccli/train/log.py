@@ -5,6 +5,8 @@ from pathlib import Path
 
 import orjson
 
+from musiccli.errors import InputError
+
 NAME = "log.jsonl"
 
 
@@ -20,6 +22,17 @@ class Log:
     def add(self, measured: dict) -> None:
         with self._path.open("ab") as file:
             file.write(orjson.dumps(measured, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def read(path: Path) -> list[dict]:
+    """A log's steps. Raises InputError where there is none."""
+    try:
+        found = [orjson.loads(line) for line in path.read_bytes().splitlines() if _step(line) < math.inf]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise InputError(f"{path}: holds no steps of training")
+    return found
 
 
 def _step(line: bytes) -> float:

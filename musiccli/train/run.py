@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from musiccli.jsonl import Rejects
 from musiccli.progress import Bar, bar
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
-from musiccli.train import log
+from musiccli.train import log, trackers
 from musiccli.train.check import check
 from musiccli.train.memory import available, estimate
 from musiccli.train.pairs import Pair, fingerprint, prepare
@@ -32,18 +32,20 @@ from musiccli.train.plan import plan, total_steps
 from musiccli.train.settings import Settings
 from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run
 
+TRACKED = "trackers"  # where trackers that write files do so
+
 
 def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evaluation: Iterable[Record] | None = None,
-          eval_every: int | None = None, save_every: int | None = None, checked: bool = True, only_check: bool = False,
-          rejects: Rejects | None = None, counts: Counter | None = None,
-          say: Callable[[str], None] = lambda _: None) -> dict | None:
+          eval_every: int | None = None, save_every: int | None = None, tracked: Sequence[str] = (),
+          checked: bool = True, only_check: bool = False, rejects: Rejects | None = None,
+          counts: Counter | None = None, say: Callable[[str], None] = lambda _: None) -> dict | None:
     """Train and write the reward model to `out`; the same call again resumes, or finds it done.
 
     Returns the last metrics; None where there was nothing left to do, and in every process but the main one. Raises
     InputError where `out` holds another run.
     """
     counts = Counter() if counts is None else counts
-    accelerator = _accelerator()
+    accelerator = _accelerator(trackers.check(tracked), out)
     say = say if accelerator.is_main_process else lambda _: None
     if settings.batch < accelerator.num_processes:
         raise InputError(f"--batch {settings.batch}: every one of {accelerator.num_processes} processes needs a pair")
@@ -116,7 +118,7 @@ def _claim(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         held = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
-        if held and not {log.NAME, CHECKPOINTS, checkpoint.NOTES} & set(held):
+        if held and not {log.NAME, TRACKED, CHECKPOINTS, checkpoint.NOTES} & set(held):
             raise InputError(f"{out}: holds something else ({', '.join(held)[:60]}); name another --out")
         with tempfile.TemporaryFile(dir=out):
             pass
@@ -130,6 +132,7 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int
          say: Callable) -> dict | None:
     main, settings, out = trainer.accelerator.is_main_process, trainer.settings, trainer.out
     start = trainer.resume(identity)
+    trackers.start(trainer.accelerator, identity["settings"], out.name)
     if start:
         say(f"going on after step {start} of {trainer.steps}")
     written = log.Log(out / log.NAME, start) if main else None
@@ -150,6 +153,7 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int
                 measured |= {f"eval_{name}": value for name, value in trainer.evaluate(held_out).items()}
             if main:
                 written.add(measured)
+            trackers.log(trainer.accelerator, measured)
             progress.advance(1, f"loss {measured['loss']:.3f} accuracy {measured['accuracy']:.2f} "
                                 f"{measured['tokens_per_s']:.0f} tokens/s")
             if save_every and number % save_every == 0 and not ends:
@@ -191,9 +195,10 @@ def _whole(trainer: Trainer) -> checkpoint.RewardModel:
     return model
 
 
-def _accelerator() -> Accelerator:
+def _accelerator(tracked: list[str], out: Path) -> Accelerator:
     gpu = torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no", cpu=not gpu)
+    accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no", cpu=not gpu,
+                              log_with=tracked or None, project_dir=str(out / TRACKED))
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin and plugin.fsdp_version == 2 and accelerator.mixed_precision == "bf16":
         # accelerate's own would sum gradients and return rewards in bf16.
