@@ -218,7 +218,7 @@ class Output:
 
     def __init__(self, path: str | None = None):
         self.name, self.count, self._flushed = path or "-", 0, time.monotonic()
-        self._partial = self._target = None
+        self._partial = self._target = self._timer = None
         if self.name == "-":
             if sys.stdout is None:
                 raise InputError("<stdout>: is closed; write to a file with -o FILE")
@@ -257,15 +257,35 @@ class Output:
         """A record's line, or a piece of what is no record: a page, a picture."""
         try:
             self._stream.write(data)
-            now = time.monotonic()
-            if self._target is None and now - self._flushed > FLUSH_SECONDS:
-                self._stream.flush()
-                self._flushed = now
+            if self._target is None:
+                self._flush_soon()
         except OSError as error:
             self._fail(error)
 
+    def _flush_soon(self) -> None:
+        """Whoever reads a pipe sees a record within FLUSH_SECONDS, also where no other follows it."""
+        import threading
+
+        now = time.monotonic()
+        if now - self._flushed > FLUSH_SECONDS:
+            self._stream.flush()
+            self._flushed = now
+        elif self._stream is self._raw and not self._timer:
+            self._timer = threading.Timer(FLUSH_SECONDS, self._flush_now)
+            self._timer.start()
+
+    def _flush_now(self) -> None:
+        self._timer = None  # before the flush: whoever writes from here on starts another
+        with contextlib.suppress(OSError, ValueError):  # the next write meets it, too; closed: nothing is left to flush
+            self._raw.flush()
+
+    def _stop_flushing(self) -> None:
+        if timer := self._timer:
+            timer.cancel()
+
     def close(self) -> None:
         """Finish: what was written becomes visible under its name, whole. Nothing after a discard."""
+        self._stop_flushing()
         if self._raw.closed:
             return
         try:
@@ -285,6 +305,7 @@ class Output:
 
     def discard(self) -> None:
         """Give up: nothing appears under the target's name; what went to standard output already stays there."""
+        self._stop_flushing()
         try:
             if self.name != "-":
                 self._raw.close()

@@ -336,7 +336,7 @@ def test_a_killed_run_leaves_no_target(folder):
 
 def test_finished_records_reach_the_next_command_while_more_are_awaited():
     code = ("import time; from musiccli import jsonl; output = jsonl.Output(); output.write({'id': 1})\n"
-            "time.sleep(jsonl.FLUSH_SECONDS); output.write({'id': 2}); time.sleep(60)")
+            "output.write({'id': 2}); time.sleep(60)")
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert [run.stdout.readline() for _ in range(2)] == [b'{"id":1}\n', b'{"id":2}\n']
     run.kill()
