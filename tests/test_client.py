@@ -17,6 +17,7 @@ from musiccli.llm import provider
 from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
+from musiccli.llm.inflight import in_order
 from musiccli.llm.standing import GIVE_UP_AFTER
 
 KEY = "sesame-open-9876543210"
@@ -231,8 +232,7 @@ def unused_port() -> int:
 
 
 def test_the_limit_stops_before_the_next_call_and_cached_calls_stay_free(tmp_path):
-    with server_and_client({"cache": Cache(tmp_path / "c")}, reply=lambda _: six_words()) as (server, client):
-        client.max_cost = 1.5 * PRICE
+    with server_and_client({"cache": Cache(tmp_path / "c"), "max_cost": 1.5 * PRICE}) as (server, client):
         met = [ask(client, call(number, "openai/gpt-4o"))[0] for number in (0, 1, 2, 0)]
         assert [type(one) for one in met] == [Reply, Reply, LimitReached, Reply]
         assert server.calls == 2
@@ -245,6 +245,47 @@ def test_of_the_calls_that_wait_for_a_place_none_begins_when_the_money_is_spent(
         assert server.calls <= 3 + 1  # the one that brought the limit, and the one beside it
     assert [type(one) for one in met].count(Reply) == server.calls
     assert {type(one) for one in met} == {Reply, LimitReached}
+
+
+def conversation(client: Client, calls: int):
+    """Work as the stages do it: some calls one after the other for one item; which are answered, or LimitReached."""
+    async def work(item: int) -> int | LimitReached:
+        try:
+            for turn in range(calls):
+                await client.ask(replace(call(item, "openai/gpt-4o"), whom=(f"id{item}", turn, "assistant", 0)))
+        except LimitReached as reached:
+            return reached
+        return item
+    return work
+
+
+def test_the_oldest_conversations_are_finished_first():
+    with server_and_client({"concurrency": 4}, delay=0.005) as (server, client):
+        results = in_order(range(64), conversation(client, 5), window=64)
+        assert next(results) == 0
+        assert server.calls < 60  # with everybody in step, the first would be done after 4 rounds of 64
+        assert list(results) == list(range(1, 64))
+
+
+def test_a_conversation_that_hangs_does_not_stall_the_others():
+    with server_and_client({"concurrency": 4, "timeout": 2}, script=["hang"]) as (server, client):
+        results = in_order(range(12), conversation(client, 5), window=4)
+        begun = time.monotonic()
+        assert next(results) == 0
+        assert time.monotonic() - begun >= 2
+        assert server.finished == 5 + 11 * 5
+        results.close()
+
+
+@pytest.mark.parametrize("paid_for", [12.2, 20.5, 37.0])
+def test_what_the_money_began_it_finishes(paid_for):
+    most = paid_for * 5 * PRICE  # so many conversations
+    with server_and_client({"concurrency": 4, "max_cost": most}, delay=0.002) as (server, client):
+        done = list(in_order(range(64), conversation(client, 5), window=64))
+        finished = [item for item in done if isinstance(item, int)]
+        assert len(finished) >= paid_for - 2
+        assert server.calls - 5 * len(finished) <= 4  # one of those begun, at most, is not finished
+        assert client.cost <= most + 4 * PRICE
 
 
 def test_a_limit_that_cannot_be_held_is_said(capfd):

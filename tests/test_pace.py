@@ -6,6 +6,7 @@ import time
 import pytest
 
 from musiccli.llm import pace
+from musiccli.llm.inflight import PLACE, Place
 from musiccli.llm.pace import CUT_EVERY, FIRST, Pace, backoff
 
 
@@ -23,10 +24,18 @@ def test_starts_small_and_never_above_the_most(most, first):
 
 
 def test_success_after_success_opens_up_to_the_most_and_no_further():
-    road = Pace(20)
+    road = Pace(4 * FIRST)
     limits = [road.succeeded() or road.limit for _ in range(300)]
-    assert limits == sorted(limits) and limits[-1] == 20
-    assert limits[FIRST - 1] == pytest.approx(FIRST + 1, abs=0.05)  # a whole window of successes is one place more
+    assert limits == sorted(limits) and limits[-1] == 4 * FIRST
+    assert limits[FIRST - 1] == 2 * FIRST  # at the start, a whole window of successes doubles it
+
+
+def test_after_a_refusal_a_whole_window_of_successes_is_one_place_more():
+    road = Pace(64)
+    road.refused()
+    limits = [road.succeeded() or road.limit for _ in range(1000)]
+    assert limits == sorted(limits) and limits[-1] < 64
+    assert limits[FIRST // 2 - 1] == pytest.approx(FIRST / 2 + 1, abs=0.06)
 
 
 def test_a_refusal_halves_and_those_of_the_same_moment_count_once(clock):
@@ -63,6 +72,22 @@ def test_places_are_given_in_order_of_asking_and_never_more_than_the_limit():
         return order, most
 
     assert asyncio.run(run()) == (list(range(20)), 3)
+
+
+def test_the_oldest_item_gets_the_next_place_whoever_asked_first():
+    async def run() -> list[int]:
+        road, order = Pace(1), []
+
+        async def call(item: int) -> None:
+            PLACE.set(Place(item))
+            async with road.place():
+                order.append(item)
+                await asyncio.sleep(0.001)
+
+        await asyncio.gather(*map(call, (5, 3, 1, 4, 1, 2)))
+        return order
+
+    assert asyncio.run(run()) == [5, 1, 1, 2, 3, 4]
 
 
 def test_nobody_starts_before_the_time_that_the_provider_named():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from musiccli.errors import InputError
 from musiccli.llm import prices
+from musiccli.llm.budget import Budget, LimitReached  # noqa: F401  (what `ask` raises)
 from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.direct import Direct
@@ -19,10 +20,6 @@ from musiccli.llm.pace import Pace, backoff
 from musiccli.llm.refusal import Refusal
 from musiccli.llm.standing import Standing
 from musiccli.progress import say
-
-
-class LimitReached(Exception):
-    """The run has spent what `--max-cost` allows; no further call is made."""
 
 
 @dataclass
@@ -58,13 +55,13 @@ class Client:
     _engines: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._direct = Direct(self.timeout)
+        self._budget, self._direct = Budget(self.max_cost), Direct(self.timeout)
 
     async def ask(self, call: Call) -> Reply:
         """The model's reply, from the cache where the same call was answered before.
 
         Raises CallError when this call failed for good, InputError when no call to this model can succeed (unknown
-        model, wrong key, every call fails), LimitReached when the money is spent.
+        model, wrong key, every call fails), LimitReached when the money is spent, or promised to what is under way.
         """
         account = self.spent[call.whom[-2], call.model]
         known = self.cache.get(call.key) if self.cache else None
@@ -82,7 +79,7 @@ class Client:
     @property
     def cost(self) -> float:
         """US dollars paid so far by this run, as far as prices are known."""
-        return sum(account.cost for account in self.spent.values())
+        return self._budget.spent
 
     def summary(self) -> list[str]:
         """For the last line: calls, tokens and money of each role and model."""
@@ -102,6 +99,7 @@ class Client:
         account.completion_tokens += reply.completion_tokens
         account.cost += reply.cost or 0.0
         account.unpriced |= reply.cost is None
+        self._budget.pay(reply.cost or 0.0)
 
     async def _local(self, call: Call) -> Reply:
         from musiccli.llm.local import LocalEngine, Request
@@ -125,8 +123,7 @@ class Client:
             try:
                 async with standing.pace.place():
                     standing.check()  # asked here: of the calls that wait for a place, none begins
-                    if self.cost >= self.max_cost:
-                        raise LimitReached
+                    self._budget.check()
                     reply = await self._try(call, standing.endpoints)
             except Refusal as refusal:
                 standing.refused(refusal)

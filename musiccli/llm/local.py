@@ -1,14 +1,16 @@
 """Chat models inside this process: requests of many conversations, answered together in batches.
 
 A thread owns the model. Up to `BATCH` requests are under way at once; one that is done makes room for one that
-waits. Each keeps its own temperature, seed, stops and token limit, so an answer does not depend on its batch-mates
-beyond float noise.
+waits, the one for the oldest item first. Each keeps its own temperature, seed, stops and token limit, so an answer does
+not depend on its batch-mates beyond float noise.
 """
 
 import asyncio
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 
 import torch
 from jinja2 import TemplateError
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from musiccli.errors import CallError, InputError
 from musiccli.llm.decode import Batch, Request, Row
 from musiccli.llm.embedded import quiet, resolve
+from musiccli.llm.inflight import PLACE
 from musiccli.progress import say
 
 BATCH = 24  # requests answered together; measured on 2 cores: more than 24 gains little
@@ -46,7 +49,8 @@ class LocalEngine:
         self.name = name
         self.context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
         self._batch = Batch(self.model, self.tokenizer)
-        self._queue: list[Row] = []
+        self._queue: list[tuple[int, int, Row]] = []  # a heap: the oldest item, then who asked first
+        self._asked = count()
         self._futures: dict[Row, Future] = {}
         self._ready = threading.Condition()
         self._closed = threading.Event()
@@ -78,7 +82,7 @@ class LocalEngine:
             if self._closed.is_set():
                 raise CallError(f"{self.name}: closed")
             self._futures[row] = future
-            self._queue.append(row)
+            heappush(self._queue, (PLACE.get().number, next(self._asked), row))
             self._ready.notify()
         return await asyncio.wrap_future(future)
 
@@ -120,8 +124,8 @@ class LocalEngine:
         with self._ready:
             if not self._batch.rows:
                 self._ready.wait_for(lambda: self._queue or self._closed.is_set())
-            room = BATCH - len(self._batch.rows)
-            rows, self._queue = self._queue[:room], self._queue[room:]
+            room = min(BATCH - len(self._batch.rows), len(self._queue))
+            rows = [heappop(self._queue)[-1] for _ in range(room)]
         wanted = [row for row in rows if self._futures[row].set_running_or_notify_cancel()]
         for row in {*rows} - {*wanted}:
             del self._futures[row]

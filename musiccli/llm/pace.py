@@ -3,23 +3,29 @@
 import asyncio
 import random
 import time
-from collections import deque
 from contextlib import asynccontextmanager
+from heapq import heappop, heappush
+from itertools import count
+
+from musiccli.llm.inflight import PLACE
 
 FIRST, CUT_EVERY = 16, 1.0  # calls at the start; seconds in which several refusals count as one
 
 
 class Pace:
-    """Additive increase, multiplicative decrease, between 1 and `most` calls in flight (as TCP does)."""
+    """Additive increase, multiplicative decrease, between 1 and `most` calls in flight, after a start that doubles with
+    every round until the first refusal (as TCP does)."""
 
     def __init__(self, most: int):
         self.most, self.limit, self.flying = most, float(min(FIRST, most)), 0
-        self._waiting: deque[asyncio.Future] = deque()
+        self._waiting: list[tuple[int, int, asyncio.Future]] = []  # a heap: the oldest item, then who asked first
+        self._asked = count()
+        self._starting = True
         self._last_cut = self._not_before = 0.0
 
     @asynccontextmanager
     async def place(self):
-        """A place among the calls in flight, waited for in order of asking."""
+        """A place among the calls in flight; of those that wait, the one for the oldest item gets it."""
         if self.flying < int(self.limit):
             self.flying += 1
         else:
@@ -34,7 +40,7 @@ class Pace:
     async def _turn(self) -> None:
         """Wait until somebody hands over a place; it is counted as taken from that moment."""
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        heappush(self._waiting, (PLACE.get().number, next(self._asked), turn))
         try:
             await turn
         except asyncio.CancelledError:
@@ -47,19 +53,19 @@ class Pace:
         self._wake()
 
     def succeeded(self) -> None:
-        self.limit = min(self.most, self.limit + 1 / self.limit)
+        self.limit = min(self.most, self.limit + (1 if self._starting else 1 / self.limit))
         self._wake()
 
     def refused(self, retry_after: float | None = None) -> None:
         """The provider said it is too much; nobody starts before `retry_after` seconds have passed."""
-        now = time.monotonic()
+        now, self._starting = time.monotonic(), False
         if now - self._last_cut >= CUT_EVERY:
             self.limit, self._last_cut = max(1.0, self.limit / 2), now
         self._not_before = max(self._not_before, now + (retry_after or 0))
 
     def _wake(self) -> None:
         while self._waiting and self.flying < int(self.limit):
-            turn = self._waiting.popleft()
+            *_, turn = heappop(self._waiting)
             if not turn.done():
                 turn.set_result(None)
                 self.flying += 1
