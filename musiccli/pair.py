@@ -8,18 +8,20 @@ from musiccli.records import Record, conversation, first_divergence, same_text
 
 
 def join(branches: Iterable[Record], counts: Counter | None = None, say: Callable[[str], None] = lambda _: None, *,
-         drop_truncated: bool = False) -> Iterator[dict]:
+         drop: Callable[[Record, Record], str | None] | None = None) -> Iterator[dict]:
     """Preferences from branches: the chosen and the rejected branch of the same id and sample.
 
     Branches that stand together stream; a branch whose partner comes later is held until then, and `say` is told
-    once. Pairs that would teach nothing or something wrong are dropped, each under its reason in `counts`. A pair with
-    a message that the token limit cut, and that now ends with a whole sentence, is kept and counted: with long-winded
-    models hardly a pair has none. One that ends in the middle is a fault.
+    once. `drop` names why a pair should not be, drop_reason if left out; these are counted. What is a preference
+    already passes through.
     """
     counts = Counter() if counts is None else counts
     waiting: dict[tuple, Record] = {}
     held = False
     for branch in branches:
+        if "chosen" in branch:
+            yield branch
+            continue
         key = (branch["id"], branch["sample"])
         partner = waiting.pop(key, None)
         if partner is None:
@@ -29,20 +31,23 @@ def join(branches: Iterable[Record], counts: Counter | None = None, say: Callabl
                 say(f"{branch.where}: branches of one id do not stand together; holding each until its partner comes")
             continue
         chosen, rejected = (branch, partner) if branch["branch"] == "chosen" else (partner, branch)
-        cut = bool(chosen.get("truncated") or rejected.get("truncated"))
-        reason = drop_reason(chosen, rejected) or ("truncated" if cut and drop_truncated else None)
+        reason = (drop or drop_reason)(chosen, rejected)
         if reason:
             counts[f"dropped ({reason})"] += 1
             continue
-        if cut:
+        if truncated(chosen, rejected):
             counts["with a truncated message"] += 1
         yield preference(chosen, rejected)
     if waiting:
         counts["dropped (other branch missing)"] += len(waiting)
 
 
-def drop_reason(chosen: Record, rejected: Record) -> str | None:
-    """Why a pair of branches would be a bad preference, or None."""
+def drop_reason(chosen: Record, rejected: Record, drop_truncated: bool = False) -> str | None:
+    """Why a pair of branches would be a bad preference, one that teaches nothing or something wrong; or None.
+
+    A message that the token limit cut, and that now ends with a whole sentence, is no reason unless it is said to be
+    one: with long-winded models hardly a pair has none. One that ends in the middle is a fault.
+    """
     faults = chosen.get("faults", []) + rejected.get("faults", [])
     if faults:
         return faults[0]["fault"]
@@ -55,15 +60,20 @@ def drop_reason(chosen: Record, rejected: Record) -> str | None:
     for branch in (chosen, rejected):
         if branch["messages"][-1]["role"] != "assistant":
             return "ends with the user"
-    return None
+    return "truncated" if drop_truncated and truncated(chosen, rejected) else None
+
+
+def truncated(chosen: Record, rejected: Record) -> dict[str, list[int]]:
+    """Which messages of which branch the token limit has cut: {side: indices}, without sides that have none."""
+    return {name: branch["truncated"] for name, branch in (("chosen", chosen), ("rejected", rejected))
+            if branch.get("truncated")}
 
 
 def preference(chosen: Record, rejected: Record) -> dict:
     """The preference two branches make. Fields that only simulate's bookkeeping needs are left behind."""
     kept = {name: value for name, value in chosen.items() if name not in BOOKKEEPING}
-    truncated = {name: branch["truncated"] for name, branch in (("chosen", chosen), ("rejected", rejected))
-                 if branch.get("truncated")}
-    return kept | ({"truncated": truncated} if truncated else {}) | {
+    cut = truncated(chosen, rejected)
+    return kept | ({"truncated": cut} if cut else {}) | {
         "chosen": chosen["messages"],
         "rejected": rejected["messages"],
         "first_divergence": first_divergence(chosen["messages"], rejected["messages"]),

@@ -1,12 +1,13 @@
 """Branches become preferences or are dropped under a name; scored candidates become contests."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 from scripted import Music, jsonl, lines, talk
 
 from musiccli.errors import RecordError
-from musiccli.pair import best_of, join, scored
+from musiccli.pair import best_of, drop_reason, join, scored
 from musiccli.records import Record, preference
 
 SEED = ("How do I boil an egg?",)
@@ -86,7 +87,7 @@ def test_a_pair_with_a_truncated_message_is_kept_and_counted_or_dropped(chosen, 
     assert counts == {"with a truncated message": 1}
     assert pair["truncated"] == {name: at for name, at in (("chosen", chosen), ("rejected", rejected)) if at}
     counts = Counter()
-    assert list(join(branches, counts, drop_truncated=True)) == []
+    assert list(join(branches, counts, drop=partial(drop_reason, drop_truncated=True))) == []
     assert counts == {"dropped (truncated)": 1}
 
 
@@ -155,6 +156,22 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
 def music(tmp_path):
     with Music(tmp_path) as music:
         yield music
+
+
+def test_a_pair_that_nothing_drops_is_whole_and_a_preference_passes_through():
+    faulty = branch("rejected", faults=[{"message": 1, "fault": "contrast leak"}])
+    [pair] = join([branch("chosen"), faulty], drop=lambda *_: None)
+    assert "faults" not in pair and pair["rejected"] == talk(*BAD)
+    assert list(join([pair])) == [pair]
+
+
+def test_truncated_pairs_are_dropped_by_an_option(music):
+    cut = jsonl([branch("chosen", truncated=[1]), branch("rejected")])
+    kept, dropped = music("pair", stdin=cut), music("pair", "--drop-truncated", stdin=cut)
+    assert (len(lines(kept.stdout)), len(lines(dropped.stdout))) == (1, 0)
+    assert "; 1 with a truncated message" in kept.stderr and "; 1 dropped (truncated)" in dropped.stderr
+    mixed = music("pair", "--best-of", 2, "--a", "x", "--b", "y", "--drop-truncated")
+    assert (mixed.returncode, "--drop-truncated is for pairs" in mixed.stderr) == (2, True)
 
 
 def test_pair_joins_what_it_reads(music):

@@ -35,7 +35,8 @@ def pair(
     if best_of is None and (a or b):
         raise InputError("--a and --b belong to --best-of, whose contests they name the sides of")
     if best_of is None:
-        run.write(pair.join(run.read(records.branch), run.counts, run.say, drop_truncated=drop_truncated))
+        run.write(pair.join(run.read(records.branch), run.counts, run.say,
+                            drop=partial(pair.drop_reason, drop_truncated=drop_truncated)))
         return
     sizes = [int(size) for size in best_of.split(",") if size.strip().isdigit()]
     if not sizes or len(sizes) != len(best_of.split(",")) or min(sizes) < 1:
