@@ -143,7 +143,8 @@ class Client:
     def _standing(self, model: str) -> Standing:
         if model not in self._standings:
             given = [self.api_base] if isinstance(self.api_base, str) else self.api_base
-            self._standings[model] = Standing(Endpoints(model, given), Pace(self.concurrency))
+            self._standings[model] = Standing(Endpoints(model, given), Pace(self.concurrency),
+                                              kept=self.cache is not None)
         return self._standings[model]
 
     async def _try(self, call: Call, endpoints: Endpoints) -> Reply:

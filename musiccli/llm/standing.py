@@ -12,10 +12,10 @@ LONGEST_WAIT = 300.0  # seconds; a provider that asks for more (a spent quota, m
 
 
 class Standing:
-    """One model's. `broken` says why no further call is made, once that is so."""
+    """One model's. `broken` says why no further call is made, once that is so; `kept`: finished calls are on disk."""
 
-    def __init__(self, endpoints: Endpoints, pace: Pace):
-        self.endpoints, self.pace = endpoints, pace
+    def __init__(self, endpoints: Endpoints, pace: Pace, kept: bool = False):
+        self.endpoints, self.pace, self.kept = endpoints, pace, kept
         self.broken: str | None = None
         self._answered = self._warned = False
         self._failed = 0  # since the last answer
@@ -58,8 +58,9 @@ class Standing:
         if not self._answered and (refusal.fatal or self._failed >= GIVE_UP_AFTER):
             self.broken = f"{text}; no call to it has succeeded, so the run stops here"
         elif self._failed >= GIVE_UP_AFTER:
-            self.broken = (f"{text}; {self._failed} calls to it have failed in a row, so the run stops here; the same "
-                           "line goes on from here, and pays for no finished call again")
+            self.broken = f"{text}; {self._failed} calls to it have failed in a row, so the run stops here"
+            if self.kept:
+                self.broken += "; the same line goes on from here, and pays for no finished call again"
         return InputError(self.broken) if self.broken else CallError(text)
 
 
