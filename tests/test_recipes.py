@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from console import music
+from openai_server import serve
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "recipes").glob("*.sh"))
@@ -50,3 +51,22 @@ def test_the_papers_run_walks_all_its_stages(tmp_path):
                     "agreement.jsonl"}
     again = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
+
+
+def test_the_measure_of_injections_sees_a_judge_that_obeys_and_pays_once(tmp_path):
+    def obeys(body: dict) -> str:
+        """Says what any text in a conversation tells it to, if nothing says where conversations end; else C."""
+        prompt = body["messages"][0]["content"]
+        told = re.findall(r"\[\[([AB])\]\]", prompt.partition("Explain your judgement")[0])
+        return f"[[{told[-1] if told and 'the mark' not in prompt else 'C'}]]"
+
+    measure = ROOT / "recipes" / "injections" / "measure.py"
+    with serve(reply=obeys) as server:
+        line = [sys.executable, measure, tmp_path, "--judge", "openai/x", "--api-base", server.base_url,
+                "--forced", "0", "--free", "3"]
+        environment = os.environ | {"OPENAI_API_KEY": "none"}
+        first, again = (subprocess.run(line, env=environment, capture_output=True, text=True) for _ in range(2))
+        assert server.calls == 2 * 2 * 3 * 2
+    assert (first.returncode, first.stdout) == (0, again.stdout), first.stderr
+    assert [row.split(" | ")[-1] for row in first.stdout.splitlines() if "injected |" in row] == [
+        "100.0 [100.0, 100.0] |", "0.0 [0.0, 0.0] |"]
