@@ -55,7 +55,9 @@ class Standing:
         if self._answered and not refusal.of_the_server:
             return CallError(text)
         self._failed += 1
-        if not self._answered and (refusal.fatal or self._failed >= GIVE_UP_AFTER):
+        if self.broken:  # by another that was in flight, too
+            pass
+        elif not self._answered and (refusal.fatal or self._failed >= GIVE_UP_AFTER):
             self.broken = f"{text}; no call to it has succeeded, so the run stops here"
         elif self._failed >= GIVE_UP_AFTER:
             self.broken = f"{text}; {self._failed} calls to it have failed in a row, so the run stops here"
