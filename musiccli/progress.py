@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _console = None  # rich's console while a bar is on the screen: lines must go above the bar
 
@@ -31,19 +31,27 @@ class _TerminalBar(Bar):
 
 
 @contextlib.contextmanager
-def bar(label: str, total: float | None = None) -> Iterator[Bar]:
-    """A progress bar on stderr; nothing at all when stderr is not a terminal or stdout shows records on one."""
+def bar(label: str, total: float | None = None, live: Callable[[], str] = str) -> Iterator[Bar]:
+    """A progress bar on stderr; nothing at all when stderr is not a terminal or stdout shows records on one.
+
+    `live` is asked several times a second for words that stand behind the bar.
+    """
     global _console
     if _console or not sys.stderr.isatty() or (sys.stdout and sys.stdout.isatty()):
         yield Bar()
         return
     from rich import progress as rich
     from rich.console import Console
+    from rich.text import Text
+
+    class Live(rich.ProgressColumn):
+        def render(self, task: rich.Task) -> Text:
+            return Text(live())
 
     console = Console(stderr=True)
     note = rich.TextColumn("{task.fields[note]}", markup=False)
     columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
-               rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), note)
+               rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), note, Live())
     with rich.Progress(*columns, console=console, transient=True) as bars:
         _console = console
         try:

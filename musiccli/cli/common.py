@@ -64,6 +64,7 @@ class Run:
         self.counts: Counter[str] = Counter()  # named outcomes for the last line: stages count into it
         self.limits: list[str] = []  # what stopped the run early, if anything
         self.read_count = 0
+        self.live: Callable[[], str] = str  # what stands behind the progress bar, asked again and again
         self._shows = False
         if rejects and any(jsonl.same_file(rejects, other) for other in (output, *(set(files) - {"-"}))):
             raise InputError(f"--rejects {rejects}: this run's own input or output; name another file")
@@ -99,7 +100,7 @@ class Run:
 
     def write(self, results: Iterable[dict], total: int | None = None) -> None:
         """Write what a stage yields, as it comes."""
-        with bar(self.name, total) as progress:
+        with bar(self.name, total, self.live) as progress:
             for record in results:
                 self._output.write(record)
                 progress.advance()

@@ -45,6 +45,7 @@ def client_for(run: Run, cache: str | None, no_cache: bool, concurrency: int, ti
     limits = {} if max_cost is None else {"max_cost": max_cost}
     client = open_client(cache, no_cache, concurrency=concurrency, timeout=timeout, api_base=api_base or (),
                          **limits)
+    run.live = client.progress
     try:
         yield client
     finally:

@@ -84,8 +84,14 @@ class Client:
     def summary(self) -> list[str]:
         """For the last line: calls, tokens and money of each role and model."""
         return [f"{role} {model}: {spent.calls:,} calls ({spent.cached:,} from cache, {spent.retries:,} retried), "
-                f"{spent.prompt_tokens + spent.completion_tokens:,} tokens, {_money(model, spent)}"
+                f"{spent.prompt_tokens + spent.completion_tokens:,} tokens, {_money([(model, spent)])}"
                 for (role, model), spent in sorted(self.spent.items()) if spent.calls or spent.retries]
+
+    def progress(self) -> str:
+        """The same in few words, while it grows; another thread may ask."""
+        spent = [(model, spent) for (_, model), spent in list(self.spent.items())]
+        calls, retries = (sum(getattr(one, name) for _, one in spent) for name in ("calls", "retries"))
+        return f"{calls:,} calls, {retries:,} retried, {_money(spent)}" if calls or retries else ""
 
     def close(self) -> None:
         for engine in self._engines.values():
@@ -165,7 +171,12 @@ def open_client(cache: str | None, no_cache: bool, **settings) -> Client:
     return Client(cache=None if no_cache else Cache(path), **settings)
 
 
-def _money(model: str, spent: Spent) -> str:
-    if model.startswith("local/"):
+def _money(spent: list[tuple[str, Spent]]) -> str:
+    """What accounts of models come to, as people say it."""
+    priced = [one for model, one in spent if not one.unpriced and not model.startswith("local/")]
+    unknown = any(one.unpriced for _, one in spent)
+    if unknown and not priced:
+        return "price unknown"
+    if not priced:
         return "no cost"
-    return "price unknown" if spent.unpriced else f"${spent.cost:.4f}"
+    return f"${sum(one.cost for one in priced):.4f}" + (" and what is unknown" if unknown else "")
