@@ -49,6 +49,10 @@ BENCHES = {
     "winrate": [contest(number, "ab"[number % 2]) for number in range(9)],
     "judges": [contest(number, "a") | {"votes": votes("one", *"ab") + votes("two", "a", "ab"[number % 2])}
                for number in range(9)],
+    "audit": [{"id": f"p{number}", "chosen": talk(f"prompt {number}", "yes", "why?", "it is"),
+               "rejected": talk(f"prompt {number}", "to the modified request: no", "what?", "so"),
+               "contrast": [{"message": 1, "instruction": "say no"}, {"message": 3, "instruction": "say it"}]}
+              for number in range(9)],
 }
 
 
@@ -112,7 +116,7 @@ def test_every_bench_writes_its_tables_as_markdown(folder, name):
     assert text.startswith("**") and "95% interval" in text.splitlines()[0]
 
 
-@pytest.mark.parametrize("name", ["rewardbench2", "rmbench", "sensitivity", "judges"])
+@pytest.mark.parametrize("name", ["rewardbench2", "rmbench", "sensitivity", "judges", "audit"])
 @pytest.mark.parametrize("form, start", [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_the_newer_benches_draw_pictures_too(folder, name, form, start):
     pytest.importorskip("matplotlib")

@@ -9,7 +9,8 @@ from console import music
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-BENCHES = ("rewardbench", "rewardbench2", "rmbench", "agreement", "winrate", "sensitivity", "judges")
+BENCHES = ("rewardbench", "rewardbench2", "rmbench", "agreement", "winrate", "sensitivity", "judges",
+           "audit")
 COMMANDS = ("sample", "simulate", "pair", "train", "score", "judge", "show", *(f"bench {name}" for name in BENCHES))
 
 

@@ -37,7 +37,8 @@ def draw(rows: list[dict], form: str, **style: object) -> bytes:
             axes.grid(axis="y", linewidth=0.8)
             axes.tick_params(length=0)
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-            fill = {"agreement": turns, "winrate": rates, "sensitivity": distances, "judges": leanings}
+            fill = {"agreement": turns, "winrate": rates, "sensitivity": distances, "judges": leanings,
+                    "audit": contrasts}
             fill.get(rows[0]["benchmark"], sections)(
                 axes, [row for row in rows if not panel or row["subset"].startswith(f"{panel},")])
         legend(figure)
@@ -174,6 +175,25 @@ def leanings(axes: "Axes", rows: list[dict]) -> None:
     even(axes, "even")
     axes.set_xticks(range(len(names)), [LEANINGS[name] for name in names], fontsize=9)
     axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.02, 1.02), title=TITLES["judges"], ylabel="share")
+
+
+def contrasts(axes: "Axes", rows: list[dict]) -> None:
+    """What contrasted replies give away, and what judges make of them, over the turns from the fork."""
+    wanted = {"leak": "leak", "same": "as the chosen", "rejected_shorter": "rejected shorter",
+              "label_noise": "label noise by "}
+    rows = [row | {"line": wanted[row["metric"]] + row["model"] * (row["metric"] == "label_noise")}
+            for row in rows if row["metric"] in wanted and row["subset"].startswith("turn=")]
+    names = unique(rows, "subset")
+    for number, line in enumerate(lines := unique(rows, "line")):
+        here = [row for row in rows if row["line"] == line]
+        places, colour = spread(here, names, number, lines, 0.08), COLOURS[number % len(COLOURS)]
+        axes.plot(places, [row["value"] for row in here], color=colour, linewidth=1, alpha=0.5)
+        axes.errorbar(places, [row["value"] for row in here], reach(here), fmt="o", label=line, markersize=5,
+                      color=colour, elinewidth=1.4, capsize=3)
+    even(axes, "even")
+    axes.set_xticks(range(len(names)), [f"{name.removeprefix('turn=')}\n{most(rows, name):,}" for name in names])
+    axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(-0.02, 1.02), title=TITLES["audit"], ylabel="share of the turns",
+             xlabel="turn from the fork, contrasted replies")
 
 
 def unique(rows: list[dict], field: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Metric records as tables for people: a title, column names and rows of cells. Accuracies are in percent."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from musiccli.bench import rewardbench2, rmbench
@@ -11,7 +11,7 @@ from musiccli.bench.sensitivity import BEFORE_LAST
 ACCURACIES = ("accuracy", "section", "ties_score", "average")
 TITLES = {"rewardbench": "RewardBench", "rewardbench2": "RewardBench 2", "rmbench": "RM-Bench",
           "agreement": "Agreement with labels", "sensitivity": "Sensitivity to corruptions",
-          "winrate": "Best-of-N win rate", "judges": "Judges"}
+          "winrate": "Best-of-N win rate", "judges": "Judges", "audit": "Contrast audit"}
 
 
 class Table(NamedTuple):
@@ -26,7 +26,7 @@ def tables(rows: list[dict], confidence: float) -> list[Table]:
         return []
     make = {"rewardbench": of_rewardbench, "rewardbench2": of_rewardbench2, "rmbench": of_rmbench,
             "agreement": of_agreement, "sensitivity": of_sensitivity, "winrate": of_winrate,
-            "judges": of_judges}[rows[0]["benchmark"]]
+            "judges": of_judges, "audit": of_audit}[rows[0]["benchmark"]]
     return [table for table in make(rows, confidence) if table.cells]
 
 
@@ -134,12 +134,58 @@ def of_judges(rows: list[dict], confidence: float) -> list[Table]:
                  for row in rows if row["metric"] == "fleiss_kappa"])]
 
 
+def of_audit(rows: list[dict], confidence: float) -> list[Table]:
+    """What contrasted replies give away, how long they are, and what each judge makes of them: a line a turn."""
+    found = {(row["model"], row["subset"], row["metric"]): row for row in rows}
+    subsets = [subset for subset in unique(row["subset"] for row in rows) if subset != "conversations"]
+    said = f"% [{100 * confidence:g}% interval]"
+
+    def cells(model: str, subset: str, metrics: Iterable[str]) -> list[str]:
+        here = [found.get((model, subset, name)) for name in metrics]
+        return [interval(row, 1, ".2f") if row and row["metric"] == "length_ratio" else interval(row) if row else ""
+                for row in here]
+
+    def lines(model: str, metrics: Sequence[str]) -> list[list[str]]:
+        counted = [(subset, found[model, subset, metrics[0]]["count"]) for subset in subsets
+                   if (model, subset, metrics[0]) in found]
+        return [["all" if subset == "all" else f"  turn {subset.removeprefix('turn=')}", f"{count:,}",
+                 *cells(model, subset, metrics)] for subset, count in counted]
+
+    given = ("leak", "refusal", "not_rewritten", "same")
+    longer = [[*line, *cells(f"{PREFIX}longest", subset, ["accuracy"])] for line, subset in zip(
+        lines("contrast", ("length_ratio", "rejected_shorter", "chosen_truncated", "rejected_truncated")), subsets,
+        strict=True)]
+    judged = ("prefers_chosen", "prefers_rejected", "tie", "inconsistent", "label_noise")
+    return [
+        Table(f"Contrasted replies, {said}", ["", "turns", "leak", "refuse", "not rewritten", "as the chosen"],
+              lines("contrast", given)),
+        Table(f"Lengths, {said}", ["", "turns", "rejected / chosen", "rejected shorter", "chosen cut", "rejected cut",
+                                   "longest is chosen"], longer),
+        *(Table(f"{judge} in both orders, {said}", ["", "turns", "for chosen", "for rejected", "tie", "inconsistent",
+                                                   "label noise"], lines(judge, judged))
+          for judge in unique(row["model"] for row in rows if row["metric"] == "label_noise"))]
+
+
 def notes(rows: list[dict]) -> list[str]:
     """What a table of accuracies has no room for, a sentence each."""
     if rows and rows[0]["benchmark"] == "judges":
         return []  # its tables say it all
+    if rows and rows[0]["benchmark"] == "audit":
+        return by_length(rows)
     overall = [row for row in rows if row["subset"] == "all"]
     return [*shortfalls(rows), *guesses(overall), *tied(rows), *lengths(rows), *kappas(overall), *comparisons(overall)]
+
+
+def by_length(rows: list[dict]) -> list[str]:
+    """What length alone says of whole conversations, and that it must not."""
+    whole = [row for row in rows if row["subset"] == "conversations"]
+    telling = [row for row in whole if row["low"] is not None and row["low"] > 0.5]
+    guessed = ", ".join(f"{blind(row)} {interval(row)}" for row in whole)
+    said = [f"whole conversations, % right by length alone: {guessed}"] if whole else []
+    if telling:
+        best = max(telling, key=lambda row: row["value"])
+        said.append(f"length gives the label away: whoever always takes the {blind(best)} is right on {percent(best)}%")
+    return said
 
 
 def shortfalls(rows: list[dict]) -> list[str]:

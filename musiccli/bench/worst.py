@@ -86,3 +86,9 @@ class Worst:
                 elif better in side_names(record) and said in side_names(record) and said != better:
                     self.add(judge, 2, record, f"said {said}, the label says {better}")
             yield record
+
+    def turns(self, found: Iterable[Record]) -> Iterator[Record]:
+        """Contrasted turns; those with most flaws first."""
+        for record in found:
+            self.add("contrast", len(record["flaws"]), record, ", ".join(record["flaws"]).replace("_", " "))
+            yield record

@@ -6,6 +6,17 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.common import SEED, Run, app, stage
+from musiccli.cli.models import (
+    API_BASE,
+    CACHE,
+    CONCURRENCY,
+    MAX_COST,
+    NO_CACHE,
+    PROMPTS,
+    TIMEOUT,
+    client_for,
+    default_prompts,
+)
 
 bench = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None,
@@ -171,3 +182,45 @@ def judges(
     rows = list(judges.judges(pairs, human_field=human_field, draws=bootstrap, confidence=confidence, seed=seed,
                               rejects=run.rejects, counts=run.counts))
     report.write(rows, confidence)
+
+
+@stage("bench audit", to=bench)
+def audit(
+    run: Run,
+    judge: Annotated[list[str] | None, typer.Option(
+        metavar="MODEL", show_default=False, help="Also ask this LLM, in both orders, which reply of each contrasted "
+        "turn is better; may be repeated. Left out: nobody is asked.")] = None,
+    prompts: PROMPTS = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest explanation and verdict.")] = 512,
+    max_cost: MAX_COST = None, concurrency: CONCURRENCY = 64, timeout: TIMEOUT = 120, api_base: API_BASE = None,
+    cache: CACHE = None, no_cache: NO_CACHE = False, confidence: CONFIDENCE = 0.95, seed: SEED = 0, plot: PLOT = None,
+    html: HTML = None, markdown: MARKDOWN = None,
+) -> None:
+    """What the contrast teaches, turn by turn: leaks, equal replies, lengths; with a judge, how noisy the labels are.
+
+    Reads branches, all of them, or the pairs that music pair kept.
+
+    \b
+    music simulate seeds.jsonl | music pair | music bench audit --judge gemini/gemini-1.5-pro --html audit.html
+    """
+    from contextlib import closing
+
+    from musiccli import judge as judging
+    from musiccli import pair
+    from musiccli.bench import audit
+    from musiccli.cli.report import Report
+
+    report, found = Report(run, None, plot, html, markdown), audit.Audit()
+    pairs = pair.join(run.read(audit.contrasted), run.counts, run.say, drop=lambda *_: None)
+    turns = report.watch(found.read(pairs), report.worst.turns)
+    if judge:
+        settings = judging.Settings(judges=tuple(dict.fromkeys(judge)), prompts=default_prompts(prompts, judge[0]),
+                                    max_tokens=max_tokens, seed=seed)
+        with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base, settings.judges) as client,
+              closing(judging.judge(turns, settings, client, rejects=run.rejects, counts=run.counts,
+                                    limits=run.limits)) as judged):
+            found.hear(report.watch(judged, report.worst.verdicts, lambda _: "chosen"), settings.judges)
+    else:
+        for _ in turns:
+            pass
+    report.write(list(audit.audit(found, confidence=confidence)), confidence)
