@@ -50,7 +50,7 @@ def bar(label: str, total: float | None = None, live: Callable[[], str] = str) -
 
     console = Console(stderr=True)
     note = rich.TextColumn("{task.fields[note]}", markup=False)
-    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(40 if total else 10), rich.MofNCompleteColumn(),
                rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), note, Live())
     with rich.Progress(*columns, console=console, transient=True) as bars:
         _console = console

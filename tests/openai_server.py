@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import random
 import re
@@ -77,6 +78,8 @@ class Server:
         """Listen on loopback. The runner's cleanup() ends it, hanging calls included."""
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self.chat)
+        # A client that is killed in the middle of a call makes aiohttp 3.14 log an InvalidStateError of its own.
+        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self.port, backlog=4096).start()
