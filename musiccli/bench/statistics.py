@@ -2,6 +2,15 @@
 
 Pairs that share a prompt are not independent, so every function that takes `clusters` takes one number a value,
 equal where the prompt is equal. numpy is imported inside: the command line loads without it.
+
+How often the 95% intervals hold the truth, in simulations of 750 to 2,000 sets each: n = 100 to 2,000 values alone or
+in clusters of 1 to 8, of an intra-cluster correlation up to 0.5; `tests/test_bench_coverage.py` repeats a part of them.
+
+- `share_interval`, truths of 0.55 to 0.95: 93.2 to 98.0%. Below that only where few clusters hold all the errors: at
+  0.95 with a correlation of 0.5, 89.8 to 92.5% with 38 to 77 clusters, 93.6% and more from 125 on. Without Student's
+  t 91.8% and more otherwise; forgetting clusters of 1 to 8 with that correlation, under 85%.
+- `bootstrap` of paired differences of accuracies: 92.9% (13 clusters of 8, accuracies 0.95 and 0.90) to 96.3%; plain
+  percentiles hold 90 to 92% for 13 clusters. Of Cohen's kappa, truths of 0.03 to 0.70: 93.3 to 96.3%; plain 92.5%.
 """
 
 import math
@@ -20,15 +29,44 @@ def quantile(confidence: float) -> float:
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
-def wilson(share: float, count: float, confidence: float = 0.95) -> Interval:
+def students_t(confidence: float, freedom: int) -> float:
+    """`quantile` for a mean whose variance was estimated from `freedom` + 1 clusters: 2.26 for 0.95 and 9.
+
+    By bisection of the distribution's sums (Abramowitz & Stegun 26.7.3 and 4), or for many degrees of freedom by the
+    expansion of Fisher & Cornish (1960, Technometrics 2:209), good to seven digits there.
+    """
+    if freedom > 100:
+        z = quantile(confidence)
+        terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+                 (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+        return math.fsum(term / freedom**power for power, term in enumerate(terms))
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(freedom)
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _within(angle, freedom) < confidence else (low, angle)
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """How much of Student's t lies within sqrt(freedom) * tan(angle) of 0."""
+    odd = freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
+
+
+def wilson(share: float, count: float, confidence: float = 0.95, freedom: float = math.inf) -> Interval:
     """Wilson's score interval for `share`, a mean of `count` outcomes between 0 and 1 (Wilson 1927, JASA 22:209).
 
-    It stays inside 0..1 and keeps its width when every outcome is the same.
+    It stays inside 0..1 and keeps its width when every outcome is the same. Where `count` is itself an estimate, from
+    `freedom` + 1 clusters, Student's t stands for the normal quantile.
     """
-    square = quantile(confidence) ** 2
+    square = (quantile(confidence) if freedom == math.inf else students_t(confidence, freedom)) ** 2
     middle = (share + square / (2 * count)) / (1 + square / count)
     half = math.sqrt(square * (share * (1 - share) / count + square / (4 * count * count))) / (1 + square / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # whatever is rounded
 
 
 def effective_count(values: Sequence[float], clusters: Sequence[int]) -> float:
@@ -51,8 +89,18 @@ def effective_count(values: Sequence[float], clusters: Sequence[int]) -> float:
 
 
 def share_interval(values: Sequence[float], clusters: Sequence[int], confidence: float = 0.95) -> Interval:
-    """Wilson's interval of the mean of clustered values between 0 and 1, for as many as they are worth."""
-    return wilson(math.fsum(values) / len(values), effective_count(values, clusters), confidence)
+    """Wilson's interval of the mean of clustered values from 0 to 1, for as many as they are worth.
+
+    A half point, for a tie, varies less than a toss of a coin: where there are some, the values are worth more than
+    their number.
+    """
+    import numpy as np
+
+    values, groups = np.asarray(values, float), len(np.unique(clusters))
+    share, worth = float(values.mean()), effective_count(values, clusters)
+    if values.var() > 0:
+        worth *= share * (1 - share) / float(values.var())
+    return wilson(share, worth, confidence, math.inf if groups == len(values) else max(1, groups - 1))
 
 
 def combine(shares: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]) -> tuple[float, Interval]:
@@ -80,6 +128,10 @@ def bootstrap(rows: "np.ndarray", statistic: Callable[["np.ndarray"], "np.ndarra
               confidence: float = 0.95, seed: int = 0) -> Interval | None:
     """Percentile interval of a statistic of column sums, its clusters drawn with replacement (Efron 1979).
 
+    Percentiles are too narrow for few clusters; so they are taken further out, by as much as a mean's interval by
+    Student's t is wider than one by the bootstrap's own spread (the expanded percentiles of Hesterberg 2015, The
+    American Statistician 69:371).
+
     `rows` is (clusters, columns), from `totals`; `statistic` maps (draws, columns) sums to (draws,) values. Equal rows
     are drawn together, as one multinomial: the same distribution as drawing clusters one by one, at a cost that
     grows with the kinds of rows and not with their number. None where nothing varies, as with a single cluster:
@@ -97,7 +149,9 @@ def bootstrap(rows: "np.ndarray", statistic: Callable[["np.ndarray"], "np.ndarra
     values = np.concatenate(parts)
     if np.nanmin(values) == np.nanmax(values):
         return None
-    low, high = np.nanquantile(values, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    further = students_t(confidence, len(rows) - 1) * math.sqrt(len(rows) / (len(rows) - 1))
+    tail = NormalDist().cdf(-further)
+    low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 

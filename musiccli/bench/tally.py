@@ -119,8 +119,7 @@ class Outcomes:
         return int((self.picks == EQUAL).sum())
 
     def interval(self, confidence: float) -> statistics.Interval:
-        """Wilson's, for as many independent pairs as these pairs are worth."""
-        return statistics.wilson(self.share, statistics.effective_count(self.points, self.prompts), confidence)
+        return statistics.share_interval(self.points, self.prompts, confidence)
 
 
 def metric(benchmark: str, model: str, subset: str, name: str, value: float | None, interval: Iterable[float] | None,

@@ -47,7 +47,8 @@ def winrate(contests: Iterable[Record], *, draws: int = 10_000, confidence: floa
     """Metric records: side a's win rate for each N, and its change from the smallest N to each larger one.
 
     A tie is half a win, and so are a verdict that turned with the order of the sides and a contest in which both
-    models picked the same conversation; what could not be read is left out. Intervals are drawn by prompt.
+    models picked the same conversation; what could not be read is left out. Intervals take contests of one prompt as
+    dependent.
     """
     counts = Counter() if counts is None else counts
     kinds: dict[Contest, Games] = {}
@@ -107,9 +108,7 @@ def rate(kind: Contest, games: Games, resampling: dict) -> Iterator[dict]:
         yield metric(NAME, kind.first, subset, "win_rate", None, None, 0, against=kind.second, **endings)
         return
     points = np.asarray(games.points)
-    rows = statistics.totals([points, points * 0 + 1], games.prompts)
-    interval = statistics.bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1], **resampling)
-    interval = interval or statistics.wilson(points.mean(), len(rows), resampling["confidence"])
+    interval = statistics.share_interval(points, games.prompts, resampling["confidence"])
     yield metric(NAME, kind.first, subset, "win_rate", points.mean(), interval, len(points), against=kind.second,
                  oracle=float(np.maximum(points, 0.5).mean()), random=float((points.mean() + 0.5) / 2), **endings)
 
