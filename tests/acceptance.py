@@ -1,0 +1,172 @@
+"""What simulate promises, at full size, against the loopback server. By hand, each in minutes:
+
+    python tests/acceptance.py chaos      # 2,000 conversations of 3 turns, 5% of each fault
+    python tests/acceptance.py faults     # the same, each fault alone
+    python tests/acceptance.py kills      # 50 kill -9 over one run
+    python tests/acceptance.py memory     # 100,000 seeds streamed
+
+test_acceptance.py runs small versions of them. Each prints its figures and fails where a promise is not kept.
+"""
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from openai_server import FAULTS, Server, allow_many_connections, digest, serve
+from scripted import Music, cast, lines, talk
+
+MODEL = "openai/scripted"
+QUIET = 0.1  # seconds that a 429 asks everybody to wait; a hanging call ends after TIMEOUT
+TIMEOUT = 2
+
+
+def seeds(count: int) -> Iterator[str]:
+    """Contexts, one a line, that end with the user."""
+    return (json.dumps({"id": number, "messages": talk(f"Question {number}, asked by somebody?")}) + "\n"
+            for number in range(count))
+
+
+def simulate(server: Server, *more: object, turns: int = 3) -> tuple:
+    return ("simulate", "--assistant", MODEL, "--api-base", server.base_url, "--timeout", TIMEOUT, "--turns", turns,
+            *more)
+
+
+def needed(count: int, turns: int) -> int:
+    """Calls that so many conversations take where nothing goes wrong: the first reply of the user is in the seed."""
+    return count * (2 * turns + 2 * (turns - 1))
+
+
+def chaos(folder: Path, count: int = 2000, turns: int = 3, faults: dict[str, float] | None = None,
+          most: float = 1.2) -> dict:
+    """Everything that begins finishes or is named as failed, once; and no more is asked than the faults make needed.
+
+    A call that fails must be made again, so the ideal is what the conversations take and one call more for every
+    fault that spoils a call; above `most` times that, something is asked for in vain.
+    """
+    faults = dict.fromkeys(FAULTS, 0.05) if faults is None else faults
+    out, rejects = folder / "out.jsonl", folder / "rejects.jsonl"
+    with Music(folder) as music, serve(reply=cast, faults=faults, retry_after=QUIET, keep=0) as server:
+        begun = time.monotonic()
+        done = music(*simulate(server, "-o", out, "--rejects", rejects, turns=turns), stdin="".join(seeds(count)),
+                     timeout=1800)
+        seconds = time.monotonic() - begun
+    assert done.returncode in (0, 1), done.stderr[-2000:]
+    finished = Counter((one["id"], one["branch"]) for one in lines(out.read_text()))
+    failed = Counter(one["id"] for one in lines(rejects.read_text())) if rejects.exists() else Counter()
+    whole = {identifier for identifier, _ in finished}
+    assert set(finished.values()) <= {1} and set(failed.values()) <= {1}, "something stands there twice"
+    assert len(finished) == 2 * len(whole) and whole | failed.keys() == set(range(count)), "something is missing"
+    assert not whole & failed.keys() and (done.returncode == 1) == bool(failed)
+    spoiling = sum(share for fault, share in faults.items() if fault != "slow")
+    ideal = needed(count, turns) / (1 - spoiling)
+    assert server.calls < most * ideal, f"{server.calls} calls, {ideal:.0f} would do"
+    return {"conversations": count, "failed": len(failed), "calls": server.calls, "ideal": round(ideal),
+            "ratio": round(server.calls / ideal, 3), "over_faultless": round(server.calls / needed(count, turns), 3),
+            "seconds": round(seconds, 1), "last_line": done.stderr.splitlines()[-1]}
+
+
+def each_fault(folder: Path, count: int = 2000, turns: int = 3) -> dict:
+    """Chaos with one fault at a time: calls stay below 1.2 times what a faultless run takes."""
+    found = {}
+    for fault in FAULTS:
+        (folder / fault).mkdir()
+        found[fault] = chaos(folder / fault, count, turns, {fault: 0.05})
+        assert found[fault]["over_faultless"] < 1.2, found[fault]
+    return {fault: {name: figures[name] for name in ("failed", "over_faultless", "seconds")}
+            for fault, figures in found.items()}
+
+
+def kills(folder: Path, count: int = 400, turns: int = 3, times: int = 50, concurrency: int = 16) -> dict:
+    """kill -9 at random moments: the output is that of an undisturbed run, and only what was in flight is asked twice.
+    """
+    rng, asked = random.Random(0), Counter()
+
+    def reply(body: dict) -> str:
+        asked[digest(json.dumps(body, sort_keys=True).encode())] += 1
+        return cast(body)
+
+    given = "".join(seeds(count))
+    (folder / "plain").mkdir()
+    with Music(folder / "plain") as music, serve(reply=cast, keep=0) as server:
+        plain = music(*simulate(server, "-o", folder / "plain.jsonl", turns=turns), stdin=given, timeout=600)
+        assert plain.returncode == 0, plain.stderr
+        ideal = server.calls
+    (folder / "seeds.jsonl").write_text(given)
+    moments = sorted(rng.sample(range(1, ideal), times))
+    out = folder / "out.jsonl"
+    with Music(folder) as music, serve(reply=reply, delay=0.02, keep=0) as server:
+        line = simulate(server, folder / "seeds.jsonl", "-o", out, "--concurrency", concurrency, turns=turns)
+        for moment in moments:
+            process = music.start(*line)
+            wait_for(lambda moment=moment: asked.total() >= moment or rng.random() < 0.001, process)
+            time.sleep(rng.uniform(0, 0.05))
+            assert process.poll() is None and not out.exists()
+            process.kill()
+            process.communicate()
+        whole = music(*line, timeout=600)
+        assert whole.returncode == 0, whole.stderr
+    assert out.read_bytes() == (folder / "plain.jsonl").read_bytes(), "another output than undisturbed"
+    again = asked.total() - len(asked)
+    assert len(asked) == ideal and again <= times * concurrency, f"{again} calls repeated"
+    return {"kills": times, "calls": ideal, "repeated": again, "in_flight_at_kills": times * concurrency}
+
+
+def wait_for(true, process, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def memory(folder: Path, counts: tuple[int, ...] = (10_000, 100_000), most: float = 1.1) -> dict:
+    """Peak memory of a run over a stream of seeds does not grow with their number."""
+    found = {}
+    for count in counts:
+        (folder / str(count)).mkdir()
+        with Music(folder / str(count)) as music, serve(reply=cast, keep=0) as server:
+            begun = time.monotonic()
+            with (folder / f"{count}.err").open("w") as errors, (folder / f"{count}.out").open("wb") as out:
+                process = music.start(*simulate(server, turns=1), stdout=out, stderr=errors)
+                feeder = threading.Thread(target=feed, args=(process, count))
+                feeder.start()
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                feeder.join()
+            assert process.returncode == 0, (folder / f"{count}.err").read_text()[-2000:]
+            with (folder / f"{count}.out").open("rb") as written:
+                assert sum(1 for _ in written) == 2 * count
+            found[count] = {"peak_mb": round(usage.ru_maxrss / 1024, 1), "seconds": round(time.monotonic() - begun, 1),
+                            "calls": server.calls}
+    first, last = (found[count]["peak_mb"] for count in (counts[0], counts[-1]))
+    assert last < most * first, found
+    return found
+
+
+def feed(process, count: int) -> None:
+    for line in seeds(count):
+        process.stdin.write(line)
+    process.stdin.close()
+
+
+RUNS = {"chaos": chaos, "faults": each_fault, "kills": kills, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What simulate promises, at full size.")
+    parser.add_argument("run", choices=RUNS)
+    allow_many_connections()
+    chosen = parser.parse_args().run
+    with tempfile.TemporaryDirectory(prefix="music-acceptance-") as folder:
+        print(json.dumps({chosen: RUNS[chosen](Path(folder))}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
