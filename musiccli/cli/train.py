@@ -1,5 +1,7 @@
 """music train pairs.jsonl music.jsonl --model google/gemma-2-9b-it --out rm"""
 
+import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +58,8 @@ def train(
                     "over the steps as .png, .svg or .pdf (needs matplotlib).")] = None,
     plot_beside: Annotated[list[str] | None, typer.Option(metavar="DIR", show_default=False, help="Another run, drawn "
                            "into the same picture; may be repeated.")] = None,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", show_default=False, help="Push the finished "
+                           "checkpoint to the Hugging Face hub; a new repository is private.")] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, show_default=False, help="Train in so many processes, "
                                                       "a GPU each where there are any.")] = None,
     accelerate_config: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="A file that "
@@ -93,8 +97,8 @@ def train(
     with launch.one_voice():
         measured = train(run.read(records.preference, unique=False), Path(out), settings, evaluation=held_out,
                          eval_every=eval_every, save_every=save_every, tracked=tracker or (),
-                         checked=check is not False, only_check=check is True, rejects=run.rejects,
-                         counts=run.counts, say=run.say)
+                         command=shlex.join(["music", *sys.argv[1:]]), hub=push_to_hub, checked=check is not False,
+                         only_check=check is True, rejects=run.rejects, counts=run.counts, say=run.say)
     run.withhold()
     if plot and not check:
         save(plot, [curves.draw(curves.read([out, *(plot_beside or ())]), form)])

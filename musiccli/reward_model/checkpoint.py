@@ -16,9 +16,11 @@ from musiccli.chat import Encoded, Template
 from musiccli.errors import InputError
 from musiccli.gemm import by_onednn
 from musiccli.llm.embedded import quiet, resolve
+from musiccli.reward_model.card import card
 from musiccli.reward_model.network import RewardNetwork
 
 NOTES = "music.json"  # beside the weights: what config.json has no place for
+CARD = "README.md"
 ADAPTER = "adapter"  # the LoRA weights alone, beside the merged checkpoint
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>", "<|finetune_right_pad_id|>", "<unk>")  # rather than any other
 
@@ -81,7 +83,7 @@ def load(path: str, say: Callable[[str], None] = lambda _: None, *, trust_remote
 
 
 def save(model: RewardModel, folder: Path) -> None:
-    """Write the checkpoint at the top of `folder`: safetensors, tokenizer, template and notes; LoRA is merged, its
+    """Write the checkpoint at the top of `folder`: safetensors, tokenizer, template, card, notes; LoRA is merged, its
     adapter kept beside. The config keeps the attention that transformers itself should use."""
     core, network = model.network.core, model.network
     if hasattr(network.model, "peft_config"):
@@ -98,6 +100,7 @@ def save(model: RewardModel, folder: Path) -> None:
         "attention": "eager" if softcapped(core.config) else "sdpa",
         "versions": {name: version(name) for name in ("musiccli", "torch", "transformers", "peft", "accelerate")},
     }
+    (folder / CARD).write_text(card(notes), "utf-8")
     (folder / NOTES).write_bytes(orjson.dumps(notes, option=orjson.OPT_INDENT_2))
 
 

@@ -31,7 +31,7 @@ class Pair:
     margin: float = 0.0  # by how much the loss wants chosen ahead
 
 
-def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, counts: Counter,
+def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, counts: Counter, *,
             rejects: Rejects | None = None, margin_field: str | None = None) -> list[Pair]:
     """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
 

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,11 +25,13 @@ from musiccli.jsonl import Rejects
 from musiccli.progress import Bar, bar
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.hub import claim, push
 from musiccli.train import log, trackers
 from musiccli.train.check import check
 from musiccli.train.memory import available, estimate
 from musiccli.train.pairs import Pair, fingerprint, prepare
 from musiccli.train.plan import plan, total_steps
+from musiccli.train.provenance import counted, described
 from musiccli.train.settings import Settings
 from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run
 
@@ -36,43 +39,65 @@ TRACKED = "trackers"  # where trackers that write files do so
 
 
 def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evaluation: Iterable[Record] | None = None,
-          eval_every: int | None = None, save_every: int | None = None, tracked: Sequence[str] = (),
-          checked: bool = True, only_check: bool = False, rejects: Rejects | None = None,
+          eval_every: int | None = None, save_every: int | None = None, tracked: Sequence[str] = (), command: str = "",
+          hub: str | None = None, checked: bool = True, only_check: bool = False, rejects: Rejects | None = None,
           counts: Counter | None = None, say: Callable[[str], None] = lambda _: None) -> dict | None:
     """Train and write the reward model to `out`; the same call again resumes, or finds it done.
 
-    Returns the last metrics; None where there was nothing left to do, and in every process but the main one. Raises
-    InputError where `out` holds another run.
+    `evaluation` holds the held-out pairs, if any. `command` is kept with the checkpoint; `hub` names the repository
+    that it is pushed to. Returns the last metrics; None where there was nothing left to do, and in every process but
+    the main one. Raises InputError where `out` holds another run.
     """
     counts = Counter() if counts is None else counts
+    total_steps(settings.batch, settings)  # before anything takes time
     accelerator = _accelerator(trackers.check(tracked), out)
-    say = say if accelerator.is_main_process else lambda _: None
+    main = accelerator.is_main_process
+    say = say if main else lambda _: None
     if settings.batch < accelerator.num_processes:
         raise InputError(f"--batch {settings.batch}: every one of {accelerator.num_processes} processes needs a pair")
-    total_steps(settings.batch, settings)  # before anything takes time
-    if accelerator.is_main_process and not only_check:
+    if main and not only_check:
+        hub = claim(hub) if hub else None
         _claim(out)
     set_seed(settings.seed)
     model = _create(settings, say)
     if settings.activation_checkpointing:
         model.network.core.activation_checkpointing_enable({"use_reentrant": False})
-    pairs = _prepare(preferences, model, settings, counts, rejects, say, "to train on", settings.margin_field)
+    files, held_out_files = Counter(), Counter()
+    encode = partial(prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects)
+    pairs = encode(counted(preferences, files), counts=counts, margin_field=settings.margin_field)
+    _tell(counts, say)
+    held_out = encode(counted(evaluation or (), held_out_files), counts=(aside := Counter()))
+    _tell(aside, lambda text: say(f"--eval: {text}"))
+    if not pairs:
+        raise InputError("no pairs to train on are left")
     if len(pairs) < settings.batch:
         raise InputError(f"--batch {settings.batch}: there are {len(pairs)} pairs; a step would hold some twice")
-    held_out = [] if evaluation is None else _prepare(evaluation, model, settings, Counter(), rejects,
-                                                      lambda text: say(f"--eval: {text}"), "to evaluate on")
+    if evaluation is not None and not held_out:
+        raise InputError("no pairs to evaluate on are left")
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
     if not only_check and (found := checkpoint.read_notes(out)):
         refuse_other_run(found, identity, out)
         say(f"{out} is trained already, by this same line")
+        _push(accelerator, hub, out, say)
         return None
     say(_plan_in_words(model, pairs, settings, accelerator))
-    if (checked or only_check) and accelerator.is_main_process:
+    if (checked or only_check) and main:
         _check(model, pairs, held_out, settings, accelerator, say, whole=only_check)
     if only_check:
         return None
     trainer = Trainer(model, pairs, out, settings, accelerator)
-    return _run(trainer, identity, held_out, eval_every or save_every, save_every, say)
+    measured = _run(trainer, identity, held_out, eval_every or save_every, save_every, say)
+    made_of = {"files": described(files), "held_out_files": described(held_out_files), "counts": dict(+counts)}
+    _finish(trainer, identity | made_of | {"command": command, "metrics": measured})
+    _push(accelerator, hub, out, say)
+    accelerator.end_training()
+    return measured if main else None
+
+
+def _tell(counts: Counter, say: Callable) -> None:
+    for what, count in sorted(counts.items()):
+        if count:
+            say(f"{count:,} {what}")
 
 
 def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair], settings: Settings,
@@ -102,15 +127,9 @@ def _create(settings: Settings, say: Callable[[str], None] = lambda _: None) -> 
                              trained=settings.init_from is not None)
 
 
-def _prepare(preferences: Iterable[Record], model: checkpoint.RewardModel, settings: Settings, counts: Counter,
-             rejects: Rejects | None, say: Callable, purpose: str, margin_field: str | None = None) -> list[Pair]:
-    pairs = prepare(preferences, model, min(settings.max_length, model.context), counts, rejects, margin_field)
-    for what, count in sorted(counts.items()):
-        if count:
-            say(f"{count:,} {what}")
-    if not pairs:
-        raise InputError(f"no pairs {purpose} are left")
-    return pairs
+def _push(accelerator: Accelerator, hub: str | None, out: Path, say: Callable) -> None:
+    if hub and accelerator.is_main_process:
+        say(f"pushed to {push(hub, out)}")
 
 
 def _claim(out: Path) -> None:
@@ -129,7 +148,8 @@ def _claim(out: Path) -> None:
 
 
 def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int | None, save_every: int | None,
-         say: Callable) -> dict | None:
+         say: Callable) -> dict:
+    """The steps that are left; the last one's measures."""
     main, settings, out = trainer.accelerator.is_main_process, trainer.settings, trainer.out
     start = trainer.resume(identity)
     trackers.start(trainer.accelerator, identity["settings"], out.name)
@@ -158,9 +178,7 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int
                                 f"{measured['tokens_per_s']:.0f} tokens/s")
             if save_every and number % save_every == 0 and not ends:
                 trainer.save_state(number, identity)
-    _finish(trainer, identity | {"metrics": measured})
-    trainer.accelerator.end_training()
-    return measured if main else None
+    return measured
 
 
 def _finish(trainer: Trainer, notes: dict) -> None:
