@@ -5,7 +5,9 @@ see tests/test_faults.py for how often they speak up at real turns of Anthropic 
 """
 
 import re
+from collections import Counter
 from difflib import SequenceMatcher
+from functools import lru_cache
 from unicodedata import category
 
 from musiccli.records import Message
@@ -146,17 +148,27 @@ def says_something(text: str) -> bool:
 
 def alike(one: str, other: str) -> bool:
     """Whether two messages say the same in nearly the same words. Other numbers are another question, and so is
-    another word in a short message."""
-    one, other = plain_words(one)[:2000], plain_words(other)[:2000]
+    another word in a short message.
+
+    Every reply is held against every message before it, so what differs should be known at once: by its length, then by
+    its numbers, then by the words that it has in common, which bounds the ratio from above.
+    """
+    if min(len(one), len(other)) < 0.8 * max(len(one), len(other)) - 20:  # what punctuation may make
+        return False
+    one, other = plain_words(one), plain_words(other)
     if one == other:
         return True
     if re.findall(r"\d+", one) != re.findall(r"\d+", other):
         return False
-    least = 0.95 if min(len(one), len(other)) < 100 else 0.9
-    matcher = SequenceMatcher(None, one, other, autojunk=False)
-    return all(ratio() > least for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
+    if min(len(one), len(other)) < 100:
+        return SequenceMatcher(None, one, other, autojunk=False).ratio() > 0.95
+    words, others = one.split()[:400], other.split()[:400]
+    least = 0.9 * (len(words) + len(others)) / 2
+    return (Counter(words) & Counter(others)).total() > least and \
+        SequenceMatcher(None, words, others, autojunk=False).ratio() > 0.9
 
 
+@lru_cache(maxsize=1024)  # the messages of the conversations in flight, each of which is compared in every turn
 def plain_words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
