@@ -58,7 +58,7 @@ def server_and_client(settings: dict | None = None, **behaviour):
 
 
 def addresses(server) -> tuple[str, ...]:
-    return server.base_url, f"{LITELLM}={server.base_url}"
+    return server.base_url, *(f"{model}={server.base_url}" for model in (LITELLM, "deepseek/deepseek-chat"))
 
 
 def nowhere(server) -> tuple[str, ...]:
@@ -88,7 +88,9 @@ def test_two_samples_of_one_question_have_different_seeds_and_a_repeated_one_its
     assert 0 <= call().own_seed < 2**31
 
 
-@pytest.mark.parametrize("model, cost", [("openai/gpt-4o", pytest.approx(PRICE)), (OPENAI, None), (VLLM, None)])
+@pytest.mark.parametrize("model, cost", [
+    ("openai/gpt-4o", pytest.approx(PRICE)), (OPENAI, None), (VLLM, None), (LITELLM, None),
+    ("deepseek/deepseek-chat", pytest.approx(8 * 2.8e-07 + 8 * 4.2e-07))])
 def test_cost_is_in_dollars_and_none_where_the_price_is_unknown(model, cost):
     with server_and_client() as (_, client):
         [reply] = ask(client, call(model=model))

@@ -1,6 +1,6 @@
 """What goes through the door: one question to one model, and what came back."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 
@@ -28,7 +28,7 @@ class Call:
 
     @cached_property
     def key(self) -> bytes:
-        asked = {field.name: getattr(self, field.name) for field in fields(self)}
+        asked = vars(self)  # the fields: nothing else stands there until this has been computed
         return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
     @property

@@ -5,7 +5,7 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from musiccli.errors import InputError
@@ -73,7 +73,7 @@ class Client:
             say(f"{call.model}: its price is unknown, so --max-cost cannot count it")
         self._book(account, reply)
         if self.cache:
-            self.cache.put(call.key, asdict(reply))
+            self.cache.put(call.key, vars(reply))
         return reply
 
     @property

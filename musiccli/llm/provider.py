@@ -87,6 +87,9 @@ def _retry_after(error: Exception) -> float | None:
 
 
 def _cost(litellm, answer, model: str) -> float | None:
+    reckoned = getattr(answer, "_hidden_params", {})
+    if "response_cost" in reckoned:  # litellm has done so by itself; once more would take a quarter of a call's time
+        return reckoned["response_cost"]
     try:
         return litellm.completion_cost(answer, model=model)
     except Exception:  # litellm raises a bare Exception for a model it does not list
