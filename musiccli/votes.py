@@ -47,9 +47,9 @@ def check(record: Record) -> Record:
         raise RecordError("should be a list of votes", field="votes", record=record)
     for index, vote in enumerate(found):
         about = vote if isinstance(vote, dict) else {}
-        if not isinstance(about.get("judge"), str):
+        if not isinstance(about.get("judge"), str) or "winner" not in about:
             raise RecordError("should be a vote: judge, order, winner", field=f"votes[{index}]", record=record)
-        if about.get("winner") not in (*side_names(record), TIE, None):
+        if about["winner"] not in (*side_names(record), TIE, None):
             raise RecordError(f"is {short(about['winner'])}; it should be one of {', '.join(side_names(record))}, tie, "
                               "null", field=f"votes[{index}].winner", record=record)
     return record

@@ -159,6 +159,7 @@ def test_a_second_vote_or_another_pair_of_the_same_id_is_refused(second, said):
 @pytest.mark.parametrize("record, field, said", [
     (pair(0), None, "votes: is missing; music judge adds it"),
     (pair(0, votes=[{"judge": "x", "order": "1", "winner": "a"}]), None, r"votes\[0\].order: is '1'; it should"),
+    (pair(0, ("panel", "a", "a")), None, r"votes\[0\].judge: is panel, which stands for something else here"),
     (pair(0, ("x", "a", "a"), human="A"), "human", "human: is 'A'; it should be one of a, b, tie, null"),
     (pair(0, ("x", "a", "a"), human=["a"]), "human", r"human: is \['a'\]; it should be one of a, b, tie, null")])
 def test_what_cannot_be_counted_is_named(record, field, said):

@@ -91,6 +91,7 @@ def test_a_winner_is_a_side_a_tie_or_nobody(said, named):
 @pytest.mark.parametrize("found, said", [
     ("yes", "votes: should be a list of votes"), (["a"], "votes[0]: should be a vote: judge, order, winner"),
     ([{"judge": 1, "winner": "a"}], "votes[0]: should be a vote: judge, order, winner"),
+    ([{"judge": "x", "order": "ab"}], "votes[0]: should be a vote: judge, order, winner"),
     ([{"judge": "x", "winner": ["a"]}], "votes[0].winner: is ['a']; it should be one of a, b, tie, null"),
     ([{"judge": "x", "winner": "a"}, {"judge": "x", "winner": "c"}], "votes[1].winner: is 'c'; ")])
 def test_votes_of_another_shape_are_named(found, said):

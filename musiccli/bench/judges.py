@@ -39,6 +39,9 @@ def judged(record: Record, human_field: str | None = None) -> Record:
         raise RecordError("is missing; music judge adds it", field="votes", record=record)
     votes.check(record)
     for index, vote in enumerate(record.get("votes") or ()):
+        if vote["judge"] in (PANEL, LABELS):
+            raise RecordError(f"is {vote['judge']}, which stands for something else here; rename the judge",
+                              field=f"votes[{index}].judge", record=record)
         if vote.get("order") not in ("ab", "ba"):
             raise RecordError(f"is {short(vote.get('order'))}; it should be ab or ba", field=f"votes[{index}].order",
                               record=record)
