@@ -34,6 +34,7 @@ class RewardModel:
     template: Template
     notes: dict = field(default_factory=dict)
     replaced_padding: str | None = None  # the tokenizer's own padding token, where it could not stay
+    trained_head: bool = True  # else it was drawn just now
     identity: str = ""  # of what was loaded and how it computes: equal ones give equal scores
 
     @property
@@ -43,15 +44,15 @@ class RewardModel:
 
 
 def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool = False,
-           say: Callable[[str], None] = lambda _: None, dtype: torch.dtype = torch.float32,
-           trust_remote_code: bool = False) -> RewardModel:
+           tokenizer: str | None = None, say: Callable[[str], None] = lambda _: None,
+           dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> RewardModel:
     """A reward model to be trained: `base` with a scalar head, new unless `base` is a reward model already; InputError
-    where it must be one (`trained`) and is not.
+    where it must be one (`trained`) and is not. `tokenizer` is where another tokenizer than its own is.
 
     `lora` is the rank of low-rank adapters on all linear layers; the head is then trained and saved whole. Weights are
     loaded in `dtype`: fp32 masters, since a bf16 parameter would swallow a step of 2e-6.
     """
-    model = _open(base, say, dtype, trust_remote_code, None if trained else seed)
+    model = _open(base, say, dtype, trust_remote_code, None if trained else seed, tokenizer)
     config = model.network.core.config
     config.problem_type = "regression"  # pipelines and servers then return the raw score, without a sigmoid
     config.label2id, config.id2label = {"reward": 0}, {0: "reward"}
@@ -104,8 +105,11 @@ def save(model: RewardModel, folder: Path) -> None:
     (folder / NOTES).write_bytes(orjson.dumps(notes, option=orjson.OPT_INDENT_2))
 
 
-def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool, seed: int | None) -> RewardModel:
+def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool, seed: int | None,
+          other_tokenizer: str | None = None) -> RewardModel:
     path = resolve(name, say)
+    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+        raise InputError(f"{name}: is a LoRA adapter; `music merge {name} --out DIR` makes a reward model of it")
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         raise InputError(f"{name}: is a folder without a config.json; expected a model's folder")
     if os.path.isfile(path) or (name.startswith(("/", ".", "~")) and not os.path.isdir(path)):
@@ -119,13 +123,14 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
                              "classifier?)")
         config.num_labels = 1  # a config without labels says 2
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(other_tokenizer or path, trust_remote_code=trust_remote_code)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True,
                 trust_remote_code=trust_remote_code, attn_implementation="eager" if softcapped(config) else None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: cannot be loaded as a reward model: {_first_sentence(error)}") from error
-    if seed is None and any(key.startswith("score") for key in report["missing_keys"]):
+    trained = not any(key.startswith("score") for key in report["missing_keys"])
+    if seed is None and not trained:
         raise InputError(f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it")
     if not hasattr(model, "score"):
         raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are "
@@ -137,7 +142,7 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
         raise InputError(f"{name}: was trained to be read at {read_at['text']!r}, but its chat template ends with "
                          f"{tokenizer.decode([last])!r} now; put its own chat_template.jinja back")
     replaced = _choose_padding(tokenizer, model, last)
-    return RewardModel(_network(model, say), tokenizer, template, notes, replaced)
+    return RewardModel(_network(model, say), tokenizer, template, notes, replaced, trained)
 
 
 def _identity(path: str, network: RewardNetwork) -> str:

@@ -1,0 +1,30 @@
+"""music merge adapter --out rm"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from musiccli.cli.common import app
+from musiccli.progress import Clock, say
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(metavar="DIR", help="A LoRA adapter as peft writes it: another tool's, or "
+                                           "the folder `adapter` of a reward model.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where the plain checkpoint goes; a new folder.")],
+    model: Annotated[str | None, typer.Option(metavar="MODEL", show_default=False, help="Its backbone; left out: the "
+                                              "one that the adapter names.")] = None,
+) -> None:
+    """Merge a LoRA adapter into its backbone: a plain checkpoint with the same scores.
+
+    \b
+    music merge rm/adapter --out plain
+    music merge trl-adapter --model google/gemma-2-9b-it --out rm && music score pairs.jsonl --model rm
+    """
+    from musiccli.reward_model.merge import merge
+
+    clock = Clock()
+    differ = merge(Path(adapter), Path(out), base=model, say=lambda text: say(f"music merge: {text}"))
+    say(f"music merge: reward model in {out}; its rewards differ by {differ:.1g} from the adapter's; {clock}")
