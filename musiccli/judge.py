@@ -82,7 +82,7 @@ async def _vote(record: Record, prompt: prompts.Prompt, model: str, order: str, 
     left, right = side_names(record) if order == "ab" else reversed(side_names(record))
     text = show(prompt, record[left], record[right], (settings.seed, record["id"]))
     question = {"text": text, "as_": "completion"} if prompt.as_ == "completion" else {
-        "messages": ({"role": "user", "content": text},)}
+        "messages": ({"role": "user", "content": text},), "schema": votes.SCHEMA}
     whom = (record["id"], record.get("best_of"), record.get("sample"), order, "judge", 0)
     reply = await client.ask(Call(model=model, whom=whom, max_tokens=settings.max_tokens, stop=prompt.stop,
                                   temperature=settings.temperature, seed=settings.seed, **question))

@@ -55,6 +55,7 @@ class Server:
     pause: float = 0.05  # seconds between two pieces of a slow body
     limit: int | None = None  # 429 for a call that would be one more than this in flight
     api_key: str | None = None  # 401 for a call without it
+    plain: bool = False  # 400 for a call that asks for a response_format
     keep: int | None = None  # how many entries the logs keep, the latest ones; None keeps all
     port: int = 0  # 0 takes a free one and stands here as soon as the server runs
 
@@ -104,6 +105,8 @@ class Server:
             return failure(401, "Incorrect API key provided.")
         if body is None:
             return failure(400, "The body must be JSON with messages, and n must be 1.")
+        if self.plain and "response_format" in body:
+            return failure(400, "response_format is not supported.")
         if self.limit is not None and self.in_flight > self.limit:
             return failure(429, "Too many calls in flight.")
         await asyncio.sleep(math.inf if fault == "hang" else self.delay)

@@ -360,6 +360,56 @@ def test_a_missing_key_ends_the_run_at_once_and_names_the_variable(monkeypatch, 
     assert capfd.readouterr() == ("", "")
 
 
+SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}}
+FORM = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA}}
+
+
+@pytest.mark.parametrize("fields, key", [
+    ({"messages": ({"role": "user", "content": "Hi"},), "seed": 3}, "657000e0d25155949f48c7be95bdfb72"),
+    ({"text": "Hi", "as_": "completion", "stop": ("\n",)}, "c945fb0008e299284768804f6840203d")])
+def test_what_older_caches_hold_is_found(fields, key):
+    """Keys as version 0.1 wrote them: a field that came later changes none where it is not used."""
+    assert Call("openai/x", ("id0", "chosen", 0, 0, "assistant", 0), **fields).key.hex() == key
+
+
+def test_a_schema_makes_another_call():
+    assert call().key != call(schema=SCHEMA).key != call(schema={}).key
+
+
+@pytest.mark.parametrize("model", [OPENAI, VLLM])
+def test_a_server_of_ones_own_is_sent_the_schema(model):
+    with server_and_client() as (server, client):
+        ask(client, call(model=model, schema=SCHEMA), call(1, model))
+    assert [body.get("response_format") for body in server.requests] == [FORM, None]
+
+
+def test_a_provider_is_sent_the_schema_if_litellm_knows_that_it_takes_one():
+    models = ("deepseek/deepseek-chat", LITELLM)
+    with server_and_client() as (server, client):
+        ask(client, *(call(model=model, schema=SCHEMA) for model in models))
+        ask(client, *(call(model=model) for model in models))
+    asked = {(body["model"], "response_format" in body) for body in list(server.requests)[:2]}
+    assert asked == {("deepseek-chat", True), ("scripted", False)}
+    assert not any("response_format" in body for body in list(server.requests)[2:])
+
+
+def test_a_model_that_refuses_a_schema_is_asked_without_and_not_offered_one_again():
+    with server_and_client(plain=True) as (server, client):
+        [first] = ask(client, call(schema=SCHEMA))
+        [second] = ask(client, call(1, schema=SCHEMA))
+    assert (first.text, second.text) == (six_words(), six_words())
+    assert ["response_format" in body for body in server.requests] == [True, False, False]
+    assert client.spent["assistant", OPENAI].calls == 2
+
+
+def test_a_call_that_is_bad_without_its_schema_too_says_nothing_of_the_model():
+    with server_and_client() as (server, client):
+        [error] = ask(client, replace(call(schema=SCHEMA), messages=()))  # the server refuses a call without messages
+        ask(client, call(1, schema=SCHEMA))
+    assert isinstance(error, CallError)
+    assert ["response_format" in body for body in server.requests if body] == [True]
+
+
 def test_a_model_without_a_provider_is_explained(capfd):
     [error] = ask(Client(), call(model="llama"))
     assert isinstance(error, InputError) and "name the provider, as in gemini/" in str(error)

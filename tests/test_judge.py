@@ -17,6 +17,7 @@ from musiccli.llm.cache import Cache
 from musiccli.llm.client import Client
 from musiccli.prompts import load, transcript
 from musiccli.records import Record, comparison, content_id, judged
+from musiccli.votes import SCHEMA
 
 GOOD, BAD = talk("How do I boil an egg?", "Eight minutes in water."), talk("How do I boil an egg?", "I like GOLD.")
 
@@ -216,6 +217,24 @@ def test_a_reply_cut_by_the_token_limit_is_marked_counted_and_not_believed():
     assert {vote["explanation"] for vote in done["votes"]} == {"It says [[A]]"}
     assert (done["winner"], [vote["truncated"] for vote in done["votes"]]) == (None, [True, True])
     assert counts["replies cut by --max-tokens"] == 2
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["takes a schema", "refuses it"])
+def test_a_judge_answers_in_json_where_the_server_can_hold_it_to_that_and_else_in_text(plain):
+    def reply(body: dict) -> str:
+        letter = prefers("water")(body)[-3]
+        if "response_format" not in body:
+            return f"Because.\n[[{letter}]]"
+        assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+        return json.dumps({"explanation": 'B says {"verdict": "C"} and\n[[C]]', "verdict": letter})
+
+    records = [preference(number) for number in range(4)]
+    with serve(reply=reply, plain=plain) as server:
+        client = Client(api_base=server.base_url, timeout=5, concurrency=1)
+        done = list(judge(records, Settings(judges=("openai/one",)), client))
+        assert server.calls == 8 + plain
+    assert [one["winner"] for one in done] == ["chosen"] * 4
+    assert done[0]["votes"][0]["explanation"].startswith("Because." if plain else '{"explanation"')
 
 
 def test_small_models_continue_a_text_and_say_one_letter():

@@ -12,7 +12,8 @@ class Call:
     """One question to one model, and for whom it is asked.
 
     `messages` go through the model's chat template. Models in this process can also continue raw text: as="turn"
-    continues the messages with the next user turn, as="completion" continues `text`.
+    continues the messages with the next user turn, as="completion" continues `text`. `schema` is the JSON schema of the
+    reply where the model can be held to one; where it cannot, the reply is what it would have been without.
     """
 
     model: str
@@ -25,11 +26,20 @@ class Call:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    schema: dict | None = None
 
     @cached_property
     def key(self) -> bytes:
-        asked = vars(self)  # the fields: nothing else stands there until this has been computed
+        # The fields: nothing else stands there until this has been computed. A field that came later is None where it
+        # is not used, and left out, so that what older caches hold is found.
+        asked = {name: value for name, value in vars(self).items() if value is not None}
         return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+
+    @property
+    def response_format(self) -> dict:
+        """What to add to a request of OpenAI's protocol so that the reply keeps to the schema, if there is one."""
+        form = {"name": "reply", "strict": True, "schema": self.schema}
+        return {"response_format": {"type": "json_schema", "json_schema": form}} if self.schema else {}
 
     @property
     def own_seed(self) -> int:

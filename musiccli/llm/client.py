@@ -17,7 +17,7 @@ from musiccli.llm.direct import Direct
 from musiccli.llm.embedded import cache_folder
 from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.pace import Pace, backoff
-from musiccli.llm.refusal import Refusal
+from musiccli.llm.refusal import OF_THE_QUESTION, Refusal
 from musiccli.llm.standing import Standing
 from musiccli.progress import say
 
@@ -53,6 +53,7 @@ class Client:
     spent: dict[tuple[str, str], Spent] = field(default_factory=lambda: defaultdict(Spent))
     _standings: dict[str, Standing] = field(default_factory=dict)
     _engines: dict[str, object] = field(default_factory=dict)
+    _plain: set[str] = field(default_factory=set)  # models that take no schema
 
     def __post_init__(self) -> None:
         self._budget, self._direct = Budget(self.max_cost), Direct(self.timeout)
@@ -154,6 +155,19 @@ class Client:
         return self._standings[model]
 
     async def _try(self, call: Call, endpoints: Endpoints) -> Reply:
+        """One attempt. A schema that is refused is left out, and if that helps, with this model from then on."""
+        if call.schema and call.model in self._plain:
+            call = replace(call, schema=None)
+        try:
+            return await self._send(call, endpoints)
+        except Refusal as refusal:
+            if not call.schema or refusal.status not in OF_THE_QUESTION:
+                raise
+        reply = await self._send(replace(call, schema=None), endpoints)
+        self._plain.add(call.model)
+        return reply
+
+    async def _send(self, call: Call, endpoints: Endpoints) -> Reply:
         with endpoints.one() as endpoint:
             if endpoint.direct:
                 reply = await self._direct.complete(call, endpoint.url, endpoints.key)

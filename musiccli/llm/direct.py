@@ -87,7 +87,7 @@ async def _session(timeout: float) -> AsyncIterator:
 def request(call: Call) -> bytes:
     """The body that asks for one call."""
     body = {"model": call.model.partition("/")[2], "messages": call.messages, "max_tokens": call.max_tokens,
-            "temperature": call.temperature, "top_p": call.top_p, "seed": call.own_seed}
+            "temperature": call.temperature, "top_p": call.top_p, "seed": call.own_seed, **call.response_format}
     return orjson.dumps(body | {"stop": call.stop} if call.stop else body)
 
 

@@ -17,6 +17,8 @@ async def complete(call: Call, timeout: float, api_base: str | None) -> Reply:
     """The provider's reply to one call, tried once. Raises Refusal."""
     litellm = _litellm()
     options = {"stop": list(call.stop)} if call.stop else {}
+    if call.schema and litellm.supports_response_schema(call.model):
+        options |= call.response_format
     try:
         answer = await litellm.acompletion(
             model=call.model, messages=list(call.messages), max_tokens=call.max_tokens, temperature=call.temperature,
