@@ -103,3 +103,25 @@ def test_of_kappa(count, most, accuracy):
                                  [0, 0, 0]])
     intervals = by_bootstrap(cells, clusters, lambda sums: statistics.kappa(sums.reshape(-1, 3, 3)))
     assert 0.93 <= held(intervals, float(expected)) <= 0.97
+
+
+@pytest.mark.parametrize("count, most, accuracy", [(100, 8, 0.8), (300, 1, 0.7)])
+def test_of_fleiss_kappa(count, most, accuracy):
+    """Three judges who are right with the same chance; two outcomes, equally many of each."""
+    random, sets = np.random.default_rng(6), 1000
+    clusters = sizes(random, count, most)
+    truth = normal(random, clusters, sets, 0.3) > 0
+    said = np.stack([np.where(random.random(truth.shape) < accuracy, truth, ~truth) for _ in range(3)]).sum(0)
+    columns = statistics.fleiss_columns(np.stack([said, 3 - said], axis=-1).reshape(-1, 2))
+    intervals = by_bootstrap([column.reshape(sets, count) for column in columns], clusters, statistics.fleiss_kappa)
+    assert 0.93 <= held(intervals, (2 * accuracy - 1) ** 2) <= 0.97
+
+
+@pytest.mark.parametrize("count, most, biased", [(100, 1, 0.2), (100, 8, 0.5), (1000, 4, 0.1)])
+def test_of_how_often_the_first_shown_wins(count, most, biased):
+    """Two votes a pair: a biased judge names the first twice, another the same side, first in one of the orders."""
+    random, sets = np.random.default_rng(7), 1000
+    clusters = sizes(random, count, most)
+    wins = np.where(normal(random, clusters, sets, 0.2) < NormalDist().inv_cdf(biased), 2.0, 1.0)
+    intervals = by_bootstrap([wins, wins * 0 + 2], clusters, lambda sums: sums[:, 0] / sums[:, 1])
+    assert 0.93 <= held(intervals, 0.5 + biased / 2) <= 0.97
