@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from console import COMMAND, music, start
 from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -538,6 +539,16 @@ def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
     assert done.lines[-1].startswith("music train: error: ")
     assert " is nan at step " in done.lines[-1] and done.lines[-1].endswith("; lower --lr, or look at the data")
     assert os.listdir(tmp_path / "rm") == ["log.jsonl"]
+
+
+def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path, monkeypatch):
+    """DeepSpeed clips by itself, and may not say the norm."""
+    real = Accelerator.clip_grad_norm_
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *args: real(*args) and None)
+    done = run(tmp_path / "rm")
+    assert done.status == 0 and "grad_norm" not in done.lines[-1], done.err
+    assert [step["grad_norm"] for step in log(tmp_path / "rm")] == [None] * 6
+    assert weights(tmp_path / "rm") == weights(finished)
 
 
 @pytest.mark.parametrize("make, says", [

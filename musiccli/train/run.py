@@ -50,7 +50,7 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
     """
     counts = Counter() if counts is None else counts
     total_steps(settings.batch, settings)  # before anything takes time
-    accelerator = _accelerator(trackers.check(tracked), out)
+    accelerator = _accelerator(trackers.check(tracked), out, settings)
     main = accelerator.is_main_process
     say = say if main else lambda _: None
     if settings.batch < accelerator.num_processes:
@@ -166,7 +166,7 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int
             measured = {"step": number, "epoch": round(number * settings.batch / len(trainer.pairs), 3)}
             measured |= trainer.step(step[trainer.accelerator.process_index])
             for name in ("loss", "grad_norm"):
-                if not math.isfinite(measured[name]):
+                if measured[name] is not None and not math.isfinite(measured[name]):
                     raise InputError(f"{name} is {measured[name]} at step {number}; lower --lr, or look at the data")
             ends = number == trainer.steps
             if held_out and (ends or (eval_every and number % eval_every == 0)):
@@ -203,7 +203,7 @@ def _finish(trainer: Trainer, notes: dict) -> None:
 def _whole(trainer: Trainer) -> checkpoint.RewardModel:
     """The trained model with all its weights; where they are sharded, the main process makes a new one of them."""
     model, settings = trainer.model, trainer.settings
-    if not trainer.sharded:
+    if trainer.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         model.network = trainer.accelerator.unwrap_model(trainer.network)
         return model
     weights = trainer.accelerator.get_state_dict(trainer.network)
@@ -213,7 +213,7 @@ def _whole(trainer: Trainer) -> checkpoint.RewardModel:
     return model
 
 
-def _accelerator(tracked: list[str], out: Path) -> Accelerator:
+def _accelerator(tracked: list[str], out: Path, settings: Settings) -> Accelerator:
     gpu = torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no", cpu=not gpu,
                               log_with=tracked or None, project_dir=str(out / TRACKED))
@@ -221,6 +221,10 @@ def _accelerator(tracked: list[str], out: Path) -> Accelerator:
     if plugin and plugin.fsdp_version == 2 and accelerator.mixed_precision == "bf16":
         # accelerate's own would sum gradients and return rewards in bf16.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # It asks for a data loader to count by, and clips by its own setting.
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": 1, "gradient_clipping": settings.max_grad_norm}
     return accelerator
 
 

@@ -43,7 +43,9 @@ class Trainer:
         clock, margins, rewards, losses, tokens = Clock(), [], [], [], 0
         self.network.train()
         for number, batch in enumerate(batches):
-            waits = number < len(batches) - 1 and not self.sharded
+            last = number == len(batches) - 1
+            self.accelerator.sync_gradients = last  # DeepSpeed clips and steps in the last backward pass
+            waits = not last and not self.sharded
             with self.accelerator.no_sync(self.network) if waits else contextlib.nullcontext():
                 chosen, rejected = self._rewards(self.pairs, batch)
                 margin = chosen.new_tensor([self.pairs[index].margin for index in batch or [0]])
@@ -56,7 +58,7 @@ class Trainer:
                 margins += (chosen - rejected).tolist()
                 rewards += [*chosen.tolist(), *rejected.tolist()]
                 tokens += sum(self.pairs[index].tokens for index in batch)
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)  # or None
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
@@ -64,7 +66,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         losses, margins, rewards, tokens = self._gather(losses, margins, rewards, [tokens])
         return measures.means(losses, margins, rewards) | {
-            "lr": rate, "grad_norm": float(norm), "tokens": sum(tokens),
+            "lr": rate, "grad_norm": None if norm is None else float(norm), "tokens": sum(tokens),
             "tokens_per_s": round(sum(tokens) / clock.seconds, 1),
             "pairs_per_s": round(self.settings.batch / clock.seconds, 3)}
 
