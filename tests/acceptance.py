@@ -23,8 +23,8 @@ from openai_server import FAULTS, Server, allow_many_connections, digest, serve
 from scripted import Music, cast, lines, talk
 
 MODEL = "openai/scripted"
-QUIET = 0.1  # seconds that a 429 asks everybody to wait; a hanging call ends after TIMEOUT
-TIMEOUT = 2
+QUIET, PAUSE = 0.05, 0.01  # seconds that a 429 asks everybody to wait, and between the pieces of a slow body
+TIMEOUT = 1  # seconds; then a call that hangs is given up
 
 
 def seeds(count: int) -> Iterator[str]:
@@ -52,7 +52,7 @@ def chaos(folder: Path, count: int = 2000, turns: int = 3, faults: dict[str, flo
     """
     faults = dict.fromkeys(FAULTS, 0.05) if faults is None else faults
     out, rejects = folder / "out.jsonl", folder / "rejects.jsonl"
-    with Music(folder) as music, serve(reply=cast, faults=faults, retry_after=QUIET, keep=0) as server:
+    with Music(folder) as music, serve(reply=cast, faults=faults, retry_after=QUIET, pause=PAUSE, keep=0) as server:
         begun = time.monotonic()
         done = music(*simulate(server, "-o", out, "--rejects", rejects, turns=turns), stdin="".join(seeds(count)),
                      timeout=1800)
