@@ -2,14 +2,17 @@
 
     python tests/openai_server.py --port 8000 --delay-ms 20 --fault 429=0.05 --fault reset=0.01
 
-The first line on stdout is the port; the base URL is http://127.0.0.1:PORT/v1. In a test, in a thread of its own:
+Then: music simulate seeds.jsonl --assistant hosted_vllm/any --api-base http://127.0.0.1:8000/v1. What it answers is
+nonsense in the form that each prompt of `music` asks for. The first line on stdout is the port; the base URL is
+http://127.0.0.1:PORT/v1. In a test, in a thread of its own:
 
     with serve(script=["429", "500"]) as server:    # the first two calls fail, the others do not
         ...                                         # call server.base_url, look at server.calls, server.requests
 
 Faults: 429 (without Retry-After), 429-retry-after, 500, reset (connection reset before the answer), truncated (the
 connection ends in the middle of the body), invalid-json (a whole body that does not parse), empty (no content),
-length (half of the reply, finish_reason length), slow (the body comes in pieces), hang (no answer at all).
+length (half of the reply, finish_reason length), slow (the body comes in pieces), hang (no answer at all), echo-key (a
+401 that quotes the caller's key).
 """
 
 import argparse
@@ -29,17 +32,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from http import HTTPStatus
+from pathlib import Path
 
 from aiohttp import web
 
-FAULTS = ("429", "429-retry-after", "500", "reset", "truncated", "invalid-json", "empty", "length", "slow", "hang")
+FAULTS = ("429", "429-retry-after", "500", "reset", "truncated", "invalid-json", "empty", "length", "slow", "hang",
+          "echo-key")
 WORDS_PER_TOKEN = 0.75
+NONSENSE = (Path(__file__).parent.parent / "README.md").read_text("utf-8")  # any text does
+NONSENSE = sorted({word.lower() for word in NONSENSE.split() if word.isalpha() and len(word) > 3})
 
 
 def echo(body: dict) -> str:
     """The default reply: other messages get another reply, the same messages always the same one."""
     last = [text(message) for message in body["messages"] if message["role"] == "user"][-1:]
     return f"Answer {digest(json.dumps(body['messages']).encode())} to: {' '.join(''.join(last).split()[:12])}"
+
+
+def play(body: dict) -> str:
+    """Nonsense in the form that the prompt asks for: a contrast, a verdict, or a message."""
+    asked, chance = text(body["messages"][-1]), random.Random(digest(json.dumps(body).encode()))
+
+    def nonsense(count: int) -> str:
+        return " ".join(chance.choices(NONSENSE, k=count)).capitalize()
+
+    if "<reply>" in asked:
+        return f"<instruction>{nonsense(9)}?</instruction>\n<reply>{nonsense(40)}.</reply>"
+    if "[[A]]" in asked:
+        return f"{nonsense(20)}.\n[[{chance.choice('ABC')}]]"
+    return nonsense(chance.randint(8, 40)) + chance.choice(".?")
 
 
 @dataclass
@@ -115,6 +136,8 @@ class Server:
             return failure(429, "Rate limit reached.", wait)
         if fault == "500":
             return failure(500, "The server had an error.")
+        if fault == "echo-key":
+            return failure(401, f"Incorrect API key provided: {request.headers.get('Authorization')}.")
         if fault == "reset":
             return reset(request)
         reply = "" if fault == "empty" else self.reply(body)
@@ -249,27 +272,34 @@ def share(value: str) -> tuple[str, float]:
     fault, _, probability = value.partition("=")
     if fault not in FAULTS:
         raise argparse.ArgumentTypeError(f"no such fault: {fault}; there are: {', '.join(FAULTS)}")
-    return fault, float(probability)
+    try:
+        return fault, float(probability)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value}: expected a share of the calls, as in {fault}=0.05") from None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A loopback server that speaks OpenAI's chat completions.")
+    parser = argparse.ArgumentParser(description="A loopback server that speaks OpenAI's chat completions. The first "
+                                     "line on stdout is its port; Ctrl-C ends it.")
     add = parser.add_argument
     add("--port", type=int, default=0, help="0, the default, takes a free one and prints it")
     add("--delay-ms", type=float, default=0, help="before every answer")
-    add("--fault", type=share, action="append", default=[], metavar="FAULT=P", help=f"one of {', '.join(FAULTS)}")
+    add("--fault", type=share, action="append", default=[], metavar="FAULT=P",
+        help=f"share of the calls that meet a fault, 0 to 1; again for more faults: {', '.join(FAULTS)}")
     add("--seed", type=int, default=0, help="which calls fail follows from it")
     add("--retry-after", type=float, default=1, metavar="S", help="what 429-retry-after asks for")
     add("--limit", type=int, metavar="N", help="answer 429 beyond N calls in flight")
+    add("--pause", type=float, default=0.05, metavar="S", help="between two pieces of a slow body")
     add("--api-key", metavar="KEY", help="answer 401 without it")
-    add("--reply", metavar="TEXT", help="answer this to everything")
+    add("--reply", metavar="TEXT", help="answer this to everything; left out: nonsense in the form asked for")
     given = parser.parse_args()
     allow_many_connections()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    reply = echo if given.reply is None else lambda _: given.reply
+    reply = play if given.reply is None else lambda _: given.reply
     try:
         with serve(reply=reply, delay=given.delay_ms / 1000, faults=dict(given.fault), seed=given.seed, keep=0,
-                   retry_after=given.retry_after, limit=given.limit, api_key=given.api_key, port=given.port) as server:
+                   pause=given.pause, retry_after=given.retry_after, limit=given.limit, api_key=given.api_key,
+                   port=given.port) as server:
             print(server.port, flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Finished calls on disk: kept, shared, and refused in one line where the file cannot be used."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -9,6 +10,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from console import music
 
 from musiccli.errors import InputError
 from musiccli.llm.cache import VERSION, Cache
@@ -174,3 +176,99 @@ def test_a_path_below_a_file_is_said_in_one_line(tmp_path):
 
 def test_a_folder_in_the_place_of_the_cache_is_said_in_one_line(tmp_path):
     assert "unable to open database file" in complaint(tmp_path)
+
+
+def test_another_programs_database_is_left_alone(tmp_path):
+    for name, table in (("one", "invoices (reply text)"), ("two", "calls (phone text)")):
+        database = sqlite3.connect(tmp_path / name)
+        database.execute(f"create table {table}")
+        database.close()
+        before = (tmp_path / name).read_bytes()
+        assert complaint(tmp_path / name) == (
+            f"{tmp_path / name}: another program's database, not a call cache; name another with --cache")
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_cache_of_version_1_is_read_and_goes_on(tmp_path):
+    database = sqlite3.connect(tmp_path / "c")
+    database.execute("create table calls (key blob primary key, reply blob, at real)")
+    database.execute("insert into calls values (?, ?, 0)", (b"one", b'{"text": "old"}'))
+    database.execute("pragma user_version = 1")
+    database.commit()
+    database.close()
+    for number in range(2):
+        cache = Cache(tmp_path / "c")
+        cache.put(b"%d" % number, REPLY, "m")
+        assert (cache.get(b"one"), cache.get(b"0")) == ({"text": "old"}, REPLY)
+        cache.close()
+
+
+def used_up(cache: Cache) -> str:
+    """What is said when the disk is full."""
+    cache._database.execute("pragma max_page_count = 8")
+    with pytest.raises(InputError) as raised:
+        for number in range(100):
+            cache.put(b"%d" % number, {"text": "x" * 1000})
+    return str(raised.value)
+
+
+def test_a_full_disk_is_said_in_one_line_and_what_was_kept_stays(tmp_path):
+    cache = Cache(tmp_path / "c")
+    assert used_up(cache) == (f"{tmp_path}/c: the call cache cannot be used: database or disk is full; make room, name "
+                              "a file elsewhere with --cache, or run with --no-cache")
+    cache.close()
+    assert Cache(tmp_path / "c").get(b"0") == {"text": "x" * 1000}
+
+
+def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("musiccli.llm.cache.PATIENCE", 0.2)
+    cache = Cache(tmp_path / "c")
+    holder = sqlite3.connect(tmp_path / "c", isolation_level=None)
+    holder.execute("begin exclusive")
+    said, begun = set(), time.monotonic()
+    for _ in range(20):
+        with pytest.raises(InputError) as raised:
+            cache.put(b"one", REPLY)
+        said.add(str(raised.value))
+    assert 0.2 <= time.monotonic() - begun < 2
+    assert said == {f"{tmp_path}/c: the call cache cannot be used: database is locked; another process holds it: wait "
+                    "for that, name another with --cache, or run with --no-cache"}
+
+
+def test_a_reply_that_does_not_parse_is_said(tmp_path):
+    cache = Cache(tmp_path / "c")
+    cache._database.execute("insert into calls (key, reply) values (?, ?)", (b"one", b"{oops"))
+    with pytest.raises(InputError, match=r"the call cache cannot be used: .*; mend or remove it"):
+        cache.get(b"one")
+
+
+def test_what_is_kept_is_counted_by_model_and_old_calls_can_be_removed(tmp_path):
+    cache = Cache(tmp_path / "c")
+    for number, model in enumerate(("a", "a", "b")):
+        cache.put(b"%d" % number, {"n": number}, model)
+    cache._database.execute("update calls set at = 1000 where key in (?, ?)", (b"0", b"2"))
+    assert [(model, calls, size) for model, calls, size, *_ in cache.models()] == [("a", 2, 14), ("b", 1, 7)]
+    assert [cache.prune(2000, "b"), cache.prune(2000, "b"), cache.prune(2000), cache.prune(2000)] == [1, 0, 1, 0]
+    assert [cache.get(key) for key in (b"0", b"1", b"2")] == [None, {"n": 1}, None]
+
+
+def test_the_command_shows_and_prunes(tmp_path):
+    path = tmp_path / "calls.sqlite"
+    none = music("cache", "--cache", path)
+    assert (none.status, none.out, none.err) == (0, b"", f"music cache: {path}: no calls are kept there yet\n")
+    cache = Cache(path)
+    for number in range(1200):
+        cache.put(b"%d" % number, REPLY, "gemini/x")
+    cache.close()
+    shown = music("cache", "--cache", path)
+    assert (shown.status, shown.out) == (0, b"")
+    assert re.search(r"gemini/x +1,200 +0\.1", shown.err) and f"music cache: {path}, 0." in shown.err
+    pruned = music("cache", "--cache", path, "--prune", 0, "--model", "gemini/x")
+    assert "music cache: 1,200 calls removed\n" in pruned.err and Cache(path).models() == []
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--model", "x"], "--model says whose calls --prune removes; give both"), (["--prune", "-1"], "--prune")])
+def test_the_command_refuses_what_makes_no_sense(tmp_path, options, said):
+    done = music("cache", "--cache", tmp_path / "c", *options)
+    assert done.status == 2 and said in done.err and len(done.err.splitlines()) == 1

@@ -44,3 +44,27 @@ def test_calls_retries_and_money_are_seen_while_they_grow(music, model, money):
         assert seen == sorted(seen) and max(seen) <= server.calls
         process.kill()
     os.close(leader)
+
+
+@pytest.mark.parametrize("model, debug", [
+    (VLLM, ()), (VLLM, ("--debug",)), ("openai/gpt-4o", ()), ("deepseek/deepseek-chat", ("--debug",))])
+def test_keys_stand_nowhere(music, tmp_path, model, debug):
+    key = "open-sesame.9876543210"
+    music.environment |= {name: key for name in ("OPENAI_API_KEY", "HOSTED_VLLM_API_KEY", "DEEPSEEK_API_KEY")}
+
+    def indiscreet(body: dict) -> str:
+        return f"{cast(body)} By the way, your key is {key}." if len(body["messages"]) > 1 else cast(body)
+
+    with serve(reply=indiscreet, faults={"echo-key": 0.05}, script=[None] * 5) as server:
+        run = ("simulate", "--assistant", model, "--api-base", f"{model}={server.base_url}", "--turns", 2, "--on-error",
+               "skip")
+        done = music(*run, "--rejects", tmp_path / "rejects", *debug, stdin=SEEDS)
+        asked = list(server.headers)
+        server.faults = {"echo-key": 1}
+        failed = music(*run, "--no-cache", "--rejects", tmp_path / "more", *debug, stdin=SEEDS)
+    assert {headers["Authorization"] for headers in asked} == {f"Bearer {key}"}
+    assert done.returncode in (0, 1) and "By the way, your key is [key]." in done.stdout
+    assert failed.returncode == (1 if debug else 2) and "[key]" in failed.stderr
+    said = [text.encode() for run in (done, failed) for text in (run.stdout, run.stderr)]
+    kept = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(kept) >= 3 and not any(key.encode() in text for text in (*said, *kept))

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from musiccli import jsonl
-from musiccli.cli import bench, judge, merge, pair, sample, score, show, simulate, train  # noqa: F401  (adds commands)
+from musiccli.cli import bench, cache, judge, merge, pair, sample, score, show, simulate, train  # noqa: F401  (adds commands)
 from musiccli.cli.common import app
 from musiccli.errors import Exit, MusicError
 from musiccli.progress import say

@@ -17,7 +17,7 @@ from musiccli.llm.direct import Direct
 from musiccli.llm.embedded import cache_folder
 from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.pace import Pace, backoff
-from musiccli.llm.refusal import OF_THE_QUESTION, Refusal
+from musiccli.llm.refusal import OF_THE_QUESTION, Refusal, keys, without_keys
 from musiccli.llm.standing import Standing
 from musiccli.progress import say
 
@@ -56,7 +56,7 @@ class Client:
     _plain: set[str] = field(default_factory=set)  # models that take no schema
 
     def __post_init__(self) -> None:
-        self._budget, self._direct = Budget(self.max_cost), Direct(self.timeout)
+        self._budget, self._direct, self._keys = Budget(self.max_cost), Direct(self.timeout), keys()
 
     async def ask(self, call: Call) -> Reply:
         """The model's reply, from the cache where the same call was answered before.
@@ -70,11 +70,13 @@ class Client:
             account.calls, account.cached = account.calls + 1, account.cached + 1
             return Reply(**known)
         reply = await (self._local(call) if call.model.startswith("local/") else self._provider(call, account))
+        if any(key in reply.text for key in self._keys):  # a server that repeats what it was sent
+            reply = replace(reply, text=without_keys(reply.text))
         if reply.cost is None and not account.unpriced and self.max_cost < math.inf:
             say(f"{call.model}: its price is unknown, so --max-cost cannot count it")
         self._book(account, reply)
         if self.cache:
-            self.cache.put(call.key, vars(reply))
+            self.cache.put(call.key, vars(reply), call.model)
         return reply
 
     @property
@@ -181,8 +183,11 @@ class Client:
 
 def open_client(cache: str | None, no_cache: bool, **settings) -> Client:
     """A client with its cache: at `cache`, or where finished calls are kept by default."""
-    path = Path(cache) if cache else cache_folder() / "calls.sqlite"
-    return Client(cache=None if no_cache else Cache(path), **settings)
+    return Client(cache=None if no_cache else Cache(cache_path(cache)), **settings)
+
+
+def cache_path(given: str | None) -> Path:
+    return Path(given) if given else cache_folder() / "calls.sqlite"
 
 
 def _money(spent: list[tuple[str, Spent]]) -> str:

@@ -25,7 +25,7 @@ async def complete(call: Call, timeout: float, api_base: str | None) -> Reply:
             top_p=call.top_p, seed=call.own_seed, timeout=timeout, api_base=api_base, num_retries=0, max_retries=0,
             **options)
     except Exception as error:
-        raise _refusal(error) from error
+        raise _refusal(error) from None  # its own text may quote the key, and --debug would show it
     choice = answer.choices[0] if answer.choices else None
     text = (choice.message.content if choice else "") or ""
     text = text.strip()

@@ -12,7 +12,7 @@ OVERLOADED = {429, 503, 529}
 FATAL = {401, 402, 403, 404}  # no other call to this model would fare better
 OF_THE_QUESTION = {400, 413, 422}  # says nothing about the calls after this one
 SECRET = re.compile(r"\b(?:sk|pk|gsk|hf|AIza)[-_]?[-_A-Za-z0-9*]{8,}|(?<=://)[^/@\s]+@")
-SECRET_NAME = re.compile(r"_(API_)?(KEY|TOKEN|SECRET)$")  # of an environment variable
+SECRET_NAME = re.compile(r"_(API_)?(KEY|TOKEN|SECRET|PASSWORD)$")  # of an environment variable
 LONGEST = 300  # characters of a provider's own words
 
 
@@ -40,11 +40,16 @@ class Empty(Refusal):
         self.of_the_server = False
 
 
+def keys() -> list[str]:
+    """The keys in the environment, the longest first: one may be part of another."""
+    found = {value.strip() for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    return sorted((key for key in found if len(key) >= 6), key=len, reverse=True)
+
+
 def without_keys(text: str) -> str:
     """The text without anything that looks like a key, or stands in the environment as one."""
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= 6:
-            text = text.replace(value, "[key]")
+    for key in keys():
+        text = text.replace(key, "[key]")
     return SECRET.sub("[key]", text)
 
 
