@@ -90,7 +90,8 @@ def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str,
 
     Pools are nested: the pool of N is the first N candidates by sample number, among as many as the largest N needs, in
     input order; what comes beyond is counted. Candidates of an id need not stand together; an id whose pool stays
-    smaller than the largest N gives the contests it can, and is counted. Every candidate must be `scored` by both.
+    smaller than the largest N gives the contests it can, and is counted. Every candidate must be `scored` by both; one
+    with a fault of the simulation takes part, and is counted.
     """
     counts = Counter() if counts is None else counts
     pools: dict[object, list[Record]] = {}
@@ -99,6 +100,7 @@ def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str,
         if candidate["id"] in full:
             counts["candidates beyond the largest N"] += 1
             continue
+        counts["candidates with a fault"] += bool(candidate.get("faults"))
         pool = pools.setdefault(candidate["id"], [])
         pool.append(candidate)
         if len(pool) == max(sizes):

@@ -191,8 +191,10 @@ class Simulator:
                 model=model, whom=(identifier, name, sample, turn, role, attempt), max_tokens=self._room(role),
                 temperature=self._temperature(attempt), top_p=self.settings.top_p, seed=self.settings.seed, **asked))
             branch.pay(reply)
-            reply, whole = whole_sentences(reply)
+            reply, whole = whole_sentences(replace(reply, text=spoken(reply.text)))
             fault = "empty" if not reply.text.strip() else fault_of(reply) or (None if whole else "cut off")
+            if fault == "unreadable" and reply.finish == "length":  # what is missing of its form is its end
+                fault = "cut off"
             if fault is None:
                 return reply, None
             self.counts[f"retried ({role} {fault})"] += attempt < self.settings.retries
@@ -335,6 +337,11 @@ def split_contrast(text: str) -> tuple[str | None, str | None]:
     instruction = re.search(r"<instruction>(.*?)</instruction>", text, re.DOTALL | re.IGNORECASE)
     reply = re.search(r"<reply>(.*?)(</reply>|\Z)", text, re.DOTALL | re.IGNORECASE)
     return instruction and instruction[1].strip(), reply and reply[1].strip()
+
+
+def spoken(text: str) -> str:
+    """A reply without the thoughts that some models write before it, between <think> and </think>."""
+    return re.sub(r"^\s*<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL).strip()
 
 
 def whole_sentences(reply: Reply) -> tuple[Reply, bool]:

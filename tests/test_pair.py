@@ -119,6 +119,11 @@ def test_each_model_picks_its_best_of_nested_pools():
         [("e", 1, 0, 0), ("e", 2, 1, 0), ("e", 3, 1, 0), ("e", 4, 1, 3)], {"same pick": 1})
 
 
+def test_candidates_with_faults_take_part_and_are_counted():
+    faulty = [candidate | {"faults": [{"message": 1, "fault": "assistant cut off"}]} for candidate in candidates()]
+    assert contests([*faulty[:3], candidates()[3]]) == (contests(candidates())[0], {"candidates with a fault": 3})
+
+
 def test_pools_follow_the_sample_number_whatever_the_order_of_input():
     assert contests(reversed(candidates())) == contests(candidates())
 

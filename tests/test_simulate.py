@@ -386,6 +386,31 @@ def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
     assert (texts(done)[1], done["truncated"], counts) == ("One two three four five.", [1], {})
 
 
+@pytest.mark.parametrize("written, said", [
+    ("<think>The user greets.</think>\n\nHello!", "Hello!"), ("Hello <think>!", "Hello <think>!"), ("<think>Hm", ""),
+    (" Hello! ", "Hello!"), ("<think>a</think>b</think>c", "b</think>c")])
+def test_thoughts_before_a_reply_are_not_part_of_it(written, said):
+    assert stage.spoken(written) == said
+
+
+def test_no_thoughts_reach_the_conversation():
+    def reply(body: dict) -> str:
+        return f"<think>{words(body)}</think>{cast(body)}"
+
+    done, counts, server = simulated(seed(), reply=reply, turns=2)
+    assert not any("think>" in text for record in done for text in texts(record)) and not counts
+    assert "think>" not in str(list(server.requests))
+
+
+def test_a_contrast_cut_before_its_reply_is_too_long_and_is_told_so():
+    def reply(body: dict) -> str:
+        cut = role(body) == "contrast" and len(body["messages"]) == 1
+        return f"<instruction>{words(body, 200)}" if cut else cast(body)
+
+    done, counts, _ = simulated(seed(), reply=reply, turns=1, assistant_tokens=40, user_tokens=40)
+    assert (counts, "faults" in done[1]) == ({"retried (contrast cut off)": 1}, False)
+
+
 @pytest.mark.parametrize("who", ["user", "assistant"])
 def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_end(who):
     def reply(body: dict) -> str:
