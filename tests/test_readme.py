@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BENCHES = ("rewardbench", "rewardbench2", "rmbench", "agreement", "winrate", "sensitivity", "judges",
            "audit")
-COMMANDS = ("sample", "simulate", "pair", "train", "score", "judge", "show", "cache",
+COMMANDS = ("sample", "simulate", "pair", "train", "merge", "score", "judge", "show", "cache",
             *(f"bench {name}" for name in BENCHES))
 
 
