@@ -21,6 +21,7 @@ from musiccli.seen import Seen
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not a conversation, and reading it whole would not be bounded memory
 FLUSH_SECONDS = 0.5  # how long a finished record may wait before the next stage of a pipe sees it
+STDIN = "MUSIC_STDIN"  # in the environment of processes that read standard input together: the file where it is kept
 UNREADABLE = (OSError, EOFError, zlib.error)
 COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # how such a file begins
 
@@ -110,19 +111,20 @@ def check_readable(path: str) -> None:
 
 def from_keyboard(paths: Iterable[str]) -> bool:
     """Whether records would be read from a terminal, where somebody may not know that they are waited for."""
-    return "-" in (list(paths) or ["-"]) and sys.stdin is not None and sys.stdin.isatty()
+    return ("-" in (list(paths) or ["-"]) and STDIN not in os.environ
+            and sys.stdin is not None and sys.stdin.isatty())
 
 
 @contextlib.contextmanager
 def open_input(path: str) -> Iterator[BinaryIO]:
     """A file's bytes, decompressed by its suffix; "-" is standard input."""
-    if path == "-":
+    if path == "-" and STDIN not in os.environ:
         if sys.stdin is None:
             raise InputError("<stdin>: is closed; name a file")
         held = sys.stdin  # so that the interpreter's exit does not close it under a thread that still reads (inflight)
         yield held.buffer
         return
-    with open(path, "rb") as raw:
+    with open(os.environ[STDIN] if path == "-" else path, "rb") as raw:
         if path.endswith(".gz"):
             from gzip import GzipFile
 
@@ -351,12 +353,16 @@ def same_file(one: str | None, other: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def standard_input_as_file() -> Iterator[str]:
-    """A file with all of standard input, for processes that must each read it; gone afterwards."""
+def standard_input_as_file() -> Iterator[None]:
+    """All of standard input in a file, which processes started within read in its place; gone afterwards."""
     import shutil
     import tempfile
 
     with tempfile.NamedTemporaryFile(suffix=".jsonl", prefix="music-stdin-") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
         file.flush()
-        yield file.name
+        os.environ[STDIN] = file.name
+        try:
+            yield
+        finally:
+            del os.environ[STDIN]

@@ -11,12 +11,50 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from musiccli import jsonl
-from musiccli.errors import Exit, InputError, MusicError
+from musiccli.errors import Exit, InputError
 
 PATIENCE = 60  # seconds in which the first process should have met, and said, what another one has met
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that do one command's work together: how many there are, and which of them this is."""
+
+    size: int = 1
+    rank: int = 0
+
+    def gather(self, own: list) -> list:
+        """The items of all processes, in the order of their ranks; every process must ask, and each gets all."""
+        if self.size == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        return gather_object(own)
+
+
+@contextlib.contextmanager
+def team() -> Iterator[Team]:
+    """The processes that were launched with this one, connected (gloo on CPUs, nccl on GPUs); alone if none were."""
+    if not launched():
+        yield Team()
+        return
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    yield Team(state.num_processes, state.process_index)
+    state.destroy_process_group()
+
+
+def unseen(results: Iterable) -> Iterator:
+    """Does the work behind results that another process writes: nothing comes out."""
+    for _ in results:
+        pass
+    yield from ()
 
 
 def launched() -> bool:
@@ -31,9 +69,8 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
     """
     if config:
         jsonl.check_readable(config)
-    with jsonl.standard_input_as_file() if "-" in (files or ["-"]) else contextlib.nullcontext("-") as stdin:
-        arguments = ["-m", "musiccli", *(stdin if word == "-" else word for word in sys.argv[1:])]
-        arguments += [] if files else [stdin]
+    arguments = ["-m", "musiccli", *sys.argv[1:]]
+    with jsonl.standard_input_as_file() if "-" in (files or ["-"]) else contextlib.nullcontext():
         return _by_accelerate(config, processes, arguments) if config else _by_torch(processes or 1, arguments)
 
 
@@ -41,23 +78,46 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
 def one_voice() -> Iterator[None]:
     """Around the work of a started process: what all processes of a machine meet alike, only the first of them says.
 
-    The others end here when all is done. In an error or after Ctrl-C they wait to be ended by the launcher, which ends
-    all when one has failed; what only they have met they say in the end.
+    The others end here when all is done, whatever the first has still to write and say. In an error they wait to be
+    ended by the launcher, which ends all when one has failed; what only they have met they say in the end. Of Ctrl-C,
+    and of a process that was killed, the launcher speaks.
     """
-    if "LOCAL_RANK" in os.environ:
-        threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if "LOCAL_RANK" not in os.environ:
         yield
+        return
+    threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
+    if os.environ["LOCAL_RANK"] == "0":
+        with _silent_interrupts(), _patience_with_others():
+            yield
         return
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_DFL)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             yield
-    except MusicError:
+    except Exception:  # met by all, or it follows from what another process has met
         time.sleep(PATIENCE)
         raise
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the last line is the first process's to say)
+    raise SystemExit(Exit.DONE)
+
+
+@contextlib.contextmanager
+def _silent_interrupts() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(Exit.INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _patience_with_others() -> Iterator[None]:
+    """Where another process has ended, and its connections with it, the launcher ends this one and says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "peer" in str(error):
+            time.sleep(PATIENCE)
+        raise
 
 
 def _end_with_launcher(launcher: int) -> None:
@@ -80,8 +140,8 @@ def _by_torch(processes: int, arguments: list[str]) -> int:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         return _status(error)
-    except (SignalException, KeyboardInterrupt):  # the first process says that it was interrupted
-        return Exit.INTERRUPTED
+    except SignalException:
+        raise KeyboardInterrupt from None
     return Exit.DONE
 
 
@@ -106,4 +166,6 @@ def _status(error) -> int:
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         raise InputError(f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}")
+    if failure.exitcode == Exit.INTERRUPTED:
+        raise KeyboardInterrupt
     return failure.exitcode

@@ -2,86 +2,161 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from hashlib import blake2b
+from itertools import groupby, islice
 
+import orjson
 import torch
 
 from musiccli.chat import Encoded, fit
 from musiccli.errors import RecordError
 from musiccli.jsonl import Rejects
-from musiccli.records import Record, first_divergence, side_names
+from musiccli.launch import Team
+from musiccli.llm.cache import Cache
+from musiccli.records import Record, characters, first_divergence, side_names
 from musiccli.reward_model.checkpoint import RewardModel
-from musiccli.reward_model.pack import cost, micro_batches
+from musiccli.reward_model.pack import cost, micro_batches, shares
 
-WINDOW = 256  # records scored together: enough to sort by size and to find candidates of one prompt side by side
+WINDOW = 256  # records that one process scores together: enough to sort by size and to find candidates of one prompt
 BUDGET = 4096  # tokens in one forward pass
 
 
-def score(records: Iterable[Record], model: RewardModel, name: str, *, per_turn: bool = False, last_only: bool = False,
-          budget: int = BUDGET, max_length: int | None = None, rejects: Rejects | None = None,
+@dataclass(frozen=True)
+class Settings:
+    """How to score. `per_turn`: the reward after each assistant turn, too; `last_only`: without the history, only the
+    last user message and its reply, after the system message if any; `budget` and `max_length` are in tokens."""
+
+    per_turn: bool = False
+    last_only: bool = False
+    budget: int = BUDGET
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Rewards of one record's sides, oldest turn first; and whether it lost oldest exchanges to fit."""
+
+    rewards: list[list[float]]
+    cut: bool
+
+
+def score(records: Iterable[Record], model: RewardModel, name: str, settings: Settings | None = None, *,
+          cache: Cache | None = None, team: Team | None = None, rejects: Rejects | None = None,
           counts: Counter | None = None) -> Iterator[dict]:
-    """The same records with `scores[name]`: a number, or {side: number} where the record has sides.
+    """The same records with `scores[name]`: a number, or {side: number} where the record has sides; with `per_turn`
+    also `turn_scores[name]`, in place of each number a list.
 
-    `per_turn` adds `turn_scores[name]`: the reward after each assistant turn, oldest first, in place of each number a
-    list. Conversations over `max_length` tokens lose whole oldest exchanges, by the same rule on both sides, and are
+    Conversations over `max_length` tokens lose whole oldest exchanges, by the same rule on both sides, and are
     counted; their turn scores are those of the turns that are left. One that cannot be cut goes to `rejects`.
-    With `last_only` the model sees no history: the last user message and its reply, after the system message if any.
+    What stands in `cache` is not computed again. Every process of a `team` scores its share of each window and yields
+    all records.
     """
-    rejects, counts = rejects or Rejects(), Counter() if counts is None else counts
-    most = min(max_length or model.context, model.context)
-    window: list[tuple[Record, list[Encoded]]] = []
-    for record in records:
-        with rejects.guard(record):
-            window.append((record, _encode(record, model, most, per_turn, last_only, counts)))
-        if len(window) >= WINDOW:
-            yield from _scored(window, model, name, per_turn, budget, rejects)
-            window = []
-    yield from _scored(window, model, name, per_turn, budget, rejects)
+    rejects, counts, team = rejects or Rejects(), Counter() if counts is None else counts, team or Team()
+    scorer = _Scorer(model, settings or Settings(), cache)
+    records = iter(records)
+    while window := list(islice(records, WINDOW * team.size)):
+        found, cached = scorer.by_all(window, team)
+        counts["sequences from the cache"] += cached
+        for record, outcome in zip(window, found, strict=True):
+            with rejects.guard(record):
+                if isinstance(outcome, RecordError):
+                    raise outcome
+                counts["cut to fit"] += outcome.cut
+                yield _add(record, name, outcome.rewards, scorer.settings.per_turn)
 
 
-def _encode(record: Record, model: RewardModel, most: int, per_turn: bool, last_only: bool,
-            counts: Counter) -> list[Encoded]:
-    sides = [record[side] for side in side_names(record)]
-    for side, messages in zip(side_names(record), sides, strict=True):
-        if messages[-1]["role"] != "assistant":
-            raise RecordError("ends with the user; there is no reply to score", field=side, record=record)
-    for field in ("scores", "turn_scores"):
-        if not isinstance(record.get(field) or {}, dict):
-            raise RecordError("is not an object of scores by model", field=field, record=record)
-    if last_only:
-        sides = [side[:side[0]["role"] == "system"] + side[-2:] for side in sides]
-    shared = first_divergence(*sides) if len(sides) == 2 else len(sides[0])
-    fitted = fit(partial(model.template.encode, every_turn=per_turn), sides, most, shared)
-    if fitted is None:
-        raise RecordError(f"is longer than {most} tokens and cannot be cut without losing what differs", record=record)
-    counts["cut to fit"] += fitted[1] > 0
-    return fitted[0]
+class _Scorer:
+    def __init__(self, model: RewardModel, settings: Settings, cache: Cache | None):
+        self.model, self.settings, self.cache = model, settings, cache
+        self.longest = min(settings.max_length or model.context, model.context)
 
+    def by_all(self, window: Sequence[Record], team: Team) -> tuple[list[Outcome | RecordError], int]:
+        """What became of each record, and how many sequences were in the cache: neighbours of one id, which probably
+        share a beginning, go to one process, and every process gets about as many characters."""
+        families = [list(family) for _, family in groupby(range(len(window)), lambda index: window[index]["id"])]
+        weights = [sum(characters(window[index][side]) for index in family for side in side_names(window[index]))
+                   for family in families]
+        own = sorted(index for number in shares(weights, team.size)[team.rank] for index in families[number])
+        outcomes, cached = self.window([window[index] for index in own])
+        gathered = team.gather(list(zip(own, outcomes, strict=True)))
+        return [outcome for _, outcome in sorted(gathered, key=lambda one: one[0])], sum(team.gather([cached]))
 
-def _scored(window: list[tuple[Record, list[Encoded]]], model: RewardModel, name: str, per_turn: bool, budget: int,
-            rejects: Rejects) -> Iterator[dict]:
-    numbers: dict[tuple, int] = {}  # what reads the same is scored once: else rounding would tell it apart
-    sequences, places = [], []
-    for record, sides in window:
-        for side in sides:
-            places.append(numbers.setdefault((*side.ids, None, *side.ends), len(numbers)))
-            sequences += [(record["id"], side)] if places[-1] == len(sequences) else []
-    groups = _groups(sequences, budget)
-    rewards: list[list[float]] = [[] for _ in sequences]  # one value per read
-    for batch in micro_batches([cost([sequences[index][1] for index in group]) for group in groups], budget):
-        with torch.inference_mode():
-            found = model.network([[sequences[index][1] for index in groups[number]] for number in batch])
-        for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
-            rewards[index] = values.tolist()
-    left = (rewards[place] for place in places)
-    for record, sides in window:
-        found = list(islice(left, len(sides)))
-        with rejects.guard(record):
-            if not all(math.isfinite(value) for side in found for value in side):
-                raise RecordError("the reward is not a number; the model overflows or is damaged", record=record)
-            yield _add(record, name, found, per_turn)
+    def window(self, records: Sequence[Record]) -> tuple[list[Outcome | RecordError], int]:
+        """What becomes of some records, scored together, and how many of their sequences were in the cache."""
+        outcomes: list[Outcome | RecordError] = []
+        numbers: dict[tuple, int] = {}  # what reads the same is scored once: else rounding would tell it apart
+        sequences, places = [], []
+        for record in records:
+            try:
+                sides, cut = self._encode(record)
+            except RecordError as error:
+                error.record = None  # whoever raises it has it, and it would travel between processes
+                outcomes.append(error)
+                continue
+            for side in sides:
+                places.append(numbers.setdefault((*side.ids, None, *side.ends), len(numbers)))
+                sequences += [(record["id"], side)] if places[-1] == len(sequences) else []
+            outcomes.append(Outcome([[] for _ in sides], cut))
+        rewards, cached = self._rewards(sequences)
+        left = iter(places)
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, Outcome):
+                outcome.rewards[:] = [rewards[number] for number in islice(left, len(outcome.rewards))]
+                if not all(math.isfinite(value) for side in outcome.rewards for value in side):
+                    outcomes[place] = RecordError("the reward is not a number; the model overflows or is damaged")
+        return outcomes, cached
+
+    def _encode(self, record: Record) -> tuple[list[Encoded], bool]:
+        names = side_names(record)
+        sides = [record[side] for side in names]
+        for side, messages in zip(names, sides, strict=True):
+            if messages[-1]["role"] != "assistant":
+                raise RecordError("ends with the user; there is no reply to score", field=side)
+        for field in ("scores", "turn_scores"):
+            if not isinstance(record.get(field) or {}, dict):
+                raise RecordError("is not an object of scores by model", field=field)
+        if self.settings.last_only:
+            sides = [side[:side[0]["role"] == "system"] + side[-2:] for side in sides]
+        shared = first_divergence(*sides) if len(sides) == 2 else len(sides[0])
+        encode = partial(self.model.template.encode, every_turn=self.settings.per_turn)
+        fitted = fit(encode, sides, self.longest, shared)
+        if fitted is None:
+            raise RecordError(f"is longer than {self.longest} tokens and cannot be cut without losing what differs")
+        return fitted[0], fitted[1] > 0
+
+    def _rewards(self, sequences: list[tuple[object, Encoded]]) -> tuple[list[list[float]], int]:
+        """Of each (id, sequence) the rewards at its ends; and how many of these were in the cache. What is new is kept
+        when all is computed: a run that was stopped and goes on then batches, and so rounds, as an unbroken one."""
+        known = [self._known(one) for _, one in sequences]
+        missing = [index for index, found in enumerate(known) if found is None]
+        for index, rewards in zip(missing, self._compute([sequences[index] for index in missing]), strict=True):
+            known[index] = rewards
+        if self.cache:
+            for index in missing:
+                if all(map(math.isfinite, known[index])):
+                    self.cache.put(self._key(sequences[index][1]), {"rewards": known[index]})
+        return known, len(sequences) - len(missing)
+
+    def _compute(self, sequences: list[tuple[object, Encoded]]) -> list[list[float]]:
+        groups = _groups(sequences, self.settings.budget)
+        encoded = [[sequences[index][1] for index in group] for group in groups]
+        rewards: list[list[float]] = [[] for _ in sequences]
+        for batch in micro_batches([cost(group) for group in encoded], self.settings.budget):
+            with torch.inference_mode():
+                found = self.model.network([encoded[number] for number in batch])
+            for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
+                rewards[index] = values.tolist()
+        return rewards
+
+    def _known(self, one: Encoded) -> list[float] | None:
+        found = self.cache.get(self._key(one)) if self.cache else None
+        return found and found["rewards"]
+
+    def _key(self, one: Encoded) -> bytes:
+        return blake2b(orjson.dumps([self.model.identity, one.ids, one.ends]), digest_size=16).digest()
 
 
 def _groups(sequences: list[tuple[object, Encoded]], budget: int) -> list[list[int]]:

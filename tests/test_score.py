@@ -3,8 +3,12 @@
 import gzip
 import json
 import shutil
+import sqlite3
+import time
 from collections import Counter
+from contextlib import closing
 
+import psutil
 import pytest
 import torch
 from console import music, start
@@ -13,9 +17,10 @@ from toys import mtbench101 as conversations
 
 from musiccli.errors import RecordError
 from musiccli.jsonl import Rejects
+from musiccli.llm.cache import Cache
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
-from musiccli.score import score
+from musiccli.score import Settings, score
 
 CLOSE = {"abs": 1e-5, "rel": 1e-4}
 
@@ -43,8 +48,8 @@ def reward(model, messages):
         return model.network([[model.template.encode(messages, every_turn=False)]])[0].item()
 
 
-def scored(model, records, **settings):
-    return list(score(records, model, "rm", **settings))
+def scored(model, records, rejects=None, counts=None, cache=None, **settings):
+    return list(score(records, model, "rm", Settings(**settings), rejects=rejects, counts=counts, cache=cache))
 
 
 # What is added
@@ -202,7 +207,7 @@ def test_too_long_conversations_lose_oldest_exchanges_and_are_counted(model):
     counts = Counter()
     texts = ["first " * 30, "second " * 30, "q", "a"]
     [found] = scored(model, [conversation("c", *texts)], max_length=60, per_turn=True, counts=counts)
-    assert counts == {"cut to fit": 1}
+    assert +counts == Counter({"cut to fit": 1})
     assert found["scores"]["rm"] == pytest.approx(reward(model, talk("q", "a")), **CLOSE)
     assert len(found["turn_scores"]["rm"]) == 1
     assert found["messages"] == talk(*texts)
@@ -230,7 +235,7 @@ def test_no_conversation_is_longer_than_the_model_takes(model):
     assert model.context == 2048
     counts = Counter()
     scored(model, [conversation("c", "word " * 3000, "a", "q", "b")], max_length=10_000, counts=counts)
-    assert counts == {"cut to fit": 1}
+    assert +counts == Counter({"cut to fit": 1})
 
 
 def test_a_reward_that_is_no_number_is_a_failure_not_a_null(rm, tmp_path):
@@ -284,3 +289,144 @@ def test_what_was_cut_is_said_in_the_last_line_and_nowhere_else(rm, tmp_path):
     _, err = start("score", file, "--model", tmp_path / "rm", "--max-length", 64).communicate()
     [last] = err.decode().splitlines()
     assert last.endswith("; 1 cut to fit")
+
+
+# Kept scores
+
+
+@pytest.fixture
+def cache(tmp_path):
+    cache = Cache(tmp_path / "scores.sqlite")
+    yield cache
+    cache.close()
+
+
+def computed(model, monkeypatch):
+    """How many sequences each forward pass had from now on."""
+    passes, real = [], model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda groups: passes.append(sum(map(len, groups))) or real(groups))
+    return passes
+
+
+def test_what_was_scored_is_not_computed_again(model, monkeypatch, cache):
+    first = scored(model, candidates(), cache=cache)
+    passes, counts = computed(model, monkeypatch), Counter()
+    more = conversation("new", "another question", "and its answer")
+    assert scored(model, [*candidates(), more], cache=cache, counts=counts)[:-1] == first
+    assert sum(passes) == 1 and counts["sequences from the cache"] == len(candidates())
+    assert scored(model, candidates(), cache=None) == first and sum(passes) == 1 + len(candidates())
+
+
+def test_turn_scores_are_kept_apart_from_last_scores(model, cache):
+    plain = scored(model, candidates(), cache=cache)
+    turns = scored(model, candidates(), cache=cache, per_turn=True)
+    assert [one["turn_scores"]["rm"][-1] for one in turns] == pytest.approx([one["scores"]["rm"] for one in plain])
+    assert all(len(one["turn_scores"]["rm"]) == 2 for one in turns)
+
+
+def test_another_model_in_the_same_folder_computes_anew(model, rm, tmp_path, cache):
+    folder = tmp_path / "toy"
+    shutil.copytree(rm, folder)
+    first = scored(checkpoint.load(str(folder)), candidates(), cache=cache)
+    other = checkpoint.create(str(folder))
+    other.network.core.score.weight.data.neg_()
+    checkpoint.save(other, folder)
+    again = scored(checkpoint.load(str(folder)), candidates(), cache=cache)
+    assert [one["scores"]["rm"] for one in again] == pytest.approx([-one["scores"]["rm"] for one in first], **CLOSE)
+
+
+def test_equal_texts_score_the_same_in_different_windows(model, monkeypatch, cache):
+    monkeypatch.setattr("musiccli.score.WINDOW", 3)
+    records = [conversation(f"{number}", "q" * (number % 3), "the same answer") for number in range(30)]
+    found = scored(model, records, cache=cache)
+    assert len({one["scores"]["rm"] for one in found}) == 3
+
+
+def test_a_reward_that_is_no_number_is_not_kept(rm, cache):
+    broken = checkpoint.load(str(rm))
+    kept = broken.network.core.score.weight.data.clone()
+    for weight in (float("nan"), kept):
+        broken.network.core.score.weight.data[:] = weight
+        rejects = Rejects(skip=True)
+        found = scored(broken, [conversation("c", "q", "a")], cache=cache, rejects=rejects)
+        assert (len(found), rejects.count) == ((0, 1) if weight is not kept else (1, 0))
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_as_an_unbroken_one(rm, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "in.jsonl", [conversation(f"{number}", f"question {number}", *["word " * 60, "and?"] * 6,
+                                                      f"answer {number}") for number in range(700)])
+    line = ("score", file, "--model", rm, "-o", tmp_path / "out.jsonl")
+    broken = start(*line)
+    while not (found := kept(tmp_path / "cache" / "scores.sqlite")):
+        assert broken.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    broken.kill()
+    broken.wait()
+    assert not (tmp_path / "out.jsonl").exists() and 0 < found < 700
+    done = music(*line)
+    assert done.status == 0 and "sequences from the cache" in done.lines[-1]
+    unbroken = music("score", file, "--model", rm, "--no-cache")
+    assert (tmp_path / "out.jsonl").read_bytes() == unbroken.out
+
+
+def kept(file) -> int:
+    """How many scores stand in a cache, which another process may be making."""
+    if not file.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+            return database.execute("select count(*) from calls").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_two_processes_score_as_one_in_input_order(rm, tmp_path, skip):
+    records = [conversation(f"{number}", f"question {number}", "word " * (1 + 7 * number % 50), "and", f"{number}")
+               for number in range(60)]
+    records += [conversation("one prompt", "and many candidates", f"answer {number}", sample=number)
+                for number in range(15)]
+    bad = [conversation("bad", "ends with the user")] * skip
+    file = write(tmp_path / "in.jsonl", records[:20] + bad + records[20:])
+    line = ("score", file, "--model", rm, "--no-cache", "--on-error", "skip" if skip else "stop")
+    one = music(*line, "--rejects", tmp_path / "one.jsonl")
+    two = start(*line, "--num-processes", 2, "-o", tmp_path / "out.jsonl", "--rejects", tmp_path / "two.jsonl")
+    _, err = two.communicate()
+    assert (two.returncode, one.status) == (skip, skip)
+    found = [json.loads(text) for text in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    assert [each["id"] for each in found] == [each["id"] for each in records]
+    assert [each["scores"]["toy"] for each in found] == pytest.approx(
+        [each["scores"]["toy"] for each in one.records], **CLOSE)
+    said = [line for line in err.decode().splitlines() if line.startswith("music score: ")]
+    assert said[-1].startswith("music score: 75 records written in ") and len(said) == 1 + skip
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
+    given = "".join(json.dumps(one) + "\n" for one in [conversation(f"{number}", "q", "a") for number in range(15)]
+                    + [conversation("bad", "ends with the user")])
+    two = start("score", "--model", rm, "--no-cache", "--num-processes", 2, "-o", tmp_path / "out.jsonl")
+    _, err = two.communicate(given.encode())
+    assert two.returncode == 2 and not (tmp_path / "out.jsonl").exists()
+    [line] = err.decode().splitlines()
+    assert line.endswith("<stdin>:16: messages: ends with the user; there is no reply to score")
+
+
+def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
+    file = write(tmp_path / "in.jsonl", [conversation(f"{number}", f"question {number}", *["word " * 60, "and?"] * 6,
+                                                      f"answer {number}") for number in range(1200)])
+    run = start("score", file, "--model", rm, "--cache", tmp_path / "scores.sqlite", "--num-processes", 2,
+                "-o", tmp_path / "out.jsonl")
+    while not kept(tmp_path / "scores.sqlite"):
+        assert run.poll() is None, "ended before anything could be killed"
+        time.sleep(0.02)
+    [child] = [child for child in psutil.Process(run.pid).children(recursive=True)
+               if child.environ().get("RANK") == "1"]
+    child.kill()
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 2 and not (tmp_path / "out.jsonl").exists()
+    assert err.decode().splitlines() == ["music score: error: process 1 was killed by SIGKILL"]

@@ -22,16 +22,41 @@ def score(
                           "exchanges of longer conversations; left out: what the model takes.")] = None,
     budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one forward pass; less takes less "
                                         "memory.")] = 4096,
+    num_processes: Annotated[int | None, typer.Option(min=1, show_default=False, help="Score in so many processes, a "
+                                                      "GPU each where there are any.")] = None,
+    accelerate_config: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="A file that "
+                                 "accelerate launch takes (several machines).")] = None,
+    cache: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="Finished scores; left out: "
+                                              "scores.sqlite in the cache folder (MUSIC_CACHE).")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished scores.")] = False,
 ) -> None:
     """Add a reward model's scores to conversations, preferences or comparisons.
 
     \b
     music score candidates.jsonl --model rm | music pair --best-of 2,4,8 --a rm --b baseline
     music sample pairs.jsonl --emit pairs | music score --model rm | music bench agreement
+
+    Finished scores are kept on disk: the same line again goes on where it was stopped.
     """
+    from musiccli import launch
+
+    if not launch.launched() and (accelerate_config or (num_processes or 1) > 1):
+        run.rejects.close()  # the processes write it
+        raise typer.Exit(launch.relaunch(run.files, processes=num_processes, config=accelerate_config))
+    from contextlib import closing, nullcontext
+
+    from musiccli.llm.cache import Cache
+    from musiccli.llm.embedded import cache_folder
     from musiccli.reward_model.checkpoint import load
-    from musiccli.score import score
+    from musiccli.score import Settings, score
 
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
-    run.write(score(run.read(records.anything), load(model, run.say), name, per_turn=per_turn, last_only=last_only,
-                    budget=budget, max_length=max_length, rejects=run.rejects, counts=run.counts))
+    settings = Settings(per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length)
+    kept = nullcontext() if no_cache else closing(Cache(cache or cache_folder() / "scores.sqlite"))
+    with launch.one_voice(), launch.team() as team, kept as known:
+        found = score(run.read(records.anything), load(model, run.say), name, settings, cache=known, team=team,
+                      rejects=run.rejects, counts=run.counts)
+        if team.rank:
+            run.withhold()
+            found = launch.unseen(found)
+        run.write(found)

@@ -5,6 +5,7 @@ leading tokens in common is laid out as shared tokens, rest of the first, rest o
 attends to itself causally and to the runs named in `before`, all with positions that continue from the prefix.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,3 +78,14 @@ def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
         batches[-1].append(index)
         room -= sizes[index]
     return batches
+
+
+def shares(sizes: Sequence[int], hands: int) -> list[list[int]]:
+    """Indices dealt to so many hands, largest first and each to the hand that has the least."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    loads = [(0, hand) for hand in range(hands)]
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        load, hand = heapq.heappop(loads)
+        dealt[hand].append(index)
+        heapq.heappush(loads, (load + sizes[index], hand))
+    return dealt
