@@ -1,5 +1,6 @@
 """Finished calls on disk: kept, shared, and refused in one line where the file cannot be used."""
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+import orjson
 import pytest
 from console import music
 
@@ -261,7 +263,9 @@ def test_the_command_shows_and_prunes(tmp_path):
         cache.put(b"%d" % number, REPLY, "gemini/x")
     cache.close()
     shown = music("cache", "--cache", path)
-    assert (shown.status, shown.out) == (0, b"")
+    [record] = map(json.loads, shown.out.splitlines())
+    assert (shown.status, record["model"], record["calls"]) == (0, "gemini/x", 1200)
+    assert record["bytes"] == 1200 * len(orjson.dumps(REPLY)) and record["first"] <= record["last"]
     assert re.search(r"gemini/x +1,200 +0\.1", shown.err) and f"music cache: {path}, 0." in shown.err
     pruned = music("cache", "--cache", path, "--prune", 0, "--model", "gemini/x")
     assert "music cache: 1,200 calls removed\n" in pruned.err and Cache(path).models() == []

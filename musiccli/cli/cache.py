@@ -1,4 +1,4 @@
-"""music cache --prune 30 --model gemini/gemini-1.5-pro"""
+"""music cache | jq -s 'map(.calls) | add'"""
 
 from typing import Annotated
 
@@ -16,16 +16,17 @@ def cache(
     model: Annotated[str | None, typer.Option(metavar="MODEL", show_default=False, help="Prune this model's calls "
                                               "only; left out: all models'.")] = None,
 ) -> None:
-    """Show what finished calls are kept on disk, by model, and remove old ones.
+    """Show what finished calls are kept on disk, one record a model, and remove old ones.
 
     \b
-    music cache
+    music cache | jq -s 'map(.calls) | add'
     music cache --prune 30 --model gemini/gemini-1.5-pro
 
     A call that was removed is made, and paid for, again when a run asks for it.
     """
     import time
 
+    from musiccli import jsonl
     from musiccli.errors import InputError
     from musiccli.llm.cache import Cache
     from musiccli.llm.client import cache_path
@@ -40,8 +41,12 @@ def cache(
     kept = Cache(path)
     if prune is not None:
         say(f"music cache: {kept.prune(time.time() - prune * 86400, model):,} calls removed")
-    rows = [[name or "(unknown)", f"{calls:,}", f"{size / 1e6:.1f}", *(time.strftime("%Y-%m-%d", time.localtime(at))
-             for at in (first, last))] for name, calls, size, first, last in kept.models()]
+    output, rows = jsonl.Output(), []
+    for name, calls, size, *moments in kept.models():
+        first, last = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) for at in moments)
+        output.write({"model": name or None, "calls": calls, "bytes": size, "first": first, "last": last})
+        rows.append([name or "(unknown)", f"{calls:,}", f"{size / 1e6:.1f}", first[:10], last[:10]])
+    output.close()
     if rows:
         table(["", "calls", "MB", "first", "last"], rows)
     say(f"music cache: {path}, {path.stat().st_size / 1e6:.1f} MB")
