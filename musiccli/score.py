@@ -134,10 +134,11 @@ class _Scorer:
         missing = [index for index, found in enumerate(known) if found is None]
         for index, rewards in zip(missing, self._compute([sequences[index] for index in missing]), strict=True):
             known[index] = rewards
-        if self.cache:
-            for index in missing:
-                if all(map(math.isfinite, known[index])):
-                    self.cache.put(self._key(sequences[index][1]), {"rewards": known[index]})
+        if self.cache and missing:
+            with self.cache.together():
+                for index in missing:
+                    if all(map(math.isfinite, known[index])):
+                        self.cache.put(self._key(sequences[index][1]), {"rewards": known[index]}, self.model.identity)
         return known, len(sequences) - len(missing)
 
     def _compute(self, sequences: list[tuple[object, Encoded]]) -> list[list[float]]:

@@ -2,6 +2,8 @@
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -79,6 +81,17 @@ class Cache:
         """Keep a reply. It is in the file when this returns: a killed process loses nothing that was put."""
         self._execute("insert or replace into calls (key, reply, at, model) values (?, ?, ?, ?)",
                       key, orjson.dumps(reply), time.time(), model)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is put within it is in the file together, or, where that ends early, not at all."""
+        self._execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._execute("rollback")
+            raise
+        self._execute("commit")
 
     def models(self) -> list[tuple[str, int, int, float, float]]:
         """Of each model: its name, calls, bytes of replies, and when the first and the last came (Unix time)."""

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 
@@ -151,8 +152,9 @@ def _identity(path: str, network: RewardNetwork) -> str:
     files = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".md"]
     weight = next(network.parameters())
-    return repr((stats or (path, getattr(network.core.config, "_commit_hash", None)), str(weight.dtype),
-                 weight.device.type, network.packed, version("torch"), version("transformers")))
+    source = (stats or getattr(network.core.config, "_commit_hash", None), str(weight.dtype), weight.device.type,
+              network.packed, version("torch"), version("transformers"))
+    return f"{path} {blake2b(repr(source).encode(), digest_size=4).hexdigest()}"
 
 
 def _first_sentence(error: Exception) -> str:
