@@ -33,7 +33,8 @@ def judge(pairs: Iterable[Record], settings: Settings, client: Client, *, reject
     """The same records with `winner`, `verdict` and `votes`, in input order.
 
     `verdict` is a side's name, "tie", "inconsistent" or "unreadable"; `winner` is the side, "tie" for the two where
-    none won, or None where no judge could be read. Two conversations of the same text are a tie, and nobody is asked.
+    none won, or None where no judge could be read. A winner that was there before is kept as `given_winner`. Two
+    conversations of the same text are a tie, and nobody is asked.
     """
     rejects, counts = rejects or Rejects(), Counter() if counts is None else counts
     prompt = prompts.load(settings.prompts, "judge")
@@ -59,10 +60,15 @@ def judge(pairs: Iterable[Record], settings: Settings, client: Client, *, reject
         else:
             verdict = votes.verdict(votes.by_judge(result).values()) if result else votes.TIE
             _count(counts, verdict, result)
-            yield {**record, "winner": votes.winner(verdict), "verdict": verdict, "votes": result}
+            yield {**record, **_given(record), "winner": votes.winner(verdict), "verdict": verdict, "votes": result}
     if unfinished and limits is not None:
         limits.append(f"stopped by --max-cost with {unfinished} pairs unjudged; the same line with a higher limit goes "
                       "on from here, and pays for no finished call again")
+
+
+def _given(record: Record) -> dict:
+    """The winner that a record came with, a person's mostly: judge's own takes its place, but must not make it lost."""
+    return {votes.GIVEN: record["winner"]} if "winner" in record and "votes" not in record else {}
 
 
 def _count(counts: Counter, verdict: str, found: list[dict]) -> None:

@@ -10,6 +10,7 @@ from musiccli.errors import RecordError
 from musiccli.records import Record, short, side_names
 
 TIE, INCONSISTENT, UNREADABLE = "tie", "inconsistent", "unreadable"
+GIVEN = "given_winner"  # the field with the winner that a record came with, before judge gave it another
 LETTERS = ("A", "B", "C")  # the conversation shown as A is better, that shown as B, neither
 SCHEMA = {  # what a judge that can be held to a form answers; the reasons come first, as the verdict follows from them
     "type": "object", "additionalProperties": False, "required": ["explanation", "verdict"],

@@ -94,6 +94,13 @@ def test_the_chosen_side_is_the_label_of_a_preference():
     assert share(of(pairs)["j", "labels", "agreement"]) == (0.75, 4)
 
 
+def test_the_winner_that_a_record_came_with_is_its_label():
+    pairs = [pair(number, ("j", "a", "a"), given_winner=said) for number, said in enumerate(["a", "b", "tie", None])]
+    assert share(of(pairs)["j", "labels", "agreement"]) == (1 / 3, 3)
+    with pytest.raises(RecordError, match="given_winner: is 5; it should be one of a, b, tie, null"):
+        judged(pair(0, ("j", "a", "a"), given_winner=5))
+
+
 def test_kappa_of_two_judges_who_are_always_right_is_one_though_the_better_side_is_always_listed_first():
     pairs = [Record({"id": f"p{number}", "chosen": side(f"{number}", "yes"), "rejected": side(f"{number}", "no"),
                      "votes": votes("x", "chosen", "chosen") + votes("y", "chosen", "chosen")}) for number in range(20)]

@@ -143,6 +143,16 @@ def test_records_keep_their_order_and_their_other_fields():
     assert [{name: value for name, value in one.items() if name not in added} for one in done] == records
 
 
+def test_a_winner_that_a_person_named_before_is_kept_beside_the_judges():
+    ranked = Record({"id": 1, "a": GOOD, "b": BAD, "winner": "b"})
+    [done], _, _ = verdicts(prefers("water"), [ranked])
+    assert (done["winner"], done["given_winner"]) == ("a", "b")
+    [again], _, _ = verdicts(prefers("GOLD"), [Record(done)])  # judged once more, it is still the person's
+    assert (again["winner"], again["given_winner"]) == ("b", "b")
+    [fresh], _, _ = verdicts(prefers("water"), [preference()])
+    assert "given_winner" not in fresh
+
+
 def test_contests_of_one_id_are_judged_each_for_itself(tmp_path):
     contests = [Record({"id": "p", "best_of": size, "a": GOOD, "b": BAD}) for size in (2, 4)]
     with serve(reply=prefers("water")) as server:

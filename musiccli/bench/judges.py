@@ -48,7 +48,7 @@ def judged(record: Record, human_field: str | None = None) -> Record:
     if label(record, human_field) not in (*side_names(record), "tie", None):
         names = ", ".join(side_names(record))
         raise RecordError(f"is {short(label(record, human_field))}; it should be one of {names}, tie, null",
-                          field=human_field, record=record)
+                          field=human_field or votes.GIVEN, record=record)
     return record
 
 
@@ -56,16 +56,16 @@ def label(record: Record, human_field: str | None = None) -> str | None:
     """What a person said of a pair: a side, "tie", or None where nobody is known to have said anything."""
     if human_field:
         return lookup(record, human_field)
-    return "chosen" if "chosen" in record else None
+    return record.get(votes.GIVEN, "chosen" if "chosen" in record else None)
 
 
 def judges(pairs: Iterable[Record], *, human_field: str | None = None, draws: int = 10_000, confidence: float = 0.95,
            seed: int = 0, rejects: Rejects | None = None, counts: Counter | None = None) -> Iterator[dict]:
     """Metric records: of each judge, of every two judges, of all together, and of the panel's majority.
 
-    A pair's label is what a person said in `human_field`, or else that the chosen side of a preference is better.
-    Intervals take pairs of one prompt as dependent. A record that adds a second vote of one judge, or other
-    conversations under a known id, is bad, and for `rejects` to judge.
+    A pair's label is what a person said in `human_field`; else the winner that the record had before it was judged;
+    else a preference's chosen side. Intervals take pairs of one prompt as dependent. A record that adds a second vote
+    of one judge, or other conversations under a known id, is bad, and for `rejects` to judge.
     """
     counts, rejects = Counter() if counts is None else counts, rejects or Rejects()
     ballot = Ballot(human_field)

@@ -163,7 +163,7 @@ def judges(
     run: Run,
     human_field: Annotated[str | None, typer.Option(
         metavar="FIELD", show_default=False, help="The field (or metadata field) with a person's verdict: a side's "
-        "name, tie or null. Default: the chosen side of a preference is the better one.")] = None,
+        "name, tie or null. Default: the winner that a record had when judge read it, else the chosen side.")] = None,
     confidence: CONFIDENCE = 0.95, bootstrap: BOOTSTRAP = 10_000, seed: SEED = 0, plot: PLOT = None, html: HTML = None,
     markdown: MARKDOWN = None,
 ) -> None:
