@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from openai_server import allow_many_connections, serve
+from openai_server import allow_many_connections, play, serve
+
+SCRIPT = str(Path(__file__).with_name("openai_server.py"))
 
 
 def ask(content: str = "What is a fugue?", **fields) -> dict:
@@ -103,6 +106,28 @@ def test_error_faults_have_a_status_and_openais_error_body(fault, status, retry_
         assert (got, headers.get("Retry-After")) == (status, retry_after)
         assert json.loads(text)["error"]["message"]
         assert (server.calls, server.finished) == (1, 0)
+
+
+def test_echo_key_quotes_the_callers_key():
+    with serve(script=["echo-key"]) as server:
+        [(status, _, text)] = post(server, ask(), headers={"Authorization": "Bearer sesame"})
+    assert status == 401 and "Bearer sesame" in json.loads(text)["error"]["message"]
+
+
+@pytest.mark.parametrize("asked, form", [
+    ("Write <instruction>it</instruction> <reply>it</reply>", r"<instruction>.+\?</instruction>\n<reply>.+\.</reply>"),
+    ("End with [[A]], [[B]] or [[C]].", r".+\.\n\[\[[ABC]\]\]"), ("What is a fugue?", r"[\w ]+[.?]")])
+def test_play_answers_nonsense_in_the_form_that_is_asked_for(asked, form):
+    assert re.fullmatch(form, play(ask(asked)))
+    assert play(ask(asked)) == play(ask(asked)) != play(ask(asked, seed=1))
+
+
+@pytest.mark.parametrize("option, said", [
+    (["--fault", "418=1"], "no such fault: 418"),
+    (["--fault", "429"], "429: expected a share of the calls, as in 429=0.05"), (["--fault", "429=often"], "429=often: expected a share")])
+def test_script_says_what_is_wrong_with_its_options(option, said):
+    done = subprocess.run([sys.executable, SCRIPT, *option], capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr
 
 
 def test_reset_ends_the_connection_before_any_answer():
@@ -225,7 +250,7 @@ def test_thousand_calls_are_in_flight_at_once():
 
 
 def test_script_prints_its_port_serves_and_ends_quietly():
-    command = [sys.executable, str(Path(__file__).with_name("openai_server.py")), "--delay-ms", "1", "--reply", "[[A]]"]
+    command = [sys.executable, SCRIPT, "--delay-ms", "1", "--reply", "[[A]]"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         port = int(process.stdout.readline())
         server = type("Remote", (), {"base_url": f"http://127.0.0.1:{port}/v1"})
