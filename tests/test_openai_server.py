@@ -124,7 +124,8 @@ def test_play_answers_nonsense_in_the_form_that_is_asked_for(asked, form):
 
 @pytest.mark.parametrize("option, said", [
     (["--fault", "418=1"], "no such fault: 418"),
-    (["--fault", "429"], "429: expected a share of the calls, as in 429=0.05"), (["--fault", "429=often"], "429=often: expected a share")])
+    (["--fault", "429"], "429: expected a share of the calls, as in 429=0.05"),
+    (["--fault", "429=often"], "429=often: expected a share")])
 def test_script_says_what_is_wrong_with_its_options(option, said):
     done = subprocess.run([sys.executable, SCRIPT, *option], capture_output=True, text=True)
     assert done.returncode == 2 and said in done.stderr
