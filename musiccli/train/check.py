@@ -125,7 +125,7 @@ def head(model: RewardModel, pairs: Sequence[Pair] = ()) -> str:
         raise InputError("the reward head is frozen; nothing would be learnt in it")
     with tempfile.TemporaryDirectory() as folder, quiet():
         if hasattr(network.model, "peft_config"):
-            network.model.save_pretrained(folder)
+            network.model.save_pretrained(folder, save_embedding_layers=False)
         else:
             weights = {name: weight for name, weight in network.core.state_dict().items() if "score" in name}
             network.core.save_pretrained(folder, state_dict=weights)

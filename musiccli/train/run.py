@@ -62,18 +62,7 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
     model = _create(settings, say)
     if settings.activation_checkpointing:
         model.network.core.activation_checkpointing_enable({"use_reentrant": False})
-    files, held_out_files = Counter(), Counter()
-    encode = partial(prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects)
-    pairs = encode(counted(preferences, files), counts=counts, margin_field=settings.margin_field)
-    _tell(counts, say)
-    held_out = encode(counted(evaluation or (), held_out_files), counts=(aside := Counter()))
-    _tell(aside, lambda text: say(f"--eval: {text}"))
-    if not pairs:
-        raise InputError("no pairs to train on are left")
-    if len(pairs) < settings.batch:
-        raise InputError(f"--batch {settings.batch}: there are {len(pairs)} pairs; a step would hold some twice")
-    if evaluation is not None and not held_out:
-        raise InputError("no pairs to evaluate on are left")
+    pairs, held_out, files = _encode(preferences, evaluation, model, settings, rejects, counts, say)
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
     if not only_check and (found := checkpoint.read_notes(out)):
         refuse_other_run(found, identity, out)
@@ -87,17 +76,32 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
         return None
     trainer = Trainer(model, pairs, out, settings, accelerator)
     measured = _run(trainer, identity, held_out, eval_every or save_every, save_every, say)
-    made_of = {"files": described(files), "held_out_files": described(held_out_files), "counts": dict(+counts)}
-    _finish(trainer, identity | made_of | {"command": command, "metrics": measured})
+    made_of = {"command": command, "counts": dict(+counts)} | files
+    _finish(trainer, identity | made_of | {"metrics": measured})
     _push(accelerator, hub, out, say)
     accelerator.end_training()
     return measured if main else None
 
 
-def _tell(counts: Counter, say: Callable) -> None:
-    for what, count in sorted(counts.items()):
-        if count:
-            say(f"{count:,} {what}")
+def _encode(preferences: Iterable[Record], evaluation: Iterable[Record] | None, model: checkpoint.RewardModel,
+            settings: Settings, rejects: Rejects | None, counts: Counter, say: Callable
+            ) -> tuple[list[Pair], list[Pair], dict]:
+    """The pairs to train on, those held out, and what the notes say of their files. Says what was cut and dropped."""
+    files, held_out_files, aside = Counter(), Counter(), Counter()
+    encode = partial(prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects)
+    pairs = encode(counted(preferences, files), counts=counts, margin_field=settings.margin_field)
+    for what, count in sorted((+counts).items()):
+        say(f"{count:,} {what}")
+    held_out = encode(counted(evaluation or (), held_out_files), counts=aside)
+    for what, count in sorted((+aside).items()):
+        say(f"--eval: {count:,} {what}")
+    if not pairs:
+        raise InputError("no pairs to train on are left")
+    if len(pairs) < settings.batch:
+        raise InputError(f"--batch {settings.batch}: there are {len(pairs)} pairs; a step would hold some twice")
+    if evaluation is not None and not held_out:
+        raise InputError("no pairs to evaluate on are left")
+    return pairs, held_out, {"files": described(files), "held_out_files": described(held_out_files)}
 
 
 def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair], settings: Settings,
