@@ -99,6 +99,17 @@ def test_cost_is_in_dollars_and_none_where_the_price_is_unknown(model, cost):
     assert ("price unknown" in client.summary()[0]) is (cost is None)
 
 
+@pytest.mark.parametrize("model", ["openai/gpt-4o", "deepseek/deepseek-chat"])
+def test_an_empty_reply_is_paid_for_too(model):
+    with server_and_client() as (server, client):
+        ask(client, call(1, model))
+        once, server.script = client.cost, [None, "empty"]
+        ask(client, call(2, model))
+    spent = client.spent["assistant", model]
+    assert (spent.calls, spent.retries, spent.prompt_tokens, spent.completion_tokens) == (2, 1, 24, 16)
+    assert 2 * once < client.cost == spent.cost < 3 * once
+
+
 def test_the_summary_names_role_model_calls_tokens_and_money():
     with server_and_client({"cache": None}, script=["500"]) as (_, client):
         ask(client, call(1, "openai/gpt-4o"), call(2, "openai/gpt-4o"))

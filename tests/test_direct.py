@@ -15,7 +15,7 @@ from musiccli.errors import InputError
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client
 from musiccli.llm.direct import Direct, read, request
-from musiccli.llm.refusal import Empty, Refusal
+from musiccli.llm.refusal import Refusal
 
 VLLM = "hosted_vllm/some/model"
 QUESTION = ({"role": "user", "content": "What is a fugue in music?"},)
@@ -64,9 +64,8 @@ def test_another_body_is_refused_and_tried_again(body, said):
 
 
 @pytest.mark.parametrize("content", ["", " \n", None, []])
-def test_a_completion_without_text_is_empty(content):
-    with pytest.raises(Empty):
-        read(completion(content))
+def test_a_completion_without_text_still_has_its_tokens(content):
+    assert read(completion(content, "length")) == Reply("", "length", 7, 3, None)
 
 
 def test_an_error_with_status_200_keeps_its_code():

@@ -6,6 +6,7 @@ from email.utils import formatdate
 import pytest
 
 from musiccli.llm import provider
+from musiccli.llm.call import Reply
 from musiccli.llm.refusal import LONGEST, Empty, Refusal, seconds_until
 
 KEY = "sesame-open-9876543210"
@@ -22,8 +23,9 @@ def test_the_status_says_what_to_do(status, passing, overloaded, fatal, of_the_s
 
 
 def test_an_empty_reply_is_tried_again_and_says_nothing_about_the_server():
-    assert (Empty("stop").passing, Empty("stop").of_the_server, str(Empty("stop"))) == (True, False, "an empty reply")
-    assert str(Empty("length")) == "an empty reply, cut by the token limit"
+    met = Empty(Reply("", "stop", 7, 0, None))
+    assert (met.passing, met.of_the_server, str(met)) == (True, False, "an empty reply")
+    assert str(Empty(Reply("", "length", 7, 50, None))) == "an empty reply, cut by the token limit"
 
 
 @pytest.mark.parametrize("value, seconds", [

@@ -18,6 +18,7 @@ from musiccli.llm.refusal import Empty, Refusal
 from musiccli.llm.standing import GIVE_UP_AFTER, LONGEST_WAIT, Standing
 
 VLLM = "hosted_vllm/scripted"
+NOTHING = Empty(Reply("", "stop", 7, 0, None))
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def failures(standing: Standing, refusal: Refusal, count: int) -> list[type]:
     return [type(standing.failed(call(), refusal, 1)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("refusal", [Refusal("no", 500), Refusal("no", 400), Refusal("no", 429), Empty("stop")])
+@pytest.mark.parametrize("refusal", [Refusal("no", 500), Refusal("no", 400), Refusal("no", 429), NOTHING])
 def test_a_model_that_never_answered_is_given_up_after_some_failures_of_any_kind(standing, refusal):
     assert failures(standing, refusal, GIVE_UP_AFTER) == [CallError] * (GIVE_UP_AFTER - 1) + [InputError]
     with pytest.raises(InputError, match="no call to it has succeeded, so the run stops here"):
@@ -61,7 +62,7 @@ def test_an_answer_between_excuses_what_failed_before_it(standing):
         assert failures(standing, Refusal("no", 500), GIVE_UP_AFTER - 1) == [CallError] * (GIVE_UP_AFTER - 1)
 
 
-@pytest.mark.parametrize("refusal", [Refusal("too long", 400), Refusal("too long", 413), Empty("length")])
+@pytest.mark.parametrize("refusal", [Refusal("too long", 400), Refusal("too long", 413), NOTHING])
 def test_questions_that_cannot_be_answered_are_their_records_business(standing, refusal):
     standing.answered()
     assert failures(standing, refusal, 3 * GIVE_UP_AFTER) == [CallError] * 3 * GIVE_UP_AFTER

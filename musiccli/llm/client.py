@@ -17,7 +17,7 @@ from musiccli.llm.direct import Direct
 from musiccli.llm.embedded import cache_folder
 from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.pace import Pace, backoff
-from musiccli.llm.refusal import OF_THE_QUESTION, Refusal, keys, without_keys
+from musiccli.llm.refusal import OF_THE_QUESTION, Empty, Refusal, keys, without_keys
 from musiccli.llm.standing import Standing
 from musiccli.progress import say
 
@@ -74,7 +74,8 @@ class Client:
             reply = replace(reply, text=without_keys(reply.text))
         if reply.cost is None and not account.unpriced and self.max_cost < math.inf:
             say(f"{call.model}: its price is unknown, so --max-cost cannot count it")
-        self._book(account, reply)
+        account.calls += 1
+        self._pay(account, reply)
         if self.cache:
             self.cache.put(call.key, vars(reply), call.model)
         return reply
@@ -102,8 +103,7 @@ class Client:
         if self.cache:
             self.cache.close()
 
-    def _book(self, account: Spent, reply: Reply) -> None:
-        account.calls += 1
+    def _pay(self, account: Spent, reply: Reply) -> None:
         account.prompt_tokens += reply.prompt_tokens
         account.completion_tokens += reply.completion_tokens
         account.cost += reply.cost or 0.0
@@ -136,6 +136,8 @@ class Client:
                     reply = await self._try(call, standing.endpoints)
             except Refusal as refusal:
                 standing.refused(refusal)
+                if isinstance(refusal, Empty):  # nothing came, and that is paid for, too
+                    self._pay(account, refusal.reply)
                 if standing.endpoints.elsewhere(refusal):
                     account.retries += 1
                     continue
@@ -175,10 +177,14 @@ class Client:
                 reply = await self._direct.complete(call, endpoint.url, endpoints.key)
                 price = prices.price(call.model)
                 paid = price and reply.prompt_tokens * price[0] + reply.completion_tokens * price[1]
-                return replace(reply, cost=paid)
-            from musiccli.llm import provider
+                reply = replace(reply, cost=paid)
+            else:
+                from musiccli.llm import provider
 
-            return await provider.complete(call, self.timeout, endpoint.url)
+                reply = await provider.complete(call, self.timeout, endpoint.url)
+            if not reply.text:
+                raise Empty(reply)
+            return reply
 
 
 def open_client(cache: str | None, no_cache: bool, **settings) -> Client:

@@ -12,7 +12,7 @@ import orjson
 
 from musiccli.errors import InputError
 from musiccli.llm.call import Call, Reply
-from musiccli.llm.refusal import Empty, Refusal, seconds_until, without_keys
+from musiccli.llm.refusal import Refusal, seconds_until, without_keys
 
 IDLE = 4.0  # seconds an unused connection is kept: uvicorn, under vLLM and SGLang, closes it after 5
 CONNECT = 15.0  # seconds for a connection; a SYN that is lost in a full backlog comes again after 1, 3 and 7
@@ -92,7 +92,7 @@ def request(call: Call) -> bytes:
 
 
 def read(data: bytes) -> Reply:
-    """A chat completion as a reply. Raises Refusal for a body that is none, Empty for one without text."""
+    """A chat completion as a reply. Raises Refusal for a body that is none."""
     try:
         answer = orjson.loads(data)
     except ValueError as error:
@@ -108,8 +108,6 @@ def read(data: bytes) -> Reply:
             code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
             raise Refusal(_message(data), code if isinstance(code, int) and code >= 400 else 500) from error
         raise Refusal(f"no chat completion: {_start(data)}") from error
-    if not text.strip():
-        raise Empty(finish)
     return Reply(text.strip(), finish or "stop", *tokens, None)
 
 

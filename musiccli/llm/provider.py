@@ -8,7 +8,7 @@ from musiccli.errors import InputError
 from musiccli.llm import prices
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.endpoints import OWN
-from musiccli.llm.refusal import Empty, Refusal, seconds_until
+from musiccli.llm.refusal import Refusal, seconds_until
 
 HOPELESS = re.compile(r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE)  # litellm calls these 500
 
@@ -29,10 +29,8 @@ async def complete(call: Call, timeout: float, api_base: str | None) -> Reply:
     choice = answer.choices[0] if answer.choices else None
     text = (choice.message.content if choice else "") or ""
     text = text.strip()
-    if not text:
-        raise Empty(choice and choice.finish_reason)
     usage = getattr(answer, "usage", None)
-    return Reply(text, choice.finish_reason or "stop", getattr(usage, "prompt_tokens", 0) or 0,
+    return Reply(text, (choice and choice.finish_reason) or "stop", getattr(usage, "prompt_tokens", 0) or 0,
                  getattr(usage, "completion_tokens", 0) or 0, _cost(litellm, answer, call.model))
 
 

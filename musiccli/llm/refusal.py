@@ -7,6 +7,8 @@ import time
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+from musiccli.llm.call import Reply
+
 PASSING = {408, 409, 425, 429}  # and everything from 500 up: worth another try
 OVERLOADED = {429, 503, 529}
 FATAL = {401, 402, 403, 404}  # no other call to this model would fare better
@@ -33,11 +35,11 @@ class Refusal(Exception):
 
 
 class Empty(Refusal):
-    """The model answered, with nothing."""
+    """The model answered, with nothing; `reply` says what that cost."""
 
-    def __init__(self, finish: str | None):
-        super().__init__("an empty reply" + (", cut by the token limit" if finish == "length" else ""))
-        self.of_the_server = False
+    def __init__(self, reply: Reply):
+        super().__init__("an empty reply" + (", cut by the token limit" if reply.finish == "length" else ""))
+        self.reply, self.of_the_server = reply, False
 
 
 def keys() -> list[str]:
