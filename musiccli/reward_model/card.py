@@ -19,7 +19,8 @@ reward(text, add_special_tokens=False)[0]["score"]
 ```
 
 With TRL it is a reward function by name: `GRPOTrainer(reward_funcs="{name}", ...)`. For many records:
-`music score records.jsonl --model {name}`. Servers must be told to leave the score as it is:
+`music score records.jsonl --model {name}`. Servers must be told to leave the score as it is, and
+to add no second BOS (vLLM: `"add_special_tokens": false` in the request; SGLang: send `input_ids`):
 
 ```
 vllm serve {name} --runner pooling --convert classify --pooler-config '{{"use_activation": false}}'

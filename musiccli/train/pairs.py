@@ -63,7 +63,8 @@ def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, 
 def _margin(record: Record, field: str) -> float:
     value = lookup(record, field)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise RecordError(f"is {short(value)}; a margin is a number from 0 up", field=field, record=record)
+        shown = "missing" if value is None else short(value)
+        raise RecordError(f"is {shown}; a margin is a number from 0 up", field=field, record=record)
     return float(value)
 
 
