@@ -357,6 +357,14 @@ def test_keys_do_not_stand_in_the_cache(tmp_path):
     assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.iterdir())
 
 
+def test_a_reply_loses_keys_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "default")
+    monkeypatch.setenv("OTHER_TOKEN", "indistinguishable")
+    said = f"By default an indistinguishable sk-like-thing-12345678, and {KEY}"
+    with server_and_client(reply=lambda _: said) as (_, client):
+        assert ask(client, call())[0].text == said.replace(KEY, "[key]")
+
+
 @pytest.mark.parametrize("model, named", [
     ("gemini/gemini-1.5-pro", "GEMINI_API_KEY"), ("openai/gpt-4o", "OPENAI_API_KEY"), ("gpt-4o", "OPENAI_API_KEY"),
     ("anthropic/claude-3-haiku-20240307", "ANTHROPIC_API_KEY")])

@@ -17,7 +17,7 @@ from musiccli.llm.direct import Direct
 from musiccli.llm.embedded import cache_folder
 from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.pace import Pace, backoff
-from musiccli.llm.refusal import OF_THE_QUESTION, Empty, Refusal, keys, without_keys
+from musiccli.llm.refusal import OF_THE_QUESTION, Empty, Refusal, keys, without
 from musiccli.llm.standing import Standing
 from musiccli.progress import say
 
@@ -56,7 +56,9 @@ class Client:
     _plain: set[str] = field(default_factory=set)  # models that take no schema
 
     def __post_init__(self) -> None:
-        self._budget, self._direct, self._keys = Budget(self.max_cost), Direct(self.timeout), keys()
+        self._budget, self._direct = Budget(self.max_cost), Direct(self.timeout)
+        # In what a model says only what can be nothing but a key is taken out: not SOME_KEY=default.
+        self._keys = [key for key in keys() if len(key) >= 16 and any(letter.isdigit() for letter in key)]
 
     async def ask(self, call: Call) -> Reply:
         """The model's reply, from the cache where the same call was answered before.
@@ -71,7 +73,7 @@ class Client:
             return Reply(**known)
         reply = await (self._local(call) if call.model.startswith("local/") else self._provider(call, account))
         if any(key in reply.text for key in self._keys):  # a server that repeats what it was sent
-            reply = replace(reply, text=without_keys(reply.text))
+            reply = replace(reply, text=without(self._keys, reply.text))
         if reply.cost is None and not account.unpriced and self.max_cost < math.inf:
             say(f"{call.model}: its price is unknown, so --max-cost cannot count it")
         account.calls += 1

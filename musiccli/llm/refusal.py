@@ -50,9 +50,13 @@ def keys() -> list[str]:
 
 def without_keys(text: str) -> str:
     """The text without anything that looks like a key, or stands in the environment as one."""
-    for key in keys():
-        text = text.replace(key, "[key]")
-    return SECRET.sub("[key]", text)
+    return SECRET.sub("[key]", without(keys(), text))
+
+
+def without(secrets: list[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "[key]")
+    return text
 
 
 def seconds_until(retry_after: str | None) -> float | None:
