@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from random import Random
 
 from musiccli.errors import RecordError
-from musiccli.records import Record, conversation, first_divergence, same_text
+from musiccli.records import BASELINE, Record, characters, conversation, first_divergence, same_text
 
 
 def join(branches: Iterable[Record], counts: Counter | None = None, say: Callable[[str], None] = lambda _: None, *,
@@ -84,9 +85,11 @@ def preference(chosen: Record, rejected: Record) -> dict:
 BOOKKEEPING = {"messages", "branch", "faults", "truncated", "usage", "cost", "contrast"}
 
 
-def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str,
-            counts: Counter | None = None) -> Iterator[dict]:
+def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str, counts: Counter | None = None,
+            seed: int = 0) -> Iterator[dict]:
     """Contests: for each id and each pool size N, the candidate that model `a` scores highest against `b`'s.
+
+    In place of a model may stand one of `PICKS`, which reads nothing; `seed` is for the random one.
 
     Pools are nested: the pool of N is the first N candidates by sample number, among as many as the largest N needs, in
     input order; what comes beyond is counted. Candidates of an id need not stand together; an id whose pool stays
@@ -105,30 +108,48 @@ def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str,
         pool.append(candidate)
         if len(pool) == max(sizes):
             full.add(candidate["id"])
-            yield from contests(pools.pop(candidate["id"]), sizes, a, b, counts)
+            yield from contests(pools.pop(candidate["id"]), sizes, a, b, counts, seed)
     for pool in pools.values():
         counts["ids with fewer candidates than the largest N"] += 1
-        yield from contests(pool, [n for n in sizes if n <= len(pool)], a, b, counts)
+        yield from contests(pool, [n for n in sizes if n <= len(pool)], a, b, counts, seed)
 
 
 def scored(candidate: Record, names: Iterable[str]) -> Record:
-    """A conversation with a score by each of `names`. Raises RecordError where one is missing."""
+    """A conversation with a score by each of `names` that is a model's. Raises RecordError where one is missing."""
     conversation(candidate)
     scores = candidate.get("scores") or {}
-    for name in names:
+    for name in [name for name in names if name not in PICKS]:
         if not isinstance(scores.get(name), int | float):
             raise RecordError(f"no score by {name!r} (scores by: {', '.join(scores) or 'none'}); music score --as NAME "
                               "adds one", field="scores", record=candidate)
     return candidate
 
 
-def contests(pool: list[Record], sizes: Sequence[int], a: str, b: str, counts: Counter) -> Iterator[dict]:
-    """One contest for each pool size; where both models pick the same candidate it is still a contest, and a tie."""
+def _length(candidate: Record) -> int:
+    return characters(candidate["messages"])
+
+
+PICKS: dict[str, Callable[[list[Record], Random], Record]] = {
+    BASELINE + "random": lambda pool, rng: rng.choice(pool),
+    BASELINE + "first": lambda pool, rng: pool[0],
+    BASELINE + "longest": lambda pool, rng: max(pool, key=_length),
+    BASELINE + "shortest": lambda pool, rng: min(pool, key=_length),
+}
+
+
+def pick(pool: list[Record], name: str, seed: int) -> Record:
+    """The candidate that a model, or one of `PICKS`, takes from a pool; the first of several that it finds equal."""
+    if name in PICKS:
+        return PICKS[name](pool, Random(f"{seed} {pool[0]['id']} {len(pool)}"))
+    return max(pool, key=lambda candidate: candidate["scores"][name])
+
+
+def contests(pool: list[Record], sizes: Sequence[int], a: str, b: str, counts: Counter, seed: int) -> Iterator[dict]:
+    """One contest for each pool size; where both pick the same candidate it is still a contest, and a tie."""
     pool = sorted(pool, key=lambda candidate: candidate.get("sample", 0))
     for size in sizes:
-        picks = {name: max(pool[:size], key=lambda candidate: candidate["scores"][name]) for name in (a, b)}
-        counts["same pick"] += picks[a] is picks[b]
-        yield {"id": pool[0]["id"], "best_of": size, "a": picks[a]["messages"], "b": picks[b]["messages"],
-               "models": {"a": a, "b": b}, "picks": {side: picks[name].get("sample", 0)
-                                                     for side, name in (("a", a), ("b", b))},
+        picks = {side: pick(pool[:size], name, seed) for side, name in (("a", a), ("b", b))}
+        counts["same pick"] += picks["a"] is picks["b"]
+        yield {"id": pool[0]["id"], "best_of": size, "a": picks["a"]["messages"], "b": picks["b"]["messages"],
+               "models": {"a": a, "b": b}, "picks": {side: found.get("sample", 0) for side, found in picks.items()},
                "metadata": pool[0].get("metadata", {})}

@@ -147,6 +147,9 @@ def turns(conversation: Sequence[Message]) -> int:
     return sum(message["role"] == "assistant" for message in conversation)
 
 
+BASELINE = "baseline/"  # how names begin that stand where a model's would, of guesses that read nothing
+
+
 def characters(conversation: Sequence[Message]) -> int:
     """Length of all that is said, user and system messages with it."""
     return sum(len(message["content"]) for message in conversation)

@@ -124,6 +124,36 @@ def test_candidates_with_faults_take_part_and_are_counted():
     assert contests([*faulty[:3], candidates()[3]]) == (contests(candidates())[0], {"candidates with a fault": 3})
 
 
+def picks(pool, name, sizes=(1, 2, 4, 8), seed=0):
+    return {one["best_of"]: one["picks"]["a"] for one in best_of(pool, sizes, name, "music", Counter(), seed)}
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("baseline/first", {1: 0, 2: 0, 4: 0, 8: 0}), ("baseline/longest", {1: 0, 2: 1, 4: 1, 8: 5}),
+    ("baseline/shortest", {1: 0, 2: 0, 4: 3, 8: 3})])
+def test_a_guess_may_stand_in_place_of_a_model(name, expected):
+    lengths = (5, 9, 9, 2, 7, 11, 2, 11)
+    pool = [Record({"id": "e", "sample": number, "messages": talk("How?", "x" * length), "scores": {"music": number}})
+            for number, length in enumerate(lengths)]
+    assert picks(pool, name) == expected
+    assert scored(pool[0], ("music", name)) is pool[0]
+
+
+def test_the_random_pick_is_even_repeatable_and_another_for_each_prompt_size_and_seed():
+    def drawn(seed):
+        found = Counter()
+        for identifier in range(400):
+            pool = [Record({"id": identifier, "sample": number, "messages": talk("How?", f"{number}"),
+                            "scores": {"music": 0}}) for number in range(8)]
+            found.update(picks(pool, "baseline/random", seed=seed).items())
+        return found
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    for size in (2, 4, 8):
+        each = [drawn(0)[size, number] for number in range(size)]
+        assert sum(each) == 400 and max(abs(count - 400 / size) for count in each) < 4 * (400 / size) ** 0.5
+
+
 def test_pools_follow_the_sample_number_whatever_the_order_of_input():
     assert contests(reversed(candidates())) == contests(candidates())
 

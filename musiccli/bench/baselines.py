@@ -7,9 +7,9 @@ scores are equal earns none.
 
 from hashlib import blake2b
 
-from musiccli.records import Record, characters, side_names, turns
+from musiccli.records import BASELINE, Record, characters, side_names, turns
 
-PREFIX = "baseline/"
+PREFIX = BASELINE
 
 
 def scores(record: Record) -> dict[str, dict[str, float]]:

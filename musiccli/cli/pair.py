@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from musiccli import records
-from musiccli.cli.common import Run, stage
+from musiccli.cli.common import SEED, Run, stage
 from musiccli.errors import InputError
 
 
@@ -14,11 +14,14 @@ def pair(
     run: Run,
     best_of: Annotated[str | None, typer.Option(
         metavar="N,N,...", show_default=False, help="Make Best-of-N contests from scored candidates instead.")] = None,
-    a: Annotated[str | None, typer.Option("--a", metavar="NAME", help="Whose pick is side a, a key of scores.")] = None,
-    b: Annotated[str | None, typer.Option("--b", metavar="NAME", help="Whose pick is side b.")] = None,
+    a: Annotated[str | None, typer.Option("--a", metavar="NAME", show_default=False, help="Whose pick is side a: a key "
+                                          "of scores, or baseline/random, baseline/first, baseline/longest, "
+                                          "baseline/shortest.")] = None,
+    b: Annotated[str | None, typer.Option("--b", metavar="NAME", help="Whose pick is side b, likewise.")] = None,
     drop_truncated: Annotated[bool, typer.Option("--drop-truncated", help="Drop pairs with a message that the token "
                                                  "limit cut, too; left out: they are kept where the message ends with "
                                                  "a whole sentence, and counted.")] = False,
+    seed: SEED = 0,
 ) -> None:
     """Join the branches that simulate wrote into preferences, dropping the bad ones by name.
 
@@ -43,4 +46,5 @@ def pair(
         raise InputError(f"--best-of {best_of}: expected sizes like 2,4,8")
     if not (a and b):
         raise InputError("--best-of needs --a NAME and --b NAME, the two models whose picks compete")
-    run.write(pair.best_of(run.read(partial(pair.scored, names=(a, b))), sorted(set(sizes)), a, b, run.counts))
+    run.write(pair.best_of(run.read(partial(pair.scored, names=(a, b))), sorted(set(sizes)), a, b, run.counts,
+                           seed))
