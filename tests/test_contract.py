@@ -71,6 +71,10 @@ def voted_pair(identity: str) -> list[dict]:
     return pair(identity, votes=[{"judge": "x", "order": order, "winner": "chosen"} for order in ("ab", "ba")])
 
 
+def contrasted_pair(identity: str) -> list[dict]:
+    return pair(identity, contrast=[{"message": 1, "instruction": "What is there to bake?"}])
+
+
 @dataclass
 class Row:
     """How a command is run: the words after `music`, the records that make one good input, and what it is like."""
@@ -102,6 +106,7 @@ ROWS = [
     Row("bench rmbench", right_and_wrong, filters=False),
     Row("bench sensitivity", corrupted_pair, field="chosen", filters=False),
     Row("bench judges", voted_pair, field="chosen", filters=False, again="votes: x has voted on this pair before"),
+    Row("bench audit", contrasted_pair, field="chosen", filters=False),
     Row("bench winrate", judged_pair, field="chosen", filters=False),
 ]
 EXCUSED = {
@@ -414,7 +419,7 @@ def await_partial(folder, process):
 
 
 def test_a_fault_of_ours_is_one_line_and_its_trace_is_for_debug(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise ZeroDivisionError("two\nlines")
 
     monkeypatch.setattr("musiccli.pair.join", fail)

@@ -30,7 +30,7 @@ SIDES = ("chosen", "rejected")
 
 def contrasted(record: Record) -> Record:
     """A branch, or a preference made of two, that says in `contrast` which replies answer which altered instruction."""
-    paired = "chosen" in record
+    paired = "messages" not in record
     (records.preference if paired else records.branch)(record)
     replies, entries = record["rejected" if paired else "messages"], record.get("contrast", None if paired else [])
     if not isinstance(entries, list):

@@ -157,7 +157,7 @@ def of_audit(rows: list[dict], confidence: float) -> list[Table]:
         strict=True)]
     judged = ("prefers_chosen", "prefers_rejected", "tie", "inconsistent", "label_noise")
     return [
-        Table(f"Contrasted replies, {said}", ["", "turns", "leak", "refuse", "not rewritten", "as the chosen"],
+        Table(f"Contrasted replies, {said}", ["", "turns", "leak", "refuse", "not altered", "as the chosen"],
               lines("contrast", given)),
         Table(f"Lengths, {said}", ["", "turns", "rejected / chosen", "rejected shorter", "chosen cut", "rejected cut",
                                    "longest is chosen"], longer),
