@@ -215,6 +215,18 @@ def test_memory_follows_from_what_is_trained_and_how(base):
     assert less.activations < full.activations * 0.7
 
 
+def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
+    monkeypatch.setattr("musiccli.gemm.ONEDNN", False)  # as on a GPU: what goes through oneDNN stays fp32
+    model = checkpoint.create(str(base))
+    given, settings = prepared(model), Settings(batch=8)
+    plain = estimate(model, given, settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = estimate(model, given, settings)
+    assert 0.4 < half.activations / plain.activations < 0.9
+    layers = sum(weight.numel() for weight in model.network.backbone.layers.parameters() if weight.dim() == 2)
+    assert half.workspace - plain.workspace == pytest.approx(2 * layers, rel=0.2)
+
+
 PEAK = """
 import sys, json
 from collections import Counter

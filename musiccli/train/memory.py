@@ -22,7 +22,7 @@ class Memory:
     gradients: float
     optimizer: float
     activations: float  # of the largest micro-batch, kept for the backward pass
-    workspace: float  # of the largest weight's gradient, while it is added to
+    workspace: float  # of the largest weight's gradient while it is added to, and of autocast's copies of weights
     tokens: int  # of that micro-batch
 
     @property
@@ -46,8 +46,9 @@ def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, r
     sizes = [pair.size for pair in pairs]
     tokens = max(max(sizes), min(settings.budget, sum(sorted(sizes)[-settings.batch:])))
     largest = max(_bytes(weight) for weight in weights if weight.requires_grad)
-    return Memory(sum(map(_bytes, weights)) * share, trained * copies * share, 2 * trained * share,
-                  tokens * _kept_per_token(model, pairs, settings.activation_checkpointing), largest, tokens)
+    per_token, cast = _kept(model, pairs, settings.activation_checkpointing)
+    return Memory(sum(map(_bytes, weights)) * share, trained * copies * share, 2 * trained * share, tokens * per_token,
+                  largest + cast * share, tokens)
 
 
 def available(device: torch.device) -> float:
@@ -57,17 +58,21 @@ def available(device: torch.device) -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _kept_per_token(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool) -> float:
-    """Bytes a token that a forward pass keeps for the backward one, weights aside."""
+def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool) -> tuple[float, float]:
+    """Bytes a token that a forward pass keeps for the backward one, weights aside; and bytes of weights in another
+    precision, which autocast keeps."""
     small = [pair for pair in pairs if pair.size <= SAMPLE]
     pair = max(small, key=lambda pair: pair.size) if small else min(pairs, key=lambda pair: pair.size)
     weights = {weight.untyped_storage().data_ptr() for weight in model.network.parameters()}
+    shapes = {frozenset(weight.shape) for weight in model.network.parameters() if weight.dim() == 2}
     kept: dict[int, int] = {}
+    cast: dict[int, int] = {}
 
     def see(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            copies = tensor.dim() == 2 and frozenset(tensor.shape) in shapes and tensor.dtype != torch.float32
+            (cast if copies else kept)[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     # In evaluation nothing is recomputed; the models in use have no dropout, so training keeps the same.
@@ -76,10 +81,10 @@ def _kept_per_token(model: RewardModel, pairs: Sequence[Pair], checkpointing: bo
     per_token = sum(kept.values()) / pair.size
     del rewards
     if not checkpointing:
-        return per_token
+        return per_token, sum(cast.values())
     config = model.network.core.config.get_text_config()  # each layer's input is kept, and one layer at a time whole
-    return config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize + \
-        per_token / config.num_hidden_layers
+    inputs = config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize
+    return inputs + per_token / config.num_hidden_layers, sum(cast.values()) / config.num_hidden_layers
 
 
 def _bytes(weight: torch.Tensor) -> int:

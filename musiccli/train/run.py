@@ -110,8 +110,8 @@ def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if not sharded:
         model.network.to(accelerator.device)
+    report = check(model, [*pairs, *held_out])  # in fp32, where a difference means something
     with accelerator.autocast():
-        report = check(model, [*pairs, *held_out])
         memory = estimate(model, pairs, settings, ranks=accelerator.num_processes, sharded=sharded)
     if memory.total > (free := available(accelerator.device)):
         report.doubts.append(f"{memory}; {free / 1e9:.1f} GB are free: a smaller --budget, --activation-checkpointing, "
