@@ -13,8 +13,10 @@ import transformers
 from toys import FAMILIES, WINDOW, backbone, draw, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
+from musiccli import gemm
 from musiccli.errors import InputError
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.network import RewardNetwork, bradley_terry
 from musiccli.reward_model.pack import Run, cost, micro_batches, pack, shared_prefix
 
@@ -476,12 +478,46 @@ def test_training_can_go_on_from_a_reward_model(bases, tmp_path):
     torch.testing.assert_close(spread(checkpoint.create(str(tmp_path), seed=2)), spread(first), **CLOSE)
 
 
-def test_activation_checkpointing_gives_the_same_gradients(bases):
+@pytest.mark.parametrize("lora", [None, 4])
+@pytest.mark.parametrize("family", ["gemma3", "gemma2", "llama"])
+def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora):
     gradients = []
-    for wanted in (False, True):
-        model = checkpoint.create(bases("gemma3"))
-        if wanted:
-            model.network.core.activation_checkpointing_enable({"use_reentrant": False})
+    for how in (None, {"everything": False}, {"everything": True}):
+        model = checkpoint.create(bases(family), lora=lora)
+        if how:
+            recompute(model.network, **how)
         step(model, rate=0.0)
-        gradients.append([weight.grad for weight in model.network.parameters()])
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-7, rtol=1e-6)
+        gradients.append([weight.grad for weight in model.network.parameters() if weight.requires_grad])
+    for again in gradients[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(again, gradients[0], strict=True))
+    assert max(gradient.abs().max() for gradient in gradients[0]) > 0
+
+
+@pytest.mark.skipif(not gemm.ONEDNN, reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 1, 5, 150])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 7), (300, 300), (140, 333), (1, 200)])
+def test_attention_by_onednn_is_pytorchs_forwards_and_backwards(rows, columns, window, softcap):
+    draw = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, heads, length, 16, generator=draw) for heads, length in
+             ((6, rows), (2, columns), (2, columns))]
+    above, results = torch.randn(1, 6, rows, 16, generator=draw), []
+    for attend in (lambda *three: gemm.attention(*three, window, 0.3, softcap),
+                   lambda *three: plain_attention(*three, window, 0.3, softcap)):
+        three = [one.clone().requires_grad_() for one in given]
+        found = attend(*three)
+        found.backward(above)
+        results.append([found.detach(), *(one.grad for one in three)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+
+
+def plain_attention(query, key, value, window, scale, softcap):
+    """The definition, one matrix for all heads."""
+    key, value = (one.repeat_interleave(3, dim=1) for one in (key, value))
+    scores = query @ key.transpose(2, 3) * scale
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    rows, columns = scores.shape[2:]
+    back = torch.arange(columns - rows, columns)[:, None] - torch.arange(columns)
+    hidden = (back < 0) | (back >= (window or columns))
+    return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value

@@ -234,6 +234,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.activations import recompute
 from musiccli.train.memory import estimate
 from musiccli.train.pairs import prepare
 from musiccli.train.settings import Settings
@@ -244,6 +245,7 @@ def resident(name):
 
 settings = Settings(batch=8, lr=1e-5)
 model = checkpoint.create(sys.argv[1])
+recompute(model.network, everything=False)
 pairs = prepare([Record(json.loads(line)) for line in open(sys.argv[2])], model, 2048, Counter())
 memory = estimate(model, pairs, settings)
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten

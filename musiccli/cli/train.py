@@ -43,9 +43,9 @@ def train(
                       "rewards to a mean of zero: adds COEF times the squared sum of a pair's rewards to its loss, as "
                       "TRL's center_rewards_coefficient does; 0.01 is usual.")] = None,
     budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one micro-batch; less takes less "
-                                        "memory and gives the same step.")] = 4096,
-    activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing", help="Less memory, more "
-                                                           "time.")] = False,
+                                        "memory and gives the same step.")] = 2048,
+    activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing", help="Keep only "
+                                                           "each layer's input: less memory, more time.")] = False,
     eval: Annotated[str | None, typer.Option("--eval", metavar="FILE", show_default=False, help="Held-out pairs, "
                                              "measured every --eval-every steps and at the end.")] = None,
     eval_every: Annotated[int | None, typer.Option(min=1, metavar="STEPS", show_default=False, help="Left out: at "

@@ -11,9 +11,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from musiccli import gemm
 from musiccli.reward_model.pack import Run
 
 NAME = "music_packed"
+WIDE = 128  # numbers a head, from which on PyTorch's attention on a CPU is slower than products by oneDNN (by a half at
+# Gemma's 256, backwards as well)
 
 
 def packed_attention(module, query, key, value, attention_mask=None, *, runs: Sequence[Run],
@@ -37,6 +40,10 @@ def packed_attention(module, query, key, value, attention_mask=None, *, runs: Se
 
 def _attend(query, key, value, scaling, softcap, window, dropout):
     """Causal attention of the last len(query) positions over len(key) positions."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if gemm.ONEDNN and query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] >= WIDE \
+            and not dropout:
+        return gemm.attention(query, key, value, window, scaling, softcap)
     rows, columns = query.shape[2], key.shape[2]
     window = window if window and window < columns else None
     if softcap is None:
@@ -46,7 +53,7 @@ def _attend(query, key, value, scaling, softcap, window, dropout):
                                             dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1])
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    weights = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    weights = query @ key.transpose(2, 3) * scaling
     weights = torch.tanh(weights / softcap) * softcap
     weights = weights.masked_fill(~_mask(rows, columns, window, query.device), float("-inf"))
     return weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value

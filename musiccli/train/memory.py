@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from musiccli.reward_model.activations import Products, selects
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.pairs import Pair
 from musiccli.train.settings import Settings
@@ -76,15 +77,16 @@ def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool) -> tup
         return tensor
 
     # In evaluation nothing is recomputed; the models in use have no dropout, so training keeps the same.
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor), Products() as products:
         rewards = model.network.eval()([pair.sides])
     per_token = sum(kept.values()) / pair.size
     del rewards
-    if not checkpointing:
+    if not (checkpointing or selects(model.network)):
         return per_token, sum(cast.values())
     config = model.network.core.config.get_text_config()  # each layer's input is kept, and one layer at a time whole
     inputs = config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize
-    return inputs + per_token / config.num_hidden_layers, sum(cast.values()) / config.num_hidden_layers
+    dear = 0.0 if checkpointing else products.bytes / pair.size
+    return inputs + dear + per_token / config.num_hidden_layers, sum(cast.values()) / config.num_hidden_layers
 
 
 def _bytes(weight: torch.Tensor) -> int:

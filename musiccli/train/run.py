@@ -25,6 +25,7 @@ from musiccli.jsonl import Rejects
 from musiccli.progress import Bar, bar
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.hub import claim, push
 from musiccli.train import log, trackers
 from musiccli.train.check import check
@@ -60,8 +61,7 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
         _claim(out)
     set_seed(settings.seed)
     model = _create(settings, say)
-    if settings.activation_checkpointing:
-        model.network.core.activation_checkpointing_enable({"use_reentrant": False})
+    recompute(model.network, everything=settings.activation_checkpointing)
     pairs, held_out, files = _encode(preferences, evaluation, model, settings, rejects, counts, say)
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
     if not only_check and (found := checkpoint.read_notes(out)):
