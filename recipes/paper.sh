@@ -25,7 +25,7 @@ judge=gemini/gemini-1.5-pro
 turns=5                         # simulated when pairs are made
 contrast=all                    # which turns are contrasted: open in the paper; see README
 model=google/gemma-2-9b-it
-train=(--batch 64 --steps 2500 --lr 2e-6 --max-length 2048 --activation-checkpointing --save-every 250
+train=(--batch 64 --steps 2500 --lr 2e-6 --max-length 2048 --budget 8192 --activation-checkpointing --save-every 250
        --accelerate-config "$here/accelerate/8gpu-fsdp.yaml")
 prompts=1000                    # first prompts from each of HH and UltraInteract
 sets=(hh ultrainteract)

@@ -21,6 +21,6 @@ class Settings:
     init_from: str | None = None  # a reward model to go on from, in place of `model`
     margin_field: str | None = None  # by how much chosen should be ahead (Llama 2, arXiv 2307.09288, eq. 2)
     centre: float | None = None  # weight of the squared sum of a pair's rewards (arXiv 2312.09244)
-    budget: int = 2048  # tokens a micro-batch
+    budget: int = 1024  # tokens a micro-batch
     activation_checkpointing: bool = False
     seed: int = 0

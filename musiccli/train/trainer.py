@@ -33,9 +33,12 @@ class Trainer:
         # Sharded weights are gathered for each micro-batch, so their gradients are shared out for each, too.
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         trained = [weight for weight in model.network.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.schedule = get_scheduler(settings.schedule, optimizer, round(settings.warmup * self.steps), self.steps)
         self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
+        for module in model.network.modules():
+            if isinstance(module, torch.nn.Embedding):  # of 262,144 rows a micro-batch has seen some hundred
+                module.sparse = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
         accelerator.register_for_checkpointing(self.schedule)
 
     def step(self, batches: list[list[int]]) -> dict:
@@ -58,6 +61,9 @@ class Trainer:
                 margins += (chosen - rejected).tolist()
                 rewards += [*chosen.tolist(), *rejected.tolist()]
                 tokens += sum(self.pairs[index].tokens for index in batch)
+        for weight in self.network.parameters():
+            if weight.grad is not None and weight.grad.is_sparse:
+                weight.grad = weight.grad.to_dense()
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)  # or None
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         rate = self.schedule.get_last_lr()[0]
