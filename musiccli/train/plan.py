@@ -1,13 +1,12 @@
 """The whole run planned before it starts: which pairs each step holds, and in which micro-batches on each rank."""
 
-import heapq
 import math
 import random
 from collections.abc import Iterator, Sequence
 from itertools import count as count_from
 
 from musiccli.errors import InputError
-from musiccli.reward_model.pack import micro_batches
+from musiccli.reward_model.pack import micro_batches, shares
 from musiccli.train.settings import Settings
 
 
@@ -25,12 +24,7 @@ def plan(sizes: Sequence[int], settings: Settings, ranks: int) -> Iterator[list[
 def deal(indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
     """Pairs dealt to the ranks, largest first and each to the rank with the fewest tokens, in as many micro-batches on
     every rank; some may be []."""
-    hands: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [(0, rank) for rank in range(ranks)]
-    for index in sorted(indices, key=lambda index: -sizes[index]):
-        load, rank = heapq.heappop(loads)
-        hands[rank].append(index)
-        heapq.heappush(loads, (load + sizes[index], rank))
+    hands = [[indices[place] for place in hand] for hand in shares([sizes[index] for index in indices], ranks)]
     dealt = [[[hand[place] for place in batch] for batch in micro_batches([sizes[index] for index in hand], budget)]
              for hand in hands]
     most = max(len(batches) for batches in dealt)
