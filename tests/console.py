@@ -53,9 +53,14 @@ def music(*arguments: object, given: bytes = b"", stdout: io.RawIOBase | None = 
 
 
 def start(*arguments: object, **settings) -> subprocess.Popen:
-    """`music` as a process of its own, its three streams piped."""
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], **streams)
+    """`music` as a process of its own, its three streams piped; it hears Ctrl-C, also where these tests are a
+    background job, which is deaf to that."""
+    given = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear}
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], **given | settings)
+
+
+def hear() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def lines(*records: dict | bytes) -> bytes:

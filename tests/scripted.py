@@ -96,7 +96,7 @@ class Music:
         return self._log.read_text() if self._log.exists() else ""
 
     def start(self, *arguments: object, **settings) -> subprocess.Popen:
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear}
         command = [*MUSIC, *map(str, arguments)]
         self._started.append(subprocess.Popen(command, env=self.environment, text=True, **streams | settings))
         return self._started[-1]

@@ -399,9 +399,10 @@ INTERRUPTS = [*((row, "INT", False) for row in ROWS if not row.scores), (ROWS[0]
                          ids=[f"{named(row)} {sent}{' deaf' * deaf}" for row, sent, deaf in INTERRUPTS])
 def test_an_interrupted_run_says_so_and_leaves_nothing(row, sent, deaf, tmp_path):
     """`deaf` to Ctrl-C is what a script makes of its background jobs: SIGTERM ends them all the same."""
-    ignore = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if deaf else None
+    handle = signal.SIG_IGN if deaf else signal.SIG_DFL  # whatever these tests run under
     options = (*row.options, "--no-cache") if row.asks else row.options
-    with start(*row.words.split(), *options, "-o", "out.jsonl", cwd=tmp_path, preexec_fn=ignore) as process:
+    with start(*row.words.split(), *options, "-o", "out.jsonl", cwd=tmp_path,
+               preexec_fn=lambda: signal.signal(signal.SIGINT, handle)) as process:
         await_partial(tmp_path, process)
         process.send_signal(getattr(signal, f"SIG{sent}"))
         status, err = process.wait(timeout=20), process.stderr.read()  # its standard input stays open

@@ -161,9 +161,9 @@ def test_centring_draws_rewards_to_zero(tmp_path, base):
 def test_a_pair_without_its_margin_is_a_bad_record(run, tmp_path, value):
     given = write(tmp_path / "in.jsonl", [one | {"by": 0.5} for one in pairs(8)] + [pairs(9)[8] | {"by": value}])
     done = run(tmp_path / "rm", "--margin-field", "by", pairs=given)
+    found = "missing" if value is None else repr(value)
     assert (done.status, done.lines) == (2, [
-        f"music train: error: {given}:9: by: is {'missing' if value is None else repr(value)}; a margin is a number from "
-        "0 up"])
+        f"music train: error: {given}:9: by: is {found}; a margin is a number from 0 up"])
 
 
 def test_other_margins_are_another_run(run, tmp_path):

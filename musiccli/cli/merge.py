@@ -21,7 +21,8 @@ def merge(
 
     \b
     music merge rm/adapter --out plain
-    music merge trl-adapter --model google/gemma-2-9b-it --out rm && music score pairs.jsonl --model rm
+    music merge trl-adapter --model google/gemma-2-9b-it --out rm
+    music score pairs.jsonl --model rm | music bench agreement
     """
     from musiccli.reward_model.merge import merge
 
