@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from console import hear
 from openai_server import Server
 
 MUSIC = [sys.executable, "-m", "musiccli"]
