@@ -46,8 +46,10 @@ def team() -> Iterator[Team]:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    yield Team(state.num_processes, state.process_index)
-    state.destroy_process_group()
+    try:
+        yield Team(state.num_processes, state.process_index)
+    finally:  # in an error, too: a process that exits among its connections' threads may abort
+        state.destroy_process_group()
 
 
 def unseen(results: Iterable) -> Iterator:
