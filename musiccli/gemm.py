@@ -66,8 +66,8 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windo
     Of the weights nothing is kept: backwards they are computed again.
     """
     outputs = torch.empty_like(query)
-    for (heads, out), keys, values in _by_key_head(key, value, query, outputs):
-        for rows, columns, hidden in _blocks(query, key, window):
+    for rows, columns, hidden in _blocks(query, key, window):
+        for (heads, out), keys, values in _by_key_head(key, value, query, outputs):
             weights, _ = _weights(heads[:, rows], keys[columns], hidden, scale, softcap)
             out[:, rows] = _product(weights, values[columns].t()).view_as(out[:, rows])
     return outputs
@@ -77,10 +77,9 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windo
 def _attention_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                         window: int | None, scale: float, softcap: float | None) -> list[torch.Tensor]:
     found = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    for number, ((heads, grads, to_query), keys, values) in enumerate(
-            _by_key_head(key, value, query, gradient, found[0])):
-        to_key, to_value = found[1][0, number], found[2][0, number]
-        for rows, columns, hidden in _blocks(query, key, window):
+    for rows, columns, hidden in _blocks(query, key, window):
+        parts = zip(_by_key_head(key, value, query, gradient, found[0]), found[1][0], found[2][0], strict=True)
+        for ((heads, grads, to_query), keys, values), to_key, to_value in parts:
             weights, scores = _weights(heads[:, rows], keys[columns], hidden, scale, softcap)
             above, asked = _flat(grads[:, rows]), _flat(heads[:, rows])
             to_value[columns] += _product(weights.t(), above.t())

@@ -81,8 +81,9 @@ class _Scorer:
                    for family in families]
         own = sorted(index for number in shares(weights, team.size)[team.rank] for index in families[number])
         outcomes, cached = self.window([window[index] for index in own])
-        gathered = team.gather(list(zip(own, outcomes, strict=True)))
-        return [outcome for _, outcome in sorted(gathered, key=lambda one: one[0])], sum(team.gather([cached]))
+        gathered = team.gather([(list(zip(own, outcomes, strict=True)), cached)])
+        placed = sorted((one for share, _ in gathered for one in share), key=lambda one: one[0])
+        return [outcome for _, outcome in placed], sum(cached for _, cached in gathered)
 
     def window(self, records: Sequence[Record]) -> tuple[list[Outcome | RecordError], int]:
         """What becomes of some records, scored together, and how many of their sequences were in the cache."""
@@ -130,16 +131,18 @@ class _Scorer:
     def _rewards(self, sequences: list[tuple[object, Encoded]]) -> tuple[list[list[float]], int]:
         """Of each (id, sequence) the rewards at its ends; and how many of these were in the cache. What is new is kept
         when all is computed: a run that was stopped and goes on then batches, and so rounds, as an unbroken one."""
-        known = [self._known(one) for _, one in sequences]
-        missing = [index for index, found in enumerate(known) if found is None]
-        for index, rewards in zip(missing, self._compute([sequences[index] for index in missing]), strict=True):
-            known[index] = rewards
+        keys = [self._key(one) for _, one in sequences] if self.cache else []
+        known = [self.cache.get(key) for key in keys] if self.cache else [None] * len(sequences)
+        rewards = [found and found["rewards"] for found in known]
+        missing = [index for index, found in enumerate(rewards) if found is None]
+        for index, new in zip(missing, self._compute([sequences[index] for index in missing]), strict=True):
+            rewards[index] = new
         if self.cache and missing:
             with self.cache.together():
                 for index in missing:
-                    if all(map(math.isfinite, known[index])):
-                        self.cache.put(self._key(sequences[index][1]), {"rewards": known[index]}, self.model.identity)
-        return known, len(sequences) - len(missing)
+                    if all(map(math.isfinite, rewards[index])):
+                        self.cache.put(keys[index], {"rewards": rewards[index]}, self.model.identity)
+        return rewards, len(sequences) - len(missing)
 
     def _compute(self, sequences: list[tuple[object, Encoded]]) -> list[list[float]]:
         groups = _groups(sequences, self.settings.budget)
@@ -151,10 +154,6 @@ class _Scorer:
             for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
                 rewards[index] = values.tolist()
         return rewards
-
-    def _known(self, one: Encoded) -> list[float] | None:
-        found = self.cache.get(self._key(one)) if self.cache else None
-        return found and found["rewards"]
 
     def _key(self, one: Encoded) -> bytes:
         return blake2b(orjson.dumps([self.model.identity, one.ids, one.ends]), digest_size=16).digest()
