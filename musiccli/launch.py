@@ -36,20 +36,16 @@ class Team:
         return gather_object(own)
 
 
-@contextlib.contextmanager
-def team() -> Iterator[Team]:
-    """The processes that were launched with this one, connected (gloo on CPUs, nccl on GPUs); alone if none were."""
+def team() -> Team:
+    """The processes that were launched with this one, now connected (gloo on CPUs, nccl on GPUs); alone if none were.
+    `one_voice` ends the connection."""
     if not launched():
-        yield Team()
-        return
+        return Team()
     import torch
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    try:
-        yield Team(state.num_processes, state.process_index)
-    finally:  # in an error, too: a process that exits among its connections' threads may abort
-        state.destroy_process_group()
+    return Team(state.num_processes, state.process_index)
 
 
 def unseen(results: Iterable) -> Iterator:
@@ -89,18 +85,33 @@ def one_voice() -> Iterator[None]:
         return
     threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     if os.environ["LOCAL_RANK"] == "0":
-        with _silent_interrupts(), _patience_with_others():
+        with _connected(), _silent_interrupts(), _patience_with_others():
             yield
         return
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_DFL)
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            yield
-    except Exception:  # met by all, or it follows from what another process has met
-        time.sleep(PATIENCE)
-        raise
+    with _connected():
+        try:
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+                yield
+        except Exception:  # met by all, or it follows from what another process has met
+            time.sleep(PATIENCE)
+            raise
     raise SystemExit(Exit.DONE)
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """Around work with others: this process leaves its group at the end. It does so in an error, too, since one that
+    exits among gloo's threads may abort; but not from nccl's, which might then wait for the others."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        group = sys.modules.get("torch.distributed")
+        if group and group.is_initialized() and not (failed and "nccl" in group.get_backend()):
+            group.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -53,6 +53,10 @@ OUTPUT = Annotated[str | None, typer.Option(
 ON_ERROR = Annotated[OnError, typer.Option(help="Stop at a bad record, or skip and count it.")]
 REJECTS = Annotated[str | None, typer.Option(
     metavar="FILE", show_default=False, help="Keep skipped and failed records here, each with its error.")]
+NUM_PROCESSES = Annotated[int | None, typer.Option(
+    min=1, show_default=False, help="Work in so many processes, a GPU each where there are any.")]
+ACCELERATE_CONFIG = Annotated[str | None, typer.Option(
+    metavar="FILE", show_default=False, help="A file for accelerate launch (FSDP, DeepSpeed, several machines).")]
 SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
 
 
@@ -97,6 +101,14 @@ class Run:
         if jsonl.from_keyboard(self.files):
             self.say("waiting for records from the keyboard, one a line; Ctrl-D ends them, Ctrl-C leaves")
         return counted(jsonl.read(self.files, parse, self.rejects, unique=unique))
+
+    def in_processes(self, processes: int | None, config: str | None) -> None:
+        """Where several processes are asked for and not there yet: start this same command in them, and end with it."""
+        from musiccli import launch
+
+        if not launch.launched() and (config or (processes or 1) > 1):
+            self.rejects.close()  # the processes write it
+            raise typer.Exit(launch.relaunch(self.files, processes=processes, config=config))
 
     def write(self, results: Iterable[dict], total: int | None = None) -> None:
         """Write what a stage yields, as it comes."""

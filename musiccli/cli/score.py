@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from musiccli import records
-from musiccli.cli.common import Run, stage
+from musiccli.cli.common import ACCELERATE_CONFIG, NUM_PROCESSES, Run, stage
 
 
 @stage()
@@ -22,10 +22,8 @@ def score(
                           "exchanges of longer conversations; left out: what the model takes.")] = None,
     budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one forward pass; less takes less "
                                         "memory.")] = 4096,
-    num_processes: Annotated[int | None, typer.Option(min=1, show_default=False, help="Score in so many processes, a "
-                                                      "GPU each where there are any.")] = None,
-    accelerate_config: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="A file that "
-                                 "accelerate launch takes (several machines).")] = None,
+    num_processes: NUM_PROCESSES = None,
+    accelerate_config: ACCELERATE_CONFIG = None,
     cache: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="Finished scores; left out: "
                                               "scores.sqlite in the cache folder (MUSIC_CACHE).")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished scores.")] = False,
@@ -38,13 +36,10 @@ def score(
 
     Finished scores are kept on disk: the same line again goes on where it was stopped.
     """
-    from musiccli import launch
-
-    if not launch.launched() and (accelerate_config or (num_processes or 1) > 1):
-        run.rejects.close()  # the processes write it
-        raise typer.Exit(launch.relaunch(run.files, processes=num_processes, config=accelerate_config))
+    run.in_processes(num_processes, accelerate_config)
     from contextlib import closing, nullcontext
 
+    from musiccli import launch
     from musiccli.llm.cache import Cache
     from musiccli.llm.embedded import cache_folder
     from musiccli.reward_model.checkpoint import load
@@ -53,7 +48,8 @@ def score(
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
     settings = Settings(per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length)
     kept = nullcontext() if no_cache else closing(Cache(cache or cache_folder() / "scores.sqlite"))
-    with launch.one_voice(), launch.team() as team, kept as known:
+    with launch.one_voice(), kept as known:
+        team = launch.team()
         found = score(run.read(records.anything), load(model, run.say), name, settings, cache=known, team=team,
                       rejects=run.rejects, counts=run.counts)
         if team.rank:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from musiccli import jsonl, records
-from musiccli.cli.common import SEED, Run, stage
+from musiccli.cli.common import ACCELERATE_CONFIG, NUM_PROCESSES, SEED, Run, stage
 
 
 class Schedule(StrEnum):
@@ -60,10 +60,8 @@ def train(
                            "into the same picture; may be repeated.")] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="REPO", show_default=False, help="Push the finished "
                            "checkpoint to the Hugging Face hub; a new repository is private.")] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, show_default=False, help="Train in so many processes, "
-                                                      "a GPU each where there are any.")] = None,
-    accelerate_config: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="A file that "
-                                 "accelerate launch takes (FSDP, DeepSpeed, several machines).")] = None,
+    num_processes: NUM_PROCESSES = None,
+    accelerate_config: ACCELERATE_CONFIG = None,
     check: Annotated[bool | None, typer.Option("--check/--no-check", show_default=False, help="--check: only look for "
                      "what ruins reward models, and stop; --no-check: train without looking.")] = None,
     seed: SEED = 0,
@@ -76,12 +74,8 @@ def train(
 
     DIR holds the checkpoint at its top (transformers opens it as it is) and log.jsonl, one line a step.
     """
-    from musiccli import launch
-
-    if not launch.launched() and (accelerate_config or (num_processes or 1) > 1):
-        run.rejects.close()  # the processes write it
-        raise typer.Exit(launch.relaunch(run.files, processes=num_processes, config=accelerate_config))
-    from musiccli import picture
+    run.in_processes(num_processes, accelerate_config)
+    from musiccli import launch, picture
     from musiccli.cli.report import save
     from musiccli.train import curves, log
     from musiccli.train.run import train

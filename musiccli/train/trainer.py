@@ -9,10 +9,11 @@ from pathlib import Path
 import orjson
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from transformers import get_scheduler
 
 from musiccli.errors import InputError
+from musiccli.launch import Team
 from musiccli.progress import Clock
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import bradley_terry
@@ -99,9 +100,8 @@ class Trainer:
     def _gather(self, *lists: list) -> list[list]:
         """Each list with those of all ranks behind each other, one value a pair: ranks hold different numbers of them,
         so a mean of their means would be wrong. Nothing that grows with tokens is sent."""
-        if self.accelerator.num_processes == 1:
-            return list(lists)
-        return [list(chain(*parts)) for parts in zip(*gather_object([lists]), strict=True)]
+        team = Team(self.accelerator.num_processes, self.accelerator.process_index)
+        return [list(chain(*parts)) for parts in zip(*team.gather([lists]), strict=True)]
 
     def save_state(self, step: int, identity: dict) -> None:
         """A checkpoint to resume from: written beside, renamed when whole, then older ones are removed."""
