@@ -1,22 +1,13 @@
 """music score pairs.jsonl --model rm | music bench agreement"""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from musiccli.cli.common import SEED, Run, app, stage
-from musiccli.cli.models import (
-    API_BASE,
-    CACHE,
-    CONCURRENCY,
-    MAX_COST,
-    NO_CACHE,
-    PROMPTS,
-    TIMEOUT,
-    client_for,
-    default_prompts,
-)
+from musiccli.cli.models import PROMPTS, asks, default_prompts
 
 bench = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None,
@@ -185,16 +176,16 @@ def judges(
 
 
 @stage("bench audit", to=bench)
+@asks
 def audit(
     run: Run,
+    open_door: Callable,
     judge: Annotated[list[str] | None, typer.Option(
         metavar="MODEL", show_default=False, help="Also ask this LLM, in both orders, which reply of each contrasted "
         "turn is better; may be repeated. Left out: nobody is asked.")] = None,
     prompts: PROMPTS = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest explanation and verdict.")] = 512,
-    max_cost: MAX_COST = None, concurrency: CONCURRENCY = 64, timeout: TIMEOUT = 120, api_base: API_BASE = None,
-    cache: CACHE = None, no_cache: NO_CACHE = False, confidence: CONFIDENCE = 0.95, seed: SEED = 0, plot: PLOT = None,
-    html: HTML = None, markdown: MARKDOWN = None,
+    confidence: CONFIDENCE = 0.95, seed: SEED = 0, plot: PLOT = None, html: HTML = None, markdown: MARKDOWN = None,
 ) -> None:
     """What the contrast teaches, turn by turn: leaks, equal replies, lengths; with a judge, how noisy the labels are.
 
@@ -216,7 +207,7 @@ def audit(
     if judge:
         settings = judging.Settings(judges=tuple(dict.fromkeys(judge)), prompts=default_prompts(prompts, judge[0]),
                                     max_tokens=max_tokens, seed=seed)
-        with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base, settings.judges) as client,
+        with (open_door(settings.judges) as client,
               closing(judging.judge(turns, settings, client, rejects=run.rejects, counts=run.counts,
                                     limits=run.limits)) as judged):
             found.hear(report.watch(judged, report.worst.verdicts, lambda _: "chosen"), settings.judges)

@@ -1,7 +1,9 @@
-"""Options and accounts of the commands that ask LLMs: simulate and judge."""
+"""Options and accounts of the commands that ask LLMs: simulate, judge and bench audit."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from typing import Annotated
 
 import typer
@@ -12,12 +14,12 @@ from musiccli.progress import table
 PROMPTS = Annotated[str | None, typer.Option(
     metavar="SET|FOLDER", show_default=False, help="Prompt texts: paper, small (for models of few parameters), or a "
     "folder with your own files; left out: small for the embedded models, else paper.")]
-MAX_COST = Annotated[float | None, typer.Option(
+_MAX_COST = Annotated[float | None, typer.Option(
     metavar="DOLLARS", show_default=False, help="Stop in good order when this much has been spent; left out: no "
     "limit.")]
-CONCURRENCY = Annotated[int, typer.Option(min=1, help="Most calls in flight to one model; fewer when it refuses.")]
-TIMEOUT = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For one call.")]
-API_BASE = Annotated[list[str] | None, typer.Option(
+_CONCURRENCY = Annotated[int, typer.Option(min=1, help="Most calls in flight to one model; fewer when it refuses.")]
+_TIMEOUT = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For one call.")]
+_API_BASE = Annotated[list[str] | None, typer.Option(
     metavar="[MODEL=]URL", show_default=False, help="Where a server listens that speaks OpenAI's protocol, up to /v1; "
     "give it several times to share the calls among several. MODEL=URL is for that model only; without MODEL it is for "
     "every model on a server of one's own (hosted_vllm/NAME, openai/NAME, ...). Left out: litellm's environment "
@@ -25,7 +27,26 @@ API_BASE = Annotated[list[str] | None, typer.Option(
 CACHE = Annotated[str | None, typer.Option(
     metavar="FILE", show_default=False, help="Finished calls; left out: calls.sqlite in the cache folder "
     "(MUSIC_CACHE).")]
-NO_CACHE = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished calls.")]
+_NO_CACHE = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished calls.")]
+_OPTIONS = {"max_cost": (_MAX_COST, None), "concurrency": (_CONCURRENCY, 64), "timeout": (_TIMEOUT, 120),
+            "api_base": (_API_BASE, None), "cache": (CACHE, None), "no_cache": (_NO_CACHE, False)}
+
+
+def asks(body: Callable) -> Callable:
+    """A command that asks LLMs: adds the options of the door to them, and hands `body` an `open_door`, by which
+    `open_door(models)` is a context with the Client for these models."""
+    signature = inspect.signature(body, eval_str=True)
+    own = [one for one in signature.parameters.values() if one.name != "open_door"]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+             for name, (annotation, default) in _OPTIONS.items()]
+
+    @wraps(body)
+    def command(run: Run, **given):
+        door = {name: given.pop(name) for name in _OPTIONS}
+        return body(run, open_door=partial(_client, run, **door), **given)
+
+    command.__signature__ = inspect.Signature([*own, *added])
+    return command
 
 
 def default_prompts(given: str | None, model: str) -> str:
@@ -35,16 +56,15 @@ def default_prompts(given: str | None, model: str) -> str:
 
 
 @contextmanager
-def client_for(run: Run, cache: str | None, no_cache: bool, concurrency: int, timeout: float,
-               max_cost: float | None, api_base: list[str] | None, models: Sequence[str]) -> Iterator:
+def _client(run: Run, models: Sequence[str], *, cache: str | None, no_cache: bool, max_cost: float | None,
+            api_base: list[str] | None, **settings) -> Iterator:
     """The run's door to its models; afterwards says what each role and model used, whatever ended the run."""
     from musiccli.llm import endpoints
     from musiccli.llm.client import open_client
 
     endpoints.check(api_base or (), models)
     limits = {} if max_cost is None else {"max_cost": max_cost}
-    client = open_client(cache, no_cache, concurrency=concurrency, timeout=timeout, api_base=api_base or (),
-                         **limits)
+    client = open_client(cache, no_cache, api_base=api_base or (), **settings, **limits)
     run.live = client.progress
     try:
         yield client

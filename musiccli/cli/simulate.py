@@ -1,28 +1,20 @@
 """music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > preferences.jsonl"""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from musiccli import records
 from musiccli.cli.common import SEED, Run, stage
-from musiccli.cli.models import (
-    API_BASE,
-    CACHE,
-    CONCURRENCY,
-    MAX_COST,
-    NO_CACHE,
-    PROMPTS,
-    TIMEOUT,
-    client_for,
-    default_prompts,
-    show_costs,
-)
+from musiccli.cli.models import PROMPTS, asks, default_prompts, show_costs
 
 
 @stage()
+@asks
 def simulate(
     run: Run,
+    open_door: Callable,
     assistant: Annotated[str, typer.Option(metavar="MODEL", help="Plays the assistant, in litellm's naming "
                          "(gemini/gemini-1.5-pro, hosted_vllm/NAME) or local/NAME.")] = "local/smollm2",
     user: Annotated[str | None, typer.Option(metavar="MODEL", help="Plays the user; left out: the assistant's "
@@ -45,12 +37,6 @@ def simulate(
                                          "leak, cut off) is asked for again before pair drops its conversation.")] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate calls, tokens and dollars, from a "
                                            "sample of the input.")] = False,
-    max_cost: MAX_COST = None,
-    concurrency: CONCURRENCY = 64,
-    timeout: TIMEOUT = 120,
-    api_base: API_BASE = None,
-    cache: CACHE = None,
-    no_cache: NO_CACHE = False,
     seed: SEED = 0,
 ) -> None:
     """Let LLMs continue conversations as user and assistant, plainly (chosen) and with altered instructions (rejected).
@@ -81,8 +67,7 @@ def simulate(
         run.say(f"an estimate from {rehearsed:,} of {total:,} conversations, drawn at random; replies reckoned at two "
                 "thirds of their limit")
         return
-    with (client_for(run, cache, no_cache, concurrency, timeout, max_cost, api_base,
-                     (settings.assistant, settings.user, contraster or assistant)) as client,
+    with (open_door((settings.assistant, settings.user, contraster or assistant)) as client,
           closing(simulate(seeds, settings, client, rejects=run.rejects, counts=run.counts,
                            limits=run.limits)) as found):
         run.write(found)
