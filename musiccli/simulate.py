@@ -116,10 +116,10 @@ class Simulator:
         chosen = Branch(list(seed["messages"]))
         fork = min(turns, default=self.settings.turns)
         for turn in range(fork):
-            await self._exchange(chosen, turn, ("shared", *whom))
+            await self._exchange(chosen, turn, ("chosen", *whom))
         if fork == self.settings.turns:
             return [self._record(seed, sample, "chosen", chosen)]
-        await self._user(chosen, fork, ("shared", *whom))
+        await self._user(chosen, fork, ("chosen", *whom))
         rejected = chosen.copy()
 
         async def rest(branch: Branch, name: str, altered: set[int]) -> None:

@@ -144,6 +144,20 @@ def test_the_branches_are_one_conversation_up_to_the_first_contrasted_reply(poli
     assert rejected["contrast"][0]["message"] == shared and chosen["contrast"] == []
 
 
+def test_whatever_is_contrasted_the_chosen_branch_is_the_same_and_is_asked_for_once(tmp_path):
+    """The ablation differs in the rejected branch alone."""
+    seeds = [seed("x"), seed("y", "Hello?", "Hi.")]
+    cache = {"cache": Cache(tmp_path / "c")}
+    plain, _, asked = simulated(*seeds, turns=3, contrast="none", client=cache)
+    for policy in ("all", "first", "last", "random:2", "prob:0.4"):
+        done, _, server = simulated(*seeds, turns=3, contrast=policy, client=cache)
+        assert [texts(record) for record in done if record["branch"] == "chosen"] == list(map(texts, plain))
+        assert not [body for body in server.requests if body in asked.requests]
+        alone, _, afresh = simulated(*seeds, turns=3, contrast=policy)
+        assert list(map(texts, alone)) == list(map(texts, done))
+        assert all(body in afresh.requests for body in asked.requests)
+
+
 def test_two_turns_of_three_are_contrasted_in_their_places():
     for number in range(6):
         chosen, rejected = simulated(seed(number), turns=3, contrast="random:2")[0]
