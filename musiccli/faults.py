@@ -66,8 +66,9 @@ _GOES_ON = re.compile(
 _OBJECTS = re.compile(r"\b(but|however|though|except|instead|wrong|incorrect|doesn't|didn't|isn't)\b", re.IGNORECASE)
 
 
-def user_fault(text: str, history: list[Message]) -> str | None:
-    """Whether a simulated user says nothing, forgot its role, refuses to play, repeats, or ends the conversation."""
+def user_fault(text: str, history: list[Message], review: str = "") -> str | None:
+    """Whether a simulated user says nothing, forgot its role, refuses to play, repeats, or ends the conversation; or
+    gives out the `review` that it was to make a message of."""
     plain = _straight(text).strip()
     if not says_something(plain):
         return "empty"
@@ -77,9 +78,18 @@ def user_fault(text: str, history: list[Message]) -> str | None:
         return "role flip"
     if _LEAK.search(plain) or _PROMPT.search(plain):
         return "prompt leak"
+    if review and (quotes(text, review) or alike(text, review)):
+        return "review leak"
     if _repeats(text, history):
         return "repeat"
     return "goodbye" if says_goodbye(plain) else None
+
+
+def review_fault(text: str) -> str | None:
+    """Whether a reviewer says nothing, or would not review."""
+    if not says_something(text):
+        return "empty"
+    return "refusal" if refuses(text) else None
 
 
 def reply_fault(text: str, history: list[Message]) -> str | None:

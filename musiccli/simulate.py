@@ -4,6 +4,9 @@
 The algorithm of MUSIC (arXiv 2512.24693). From a seed context, each branch grows by `turns` exchanges; the user of each
 branch sees that branch only. While nothing has been contrasted yet the branches are one conversation and are sampled
 once, so that what differs later is the contrast's doing.
+
+A user's message takes one call or, after ReviewInstruct (arXiv 2505.11010), two: a reviewer says what the assistant's
+last reply lacks, and a chairman makes a message of that. (There several reviewers write, and the chairman chooses.)
 """
 
 import asyncio
@@ -25,6 +28,8 @@ from musiccli.records import Message, Record
 WARMER = 0.2  # added to the temperature each time a faulty message is asked for again, or it would come out the same
 WARMEST = 1.0  # some providers refuse more
 REHEARSED = 200  # conversations that an estimate rests on
+BRIEF = ("user", "reviewer", "chairman", "rewrite")  # roles whose messages are of the user's length
+SPEAKER = {"chairman": "user"}  # in whose name a role writes: its faults are that one's
 POLICIES = "all | none | first | last | random:K | prob:P"
 
 
@@ -38,6 +43,7 @@ class Settings:
     turns: int = 5
     contrast: str = "all"
     samples: int = 1
+    review: bool = False  # a user's message in two calls, a reviewer's and a chairman's, both by the user's model
     one_call: bool = True  # rewrite and answer in one call, as the paper does; else two calls
     prompts: str = "paper"
     assistant_tokens: int = 512
@@ -100,7 +106,8 @@ class Simulator:
 
     def __init__(self, settings: Settings, client: Client, counts: Counter):
         self.settings, self.client, self.counts = settings, client, counts
-        self.user_prompt = prompts.load(settings.prompts, "user")
+        self.review_prompt = prompts.load(settings.prompts, "review") if settings.review else None
+        self.user_prompt = prompts.load(settings.prompts, "chair" if settings.review else "user")
         self.contrast_prompt = prompts.load(settings.prompts, "contrast" if settings.one_call else "rewrite")
         if self.contrast_prompt is None:
             raise InputError(f"--prompts {settings.prompts} has no contrast.md, the contrast in one call; "
@@ -139,11 +146,21 @@ class Simulator:
     async def _user(self, branch: Branch, turn: int, whom: tuple) -> None:
         if branch.messages[-1]["role"] == "user":  # the seed already ends with the user's message
             return
-        history, prompt = list(branch.messages), self.user_prompt
-        question = self._question(prompt, history, transcript=transcript(history))
-        reply, fault = await self._ask(branch, "user", turn, whom, self.settings.user, question,
-                                       lambda reply: faults.user_fault(reply.text, history))
+        history, given = list(branch.messages), {"transcript": transcript(branch.messages)}
+        if self.review_prompt:
+            given["review"] = await self._review(branch, turn, whom)
+        reply, fault = await self._ask(branch, "chairman" if self.review_prompt else "user", turn, whom,
+                                       self.settings.user, self._question(self.user_prompt, history, **given),
+                                       lambda reply: faults.user_fault(reply.text, history, given.get("review", "")))
         branch.add("user", reply, fault)
+
+    async def _review(self, branch: Branch, turn: int, whom: tuple) -> str:
+        """What the last reply lacks. It stands nowhere in the conversation, so what stays faulty in it is no fault of
+        the branch: what the chairman makes of it is checked."""
+        question = self._question(self.review_prompt, branch.messages, transcript=transcript(branch.messages))
+        review, _ = await self._ask(branch, "reviewer", turn, whom, self.settings.user, question,
+                                    lambda reply: faults.review_fault(reply.text))
+        return review.text
 
     async def _assistant(self, branch: Branch, turn: int, whom: tuple) -> None:
         history = list(branch.messages)
@@ -183,9 +200,9 @@ class Simulator:
 
     async def _ask(self, branch: Branch, role: str, turn: int, whom: tuple, model: str, question: dict,
                    fault_of: Callable[[Reply], str | None]) -> tuple[Reply, str | None]:
-        """A reply without a fault, or after every retry the last one and "ROLE FAULT"."""
+        """A reply without a fault, or after every retry the last one and "SPEAKER FAULT"."""
         name, identifier, sample = whom
-        asked = question
+        asked, speaker = question, SPEAKER.get(role, role)
         for attempt in range(self.settings.retries + 1):
             reply = await self.client.ask(Call(
                 model=model, whom=(identifier, name, sample, turn, role, attempt), max_tokens=self._room(role),
@@ -197,11 +214,11 @@ class Simulator:
                 fault = "cut off"
             if fault is None:
                 return reply, None
-            self.counts[f"retried ({role} {fault})"] += attempt < self.settings.retries
-            asked = self._again(question, reply.text, feedback.text(self.feedback, role, fault))
+            self.counts[f"retried ({speaker} {fault})"] += attempt < self.settings.retries
+            asked = self._again(question, reply.text, feedback.text(self.feedback, speaker, fault))
         if fault == "empty":
             raise CallError(f"{model} wrote nothing as {role} in turn {turn + 1}, {self.settings.retries + 1} times")
-        return reply, f"{role} {fault}"
+        return reply, f"{speaker} {fault}"
 
     def _again(self, question: dict, bad: str, told: str | None) -> dict:
         """The question with the message that cannot be used, and what is wrong with it, behind it.
@@ -216,7 +233,7 @@ class Simulator:
     def _room(self, role: str) -> int:
         """The token limit of a message; a contrast in one call needs room for the instruction, too, or its reply would
         be the shorter one."""
-        if role in ("user", "rewrite"):
+        if role in BRIEF:
             return self.settings.user_tokens
         both = role == "contrast" and self.settings.one_call
         return self.settings.assistant_tokens + self.settings.user_tokens * both
@@ -227,10 +244,11 @@ class Simulator:
 
     def _record(self, seed: Record, sample: int, name: str, branch: Branch) -> dict:
         optional = {"faults": branch.faults, "truncated": branch.truncated}
+        reviewed = {"user_turns": "review"} if self.settings.review else {}
         return {**seed, "messages": branch.messages, "branch": name, "sample": sample,
                 "seed_messages": len(seed["messages"]), "contrast": branch.contrast,
                 "simulator": {"assistant": self.settings.assistant, "user": self.settings.user,
-                              "contrast": self.settings.contrast},
+                              "contrast": self.settings.contrast, **reviewed},
                 "usage": dict(branch.usage), "cost": branch.cost} | {k: v for k, v in optional.items() if v}
 
 
@@ -288,7 +306,7 @@ class Rehearsal:
 
     async def ask(self, call: Call) -> Reply:
         role = call.whom[-2]
-        text = self._user if role in ("user", "rewrite") else \
+        text = self._user if role in BRIEF else \
             self._both if role == "contrast" and self._one_call else self._reply
         asked = sum(len(message["content"]) for message in call.messages) + len(call.text)
         counts = Counter(calls=1, prompt_tokens=asked // 4, completion_tokens=len(text) // 4)

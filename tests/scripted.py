@@ -22,7 +22,8 @@ MUSIC = [sys.executable, "-m", "musiccli"]
 WORDS = Path(__file__).read_text("utf-8").split()  # any words do
 WORDS = sorted({word.lower() for word in WORDS if word.isalpha() and len(word) > 3})
 MARKS = {"You write the next message of the user": "user", "Write exactly this and nothing else": "contrast",
-         "Write only the rewritten instruction.": "rewrite", "You compare two conversations": "judge"}
+         "Write only the rewritten instruction.": "rewrite", "You compare two conversations": "judge",
+         "Write only the review.": "reviewer", "You turn a review into the next message": "chairman"}
 GUARD = """
 import os, socket
 _real = socket.getaddrinfo
@@ -36,7 +37,7 @@ socket.getaddrinfo = getaddrinfo
 
 
 def role(body: dict) -> str:
-    """Who is asked, for the first time or again: user, contrast, rewrite, judge, or else the assistant."""
+    """Who is asked, for the first time or again: one of MARKS, or else the assistant."""
     asked = "".join(message["content"] for message in body["messages"])
     return next((name for mark, name in MARKS.items() if mark in asked), "assistant")
 

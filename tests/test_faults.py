@@ -40,6 +40,22 @@ def test_what_spoils_a_simulated_user_has_a_name(text, name):
     assert faults.user_fault(text, EGGS) == name
 
 
+@pytest.mark.parametrize("text, name", [
+    ("It does not say how long the egg keeps.", "review leak"),
+    ("it does not say how long the eggs keeps", "review leak"), ("How long does the egg keep?", None),
+    ("Listen: it does not say how long the egg keeps. Ask that.", "review leak")])
+def test_a_user_does_not_give_out_the_review_that_its_message_was_made_of(text, name):
+    assert faults.user_fault(text, EGGS, "It does not say how long the egg keeps.") == name
+    assert faults.user_fault(text, EGGS) is None
+
+
+@pytest.mark.parametrize("text, name", [
+    ("It does not say how long.", None), ("The reply refuses: \"I can't help with that.\"", None), ("---", "empty"),
+    ("I'm sorry, but I can't help with that.", "refusal")])
+def test_a_reviewer_may_find_anything_but_has_to_review(text, name):
+    assert faults.review_fault(text) == name
+
+
 @pytest.mark.parametrize("text", [
     "Thanks", "Great. Thank you for the information.", "Thanks! I will definitely look into buying these.",
     "Okay, fair enough. Goodbye.", "That will be all for now. Thank you!", "I don't like it much, but thanks anyway.",
@@ -96,7 +112,9 @@ def test_messages_are_alike_in_nearly_the_same_words(one, other, same):
 
 def test_every_fault_that_is_asked_again_has_words_for_it():
     told = feedback.load("paper")
-    for role, names in {"user": ("empty", "refusal", "role flip", "prompt leak", "repeat", "goodbye", "cut off"),
+    for role, names in {"user": ("empty", "refusal", "role flip", "prompt leak", "review leak", "repeat", "goodbye",
+                                 "cut off"),
+                        "reviewer": ("empty", "refusal", "cut off"),
                         "assistant": ("empty", "role flip", "repeat", "cut off"),
                         "rewrite": ("empty", "refusal", "not rewritten", "role flip", "cut off"),
                         "contrast": ("empty", "unreadable", "refusal", "not rewritten", "leak", "role flip", "repeat",

@@ -10,6 +10,7 @@ from musiccli.errors import InputError
 from musiccli.prompts import SETS, Prompt, load, transcript
 
 GIVEN = {"user": {"transcript"}, "contrast": {"transcript", "instruction"}, "rewrite": {"transcript", "instruction"},
+         "review": {"transcript"}, "chair": {"transcript", "review"},
          "judge": {"a", "b", "marked_a", "marked_b", "fence"}}  # the variables that simulate and judge fill in
 PACKAGED = [(which, role) for which in SETS for role in GIVEN if load(which, role)]
 
@@ -38,10 +39,10 @@ def test_packaged_prompts_need_nothing_but_what_is_given(which, role):
 
 
 def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
-    assert [role for which, role in PACKAGED if which == "small"] == ["user", "rewrite", "judge"]
-    assert {role: load("small", role).as_ for role in ("user", "rewrite", "judge")} \
-        == {"user": "turn", "rewrite": "completion", "judge": "completion"}
-    assert load("small", "rewrite").stop == ("\n",)
+    assert [role for which, role in PACKAGED if which == "small"] == ["user", "rewrite", "review", "chair", "judge"]
+    assert load("small", "user").as_ == "turn"
+    assert {load("small", role).as_ for role in ("rewrite", "review", "chair", "judge")} == {"completion"}
+    assert {load("small", role).stop for role in ("rewrite", "review", "chair", "judge")} == {("\n",)}
 
 
 def test_a_prompt_without_a_head_is_asked_in_chat():

@@ -273,6 +273,67 @@ def test_pair_takes_what_simulate_writes():
     assert all(preference(Record(pair))["first_divergence"] == 1 for pair in pairs)
 
 
+# A user's message in two calls
+
+
+@pytest.mark.parametrize("start, order", [
+    (seed(), ["assistant", "reviewer", "chairman", "assistant"]),
+    (seed("s", "Hello?", "Hi."), ["reviewer", "chairman", "assistant"] * 2)])
+def test_a_reviewer_then_a_chairman_write_each_user_message_that_the_seed_lacks(start, order):
+    [done], counts, server = simulated(start, contrast="none", review=True)
+    assert ([role(body) for body in server.requests], counts) == (order, {})
+    assert [text[:14] for text in texts(done)[-2:]] == ["Chairman says:", "Assistant says"]
+    assert done["simulator"] == {"assistant": MODEL, "user": MODEL, "contrast": "none", "user_turns": "review"}
+    assert done["messages"][:len(start["messages"])] == start["messages"]
+
+
+def test_the_reviewer_reads_the_conversation_and_the_chairman_also_the_review_which_stays_outside():
+    reviews = []
+
+    def reply(body: dict) -> str:
+        if role(body) == "reviewer":
+            reviews.append(f"It lacks: {words(body)}")
+        return reviews[-1] if role(body) == "reviewer" else cast(body)
+
+    [done], _, server = simulated(seed(), reply=reply, contrast="none", review=True, client={"concurrency": 1})
+    [asked], [told] = ([body["messages"] for body in by_role(server, who)] for who in ("reviewer", "chairman"))
+    read = f"The conversation so far:\n\n{transcript(done['messages'][:2])}\n\n"
+    assert read + "Write only the review." in asked[0]["content"]
+    assert f"{read}The review of the assistant's last reply:\n\n{reviews[0]}\n\nWrite only" in told[0]["content"]
+    assert len(asked) == len(told) == 1 and "It lacks" not in str(done)
+
+
+@pytest.mark.parametrize("policy, calls", [
+    ("all", {"assistant": 3, "contrast": 3, "reviewer": 4, "chairman": 4}),
+    ("last", {"assistant": 3, "contrast": 1, "reviewer": 2, "chairman": 2})])
+def test_each_branch_is_reviewed_by_itself_once_they_differ(policy, calls):
+    done, _, server = simulated(seed(), turns=3, contrast=policy, review=True)
+    assert roles(server) == calls
+    ways = {transcript(record["messages"][:length]) for record in done for length in (2, 4)}
+    for who in ("reviewer", "chairman"):
+        read = [body["messages"][0]["content"].split("so far:\n\n")[1] for body in by_role(server, who)]
+        assert sorted(text.split("\n\nThe review")[0].split("\n\nWrite only")[0] for text in read) == sorted(ways)
+
+
+def test_reviewer_and_chairman_are_two_calls_even_where_they_are_asked_the_same(tmp_path):
+    for name in ("review", "chair"):
+        (tmp_path / f"{name}.md").write_text("Go on: {{transcript}}")
+    cache = {"cache": Cache(tmp_path / "c")}
+    settings = {"turns": 1, "contrast": "none", "review": True, "prompts": str(tmp_path), "client": cache}
+    done, _, server = simulated(seed("s", "Hello?", "Hi."), **settings)
+    [review, chair, _] = server.requests
+    assert review["messages"] == chair["messages"] == talk("Go on: User: Hello?\n\nAssistant: Hi.")
+    assert review["seed"] != chair["seed"]
+    again, _, server = simulated(seed("s", "Hello?", "Hi."), **settings)
+    assert (again, server.calls) == (done, 0)
+
+
+def test_the_users_model_reviews_and_takes_the_chair_within_the_users_limit():
+    _, _, server = simulated(seed(), contrast="none", review=True, user="openai/u", user_tokens=33)
+    assert {(role(body), body["model"], body["max_tokens"]) for body in server.requests} \
+        == {("assistant", "scripted", 512), ("reviewer", "u", 33), ("chairman", "u", 33)}
+
+
 # Faults
 
 
@@ -315,6 +376,49 @@ def test_a_fault_is_asked_again_counted_and_gone(who, text, name):
     done, counts, _ = simulated(seed(), reply=faulty(who, text, 2), **settings)
     assert counts == {f"retried ({name})": 2}
     assert not any("faults" in record or text in texts(record) for record in done)
+
+
+@pytest.mark.parametrize("who, text, name", [
+    *(("chairman", text, f"user {fault}") for text, fault in USER_FAULTS),
+    ("reviewer", "...", "reviewer empty"), ("reviewer", "<think>Hm", "reviewer empty"),
+    ("reviewer", "I'm sorry, but I can't help with that.", "reviewer refusal")])
+def test_a_fault_of_reviewer_or_chairman_is_asked_again_counted_and_gone(who, text, name):
+    [done], counts, server = simulated(seed(), reply=faulty(who, text, 2), contrast="none", review=True)
+    assert counts == {f"retried ({name})": 2}
+    assert "faults" not in done and text not in texts(done)
+    assert len(by_role(server, who)) == 3
+
+
+def test_a_chairman_who_gives_out_the_review_is_told_so():
+    def reply(body: dict) -> str:
+        first = role(body) == "chairman" and len(body["messages"]) == 1
+        return "It names no pan, no time." if first or role(body) == "reviewer" else cast(body)
+
+    [done], counts, server = simulated(seed(), reply=reply, contrast="none", review=True)
+    assert (counts, "faults" in done) == ({"retried (user review leak)": 1}, False)
+    assert by_role(server, "chairman")[1]["messages"][-1]["content"].startswith("That is the review itself")
+
+
+def test_a_fault_that_stays_is_the_users_where_it_is_the_chairmans_and_nobodys_where_it_is_the_reviewers():
+    settings = {"contrast": "none", "review": True, "retries": 1}
+    [done], _, _ = simulated(seed(), reply=faulty("chairman", "Thanks, goodbye!", 2), **settings)
+    assert done["faults"] == [{"message": 2, "fault": "user goodbye"}]
+    [done], counts, _ = simulated(seed(), reply=faulty("reviewer", "I must decline.", 2), **settings)
+    assert ("faults" in done, counts) == (False, {"retried (reviewer refusal)": 1})
+
+
+def test_a_reviewer_who_never_says_anything_ends_its_conversation_alone(tmp_path):
+    def reply(body: dict) -> str:
+        silent = role(body) == "reviewer" and "Question bad" in str(body["messages"])
+        return "<think>Hm." if silent else cast(body)
+
+    rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
+    done, _, _ = simulated(seed("x"), seed("bad"), reply=reply, contrast="none", review=True, retries=1,
+                           rejects=rejects)
+    rejects.close()
+    assert [record["id"] for record in done] == ["x"]
+    [kept] = lines((tmp_path / "rejects.jsonl").read_text())
+    assert kept["error"] == "seeds.jsonl:bad: openai/scripted wrote nothing as reviewer in turn 2, 2 times"
 
 
 @pytest.mark.parametrize("who, text, fault, dropped", [
@@ -489,13 +593,14 @@ def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
     assert (len(done), roles(server)) == (2, {"contrast": 1})
 
 
-@pytest.mark.parametrize("policy, one_call", [
-    ("all", True), ("none", True), ("first", True), ("last", True), ("random:2", True), ("prob:0.4", True),
-    ("all", False), ("random:2", False)])
-def test_the_estimate_is_the_real_number_of_calls(policy, one_call):
+@pytest.mark.parametrize("policy, one_call, review", [
+    ("all", True, False), ("none", True, False), ("first", True, False), ("last", True, False),
+    ("random:2", True, False), ("prob:0.4", True, False), ("all", False, False), ("random:2", False, False),
+    ("all", True, True), ("last", True, True)])
+def test_the_estimate_is_the_real_number_of_calls(policy, one_call, review):
     seeds = [seed(number, *["Q?", "A."] * (number % 2), *(["Q2?"] if number % 3 else ["Q3?", "A3."]))
              for number in range(4)]
-    settings = {"turns": 3, "samples": 2, "contrast": policy, "one_call": one_call}
+    settings = {"turns": 3, "samples": 2, "contrast": policy, "one_call": one_call, "review": review}
     planned, rehearsed, total = estimate(seeds, Settings(MODEL, MODEL, **settings))
     _, counts, server = simulated(*seeds, **settings)
     expected = Counter({name: count["calls"] for (name, _), count in planned.items()})
@@ -632,6 +737,24 @@ def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, t
     assert {row[0]: int(row[2]) for row in table} == roles(simulated(*SEED_RECORDS, retries=0)[2])
     assert all(row[-1].startswith("$") for row in table)
     assert music.network == ""
+
+
+def test_users_that_review_are_an_option_and_their_calls_are_planned(music, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "chair.md").write_text("You turn a review into the next message, quickly. {{transcript}} {{review}}")
+    given = ("--user-turns", "review", "--prompts", own)
+    expected, _, _ = simulated(*SEED_RECORDS, review=True, prompts=str(own))
+    _, _, once = simulated(*SEED_RECORDS, review=True, prompts=str(own), retries=0)
+    with serve(reply=cast) as server:
+        planned = music(*options(server, *given, "--dry-run"), stdin=SEEDS)
+        assert (planned.returncode, server.calls) == (0, 0), planned.stderr
+        done = music(*options(server, *given), stdin=SEEDS)
+    assert (done.returncode, lines(done.stdout)) == (0, expected), done.stderr
+    table = [line.split() for line in planned.stderr.splitlines() if MODEL in line]
+    assert {row[0]: int(row[2]) for row in table} == roles(once)
+    assert roles(once)["reviewer"] == roles(once)["chairman"] > 0 == roles(once)["user"]
+    assert all("quickly" in body["messages"][0]["content"] for body in by_role(server, "chairman"))
 
 
 def test_a_failed_conversation_gives_exit_status_1(music):

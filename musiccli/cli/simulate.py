@@ -1,6 +1,7 @@
 """music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > preferences.jsonl"""
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -8,6 +9,11 @@ import typer
 from musiccli import records
 from musiccli.cli.common import SEED, Run, stage
 from musiccli.cli.models import PROMPTS, asks, default_prompts, show_costs
+
+
+class UserTurns(StrEnum):
+    plain = "plain"
+    review = "review"
 
 
 @stage()
@@ -21,6 +27,10 @@ def simulate(
                                              "model.")] = None,
     contraster: Annotated[str | None, typer.Option(metavar="MODEL", help="Writes the contrasted replies; left out: the "
                                                    "assistant's model.")] = None,
+    user_turns: Annotated[UserTurns, typer.Option(
+        help="How a message of the user is made. plain: in one call; review: in two, a reviewer says what the "
+             "assistant's last reply lacks, and a chairman makes the message of it (ReviewInstruct, arXiv 2505.11010)."
+    )] = UserTurns.plain,
     turns: Annotated[int, typer.Option(min=1, help="Assistant replies added to each context.")] = 5,
     contrast: Annotated[str, typer.Option(metavar="POLICY", help="Which simulated turns of the rejected branch answer "
                         "an altered instruction: all, none (one branch only), first, last, random:K, prob:P.")] = "all",
@@ -57,8 +67,8 @@ def simulate(
         assistant=assistant, user=user or assistant, contraster=contraster, turns=turns, contrast=contrast,
         one_call=contrast_calls == 1 if contrast_calls
         else prompt_files.holds(chosen, "contrast") or not prompt_files.holds(chosen, "rewrite"),
-        samples=samples, prompts=chosen, assistant_tokens=assistant_tokens, user_tokens=user_tokens,
-        temperature=temperature, top_p=top_p, retries=retries, seed=seed)
+        review=user_turns is UserTurns.review, samples=samples, prompts=chosen, assistant_tokens=assistant_tokens,
+        user_tokens=user_tokens, temperature=temperature, top_p=top_p, retries=retries, seed=seed)
     seeds = run.read(records.conversation)
     if dry_run:
         run.withhold()
