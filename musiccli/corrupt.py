@@ -1,4 +1,5 @@
-"""A conversation beside itself with one thing wrong at one turn: what a reward model that reads it all should notice.
+"""A conversation beside itself with one thing wrong at one turn: what a reward model that reads it all should notice,
+and one such pair of each conversation: what it could learn that from, made without an LLM.
 
 The kinds. A turn is a user message and the reply to it, counted from 1:
 
@@ -14,30 +15,41 @@ characters. What is borrowed never comes from a conversation that opens with the
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from random import Random
 
 from musiccli.records import Message, Record, characters, same_text, side_names
 
+KINDS = ("reply", "user", "drop_user", "swap")
 Exchange = list[Message]  # a user message and the reply to it
 
 
 class Pool:
-    """The messages of many conversations, to borrow from; `counts` is told what could not be matched."""
+    """The messages of many conversations, to borrow from; `counts` is told what could not be matched.
+
+    They stand by their role in order of length, each as (length, opening of its conversation, text, text before it).
+    """
 
     def __init__(self, found: Iterable[Record], counts: Counter):
         self.counts = counts
-        self._sorted: dict[str, list[tuple[int, str, str]]] = {"user": [], "assistant": []}  # length, opening, text
+        self._sorted: dict[str, list[tuple[int, str, str, str]]] = {"user": [], "assistant": []}
         for record in found:
-            said = intact(record)
+            said, before = intact(record), ""
             for message in said:
                 if message["role"] in self._sorted:
-                    self._sorted[message["role"]].append((len(message["content"]), opening(said), message["content"]))
+                    text = message["content"]
+                    self._sorted[message["role"]].append((len(text), opening(said), text, before))
+                before = message["content"]
         for texts in self._sorted.values():
             texts.sort()
 
     def nearest(self, message: Message, own: str, rng: Random) -> Message | None:
         """A message by the same role, of the nearest length, from a conversation that does not open with `own`."""
+        found = self.borrow(message, own, rng)
+        return found and {"role": message["role"], "content": found[0]}
+
+    def borrow(self, message: Message, own: str, rng: Random) -> tuple[str, str] | None:
+        """The text of `nearest`, and what was said before it where it comes from."""
         texts, length = self._sorted[message["role"]], len(message["content"])
         above = rng.randint(bisect_left(texts, (length,)), bisect_left(texts, (length + 1,)))
         below = above - 1
@@ -48,15 +60,18 @@ class Pool:
                 at, below = below, below - 1
             else:
                 at, above = above, above + 1
-            _, other, text = texts[at]
+            _, other, text, before = texts[at]
             if other != own and text != message["content"]:
-                return {"role": message["role"], "content": text}
+                return text, before
         self.counts[f"{message['role']} messages without a match in another conversation"] += 1
         return None
 
 
-def corruptions(record: Record, rng: Random, *, pool: Pool) -> list[dict]:
-    """Preferences, the conversation as it is over each corruption of it; none where it has fewer than two turns."""
+def corruptions(record: Record, rng: Random, *, pool: Pool, kinds: Collection[str] = KINDS) -> list[dict]:
+    """Preferences, the conversation as it is over each corruption of it; none where it has fewer than two turns.
+
+    Fewer `kinds` give the same records of these kinds as all of them would.
+    """
     said = intact(record)
     system, turns = said[:len(said) % 2], exchanges(said)
     if len(turns) < 2:
@@ -64,13 +79,35 @@ def corruptions(record: Record, rng: Random, *, pool: Pool) -> list[dict]:
     made = []
     for kind, turn, touched, changed in corrupted(turns, opening(said), rng, pool):
         rejected = system + [message for exchange in changed for message in exchange]
-        if same_text(said, rejected):  # two turns that are equal changed places
-            continue
-        about = {"kind": kind, "turn": turn, "distance": len(turns) - touched,
-                 "length_difference": characters(rejected) - characters(said)}
-        made.append({"id": f"{record['id']}/{kind}-{turn}", "chosen": said, "rejected": rejected, "corruption": about,
-                     "metadata": {**(record.get("metadata") or {}), "conversation": record["id"]}})
+        if kind in kinds and not same_text(said, rejected):  # the same where two turns that are equal changed places
+            made.append(preference(record, said, rejected, kind, turn, distance=len(turns) - touched))
     return made
+
+
+def contrast(record: Record, rng: Random, *, pool: Pool, last: bool = False) -> dict | None:
+    """The preference of the conversation as it is over itself with one `reply` replaced; None where none has a match.
+
+    The reply is drawn among those that have one, or is the `last`. The record also says what `pair` would: where the
+    sides part, and in `contrast` which message the borrowed reply answers where it comes from.
+    """
+    said = intact(record)
+    replies = range(1 + len(said) % 2, len(said), 2)
+    for at in replies[-1:] if last else rng.sample(replies, len(replies)):
+        if found := pool.borrow(said[at], opening(said), rng):
+            text, instruction = found
+            rejected = [*said[:at], {"role": "assistant", "content": text}, *said[at + 1:]]
+            about = {"first_divergence": at, "contrast": [{"message": at, "instruction": instruction}]}
+            return preference(record, said, rejected, "reply", (at + 1) // 2, (len(said) - at) // 2) | about
+    return None
+
+
+def preference(record: Record, said: list[Message], rejected: list[Message], kind: str, turn: int,
+               distance: int) -> dict:
+    """What was said over what it became, with what is wrong there and which conversation it is."""
+    about = {"kind": kind, "turn": turn, "distance": distance,
+             "length_difference": characters(rejected) - characters(said)}
+    return {"id": f"{record['id']}/{kind}-{turn}", "chosen": said, "rejected": rejected, "corruption": about,
+            "metadata": {**(record.get("metadata") or {}), "conversation": record["id"]}}
 
 
 def corrupted(turns: list[Exchange], own: str, rng: Random, pool: Pool) -> Iterator[tuple[str, int, int, list]]:

@@ -1,9 +1,10 @@
-"""Dataset rows become what the next stages read: seeds, prompts, pairs, comparisons, conversations or corruptions."""
+"""Dataset rows become what the next stages read: seeds, prompts, pairs, comparisons, conversations, corruptions or
+contrasts."""
 
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from operator import itemgetter
 
@@ -23,22 +24,25 @@ class Dropped(Exception):
 
 
 def sample(rows: Iterable[tuple[str, Record]], emit: str = "seeds", *, count: int | None = None, seed: int = 0,
-           next_speaker: str = "user", max_tokens: int | None = None, benchmark: "Benchmark | None" = None,
-           rejects: Rejects | None = None, counts: Counter | None = None) -> Iterator[dict]:
+           next_speaker: str = "user", max_tokens: int | None = None, kinds: Collection[str] = (),
+           last_turn: bool = False, benchmark: "Benchmark | None" = None, rejects: Rejects | None = None,
+           counts: Counter | None = None) -> Iterator[dict]:
     """Records of the kind `emit` from (source, row) pairs, in the order of the rows.
 
     Too long ones, repeated ones and ones that overlap `benchmark` are dropped, each under its reason in `counts`; then
     `count` of them are chosen at random, all with the same chance. Without `count` they stream. Rows that cannot be
-    read go to `rejects`.
+    read go to `rejects`. Corruptions may be of some `kinds` only; a contrast is at any turn or at the last.
     """
     counts = Counter() if counts is None else counts
     found = read(rows, rejects or Rejects(), counts, pairs=emit in ("pairs", "comparisons"))
     found = outside(found, benchmark, counts) if benchmark else found
     make = {"seeds": partial(seeds, next_speaker=next_speaker, max_tokens=max_tokens), "prompts": prompts,
-            "pairs": pairs, "comparisons": comparisons, "conversations": conversations}.get(emit)
-    if emit == "corruptions":  # every conversation is held, for the others to borrow from
-        found = list(unique(((record, record) for record in found), counts))
-        make = partial(corruptions, pool=corrupt.Pool(found, counts))
+            "pairs": pairs, "comparisons": comparisons, "conversations": conversations,
+            "corruptions": partial(corruptions, kinds=kinds or corrupt.KINDS),
+            "contrasts": partial(contrasts, last=last_turn)}[emit]
+    if emit in ("corruptions", "contrasts"):  # every conversation is held, for the others to borrow from
+        found = list(unique(((record, record) for record in once(found, counts)), counts))
+        make = partial(make, pool=corrupt.Pool(found, counts))
 
     def made() -> Iterator[tuple[Record, dict]]:
         for record in found:
@@ -139,12 +143,21 @@ def conversations(record: Record, rng: random.Random) -> list[dict]:
     return [_conversation(record, record[side]) | {"sample": number} for number, side in enumerate("ab")]
 
 
-def corruptions(record: Record, rng: random.Random, *, pool: corrupt.Pool) -> list[dict]:
+def corruptions(record: Record, rng: random.Random, *, pool: corrupt.Pool, kinds: Collection[str]) -> list[dict]:
     """The conversation, or the better side, over each corruption of it."""
-    made = corrupt.corruptions(record, rng, pool=pool)
+    made = corrupt.corruptions(record, rng, pool=pool, kinds=kinds)
     if not made:
-        raise Dropped("fewer than two turns")
+        short = records.turns(corrupt.intact(record)) < 2
+        raise Dropped("fewer than two turns" if short else "no corruption of that kind")
     return made
+
+
+def contrasts(record: Record, rng: random.Random, *, pool: corrupt.Pool, last: bool) -> list[dict]:
+    """The conversation, or the better side, over itself with one reply out of another conversation."""
+    made = corrupt.contrast(record, rng, pool=pool, last=last)
+    if made is None:
+        raise Dropped("no match in another conversation" if records.turns(corrupt.intact(record)) else "no reply")
+    return [made]
 
 
 def _conversation(record: Record, messages: list[Message], **more) -> dict:
@@ -164,6 +177,17 @@ def outside(found: Iterable[Record], benchmark: "Benchmark", counts: Counter) ->
             counts["dropped (overlaps an excluded dataset)"] += 1
         else:
             yield record
+
+
+def once(found: Iterable[Record], counts: Counter) -> Iterator[Record]:
+    """Records whose intact conversation is in no record before: a chosen side may stand against several others."""
+    seen = Seen()
+    for record in found:
+        said = corrupt.intact(record)
+        if not records.turns(said) or seen.add(hash(_text(said))):  # what nobody answered is dropped for that
+            yield record
+        else:
+            counts["dropped (duplicate)"] += 1
 
 
 def unique(made: Iterable[tuple[Record, dict]], counts: Counter) -> Iterator[dict]:

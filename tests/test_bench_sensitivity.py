@@ -106,6 +106,18 @@ def test_what_sample_makes_is_what_bench_reads():
     assert {one["subset"] for one in found} >= {"kind=reply", "kind=user", "kind=swap", "kind=drop_user", "distance=2"}
 
 
+def test_one_kind_and_contrasts_are_read_too():
+    def talk(number):
+        return [{"role": ("user", "assistant")[turn % 2], "content": f"{number} {turn}"} for turn in range(6)]
+
+    source = [("f", Record({"id": number, "messages": talk(number)})) for number in range(12)]
+    for emit, settings, count in (("corruptions", {"kinds": ["reply"]}, 36), ("contrasts", {}, 12)):
+        made = sample(source, emit, **settings)
+        found = rows([scored(Record(one | {"scores": {"rm": {"chosen": 1, "rejected": 0}}})) for one in made])
+        assert row(found, "all")["count"] == row(found, "kind=reply")["count"] == count
+        assert not {one["subset"] for one in found} & {"kind=user", "kind=swap", "kind=drop_user"}
+
+
 @pytest.mark.parametrize("change, message", [
     ({"corruption": None}, "corruption: is missing; music sample --emit corruptions writes it"),
     ({"corruption": {"kind": "reply"}}, "corruption.distance: should be a whole number"),

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from musiccli import records, sources
+from musiccli import corrupt, records, show, sources
+from musiccli.bench import audit
 from musiccli.corrupt import Pool, corruptions
 from musiccli.jsonl import Rejects
 from musiccli.records import Record
@@ -25,6 +26,8 @@ def conversation(identity, *texts, **fields):
 
 
 OTHERS = [conversation("other", "UUU", "AAA", "UUUU", "AAAA"), conversation("long", "U" * 40, "A" * 40)]
+MANY = [conversation(f"c{number}", *(f"{number} {turn} {'x' * (number * turn % 13)}" for turn in range(8)))
+        for number in range(40)]
 THREE = conversation("c", "q01", "r01", "q002", "r002", "q00003", "r00003")
 
 
@@ -131,6 +134,138 @@ def test_one_turn_conversations_are_dropped_by_name():
     made = list(sample(rows, "corruptions", counts=counts))
     assert {one["metadata"]["conversation"] for one in made} == {"c", "other"}
     assert counts["dropped (fewer than two turns)"] == 1
+
+
+def test_one_kind_is_what_a_filter_would_leave_of_all():
+    rows = [("f", record) for record in MANY]
+    whole = list(sample(rows, "corruptions"))
+    for kind in corrupt.KINDS:
+        assert list(sample(rows, "corruptions", kinds=[kind])) == [
+            one for one in whole if one["corruption"]["kind"] == kind]
+    two = {one["corruption"]["kind"] for one in sample(rows, "corruptions", kinds=["user", "swap"])}
+    assert two == {"user", "swap"}
+
+
+def test_a_conversation_that_has_none_of_the_kind_is_dropped_for_that():
+    counts = Counter()
+    rows = [("f", THREE), ("f", conversation("one", "q01", "r01"))]
+    assert list(sample(rows, "corruptions", kinds=["reply"], counts=counts)) == []
+    assert counts["dropped (no corruption of that kind)"] == counts["dropped (fewer than two turns)"] == 1
+
+
+def test_a_conversation_that_is_the_better_side_of_two_rows_is_one():
+    counts, good = Counter(), talk("q", "r", "s", "good")
+    rows = [("f", Record({"id": number, "chosen": good, "rejected": talk("q", "r", "s", f"bad {number}")}))
+            for number in range(3)]
+    for emit in ("corruptions", "contrasts"):
+        made = list(sample([*rows, ("f", OTHERS[0])], emit, counts=counts))
+        assert {one["metadata"]["conversation"] for one in made} == {0, "other"}
+        assert counts["dropped (duplicate)"] == 2
+        counts.clear()
+
+
+# Contrasts
+
+
+def contrast(record=THREE, others=OTHERS, seed=0, **settings):
+    return corrupt.contrast(record, Random(seed), pool=Pool([record, *others], Counter()), **settings)
+
+
+def contrasts(found, **settings):
+    counts = Counter()
+    made = list(sample((("f", record) for record in found), "contrasts", counts=counts, **settings))
+    return made, {name: count for name, count in counts.items() if count and name != "rows read"}
+
+
+def test_a_contrast_is_the_conversation_over_itself_with_the_last_reply_out_of_another():
+    assert contrast(last=True) == {
+        "id": "c/reply-3", "chosen": THREE["messages"],
+        "rejected": [*THREE["messages"][:5], {"role": "assistant", "content": "AAAA"}],
+        "first_divergence": 5, "contrast": [{"message": 5, "instruction": "UUUU"}],
+        "corruption": {"kind": "reply", "turn": 3, "distance": 0, "length_difference": -2},
+        "metadata": {"task": "x", "conversation": "c"}}
+
+
+@pytest.mark.parametrize("turn, borrowed, asked", [(1, "AAA", "UUU"), (2, "AAAA", "UUUU"), (3, "AAAA", "UUUU")])
+def test_at_any_turn_it_is_the_corruption_of_that_turn_and_says_what_the_borrowed_reply_answers(turn, borrowed, asked):
+    one = next(one for one in map(lambda seed: contrast(seed=seed), range(50)) if one["corruption"]["turn"] == turn)
+    at = 2 * turn - 1
+    assert one["rejected"][at] == {"role": "assistant", "content": borrowed}
+    assert one["contrast"] == [{"message": at, "instruction": asked}]
+    assert one["first_divergence"] == at == records.first_divergence(one["chosen"], one["rejected"])
+    assert {name: one[name] for name in one if name not in ("contrast", "first_divergence")} \
+        == corrupted()[0][f"c/reply-{turn}"]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("record", [
+    conversation("c", "q01", "r01", "and then?"),
+    Record({"id": "c", "messages": talk("q01", "r01", system="be kind")})])
+def test_one_turn_is_enough_and_it_is_the_last(record, last):
+    one = contrast(record, last=last)
+    at = one["first_divergence"]
+    assert (one["corruption"]["turn"], one["corruption"]["distance"]) == (1, 0)
+    assert one["chosen"] == record["messages"][:at + 1]
+    assert one["rejected"] == [*record["messages"][:at], {"role": "assistant", "content": "AAA"}]
+
+
+def test_of_a_preference_the_better_side_is_contrasted():
+    found = [Record({"id": f"p{number}", "chosen": talk(f"q{number}", f"good {number}"),
+                     "rejected": talk(f"q{number}", f"bad {number}")}) for number in range(5)]
+    made, counts = contrasts(found)
+    assert [one["chosen"] for one in made] == [record["chosen"] for record in found]
+    assert all(one["rejected"][1]["content"].startswith("good") for one in made) and counts == {}
+
+
+def test_each_conversation_gives_one_and_the_distances_are_spread():
+    found = [Record({**record, "id": f"{copy}{record['id']}", "messages": talk(*(
+        f"{copy} {message['content']}" for message in record["messages"]))}) for record in MANY for copy in range(10)]
+    made, counts = contrasts(found)
+    assert ([one["metadata"]["conversation"] for one in made], counts) == ([record["id"] for record in found], {})
+    spread = Counter(one["corruption"]["distance"] for one in made)
+    assert spread.keys() == {0, 1, 2, 3} and all(70 < count < 130 for count in spread.values())
+    made, _ = contrasts(found, last_turn=True)
+    assert {(one["corruption"]["distance"], one["first_divergence"]) for one in made} == {(0, 7)}
+
+
+def test_the_same_seed_gives_the_same_contrasts_whichever_are_chosen():
+    once, again, other = (contrasts(MANY, seed=seed)[0] for seed in (1, 1, 2))
+    assert once == again != other
+    few, _ = contrasts(MANY, seed=1, count=7)
+    assert len(few) == 7 and all(one in once for one in few)
+
+
+def test_a_turn_is_drawn_among_those_that_have_a_match():
+    record = conversation("c", "q", "same", "q2", "same", "q3", "r3")
+    others = [conversation("other", "u", "same")]  # what is equal is no match
+    assert {contrast(record, others, seed)["corruption"]["turn"] for seed in range(20)} == {3}
+    assert contrast(conversation("c", "q", "r", "q2", "same"), others, last=True) is None
+
+
+def test_nothing_is_borrowed_from_a_conversation_that_opens_alike():
+    siblings = [conversation(f"sibling{number}", "q01", "r0x", "q00x", f"r00x{number}") for number in range(3)]
+    for seed in range(20):
+        assert "x" not in "".join(texts(contrast(others=[*siblings, *OTHERS], seed=seed)["rejected"]))
+    assert contrast(others=siblings) is None
+
+
+def test_what_gives_no_contrast_is_dropped_by_name():
+    alike = [conversation("c", "q", "r"), conversation("d", "q", "s")]
+    assert contrasts(alike) == ([], {"assistant messages without a match in another conversation": 2,
+                                     "dropped (no match in another conversation)": 2})
+    alone = [conversation("e", "only asked"), conversation("f", "only asked, too")]
+    assert contrasts(alone) == ([], {"dropped (no reply)": 2})
+    long = [conversation("g", "x" * 400, "y" * 400), conversation("h", "x", "y"), conversation("i", "z", "zz")]
+    made, counts = contrasts(long, max_tokens=50)
+    assert ([one["id"] for one in made], counts) == (["h/reply-1", "i/reply-1"], {"dropped (longer than 50 tokens)": 1})
+
+
+def test_a_contrast_is_what_show_audit_and_sensitivity_read():
+    one = Record(contrast(last=True))
+    assert records.preference(Record({**one})) == audit.contrasted(Record({**one})) == one
+    shown = show.view(one)
+    assert "corruption reply at turn 3" in shown.facts
+    assert [turn.instead for turn in shown.columns[1]] == ["UUUU"]
 
 
 @pytest.mark.skipif(not (DATA / "mtbench101").is_dir(), reason="needs ../shared/data/mtbench101")

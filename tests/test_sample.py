@@ -295,6 +295,24 @@ def test_the_command_excludes_a_benchmark_and_keeps_what_it_rejects(tmp_path):
     assert "1 dropped (overlaps an excluded dataset)" in last_line(done) and "1 failed" in last_line(done)
 
 
+def test_the_command_narrows_corruptions_and_places_contrasts():
+    given = "".join(json.dumps({"id": str(number), "messages": talk(*(f"{number} {turn}" for turn in range(6)))}) + "\n"
+                    for number in range(5))
+    done = music("-", "--emit", "corruptions", "--kind", "reply", "--kind", "swap", given=given)
+    assert {one["corruption"]["kind"] for one in map(json.loads, done.stdout.splitlines())} == {"reply", "swap"}
+    done = music("-", "--emit", "contrasts", "--turn", "last", given=given)
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [f"{n}/reply-3" for n in range(5)]
+    assert (done.returncode, last_line(done)[:34]) == (0, "music sample: 5 records written in")
+
+
+@pytest.mark.parametrize("words", [
+    ["--emit", "contrasts", "--kind", "reply"], ["--emit", "corruptions", "--turn", "last"], ["--kind", "swap"]])
+def test_an_option_of_another_kind_of_record_is_refused(words):
+    done = music("-", *words, given="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--kind is for --emit corruptions, and --turn for --emit contrasts" in last_line(done)
+
+
 @pytest.mark.parametrize("words, said", [
     (["missing.jsonl"], "missing.jsonl: no such file or folder, no short name (skywork, "),
     (["{folder}"], "holds no .json, .jsonl or .parquet file"),

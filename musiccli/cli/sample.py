@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.common import SEED, Run, stage
+from musiccli.errors import InputError
 
 
 class Emit(StrEnum):
@@ -15,6 +16,19 @@ class Emit(StrEnum):
     comparisons = "comparisons"
     conversations = "conversations"
     corruptions = "corruptions"
+    contrasts = "contrasts"
+
+
+class Kind(StrEnum):
+    reply = "reply"
+    user = "user"
+    drop_user = "drop_user"
+    swap = "swap"
+
+
+class Turn(StrEnum):
+    any = "any"
+    last = "last"
 
 
 class Speaker(StrEnum):
@@ -40,6 +54,11 @@ def sample(
     max_tokens: Annotated[int | None, typer.Option(
         min=1, show_default=False, help="Cut seeds earlier, and drop other records, that are longer than this; a token "
                                         "is reckoned as 4 characters. Without it, any length.")] = None,
+    kind: Annotated[list[Kind] | None, typer.Option(
+        show_default=False, help="Of corruptions, only these; may be given several times. Without it, all.")] = None,
+    turn: Annotated[Turn, typer.Option(
+        help="Of contrasts, which turn has a reply to something else: any, drawn for each conversation, or the last, "
+             "the single-turn ablation.")] = Turn.any,
     exclude: Annotated[list[str] | None, typer.Option(
         metavar="DATASET", show_default=False,
         help="Drop what overlaps this benchmark: the same first prompt, or 13 words in a row of any.")] = None,
@@ -51,15 +70,21 @@ def sample(
     """Read datasets of many formats and write seeds, prompts, pairs, comparisons or conversations, without repeats.
 
     corruptions are conversations, each beside itself with one thing wrong at one turn: see music bench sensitivity.
+    contrasts are preferences to train on, made without an LLM: each conversation once, over itself with one reply out
+    of another conversation. Both keep all conversations in memory, to borrow from.
 
     \b
     music sample skywork -n 1000 --max-tokens 1024 --exclude rewardbench | music simulate > branches.jsonl
     music sample hh.jsonl.gz --emit pairs --on-error skip > pairs.jsonl
+    music sample pairs.jsonl --emit contrasts -n 5000 > contrasts.jsonl
     """
     from musiccli import sample, sources
 
+    if (kind and emit is not Emit.corruptions) or (turn is Turn.last and emit is not Emit.contrasts):
+        raise InputError("--kind is for --emit corruptions, and --turn for --emit contrasts")
     rows = sources.rows(datasets, run.rejects, split=split, revision=revision, say=run.say)
     benchmark = sample.Benchmark(sample.read(sources.rows(exclude, run.rejects, say=run.say), run.rejects)) \
         if exclude else None
     run.write(sample.sample(rows, emit, count=count, seed=seed, next_speaker=next_speaker, max_tokens=max_tokens,
-                            benchmark=benchmark, rejects=run.rejects, counts=run.counts))
+                            kinds=kind or (), last_turn=turn is Turn.last, benchmark=benchmark, rejects=run.rejects,
+                            counts=run.counts))
