@@ -13,6 +13,7 @@ The kinds. A turn is a user message and the reply to it, counted from 1:
 characters. What is borrowed never comes from a conversation that opens with the same user message.
 """
 
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -49,7 +50,7 @@ class Pool:
         return found and {"role": message["role"], "content": found[0]}
 
     def borrow(self, message: Message, own: str, rng: Random) -> tuple[str, str] | None:
-        """The text of `nearest`, and what was said before it where it comes from."""
+        """The text of `nearest`, in other words than the message's, and what was said before it where it comes from."""
         texts, length = self._sorted[message["role"]], len(message["content"])
         above = rng.randint(bisect_left(texts, (length,)), bisect_left(texts, (length + 1,)))
         below = above - 1
@@ -61,7 +62,7 @@ class Pool:
             else:
                 at, above = above, above + 1
             _, other, text, before = texts[at]
-            if other != own and text != message["content"]:
+            if other != own and words(text) != words(message["content"]):  # "You're welcome!" for "You're welcome."
                 return text, before
         self.counts[f"{message['role']} messages without a match in another conversation"] += 1
         return None
@@ -137,6 +138,10 @@ def intact(record: Record) -> list[Message]:
 def exchanges(said: Sequence[Message]) -> list[Exchange]:
     """The turns of a conversation that ends with a reply; of an odd number of messages the first is the system's."""
     return [list(said[index:index + 2]) for index in range(len(said) % 2, len(said), 2)]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def opening(said: Sequence[Message]) -> str:

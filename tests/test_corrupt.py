@@ -235,6 +235,12 @@ def test_the_same_seed_gives_the_same_contrasts_whichever_are_chosen():
     assert len(few) == 7 and all(one in once for one in few)
 
 
+def test_the_same_words_are_not_another_reply():
+    record = conversation("c", "q", "You're welcome.")
+    others = [conversation("other", "u", "You’re welcome!"), conversation("more", "u2", "Good morning to you all.")]
+    assert texts(contrast(record, others)["rejected"]) == ["q", "Good morning to you all."]
+
+
 def test_a_turn_is_drawn_among_those_that_have_a_match():
     record = conversation("c", "q", "same", "q2", "same", "q3", "r3")
     others = [conversation("other", "u", "same")]  # what is equal is no match
