@@ -42,6 +42,8 @@ def train(
     centre: Annotated[float | None, typer.Option("--centre", min=0, metavar="COEF", show_default=False, help="Pull "
                       "rewards to a mean of zero: adds COEF times the squared sum of a pair's rewards to its loss, as "
                       "TRL's center_rewards_coefficient does; 0.01 is usual.")] = None,
+    per_turn: Annotated[bool, typer.Option("--per-turn", help="Compare rewards at every assistant turn from where the "
+                                           "sides part, and take the mean; left out: at the last alone.")] = False,
     budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one micro-batch: a step stays the "
                                         "same; more takes more memory, and uses a GPU better, say 8192.")] = 1024,
     activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing", help="Keep only "
@@ -85,7 +87,7 @@ def train(
     curves.read(plot_beside or ())  # what is wrong with them is better known now
     settings = Settings(model=model, batch=batch, steps=steps, epochs=epochs, lr=lr, schedule=schedule.value,
                         warmup=warmup, max_length=max_length, lora=lora, budget=budget,
-                        init_from=init_from, margin_field=margin_field, centre=centre,
+                        init_from=init_from, margin_field=margin_field, centre=centre, per_turn=per_turn,
                         activation_checkpointing=activation_checkpointing, seed=seed)
     held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
     with launch.one_voice():

@@ -50,10 +50,11 @@ def _title(notes: dict) -> str:
     where = f" The reward is read at the last token that the chat template writes, {read['text']!r}." if read else ""
     lora = notes.get("lora")
     how = f"with LoRA of rank {lora}, merged" if lora else "in full"
+    at = " at every assistant turn from where they part" if notes.get("settings", {}).get("per_turn") else ""
     return (f"# A reward model on {notes.get('base', 'an unnamed backbone')}\n\nIt gives a whole conversation one "
             "number: the higher, the better the assistant did in it. It was trained by musiccli on pairs of "
-            f"conversations with the Bradley-Terry loss, {how}.{where} Its licence is that of its backbone, and of its "
-            "data.\n")
+            f"conversations with the Bradley-Terry loss{at}, {how}.{where} Its licence is that of its backbone, and of "
+            "its data.\n")
 
 
 def _data(notes: dict) -> Iterator[str]:

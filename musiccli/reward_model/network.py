@@ -83,3 +83,20 @@ def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Te
     """
     loss = -torch.nn.functional.logsigmoid(chosen - rejected - margin)
     return loss + centre * (chosen + rejected).square() if centre else loss
+
+
+def pair_losses(chosen: Sequence[torch.Tensor], rejected: Sequence[torch.Tensor], margins: Sequence[float],
+                centre: float = 0.0) -> torch.Tensor:
+    """`bradley_terry` of each pair, (pairs,): the mean over the turns at which its sides are compared.
+
+    `chosen` and `rejected` hold a tensor (turns,) a pair, both of a pair of one length; `margins` a number a pair.
+    """
+    turns = [len(one) for one in chosen]
+    margin = chosen[0].new_tensor([by for by, count in zip(margins, turns, strict=True) for _ in range(count)])
+    losses = bradley_terry(torch.cat(list(chosen)), torch.cat(list(rejected)), margin, centre)
+    return torch.stack([one.mean() for one in losses.split(turns)])
+
+
+def last_rewards(rewards: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The reward of each whole sequence, (sequences,), of those at all its reads."""
+    return torch.stack([one[-1] for one in rewards])

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from musiccli.errors import InputError
 from musiccli.llm.embedded import quiet
 from musiccli.reward_model.checkpoint import RewardModel, softcapped
-from musiccli.reward_model.network import RewardNetwork
+from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.train.pairs import Pair
 
 SAMPLE = 4, 512  # pairs, tokens: at most so many are scored to look for differences
@@ -82,7 +82,7 @@ def padding(model: RewardModel, pairs: Sequence[Pair]) -> str:
 
 def reward_token(model: RewardModel, pairs: Sequence[Pair]) -> str:
     """The reward is read at one and the same token, the template's last; it is stored with the checkpoint."""
-    ends = Counter(side.ids[-1] for pair in pairs for side in pair.sides)
+    ends = Counter(side.ids[end] for pair in pairs for side in pair.sides for end in side.ends)
     shown = ", ".join(repr(model.tokenizer.decode([end])) for end, _ in ends.most_common(3))
     if len(ends) > 1:
         raise Doubt(f"rewards are read at {len(ends):,} different tokens ({shown}{', ...' * (len(ends) > 3)}); let the "
@@ -157,7 +157,7 @@ def _sample(pairs: Sequence[Pair]) -> list[tuple]:
 
 def _rewards(network: RewardNetwork, groups: Sequence) -> torch.Tensor:
     with torch.inference_mode():
-        return torch.cat(network.eval()(groups))
+        return last_rewards(network.eval()(groups))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ PARTS = ("first", "middle", "last")
 class Pair:
     """An encoded preference, and by what held-out accuracy is broken down."""
 
-    sides: tuple[Encoded, Encoded]  # chosen, rejected
+    sides: tuple[Encoded, Encoded]  # chosen, rejected; the t-th reads of both are compared, and the last is at the end
     size: int  # tokens when packed
     tokens: int  # tokens as two sequences
     turns: int  # assistant turns of the side that has more, as `bench agreement` counts them
@@ -32,14 +32,16 @@ class Pair:
 
 
 def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, counts: Counter, *,
-            rejects: Rejects | None = None, margin_field: str | None = None) -> list[Pair]:
+            rejects: Rejects | None = None, margin_field: str | None = None,
+            per_turn: bool = False) -> list[Pair]:
     """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
 
     Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero. One that the
-    chat template refuses, or whose `margin_field` holds no margin, goes to `rejects`.
+    chat template refuses, or whose `margin_field` holds no margin, goes to `rejects`. Sides are read where `compared`
+    says, or with `per_turn` false after the last turn alone.
     """
     rejects = rejects or Rejects()
-    encode = partial(model.template.encode, every_turn=False)
+    encode = partial(model.template.encode, every_turn=per_turn)
     pairs = []
     for record in preferences:
         sides, fitted = [record["chosen"], record["rejected"]], None
@@ -55,9 +57,18 @@ def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, 
         if chosen.ids == rejected.ids:
             counts["pairs dropped (both sides the same tokens)"] += 1
             continue
-        pairs.append(Pair((chosen, rejected), cost((chosen, rejected)), len(chosen.ids) + len(rejected.ids),
+        pairs.append(Pair(compared(chosen, rejected), cost((chosen, rejected)), len(chosen.ids) + len(rejected.ids),
                           max(map(turns, sides)), where_they_part(*sides), margin))
     return pairs
+
+
+def compared(chosen: Encoded, rejected: Encoded) -> tuple[Encoded, Encoded]:
+    """Both sides with those reads alone that the loss compares: after the last turn of each, and before it after every
+    turn that both have. Turns of the shared history are left out: of the same tokens the rewards are the same."""
+    ends = [(one, other) for one, other in zip(chosen.ends[:-1], rejected.ends[:-1], strict=False)
+            if chosen.ids[:one + 1] != rejected.ids[:other + 1]]
+    ours, theirs = zip(*ends, (chosen.ends[-1], rejected.ends[-1]), strict=True)
+    return Encoded(chosen.ids, list(ours)), Encoded(rejected.ids, list(theirs))
 
 
 def _margin(record: Record, field: str) -> float:

@@ -89,7 +89,8 @@ def _encode(preferences: Iterable[Record], evaluation: Iterable[Record] | None, 
     """The pairs to train on, those held out, and what the notes say of their files. Says what was cut and dropped."""
     files, held_out_files, aside = Counter(), Counter(), Counter()
     encode = partial(prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects)
-    pairs = encode(counted(preferences, files), counts=counts, margin_field=settings.margin_field)
+    pairs = encode(counted(preferences, files), counts=counts, margin_field=settings.margin_field,
+                   per_turn=settings.per_turn)
     for what, count in sorted((+counts).items()):
         say(f"{count:,} {what}")
     held_out = encode(counted(evaluation or (), held_out_files), counts=aside)
@@ -236,6 +237,8 @@ def _plan_in_words(model: checkpoint.RewardModel, pairs: list[Pair], settings: S
                    accelerator: Accelerator) -> str:
     trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
     tokens, packed = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
-    return (f"{len(pairs):,} pairs, {tokens:,} tokens ({packed:,} with shared prefixes once); "
+    turns = sum(len(pair.sides[0].ends) for pair in pairs)
+    compared = f" compared at {turns:,} turns" if settings.per_turn else ""
+    return (f"{len(pairs):,} pairs{compared}, {tokens:,} tokens ({packed:,} with shared prefixes once); "
             f"{total_steps(len(pairs), settings):,} steps of {settings.batch}; {trained:,} weights in training; "
             f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision} mixed precision")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from musiccli.errors import InputError
 from musiccli.launch import Team
 from musiccli.progress import Clock
 from musiccli.reward_model.checkpoint import RewardModel
-from musiccli.reward_model.network import bradley_terry
+from musiccli.reward_model.network import last_rewards, pair_losses
 from musiccli.train import measures
 from musiccli.train.pairs import Pair
 from musiccli.train.plan import deal, total_steps
@@ -52,15 +53,15 @@ class Trainer:
             waits = not last and not self.sharded
             with self.accelerator.no_sync(self.network) if waits else contextlib.nullcontext():
                 chosen, rejected = self._rewards(self.pairs, batch)
-                margin = chosen.new_tensor([self.pairs[index].margin for index in batch or [0]])
-                loss = bradley_terry(chosen, rejected, margin, self.settings.centre or 0.0)
+                by = [self.pairs[index].margin for index in batch or [0]]
+                loss = pair_losses(chosen, rejected, by, self.settings.centre or 0.0)
                 # The mean over the whole step's pairs: ranks are averaged when gradients are, hence their number.
                 scale = self.accelerator.num_processes / self.settings.batch if batch else 0.0
                 self.accelerator.backward(loss.sum() * scale)
             if batch:
                 losses += loss.tolist()
-                margins += (chosen - rejected).tolist()
-                rewards += [*chosen.tolist(), *rejected.tolist()]
+                margins += (last_rewards(chosen) - last_rewards(rejected)).tolist()
+                rewards += last_rewards([*chosen, *rejected]).tolist()
                 tokens += sum(self.pairs[index].tokens for index in batch)
         for weight in self.network.parameters():
             if weight.grad is not None and weight.grad.is_sparse:
@@ -87,15 +88,16 @@ class Trainer:
             for batch in dealt[self.accelerator.process_index]:
                 chosen, rejected = self._rewards(pairs, batch)
                 if batch:
-                    found += zip(batch, chosen.tolist(), rejected.tolist(), strict=True)
+                    found += zip(batch, last_rewards(chosen).tolist(), last_rewards(rejected).tolist(), strict=True)
         [found] = self._gather(found)
         return measures.held_out([(chosen, rejected) for _, chosen, rejected in sorted(found)], pairs)
 
-    def _rewards(self, pairs: list[Pair], batch: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rewards (chosen, rejected) of some pairs; of any for an empty batch, since all ranks must take part."""
+    def _rewards(self, pairs: list[Pair], batch: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Rewards (chosen, rejected) of some pairs, (turns,) of each side; of any pair for an empty batch, since all
+        ranks must take part."""
         with self.accelerator.autocast():
             found = self.network([pairs[index].sides for index in batch or [0]])
-        return torch.cat(found[::2]), torch.cat(found[1::2])
+        return found[::2], found[1::2]
 
     def _gather(self, *lists: list) -> list[list]:
         """Each list with those of all ranks behind each other, one value a pair: ranks hold different numbers of them,
@@ -140,9 +142,10 @@ class Trainer:
 
 
 def refuse_other_run(state: dict, identity: dict, out: Path) -> None:
-    """Raises InputError where a folder's run differs from the one that is asked for, naming what differs."""
-    then, now = state.get("settings", {}), identity["settings"]
-    differs = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
+    """Raises InputError where a folder's run differs from the one that is asked for, naming what differs. A setting
+    that the run does not name is younger than it, and had its default."""
+    then, now = asdict(Settings()) | state.get("settings", {}), identity["settings"]
+    differs = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name]]
     if state.get("data") != identity["data"]:
         differs.append("the pairs are others")
     if differs:
