@@ -135,13 +135,14 @@ def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
 
 def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
     records = [Record(one | {"metadata": {"by": number / 4}}) for number, one in enumerate(pairs(12))]
-    settings = Settings(model=base, batch=12, steps=1, lr=0, seed=3, budget=300, margin_field="by", centre=0.5)
+    settings = Settings(model=base, batch=12, steps=1, lr=0, seed=3, budget=300, margin_field="by", margin_scale=2.0,
+                        centre=0.5)
     measured = train(records, tmp_path / "rm", settings, evaluation=records)
     model = checkpoint.create(base, seed=3)
     model.network.core.set_attn_implementation("eager")
     with torch.no_grad():
         chosen, rejected = forward(model.network.core, model.tokenizer, records)
-    margins = torch.arange(12) / 4
+    margins = 2 * torch.arange(12) / 4
     loss = -torch.nn.functional.logsigmoid(chosen - rejected - margins) + 0.5 * (chosen + rejected) ** 2
     assert measured["loss"] == pytest.approx(loss.mean().item(), rel=1e-4)
     assert measured["margin"] == pytest.approx((chosen - rejected).mean().item(), rel=1e-4, abs=1e-5)
@@ -163,12 +164,34 @@ def test_a_pair_without_its_margin_is_a_bad_record(run, tmp_path, value):
     done = run(tmp_path / "rm", "--margin-field", "by", pairs=given)
     found = "missing" if value is None else repr(value)
     assert (done.status, done.lines) == (2, [
-        f"music train: error: {given}:9: by: is {found}; a margin is a number from 0 up"])
+        f"music train: error: {given}:9: by: is {found}; a margin is a number from 0 up, or a list's length"])
+
+
+def test_a_lists_length_is_a_margin_so_that_each_contrasted_turn_can_count(base):
+    contrast = [{"message": 1, "instruction": "i"}, {"message": 3, "instruction": "j"}]
+    records = [Record(pairs(3)[0] | {"contrast": contrast}), Record(pairs(3)[1] | {"contrast": []}),
+               Record(pairs(3)[2] | {"metadata": {"contrast": contrast[:1]}})]
+    found = prepare(records, checkpoint.create(base), 2048, Counter(), margin_field="contrast", margin_scale=0.5)
+    assert [one.margin for one in found] == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("more, says", [
+    (("--margin-scale", 0, "--margin-field", "by"), "0: give a number above 0"),
+    (("--margin-scale", -1, "--margin-field", "by"), "-1: give a number above 0"),
+    (("--margin-scale", "nan", "--margin-field", "by"), "nan: give a number above 0"),
+    (("--margin-scale", "inf", "--margin-field", "by"), "inf: give a number above 0"),
+    (("--margin-scale", 2), "2: needs --margin-field, whose margins it multiplies")])
+def test_a_factor_of_margins_that_makes_no_sense_is_refused_before_the_model_is_loaded(file, tmp_path, more, says):
+    done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", *more)
+    assert (done.status, done.lines) == (2, [f"music train: error: --margin-scale {says}"])
+    assert not (tmp_path / "rm").exists()
 
 
 def test_other_margins_are_another_run(run, tmp_path):
     files = [write(tmp_path / f"{by}.jsonl", [one | {"by": by} for one in pairs(8)]) for by in (1, 2)]
     assert run(tmp_path / "rm", "--margin-field", "by", pairs=files[0]).status == 0
+    assert "(margin_scale was 1.0, is 3.0; " in run(
+        tmp_path / "rm", "--margin-field", "by", "--margin-scale", 3, pairs=files[0]).err
     assert "(the pairs are others)" in run(tmp_path / "rm", "--margin-field", "by", pairs=files[1]).err
 
 

@@ -38,7 +38,9 @@ def train(
     lora: Annotated[int | None, typer.Option(min=1, metavar="RANK", show_default=False, help="Train low-rank adapters "
                                              "and the head; merged when saved. Left out: all weights.")] = None,
     margin_field: Annotated[str | None, typer.Option(metavar="FIELD", show_default=False, help="A number of each pair "
-                            "(or of its metadata) by which chosen should be ahead: Llama 2's margin loss.")] = None,
+                            "(or of its metadata) by which chosen should be ahead: Llama 2's margin loss. A list "
+                            "counts by its length: contrast gives a unit for every contrasted turn.")] = None,
+    margin_scale: Annotated[float, typer.Option(metavar="FACTOR", help="Multiplies the margins.")] = 1.0,
     centre: Annotated[float | None, typer.Option("--centre", min=0, metavar="COEF", show_default=False, help="Pull "
                       "rewards to a mean of zero: adds COEF times the squared sum of a pair's rewards to its loss, as "
                       "TRL's center_rewards_coefficient does; 0.01 is usual.")] = None,
@@ -87,8 +89,8 @@ def train(
     curves.read(plot_beside or ())  # what is wrong with them is better known now
     settings = Settings(model=model, batch=batch, steps=steps, epochs=epochs, lr=lr, schedule=schedule.value,
                         warmup=warmup, max_length=max_length, lora=lora, budget=budget,
-                        init_from=init_from, margin_field=margin_field, centre=centre, per_turn=per_turn,
-                        activation_checkpointing=activation_checkpointing, seed=seed)
+                        init_from=init_from, margin_field=margin_field, margin_scale=margin_scale, centre=centre,
+                        per_turn=per_turn, activation_checkpointing=activation_checkpointing, seed=seed)
     held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
     with launch.one_voice():
         measured = train(run.read(records.preference, unique=False), Path(out), settings, evaluation=held_out,

@@ -32,13 +32,13 @@ class Pair:
 
 
 def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, counts: Counter, *,
-            rejects: Rejects | None = None, margin_field: str | None = None,
+            rejects: Rejects | None = None, margin_field: str | None = None, margin_scale: float = 1.0,
             per_turn: bool = False) -> list[Pair]:
     """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
 
     Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero. One that the
-    chat template refuses, or whose `margin_field` holds no margin, goes to `rejects`. Sides are read where `compared`
-    says, or with `per_turn` false after the last turn alone.
+    chat template refuses, or whose `margin_field` holds no margin, goes to `rejects`; margins are multiplied by
+    `margin_scale`. Sides are read where `compared` says, or with `per_turn` false after the last turn alone.
     """
     rejects = rejects or Rejects()
     encode = partial(model.template.encode, every_turn=per_turn)
@@ -46,7 +46,7 @@ def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, 
     for record in preferences:
         sides, fitted = [record["chosen"], record["rejected"]], None
         with rejects.guard(record):
-            margin = _margin(record, margin_field) if margin_field else 0.0
+            margin = margin_scale * _margin(record, margin_field) if margin_field else 0.0
             fitted = fit(encode, sides, max_length, first_divergence(*sides))
             if fitted is None:
                 counts[f"pairs dropped (over {max_length} tokens and not to be cut)"] += 1
@@ -73,9 +73,11 @@ def compared(chosen: Encoded, rejected: Encoded) -> tuple[Encoded, Encoded]:
 
 def _margin(record: Record, field: str) -> float:
     value = lookup(record, field)
+    if isinstance(value, list):
+        return float(len(value))
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         shown = "missing" if value is None else short(value)
-        raise RecordError(f"is {shown}; a margin is a number from 0 up", field=field, record=record)
+        raise RecordError(f"is {shown}; a margin is a number from 0 up, or a list's length", field=field, record=record)
     return float(value)
 
 

@@ -50,7 +50,7 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
     the main one. Raises InputError where `out` holds another run.
     """
     counts = Counter() if counts is None else counts
-    total_steps(settings.batch, settings)  # before anything takes time
+    _refuse_impossible(settings)  # before anything takes time
     accelerator = _accelerator(trackers.check(tracked), out, settings)
     main = accelerator.is_main_process
     say = say if main else lambda _: None
@@ -90,7 +90,7 @@ def _encode(preferences: Iterable[Record], evaluation: Iterable[Record] | None, 
     files, held_out_files, aside = Counter(), Counter(), Counter()
     encode = partial(prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects)
     pairs = encode(counted(preferences, files), counts=counts, margin_field=settings.margin_field,
-                   per_turn=settings.per_turn)
+                   margin_scale=settings.margin_scale, per_turn=settings.per_turn)
     for what, count in sorted((+counts).items()):
         say(f"{count:,} {what}")
     held_out = encode(counted(evaluation or (), held_out_files), counts=aside)
@@ -135,6 +135,15 @@ def _create(settings: Settings, say: Callable[[str], None] = lambda _: None) -> 
 def _push(accelerator: Accelerator, hub: str | None, out: Path, say: Callable) -> None:
     if hub and accelerator.is_main_process:
         say(f"pushed to {push(hub, out)}")
+
+
+def _refuse_impossible(settings: Settings) -> None:
+    """Raises InputError for settings that no model or data could make right."""
+    total_steps(settings.batch, settings)
+    if not 0 < settings.margin_scale < math.inf:
+        raise InputError(f"--margin-scale {settings.margin_scale:g}: give a number above 0")
+    if settings.margin_scale != 1 and not settings.margin_field:
+        raise InputError(f"--margin-scale {settings.margin_scale:g}: needs --margin-field, whose margins it multiplies")
 
 
 def _claim(out: Path) -> None:

@@ -20,6 +20,7 @@ class Settings:
     lora: int | None = None
     init_from: str | None = None  # a reward model to go on from, in place of `model`
     margin_field: str | None = None  # by how much chosen should be ahead (Llama 2, arXiv 2307.09288, eq. 2)
+    margin_scale: float = 1.0  # margins are multiplied by it
     per_turn: bool = False  # the loss at every assistant turn from where the sides part, in place of the last alone
     centre: float | None = None  # weight of the squared sum of a pair's rewards (arXiv 2312.09244)
     budget: int = 1024  # tokens a micro-batch
