@@ -1,26 +1,27 @@
-"""Matrix products of fp32 models on a CPU, by oneDNN.
+"""Matrix products of fp32 models on a CPU, by whichever library is the faster there.
 
-PyTorch hands them to MKL, which keeps from AVX-512 on processors that are not Intel's: on an AMD EPYC, with the shapes
-of the embedded models, it reaches 100 GFLOP/s a core where oneDNN, which PyTorch carries as well, reaches 190 to 250.
+PyTorch hands them to MKL, which keeps from AVX-512 on processors that are not Intel's: on an AMD EPYC that has it, with the
+shapes of the embedded models, MKL reaches 100 GFLOP/s a core where oneDNN, which PyTorch carries as well, reaches 190 to
+250. On one without AVX-512 both reach 60, and backwards MKL is ahead by a fifth.
 """
 
 import torch
 from torch import nn
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") \
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def by_onednn(model: nn.Module) -> None:
-    """Let every linear layer of the model compute by oneDNN wherever it is on a CPU and in fp32. Its class changes, its
+def own_products(model: nn.Module) -> None:
+    """Let every linear layer of the model compute here wherever it is on a CPU and in fp32. Its class changes, its
     weights and their names do not."""
-    if ONEDNN:
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = Linear
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
 
 
 class Linear(nn.Linear):
-    """nn.Linear, multiplied by oneDNN where it can be."""
+    """nn.Linear, its products chosen here where they can be."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if inputs.device.type == "cpu" and inputs.dtype == self.weight.dtype == torch.float32:
@@ -50,7 +51,8 @@ class _Linear(torch.autograd.Function):
 
 def _product(left, right, bias=None):
     """left (..., inner) @ right (outer, inner).T: the two may be transposed views."""
-    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "") if ONEDNN else \
+        nn.functional.linear(left, right, bias)
 
 
 ROWS = 128  # of queries at a time: their weights then stay in the processor's cache, and later keys are left out

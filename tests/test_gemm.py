@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN: what PyTorch's own give, forwards and backwards, and nothing else of the model changes."""
+"""Linear layers whose products are chosen here: what PyTorch's own give, forwards and backwards, and nothing else of the model changes."""
 
 import pytest
 import torch
@@ -10,19 +10,25 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 SHAPES = {"wide": (96, 256), "narrow": (256, 96), "into LoRA's rank": (96, 4), "out of LoRA's rank": (4, 96),
           "a head": (96, 1)}
 
-needs_onednn = pytest.mark.skipif(not gemm.ONEDNN, reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture(params=[False, True], ids=["PyTorch's own", "oneDNN"], autouse=True)
+def library(request, monkeypatch):
+    """Either, whatever the processor would choose."""
+    if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(gemm, "ONEDNN", request.param)
 
 
 def twins(inside: int, outside: int, bias: bool = False) -> tuple[nn.Linear, nn.Linear]:
-    """A layer, and the same one by oneDNN."""
+    """A layer, and the same one by these products."""
     torch.manual_seed(0)
     plain, other = nn.Linear(inside, outside, bias=bias), nn.Linear(inside, outside, bias=bias)
     other.load_state_dict(plain.state_dict())
-    gemm.by_onednn(other)
+    gemm.own_products(other)
     return plain, other
 
 
-@needs_onednn
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("rows", [(7,), (2, 33)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
@@ -41,7 +47,6 @@ def test_it_gives_what_pytorch_gives_and_the_same_gradients(shape, rows, bias):
         torch.testing.assert_close(found, expected, **CLOSE)
 
 
-@needs_onednn
 def test_gradients_nobody_wants_are_not_computed():
     _, layer = twins(8, 6, bias=True)
     layer.weight.requires_grad_(False)
@@ -49,26 +54,19 @@ def test_gradients_nobody_wants_are_not_computed():
     assert layer.weight.grad is None and layer.bias.grad.tolist() == [3.0] * 6
 
 
-@needs_onednn
 def test_what_is_not_fp32_computes_as_before():
     plain, other = (layer.to(torch.bfloat16) for layer in twins(32, 16))
     inputs = torch.randn(5, 32, dtype=torch.bfloat16)
     assert torch.equal(plain(inputs), other(inputs))
 
 
-@needs_onednn
 def test_only_plain_linear_layers_change_and_their_weights_keep_their_names():
     class Own(nn.Linear):
         pass
 
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), Own(4, 2))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    gemm.by_onednn(model)
+    gemm.own_products(model)
     assert [type(part) for part in model] == [gemm.Linear, nn.LayerNorm, Own]
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
-
-
-def test_without_onednn_nothing_changes(monkeypatch):
-    monkeypatch.setattr(gemm, "ONEDNN", False)
-    assert type(twins(4, 4)[1]) is nn.Linear

@@ -216,7 +216,8 @@ def test_memory_follows_from_what_is_trained_and_how(base):
 
 
 def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
-    monkeypatch.setattr("musiccli.gemm.ONEDNN", False)  # as on a GPU: what goes through oneDNN stays fp32
+    monkeypatch.setattr("musiccli.gemm.own_products", lambda _: None)  # as on a GPU: our products stay fp32
+    monkeypatch.setattr("musiccli.reward_model.checkpoint.own_products", lambda _: None)
     model = checkpoint.create(str(base))
     given, settings = prepared(model), Settings(batch=8)
     plain = estimate(model, given, settings)
@@ -235,6 +236,7 @@ from accelerate import Accelerator
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
+from musiccli.reward_model.vocabulary import Narrowed, used
 from musiccli.train.memory import estimate
 from musiccli.train.pairs import prepare
 from musiccli.train.settings import Settings
@@ -247,10 +249,11 @@ settings = Settings(batch=8, lr=1e-5)
 model = checkpoint.create(sys.argv[1])
 recompute(model.network, everything=False)
 pairs = prepare([Record(json.loads(line)) for line in open(sys.argv[2])], model, 2048, Counter())
+vocabulary = Narrowed(model.network, used(side.ids for pair in pairs for side in pair.sides))
 memory = estimate(model, pairs, settings)
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
-trainer = Trainer(model, pairs, Path("unused"), settings, Accelerator(cpu=True))
+trainer = Trainer(model, pairs, Path("unused"), settings, Accelerator(cpu=True), vocabulary)
 for _ in range(2):
     trainer.step([list(range(8))])
 print((resident("VmHWM") - before) / (memory.total - memory.parameters))

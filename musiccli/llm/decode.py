@@ -1,15 +1,18 @@
 """Continuous batching: rows join a batch when they come, leave it when they are done, and never wait for one another.
 
-Keys and values of all rows stand left-padded in one cache, so each row's last token is in the last column.
+Keys and values of all rows stand in one buffer that is written in place. A row's tokens end where every row's do, at a
+column that moves right with each token: to come costs a row its own copy, to leave that of one other, a token nothing.
 """
 
 from dataclasses import dataclass, field
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 TOP_K = 64  # candidates that top-p sampling considers
 TOGETHER = 8  # prompts of similar length prefilled in one pass, so that little of it is padding
+SPARE = 256  # columns that a buffer is made with beyond those that it needs
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,39 @@ class Row:
     def __post_init__(self) -> None:
         self.chance = torch.Generator().manual_seed(self.request.seed)
 
+    @property
+    def held(self) -> int:
+        """Tokens whose keys and values are there: all but the one written last."""
+        return len(self.ids) + len(self.written) - 1
+
+
+class Layer(CacheLayerMixin):
+    """One layer's keys and values, (rows, heads, columns, size) each, of which a `Batch` says what is in use."""
+
+    def __init__(self, batch: "Batch", keys: torch.Tensor, values: torch.Tensor):
+        super().__init__()
+        self.batch, self.keys, self.values, self.is_initialized = batch, keys, values, True
+
+    def update(self, key, value, *args, **kwargs):
+        rows, low, end = len(self.batch.rows), self.batch.low, self.batch.end
+        self.keys[:rows, :, end - 1], self.values[:rows, :, end - 1] = key[:, :, 0], value[:, :, 0]
+        return self.keys[:rows, :, low:end], self.values[:rows, :, low:end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.batch.end - self.batch.low, 0
+
+    def get_seq_length(self) -> int:
+        return self.batch.end - self.batch.low - 1
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def lazy_initialization(self, key_states, value_states) -> None:
+        """There is nothing to be done later."""
+
 
 class Batch:
-    """The rows under way in one model."""
+    """The rows under way in one model. The columns from `low` up to `end` of its buffers are in use."""
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -47,7 +80,8 @@ class Batch:
 
     def clear(self) -> None:
         self.rows: list[Row] = []
-        self._cache, self._mask = DynamicCache(), None  # _mask: (rows, length), 1 where a token stands
+        self.low = self.end = 0
+        self._cache = Cache(layers=[])
 
     @torch.inference_mode()
     def join(self, rows: list[Row]) -> list[Row]:
@@ -60,9 +94,13 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> list[Row]:
         """Write one token in every row; returns the rows that are done now."""
-        tokens = torch.tensor([row.written[-1:] for row in self.rows], device=self.model.device)
-        self._mask = torch.cat((self._mask, torch.ones_like(self._mask[:, :1])), dim=1)
-        self._write(self.rows, self._forward(tokens, self._mask, self._mask.sum(1, keepdim=True) - 1, self._cache))
+        device = self.model.device
+        self._make_room(self._cache.layers, len(self.rows), 0, 1)
+        self.end += 1
+        held = torch.tensor([[row.held + 1] for row in self.rows], device=device)  # (rows, 1)
+        mask = (torch.arange(self.low, self.end, device=device) >= self.end - held).long()
+        tokens = torch.tensor([row.written[-1:] for row in self.rows], device=device)
+        self._write(self.rows, self._forward(tokens, mask, held - 1, self._cache))
         return self._leave()
 
     def _prefill(self, rows: list[Row]) -> None:
@@ -73,15 +111,33 @@ class Batch:
             mask[index, longest - len(row.ids):] = 1
         cache = DynamicCache()
         self._write(rows, self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache))
-        if self.rows:
-            length = max(longest, self._mask.shape[1])
-            for own, new in zip(self._cache.layers, cache.layers, strict=True):
-                own.keys = torch.cat((_widen(own.keys, length, 2), _widen(new.keys, length, 2)))
-                own.values = torch.cat((_widen(own.values, length, 2), _widen(new.values, length, 2)))
-            self._mask = torch.cat((_widen(self._mask, length, 1), _widen(mask, length, 1)))
-        else:
-            self._cache, self._mask = cache, mask
+        self._make_room(cache.layers, len(self.rows) + len(rows), longest, 0)
+        first, last = len(self.rows), len(self.rows) + len(rows)
+        for own, new in zip(self._cache.layers, cache.layers, strict=True):
+            own.keys[first:last, :, self.end - longest:self.end] = new.keys
+            own.values[first:last, :, self.end - longest:self.end] = new.values
         self.rows = self.rows + rows
+        self._forget()
+
+    def _make_room(self, like: list, rows: int, before: int, after: int) -> None:
+        """Buffers for so many rows, with `before` columns up to `end` and `after` behind it; what is in use moves with
+        `end`. `like` has layers of the same shapes."""
+        there = self._cache.layers
+        rows = max([rows, *(len(one.keys) for one in there[:1])])
+        if there and rows == len(there[0].keys) and before <= self.end and self.end + after <= there[0].keys.shape[2]:
+            return
+        used, count, end = slice(self.low, self.end), len(self.rows), max(before, self.end - self.low)
+        low = end - (self.end - self.low)
+
+        def moved(like: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
+            new = like.new_zeros(rows, like.shape[1], end + after + SPARE, like.shape[3])
+            if count:
+                new[:count, :, low:end] = old[:count, :, used]
+            return new
+
+        self._cache = Cache(layers=[Layer(self, moved(one.keys, old and old.keys), moved(one.values, old and old.values))
+                                    for one, old in zip(like, there or [None] * len(like), strict=True)])
+        self.low, self.end = low, end
 
     def _forward(self, tokens, mask, positions, cache) -> torch.Tensor:  # -> (rows, vocabulary)
         return self.model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache,
@@ -92,21 +148,23 @@ class Batch:
             row.written.append(token)
 
     def _leave(self) -> list[Row]:
+        """Take out the rows that are done; the last one moves into the place of each."""
         done = [row for row in self.rows if self._done(row)]
-        if not done:
-            return []
-        stay = [index for index, row in enumerate(self.rows) if row not in done]
-        self.rows = [self.rows[index] for index in stay]
-        if not stay:
-            self.clear()
-            return done
-        index = torch.tensor(stay, device=self._mask.device)
-        self._mask = self._mask[index]
-        unused = int(self._mask.argmax(1).min())  # leading columns in which no row that stays has a token
-        self._mask = self._mask[:, unused:]
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[index, :, unused:], layer.values[index, :, unused:]
+        for row in done:
+            place, last = self.rows.index(row), self.rows[-1]
+            if row is not last:
+                columns = slice(self.end - last.held, self.end)
+                for layer in self._cache.layers:
+                    layer.keys[place, :, columns] = layer.keys[len(self.rows) - 1, :, columns]
+                    layer.values[place, :, columns] = layer.values[len(self.rows) - 1, :, columns]
+                self.rows[place] = last
+            del self.rows[-1]
+        self._forget()
         return done
+
+    def _forget(self) -> None:
+        """Columns in which no row has a token any more are out of use."""
+        self.low = self.end - max((row.held for row in self.rows), default=0)
 
     def _done(self, row: Row) -> bool:
         if row.written[-1] in self.ends or len(row.written) >= row.request.max_tokens:
@@ -130,10 +188,3 @@ def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
     greedy = torch.tensor([[row.request.temperature <= 0] for row in rows])
     noisy = torch.where(greedy, scaled, scaled + noise).masked_fill(outside, float("-inf"))
     return index.gather(-1, noisy.argmax(-1, keepdim=True))[:, 0].tolist()
-
-
-def _widen(tensor: torch.Tensor, length: int, dim: int) -> torch.Tensor:
-    """Zeros before what stands along `dim`, up to `length`: the mask hides them."""
-    shape = list(tensor.shape)
-    shape[dim] = length - shape[dim]
-    return torch.cat((tensor.new_zeros(shape), tensor), dim=dim) if shape[dim] else tensor

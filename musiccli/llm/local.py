@@ -16,8 +16,9 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from musiccli import heap
 from musiccli.errors import CallError, InputError
-from musiccli.gemm import by_onednn
+from musiccli.gemm import own_products
 from musiccli.llm.decode import Batch, Request, Row
 from musiccli.llm.embedded import quiet, resolve
 from musiccli.llm.inflight import PLACE
@@ -40,6 +41,7 @@ class LocalEngine:
     def __init__(self, name: str):
         path = resolve(name, say)
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        heap.keep()
         try:
             with quiet():
                 self.tokenizer = AutoTokenizer.from_pretrained(path)
@@ -47,7 +49,7 @@ class LocalEngine:
                     path, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device).eval()
         except (OSError, ValueError) as error:  # ValueError: a folder without a model, a model that cannot generate
             raise InputError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
-        by_onednn(self.model)
+        own_products(self.model)
         self.name = name
         self.context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
         self._batch = Batch(self.model, self.tokenizer)

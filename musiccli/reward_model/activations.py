@@ -8,26 +8,37 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from musiccli import gemm
 from musiccli.reward_model.network import RewardNetwork
+from musiccli.reward_model.pack import cost
 
 # On a CPU the products are nearly all of the work, and norms, gates and rotations nearly all of the memory: to compute
-# these again costs no time that can be measured (less memory is touched) and takes half off the peak.
-DEAR = {torch.ops.mkldnn._linear_pointwise.default, torch.ops.musiccli.attention.default,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default} if gemm.ONEDNN else set()
+# these again takes half off the peak, and a tenth more time. So it is done where many tokens are computed at once.
+KEPT = 1024  # tokens, up to which everything is kept
+DEAR = {torch.ops.mkldnn._linear_pointwise.default if gemm.ONEDNN else torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default, torch.ops.musiccli.attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
 
 
 def recompute(network: RewardNetwork, everything: bool) -> None:
-    """Let each layer compute again backwards all but its input (`everything`), or, on a CPU, all but its products. The
-    gradients stay the same to the last bit."""
-    options = {"use_reentrant": False}
-    if not everything:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    if everything or selects(network):
-        network.core.activation_checkpointing_enable(options)
+    """Let each layer compute again backwards all but its input (`everything`), or, on a CPU and of more than KEPT tokens
+    at once, all but its products. The gradients stay the same to the last bit."""
+    if everything:
+        network.core.activation_checkpointing_enable({"use_reentrant": False})
+    elif selects(network):
+        network.core.activation_checkpointing_enable({
+            "use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, _policy)})
+        layers = [module for module in network.backbone.modules() if hasattr(module, "gradient_checkpointing")]
+
+        def choose(_, given):
+            many = sum(map(cost, given[0])) > KEPT
+            for layer in layers:
+                layer.gradient_checkpointing = many
+
+        network.register_forward_pre_hook(choose)
 
 
 def selects(network: RewardNetwork) -> bool:
-    """Whether products are kept and the rest is computed again."""
-    return gemm.ONEDNN and network.packed and network.backbone.device.type == "cpu" \
+    """Whether of many tokens products are kept and the rest is computed again."""
+    return network.packed and network.backbone.device.type == "cpu" \
         and network.core.supports_gradient_checkpointing
 
 

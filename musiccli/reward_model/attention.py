@@ -15,7 +15,7 @@ from musiccli import gemm
 from musiccli.reward_model.pack import Run
 
 NAME = "music_packed"
-WIDE = 128  # numbers a head, from which on PyTorch's attention on a CPU is slower than products by oneDNN (by a half at
+WIDE = 128  # numbers a head, from which on PyTorch's attention on a CPU is slower than plain products (by a half at
 # Gemma's 256, backwards as well)
 
 
@@ -41,7 +41,7 @@ def packed_attention(module, query, key, value, attention_mask=None, *, runs: Se
 def _attend(query, key, value, scaling, softcap, window, dropout):
     """Causal attention of the last len(query) positions over len(key) positions."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if gemm.ONEDNN and query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] >= WIDE \
+    if query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] >= WIDE \
             and not dropout:
         return gemm.attention(query, key, value, window, scaling, softcap)
     rows, columns = query.shape[2], key.shape[2]

@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from musiccli import heap
 from musiccli.chat import Encoded, Template
 from musiccli.errors import InputError
-from musiccli.gemm import by_onednn
+from musiccli.gemm import own_products
 from musiccli.llm.embedded import quiet, resolve
 from musiccli.reward_model.card import card
 from musiccli.reward_model.network import RewardNetwork
@@ -66,7 +67,7 @@ def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool =
         with quiet():
             model.network.model = get_peft_model(model.network.model, adapters)
         model.network.model.float()
-        by_onednn(model.network.model)
+        own_products(model.network.model)
     model.notes = {"base": base, "seed": seed, "lora": lora}
     return model
 
@@ -115,6 +116,7 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
         raise InputError(f"{name}: is a folder without a config.json; expected a model's folder")
     if os.path.isfile(path) or (name.startswith(("/", ".", "~")) and not os.path.isdir(path)):
         raise InputError(f"{name}: no such folder; expected a model's folder, a hub id or local/NAME")
+    heap.keep()
     torch.manual_seed(seed or 0)  # a new head is drawn here
     try:
         with quiet():
@@ -136,7 +138,7 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
     if not hasattr(model, "score"):
         raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are "
                          "read")
-    by_onednn(model)
+    own_products(model)
     template, notes = Template(tokenizer), read_notes(Path(path))
     read_at, last = notes.get("reward_token"), _last_token(template)
     if read_at and read_at["id"] != last:

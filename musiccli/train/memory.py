@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from musiccli.reward_model.activations import Products, selects
+from musiccli.reward_model.activations import KEPT, Products, selects
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.pairs import Pair
 from musiccli.train.settings import Settings
@@ -37,9 +37,10 @@ class Memory:
 
 
 def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, ranks: int = 1,
-             sharded: bool = False) -> Memory:
+             sharded: bool = False, aside: int = 0) -> Memory:
     """Parameters and gradients as they are, AdamW's two moments, and activations measured on one pair and scaled to the
-    largest micro-batch. Sharded weights are divided by `ranks`; else DDP's buckets hold gradients a second time."""
+    largest micro-batch. Sharded weights are divided by `ranks`; else DDP's buckets hold gradients a second time.
+    `aside` are bytes of weights that wait beside the network."""
     weights = list(model.network.parameters())
     trained = sum(_bytes(weight) for weight in weights if weight.requires_grad)
     share = 1 / ranks if sharded else 1
@@ -47,9 +48,9 @@ def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, r
     sizes = [pair.size for pair in pairs]
     tokens = max(max(sizes), min(settings.budget, sum(sorted(sizes)[-settings.batch:])))
     largest = max(_bytes(weight) for weight in weights if weight.requires_grad)
-    per_token, cast = _kept(model, pairs, settings.activation_checkpointing)
-    return Memory(sum(map(_bytes, weights)) * share, trained * copies * share, 2 * trained * share, tokens * per_token,
-                  largest + cast * share, tokens)
+    per_token, cast = _kept(model, pairs, settings.activation_checkpointing, tokens)
+    return Memory(sum(map(_bytes, weights)) * share + aside, trained * copies * share, 2 * trained * share,
+                  tokens * per_token, largest + cast * share, tokens)
 
 
 def available(device: torch.device) -> float:
@@ -59,8 +60,8 @@ def available(device: torch.device) -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool) -> tuple[float, float]:
-    """Bytes a token that a forward pass keeps for the backward one, weights aside; and bytes of weights in another
+def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool, tokens: int) -> tuple[float, float]:
+    """Bytes a token that a forward pass over `tokens` keeps for the backward one, weights aside; and bytes of weights in another
     precision, which autocast keeps."""
     small = [pair for pair in pairs if pair.size <= SAMPLE]
     pair = max(small, key=lambda pair: pair.size) if small else min(pairs, key=lambda pair: pair.size)
@@ -81,7 +82,7 @@ def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool) -> tup
         rewards = model.network.eval()([pair.sides])
     per_token = sum(kept.values()) / pair.size
     del rewards
-    if not (checkpointing or selects(model.network)):
+    if not (checkpointing or (selects(model.network) and tokens > KEPT)):
         return per_token, sum(cast.values())
     config = model.network.core.config.get_text_config()  # each layer's input is kept, and one layer at a time whole
     inputs = config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize

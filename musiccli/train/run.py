@@ -27,6 +27,7 @@ from musiccli.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.hub import claim, push
+from musiccli.reward_model.vocabulary import Narrowed, used
 from musiccli.train import log, trackers
 from musiccli.train.check import check
 from musiccli.train.memory import available, estimate
@@ -69,12 +70,13 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
         say(f"{out} is trained already, by this same line")
         _push(accelerator, hub, out, say)
         return None
+    vocabulary = Narrowed(model.network, used(side.ids for pair in (*pairs, *held_out) for side in pair.sides))
     say(_plan_in_words(model, pairs, settings, accelerator))
     if (checked or only_check) and main:
-        _check(model, pairs, held_out, settings, accelerator, say, whole=only_check)
+        _check(model, pairs, held_out, settings, accelerator, vocabulary.aside, say, whole=only_check)
     if only_check:
         return None
-    trainer = Trainer(model, pairs, out, settings, accelerator)
+    trainer = Trainer(model, pairs, out, settings, accelerator, vocabulary)
     measured = _run(trainer, identity, held_out, eval_every or save_every, save_every, say)
     made_of = {"command": command, "counts": dict(+counts)} | files
     _finish(trainer, identity | made_of | {"metrics": measured})
@@ -106,14 +108,15 @@ def _encode(preferences: Iterable[Record], evaluation: Iterable[Record] | None, 
 
 
 def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair], settings: Settings,
-           accelerator: Accelerator, say: Callable, *, whole: bool) -> None:
+           accelerator: Accelerator, aside: int, say: Callable, *, whole: bool) -> None:
     """Say what the checks found: all (`whole`), or what is doubtful. Raises InputError where something is wrong."""
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if not sharded:
         model.network.to(accelerator.device)
     report = check(model, [*pairs, *held_out])  # in fp32, where a difference means something
     with accelerator.autocast():
-        memory = estimate(model, pairs, settings, ranks=accelerator.num_processes, sharded=sharded)
+        memory = estimate(model, pairs, settings, ranks=accelerator.num_processes, sharded=sharded,
+                          aside=aside if accelerator.device.type == "cpu" else 0)
     if memory.total > (free := available(accelerator.device)):
         report.doubts.append(f"{memory}; {free / 1e9:.1f} GB are free: a smaller --budget, --activation-checkpointing, "
                              "--lora or more processes with FSDP take less")
@@ -219,11 +222,14 @@ def _whole(trainer: Trainer) -> checkpoint.RewardModel:
     model, settings = trainer.model, trainer.settings
     if trainer.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         model.network = trainer.accelerator.unwrap_model(trainer.network)
+        trainer.vocabulary.widen()
         return model
     weights = trainer.accelerator.get_state_dict(trainer.network)
     if trainer.accelerator.is_main_process:
         model = _create(settings)
+        vocabulary = Narrowed(model.network, trainer.vocabulary.tokens)
         model.network.load_state_dict(weights, assign=True)
+        vocabulary.widen()
     return model
 
 

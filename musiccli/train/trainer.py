@@ -18,19 +18,22 @@ from musiccli.launch import Team
 from musiccli.progress import Clock
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import last_rewards, pair_losses
+from musiccli.reward_model.vocabulary import Narrowed, fingerprint
 from musiccli.train import measures
 from musiccli.train.pairs import Pair
 from musiccli.train.plan import deal, total_steps
 from musiccli.train.settings import Settings
 
-STATE, CHECKPOINTS = "state.json", "checkpoints"
+STATE, CHECKPOINTS, VOCABULARY = "state.json", "checkpoints", "vocabulary"
 
 
 class Trainer:
     """One run: model, optimiser and plan, and how to save and resume them."""
 
-    def __init__(self, model: RewardModel, pairs: list[Pair], out: Path, settings: Settings, accelerator: Accelerator):
+    def __init__(self, model: RewardModel, pairs: list[Pair], out: Path, settings: Settings, accelerator: Accelerator,
+                 vocabulary: Narrowed):
         self.model, self.pairs, self.out, self.settings, self.accelerator = model, pairs, out, settings, accelerator
+        self.vocabulary = vocabulary
         self.steps = total_steps(len(pairs), settings)
         # Sharded weights are gathered for each micro-batch, so their gradients are shared out for each, too.
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -38,9 +41,6 @@ class Trainer:
         optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.schedule = get_scheduler(settings.schedule, optimizer, round(settings.warmup * self.steps), self.steps)
         self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
-        for module in model.network.modules():
-            if isinstance(module, torch.nn.Embedding):  # of 262,144 rows a micro-batch has seen some hundred
-                module.sparse = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
         accelerator.register_for_checkpointing(self.schedule)
 
     def step(self, batches: list[list[int]]) -> dict:
@@ -63,9 +63,6 @@ class Trainer:
                 margins += (last_rewards(chosen) - last_rewards(rejected)).tolist()
                 rewards += last_rewards([*chosen, *rejected]).tolist()
                 tokens += sum(self.pairs[index].tokens for index in batch)
-        for weight in self.network.parameters():
-            if weight.grad is not None and weight.grad.is_sparse:
-                weight.grad = weight.grad.to_dense()
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)  # or None
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         rate = self.schedule.get_last_lr()[0]
@@ -105,6 +102,9 @@ class Trainer:
         team = Team(self.accelerator.num_processes, self.accelerator.process_index)
         return [list(chain(*parts)) for parts in zip(*team.gather([lists]), strict=True)]
 
+    def _rows(self) -> str:
+        return fingerprint(self.vocabulary.tokens)
+
     def save_state(self, step: int, identity: dict) -> None:
         """A checkpoint to resume from: written beside, renamed when whole, then older ones are removed."""
         folder = self.out / CHECKPOINTS
@@ -116,7 +116,7 @@ class Trainer:
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()  # each writes its part
         if self.accelerator.is_main_process:
-            (partial / STATE).write_bytes(orjson.dumps({"step": step} | identity))
+            (partial / STATE).write_bytes(orjson.dumps({"step": step, VOCABULARY: self._rows()} | identity))
             os.rename(partial, target)
             for old in folder.iterdir():
                 if old != target:
@@ -133,6 +133,9 @@ class Trainer:
         except (OSError, orjson.JSONDecodeError) as error:
             raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start again") from error
         refuse_other_run(state, identity, self.out)
+        if state.get(VOCABULARY) != self._rows():
+            raise InputError(f"{self.out}: was begun with other held-out pairs, or by another version, and cannot go on "
+                             "with these; name the same --eval, or another --out")
         try:
             self.accelerator.load_state(str(found[-1]))
         except Exception as error:
