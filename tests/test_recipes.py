@@ -1,5 +1,6 @@
 """Recipes are known to work, up to the hardware they ask for."""
 
+import json
 import os
 import re
 import subprocess
@@ -51,6 +52,46 @@ def test_the_papers_run_walks_all_its_stages(tmp_path):
                     "agreement.jsonl"}
     again = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
+
+
+@has_models
+def test_the_laptops_run_walks_all_its_stages(tmp_path):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                                "ARMS": "a b c swaps-last per-turn margin"}
+    line = ["bash", ROOT / "recipes" / "laptop.sh", "--dry-run", tmp_path / "laptop"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    arms = environment["ARMS"].split()
+    assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {f"{arm}-0" for arm in arms}
+    assert done.stdout == (tmp_path / "laptop" / "table.md").read_text()
+    heads = done.stdout.splitlines()[0].split(" | ")
+    assert heads[2:2 + len(arms)] == arms
+    again = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, done.stdout) and "== " not in again.stderr
+
+
+def test_the_laptops_table_takes_the_mean_of_runs_and_resamples_conversations(tmp_path):
+    def pair(conversation: str, distance: int, **right: bool) -> dict:
+        scores = {name.replace("_", "-"): {"chosen": float(won), "rejected": 0.5} for name, won in right.items()}
+        talk = [{"role": "user", "content": conversation}, {"role": "assistant", "content": "a"}]
+        return {"id": f"{conversation}/{distance}", "chosen": talk, "rejected": talk, "scores": scores,
+                "metadata": {"conversation": conversation},
+                "corruption": {"kind": "reply", "turn": 2 - distance, "distance": distance}}
+
+    pairs = [pair(f"c{number}", distance, a_0=number < 5, a_1=number < 10, c_0=True, c_1=distance == 0)
+             for number in range(20) for distance in (0, 1)]
+    (tmp_path / "test-scored.jsonl").write_text("".join(json.dumps(one) + "\n" for one in pairs))
+    done = subprocess.run([sys.executable, ROOT / "recipes" / "laptop" / "table.py", tmp_path, "--arms", "a", "c",
+                           "--figure", tmp_path / "figure.png"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    rows = {label: cells for label, *cells in table}
+    first = rows["one reply exchanged: first turn"]
+    assert first[0] == "20 (20)"
+    assert first[1].startswith("37.5 [") and first[2].startswith("50.0 [")  # a: 5 and 10 of 20; c: 20 and 0 of 20
+    assert rows["one reply exchanged: last turn"][2].startswith("100.0 [")
+    assert rows["one reply exchanged: last turn"][3].startswith("+62.5 [")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_measure_of_injections_sees_a_judge_that_obeys_and_pays_once(tmp_path):

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# Does MUSIC work? The paper's claim (arXiv 2512.24693) at a size that 2 CPU cores finish in an afternoon.
+#
+#     bash recipes/laptop.sh [--dry-run] [FOLDER, default laptop]
+#     ARMS="a b c swaps swaps-last per-turn" bash recipes/laptop.sh      # what is compared; see `arm` below
+#
+# Needs: 2 cores, 8 GB of memory, 8 GB of disk, no GPU, no key. Stopped at any point, the same line goes on. The stages are
+# printed with the time they began; laptop/README.md says what a run took, on what, and what came out.
+# --dry-run walks every stage with a handful of rows and two steps, in minutes: it shows that the script works.
+#
+# Hypothesis, written before the first run. Three reward models get the same number of pairs and steps:
+#     a  D, human preferences whose two sides differ in the last reply only
+#     b  half D, half pairs in which a simulated conversation's last reply alone answers an altered instruction
+#     c  half D, half MUSIC pairs: the same seeds and simulator, the same chosen branches, every simulated reply altered
+# Of conversations that no training set has seen, in which one reply before the last is exchanged for one of like length from
+# another conversation, c picks the intact one more often than a and than b, with 95% intervals that do not touch; and on
+# held-out D it loses nothing to a, within the interval of the difference.
+# What could be shown: with 100 conversations of some two such replies, right in 60 to 85%, and three seeds whose errors are
+# nearly the conversations', an interval is about 6 points wide on either side, and a difference of 8 points would be seen
+# four times in five.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(dirname "$here")
+[ -x "$root/.venv/bin/music" ] && PATH="$root/.venv/bin:$PATH"
+dry=
+[ "${1:-}" = --dry-run ] && { dry=yes; shift; }
+out=${1:-laptop}
+mkdir -p "$out"
+
+# --- data: beside the repository where it is there, else D from the hub and the others from where you put them ------
+data=${DATA:-$root/../shared/data}
+preferences=$data/hh_helpful/anthropic_helpful_0521.jsonl
+conversations=${MTBENCH101:-$data/mtbench101/mtbench101.jsonl}  # github.com/mtbench101/mt-bench-101
+trajectories=${MINT:-$data/mint}                                # github.com/xingyaoww/mint-bench
+[ -e "$preferences" ] || preferences=hh-helpful
+# --- sizes ------------------------------------------------------------------------------------------------------------
+model=local/smollm2      # backbone; Gemma 3 270M takes as long
+simulator=local/smollm2  # user and assistant
+pairs=320                # each arm trains on, once
+seeds=230                # contexts simulated: pairs / 2, and what will be dropped as faulty
+turns=3                  # simulated a context, the first in answer to a person's message
+heldout=250              # pairs of D
+tested=100               # conversations of MT-Bench-101, each with every one of its replies exchanged
+solved=100               # pairs of MINT, the shorter ones
+runs=3                   # seeds an arm: the head, and the order of the pairs
+train=(--batch 16 --lr 3e-5 --max-length 1024)
+small=(--assistant "$simulator" --assistant-tokens 64 --user-tokens 40 --temperature 0.4 --cache "$out/calls.sqlite")
+arms=${ARMS:-a b c}
+if [ -n "$dry" ]; then
+    preferences=$here/tiny-data/pairs.jsonl conversations=$here/tiny-data/seeds.jsonl trajectories=
+    pairs=8 seeds=5 turns=1 heldout=4 tested=3 solved=2 runs=1
+    train=(--batch 4 --lr 3e-5 --max-length 256 --lora 2)
+    small=("${small[@]}" --assistant-tokens 12 --user-tokens 12 --retries 0)
+fi
+half=$((pairs / 2))
+# -------------------------------------------------------------------------------------------------------------------
+start=$SECONDS
+
+stage() { # stage FILE WHAT: whether FILE is still to be made
+    [ -e "$out/$1" ] && return 1
+    printf '== %s: %s (%d:%02d)\n' "$1" "$2" $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) >&2
+}
+
+simulated() { # simulated NAME SIMULATE-OPTIONS: $half pairs of branches of the same seeds
+    stage "$1.branches.jsonl" "both branches, $turns turns" &&
+        music simulate "$out/seeds.jsonl" --turns "$turns" "${small[@]}" "${@:2}" -o "$out/$1.branches.jsonl"
+    stage "$1.all.jsonl" "as preferences" && music pair "$out/$1.branches.jsonl" -o "$out/$1.all.jsonl"
+    stage "$1.jsonl" "$half of them" &&
+        music sample "$out/$1.all.jsonl" --emit pairs -n "$half" --seed 1 -o "$out/$1.jsonl"
+    return 0
+}
+
+stage D.jsonl "preferences, of two turns and more" &&
+    music sample "$preferences" --emit pairs -n $((pairs + pairs / 10)) --seed 1 --max-tokens 400 --on-error skip -o "$out/D.jsonl"
+stage heldout.jsonl "preferences with other prompts" &&
+    music sample "$preferences" --emit pairs --exclude "$out/D.jsonl" -n "$heldout" --seed 1 --max-tokens 400 \
+        --on-error skip -o "$out/heldout.jsonl"
+stage D-all.jsonl "D of arm a" && music sample "$out/D.jsonl" --emit pairs -n "$pairs" --seed 2 -o "$out/D-all.jsonl"
+stage D-half.jsonl "D of the other arms" &&
+    music sample "$out/D-all.jsonl" --emit pairs -n "$half" --seed 3 -o "$out/D-half.jsonl"
+stage seeds.jsonl "contexts of D, up to a person's message" &&
+    music sample "$out/D.jsonl" --emit seeds --next assistant -n "$seeds" --seed 1 --max-tokens 160 -o "$out/seeds.jsonl"
+
+arm() { # arm NAME: the pairs of an arm in `files`, and options of its training in `more`
+    files=("$out/D-half.jsonl") more=()
+    case $1 in
+    a) files=("$out/D-all.jsonl") ;;
+    b) simulated last --contrast last; files+=("$out/last.jsonl") ;;
+    c) simulated music --contrast all; files+=("$out/music.jsonl") ;;
+    one-turn) # the contrast at one turn, as often near the end as far from it
+        simulated one --contrast random:1; files+=("$out/one.jsonl") ;;
+    review) # users that ask for what the last reply lacks
+        simulated review --contrast all --user-turns review; files+=("$out/review.jsonl") ;;
+    swaps | swaps-last) # no LLM: a reply to something else, at any turn or the last
+        local turn=any; [ "$1" = swaps-last ] && turn=last
+        stage "$1.jsonl" "replies of like length to something else" &&
+            music sample "$out/D.jsonl" --emit contrasts --turn "$turn" -n "$half" --seed 1 -o "$out/$1.jsonl"
+        files+=("$out/$1.jsonl") ;;
+    per-turn) # c with the loss at every turn
+        simulated music --contrast all; files+=("$out/music.jsonl"); more=(--per-turn) ;;
+    margin) # c with a margin for every contrasted turn
+        simulated music --contrast all
+        stage D-margin.jsonl "D, which has none" && sed 's/}$/,"contrast":[]}/' "$out/D-half.jsonl" >"$out/D-margin.jsonl"
+        files=("$out/D-margin.jsonl" "$out/music.jsonl"); more=(--margin-field contrast --margin-scale 0.3) ;;
+    *) echo "laptop.sh: no arm $1" >&2; exit 2 ;;
+    esac
+}
+
+models=()
+for ((run = 0; run < runs; run++)); do
+    for name in $arms; do
+        arm "$name"
+        stage "rm/$name-$run/music.json" "a reward model on $(basename -a "${files[@]}" | paste -sd' ')" &&
+            music train "${files[@]}" --model "$model" "${train[@]}" "${more[@]}" --seed "$run" --out "$out/rm/$name-$run"
+        models+=("$name-$run")
+    done
+done
+
+stage test.jsonl "conversations with one reply exchanged" &&
+    music sample "$conversations" --emit conversations -n "$tested" --seed 1 --max-tokens 400 |
+    music sample - --emit corruptions --kind reply -o "$out/test.jsonl"
+sets=(test heldout)
+if [ -n "$trajectories" ] && [ -e "$trajectories" ]; then
+    stage solved.jsonl "a solved and an unsolved trajectory of one task" &&
+        music sample "$trajectories" --emit pairs --max-tokens 800 -n "$solved" --seed 1 -o "$out/solved.jsonl"
+    sets+=(solved)
+fi
+mkdir -p "$out/scored"
+for set in "${sets[@]}"; do
+    last=$set.jsonl
+    for name in "${models[@]}"; do
+        stage "scored/$set.$name.jsonl" "scored by $name" &&
+            music score "$out/$last" --model "$out/rm/$name" --as "$name" -o "$out/scored/$set.$name.jsonl"
+        last=scored/$set.$name.jsonl
+    done
+    cp "$out/$last" "$out/$set-scored.jsonl"
+done
+python "$here/laptop/table.py" "$out" --arms $arms --figure "$out/laptop.png" | tee "$out/table.md"

@@ -1,0 +1,119 @@
+"""The table and the figure of recipes/laptop.sh: each arm's accuracy, the mean of its runs, with intervals.
+
+    python recipes/laptop/table.py FOLDER --arms a b c [--figure FILE.png]
+
+Runs of one arm are judged on the same conversations, so their mean is taken for each pair, and conversations are what is
+resampled: a seed more does not make a conversation more. Markdown goes to standard output.
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from musiccli.bench.statistics import bootstrap, detectable, share_interval, standard_error, totals
+from musiccli.picture import COLOURS, STYLE, rendered
+
+SUBSETS = ("before the last turn", "first turn", "between", "last turn")
+MEANT = {"heldout": "held-out D", "solved": "MINT, solved over unsolved"}
+
+
+def read(folder: Path, name: str) -> list[dict]:
+    path = folder / f"{name}-scored.jsonl"
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def right(pairs: list[dict], arm: str) -> np.ndarray:
+    """(pairs,): the share of an arm's runs that score the chosen side strictly higher."""
+    runs = [name for name in pairs[0]["scores"] if name.rpartition("-")[0] == arm]
+    picks = [[pair["scores"][run]["chosen"] > pair["scores"][run]["rejected"] for run in runs] for pair in pairs]
+    return np.asarray(picks, float).mean(1)
+
+
+def clusters(pairs: list[dict]) -> np.ndarray:
+    """(pairs,): equal where pairs come from one conversation, or begin with the same message."""
+    keys = [(pair.get("metadata") or {}).get("conversation") or pair["chosen"][0]["content"] for pair in pairs]
+    return np.unique(keys, return_inverse=True)[1]
+
+
+def parts(pair: dict) -> set[str]:
+    """In which of SUBSETS a pair with one reply exchanged counts."""
+    about = pair["corruption"]
+    if about["distance"] == 0:
+        return {"last turn"}
+    return {"before the last turn", "first turn" if about["turn"] == 1 else "between"}
+
+
+def measure(pairs: list[dict], arms: list[str]) -> dict:
+    """Of each arm (mean, low, high), and against each other arm (difference, low, high, what could have been shown)."""
+    shares, groups = {arm: right(pairs, arm) for arm in arms}, clusters(pairs)
+    found = {arm: (shares[arm].mean(), *share_interval(shares[arm], groups)) for arm in arms}
+    for first in arms:
+        for second in arms:
+            if first != second:
+                gaps = shares[first] - shares[second]
+                rows = totals([gaps, np.ones(len(gaps))], groups)
+                interval = bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1]) or (gaps.mean(), gaps.mean())
+                found[first, second] = (gaps.mean(), *interval, detectable(standard_error(gaps, groups)))
+    return found
+
+
+def row(label: str, pairs: list[dict], arms: list[str], against: list[tuple[str, str]]) -> str:
+    found = measure(pairs, arms)
+    cells = [f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in (found[arm] for arm in arms)]
+    cells += [f"{100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], {100 * least:.1f}"
+              for gap, low, high, least in (found[two] for two in against)]
+    return f"| {label} | {len(pairs)} ({len(set(clusters(pairs)))}) | " + " | ".join(cells) + " |"
+
+
+def table(folder: Path, arms: list[str]) -> str:
+    against = [(first, second) for first in arms for second in ("a", "b") if second in arms and first not in ("a", second)]
+    lines = ["| % right [95% interval] | pairs (conversations) | " +
+             " | ".join([*arms, *(f"{first} - {second} [95%], least to be shown" for first, second in against)]) + " |",
+             "|---" * (2 + len(arms) + len(against)) + "|"]
+    test = read(folder, "test")
+    for subset in SUBSETS:
+        if chosen := [pair for pair in test if subset in parts(pair)]:
+            lines.append(row(f"one reply exchanged: {subset}", chosen, arms, against))
+    lines += [row(label, pairs, arms, against) for name, label in MEANT.items() if (pairs := read(folder, name))]
+    return "\n".join(lines)
+
+
+def figure(folder: Path, arms: list[str], path: Path) -> None:
+    """Accuracy over how many turns follow the exchanged reply, a line an arm, its interval as a band."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.use("agg")
+    by_distance = defaultdict(list)
+    for pair in read(folder, "test"):
+        by_distance[min(pair["corruption"]["distance"], 4)].append(pair)
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes, distances = drawn.subplots(), sorted(by_distance)
+        for number, arm in enumerate(arms):
+            found = [measure(by_distance[distance], [arm])[arm] for distance in distances]
+            means, lows, highs = (100 * np.array(column) for column in zip(*found, strict=True))
+            axes.fill_between(distances, lows, highs, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
+            axes.plot(distances, means, "o-", color=COLOURS[number % len(COLOURS)], label=arm)
+        axes.axhline(50, color="#8a8a8a", linewidth=1)
+        axes.set_xticks(distances, [str(one) if one < 4 else "4+" for one in distances])
+        axes.set_xlabel("turns after the exchanged reply")
+        axes.set_ylabel("% of intact conversations preferred")
+        axes.grid(axis="y")
+        axes.invert_xaxis()
+        axes.legend(title="trained on", loc="lower right")
+        path.write_bytes(rendered(drawn, path.suffix[1:]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--arms", nargs="+", default=["a", "b", "c"])
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    print(table(args.folder, args.arms))
+    if args.figure:
+        figure(args.folder, args.arms, args.figure)
