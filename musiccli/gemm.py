@@ -1,8 +1,8 @@
 """Matrix products of fp32 models on a CPU, by whichever library is the faster there.
 
-PyTorch hands them to MKL, which keeps from AVX-512 on processors that are not Intel's: on an AMD EPYC that has it, with the
-shapes of the embedded models, MKL reaches 100 GFLOP/s a core where oneDNN, which PyTorch carries as well, reaches 190 to
-250. On one without AVX-512 both reach 60, and backwards MKL is ahead by a fifth.
+PyTorch hands them to MKL, which keeps from AVX-512 on processors that are not Intel's: on an AMD EPYC that has it, with
+the shapes of the embedded models, MKL reaches 100 GFLOP/s a core where oneDNN, which PyTorch carries as well, reaches
+190 to 250. On one without AVX-512 both reach 60, and backwards MKL is ahead by a fifth.
 """
 
 import torch

@@ -61,9 +61,14 @@ stage() { # stage FILE WHAT: whether FILE is still to be made
     printf '== %s: %s (%d:%02d)\n' "$1" "$2" $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) >&2
 }
 
+but() { # but COMMAND: also where some records failed, which it has counted
+    "$@" || [ $? -eq 1 ]
+}
+
 simulated() { # simulated NAME SIMULATE-OPTIONS: $half pairs of branches of the same seeds
     stage "$1.branches.jsonl" "both branches, $turns turns" &&
-        music simulate "$out/seeds.jsonl" --turns "$turns" "${small[@]}" "${@:2}" -o "$out/$1.branches.jsonl"
+        but music simulate "$out/seeds.jsonl" --turns "$turns" "${small[@]}" "${@:2}" --on-error skip \
+            -o "$out/$1.branches.jsonl"
     stage "$1.all.jsonl" "as preferences" && music pair "$out/$1.branches.jsonl" -o "$out/$1.all.jsonl"
     stage "$1.jsonl" "$half of them" &&
         music sample "$out/$1.all.jsonl" --emit pairs -n "$half" --seed 1 -o "$out/$1.jsonl"
@@ -71,9 +76,10 @@ simulated() { # simulated NAME SIMULATE-OPTIONS: $half pairs of branches of the 
 }
 
 stage D.jsonl "preferences, of two turns and more" &&
-    music sample "$preferences" --emit pairs -n $((pairs + pairs / 10)) --seed 1 --max-tokens 400 --on-error skip -o "$out/D.jsonl"
+    but music sample "$preferences" --emit pairs -n $((pairs + pairs / 10)) --seed 1 --max-tokens 400 --on-error skip \
+        -o "$out/D.jsonl"
 stage heldout.jsonl "preferences with other prompts" &&
-    music sample "$preferences" --emit pairs --exclude "$out/D.jsonl" -n "$heldout" --seed 1 --max-tokens 400 \
+    but music sample "$preferences" --emit pairs --exclude "$out/D.jsonl" -n "$heldout" --seed 1 --max-tokens 400 \
         --on-error skip -o "$out/heldout.jsonl"
 stage D-all.jsonl "D of arm a" && music sample "$out/D.jsonl" --emit pairs -n "$pairs" --seed 2 -o "$out/D-all.jsonl"
 stage D-half.jsonl "D of the other arms" &&

@@ -1,4 +1,5 @@
-"""Linear layers whose products are chosen here: what PyTorch's own give, forwards and backwards, and nothing else of the model changes."""
+"""Linear layers whose products are chosen here: what PyTorch's own give, forwards and backwards, and nothing else of
+the model changes."""
 
 import pytest
 import torch

@@ -15,8 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from musiccli import gemm
 from musiccli.errors import InputError
-from musiccli.reward_model import checkpoint
-from musiccli.reward_model import activations
+from musiccli.reward_model import activations, checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.network import RewardNetwork, bradley_terry
 from musiccli.reward_model.pack import Run, cost, micro_batches, pack, shared_prefix

@@ -239,6 +239,7 @@ from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.vocabulary import Narrowed, used
 from musiccli.train.memory import estimate
 from musiccli.train.pairs import prepare
+from musiccli.train.plan import deal
 from musiccli.train.settings import Settings
 from musiccli.train.trainer import Trainer
 
@@ -255,7 +256,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
 trainer = Trainer(model, pairs, Path("unused"), settings, Accelerator(cpu=True), vocabulary)
 for _ in range(2):
-    trainer.step([list(range(8))])
+    trainer.step(deal(range(8), [pair.size for pair in pairs], settings.budget, 1)[0])
 print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 """
 

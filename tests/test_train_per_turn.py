@@ -105,7 +105,8 @@ def test_losses_and_gradients_are_those_of_a_computation_by_hand(base, packed):
     losses.mean().backward()
     for (name, weight), other in zip(network.core.named_parameters(), own.network.core.parameters(), strict=True):
         assert other.grad.abs().max() > 0, name
-        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-3, atol=1e-4,
+                                   msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("budget", [40, 1024])

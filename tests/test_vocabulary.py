@@ -1,4 +1,4 @@
-"""An embedding that holds the rows of a run's tokens alone: the same rewards, the same training, the same checkpoint."""
+"""An embedding that holds the rows of a run's tokens alone: same rewards, same training, same checkpoint."""
 
 from collections import Counter
 

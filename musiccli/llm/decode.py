@@ -135,8 +135,9 @@ class Batch:
                 new[:count, :, low:end] = old[:count, :, used]
             return new
 
-        self._cache = Cache(layers=[Layer(self, moved(one.keys, old and old.keys), moved(one.values, old and old.values))
-                                    for one, old in zip(like, there or [None] * len(like), strict=True)])
+        pairs = zip(like, there or [None] * len(like), strict=True)
+        self._cache = Cache(layers=[Layer(self, moved(one.keys, old and old.keys),
+                                          moved(one.values, old and old.values)) for one, old in pairs])
         self.low, self.end = low, end
 
     def _forward(self, tokens, mask, positions, cache) -> torch.Tensor:  # -> (rows, vocabulary)

@@ -19,8 +19,8 @@ DEAR = {torch.ops.mkldnn._linear_pointwise.default if gemm.ONEDNN else torch.ops
 
 
 def recompute(network: RewardNetwork, everything: bool) -> None:
-    """Let each layer compute again backwards all but its input (`everything`), or, on a CPU and of more than KEPT tokens
-    at once, all but its products. The gradients stay the same to the last bit."""
+    """Let each layer compute again backwards all but its input (`everything`), or, on a CPU and of more than KEPT
+    tokens at once, all but its products. The gradients stay the same to the last bit."""
     if everything:
         network.core.activation_checkpointing_enable({"use_reentrant": False})
     elif selects(network):

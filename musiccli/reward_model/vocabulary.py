@@ -1,8 +1,8 @@
 """The rows of an embedding that a run's tokens reach: only these are trained, the others wait aside.
 
-A row that no token reaches has no gradient and stays as it is, yet its gradient and AdamW's two moments would take as much
-memory and time as those of any other: of Gemma's 262,144 rows (63% of the weights of its 270M model) a run reads some
-thousand. What is computed is the same to the last bit; weight decay leaves the other rows alone.
+A row that no token reaches has no gradient and stays as it is, yet its gradient and AdamW's two moments would take as
+much memory and time as those of any other: of Gemma's 262,144 rows (63% of the weights of its 270M model) a run reads
+some thousand. What is computed is the same to the last bit; weight decay leaves the other rows alone.
 """
 
 from collections.abc import Iterable
@@ -25,8 +25,8 @@ def fingerprint(tokens: list[int]) -> str:
 
 
 class Narrowed:
-    """A network's embedding while it holds the rows of `tokens` alone, which must be all that it will read; `widen` puts
-    them back among the others. Both do nothing where the embedding is not trained (LoRA)."""
+    """A network's embedding while it holds the rows of `tokens` alone, which must be all that it will read; `widen`
+    puts them back among the others. Both do nothing where the embedding is not trained (LoRA)."""
 
     def __init__(self, network: RewardNetwork, tokens: list[int]):
         self.tokens, self._embedding = tokens, network.backbone.get_input_embeddings()

@@ -61,8 +61,8 @@ def available(device: torch.device) -> float:
 
 
 def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool, tokens: int) -> tuple[float, float]:
-    """Bytes a token that a forward pass over `tokens` keeps for the backward one, weights aside; and bytes of weights in another
-    precision, which autocast keeps."""
+    """Bytes a token that a forward pass over `tokens` keeps for the backward one, weights aside; and bytes of weights
+    in another precision, which autocast keeps."""
     small = [pair for pair in pairs if pair.size <= SAMPLE]
     pair = max(small, key=lambda pair: pair.size) if small else min(pairs, key=lambda pair: pair.size)
     weights = {weight.untyped_storage().data_ptr() for weight in model.network.parameters()}
@@ -82,12 +82,14 @@ def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool, tokens
         rewards = model.network.eval()([pair.sides])
     per_token = sum(kept.values()) / pair.size
     del rewards
+    config = model.network.core.config.get_text_config()
+    layer = per_token / config.num_hidden_layers  # as much again on the way back through one
     if not (checkpointing or (selects(model.network) and tokens > KEPT)):
-        return per_token, sum(cast.values())
-    config = model.network.core.config.get_text_config()  # each layer's input is kept, and one layer at a time whole
+        return per_token + layer, sum(cast.values())
+    # Each layer's input is kept, and one layer at a time whole.
     inputs = config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize
     dear = 0.0 if checkpointing else products.bytes / pair.size
-    return inputs + dear + per_token / config.num_hidden_layers, sum(cast.values()) / config.num_hidden_layers
+    return inputs + dear + layer, sum(cast.values()) / config.num_hidden_layers
 
 
 def _bytes(weight: torch.Tensor) -> int:

@@ -134,8 +134,8 @@ class Trainer:
             raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start again") from error
         refuse_other_run(state, identity, self.out)
         if state.get(VOCABULARY) != self._rows():
-            raise InputError(f"{self.out}: was begun with other held-out pairs, or by another version, and cannot go on "
-                             "with these; name the same --eval, or another --out")
+            raise InputError(f"{self.out}: was begun with other held-out pairs, or by another version, and cannot go "
+                             "on with these; name the same --eval, or another --out")
         try:
             self.accelerator.load_state(str(found[-1]))
         except Exception as error:

@@ -2,8 +2,8 @@
 
     python recipes/laptop/table.py FOLDER --arms a b c [--figure FILE.png]
 
-Runs of one arm are judged on the same conversations, so their mean is taken for each pair, and conversations are what is
-resampled: a seed more does not make a conversation more. Markdown goes to standard output.
+Runs of one arm are judged on the same conversations, so their mean is taken for each pair, and conversations are what
+is resampled: a seed more does not make a conversation more. Markdown goes to standard output.
 """
 
 import argparse
@@ -62,14 +62,15 @@ def measure(pairs: list[dict], arms: list[str]) -> dict:
 
 def row(label: str, pairs: list[dict], arms: list[str], against: list[tuple[str, str]]) -> str:
     found = measure(pairs, arms)
-    cells = [f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in (found[arm] for arm in arms)]
+    cells = [f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in map(found.get, arms)]
     cells += [f"{100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], {100 * least:.1f}"
               for gap, low, high, least in (found[two] for two in against)]
     return f"| {label} | {len(pairs)} ({len(set(clusters(pairs)))}) | " + " | ".join(cells) + " |"
 
 
 def table(folder: Path, arms: list[str]) -> str:
-    against = [(first, second) for first in arms for second in ("a", "b") if second in arms and first not in ("a", second)]
+    against = [(first, second) for first in arms for second in ("a", "b")
+               if second in arms and first not in ("a", second)]
     lines = ["| % right [95% interval] | pairs (conversations) | " +
              " | ".join([*arms, *(f"{first} - {second} [95%], least to be shown" for first, second in against)]) + " |",
              "|---" * (2 + len(arms) + len(against)) + "|"]
