@@ -41,7 +41,7 @@ seeds=230                # contexts simulated: pairs / 2, and what will be dropp
 turns=3                  # simulated a context, the first in answer to a person's message
 heldout=250              # pairs of D
 tested=100               # conversations of MT-Bench-101, each with every one of its replies exchanged
-solved=100               # pairs of MINT, the shorter ones
+solved=40                # pairs of MINT, the shorter ones (a prompt of a thousand tokens, both sides share it)
 runs=3                   # seeds an arm: the head, and the order of the pairs
 train=(--batch 16 --lr 3e-5 --max-length 1024)
 small=(--assistant "$simulator" --assistant-tokens 64 --user-tokens 40 --temperature 0.4 --cache "$out/calls.sqlite")
@@ -128,7 +128,7 @@ stage test.jsonl "conversations with one reply exchanged" &&
 sets=(test heldout)
 if [ -n "$trajectories" ] && [ -e "$trajectories" ]; then
     stage solved.jsonl "a solved and an unsolved trajectory of one task" &&
-        music sample "$trajectories" --emit pairs --max-tokens 800 -n "$solved" --seed 1 -o "$out/solved.jsonl"
+        music sample "$trajectories" --emit pairs --max-tokens 1700 -n "$solved" --seed 1 -o "$out/solved.jsonl"
     sets+=(solved)
 fi
 mkdir -p "$out/scored"
