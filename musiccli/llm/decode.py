@@ -2,6 +2,7 @@
 
 Keys and values of all rows stand in one buffer that is written in place. A row's tokens end where every row's do, at a
 column that moves right with each token: to come costs a row its own copy, to leave that of one other, a token nothing.
+What a row has read is kept for prompts that begin alike.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
+
+from musiccli.llm.prefixes import Prefixes
 
 TOP_K = 64  # candidates that top-p sampling considers
 TOGETHER = 8  # prompts of similar length prefilled in one pass, so that little of it is padding
@@ -76,6 +79,7 @@ class Batch:
         self.model, self.tokenizer = model, tokenizer
         ends = model.generation_config.eos_token_id
         self.ends = set(ends if isinstance(ends, list) else [ends])  # tokens that end a reply
+        self.prefixes = Prefixes()
         self.clear()
 
     def clear(self) -> None:
@@ -86,9 +90,10 @@ class Batch:
     @torch.inference_mode()
     def join(self, rows: list[Row]) -> list[Row]:
         """Read the prompts of new rows and write a first token for each; returns the rows that are done already."""
-        rows = sorted(rows, key=lambda row: len(row.ids))
+        found = {row: self.prefixes.find(row.ids[:-1]) for row in rows}
+        rows = sorted(rows, key=lambda row: len(row.ids) - found[row][0])
         for start in range(0, len(rows), TOGETHER):
-            self._prefill(rows[start:start + TOGETHER])
+            self._prefill({row: found[row] for row in rows[start:start + TOGETHER]})
         return self._leave()
 
     @torch.inference_mode()
@@ -103,14 +108,19 @@ class Batch:
         self._write(self.rows, self._forward(tokens, mask, held - 1, self._cache))
         return self._leave()
 
-    def _prefill(self, rows: list[Row]) -> None:
-        longest = max(len(row.ids) for row in rows)
-        ids, mask = (torch.zeros(len(rows), longest, dtype=torch.long, device=self.model.device) for _ in range(2))
+    def _prefill(self, found: dict[Row, tuple[int, list]]) -> None:
+        """Read the rows' prompts, of each all but the tokens that were found for it and that the others' need not read
+        beside it: in columns all rows end together, and what is read is as wide for every one."""
+        rows, device = [*found], self.model.device
+        longest, wide = max(len(row.ids) for row in rows), max(len(row.ids) - there for row, (there, _) in found.items())
+        ids, mask = (torch.zeros(len(rows), longest, dtype=torch.long, device=device) for _ in range(2))
         for index, row in enumerate(rows):
             ids[index, longest - len(row.ids):] = torch.tensor(row.ids)
             mask[index, longest - len(row.ids):] = 1
-        cache = DynamicCache()
-        self._write(rows, self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache))
+        before = longest - wide
+        cache = self._known(found, longest, before)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self._write(rows, self._forward(ids[:, before:], mask, positions[:, before:], cache))
         self._make_room(cache.layers, len(self.rows) + len(rows), longest, 0)
         first, last = len(self.rows), len(self.rows) + len(rows)
         for own, new in zip(self._cache.layers, cache.layers, strict=True):
@@ -118,6 +128,21 @@ class Batch:
             own.values[first:last, :, self.end - longest:self.end] = new.values
         self.rows = self.rows + rows
         self._forget()
+
+    @staticmethod
+    def _known(found: dict[Row, tuple[int, list]], longest: int, before: int) -> DynamicCache:
+        """The columns up to `before` of rows that all end at `longest`."""
+        cache = DynamicCache()
+        like = next((layers for _, layers in found.values() if layers), []) if before else []
+        for number, pair in enumerate(like):
+            columns = [one.new_zeros(len(found), len(one), before, one.shape[2]) for one in pair]
+            for index, (row, (_, layers)) in enumerate(found.items()):
+                count = before - (longest - len(row.ids))
+                if count > 0:
+                    for to, one in zip(columns, layers[number], strict=True):
+                        to[index, :, before - count:] = one[:, :count]
+            cache.update(*columns, number)
+        return cache
 
     def _make_room(self, like: list, rows: int, before: int, after: int) -> None:
         """Buffers for so many rows, with `before` columns up to `end` and `after` behind it; what is in use moves with
@@ -153,6 +178,7 @@ class Batch:
         done = [row for row in self.rows if self._done(row)]
         for row in done:
             place, last = self.rows.index(row), self.rows[-1]
+            self._keep(row, place)
             if row is not last:
                 columns = slice(self.end - last.held, self.end)
                 for layer in self._cache.layers:
@@ -162,6 +188,12 @@ class Batch:
             del self.rows[-1]
         self._forget()
         return done
+
+    def _keep(self, row: Row, place: int) -> None:
+        columns = slice(self.end - row.held, self.end)
+        self.prefixes.keep([*row.ids, *row.written[:-1]], [(one.keys[place, :, columns].clone(),
+                                                            one.values[place, :, columns].clone())
+                                                           for one in self._cache.layers])
 
     def _forget(self) -> None:
         """Columns in which no row has a token any more are out of use."""
