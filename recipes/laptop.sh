@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Does MUSIC work? The paper's claim (arXiv 2512.24693) at a size that 2 CPU cores finish in an afternoon.
+# Does MUSIC work? The paper's claim (arXiv 2512.24693) at a size that 2 CPU cores finish in about two hours.
 #
 #     bash recipes/laptop.sh [--dry-run] [FOLDER, default laptop]
-#     ARMS="a b c swaps swaps-last per-turn" bash recipes/laptop.sh      # what is compared; see `arm` below
+#     ARMS="a b c swaps per-turn" RUNS=1 bash recipes/laptop.sh    # what is compared (see `arm` below), by how many seeds
 #
-# Needs: 2 cores, 8 GB of memory, 8 GB of disk, no GPU, no key. Stopped at any point, the same line goes on. The stages are
-# printed with the time they began; laptop/README.md says what a run took, on what, and what came out.
+# Needs: 2 cores, 16 GB of memory, 10 GB of disk, no GPU, no key. JOBS=1 needs half the memory and half as long again.
+# Stopped at any point, the same line goes on. The stages are printed with the time they began; laptop/README.md says what a
+# run took, on what, and what came out.
 # --dry-run walks every stage with a handful of rows and two steps, in minutes: it shows that the script works.
 #
 # Hypothesis, written before the first run. Three reward models get the same number of pairs and steps:
@@ -15,8 +16,8 @@
 # Of conversations that no training set has seen, in which one reply before the last is exchanged for one of like length from
 # another conversation, c picks the intact one more often than a and than b, with 95% intervals that do not touch; and on
 # held-out D it loses nothing to a, within the interval of the difference.
-# What could be shown: with 100 conversations of some two such replies, right in 60 to 85%, and three seeds whose errors are
-# nearly the conversations', an interval is about 6 points wide on either side, and a difference of 8 points would be seen
+# What could be shown: with 80 conversations of some 1.6 such replies, right in 60 to 85%, and three seeds whose errors are
+# nearly the conversations', an interval is about 8 points wide on either side, and a difference of 13 points would be seen
 # four times in five.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -25,7 +26,7 @@ root=$(dirname "$here")
 dry=
 [ "${1:-}" = --dry-run ] && { dry=yes; shift; }
 out=${1:-laptop}
-mkdir -p "$out"
+mkdir -p "$out/scored"
 
 # --- data: beside the repository where it is there, else D from the hub and the others from where you put them ------
 data=${DATA:-$root/../shared/data}
@@ -36,23 +37,25 @@ trajectories=${MINT:-$data/mint}                                # github.com/xin
 # --- sizes ------------------------------------------------------------------------------------------------------------
 model=local/smollm2      # backbone; Gemma 3 270M takes as long
 simulator=local/smollm2  # user and assistant
-pairs=320                # each arm trains on, once
-seeds=230                # contexts simulated: pairs / 2, and what will be dropped as faulty
+pairs=240                # each arm trains on, once
+seeds=170                # contexts simulated: pairs / 2, and what will be dropped as faulty
 turns=3                  # simulated a context, the first in answer to a person's message
-heldout=250              # pairs of D
-tested=100               # conversations of MT-Bench-101, each with every one of its replies exchanged
-solved=40                # pairs of MINT, the shorter ones (a prompt of a thousand tokens, both sides share it)
-runs=3                   # seeds an arm: the head, and the order of the pairs
-train=(--batch 16 --lr 3e-5 --max-length 1024)
-small=(--assistant "$simulator" --assistant-tokens 64 --user-tokens 40 --temperature 0.4 --cache "$out/calls.sqlite")
+heldout=200              # pairs of D
+tested=80                # conversations of MT-Bench-101, each with every one of its replies exchanged
+solved=30                # pairs of MINT, the shorter ones (a prompt of a thousand tokens, both sides share it)
+runs=${RUNS:-3}          # seeds an arm: the head, and the order of the pairs
+train=(--batch 12 --lr 3e-5 --max-length 1024)
+small=(--assistant "$simulator" --assistant-tokens 48 --user-tokens 32 --temperature 0.4 --cache "$out/calls.sqlite")
 arms=${ARMS:-a b c}
+jobs=${JOBS:-2}          # at a time, each on its share of the cores: two on one core each do half as much again as one on two
 if [ -n "$dry" ]; then
     preferences=$here/tiny-data/pairs.jsonl conversations=$here/tiny-data/seeds.jsonl trajectories=
     pairs=8 seeds=5 turns=1 heldout=4 tested=3 solved=2 runs=1
     train=(--batch 4 --lr 3e-5 --max-length 256 --lora 2)
-    small=("${small[@]}" --assistant-tokens 12 --user-tokens 12 --retries 0)
+    small=("${small[@]}" --assistant-tokens 24 --user-tokens 24 --retries 1)
 fi
 half=$((pairs / 2))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + jobs - 1) / jobs))}
 # -------------------------------------------------------------------------------------------------------------------
 start=$SECONDS
 
@@ -65,6 +68,17 @@ but() { # but COMMAND: also where some records failed, which it has counted
     "$@" || [ $? -eq 1 ]
 }
 
+running=0
+set -m # a process group for each job, so that none outlives this script
+trap 'for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done' EXIT
+
+finish() { # finish COUNT: wait until no more than so many jobs are running; one that fails ends the run
+    while ((running > $1)); do
+        wait -n
+        running=$((running - 1))
+    done
+}
+
 simulated() { # simulated NAME SIMULATE-OPTIONS: $half pairs of branches of the same seeds
     stage "$1.branches.jsonl" "both branches, $turns turns" &&
         but music simulate "$out/seeds.jsonl" --turns "$turns" "${small[@]}" "${@:2}" --on-error skip \
@@ -75,17 +89,25 @@ simulated() { # simulated NAME SIMULATE-OPTIONS: $half pairs of branches of the 
     return 0
 }
 
+# --- what is trained on, and what is measured on -----------------------------------------------------------------------
 stage D.jsonl "preferences, of two turns and more" &&
-    but music sample "$preferences" --emit pairs -n $((pairs + pairs / 10)) --seed 1 --max-tokens 400 --on-error skip \
+    but music sample "$preferences" --emit pairs -n $((pairs + pairs / 10)) --seed 1 --max-tokens 160 --on-error skip \
         -o "$out/D.jsonl"
 stage heldout.jsonl "preferences with other prompts" &&
-    but music sample "$preferences" --emit pairs --exclude "$out/D.jsonl" -n "$heldout" --seed 1 --max-tokens 400 \
+    but music sample "$preferences" --emit pairs --exclude "$out/D.jsonl" -n "$heldout" --seed 1 --max-tokens 160 \
         --on-error skip -o "$out/heldout.jsonl"
 stage D-all.jsonl "D of arm a" && music sample "$out/D.jsonl" --emit pairs -n "$pairs" --seed 2 -o "$out/D-all.jsonl"
 stage D-half.jsonl "D of the other arms" &&
     music sample "$out/D-all.jsonl" --emit pairs -n "$half" --seed 3 -o "$out/D-half.jsonl"
 stage seeds.jsonl "contexts of D, up to a person's message" &&
-    music sample "$out/D.jsonl" --emit seeds --next assistant -n "$seeds" --seed 1 --max-tokens 160 -o "$out/seeds.jsonl"
+    music sample "$out/D.jsonl" --emit seeds --next assistant -n "$seeds" --seed 1 --max-tokens 110 -o "$out/seeds.jsonl"
+stage test.jsonl "conversations with one reply exchanged" &&
+    music sample "$conversations" --emit conversations -n "$tested" --seed 1 --max-tokens 200 |
+    music sample - --emit corruptions --kind reply -o "$out/test.jsonl"
+if [ -n "$trajectories" ] && [ -e "$trajectories" ]; then
+    stage solved.jsonl "a solved and an unsolved trajectory of one task" &&
+        music sample "$trajectories" --emit pairs --max-tokens 1700 -n "$solved" --seed 1 -o "$out/solved.jsonl"
+fi
 
 arm() { # arm NAME: the pairs of an arm in `files`, and options of its training in `more`
     files=("$out/D-half.jsonl") more=()
@@ -112,33 +134,25 @@ arm() { # arm NAME: the pairs of an arm in `files`, and options of its training 
     esac
 }
 
-models=()
-for ((run = 0; run < runs; run++)); do
-    for name in $arms; do
-        arm "$name"
-        stage "rm/$name-$run/music.json" "a reward model on $(basename -a "${files[@]}" | paste -sd' ')" &&
-            music train "${files[@]}" --model "$model" "${train[@]}" "${more[@]}" --seed "$run" --out "$out/rm/$name-$run"
-        models+=("$name-$run")
+trained() { # trained NAME SET...: a reward model of what `arm` said, and its scores of each set that there is
+    stage "rm/$1/music.json" "a reward model on $(basename -a "${files[@]}" | paste -sd' ')" &&
+        music train "${files[@]}" --model "$model" "${train[@]}" "${more[@]}" --seed "${1##*-}" --out "$out/rm/$1"
+    for set in "${@:2}"; do
+        [ -e "$out/$set.jsonl" ] && stage "scored/$set.$1.jsonl" "scored by $1" &&
+            music score "$out/$set.jsonl" --model "$out/rm/$1" --as "$1" --no-cache -o "$out/scored/$set.$1.jsonl"
     done
-done
+    return 0
+}
 
-stage test.jsonl "conversations with one reply exchanged" &&
-    music sample "$conversations" --emit conversations -n "$tested" --seed 1 --max-tokens 400 |
-    music sample - --emit corruptions --kind reply -o "$out/test.jsonl"
-sets=(test heldout)
-if [ -n "$trajectories" ] && [ -e "$trajectories" ]; then
-    stage solved.jsonl "a solved and an unsolved trajectory of one task" &&
-        music sample "$trajectories" --emit pairs --max-tokens 1700 -n "$solved" --seed 1 -o "$out/solved.jsonl"
-    sets+=(solved)
-fi
-mkdir -p "$out/scored"
-for set in "${sets[@]}"; do
-    last=$set.jsonl
-    for name in "${models[@]}"; do
-        stage "scored/$set.$name.jsonl" "scored by $name" &&
-            music score "$out/$last" --model "$out/rm/$name" --as "$name" -o "$out/scored/$set.$name.jsonl"
-        last=scored/$set.$name.jsonl
+for name in $arms; do
+    arm "$name"
+    for ((run = 0; run < runs; run++)); do
+        sets=(test heldout)
+        [ "$run" = 0 ] && sets+=(solved) # long ones: by one run of each arm
+        finish $((jobs - 1))
+        trained "$name-$run" "${sets[@]}" &
+        running=$((running + 1))
     done
-    cp "$out/$last" "$out/$set-scored.jsonl"
 done
+finish 0
 python "$here/laptop/table.py" "$out" --arms $arms --figure "$out/laptop.png" | tee "$out/table.md"

@@ -80,7 +80,10 @@ def test_the_laptops_table_takes_the_mean_of_runs_and_resamples_conversations(tm
 
     pairs = [pair(f"c{number}", distance, a_0=number < 5, a_1=number < 10, c_0=True, c_1=distance == 0)
              for number in range(20) for distance in (0, 1)]
-    (tmp_path / "test-scored.jsonl").write_text("".join(json.dumps(one) + "\n" for one in pairs))
+    (tmp_path / "scored").mkdir()
+    for run in ("a-0", "a-1", "c-0", "c-1"):
+        own = [one | {"scores": {run: one["scores"][run]}} for one in pairs]
+        (tmp_path / "scored" / f"test.{run}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
     done = subprocess.run([sys.executable, ROOT / "recipes" / "laptop" / "table.py", tmp_path, "--arms", "a", "c",
                            "--figure", tmp_path / "figure.png"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -21,13 +21,21 @@ MEANT = {"heldout": "held-out D", "solved": "MINT, solved over unsolved"}
 
 
 def read(folder: Path, name: str) -> list[dict]:
-    path = folder / f"{name}-scored.jsonl"
-    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    """The pairs of a set, with the scores of every run that has scored it."""
+    pairs: dict[str, dict] = {}
+    for path in sorted((folder / "scored").glob(f"{name}.*.jsonl")):
+        for pair in map(orjson.loads, path.read_bytes().splitlines()):
+            pairs.setdefault(pair["id"], pair)["scores"].update(pair["scores"])
+    return [*pairs.values()]
+
+
+def runs_of(pairs: list[dict], arm: str) -> list[str]:
+    return [name for name in pairs[0]["scores"] if name.rpartition("-")[0] == arm]
 
 
 def right(pairs: list[dict], arm: str) -> np.ndarray:
     """(pairs,): the share of an arm's runs that score the chosen side strictly higher."""
-    runs = [name for name in pairs[0]["scores"] if name.rpartition("-")[0] == arm]
+    runs = runs_of(pairs, arm)
     picks = [[pair["scores"][run]["chosen"] > pair["scores"][run]["rejected"] for run in runs] for pair in pairs]
     return np.asarray(picks, float).mean(1)
 
@@ -47,11 +55,12 @@ def parts(pair: dict) -> set[str]:
 
 
 def measure(pairs: list[dict], arms: list[str]) -> dict:
-    """Of each arm (mean, low, high), and against each other arm (difference, low, high, what could have been shown)."""
-    shares, groups = {arm: right(pairs, arm) for arm in arms}, clusters(pairs)
-    found = {arm: (shares[arm].mean(), *share_interval(shares[arm], groups)) for arm in arms}
-    for first in arms:
-        for second in arms:
+    """Of each arm that scored them (mean, low, high), and against each other (difference, low, high, what could have been
+    shown)."""
+    shares, groups = {arm: right(pairs, arm) for arm in arms if runs_of(pairs, arm)}, clusters(pairs)
+    found = {arm: (share.mean(), *share_interval(share, groups)) for arm, share in shares.items()}
+    for first in shares:
+        for second in shares:
             if first != second:
                 gaps = shares[first] - shares[second]
                 rows = totals([gaps, np.ones(len(gaps))], groups)
@@ -62,9 +71,10 @@ def measure(pairs: list[dict], arms: list[str]) -> dict:
 
 def row(label: str, pairs: list[dict], arms: list[str], against: list[tuple[str, str]]) -> str:
     found = measure(pairs, arms)
-    cells = [f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in map(found.get, arms)]
-    cells += [f"{100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], {100 * least:.1f}"
-              for gap, low, high, least in (found[two] for two in against)]
+    cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * number for number in found[arm])) if arm in found else ""
+             for arm in arms]
+    cells += ["{:+.1f} [{:+.1f}, {:+.1f}], {:.1f}".format(*(100 * number for number in found[two])) if two in found else ""
+              for two in against]
     return f"| {label} | {len(pairs)} ({len(set(clusters(pairs)))}) | " + " | ".join(cells) + " |"
 
 
