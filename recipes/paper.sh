@@ -7,9 +7,19 @@
 # --dry-run walks every stage on a CPU with the embedded models and a handful of rows of tiny-data, in minutes: it shows
 # that the script works, up to the hardware, and nothing about the method.
 #
-# Stopped at any point, the same line goes on; finished calls are not paid for twice. Before the paid stages, ask what
-# they would cost:  music simulate paper/seeds.jsonl --turns 5 --assistant gemini/gemini-1.5-pro --dry-run
-# Neither this run's hours nor its dollars have been measured; the paper discloses no hardware.
+# Stopped at any point, the same line goes on; finished calls are not paid for twice. SIMULATOR=... and JUDGE=... take any
+# other model of litellm's: Gemini 1.5 Pro can no longer be had from Google.
+#
+# What it costs is an estimate; nothing of it has been run, and the paper discloses neither hardware nor bill.
+# - Simulating: `music simulate SEEDS --turns 5 --dry-run` on 400 contexts of HH helpful gives 19 calls, 26,600 tokens in
+#   and 5,800 out a context (replies at two thirds of their limit): 760,000 calls, 1,060 M in, 234 M out for 40,000. At the
+#   1.25 and 5 dollars a million that Gemini 1.5 Pro cost, 2,500 dollars; by litellm's prices 900 with gemini-2.5-flash,
+#   3,700 with gemini-2.5-pro, thinking not counted. With 64 calls in flight that take 3 seconds each: 10 hours.
+# - Candidates: 2,000 prompts x 8 x 3 turns, 80,000 calls, 50 M in and 22 M out: 170 dollars, an hour.
+# - Judging: at most 2,000 x 3 contests in both orders, 12,000 calls of 3,400 tokens in and 340 out: 70 dollars.
+# - Training, each of the two: 2,500 x 64 pairs of some 900 tokens (assumed) x 9.2e9 weights x 8 FLOP (6, and 2 for
+#   recomputing) = 1.1e19; at 40% (assumed) of the 989 TFLOP/s of an H100's bf16, on 8 of them: 1 hour. Scoring 16,000
+#   conversations and RewardBench twice: half an hour on one. Some 20 GPU hours in all: 60 dollars at 3 an hour.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 dry=
@@ -17,29 +27,34 @@ dry=
 out=${1:-paper}
 mkdir -p "$out"
 
-# --- the paper's numbers -------------------------------------------------------------------------------------------
-preferences=skywork             # Skywork-Reward-Preference-80K; v0.2, which no longer overlaps RewardBench
-seeds=40000                     # open in the paper; about 31k pairs should be left after the bad ones are dropped
-simulator=gemini/gemini-1.5-pro # plays user and assistant
-judge=gemini/gemini-1.5-pro
-turns=5                         # simulated when pairs are made
-contrast=all                    # which turns are contrasted: open in the paper; see README
-model=google/gemma-2-9b-it
-train=(--batch 64 --steps 2500 --lr 2e-6 --max-length 2048 --budget 8192 --activation-checkpointing --save-every 250
-       --accelerate-config "$here/accelerate/8gpu-fsdp.yaml")
-prompts=1000                    # first prompts from each of HH and UltraInteract
-sets=(hh ultrainteract)
-pool=8                          # conversations a prompt, for N = 2, 4, 8 nested
-pool_turns=3
-sizes=2,4,8
-rewardbench=rewardbench
-llm=()
+# --- the paper's numbers; "open": what it does not say, and what we take ---------------------------------------------
+preferences=skywork             # paper: Skywork-Reward-Preference-80K, 73k pairs kept; pinned at v0.2
+seeds=40000                     # open; the paper has about 31k pairs, after the bad ones were dropped
+simulator=${SIMULATOR:-gemini/gemini-1.5-pro} # paper; plays user and assistant
+judge=${JUDGE:-gemini/gemini-1.5-pro}         # paper
+simulate=(--turns 5             # paper
+          --contrast all        # open: which turns are contrasted
+          --temperature 0.7 --top-p 0.95 --assistant-tokens 512 --user-tokens 256 --seed 0) # open
+model=google/gemma-2-9b-it      # paper
+train=(--batch 64               # paper
+       --steps 2500             # paper: "about"; one pass over D and D_MUSIC is 1,625
+       --lr 2e-6                # paper
+       --max-length 2048        # paper
+       --schedule linear --warmup 0.03 --seed 0 # open
+       --budget 8192 --activation-checkpointing --save-every 250 --accelerate-config "$here/accelerate/8gpu-fsdp.yaml")
+prompts=1000                    # paper: first prompts of each set
+sets=(hh ultrainteract)         # paper
+candidates=(--turns 3 --samples 8 --contrast none # paper: conversations of 3 turns, pools nested up to 8
+            --temperature 0.7 --top-p 0.95 --assistant-tokens 512 --user-tokens 256 --seed 0) # open
+sizes=2,4,8                     # paper
+rewardbench=rewardbench         # paper
 # -------------------------------------------------------------------------------------------------------------------
 if [ -n "$dry" ]; then
-    preferences=$here/tiny-data/pairs.jsonl seeds=6 simulator=local/smollm2 judge=local/smollm2 turns=2 pool=2 pool_turns=1
-    model=local/smollm2 prompts=3 sizes=2 sets=("$here/tiny-data/prompts.jsonl") rewardbench=$here/tiny-data/heldout.jsonl
+    preferences=$here/tiny-data/pairs.jsonl seeds=4 simulator=local/smollm2 judge=local/smollm2
+    model=local/smollm2 prompts=2 sizes=2 sets=("$here/tiny-data/prompts.jsonl") rewardbench=$here/tiny-data/heldout.jsonl
+    simulate=(--turns 2 --contrast all --assistant-tokens 24 --user-tokens 24)
+    candidates=(--turns 1 --samples 2 --contrast none --assistant-tokens 24 --user-tokens 24)
     train=(--batch 4 --steps 2 --lr 1e-4 --lora 4 --max-length 512)
-    llm=(--assistant-tokens 24 --user-tokens 24)
 fi
 
 todo() { # todo FILE WHAT: whether FILE is still to be made
@@ -53,9 +68,9 @@ fi
 if todo seeds.jsonl "contexts, prefixes of D"; then
     music sample "$out/pairs.jsonl" --emit seeds -n "$seeds" --seed 0 -o "$out/seeds.jsonl"
 fi
-if todo branches.jsonl "both branches of $turns turns"; then
-    music simulate "$out/seeds.jsonl" --assistant "$simulator" --user "$simulator" --turns "$turns" \
-        --contrast "$contrast" "${llm[@]}" --cache "$out/calls.sqlite" --rejects "$out/branches.rejects.jsonl" \
+if todo branches.jsonl "both branches"; then
+    music simulate "$out/seeds.jsonl" --assistant "$simulator" --user "$simulator" "${simulate[@]}" \
+        --cache "$out/calls.sqlite" --rejects "$out/branches.rejects.jsonl" \
         -o "$out/branches.jsonl" || [ $? -eq 1 ]
 fi
 if todo music.jsonl "D_MUSIC, the branches as preferences"; then
@@ -74,9 +89,9 @@ for set in "${sets[@]}"; do
         music sample "$set" --emit prompts -n "$prompts" --seed 0 --on-error skip -o "$out/$name.prompts.jsonl" ||
             [ $? -eq 1 ]
     fi
-    if todo "$name.candidates.jsonl" "$pool conversations of $pool_turns turns from each prompt"; then
-        music simulate "$out/$name.prompts.jsonl" --assistant "$simulator" --user "$simulator" --turns "$pool_turns" \
-            --contrast none --samples "$pool" "${llm[@]}" --cache "$out/calls.sqlite" \
+    if todo "$name.candidates.jsonl" "conversations from each prompt"; then
+        music simulate "$out/$name.prompts.jsonl" --assistant "$simulator" --user "$simulator" \
+            "${candidates[@]}" --cache "$out/calls.sqlite" \
             --rejects "$out/$name.rejects.jsonl" -o "$out/$name.candidates.jsonl" || [ $? -eq 1 ]
     fi
     if todo "$name.scored-baseline.jsonl" "scored by the baseline"; then

@@ -2,5 +2,5 @@
 
 import os
 
-# Two tests run at a time on two cores: the programs that they start would wait for each other's threads most of the time.
+# Two tests run at a time on two cores: the programs that they start would mostly wait for each other's threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -112,12 +112,12 @@ class Batch:
         """Read the rows' prompts, of each all but the tokens that were found for it and that the others' need not read
         beside it: in columns all rows end together, and what is read is as wide for every one."""
         rows, device = [*found], self.model.device
-        longest, wide = max(len(row.ids) for row in rows), max(len(row.ids) - there for row, (there, _) in found.items())
+        longest = max(len(row.ids) for row in rows)
+        before = longest - max(len(row.ids) - there for row, (there, _) in found.items())
         ids, mask = (torch.zeros(len(rows), longest, dtype=torch.long, device=device) for _ in range(2))
         for index, row in enumerate(rows):
             ids[index, longest - len(row.ids):] = torch.tensor(row.ids)
             mask[index, longest - len(row.ids):] = 1
-        before = longest - wide
         cache = self._known(found, longest, before)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self._write(rows, self._forward(ids[:, before:], mask, positions[:, before:], cache))

@@ -1,6 +1,6 @@
 """Keys and values of what a model has read: a prompt that begins like an earlier one is read from where they part.
 
-A conversation's next prompt begins with its last one and the reply to it, prompts made from one template with its words.
+A conversation's next prompt begins with its last one and the reply to it; prompts of one template begin with its words.
 """
 
 from collections import OrderedDict
@@ -11,7 +11,7 @@ LIMIT = 1 << 30  # bytes; 23,000 tokens of SmolLM2-135M
 
 
 class Prefixes:
-    """The last texts read, as tokens, with each layer's keys and values of them; what was used least lately goes first."""
+    """The last texts read, as tokens, with each layer's keys and values; what was used least lately goes first."""
 
     def __init__(self, limit: int = LIMIT):
         self.limit, self.size = limit, 0
@@ -27,7 +27,7 @@ class Prefixes:
         return length, self._kept[best]
 
     def keep(self, ids: list[int], layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Each layer's keys and values (heads, tokens, size) of `ids`. What these go on from need not be kept any more."""
+        """Each layer's keys and values (heads, tokens, size) of `ids`. What these go on from is kept no longer."""
         for kept in [kept for kept in self._kept if common(ids, kept) == len(kept)]:
             self._drop(kept)
         self._kept[tuple(ids)] = layers

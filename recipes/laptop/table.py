@@ -35,9 +35,13 @@ def runs_of(pairs: list[dict], arm: str) -> list[str]:
 
 def right(pairs: list[dict], arm: str) -> np.ndarray:
     """(pairs,): the share of an arm's runs that score the chosen side strictly higher."""
-    runs = runs_of(pairs, arm)
-    picks = [[pair["scores"][run]["chosen"] > pair["scores"][run]["rejected"] for run in runs] for pair in pairs]
-    return np.asarray(picks, float).mean(1)
+    return np.mean([picks(pairs, run) for run in runs_of(pairs, arm)], axis=0)
+
+
+def picks(pairs: list[dict], run: str) -> np.ndarray:
+    """(pairs,): 1 where a run scores the chosen side strictly higher, else 0."""
+    scores = [pair["scores"][run] for pair in pairs]
+    return np.asarray([score["chosen"] > score["rejected"] for score in scores], float)
 
 
 def clusters(pairs: list[dict]) -> np.ndarray:
@@ -55,8 +59,8 @@ def parts(pair: dict) -> set[str]:
 
 
 def measure(pairs: list[dict], arms: list[str]) -> dict:
-    """Of each arm that scored them (mean, low, high), and against each other (difference, low, high, what could have been
-    shown)."""
+    """Of each arm that scored them (mean, low, high), and against each other (difference, low, high, what could have
+    been shown)."""
     shares, groups = {arm: right(pairs, arm) for arm in arms if runs_of(pairs, arm)}, clusters(pairs)
     found = {arm: (share.mean(), *share_interval(share, groups)) for arm, share in shares.items()}
     for first in shares:
@@ -71,10 +75,10 @@ def measure(pairs: list[dict], arms: list[str]) -> dict:
 
 def row(label: str, pairs: list[dict], arms: list[str], against: list[tuple[str, str]]) -> str:
     found = measure(pairs, arms)
-    cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * number for number in found[arm])) if arm in found else ""
-             for arm in arms]
-    cells += ["{:+.1f} [{:+.1f}, {:+.1f}], {:.1f}".format(*(100 * number for number in found[two])) if two in found else ""
-              for two in against]
+    forms = dict.fromkeys(arms, "{:.1f} [{:.1f}, {:.1f}]") | \
+        dict.fromkeys(against, "{:+.1f} [{:+.1f}, {:+.1f}], {:.1f}")
+    cells = [form.format(*(100 * number for number in found[what])) if what in found else ""
+             for what, form in forms.items()]
     return f"| {label} | {len(pairs)} ({len(set(clusters(pairs)))}) | " + " | ".join(cells) + " |"
 
 
@@ -89,6 +93,10 @@ def table(folder: Path, arms: list[str]) -> str:
         if chosen := [pair for pair in test if subset in parts(pair)]:
             lines.append(row(f"one reply exchanged: {subset}", chosen, arms, against))
     lines += [row(label, pairs, arms, against) for name, label in MEANT.items() if (pairs := read(folder, name))]
+    if early := [pair for pair in test if SUBSETS[0] in parts(pair)]:
+        runs = ("{} {}".format(arm, ", ".join(f"{100 * picks(early, run).mean():.1f}" for run in runs_of(early, arm)))
+                for arm in arms if runs_of(early, arm))
+        lines += ["", f"Each run by itself, {SUBSETS[0]}: {'; '.join(runs)}."]
     return "\n".join(lines)
 
 
