@@ -109,8 +109,8 @@ class Batch:
         return self._leave()
 
     def _prefill(self, found: dict[Row, tuple[int, list]]) -> None:
-        """Read the rows' prompts, of each all but the tokens that were found for it and that the others' need not read
-        beside it: in columns all rows end together, and what is read is as wide for every one."""
+        """Read the rows' prompts. All read as many tokens as the row that has most to read; what stands before these was
+        found, and is copied."""
         rows, device = [*found], self.model.device
         longest = max(len(row.ids) for row in rows)
         before = longest - max(len(row.ids) - there for row, (there, _) in found.items())
