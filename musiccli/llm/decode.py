@@ -109,8 +109,8 @@ class Batch:
         return self._leave()
 
     def _prefill(self, found: dict[Row, tuple[int, list]]) -> None:
-        """Read the rows' prompts. All read as many tokens as the row that has most to read; what stands before these was
-        found, and is copied."""
+        """Read the rows' prompts. All read as many tokens as the row that has most to read; what stands before these
+        was found, and is copied."""
         rows, device = [*found], self.model.device
         longest = max(len(row.ids) for row in rows)
         before = longest - max(len(row.ids) - there for row, (there, _) in found.items())
