@@ -17,6 +17,8 @@ from musiccli.bench.statistics import bootstrap, detectable, share_interval, sta
 from musiccli.picture import COLOURS, STYLE, rendered
 
 SUBSETS = ("before the last turn", "first turn", "between", "last turn")
+NAMES = {"a": "a: D alone", "b": "b: D, last reply contrasted", "c": "c: D and MUSIC"}
+FURTHEST = 3  # turns after the exchanged reply, from which on they count as one
 MEANT = {"heldout": "held-out D", "solved": "MINT, solved over unsolved"}
 
 
@@ -82,8 +84,9 @@ def row(label: str, pairs: list[dict], arms: list[str], against: list[tuple[str,
     return f"| {label} | {len(pairs)} ({len(set(clusters(pairs)))}) | " + " | ".join(cells) + " |"
 
 
-def table(folder: Path, arms: list[str]) -> str:
-    against = [(first, second) for first in arms for second in ("a", "b")
+def table(folder: Path, arms: list[str], others: list[str]) -> str:
+    """`others` are the arms that each is compared with."""
+    against = [(first, second) for first in arms for second in others
                if second in arms and first not in ("a", second)]
     lines = ["| % right [95% interval] | pairs (conversations) | " +
              " | ".join([*arms, *(f"{first} - {second} [95%], least to be shown" for first, second in against)]) + " |",
@@ -108,7 +111,7 @@ def figure(folder: Path, arms: list[str], path: Path) -> None:
     matplotlib.use("agg")
     by_distance = defaultdict(list)
     for pair in read(folder, "test"):
-        by_distance[min(pair["corruption"]["distance"], 4)].append(pair)
+        by_distance[min(pair["corruption"]["distance"], FURTHEST)].append(pair)
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes, distances = drawn.subplots(), sorted(by_distance)
@@ -116,9 +119,10 @@ def figure(folder: Path, arms: list[str], path: Path) -> None:
             found = [measure(by_distance[distance], [arm])[arm] for distance in distances]
             means, lows, highs = (100 * np.array(column) for column in zip(*found, strict=True))
             axes.fill_between(distances, lows, highs, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
-            axes.plot(distances, means, "o-", color=COLOURS[number % len(COLOURS)], label=arm)
+            axes.plot(distances, means, "o-", color=COLOURS[number % len(COLOURS)], 
+                      label=NAMES.get(arm, arm))
         axes.axhline(50, color="#8a8a8a", linewidth=1)
-        axes.set_xticks(distances, [str(one) if one < 4 else "4+" for one in distances])
+        axes.set_xticks(distances, [str(one) if one < FURTHEST else f"{FURTHEST}+" for one in distances])
         axes.set_xlabel("turns after the exchanged reply")
         axes.set_ylabel("% of intact conversations preferred")
         axes.grid(axis="y")
@@ -131,8 +135,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--arms", nargs="+", default=["a", "b", "c"])
+    parser.add_argument("--against", nargs="*", default=["a", "b"], help="the arms that each is compared with")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
-    print(table(args.folder, args.arms))
+    print(table(args.folder, args.arms, args.against))
     if args.figure:
         figure(args.folder, args.arms, args.figure)
