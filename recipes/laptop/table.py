@@ -127,7 +127,7 @@ def figure(folder: Path, arms: list[str], path: Path) -> None:
         axes.set_ylabel("% of intact conversations preferred")
         axes.grid(axis="y")
         axes.invert_xaxis()
-        axes.legend(title="trained on", loc="lower right")
+        axes.legend(title="trained on", loc="lower right", frameon=True, framealpha=1, edgecolor="none")
         path.write_bytes(rendered(drawn, path.suffix[1:]))
 
 
