@@ -33,8 +33,8 @@ seeds=40000                     # open; the paper has about 31k pairs, after the
 simulator=${SIMULATOR:-gemini/gemini-1.5-pro} # paper; plays user and assistant
 judge=${JUDGE:-gemini/gemini-1.5-pro}         # paper
 simulate=(--turns 5             # paper
-          --contrast all        # open: which turns are contrasted
-          --temperature 0.7 --top-p 0.95 --assistant-tokens 512 --user-tokens 256 --seed 0) # open
+          --contrast all)       # open: which turns are contrasted
+texts=(--temperature 0.7 --top-p 0.95 --assistant-tokens 512 --user-tokens 256 --seed 0) # open; of all that is simulated
 model=google/gemma-2-9b-it      # paper
 train=(--batch 64               # paper
        --steps 2500             # paper: "about"; one pass over D and D_MUSIC is 1,625
@@ -44,16 +44,15 @@ train=(--batch 64               # paper
        --budget 8192 --activation-checkpointing --save-every 250 --accelerate-config "$here/accelerate/8gpu-fsdp.yaml")
 prompts=1000                    # paper: first prompts of each set
 sets=(hh ultrainteract)         # paper
-candidates=(--turns 3 --samples 8 --contrast none # paper: conversations of 3 turns, pools nested up to 8
-            --temperature 0.7 --top-p 0.95 --assistant-tokens 512 --user-tokens 256 --seed 0) # open
+candidates=(--turns 3 --samples 8 --contrast none) # paper: conversations of 3 turns, pools nested up to 8
 sizes=2,4,8                     # paper
 rewardbench=rewardbench         # paper
 # -------------------------------------------------------------------------------------------------------------------
 if [ -n "$dry" ]; then
     preferences=$here/tiny-data/pairs.jsonl seeds=4 simulator=local/smollm2 judge=local/smollm2
     model=local/smollm2 prompts=2 sizes=2 sets=("$here/tiny-data/prompts.jsonl") rewardbench=$here/tiny-data/heldout.jsonl
-    simulate=(--turns 2 --contrast all --assistant-tokens 24 --user-tokens 24)
-    candidates=(--turns 1 --samples 2 --contrast none --assistant-tokens 24 --user-tokens 24)
+    simulate=(--turns 2 --contrast all) candidates=(--turns 1 --samples 2 --contrast none)
+    texts=(--assistant-tokens 24 --user-tokens 24)
     train=(--batch 4 --steps 2 --lr 1e-4 --lora 4 --max-length 512)
 fi
 
@@ -69,7 +68,7 @@ if todo seeds.jsonl "contexts, prefixes of D"; then
     music sample "$out/pairs.jsonl" --emit seeds -n "$seeds" --seed 0 -o "$out/seeds.jsonl"
 fi
 if todo branches.jsonl "both branches"; then
-    music simulate "$out/seeds.jsonl" --assistant "$simulator" --user "$simulator" "${simulate[@]}" \
+    music simulate "$out/seeds.jsonl" --assistant "$simulator" --user "$simulator" "${simulate[@]}" "${texts[@]}" \
         --cache "$out/calls.sqlite" --rejects "$out/branches.rejects.jsonl" \
         -o "$out/branches.jsonl" || [ $? -eq 1 ]
 fi
@@ -91,7 +90,7 @@ for set in "${sets[@]}"; do
     fi
     if todo "$name.candidates.jsonl" "conversations from each prompt"; then
         music simulate "$out/$name.prompts.jsonl" --assistant "$simulator" --user "$simulator" \
-            "${candidates[@]}" --cache "$out/calls.sqlite" \
+            "${candidates[@]}" "${texts[@]}" --cache "$out/calls.sqlite" \
             --rejects "$out/$name.rejects.jsonl" -o "$out/$name.candidates.jsonl" || [ $? -eq 1 ]
     fi
     if todo "$name.scored-baseline.jsonl" "scored by the baseline"; then

@@ -119,7 +119,7 @@ def figure(folder: Path, arms: list[str], path: Path) -> None:
             found = [measure(by_distance[distance], [arm])[arm] for distance in distances]
             means, lows, highs = (100 * np.array(column) for column in zip(*found, strict=True))
             axes.fill_between(distances, lows, highs, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
-            axes.plot(distances, means, "o-", color=COLOURS[number % len(COLOURS)], 
+            axes.plot(distances, means, "o-", color=COLOURS[number % len(COLOURS)],
                       label=NAMES.get(arm, arm))
         axes.axhline(50, color="#8a8a8a", linewidth=1)
         axes.set_xticks(distances, [str(one) if one < FURTHEST else f"{FURTHEST}+" for one in distances])
