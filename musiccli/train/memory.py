@@ -22,9 +22,9 @@ class Memory:
     parameters: float
     gradients: float
     optimizer: float
-    activations: float  # of the largest micro-batch, kept for the backward pass
+    activations: float  # of the micro-batch that takes the most, kept for the backward pass
     workspace: float  # of the largest weight's gradient while it is added to, and of autocast's copies of weights
-    tokens: int  # of that micro-batch
+    tokens: int  # of the largest micro-batch
 
     @property
     def total(self) -> float:
@@ -33,7 +33,7 @@ class Memory:
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {_shown(getattr(self, name))}" for name in
                           ("parameters", "gradients", "optimizer", "workspace", "activations"))
-        return f"about {_shown(self.total)} a process, an estimate: {parts} (of {self.tokens:,} tokens at once)"
+        return f"about {_shown(self.total)} a process, an estimate: {parts} (of up to {self.tokens:,} tokens at once)"
 
 
 def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, ranks: int = 1,
@@ -48,9 +48,9 @@ def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, r
     sizes = [pair.size for pair in pairs]
     tokens = max(max(sizes), min(settings.budget, sum(sorted(sizes)[-settings.batch:])))
     largest = max(_bytes(weight) for weight in weights if weight.requires_grad)
-    per_token, cast = _kept(model, pairs, settings.activation_checkpointing, tokens)
+    activations, cast = _activations(model, pairs, tokens, settings.activation_checkpointing)
     return Memory(sum(map(_bytes, weights)) * share + aside, trained * copies * share, 2 * trained * share,
-                  tokens * per_token, largest + cast * share, tokens)
+                  activations, largest + cast * share, tokens)
 
 
 def available(device: torch.device) -> float:
@@ -60,9 +60,23 @@ def available(device: torch.device) -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool, tokens: int) -> tuple[float, float]:
-    """Bytes a token that a forward pass over `tokens` keeps for the backward one, weights aside; and bytes of weights
+def _activations(model: RewardModel, pairs: Sequence[Pair], tokens: int, checkpointing: bool) -> tuple[float, float]:
+    """Bytes that the forward pass of a micro-batch of up to `tokens` keeps for the backward one; and bytes of weights
     in another precision, which autocast keeps."""
+    whole, products, cast = _kept(model, pairs)
+    config = model.network.core.config.get_text_config()
+    inputs = config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize
+    layer = whole / config.num_hidden_layers  # one at a time is computed again, or as much is needed on the way back
+    if checkpointing:
+        return tokens * (inputs + layer), cast / config.num_hidden_layers
+    few = min(tokens, KEPT) if selects(model.network) else tokens
+    again = tokens * (inputs + products + layer) if tokens > few else 0  # may well be less than few keep
+    return max(few * (whole + layer), again), cast
+
+
+def _kept(model: RewardModel, pairs: Sequence[Pair]) -> tuple[float, float, float]:
+    """Bytes a token that a forward pass keeps for the backward one, weights aside; those of them that products gave;
+    and bytes of weights in another precision."""
     small = [pair for pair in pairs if pair.size <= SAMPLE]
     pair = max(small, key=lambda pair: pair.size) if small else min(pairs, key=lambda pair: pair.size)
     weights = {weight.untyped_storage().data_ptr() for weight in model.network.parameters()}
@@ -80,16 +94,8 @@ def _kept(model: RewardModel, pairs: Sequence[Pair], checkpointing: bool, tokens
     # In evaluation nothing is recomputed; the models in use have no dropout, so training keeps the same.
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor), Products() as products:
         rewards = model.network.eval()([pair.sides])
-    per_token = sum(kept.values()) / pair.size
     del rewards
-    config = model.network.core.config.get_text_config()
-    layer = per_token / config.num_hidden_layers  # as much again on the way back through one
-    if not (checkpointing or (selects(model.network) and tokens > KEPT)):
-        return per_token + layer, sum(cast.values())
-    # Each layer's input is kept, and one layer at a time whole.
-    inputs = config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize
-    dear = 0.0 if checkpointing else products.bytes / pair.size
-    return inputs + dear + layer, sum(cast.values()) / config.num_hidden_layers
+    return sum(kept.values()) / pair.size, products.bytes / pair.size, sum(cast.values())
 
 
 def _bytes(weight: torch.Tensor) -> int:
