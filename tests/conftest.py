@@ -1,6 +1,7 @@
-"""What holds for every test."""
+"""What holds for every test, here and in the programs that it starts."""
 
 import os
 
-# Two tests run at a time on two cores: the programs that they start would mostly wait for each other's threads.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two tests run at a time on two cores: threads beside them would mostly wait for each other. One thread also adds up in
+# one order, so that what a program writes can be compared bit for bit with what a test computes.
+os.environ["OMP_NUM_THREADS"] = "1"

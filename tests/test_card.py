@@ -130,7 +130,7 @@ def hub(refuses=False):
 def push(line, address="http://127.0.0.1:9", token="hf_secret"):
     """The same line again, in a process of its own: the hub's client reads its address when it is imported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1",
+    environment |= {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1",
                     "HF_HOME": str(Path(line[1]).parent / "hub")}
     environment |= {"HF_TOKEN": token} if token else {}
     return subprocess.run([*COMMAND, *line, "--push-to-hub", "me/rm"], env=environment, capture_output=True, text=True)

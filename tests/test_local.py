@@ -25,15 +25,9 @@ QUESTION = talk("Name three colours of the rainbow.")
 
 @pytest.fixture(scope="module")
 def engine():
-    """One thread: on a machine that is busy, two wait for each other most of the time."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     engine = LocalEngine("local/smollm2")
     yield engine
     engine.close()
-    torch.set_num_threads(threads)
 
 
 def complete(engine: LocalEngine, *requests: Request) -> list[Completion]:

@@ -30,7 +30,6 @@ from musiccli.train.run import train
 from musiccli.train.settings import Settings
 from musiccli.train.trainer import Trainer
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # as toys.py does for this process
 TIMES = ("tokens_per_s", "pairs_per_s")
 
 
@@ -54,7 +53,7 @@ def run(base, file):
 
 def process(*arguments, given=None):
     """`music` as a process of its own, with `given` on its standard input."""
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=ONE_THREAD, input=given)
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, input=given)
 
 
 def log(out):
@@ -421,7 +420,7 @@ main()
 
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(run, finished, tmp_path):
     def die(*line):
-        return subprocess.run([sys.executable, "-c", DYING, *map(str, line)], capture_output=True, env=ONE_THREAD)
+        return subprocess.run([sys.executable, "-c", DYING, *map(str, line)], capture_output=True)
 
     out = tmp_path / "rm"
     assert run(out, "--save-every", 2, run=die).returncode == -signal.SIGKILL
@@ -691,7 +690,7 @@ def running(base, file, tmp_path):
     """Two processes in the middle of a long run, and the process that started them."""
     line = ["train", file, "--model", base, "--out", tmp_path / "rm", "--batch", 4, "--steps", 100_000,
             "--num-processes", 2]
-    starter, workers = start(*line, env=ONE_THREAD), []
+    starter, workers = start(*line), []
     try:
         wait_until(lambda: (tmp_path / "rm" / "log.jsonl").exists() and losses_so_far(tmp_path / "rm") > 2)
         workers = children(starter.pid)
@@ -758,7 +757,7 @@ def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(r
     held_out = write(tmp_path / "held-out.jsonl", pairs(3))
 
     def line(*words, **more):
-        return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=ONE_THREAD | more)
+        return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=os.environ | more)
 
     out, more = tmp_path / "rm", ("--save-every", 2, "--budget", 64, "--eval", held_out)
     run(out, *more, run=lambda *words: line(*words, DIE="1"))

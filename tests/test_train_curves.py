@@ -100,7 +100,7 @@ def tracked(trained, tmp_path):
     (tmp_path / "trackio-1.0.dist-info").mkdir()
     (tmp_path / "trackio-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 1.0\n")
     notes = tmp_path / "notes.jsonl"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "NOTES": str(notes), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "NOTES": str(notes)}
 
     def run(*more, **settings):
         line = [*COMMAND, *map(str, trained[0]), "--out", str(tmp_path / "rm"), "--tracker", "trackio", *more]

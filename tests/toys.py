@@ -34,8 +34,6 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = Path(__file__).parents[1] / "recipes" / "tiny-data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")
 
-torch.set_num_threads(1)  # such small products only wait for a second thread, and long where others compute, too
-
 WINDOW = 16  # tokens a sliding layer looks back
 COMMON = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
           "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3, "max_position_embeddings": 2048}

@@ -109,13 +109,13 @@ def figure(folder: Path, arms: list[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     matplotlib.use("agg")
-    by_distance = defaultdict(list)
-    for pair in read(folder, "test"):
+    by_distance, test = defaultdict(list), read(folder, "test")
+    for pair in test:
         by_distance[min(pair["corruption"]["distance"], FURTHEST)].append(pair)
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes, distances = drawn.subplots(), sorted(by_distance)
-        for number, arm in enumerate(arms):
+        for number, arm in enumerate(arm for arm in arms if runs_of(test, arm)):
             found = [measure(by_distance[distance], [arm])[arm] for distance in distances]
             means, lows, highs = (100 * np.array(column) for column in zip(*found, strict=True))
             axes.fill_between(distances, lows, highs, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
