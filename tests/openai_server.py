@@ -36,8 +36,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-FAULTS = ("429", "429-retry-after", "500", "reset", "truncated", "invalid-json", "empty", "length", "slow", "hang",
-          "echo-key")
+FAULTS = ("429", "429-retry-after", "500", "reset", "truncated", "invalid-json", "empty", "thoughts", "length", "slow",
+          "hang", "echo-key")
 WORDS_PER_TOKEN = 0.75
 NONSENSE = (Path(__file__).parent.parent / "README.md").read_text("utf-8")  # any text does
 NONSENSE = sorted({word.lower() for word in NONSENSE.split() if word.isalpha() and len(word) > 3})
@@ -76,7 +76,7 @@ class Server:
     pause: float = 0.05  # seconds between two pieces of a slow body
     limit: int | None = None  # 429 for a call that would be one more than this in flight
     api_key: str | None = None  # 401 for a call without it
-    plain: bool = False  # 400 for a call that asks for a response_format
+    refuses: Sequence[str] = ()  # 400 for a call that has one of these fields
     keep: int | None = None  # how many entries the logs keep, the latest ones; None keeps all
     port: int = 0  # 0 takes a free one and stands here as soon as the server runs
 
@@ -126,8 +126,8 @@ class Server:
             return failure(401, "Incorrect API key provided.")
         if body is None:
             return failure(400, "The body must be JSON with messages, and n must be 1.")
-        if self.plain and "response_format" in body:
-            return failure(400, "response_format is not supported.")
+        if refused := [name for name in self.refuses if name in body]:
+            return failure(400, f"{refused[0]} is not supported.")
         if self.limit is not None and self.in_flight > self.limit:
             return failure(429, "Too many calls in flight.")
         await asyncio.sleep(math.inf if fault == "hang" else self.delay)
@@ -140,9 +140,12 @@ class Server:
             return failure(401, f"Incorrect API key provided: {request.headers.get('Authorization')}.")
         if fault == "reset":
             return reset(request)
-        reply = "" if fault == "empty" else self.reply(body)
-        room = tokens(reply) // 2 if fault == "length" else body.get("max_completion_tokens") or body.get("max_tokens")
-        return await self._send(request, body, completion(body, reply, room), fault)
+        reply = "" if fault in ("empty", "thoughts") else self.reply(body)
+        room = body.get("max_completion_tokens") or body.get("max_tokens")
+        answer = completion(body, reply, tokens(reply) // 2 if fault == "length" else room)
+        if fault == "thoughts":  # which the caller does not see, and which leave room for nothing else
+            answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"] = "length", room
+        return await self._send(request, body, answer, fault)
 
     def _fault(self, raw: bytes) -> str | None:
         """The fault that this call meets: the script's while there is one, then by chance."""

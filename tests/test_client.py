@@ -16,8 +16,9 @@ from musiccli.llm import client as door
 from musiccli.llm import provider
 from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call, Reply
-from musiccli.llm.client import Client, LimitReached
+from musiccli.llm.client import Client, LimitReached, unwanted
 from musiccli.llm.inflight import in_order
+from musiccli.llm.refusal import Refusal
 from musiccli.llm.standing import GIVE_UP_AFTER
 
 KEY = "sesame-open-9876543210"
@@ -36,7 +37,7 @@ def loopback(monkeypatch):
     for name in ("OPENAI", "HOSTED_VLLM", "DEEPSEEK"):
         monkeypatch.setenv(f"{name}_API_KEY", KEY)
     monkeypatch.delenv("HOSTED_VLLM_API_BASE", raising=False)
-    monkeypatch.setattr(door, "backoff", lambda attempt: 0.0)
+    monkeypatch.setattr(door, "backoff", lambda *_: 0.0)
 
 
 def call(number: int = 0, model: str = OPENAI, **fields) -> Call:
@@ -142,6 +143,14 @@ def test_a_slow_body_is_no_fault():
     with server_and_client(script=["slow"]) as (server, client):
         assert ask(client, call())[0].text == six_words()
         assert server.calls == 1
+
+
+def test_nothing_within_the_token_limit_is_not_asked_for_again():
+    with server_and_client(script=["thoughts"]) as (server, client):
+        [error] = ask(client, call())
+        assert isinstance(error, CallError) and server.calls == 1
+    assert str(error) == (f"{OPENAI}: an empty reply: all 512 tokens it may write were gone before the first word; "
+                          "allow it more")
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "reset", "empty"])
@@ -315,7 +324,7 @@ def test_concurrency_is_the_most_calls_in_flight():
 
 
 def test_refused_calls_slow_the_run_down_and_all_come_through(monkeypatch):
-    monkeypatch.setattr(door, "backoff", lambda attempt: 0.1)
+    monkeypatch.setattr(door, "backoff", lambda *_: 0.1)
     with server_and_client({"attempts": 30}, limit=4, delay=0.01) as (server, client):
         replies = ask(client, *map(call, range(40)))
         assert {type(reply) for reply in replies} == {Reply}
@@ -413,12 +422,39 @@ def test_a_provider_is_sent_the_schema_if_litellm_knows_that_it_takes_one():
 
 
 def test_a_model_that_refuses_a_schema_is_asked_without_and_not_offered_one_again():
-    with server_and_client(plain=True) as (server, client):
+    with server_and_client(refuses=["response_format"]) as (server, client):
         [first] = ask(client, call(schema=SCHEMA))
         [second] = ask(client, call(1, schema=SCHEMA))
     assert (first.text, second.text) == (six_words(), six_words())
     assert ["response_format" in body for body in server.requests] == [True, False, False]
     assert client.spent["assistant", OPENAI].calls == 2
+
+
+@pytest.mark.parametrize("model", [VLLM, LITELLM])
+def test_sampling_that_a_model_refuses_is_left_out_and_said_once(model, capfd):
+    with server_and_client(refuses=["top_p", "temperature", "response_format"]) as (server, client):
+        asked = [call(number, model, schema=SCHEMA, top_p=0.9) for number in range(3)]
+        replies = ask(client, asked[0]) + ask(client, *asked[1:])
+    assert [reply.text for reply in replies] == [six_words()] * 3
+    assert not {"top_p", "temperature", "response_format"} & {*server.requests[-1], *server.requests[-2]}
+    assert server.calls == 3 + 3 - (model == LITELLM)  # litellm does not offer this model a schema
+    assert sorted(capfd.readouterr().err.splitlines()) == [
+        f"{model}: refuses {name}; asked without it from here on" for name in ("temperature=0.7", "top_p=0.9")]
+
+
+@pytest.mark.parametrize("text, field", [
+    ("`temperature` and `top_p` cannot both be specified for this model. Please use only one.", "top_p"),
+    ("Unsupported value: 'temperature' does not support 0.7 with this model.", "temperature"), ("no", "schema")])
+def test_what_a_refusal_names_is_what_is_left_out(text, field):
+    assert unwanted(call(schema=SCHEMA), Refusal(text, 400)) == field
+    assert unwanted(call(schema=SCHEMA), Refusal(text, 500)) is None
+    assert unwanted(call(temperature=None, top_p=None), Refusal(text, 400)) is None
+
+
+def test_a_provider_is_not_sent_a_top_p_that_cuts_nothing():
+    with server_and_client() as (server, client):
+        ask(client, call(model=LITELLM), call(1, LITELLM, top_p=0.9))
+    assert sorted("top_p" in body for body in server.requests) == [False, True]
 
 
 def test_a_call_that_is_bad_without_its_schema_too_says_nothing_of_the_model():

@@ -26,7 +26,7 @@ def loopback(monkeypatch):
     for variables in endpoints.OWN.values():
         for name in variables:
             monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(door, "backoff", lambda attempt: 0.01)
+    monkeypatch.setattr(door, "backoff", lambda *_: 0.01)
 
 
 def ask(client: Client, count: int, model: str = VLLM) -> list:

@@ -26,7 +26,7 @@ GOOD, BAD = talk("How do I boil an egg?", "Eight minutes in water."), talk("How 
 def loopback(monkeypatch):
     no_network(monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setattr(door, "backoff", lambda attempt: 0.0)
+    monkeypatch.setattr(door, "backoff", lambda *_: 0.0)
 
 
 def preference(identifier: object = "p", **fields) -> Record:
@@ -239,7 +239,7 @@ def test_a_judge_answers_in_json_where_the_server_can_hold_it_to_that_and_else_i
         return json.dumps({"explanation": 'B says {"verdict": "C"} and\n[[C]]', "verdict": letter})
 
     records = [preference(number) for number in range(4)]
-    with serve(reply=reply, plain=plain) as server:
+    with serve(reply=reply, refuses=["response_format"] * plain) as server:
         client = Client(api_base=server.base_url, timeout=5, concurrency=1)
         done = list(judge(records, Settings(judges=("openai/one",)), client))
         assert server.calls == 8 + plain

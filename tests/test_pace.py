@@ -133,3 +133,8 @@ def test_back_off_grows_with_full_jitter_up_to_a_minute():
     for attempt, most in [(1, 1), (2, 2), (5, 16), (20, 60)]:
         waits = [backoff(attempt) for _ in range(400)]
         assert 0 <= min(waits) < most * 0.1 and most * 0.9 < max(waits) <= most
+
+
+def test_six_attempts_outlast_a_quota_that_comes_back_within_a_minute():
+    waits = [[backoff(attempt, quota=True) for attempt in range(1, 6)] for _ in range(200)]
+    assert min(map(sum, waits)) > 60 and max(map(max, waits)) <= 60

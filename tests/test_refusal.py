@@ -25,7 +25,12 @@ def test_the_status_says_what_to_do(status, passing, overloaded, fatal, of_the_s
 def test_an_empty_reply_is_tried_again_and_says_nothing_about_the_server():
     met = Empty(Reply("", "stop", 7, 0, None))
     assert (met.passing, met.of_the_server, str(met)) == (True, False, "an empty reply")
-    assert str(Empty(Reply("", "length", 7, 50, None))) == "an empty reply, cut by the token limit"
+
+
+def test_an_empty_reply_that_used_up_its_tokens_would_come_out_the_same():
+    met = Empty(Reply("", "length", 7, 50, None))
+    assert (met.passing, met.of_the_server) == (False, False)
+    assert str(met).startswith("an empty reply: all 50 tokens it may write were gone")
 
 
 @pytest.mark.parametrize("value, seconds", [
@@ -36,6 +41,17 @@ def test_retry_after_is_read_in_seconds(value, seconds):
     error = RuntimeError("slow down")
     error.litellm_response_headers = {"retry-after": value}
     assert provider._refusal(error).retry_after == seconds
+
+
+@pytest.mark.parametrize("text, seconds", [
+    ('{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "45s"}', 45.0),
+    ("Please retry in 36.5s.", 36.5), ("Rate limit reached. Please try again in 20ms.", 0.02),
+    ("try again in 1m2.5s", 62.5), ("try again in 7h12m0s", 25920.0), ("try again in a moment", None),
+    ("Quota exceeded for 60s windows", None)])
+def test_a_wait_that_stands_in_the_text_is_read_there(text, seconds):
+    assert Refusal(text, 429).retry_after == seconds
+    assert Refusal(text, 429, retry_after=3.0).retry_after == 3.0
+    assert provider._refusal(RuntimeError("x" * LONGEST + text)).retry_after == seconds
 
 
 @pytest.mark.parametrize("usegmt", [True, False])  # "GMT", and "-0000", which says no zone: UTC

@@ -31,7 +31,7 @@ MODEL = "openai/scripted"
 def loopback(monkeypatch):
     no_network(monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setattr(door, "backoff", lambda attempt: 0.0)
+    monkeypatch.setattr(door, "backoff", lambda *_: 0.0)
 
 
 def seed(identifier: object = "s", *contents: str, **fields) -> Record:

@@ -24,7 +24,7 @@ NOTHING = Empty(Reply("", "stop", 7, 0, None))
 @pytest.fixture
 def loopback(monkeypatch):
     no_network(monkeypatch)
-    monkeypatch.setattr(door, "backoff", lambda attempt: 0.0)
+    monkeypatch.setattr(door, "backoff", lambda *_: 0.0)
 
 
 @pytest.fixture

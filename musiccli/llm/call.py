@@ -14,6 +14,7 @@ class Call:
     `messages` go through the model's chat template. Models in this process can also continue raw text: as="turn"
     continues the messages with the next user turn, as="completion" continues `text`. `schema` is the JSON schema of the
     reply where the model can be held to one; where it cannot, the reply is what it would have been without.
+    `temperature` and `top_p` are None where the model's own are to hold.
     """
 
     model: str
@@ -22,8 +23,8 @@ class Call:
     text: str = ""
     as_: str = "chat"
     max_tokens: int = 512
-    temperature: float = 0.7
-    top_p: float = 1.0
+    temperature: float | None = 0.7
+    top_p: float | None = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
     schema: dict | None = None

@@ -53,7 +53,7 @@ class Client:
     spent: dict[tuple[str, str], Spent] = field(default_factory=lambda: defaultdict(Spent))
     _standings: dict[str, Standing] = field(default_factory=dict)
     _engines: dict[str, object] = field(default_factory=dict)
-    _plain: set[str] = field(default_factory=set)  # models that take no schema
+    _without: dict[str, dict] = field(default_factory=lambda: defaultdict(dict))  # what a model refuses to be told
 
     def __post_init__(self) -> None:
         self._budget, self._direct = Budget(self.max_cost), Direct(self.timeout)
@@ -129,7 +129,7 @@ class Client:
         if call.as_ != "chat":
             raise InputError(f"{call.model}: only local/ models continue raw text; choose other prompts with --prompts")
         standing = self._standing(call.model)
-        attempt = 1
+        attempt, moves = 1, 0
         while True:
             try:
                 async with standing.pace.place():
@@ -140,15 +140,16 @@ class Client:
                 standing.refused(refusal)
                 if isinstance(refusal, Empty):  # nothing came, and that is paid for, too
                     self._pay(account, refusal.reply)
-                if standing.endpoints.elsewhere(refusal):
-                    account.retries += 1
+                if moves < len(standing.endpoints.all) - 1 and standing.endpoints.elsewhere(refusal):
+                    account.retries, moves = account.retries + 1, moves + 1
                     continue
                 if attempt == self.attempts or not standing.worth_another(refusal):
                     raise standing.failed(call, refusal, attempt) from refusal
                 account.retries += 1
                 standing.warn(call, refusal)
-                await asyncio.sleep(max(refusal.retry_after or 0, backoff(attempt)))
-                attempt += 1
+                unnamed = refusal.overloaded and refusal.retry_after is None
+                await asyncio.sleep(max(refusal.retry_after or 0, backoff(attempt, unnamed)))
+                attempt, moves = attempt + 1, 0
             else:
                 standing.answered()
                 return reply
@@ -161,17 +162,22 @@ class Client:
         return self._standings[model]
 
     async def _try(self, call: Call, endpoints: Endpoints) -> Reply:
-        """One attempt. A schema that is refused is left out, and if that helps, with this model from then on."""
-        if call.schema and call.model in self._plain:
-            call = replace(call, schema=None)
-        try:
-            return await self._send(call, endpoints)
-        except Refusal as refusal:
-            if not call.schema or refusal.status not in OF_THE_QUESTION:
-                raise
-        reply = await self._send(replace(call, schema=None), endpoints)
-        self._plain.add(call.model)
-        return reply
+        """One attempt. What the model refuses to be told is left out, and if that helps, from then on."""
+        known = self._without[call.model]
+        asked, left_out = replace(call, **known), dict(known)
+        while True:
+            try:
+                reply = await self._send(asked, endpoints)
+            except Refusal as refusal:
+                if not (name := unwanted(asked, refusal)):
+                    raise
+                left_out[name] = None
+                asked = replace(asked, **{name: None})
+            else:
+                for name in left_out.keys() - known.keys() - {"schema"}:
+                    say(f"{call.model}: refuses {name}={getattr(call, name):g}; asked without it from here on")
+                known |= left_out
+                return reply
 
     async def _send(self, call: Call, endpoints: Endpoints) -> Reply:
         with endpoints.one() as endpoint:
@@ -187,6 +193,15 @@ class Client:
             if not reply.text:
                 raise Empty(reply)
             return reply
+
+
+def unwanted(call: Call, refusal: Refusal) -> str | None:
+    """The field of a call that it was refused for: one of the sampling that the refusal names (Claude takes temperature
+    or top_p, a thinking model often neither), else the schema, which servers refuse in many words."""
+    if refusal.status not in OF_THE_QUESTION:
+        return None
+    named = (name for name in ("top_p", "temperature") if name in str(refusal))
+    return next((name for name in (*named, "schema") if getattr(call, name) is not None), None)
 
 
 def open_client(cache: str | None, no_cache: bool, **settings) -> Client:

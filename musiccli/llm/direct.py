@@ -88,7 +88,9 @@ def request(call: Call) -> bytes:
     """The body that asks for one call."""
     body = {"model": call.model.partition("/")[2], "messages": call.messages, "max_tokens": call.max_tokens,
             "temperature": call.temperature, "top_p": call.top_p, "seed": call.own_seed, **call.response_format}
-    return orjson.dumps(body | {"stop": call.stop} if call.stop else body)
+    if call.stop:
+        body["stop"] = call.stop
+    return orjson.dumps({name: value for name, value in body.items() if value is not None})
 
 
 def read(data: bytes) -> Reply:

@@ -71,6 +71,8 @@ class Pace:
                 self.flying += 1
 
 
-def backoff(attempt: int, base: float = 0.5, most: float = 60.0) -> float:
-    """Seconds to wait before attempt 1, 2, ...: exponential with full jitter."""
-    return random.uniform(0, min(most, base * 2 ** attempt))
+def backoff(attempt: int, quota: bool = False, most: float = 60.0) -> float:
+    """Seconds to wait before attempt 1, 2, ...: exponential with full jitter. Where a `quota` is spent that comes back
+    within a minute, as most do, six attempts last longer than one: six times as long, and at least half of that."""
+    longest = min(most, (3.0 if quota else 0.5) * 2 ** attempt)
+    return random.uniform(longest / 2 if quota else 0, longest)

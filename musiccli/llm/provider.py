@@ -19,10 +19,11 @@ async def complete(call: Call, timeout: float, api_base: str | None) -> Reply:
     options = {"stop": list(call.stop)} if call.stop else {}
     if call.schema and litellm.supports_response_schema(call.model):
         options |= call.response_format
+    top_p = None if call.top_p == 1 else call.top_p  # 1 is everybody's own, and Claude takes none beside a temperature
     try:
         answer = await litellm.acompletion(
             model=call.model, messages=list(call.messages), max_tokens=call.max_tokens, temperature=call.temperature,
-            top_p=call.top_p, seed=call.own_seed, timeout=timeout, api_base=api_base, num_retries=0, max_retries=0,
+            top_p=top_p, seed=call.own_seed, timeout=timeout, api_base=api_base, num_retries=0, max_retries=0,
             **options)
     except Exception as error:
         raise _refusal(error) from None  # its own text may quote the key, and --debug would show it

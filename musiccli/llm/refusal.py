@@ -16,6 +16,8 @@ OF_THE_QUESTION = {400, 413, 422}  # says nothing about the calls after this one
 SECRET = re.compile(r"\b(?:sk|pk|gsk|hf|AIza)[-_]?[-_A-Za-z0-9*]{8,}|(?<=://)[^/@\s]+@")
 SECRET_NAME = re.compile(r"_(API_)?(KEY|TOKEN|SECRET|PASSWORD)$")  # of an environment variable
 LONGEST = 300  # characters of a provider's own words
+# Gemini's RetryInfo, and what OpenAI and others say in words: "retryDelay": "45s", "Please try again in 1m2.5s"
+DELAY = re.compile(r"(?:retryDelay\W+|(?:retry|try again) in )(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(m?)s)?")
 
 
 class Refusal(Exception):
@@ -27,7 +29,8 @@ class Refusal(Exception):
 
     def __init__(self, text: str, status: int = 500, retry_after: float | None = None, unreachable: bool = False):
         super().__init__(without_keys(" ".join(text.split()))[:LONGEST].rstrip(". "))
-        self.status, self.retry_after, self.unreachable = status, retry_after, unreachable
+        self.status, self.unreachable = status, unreachable
+        self.retry_after = delay_in(text) if retry_after is None else retry_after
         self.passing = status in PASSING or status >= 500
         self.overloaded = status in OVERLOADED
         self.fatal = status in FATAL
@@ -35,11 +38,14 @@ class Refusal(Exception):
 
 
 class Empty(Refusal):
-    """The model answered, with nothing; `reply` says what that cost."""
+    """The model answered, with nothing; `reply` says what that cost. A model that has used up its tokens before it
+    wrote a word (thinking, mostly) would do so again."""
 
     def __init__(self, reply: Reply):
-        super().__init__("an empty reply" + (", cut by the token limit" if reply.finish == "length" else ""))
-        self.reply, self.of_the_server = reply, False
+        cut = reply.finish == "length"
+        super().__init__("an empty reply" + (f": all {reply.completion_tokens:,} tokens it may write were gone before "
+                                             "the first word; allow it more" if cut else ""))
+        self.reply, self.of_the_server, self.passing = reply, False, not cut
 
 
 def keys() -> list[str]:
@@ -57,6 +63,15 @@ def without(secrets: list[str], text: str) -> str:
     for secret in secrets:
         text = text.replace(secret, "[key]")
     return text
+
+
+def delay_in(text: str) -> float | None:
+    """The seconds that a refusal's text asks to wait, where it names any."""
+    found = DELAY.search(text)
+    if not found or not any(found.groups()):
+        return None
+    hours, minutes, seconds, milli = found.groups()
+    return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds or 0) / (1000 if milli else 1)
 
 
 def seconds_until(retry_after: str | None) -> float | None:
