@@ -30,6 +30,11 @@ WARMEST = 1.0  # some providers refuse more
 REHEARSED = 200  # conversations that an estimate rests on
 BRIEF = ("user", "reviewer", "chairman", "rewrite")  # roles whose messages are of the user's length
 SPEAKER = {"chairman": "user"}  # in whose name a role writes: its faults are that one's
+INSTRUCTION = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL | re.IGNORECASE)
+REPLY = re.compile(r"<reply>(.*?)(?:</reply>|\Z)", re.DOTALL | re.IGNORECASE)
+# Where a sentence ends, and where a dot ends none: after the number of a list's line, and some abbreviations.
+ENDS = re.compile(r"[.!?…。！？][\"')\]*_”’]*(?=\s|$)|[。！？]|(?<=\S)\n+")
+NO_END = re.compile(r"(?:(?:^|\n)[\s>*_#]*(?:\d+|[A-Za-z])|\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf))\.$")
 POLICIES = "all | none | first | last | random:K | prob:P"
 
 
@@ -208,7 +213,7 @@ class Simulator:
                 model=model, whom=(identifier, name, sample, turn, role, attempt), max_tokens=self._room(role),
                 temperature=self._temperature(attempt), top_p=self.settings.top_p, seed=self.settings.seed, **asked))
             branch.pay(reply)
-            reply, whole = whole_sentences(replace(reply, text=spoken(reply.text)))
+            reply, whole = whole_sentences(self._fit(role, reply))
             fault = "empty" if not reply.text.strip() else fault_of(reply) or (None if whole else "cut off")
             if fault == "unreadable" and reply.finish == "length":  # what is missing of its form is its end
                 fault = "cut off"
@@ -237,6 +242,17 @@ class Simulator:
             return self.settings.user_tokens
         both = role == "contrast" and self.settings.one_call
         return self.settings.assistant_tokens + self.settings.user_tokens * both
+
+    def _fit(self, role: str, reply: Reply) -> Reply:
+        """What was said aloud; of a contrast in one call no more tokens of its reply than any other may have, or the
+        rejected side would be the longer one wherever a model writes as much as it can."""
+        said = replace(reply, text=spoken(reply.text))
+        both = role == "contrast" and self.settings.one_call
+        found = REPLY.search(said.text) if both and reply.completion_tokens else None
+        room = len(reply.text) * self.settings.assistant_tokens // max(1, reply.completion_tokens)  # characters
+        if not found or len(found[1]) <= room:
+            return said
+        return replace(said, text=said.text[:found.start(1) + room], finish="length")
 
     def _temperature(self, attempt: int) -> float:
         asked = self.settings.temperature
@@ -352,8 +368,7 @@ def contrast_fault(both: str, asked: str, history: list[Message]) -> str | None:
 
 def split_contrast(text: str) -> tuple[str | None, str | None]:
     """The rewritten instruction and the reply out of a contrast made in one call; None for a part that is missing."""
-    instruction = re.search(r"<instruction>(.*?)</instruction>", text, re.DOTALL | re.IGNORECASE)
-    reply = re.search(r"<reply>(.*?)(</reply>|\Z)", text, re.DOTALL | re.IGNORECASE)
+    instruction, reply = INSTRUCTION.search(text), REPLY.search(text)
     return instruction and instruction[1].strip(), reply and reply[1].strip()
 
 
@@ -369,7 +384,7 @@ def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
     """
     if reply.finish != "length":
         return reply, True
-    ends = [found.end() for found in re.finditer(r"[.!?…。！？][\"')\]*_”’]*(?=\s|$)|[。！？]|(?<=\S)\n+", reply.text)]
+    ends = [found.end() for found in ENDS.finditer(reply.text) if not NO_END.search(reply.text, 0, found.end())]
     end = max(ends, default=0)
     text = reply.text[:end].rstrip()
     if end * 2 < len(reply.text) or text.count("```") % 2:

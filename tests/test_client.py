@@ -310,6 +310,22 @@ def test_what_the_money_began_it_finishes(paid_for):
         assert client.cost <= most + 4 * PRICE
 
 
+@pytest.mark.parametrize("paid_for", [4.5, 10.0, 30.0])
+def test_also_of_little_money_and_with_everybody_in_flight(paid_for):
+    with server_and_client({"max_cost": paid_for * 5 * PRICE}, delay=0.002) as (server, client):
+        done = list(in_order(range(100), conversation(client, 5), window=128))
+        finished = sum(isinstance(item, int) for item in done)
+        assert paid_for - 1 <= finished <= paid_for and server.calls == 5 * finished
+
+
+def test_a_limit_does_not_slow_down_what_costs_nothing():
+    with server_and_client({"max_cost": 1.0}, delay=0.05) as (server, client):
+        async def work(item: int) -> None:
+            await client.ask(call(item, VLLM))
+        list(in_order(range(40), work, window=64))
+        assert server.peak > 8
+
+
 def test_a_limit_that_cannot_be_held_is_said(capfd):
     with server_and_client({"max_cost": 1.0}) as (_, client):
         ask(client, call(1))

@@ -529,12 +529,24 @@ def test_a_contrast_cut_before_its_reply_is_too_long_and_is_told_so():
     assert (counts, "faults" in done[1]) == ({"retried (contrast cut off)": 1}, False)
 
 
+@pytest.mark.parametrize("policy", ["all", "last"])
+def test_a_contrast_in_one_call_is_no_longer_than_what_it_stands_against(policy):
+    def reply(body: dict) -> str:
+        text = "One two three four five six. " * 60
+        return f"<instruction>Say more</instruction>\n<reply>{text}</reply>" if role(body) == "contrast" else text
+
+    (chosen, rejected), counts, _ = simulated(seed(), reply=reply, turns=1, contrast=policy, assistant_tokens=80,
+                                              user_tokens=80)
+    assert counts == {} and chosen["truncated"] == rejected["truncated"] == [1]
+    assert len(texts(rejected)[1]) == pytest.approx(len(texts(chosen)[1]), abs=29)
+
+
 @pytest.mark.parametrize("who", ["user", "assistant"])
 def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_end(who):
     def reply(body: dict) -> str:
-        return words(body, 12) if role(body) == who else cast(body)
+        return words(body, 40) if role(body) == who else cast(body)
 
-    done, counts, server = simulated(seed(), reply=reply, turns=2, retries=1, **{f"{who}_tokens": 8})
+    done, counts, server = simulated(seed(), reply=reply, turns=2, retries=1, **{f"{who}_tokens": 24})
     assert counts.keys() == {f"retried ({who} cut off)"}
     assert any("in half the words" in body["messages"][-1]["content"] for body in server.requests)
     dropped = Counter()
@@ -546,6 +558,9 @@ def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_e
     ("One. Two three four five six seven", None), ("none at all", None), ("一二三四。五六", "一二三四。"),
     ("He said: \"Yes!\" and then", "He said: \"Yes!\""), ("A list.\n\nof thin", "A list."),
     ("- a long item\n- another\n- a thi", "- a long item\n- another"), ("A long list\n\nof thin", "A long list"),
+    ("1. Wash the rice well.\n2. Cook it slowly.\n3. Then", "1. Wash the rice well.\n2. Cook it slowly."),
+    ("Do this:\n- **a.** or\n\n  b. wash", "Do this:\n- **a.** or"), ("We went to see old Dr. Smith. I met Mr. Smi",
+     "We went to see old Dr. Smith."), ("It was 1990. Or so", "It was 1990."), ("One, e.g. two", None),
     ("So:\n```\na = 1\nb = 2\nc", None), ("So:\n```\na = 1\n```\nNow it", "So:\n```\na = 1\n```"),
     ("Whole.", "Whole.")])
 def test_a_cut_reply_ends_with_its_last_sentence_or_line_where_that_keeps_half(text, kept):

@@ -1,8 +1,12 @@
 """How far the money goes: what is begun should also be finished."""
 
+import asyncio
 import math
 
 from musiccli.llm.inflight import PLACE, Place
+
+FIRST = 4  # items that begin before one has finished: until then nobody knows what an item costs
+LOOK = 0.05  # seconds between two looks whether one has
 
 
 class LimitReached(Exception):
@@ -21,23 +25,31 @@ class Budget:
         self._paid: dict[Place, float] = {}  # by the items under way
         self._finished, self._cost = 0, 0.0  # items that are done, and what they cost together
 
-    def check(self) -> None:
-        """Raises LimitReached where the item being worked on may not make another call."""
-        if self.most == math.inf:
-            return
+    async def begin(self) -> None:
+        """Before an item's first call, and without effect before its others. Raises LimitReached where the money would
+        not finish it."""
         place = PLACE.get()
-        if self.spent >= self.most or (place not in self._paid and self.spent + self._promised(place) > self.most):
+        if self.most == math.inf or place in self._paid:
+            return
+        self._settle()
+        while len(self._paid) >= FIRST and not self._finished:
+            await asyncio.sleep(LOOK)
+            self._settle()
+        usual = self._cost / self._finished if self._finished else 0.0
+        if self.spent + usual + sum(max(0.0, usual - paid) for paid in self._paid.values()) > self.most:
             raise LimitReached
-        self._paid.setdefault(place, 0.0)
+        self._paid[place] = 0.0
+
+    def check(self) -> None:
+        """Raises LimitReached where nothing is left for another call."""
+        if self.spent >= self.most:
+            raise LimitReached
 
     def pay(self, cost: float) -> None:
         self.spent += cost
         if cost and self.most < math.inf:
             self._paid[PLACE.get()] = self._paid.get(PLACE.get(), 0.0) + cost
 
-    def _promised(self, new: Place) -> float:
-        """What those under way will still cost, and a new one; until one has finished, nobody can know."""
+    def _settle(self) -> None:
         for place in [place for place in self._paid if place.done]:
             self._finished, self._cost = self._finished + 1, self._cost + self._paid.pop(place)
-        usual = self._cost / self._finished if self._finished else 0.0
-        return sum(max(0.0, usual - paid) for paid in (self._paid | {new: 0.0}).values())

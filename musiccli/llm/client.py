@@ -129,6 +129,7 @@ class Client:
         if call.as_ != "chat":
             raise InputError(f"{call.model}: only local/ models continue raw text; choose other prompts with --prompts")
         standing = self._standing(call.model)
+        await self._budget.begin()
         attempt, moves = 1, 0
         while True:
             try:
