@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
+from musiccli import records
 from musiccli.errors import RecordError
-from musiccli.records import BASELINE, Record, characters, conversation, first_divergence, same_text
+from musiccli.records import BASELINE, Record, characters, first_divergence, same_text
 
 
 def join(branches: Iterable[Record], counts: Counter | None = None, say: Callable[[str], None] = lambda _: None, *,
@@ -71,10 +72,14 @@ def truncated(chosen: Record, rejected: Record) -> dict[str, list[int]]:
 
 
 def preference(chosen: Record, rejected: Record) -> dict:
-    """The preference two branches make. Fields that only simulate's bookkeeping needs are left behind."""
+    """The preference two branches make, with the scores that both have. Fields that only simulate's bookkeeping needs
+    are left behind."""
     kept = {name: value for name, value in chosen.items() if name not in BOOKKEEPING}
-    cut = truncated(chosen, rejected)
-    return kept | ({"truncated": cut} if cut else {}) | {
+    optional = {"truncated": truncated(chosen, rejected)} | {
+        field: {name: {"chosen": score, "rejected": rejected[field][name]}
+                for name, score in (chosen.get(field) or {}).items() if name in (rejected.get(field) or {})}
+        for field in SCORES}
+    return kept | {name: value for name, value in optional.items() if value} | {
         "chosen": chosen["messages"],
         "rejected": rejected["messages"],
         "first_divergence": first_divergence(chosen["messages"], rejected["messages"]),
@@ -82,7 +87,8 @@ def preference(chosen: Record, rejected: Record) -> dict:
     }
 
 
-BOOKKEEPING = {"messages", "branch", "faults", "truncated", "usage", "cost", "contrast"}
+SCORES = ("scores", "turn_scores")
+BOOKKEEPING = {"messages", "branch", "faults", "truncated", "usage", "cost", "contrast", *SCORES}
 
 
 def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str, counts: Counter | None = None,
@@ -115,9 +121,14 @@ def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str, 
 
 
 def scored(candidate: Record, names: Iterable[str]) -> Record:
-    """A conversation with a score by each of `names` that is a model's. Raises RecordError where one is missing."""
-    conversation(candidate)
+    """A conversation with a score by each of `names` that is a model's. Raises RecordError where one is missing, and
+    for a branch that was made to be the worse one."""
+    if records.branch(candidate)["branch"] == "rejected":
+        raise RecordError("is rejected, which answers altered instructions; candidates come from music simulate "
+                          "--contrast none", field="branch", record=candidate)
     scores = candidate.get("scores") or {}
+    if not isinstance(scores, dict):
+        raise RecordError("should be an object, with a number by each model", field="scores", record=candidate)
     for name in [name for name in names if name not in PICKS]:
         if not isinstance(scores.get(name), int | float):
             raise RecordError(f"no score by {name!r} (scores by: {', '.join(scores) or 'none'}); music score --as NAME "

@@ -68,7 +68,8 @@ def conversation(record: Record) -> Record:
 
 
 def branch(record: Record) -> Record:
-    """One branch of a simulated conversation, as simulate writes it: `branch`, `sample`, `seed_messages`."""
+    """One branch of a simulated conversation, as simulate writes it: `branch`, `sample`, `seed_messages`, `contrast`,
+    `faults`, `truncated`. Of the last three null means absent: tables write it into every row."""
     conversation(record)
     if record.setdefault("branch", "chosen") not in BRANCHES:
         raise RecordError(f"is {short(record['branch'])}; it should be chosen or rejected", field="branch",
@@ -76,6 +77,14 @@ def branch(record: Record) -> Record:
     record["sample"] = _integer(record, "sample", 0)
     if not 0 <= _integer(record, "seed_messages", 0) <= len(record["messages"]):
         raise RecordError("counts more messages than there are", field="seed_messages", record=record)
+    for field in ("contrast", "faults", "truncated"):
+        if record.get(field, ()) is None:
+            del record[field]
+        elif not isinstance(record.get(field, []), list):
+            raise RecordError(f"is {_kind(record[field])}; it should be a list", field=field, record=record)
+    for index, one in enumerate(record.get("faults", [])):
+        if not isinstance(one, dict) or not isinstance(one.get("fault"), str):
+            raise RecordError('should be {"message": ..., "fault": NAME}', field=f"faults[{index}]", record=record)
     return record
 
 

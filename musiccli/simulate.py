@@ -272,8 +272,8 @@ def simulate(seeds: Iterable[Record], settings: Settings, client: Client, *, rej
              counts: Counter | None = None, limits: list[str] | None = None) -> Iterator[dict]:
     """The branches of every seed, in input order; the two branches of one sample stand together.
 
-    A conversation whose calls fail goes to `rejects`; when the money runs out, what is finished is yielded and the
-    reason is added to `limits`.
+    A seed of which a conversation's calls fail goes to `rejects`, once; when the money runs out, what is finished is
+    yielded and the reason is added to `limits`.
     """
     rejects, counts = rejects or Rejects(), Counter() if counts is None else counts
     simulator = Simulator(settings, client, counts)
@@ -296,12 +296,14 @@ def simulate(seeds: Iterable[Record], settings: Settings, client: Client, *, rej
         except CallError as error:
             return item[0], error
 
-    unfinished = 0
+    unfinished, failed = 0, None
     for seed, result in in_order(wanted(), work, window=max(64, 2 * client.concurrency)):
         if isinstance(result, LimitReached):
             unfinished += 1
         elif isinstance(result, Exception):
-            rejects.add(CallError(f"{seed.where or seed['id']}: {result}"), seed)
+            if seed is not failed:  # by another of its samples, and has been told
+                rejects.add(CallError(f"{seed.where or seed['id']}: {result}"), seed)
+            failed = seed
         else:
             yield from result
     if stopped and limits is not None:

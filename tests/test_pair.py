@@ -38,6 +38,14 @@ def test_a_preference_holds_both_branches_whole_and_says_where_they_part():
     assert preference(Record(pair)) == pair
 
 
+def test_scores_of_both_branches_are_the_pairs_and_others_are_left_behind():
+    [pair], _, _ = joined(branch("chosen", scores={"rm": 2.0, "other": 1.0}, turn_scores=None),
+                          branch("rejected", scores={"rm": -1.0}))
+    assert pair["scores"] == {"rm": {"chosen": 2.0, "rejected": -1.0}} and "turn_scores" not in pair
+    [pair], _, _ = joined(branch("chosen", scores={"rm": 2.0}), branch("rejected"))
+    assert "scores" not in pair
+
+
 def test_the_order_of_the_branches_does_not_matter():
     assert joined(branch("rejected"), branch("chosen"))[0] == joined(branch("chosen"), branch("rejected"))[0]
 
@@ -185,6 +193,17 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
     record = candidates()[0] | {"scores": scores}
     with pytest.raises(RecordError, match=rf"scores: no score by '{missing}' \(scores by: {have}\); music score"):
         scored(Record(record), ("music", "baseline"))
+
+
+@pytest.mark.parametrize("fields, said", [
+    ({"branch": "rejected"}, "branch: is rejected, which answers altered instructions; candidates come from music "
+     "simulate --contrast none"),
+    ({"scores": [1.0]}, "scores: should be an object, with a number by each model"),
+    ({"sample": None}, "sample: is null; it should be a whole number")])
+def test_what_is_no_candidate_is_refused(fields, said):
+    with pytest.raises(RecordError) as met:
+        scored(Record(candidates()[0] | fields), ("music", "baseline"))
+    assert str(met.value) == said
 
 
 @pytest.fixture

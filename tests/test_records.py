@@ -87,6 +87,8 @@ def test_ids_are_kept_as_they_are(identity):
 def test_a_branch_is_chosen_and_the_first_sample_unless_it_says_otherwise():
     found = records.branch(Record({"id": "x", "messages": [user(), assistant()]}))
     assert (found["branch"], found["sample"]) == ("chosen", 0)
+    tabular = Record({**found, "faults": None, "truncated": None, "contrast": None})
+    assert records.branch(tabular) == found
 
 
 @pytest.mark.parametrize("name, value, said", [
@@ -97,7 +99,10 @@ def test_a_branch_is_chosen_and_the_first_sample_unless_it_says_otherwise():
     ("sample", 0.5, "sample: is a number; it should be a whole number"),
     ("seed_messages", "1", "seed_messages: is a string; it should be a whole number"),
     ("seed_messages", 3, "seed_messages: counts more messages than there are"),
-    ("seed_messages", -1, "seed_messages: counts more messages than there are")])
+    ("seed_messages", -1, "seed_messages: counts more messages than there are"),
+    ("contrast", {}, "contrast: is an object; it should be a list"),
+    ("truncated", 1, "truncated: is a number; it should be a list"),
+    ("faults", [{"message": 1}], 'faults[0]: should be {"message": ..., "fault": NAME}')])
 def test_a_branch_with_wrong_bookkeeping_is_refused(name, value, said):
     assert fault(records.branch, {"id": "x", "messages": [user(), assistant()], name: value}) == f"in.jsonl:7: {said}"
 

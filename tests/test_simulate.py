@@ -21,7 +21,7 @@ from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.pair import join
 from musiccli.prompts import transcript
-from musiccli.records import Record, branch, first_divergence, preference
+from musiccli.records import Record, branch, conversation, first_divergence, preference
 from musiccli.simulate import Settings, contrasted, estimate, simulate
 
 MODEL = "openai/scripted"
@@ -594,6 +594,18 @@ def test_a_conversation_whose_call_fails_is_rejected_and_the_others_go_on(tmp_pa
     [kept] = lines((tmp_path / "rejects.jsonl").read_text())
     assert (kept["id"], rejects.count) == ("bad", 1)
     assert kept["error"].startswith("seeds.jsonl:bad: openai/scripted: an empty reply (after 2 attempts)")
+
+
+def test_a_seed_whose_samples_fail_is_rejected_once_and_can_be_read_again(tmp_path):
+    def reply(body: dict) -> str:
+        return "" if "poison" in str(body["messages"]) else cast(body)
+
+    rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
+    done, _, _ = simulated(seed("x"), seed("bad", "A poison?"), seed("worse", "Two poisons?"), reply=reply, turns=1,
+                           samples=3, rejects=rejects, client={"attempts": 1})
+    rejects.close()
+    assert (len(done), rejects.count) == (6, 2)
+    assert [one["id"] for one in files.read([str(tmp_path / "rejects.jsonl")], conversation)] == ["bad", "worse"]
 
 
 def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
