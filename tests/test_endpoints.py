@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from openai_server import serve
@@ -14,6 +15,7 @@ from musiccli.llm import endpoints
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.llm.endpoints import Endpoints, addresses, check, split
+from musiccli.llm.refusal import Refusal
 
 VLLM, OTHER, GEMINI = "hosted_vllm/scripted", "hosted_vllm/other", "gemini/gemini-1.5-pro"
 A, B = "http://a:8000/v1", "http://b:8000/v1"
@@ -156,6 +158,29 @@ def test_where_all_are_down_the_call_fails_with_the_reason(nobody):
     client = Client(api_base=[nobody, nobody.replace("127.0.0.1", "localhost")], attempts=2)
     [error] = ask(client, 1)
     assert isinstance(error, CallError) and "no connection to" in str(error)
+
+
+def test_a_question_that_every_address_refuses_does_not_go_round_between_them(monkeypatch):
+    with serve(delay=0.02) as one, serve(delay=0.02) as other:
+        client = Client(api_base=[one.base_url, other.base_url], concurrency=8)
+        answer, refused = client._direct.complete, []
+
+        async def complete(asked, *where):
+            if asked.text == "flagged":
+                refused.append(where)
+                raise Refusal("403: flagged", 403)
+            return await answer(asked, *where)
+
+        monkeypatch.setattr(client._direct, "complete", complete)
+        ask(client, 4)
+
+        async def every() -> list:
+            calls = [replace(call(99, VLLM), text="flagged"), *(call(number, VLLM) for number in range(60))]
+            return await asyncio.gather(*map(client.ask, calls), return_exceptions=True)
+
+        error, *replies = asyncio.run(every())
+    assert (type(error), len(refused)) == (CallError, 2)
+    assert {type(reply) for reply in replies} == {Reply}
 
 
 def test_a_wrong_key_at_every_address_ends_the_run():

@@ -7,10 +7,12 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import toys
 from scripted import talk
 
 from musiccli.errors import CallError, InputError
 from musiccli.llm import local
+from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client
 from musiccli.llm.embedded import folder
@@ -192,6 +194,22 @@ def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
     assert client.summary() == [
         f"user local/smollm2: 3 calls (0 from cache, 0 retried), "
         f"{sum(reply.prompt_tokens + reply.completion_tokens for reply in replies)} tokens, no cost"]
+
+
+def test_a_folder_with_other_weights_is_asked_anew_and_the_same_ones_are_not(tmp_path):
+    model = f"local/{toys.backbone(tmp_path / 'chat', seed=1)}"
+
+    def answer() -> tuple[str, int]:
+        """What it says, and how many calls were known."""
+        client = Client(cache=Cache(tmp_path / "calls.sqlite"))
+        reply = asyncio.run(client.ask(Call(model, ("x", 0, "user", 0), tuple(talk("Who?")), max_tokens=8)))
+        client.close()
+        return reply.text, client.spent["user", model].cached
+
+    first, again = answer(), answer()
+    toys.backbone(tmp_path / "chat", seed=2)
+    other = answer()
+    assert (first[1], again, other[1]) == (0, (first[0], 1), 0) and other[0] != first[0]
 
 
 @pytest.mark.parametrize("content", [None, {"config.json": "{}"}], ids=["no such folder", "no model in it"])

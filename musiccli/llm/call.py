@@ -14,7 +14,8 @@ class Call:
     `messages` go through the model's chat template. Models in this process can also continue raw text: as="turn"
     continues the messages with the next user turn, as="completion" continues `text`. `schema` is the JSON schema of the
     reply where the model can be held to one; where it cannot, the reply is what it would have been without.
-    `temperature` and `top_p` are None where the model's own are to hold.
+    `temperature` and `top_p` are None where the model's own are to hold. `weights` tells a model of this process from
+    another of the same name: a folder that was trained into again.
     """
 
     model: str
@@ -28,6 +29,7 @@ class Call:
     stop: tuple[str, ...] = ()
     seed: int = 0
     schema: dict | None = None
+    weights: str | None = None
 
     @cached_property
     def key(self) -> bytes:

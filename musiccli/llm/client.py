@@ -14,7 +14,7 @@ from musiccli.llm.budget import Budget, LimitReached  # noqa: F401  (what `ask` 
 from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.direct import Direct
-from musiccli.llm.embedded import cache_folder
+from musiccli.llm.embedded import cache_folder, state
 from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.pace import Pace, backoff
 from musiccli.llm.refusal import OF_THE_QUESTION, Empty, Refusal, keys, without
@@ -53,6 +53,7 @@ class Client:
     spent: dict[tuple[str, str], Spent] = field(default_factory=lambda: defaultdict(Spent))
     _standings: dict[str, Standing] = field(default_factory=dict)
     _engines: dict[str, object] = field(default_factory=dict)
+    _weights: dict[str, str | None] = field(default_factory=dict)  # of models in this process
     _without: dict[str, dict] = field(default_factory=lambda: defaultdict(dict))  # what a model refuses to be told
 
     def __post_init__(self) -> None:
@@ -66,12 +67,16 @@ class Client:
         Raises CallError when this call failed for good, InputError when no call to this model can succeed (unknown
         model, wrong key, every call fails), LimitReached when the money is spent, or promised to what is under way.
         """
-        account = self.spent[call.whom[-2], call.model]
+        account, local = self.spent[call.whom[-2], call.model], call.model.startswith("local/")
+        if local:
+            if call.model not in self._weights:
+                self._weights[call.model] = state(call.model)
+            call = replace(call, weights=self._weights[call.model])
         known = self.cache.get(call.key) if self.cache else None
         if known:
             account.calls, account.cached = account.calls + 1, account.cached + 1
             return Reply(**known)
-        reply = await (self._local(call) if call.model.startswith("local/") else self._provider(call, account))
+        reply = await (self._local(call) if local else self._provider(call, account))
         if any(key in reply.text for key in self._keys):  # a server that repeats what it was sent
             reply = replace(reply, text=without(self._keys, reply.text))
         if reply.cost is None and not account.unpriced and self.max_cost < math.inf:

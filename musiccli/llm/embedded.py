@@ -72,6 +72,16 @@ def resolve(model: str, say: Callable[[str], None] = lambda _: None) -> str:
     return name
 
 
+def state(model: str) -> str | None:
+    """What tells the weights of a `local/` folder from those that stood there before; None for what has but one state,
+    or is no folder."""
+    path = Path(model.removeprefix("local/"))
+    if not path.is_dir() or model.removeprefix("local/") in EMBEDDED:
+        return None
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors*"))]
+    return hashlib.blake2b(repr((str(path.resolve()), stats)).encode(), digest_size=8).hexdigest()
+
+
 def folder(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
     """The folder with an embedded model, converted now if it is not there yet. Safe with several processes."""
     model = EMBEDDED[name]
