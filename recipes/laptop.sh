@@ -156,4 +156,5 @@ for name in $arms; do
     done
 done
 finish 0
-python "$here/laptop/table.py" "$out" --arms $arms --figure "$out/laptop.png" | tee "$out/table.md"
+result=${arms// /,}
+python "$here/laptop/table.py" "$out" --arms $arms --runs "$runs" --figure "$out/$result.png" | tee "$out/$result.md"

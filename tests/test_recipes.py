@@ -63,14 +63,14 @@ def test_the_laptops_run_walks_all_its_stages(tmp_path):
     assert done.returncode == 0, done.stderr
     arms = environment["ARMS"].split()
     assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {f"{arm}-0" for arm in arms}
-    assert done.stdout == (tmp_path / "laptop" / "table.md").read_text()
+    assert done.stdout == (tmp_path / "laptop" / f"{','.join(arms)}.md").read_text()
     heads = [cell.strip() for cell in done.stdout.splitlines()[0].strip("|").split("|")]
-    assert heads[2:2 + len(arms)] == arms
+    assert heads[3:] == [f"{arm}, 1 run" for arm in arms]
     again = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (0, done.stdout) and "== " not in again.stderr
 
 
-def test_the_laptops_table_takes_the_mean_of_runs_and_resamples_conversations(tmp_path):
+def test_the_laptops_table_takes_the_mean_of_runs_and_counts_their_spread(tmp_path):
     def pair(conversation: str, distance: int, **right: bool) -> dict:
         scores = {name.replace("_", "-"): {"chosen": float(won), "rejected": 0.5} for name, won in right.items()}
         talk = [{"role": "user", "content": conversation}, {"role": "assistant", "content": "a"}]
@@ -84,16 +84,20 @@ def test_the_laptops_table_takes_the_mean_of_runs_and_resamples_conversations(tm
     for run in ("a-0", "a-1", "c-0", "c-1"):
         own = [one | {"scores": {run: one["scores"][run]}} for one in pairs]
         (tmp_path / "scored" / f"test.{run}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
-    done = subprocess.run([sys.executable, ROOT / "recipes" / "laptop" / "table.py", tmp_path, "--arms", "a", "c",
-                           "--figure", tmp_path / "figure.png"], capture_output=True, text=True)
+    line = [sys.executable, ROOT / "recipes" / "laptop" / "table.py", tmp_path, "--arms", "a", "c"]
+    done = subprocess.run([*line, "--figure", tmp_path / "figure.png"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
     rows = {label: cells for label, *cells in table}
     first = rows["one reply exchanged: first turn"]
     assert first[0] == "20 (20)"
-    assert first[1].startswith("37.5 [") and first[2].startswith("50.0 [")  # a: 5 and 10 of 20; c: 20 and 0 of 20
-    assert rows["one reply exchanged: last turn"][2].startswith("100.0 [")
-    assert rows["one reply exchanged: last turn"][3].startswith("+62.5 [")
+    assert first[1] == "50.0 longest"
+    assert first[2].startswith("37.5 [")  # 5 and 10 of 20
+    assert first[3] == "50.0 [0.2, 99.8]"  # 20 and 0 of 20: from these two runs nobody knows
+    assert rows["one reply exchanged: last turn"][3].startswith("100.0 [")
+    assert rows["one reply exchanged: last turn"][4].startswith("+62.5 [")
+    one = subprocess.run([*line, "--runs", "1"], capture_output=True, text=True).stdout
+    assert "| a, 1 run | c, 1 run |" in one and "| 20 (20) | 50.0 longest | 25.0 [11.2, 46.9] | 100.0 [" in one
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
