@@ -46,9 +46,8 @@ def right(pairs: list[dict], names: list[str]) -> np.ndarray:
 
 
 def clusters(pairs: list[dict]) -> np.ndarray:
-    """(pairs,): equal where pairs come from one conversation, or begin with the same message."""
-    keys = [(pair.get("metadata") or {}).get("conversation") or pair["chosen"][0]["content"] for pair in pairs]
-    return np.unique(keys, return_inverse=True)[1]
+    """(pairs,): equal where conversations begin with the same message."""
+    return np.unique([pair["chosen"][0]["content"] for pair in pairs], return_inverse=True)[1]
 
 
 def parts(pair: dict) -> set[str]:
