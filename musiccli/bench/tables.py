@@ -240,11 +240,10 @@ def comparisons(overall: list[dict]) -> list[str]:
     for (first, second), metrics in found.items():
         difference, test = metrics["accuracy_difference"], metrics["mcnemar_p"]
         repeated = difference["prompts"] < difference["count"]
-        whose = "conversation" if difference["benchmark"] == "sensitivity" else "prompt"
-        pairs = f"{difference['count']:,} pairs" + f" of {difference['prompts']:,} {whose}s" * repeated
+        pairs = f"{difference['count']:,} pairs" + f" of {difference['prompts']:,} prompts" * repeated
         text = (f"{first} - {second}: {interval(difference, form='+.1f')} points on {pairs}; "
                 f"right alone {test['only_first']:,} : {test['only_second']:,}, McNemar p = {test['value']:.2g}"
-                + f" (were no {whose} repeated)" * repeated)
+                + " (were no prompt repeated)" * repeated)
         if "detectable_difference" in metrics:
             text += f"; 80% power to show {percent(metrics['detectable_difference'])} points"
         said.append(text)
