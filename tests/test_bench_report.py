@@ -224,6 +224,18 @@ def test_markdown_is_exact():
         "- a note with \\*stars\\*\n")
 
 
+def test_a_model_that_scored_fewer_pairs_says_so_in_its_cell(folder):
+    """Two models' accuracies stand in one line: whoever compares them must see that they are of other pairs."""
+    records = [pair(number, number % 2, 0.5) for number in range(40)]
+    for one in records[1:8:2]:
+        one["scores"]["easy"] = one["scores"]["rm"]
+    done = bench("agreement", "--html", "page.html", "--markdown", "tables.md", records=records)
+    assert ["all", "40", "50.0", "[35.2,", "64.8]", "100.0", "[51.0,", "100.0]", "of", "4", "longest", "100.0"] in [
+        line.split() for line in done.lines]
+    assert "<td>100.0 <span>[51.0, 100.0] of 4</span></td>" in read(folder / "page.html")
+    assert "| all | 40 | 50.0 [35.2, 64.8] | 100.0 [51.0, 100.0] of 4 | longest 100.0 |" in read(folder / "tables.md")
+
+
 def test_intervals_step_back_and_names_keep_their_depth():
     assert page.row(["  easy", "61.5 [52.0, 70.2]", "longest 7"]) == (
         '<tr class="under"><th scope="row">easy</th><td>61.5 <span>[52.0, 70.2]</span></td><td>longest 7</td></tr>')

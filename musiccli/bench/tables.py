@@ -251,7 +251,10 @@ def comparisons(overall: list[dict]) -> list[str]:
 
 
 def accuracies(rows: list[dict], lines: Iterable[tuple[str, str]], confidence: float, counted: str = "pairs") -> Table:
-    """(subset, label) down, models across, and last the best that a content-blind guess gets."""
+    """(subset, label) down, models across, and last the best that a content-blind guess gets.
+
+    A model that scored only some of what is counted has its own number in its cell: "100.0 [51.0, 100.0] of 4".
+    """
     scored = [row for row in rows if row["metric"] in ACCURACIES]
     models = unique(row["model"] for row in scored if not row["model"].startswith(PREFIX))
     cells = []
@@ -261,8 +264,9 @@ def accuracies(rows: list[dict], lines: Iterable[tuple[str, str]], confidence: f
             best = max((row for row in here.values() if row["model"].startswith(PREFIX)), key=lambda row: row["value"])
             count = max(row["count"] for row in here.values())
             label += " (partial)" * any(row.get("partial", False) for row in here.values())
-            cells.append([label, f"{count:,}", *(interval(here[model]) if model in here else "" for model in models),
-                          f"{blind(best)} {percent(best)}"])
+            own = [interval(row) + f" of {row['count']:,}" * (row["count"] < count) if row else ""
+                   for row in map(here.get, models)]
+            cells.append([label, f"{count:,}", *own, f"{blind(best)} {percent(best)}"])
     title = f"{TITLES[rows[0]['benchmark']]}, % right [{100 * confidence:g}% interval]"
     return Table(title, ["", counted, *models, "best blind guess"], cells)
 
