@@ -58,6 +58,19 @@ def test_the_same_seed_gives_the_same_bytes():
     assert once == again != other
 
 
+@pytest.mark.parametrize("command, options, records", [
+    ("agreement", ["--by", "part"], [pair(number * number % 61, number * 7 % 11 / 11, 0.4) | {
+        "id": number, "part": number % 9} for number in range(200)]),
+    ("winrate", [], [contest(number, ("a", "b", "tie")[number * number % 7 % 3], size) for number in range(20)
+                     for size in (2, 4)]),
+])
+def test_every_process_gives_the_same_bytes(command, options, records):
+    """Python salts `hash` anew in each; clusters summed in its order round in another way."""
+    found = {music(command, *options, "--bootstrap", "100", records=records, env={"PYTHONHASHSEED": str(salt)}).stdout
+             for salt in range(4)}
+    assert len(found) == 1 and "" not in found
+
+
 def test_wider_confidence_gives_wider_intervals():
     contests = [contest(number, "ab"[number % 3 == 0], 2) for number in range(50)]
     [narrow], [wide] = (rows(music("winrate", "--confidence", level, records=contests)) for level in (0.8, 0.99))
