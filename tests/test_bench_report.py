@@ -1,13 +1,14 @@
 """What `music bench` writes beside its records: pages that stand alone, Markdown for papers, pictures."""
 
 import hashlib
+import os
 import re
 import sys
 from html.parser import HTMLParser
 from unicodedata import category
 
 import pytest
-from console import lines, music, write
+from console import lines, music, start, write
 
 from musiccli.bench import markdown, page
 from musiccli.bench.rewardbench import ROWS
@@ -177,6 +178,20 @@ def test_the_page_says_how_to_get_the_same_figures(folder):
     assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in text
     assert "9 records" in text and "90% interval" in text
     assert f"Python{'.'.join(map(str, sys.version_info[:3]))}" in text.replace("\n", "")
+
+
+def test_a_named_pipe_is_read_once_and_has_no_hash(folder):
+    """As a shell's <(...) is one; opened again after it was read it would wait for a writer for ever."""
+    os.mkfifo("pairs")
+    running = start("bench", "agreement", "pairs", "--html", "page.html")
+    write("pairs", *BENCHES["agreement"])
+    try:
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 0, said
+    text = Elements(read(folder / "page.html")).text
+    assert "pairsa pipe, which left nothing to name" in text and "sha256" not in text
 
 
 def test_the_same_records_give_the_same_page(folder):
