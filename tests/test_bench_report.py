@@ -143,7 +143,9 @@ def test_nothing_in_a_record_becomes_markup(folder):
         one["id"] += EVIL
         one["scores"] = {EVIL: one["scores"]["rm"]}
         one["chosen"][1]["content"] = EVIL
-    bench("agreement", "--by", "metadata.category", "--html", "page.html", "--markdown", "tables.md", records=records)
+    done = bench("agreement", "--by", "metadata.category", "--html", "page.html", "--markdown", "tables.md",
+                 records=records)
+    assert not any(category(char) in ("Cc", "Cf") for char in done.err if char != "\n") and "␛[31m" in done.err
     text = read(folder / "page.html")
     assert not any(category(char) in ("Cc", "Cf") for char in text if char != "\n")
     assert "<script" not in text and "\x1b" not in text and "\u202e" not in text
@@ -152,6 +154,17 @@ def test_nothing_in_a_record_becomes_markup(folder):
     assert [tag for tag, _ in parsed.found].count("table") == 1
     table = read(folder / "tables.md")
     assert "\x1b" not in table and "\\<script>" in table and "<script" not in table.replace("\\<script", "")
+
+
+@pytest.mark.parametrize("name", ["rm[/v2]", "out[bold]x", "[red]", ":smile:", "rm\nmusic: done"])
+@pytest.mark.parametrize("kind", ["agreement", "winrate"])
+def test_a_models_name_is_a_name_in_the_terminal_too(kind, name):
+    """In a column's head and in a title, where rich looks for styles and emoji of its own."""
+    records = [one | {"scores": {name: {"chosen": 1, "rejected": 0}}, "models": {"a": name, "b": "old"}}
+               for one in BENCHES[kind]]
+    done = bench(kind, records=records)
+    assert name.replace("\n", " ") in done.err
+    assert all(line.startswith(f"music bench {kind}: ") for line in done.lines if line.startswith("music"))
 
 
 def test_the_worst_records_are_folded_bounded_and_the_first_is_open(folder):
