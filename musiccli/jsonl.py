@@ -346,6 +346,16 @@ def silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def sha256(path: str) -> str | None:
+    """A file's SHA-256 in hex; None for a pipe, which can be read only once."""
+    from hashlib import file_digest
+
+    if path == "-" or not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
 def same_file(one: str | None, other: str | None) -> bool:
     """Whether two outputs would go to one place; None and "-" are standard output."""
     one, other = one or "-", other or "-"

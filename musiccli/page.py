@@ -1,13 +1,12 @@
-"""What every page of HTML here shares: a head that lets nothing in but its own style, and text made visible.
+"""What every page of HTML here shares: a head that lets nothing in but its own style, and text that is only text.
 
-Text of a conversation is data. Control characters, and the invisible ones that turn or hide text, are written out.
 A page runs no script and asks the network for nothing.
 """
 
 from html import escape
-from unicodedata import category
 
-JOINERS = "\u200c\u200d"  # invisible, and harmless: emoji and several scripts are written with them
+from musiccli.visible import visible
+
 HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -68,15 +67,3 @@ def begin(title: str, style: str = "") -> str:
 def safe(text: str) -> str:
     """Any text, as HTML that shows it and does nothing else."""
     return escape(visible(text))
-
-
-def visible(text: str) -> str:
-    """The text with every control and invisible character written out: `␛` for escape, `⟨U+202E⟩` for a turn-around."""
-    return "".join(seen(char) for char in text.replace("\r\n", "\n"))
-
-
-def seen(char: str) -> str:
-    if char in "\n\t" or char in JOINERS or category(char) not in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co"):
-        return char
-    code = ord(char)
-    return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else f"\u27e8U+{code:04X}\u27e9"

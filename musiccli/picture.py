@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musiccli.errors import InputError
-from musiccli.page import visible
+from musiccli.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

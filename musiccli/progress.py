@@ -5,13 +5,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from musiccli.visible import visible
+
 _console = None  # rich's console while a bar is on the screen: lines must go above the bar
 
 
 def say(text: str) -> None:
     """One line for people."""
+    text = visible(text)
     if _console:
-        _console.print(text, markup=False, highlight=False, soft_wrap=True)
+        from rich.text import Text
+
+        _console.print(Text(text), soft_wrap=True)
     else:
         print(text, file=sys.stderr, flush=True)
 
@@ -65,12 +70,17 @@ def table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    def shown(text: str, style: str = "") -> Text:
+        return Text(visible(" ".join(text.splitlines())), style)
+
+    drawn = Table(title=shown(title, "table.title") if title else None, title_justify="left", box=SIMPLE_HEAD,
+                  pad_edge=False)
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        drawn.add_column(shown(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(cell.replace("[", r"\[") for cell in row))
+        drawn.add_row(*map(shown, row))
     width = None if sys.stderr.isatty() else 120
     Console(stderr=True, width=width).print(drawn)
 

@@ -17,6 +17,9 @@ from musiccli.seen import Seen
 ENDS = {"user": {"assistant"}, "assistant": {"user"}, "any": {"user", "assistant"}}  # who spoke last, by who is next
 CHARACTERS_A_TOKEN = 4  # no tokenizer is loaded here: a rough figure for English
 GRAM = 13  # words: the longest overlap that GPT-3's authors looked for (arXiv 2005.14165, appendix C)
+UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer, which set no words apart,
+            "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff")  # kana, Chinese characters
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")  # each character of theirs is a word
 
 
 class Dropped(Exception):
@@ -261,11 +264,11 @@ class Benchmark:
 
 
 def _asked(record: Record) -> Iterator[list[list[str]]]:
-    """For each side, its user messages as lower-case words."""
+    """For each side, its user messages as lower-case words; one without any, "???", is a word itself."""
     for side in sides(record):
-        said = [re.findall(r"\w+", message["content"].casefold()) for message in side if message["role"] == "user"]
-        if said:
-            yield said
+        texts = [message["content"].strip().casefold() for message in side if message["role"] == "user"]
+        if texts:
+            yield [WORD.findall(text) or [text] for text in texts]
 
 
 def _grams(words: list[str]) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """Records for people: sides beside each other, what they share once, in a terminal or as one page of HTML.
 
 Text of a conversation is data. Control characters, and the invisible ones that turn or hide text, are made visible
-once (page.py), for both kinds of output; nothing in a record is taken for markup, an escape sequence or HTML.
+once (visible.py), for both kinds of output; nothing in a record is taken for markup, an escape sequence or HTML.
 """
 
 import io
@@ -16,8 +16,9 @@ from typing import NamedTuple
 import orjson
 
 from musiccli import records
-from musiccli.page import begin, visible
+from musiccli.page import begin
 from musiccli.records import Message, Record, first_divergence, lookup, side_names
+from musiccli.visible import visible
 
 NARROW = 60  # columns; below, two sides stand under each other
 SIMILAR = 0.5  # texts that share less than this part of their words are different texts, not an edited one

@@ -1,6 +1,7 @@
 """Where a dataset's rows come from: JSON, JSONL and Parquet files, folders, standard input, the hub."""
 
 import contextlib
+import glob
 import logging
 import re
 import sys
@@ -165,7 +166,8 @@ def _input_error(problem: str) -> Iterator[None]:
 
 def _parquet(path: str) -> Iterator[Record]:
     with _input_error(f"{path}: cannot be read as Parquet"):
-        yield from _records(_datasets().load_dataset("parquet", data_files=path, split="train", streaming=True), path)
+        data = _datasets().load_dataset("parquet", data_files=glob.escape(path), split="train", streaming=True)
+        yield from _records(data, path)
 
 
 def _saved(path: Path, split: str | None) -> Rows:
@@ -187,7 +189,10 @@ def _hub(hub: Hub, say: Callable[[str], None]) -> Rows:
 
 
 def _records(data: Iterable[dict], name: str) -> Iterator[Record]:
-    return (Record(row, f"{name}[{number}]") for number, row in enumerate(data))
+    """A table's rows as JSON has them: dates are strings, and what it cannot hold (bytes, pictures) is null."""
+    for number, row in enumerate(data):
+        plain = orjson.dumps(row, default=lambda _: None, option=orjson.OPT_NON_STR_KEYS)
+        yield Record(orjson.loads(plain), f"{name}[{number}]")
 
 
 def _one_split(data, name: str, split: str | None):

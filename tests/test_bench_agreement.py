@@ -55,7 +55,8 @@ def test_baselines_stand_beside_the_model():
     rows = list(agreement([judged(0, "b", {"rm": (1, 0)}), judged(1, "a", {"rm": (1, 0)})]))
     found = {row["model"]: row["value"] for row in rows if row["metric"] == "accuracy" and row["subset"] == "all"}
     assert found == {"rm": 0.5, "baseline/longest": 0.5, "baseline/shortest": 0.5, "baseline/most-turns": 0.5,
-                     "baseline/longest-last-reply": 0.5, "baseline/first-listed": 0.5}
+                     "baseline/fewest-turns": 0.5, "baseline/longest-last-reply": 0.5,
+                     "baseline/shortest-last-reply": 0.5, "baseline/first-listed": 0.5}
 
 
 def test_always_a_is_the_share_of_a():

@@ -110,6 +110,18 @@ def test_intervals_hold_the_values_and_take_turns_of_one_prompt_together():
     assert everyone["high"] < apart["contrast", "all", "leak"]["high"]
 
 
+@pytest.mark.parametrize("cut", [[3], "x", 5, {"chosen": 3}, {"rejected": None}])
+def test_what_was_cut_is_checked_too(cut):
+    done = music("bench", "audit", "--on-error", "skip", given=lines(PLAIN | {"id": "bad", "truncated": cut}, PLAIN))
+    assert done.lines[0] == ("music bench audit: <stdin>:1: truncated: should name, for each side, the messages that "
+                             "were cut")
+    assert (done.status, done.records) == (1, music("bench", "audit", given=lines(PLAIN)).records)
+    [one, other] = branches(PLAIN)
+    done = music("bench", "audit", given=lines(one | {"truncated": {"chosen": [3]}}, other))
+    assert (done.status, done.lines) == (2, ["music bench audit: error: <stdin>:1: truncated: should list the messages "
+                                             "that were cut"])
+
+
 @pytest.mark.parametrize("fields, field, problem", [
     ({"contrast": None}, "contrast", "is missing; music simulate writes it"), ({"contrast": "x"}, "contrast", "a list"),
     ({"contrast": [5]}, "contrast[0]", "a message's index"),

@@ -1,9 +1,17 @@
 """What a guess that reads nothing gets right."""
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
+from musiccli import sources
 from musiccli.bench import baselines
+from musiccli.jsonl import Rejects
 from musiccli.records import Record
+from musiccli.sample import sample
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def side(*contents):
@@ -18,11 +26,26 @@ def pair(one, other, names=("chosen", "rejected"), **fields):
     ("longest", {"chosen": 10, "rejected": 6}),
     ("shortest", {"chosen": -10, "rejected": -6}),
     ("most-turns", {"chosen": 2, "rejected": 1}),
+    ("fewest-turns", {"chosen": -2, "rejected": -1}),
     ("longest-last-reply", {"chosen": 1, "rejected": 5}),
+    ("shortest-last-reply", {"chosen": -1, "rejected": -5}),
 ])
 def test_each_baseline_scores_both_sides_by_its_measure(baseline, expected):
     scores = baselines.scores(pair(side("q", "aaaa", "qqqq", "a"), side("q", "aaaaa")))
     assert scores[f"baseline/{baseline}"] == expected
+
+
+@pytest.mark.skipif(not (DATA / "mint").is_dir(), reason="needs ../shared/data/mint")
+def test_of_solved_over_unsolved_trajectories_the_short_ones_win():
+    rejects = Rejects(skip=True)
+    pairs = list(sample(sources.rows([str(DATA / "mint")], rejects), "pairs", rejects=rejects))
+    right = Counter()
+    for one in pairs:
+        for baseline, by_side in baselines.scores(one).items():
+            right[baseline] += (by_side["chosen"] >= by_side["rejected"]) / 2 + (
+                by_side["chosen"] > by_side["rejected"]) / 2
+    share = {baseline.removeprefix("baseline/"): round(100 * right[baseline] / len(pairs), 1) for baseline in right}
+    assert share.items() >= {"shortest": 89.5, "fewest-turns": 82.9, "shortest-last-reply": 77.3}.items()
 
 
 def test_first_listed_is_a():

@@ -55,6 +55,25 @@ def test_of_win_rates_with_ties(count, most, tied):
     assert 0.93 <= held([statistics.share_interval(row, clusters) for row in found], truth) <= 0.97
 
 
+@pytest.mark.parametrize("correlation", [0, 0.3, 0.6])
+def test_of_weighted_means_whose_parts_share_their_tasks(correlation):
+    """As RewardBench's Reasoning: 447 problems for one half, 164 tasks in six languages for the other."""
+    random = np.random.default_rng(8)
+    tasks = np.arange(164)
+    code = outcomes(random, 0.8, correlation, np.repeat(tasks, 6)).reshape(SETS, 164, 6)
+    clusters, weights = [1000 + np.arange(447), *[tasks] * 6], [1 / 2, *[1 / 12] * 6]
+    apart, together = [], []
+    for math_, in_languages in zip(random.random((SETS, 447)) < 0.7, code, strict=True):
+        parts = [math_, *in_languages.T]
+        shares = [part.mean() for part in parts]
+        intervals = [statistics.share_interval(part, own) for part, own in zip(parts, clusters, strict=True)]
+        excess = statistics.shared_excess(parts, clusters, weights)
+        apart.append(statistics.combine(shares, intervals, weights)[1])
+        together.append(statistics.combine(shares, intervals, weights, excess)[1])
+    assert 0.93 <= held(together, 0.75) <= 0.97
+    assert correlation < 0.5 or held(apart, 0.75) < 0.9
+
+
 def test_forgetting_the_prompts_or_that_they_are_few_would_not_do():
     random = np.random.default_rng(3)
     clusters = sizes(random, 100, 8)

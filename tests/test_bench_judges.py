@@ -10,6 +10,7 @@ from console import lines, music
 from musiccli.bench.baselines import first_listed
 from musiccli.bench.judges import judged, judges
 from musiccli.errors import RecordError
+from musiccli.jsonl import Rejects
 from musiccli.records import Record
 
 
@@ -161,6 +162,14 @@ def test_a_judge_that_saw_only_some_pairs_is_compared_on_those():
 def test_a_second_vote_or_another_pair_of_the_same_id_is_refused(second, said):
     with pytest.raises(RecordError, match=said):
         of([pair(0, ("x", "a", "a")), second])
+
+
+def test_a_refused_record_counts_for_nobody():
+    good = [pair(0, ("x", "a", "a"), ("y", "a", "a")), pair(1, ("x", "a", "b"), ("y", "b", "b"))]
+    bad = [pair(2, ("y", "b", "b"), ("y", "b", "b")), pair(1, ("x", "b", "b")), pair(0, ("z", "a", "a"), long="b")]
+    rejects = Rejects(skip=True)
+    assert of(good + bad, rejects=rejects) == of(good)
+    assert rejects.count == 3
 
 
 @pytest.mark.parametrize("record, field, said", [

@@ -1,13 +1,14 @@
 """What `music bench` writes beside its records: pages that stand alone, Markdown for papers, pictures."""
 
 import hashlib
+import os
 import re
 import sys
 from html.parser import HTMLParser
 from unicodedata import category
 
 import pytest
-from console import lines, music, write
+from console import lines, music, start, write
 
 from musiccli.bench import markdown, page
 from musiccli.bench.rewardbench import ROWS
@@ -142,7 +143,9 @@ def test_nothing_in_a_record_becomes_markup(folder):
         one["id"] += EVIL
         one["scores"] = {EVIL: one["scores"]["rm"]}
         one["chosen"][1]["content"] = EVIL
-    bench("agreement", "--by", "metadata.category", "--html", "page.html", "--markdown", "tables.md", records=records)
+    done = bench("agreement", "--by", "metadata.category", "--html", "page.html", "--markdown", "tables.md",
+                 records=records)
+    assert not any(category(char) in ("Cc", "Cf") for char in done.err if char != "\n") and "␛[31m" in done.err
     text = read(folder / "page.html")
     assert not any(category(char) in ("Cc", "Cf") for char in text if char != "\n")
     assert "<script" not in text and "\x1b" not in text and "\u202e" not in text
@@ -151,6 +154,17 @@ def test_nothing_in_a_record_becomes_markup(folder):
     assert [tag for tag, _ in parsed.found].count("table") == 1
     table = read(folder / "tables.md")
     assert "\x1b" not in table and "\\<script>" in table and "<script" not in table.replace("\\<script", "")
+
+
+@pytest.mark.parametrize("name", ["rm[/v2]", "out[bold]x", "[red]", ":smile:", "rm\nmusic: done"])
+@pytest.mark.parametrize("kind", ["agreement", "winrate"])
+def test_a_models_name_is_a_name_in_the_terminal_too(kind, name):
+    """In a column's head and in a title, where rich looks for styles and emoji of its own."""
+    records = [one | {"scores": {name: {"chosen": 1, "rejected": 0}}, "models": {"a": name, "b": "old"}}
+               for one in BENCHES[kind]]
+    done = bench(kind, records=records)
+    assert name.replace("\n", " ") in done.err
+    assert all(line.startswith(f"music bench {kind}: ") for line in done.lines if line.startswith("music"))
 
 
 def test_the_worst_records_are_folded_bounded_and_the_first_is_open(folder):
@@ -177,6 +191,20 @@ def test_the_page_says_how_to_get_the_same_figures(folder):
     assert f"sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}" in text
     assert "9 records" in text and "90% interval" in text
     assert f"Python{'.'.join(map(str, sys.version_info[:3]))}" in text.replace("\n", "")
+
+
+def test_a_named_pipe_is_read_once_and_has_no_hash(folder):
+    """As a shell's <(...) is one; opened again after it was read it would wait for a writer for ever."""
+    os.mkfifo("pairs")
+    running = start("bench", "agreement", "pairs", "--html", "page.html")
+    write("pairs", *BENCHES["agreement"])
+    try:
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 0, said
+    text = Elements(read(folder / "page.html")).text
+    assert "pairsa pipe, which left nothing to name" in text and "sha256" not in text
 
 
 def test_the_same_records_give_the_same_page(folder):
@@ -222,6 +250,18 @@ def test_markdown_is_exact():
         "**Title, % [95%]**\n\n"
         "|  | pairs | a\\|b |\n| :-- | --: | --: |\n| Chat | 1 | 2 [1, 3] |\n| &emsp;under\\_it | 1,000 |  |\n\n"
         "- a note with \\*stars\\*\n")
+
+
+def test_a_model_that_scored_fewer_pairs_says_so_in_its_cell(folder):
+    """Two models' accuracies stand in one line: whoever compares them must see that they are of other pairs."""
+    records = [pair(number, number % 2, 0.5) for number in range(40)]
+    for one in records[1:8:2]:
+        one["scores"]["easy"] = one["scores"]["rm"]
+    done = bench("agreement", "--html", "page.html", "--markdown", "tables.md", records=records)
+    assert ["all", "40", "50.0", "[35.2,", "64.8]", "100.0", "[51.0,", "100.0]", "of", "4", "longest", "100.0"] in [
+        line.split() for line in done.lines]
+    assert "<td>100.0 <span>[51.0, 100.0] of 4</span></td>" in read(folder / "page.html")
+    assert "| all | 40 | 50.0 [35.2, 64.8] | 100.0 [51.0, 100.0] of 4 | longest 100.0 |" in read(folder / "tables.md")
 
 
 def test_intervals_step_back_and_names_keep_their_depth():

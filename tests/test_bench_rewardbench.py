@@ -134,6 +134,30 @@ def test_interval_of_a_perfect_score_is_not_a_point():
     assert 0.97 < average["low"] < 0.995
 
 
+def test_one_task_in_six_languages_is_one():
+    """Right or wrong in all languages alike, the 164 tasks are worth no more than one language's."""
+    chance = random.Random(2)
+    right = {number: chance.random() < 0.7 for number in range(164)}
+    pairs = [Record({**pair(subset, number, float(right[number])), "id": f"{subset}/{number}"}) for subset in ROWS
+             for number in range(164) if subset.startswith("hep-")]
+    rows = list(rewardbench(pairs))
+    section, alone = value(rows, "section", "Reasoning"), value(rows, "accuracy", "hep-go")
+    assert [section[name] for name in ("value", "low", "high")] == pytest.approx(
+        [alone[name] for name in ("value", "low", "high")])
+
+
+def test_a_prompt_that_stands_in_two_subsets_is_one():
+    def half(prompts):
+        found = [pair(subset, number, number % 2) for subset in ("mt-bench-easy", "mt-bench-med")
+                 for number in range(30)]
+        for number, one in enumerate(found):
+            one["chosen"][0]["content"] = str(prompts[number])
+        return value(list(rewardbench(found)), "section", "Chat")
+
+    shared, apart = half([*range(30)] * 2), half(range(60))
+    assert shared["value"] == apart["value"] and shared["low"] < apart["low"] and shared["high"] > apart["high"]
+
+
 def test_each_model_has_its_rows_and_a_choice_leaves_the_others_out():
     pairs = benchmark({})
     for one in pairs:

@@ -79,12 +79,14 @@ def test_corruptions_of_one_conversation_are_one():
     assert (together["low"], together["high"]) == pytest.approx((alone["low"], alone["high"]), abs=0.012)
 
 
-def test_the_conversation_counts_and_not_the_prompt():
-    """Two conversations that open alike are two; one whose opening was replaced is one."""
-    pairs = [pair(number, "reply", 0, number % 2, 0.5) for number in range(40)]
-    for one in pairs:
-        one["chosen"][0]["content"] = "hello"
-    assert row(rows(pairs), "all")["high"] < 0.7
+def test_branches_of_one_tree_are_one():
+    """Conversations that open alike share what a model sees, whatever each of them is called."""
+    chance = random.Random(1)
+    alone = [pair(number, "reply", 0, chance.random() < 0.5, 0.5) for number in range(30)]
+    branches = [Record({**one, "id": f"{one['id']}-{branch}", "metadata": {"conversation": f"{number}-{branch}"}})
+                for number, one in enumerate(alone) for branch in range(6)]
+    together, once = (row(rows(pairs), "all") for pairs in (branches, alone))
+    assert (together["low"], together["high"]) == pytest.approx((once["low"], once["high"]), abs=0.012)
 
 
 def test_two_models_are_compared():

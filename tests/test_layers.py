@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "musiccli"
-GROUND = {"errors": 1, "seen": 1, "records": 2, "jsonl": 3, "prompts": 3, "chat": 3, "progress": 3, "llm": 3, "page": 3,
-          "gemm": 3, "heap": 3}
+GROUND = {"errors": 1, "seen": 1, "visible": 1, "records": 2, "jsonl": 3, "prompts": 3, "chat": 3, "progress": 3,
+          "llm": 3, "page": 3, "gemm": 3, "heap": 3}
 STAGE, CLI = 4, 5
 HELPERS = {  # modules and rooms at the stages' level that stages are made of, and which stages those are
     "formats": {"sources", "sample"}, "sources": {"formats", "sample"}, "reward_model": {"train", "score"},

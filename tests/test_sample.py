@@ -192,6 +192,19 @@ def test_a_benchmarks_prompts_stay_out(text, out):
     assert counts.get("dropped (overlaps an excluded dataset)", 0) == out
 
 
+@pytest.mark.parametrize("prompt, text, out", [
+    ("请写一首关于秋天的诗，要有四句。", "请写一首关于秋天的诗，要有四句。字数不限", True),
+    ("请写一首关于秋天的诗，要有四句。", "请写一首关于春天的诗，要有四句。字数不限", False),
+    ("秋について四行の詩を書いてください。", "お願いします。秋について四行の詩を書いてください", True),
+    ("ช่วยเขียนบทกวีเกี่ยวกับฤดูใบไม้ร่วง", "ช่วยเขียนบทกวีเกี่ยวกับฤดูใบไม้ร่วงหน่อย", True),
+    ("가을에 대한 시를 써 주세요", "가을에 대한 시를 써 주세요!", True),
+    ("???", " ??? ", True), ("???", "!!!", False), ("???", "👍", False)])
+def test_prompts_without_spaces_and_without_words_are_compared_too(prompt, text, out):
+    benchmark = Benchmark(read(rows({"prompt": prompt}), Rejects()))
+    assert run([{"messages": talk(text, "r")}], benchmark=benchmark)[1].get(
+        "dropped (overlaps an excluded dataset)", 0) == out
+
+
 def test_later_user_messages_are_held_against_the_benchmark_too():
     benchmark = Benchmark(read(rows({"prompt": " ".join(WORDS)}), Rejects()))
     row = {"messages": talk("Hello", "Hi", " ".join(WORDS), "r")}

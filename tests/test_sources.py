@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+from datetime import date
+from decimal import Decimal
 
 import pytest
 import zstandard
@@ -48,6 +50,21 @@ def test_parquet_rows_are_plain_lists_and_objects(tmp_path):
     found = [{"chosen": [{"role": "user", "content": "q"}], "score": 1.5}]
     path = parquet(tmp_path / "part.parquet", found)
     assert read(path) == [("part", f"{path}[0]", found[0])]
+
+
+def test_what_json_cannot_hold_is_null(tmp_path):
+    said = {"role": "user", "content": "q"}
+    path = parquet(tmp_path / "part.parquet", [{"messages": [said | {"image": b"\xff"}], "cost": Decimal("1.5"),
+                                                "on": date(2024, 1, 31)}])
+    assert read(path) == [("part", f"{path}[0]", {"messages": [said | {"image": None}], "cost": None,
+                                                  "on": "2024-01-31"})]
+
+
+@pytest.mark.parametrize("name", ["a[1].parquet", "b*c.parquet", "d[x]/e.parquet"])
+def test_a_files_name_is_no_pattern(tmp_path, name):
+    parquet(tmp_path / "bxc.parquet", [{"prompt": "another"}])
+    path = parquet(tmp_path / name, ROWS)
+    assert [row for *_, row in read(path)] == ROWS
 
 
 def test_a_folder_is_its_data_files_in_order(tmp_path):

@@ -1,8 +1,8 @@
 """What a judge would get right without reading: content-blind guesses, printed beside every accuracy.
 
-On MT-Bench's human votes the longer conversation wins about 68%: an accuracy means little until it is seen beside
-these. A baseline that cannot tell two sides apart guesses, so it earns half a point there; a reward model whose two
-scores are equal earns none.
+On MT-Bench's human votes the longer conversation wins about 68%, of MINT's solved trajectories over unsolved ones the
+shorter 89%: an accuracy means little until it is seen beside these. A baseline that cannot tell two sides apart
+guesses, so it earns half a point there; a reward model whose two scores are equal earns none.
 """
 
 from hashlib import blake2b
@@ -18,13 +18,19 @@ def scores(record: Record) -> dict[str, dict[str, float]]:
     sides = {name: record[name] for name in names}
     first = first_listed(record)
     length = {name: characters(side) for name, side in sides.items()}
+    count = {name: turns(side) for name, side in sides.items()}
+    last = {name: len(side[-1]["content"]) for name, side in sides.items()}
     return {PREFIX + baseline: by_side for baseline, by_side in {
-        "longest": length,
-        "shortest": {name: -count for name, count in length.items()},
-        "most-turns": {name: turns(side) for name, side in sides.items()},
-        "longest-last-reply": {name: len(side[-1]["content"]) for name, side in sides.items()},
+        "longest": length, "shortest": least(length),
+        "most-turns": count, "fewest-turns": least(count),
+        "longest-last-reply": last, "shortest-last-reply": least(last),
         "first-listed": {name: int(name == first) for name in names},
     }.items()}
+
+
+def least(measured: dict[str, int]) -> dict[str, int]:
+    """Scores by which the side that has least of something is taken."""
+    return {name: -number for name, number in measured.items()}
 
 
 def first_listed(record: Record) -> str:

@@ -128,13 +128,21 @@ class Ballot:
 
     def add(self, record: Record) -> None:
         """Count one pair's votes, or more votes on a pair that was counted. Raises RecordError, and counts none."""
-        row, names = self._row(record), self._names(record)
+        key = tuple(record.get(name) for name in IDENTITY)
+        text = content_id(*(record[name] for name in side_names(record)))
+        row, known = self._rows.get(key, (len(self._prompts), text))  # a new place, or that of the same pair elsewhere
+        if known != text:
+            raise RecordError("this id stood with another pair before", field="id", record=record)
         by_judge = {name: [vote for vote in record["votes"] if vote["judge"] == name]
                     for name in dict.fromkeys(vote["judge"] for vote in record["votes"])}
         for judge, found in by_judge.items():
             column = self._outcomes.get(judge, ())
             if (row < len(column) and column[row] != ABSENT) or len({vote["order"] for vote in found}) < len(found):
                 raise RecordError(f"{judge} has voted on this pair before", field="votes", record=record)
+        if key not in self._rows:
+            self._rows[key] = row, text
+            self._open(record)
+        names = self._names(record)
         for judge, found in by_judge.items():
             column = self._outcomes.setdefault(judge, array("b"))
             column.extend([ABSENT] * (row + 1 - len(column)))
@@ -179,20 +187,13 @@ class Ballot:
 
         return np.asarray(values), self.prompts[np.asarray(rows)]
 
-    def _row(self, record: Record) -> int:
-        """The pair's place; a new one, or that of the same pair in another file."""
-        key = tuple(record.get(name) for name in IDENTITY)
-        text = content_id(*(record[name] for name in side_names(record)))
-        row, known = self._rows.setdefault(key, (len(self._prompts), text))
-        if known != text:
-            raise RecordError("this id stood with another pair before", field="id", record=record)
-        if row == len(self._prompts):
-            first, second = self._names(record)
-            difference = characters(record[first]) - characters(record[second])
-            self._prompts.append(prompt(record))
-            self._labels.append(self._label(record))
-            self._longer.append(TIE if not difference else FIRST if difference > 0 else SECOND)
-        return row
+    def _open(self, record: Record) -> None:
+        """A row for a pair that has none yet."""
+        first, second = self._names(record)
+        difference = characters(record[first]) - characters(record[second])
+        self._prompts.append(prompt(record))
+        self._labels.append(self._label(record))
+        self._longer.append(TIE if not difference else FIRST if difference > 0 else SECOND)
 
     def _label(self, record: Record) -> int:
         said = label(record, self._human_field)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from musiccli.bench.tables import Table
 from musiccli.page import begin, safe
 
-INTERVAL = re.compile(r"(\S+) (\[[^]]*\])$")  # "61.5 [52.0, 70.2]"
+INTERVAL = re.compile(r"(\S+) (\[[^]]*\](?: of [\d,]+)?)$")  # "61.5 [52.0, 70.2]"; with " of 4" where 4 were scored
 STYLE = """\
 h1 { font-size: 1.5rem; margin: 0; }
 .lead { margin: .25rem 0 1.5rem; color: var(--soft); }

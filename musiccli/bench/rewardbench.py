@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from musiccli.bench import statistics
-from musiccli.bench.tally import Tally, accuracy, check_scores, metric
+from musiccli.bench.tally import Tally, accuracy, check_scores, metric, number
 from musiccli.errors import RecordError
 from musiccli.records import Record, lookup, preference
 
@@ -46,13 +46,19 @@ def rewardbench(pairs: Iterable[Record], models: Sequence[str] = (), *, confiden
     counts = Counter() if counts is None else counts
     tally = Tally(models)
     for pair in pairs:
-        tally.add(pair, 0, {"subset": lookup(pair, "subset")})
+        tally.add(pair, 0, {"subset": lookup(pair, "subset")}, task(pair))
     masks = dict(tally.members("subset"))
     counts["of subsets outside the four sections"] += sum(int(masks[name].sum()) for name in masks.keys() - ROWS)
     for model in tally.models:
         subsets = {name: outcomes for name, mask in masks.items() if len(outcomes := tally.outcomes(model, mask))}
         yield from subset_rows(subsets, confidence)
         yield from section_rows(model, subsets, confidence)
+
+
+def task(pair: Record) -> int | None:
+    """What a pair shares with its like in other subsets: of HumanEvalPack's six languages the number that ends the id
+    ("hep-go/17"), of all others the prompt (None)."""
+    return number("hep", str(pair["id"]).rpartition("/")[2]) if lookup(pair, "subset").startswith("hep-") else None
 
 
 def subset_rows(subsets: dict, confidence: float) -> Iterator[dict]:
@@ -81,10 +87,11 @@ def section_rows(model: str, subsets: dict, confidence: float) -> Iterator[dict]
 
 def weighted(model: str, subset: str, name: str, part: dict[str, float], subsets: dict, missing: list[str],
              confidence: float) -> dict:
-    """A weighted mean of subset accuracies. Its interval takes the subsets as independent samples."""
-    outcomes = [subsets[name] for name in part]
+    """A weighted mean of subset accuracies. Its interval takes pairs of one task as dependent, across subsets, too."""
+    outcomes, weights = [subsets[name] for name in part], list(part.values())
+    excess = statistics.shared_excess([one.points for one in outcomes], [one.prompts for one in outcomes], weights)
     value, interval = statistics.combine([one.share for one in outcomes],
-                                         [one.interval(confidence) for one in outcomes], list(part.values()))
+                                         [one.interval(confidence) for one in outcomes], weights, excess)
     flags = {"partial": True, "missing": missing} if missing else {}
     return metric(NAME, model, subset, name, value, interval, sum(map(len, outcomes)),
                   ties=sum(one.ties for one in outcomes), **flags)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from musiccli.bench import compare
 from musiccli.bench.tally import Tally, accuracy, check_scores
 from musiccli.errors import RecordError
-from musiccli.records import Record, characters, lookup, preference
+from musiccli.records import Record, characters, preference
 
 NAME = "sensitivity"
 KINDS = ("reply", "user", "swap", "drop_user")  # the order they are shown in; others come after them
@@ -38,16 +38,15 @@ def sensitivity(pairs: Iterable[Record], models: Sequence[str] = (), *, draws: i
                 seed: int = 0) -> Iterator[dict]:
     """Metric records: accuracy of each model on all corruptions, before the last turn, by distance, by kind, by both.
 
-    Intervals take the corruptions of one conversation as dependent. Of two models, also the difference (but not by
-    kind and distance at once).
+    Intervals take the corruptions of one conversation as dependent, and those of conversations that open alike, as a
+    tree's branches do. Of two models, also the difference (but not by kind and distance at once).
     """
     import numpy as np
 
     tally, longer = Tally(models), array("q")
     for pair in pairs:
-        about, conversation = pair["corruption"], lookup(pair, "conversation")
-        tally.add(pair, 0, {"kind": about["kind"], "distance": about["distance"]},
-                  None if conversation is None else hash(repr(conversation)))
+        about = pair["corruption"]
+        tally.add(pair, 0, {"kind": about["kind"], "distance": about["distance"]})
         longer.append(characters(pair["rejected"]) - characters(pair["chosen"]))
     differences = np.asarray(longer)
     resampling = {"draws": draws, "confidence": confidence, "seed": seed}

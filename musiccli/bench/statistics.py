@@ -11,6 +11,8 @@ in clusters of 1 to 8, of an intra-cluster correlation up to 0.5; `tests/test_be
   t 91.8% and more otherwise; forgetting clusters of 1 to 8 with that correlation, under 85%.
 - `bootstrap` of paired differences of accuracies: 92.9% (13 clusters of 8, accuracies 0.95 and 0.90) to 96.3%; plain
   percentiles hold 90 to 92% for 13 clusters. Of Cohen's kappa, truths of 0.03 to 0.70: 93.3 to 96.3%; plain 92.5%.
+- `combine` of RewardBench's Reasoning, tasks in six languages correlated up to 0.6: 94.7 to 95.5% with `shared_excess`;
+  taking the languages as independent, 87.1%.
 """
 
 import math
@@ -103,17 +105,35 @@ def share_interval(values: Sequence[float], clusters: Sequence[int], confidence:
     return wilson(share, worth, confidence, math.inf if groups == len(values) else max(1, groups - 1))
 
 
-def combine(shares: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]) -> tuple[float, Interval]:
-    """The weighted sum of independent shares, with the interval that follows from theirs.
+def combine(shares: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float],
+            excess: float = 1.0) -> tuple[float, Interval]:
+    """The weighted sum of shares, with the interval that follows from theirs.
 
     Each bound moves by the root of the weighted squares of the parts' own distances (MOVER: Zou & Donner 2008,
-    Statistics in Medicine 27:1693), so parts at 0 or 1 keep the width that Wilson gives them.
+    Statistics in Medicine 27:1693), so parts at 0 or 1 keep the width that Wilson gives them. Of parts that are not
+    independent, `excess` says how many times the variance is theirs.
     """
     value = math.fsum(weight * share for weight, share in zip(weights, shares, strict=True))
     parts = list(zip(weights, shares, intervals, strict=True))
-    below = math.sqrt(math.fsum((weight * (share - low)) ** 2 for weight, share, (low, _) in parts))
-    above = math.sqrt(math.fsum((weight * (high - share)) ** 2 for weight, share, (_, high) in parts))
+    below = math.sqrt(excess * math.fsum((weight * (share - low)) ** 2 for weight, share, (low, _) in parts))
+    above = math.sqrt(excess * math.fsum((weight * (high - share)) ** 2 for weight, share, (_, high) in parts))
     return value, (max(0.0, value - below), min(1.0, value + above))
+
+
+def shared_excess(parts: Sequence[Sequence[float]], clusters: Sequence[Sequence[int]],
+                  weights: Sequence[float]) -> float:
+    """How many times the variance of a weighted sum of means is what it were, if no cluster stood in two of its parts.
+
+    Both from sums of weighted residuals within clusters, over all parts at once and in each alone. At least 1: parts
+    that share something are not taken for better than independent ones.
+    """
+    import numpy as np
+
+    residuals = [weight * (np.asarray(part, float) - np.mean(part)) / len(part)
+                 for part, weight in zip(parts, weights, strict=True)]
+    together = totals([np.concatenate(residuals)], np.concatenate(clusters))
+    apart = sum(float((totals([part], own) ** 2).sum()) for part, own in zip(residuals, clusters, strict=True))
+    return max(1.0, float((together ** 2).sum()) / apart) if apart else 1.0
 
 
 def totals(columns: Sequence[Sequence[float]], clusters: Sequence[int]) -> "np.ndarray":

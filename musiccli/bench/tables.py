@@ -240,11 +240,10 @@ def comparisons(overall: list[dict]) -> list[str]:
     for (first, second), metrics in found.items():
         difference, test = metrics["accuracy_difference"], metrics["mcnemar_p"]
         repeated = difference["prompts"] < difference["count"]
-        whose = "conversation" if difference["benchmark"] == "sensitivity" else "prompt"
-        pairs = f"{difference['count']:,} pairs" + f" of {difference['prompts']:,} {whose}s" * repeated
+        pairs = f"{difference['count']:,} pairs" + f" of {difference['prompts']:,} prompts" * repeated
         text = (f"{first} - {second}: {interval(difference, form='+.1f')} points on {pairs}; "
                 f"right alone {test['only_first']:,} : {test['only_second']:,}, McNemar p = {test['value']:.2g}"
-                + f" (were no {whose} repeated)" * repeated)
+                + " (were no prompt repeated)" * repeated)
         if "detectable_difference" in metrics:
             text += f"; 80% power to show {percent(metrics['detectable_difference'])} points"
         said.append(text)
@@ -252,7 +251,10 @@ def comparisons(overall: list[dict]) -> list[str]:
 
 
 def accuracies(rows: list[dict], lines: Iterable[tuple[str, str]], confidence: float, counted: str = "pairs") -> Table:
-    """(subset, label) down, models across, and last the best that a content-blind guess gets."""
+    """(subset, label) down, models across, and last the best that a content-blind guess gets.
+
+    A model that scored only some of what is counted has its own number in its cell: "100.0 [51.0, 100.0] of 4".
+    """
     scored = [row for row in rows if row["metric"] in ACCURACIES]
     models = unique(row["model"] for row in scored if not row["model"].startswith(PREFIX))
     cells = []
@@ -262,8 +264,9 @@ def accuracies(rows: list[dict], lines: Iterable[tuple[str, str]], confidence: f
             best = max((row for row in here.values() if row["model"].startswith(PREFIX)), key=lambda row: row["value"])
             count = max(row["count"] for row in here.values())
             label += " (partial)" * any(row.get("partial", False) for row in here.values())
-            cells.append([label, f"{count:,}", *(interval(here[model]) if model in here else "" for model in models),
-                          f"{blind(best)} {percent(best)}"])
+            own = [interval(row) + f" of {row['count']:,}" * (row["count"] < count) if row else ""
+                   for row in map(here.get, models)]
+            cells.append([label, f"{count:,}", *own, f"{blind(best)} {percent(best)}"])
     title = f"{TITLES[rows[0]['benchmark']]}, % right [{100 * confidence:g}% interval]"
     return Table(title, ["", counted, *models, "best blind guess"], cells)
 

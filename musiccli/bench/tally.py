@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from musiccli.bench import baselines, statistics
 from musiccli.errors import RecordError
-from musiccli.records import Record, side_names
+from musiccli.records import Record, content_id, side_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,15 @@ def prompt(record: Record) -> int:
     """A number that is equal where the prompt is: that of the messages up to the user's first."""
     side = record[side_names(record)[0]]
     first = next(index for index, message in enumerate(side) if message["role"] == "user")
-    return hash(tuple(message["content"] for message in side[: first + 1]))
+    return number(*(message["content"] for message in side[: first + 1]))
+
+
+def number(*content: object) -> int:
+    """63 bits that follow from content, as clusters are told apart by.
+
+    Python's own `hash` differs from process to process, and with it the order in which clusters are summed and rounded.
+    """
+    return int(content_id(*content), 16) >> 1
 
 
 class Tally:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from musiccli import records, votes
 from musiccli.bench import statistics
-from musiccli.bench.tally import metric, prompt
+from musiccli.bench.tally import metric, number, prompt
 from musiccli.errors import RecordError
 from musiccli.records import Record, side_names
 
@@ -58,7 +58,7 @@ def winrate(contests: Iterable[Record], *, draws: int = 10_000, confidence: floa
         games = kinds.setdefault(contest(record), Games())
         games.endings[ending] += 1
         if ending in POINTS:
-            games.prompts.append(hash(record["id"]) if "best_of" in record else prompt(record))
+            games.prompts.append(number(record["id"]) if "best_of" in record else prompt(record))
             games.points.append(POINTS[ending])
     resampling = {"draws": draws, "confidence": confidence, "seed": seed}
     ordered = sorted(kinds, key=lambda kind: (kind.first, kind.second, kind.size or 0))

@@ -90,7 +90,7 @@ class Run:
         return self._output.name
 
     def say(self, text: str) -> None:
-        say(f"music {self.name}: {text}")
+        say(f"music {self.name}: {' '.join(text.splitlines())}")
 
     def read(self, parse: Callable[[Record], Record], *, unique: bool = True) -> Iterator[Record]:
         """The input's records, checked and counted."""

@@ -71,8 +71,9 @@ class Report:
 
         from musiccli.bench import page
 
-        inputs = [(name, "a pipe, which left nothing to name" if name == "-" else f"sha256 {sha256(name)}")
-                  for name in self.run.files or ["-"]]
+        digests = {name: jsonl.sha256(name) for name in self.run.files or ["-"]}
+        inputs = [(name, f"sha256 {digest}" if digest else "a pipe, which left nothing to name")
+                  for name, digest in digests.items()]
         versions = [("music", __version__), ("Python", platform.python_version()), ("numpy", version("numpy"))]
         return page.Origin(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
 
@@ -102,10 +103,3 @@ def save(path: str, pieces: Iterable[bytes]) -> None:
         target.discard()
         raise
     target.close()
-
-
-def sha256(path: str) -> str:
-    from hashlib import file_digest
-
-    with open(path, "rb") as file:
-        return file_digest(file, "sha256").hexdigest()

@@ -61,7 +61,8 @@ def sample(
              "the single-turn ablation.")] = Turn.any,
     exclude: Annotated[list[str] | None, typer.Option(
         metavar="DATASET", show_default=False,
-        help="Drop what overlaps this benchmark: the same first prompt, or 13 words in a row of any.")] = None,
+        help="Drop what overlaps this benchmark: the same first prompt, or 13 words in a row of any (characters, in "
+             "scripts that set no words apart).")] = None,
     split: Annotated[str | None, typer.Option(
         show_default=False, help="The part of a hub dataset or folder; without it, train, or all of a folder.")] = None,
     revision: Annotated[str | None, typer.Option(

@@ -1,11 +1,10 @@
 """Which files the pairs of a run came from, for its notes and its card."""
 
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from musiccli import jsonl
 from musiccli.records import Record
 
 
@@ -18,12 +17,5 @@ def counted(records: Iterable[Record], files: Counter) -> Iterator[Record]:
 
 def described(files: Counter) -> list[dict]:
     """Files by name, hash and how many pairs were read from each; a pipe has no hash."""
-    return [{"name": Path(name).name or "given by a program", "sha256": _sha256(name), "pairs": count}
+    return [{"name": Path(name).name or "given by a program", "sha256": jsonl.sha256(name), "pairs": count}
             for name, count in files.items()]
-
-
-def _sha256(path: str) -> str | None:
-    if not os.path.isfile(path):
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
