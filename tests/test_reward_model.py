@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from toys import FAMILIES, WINDOW, backbone, draw, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
@@ -357,6 +358,36 @@ def test_damaged_files_are_named_in_one_line(trained):
         (trained / name).write_bytes(content)
     changed(trained, "config.json", hidden_size=64)
     assert "cannot be loaded as a reward model" in fault(checkpoint.load, str(trained))
+
+
+def stored_as(folder, rename):
+    """A copy of a model whose files name their weights otherwise; None leaves one out."""
+    copied = folder.parent / f"{folder.name}-renamed"
+    shutil.copytree(folder, copied)
+    kept = {rename(name): weight for name, weight in load_file(folder / "model.safetensors").items()}
+    kept.pop(None, None)
+    save_file(kept, copied / "model.safetensors", {"format": "pt"})
+    return str(copied)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_are_not_in_the_files_are_never_drawn_at_random(bases, family, tmp_path):
+    whole = shutil.copytree(bases(family), tmp_path / "base")
+    layer = "transformer.h.1." if family == "gpt2" else "model.layers.1."
+    for rename in (lambda name: f"_orig_mod.{name}", lambda name: None if name.startswith(layer) else name):
+        spoilt = stored_as(whole, rename)
+        said = fault(checkpoint.create, spoilt)
+        assert said.startswith(f"{spoilt}: cannot be loaded as a reward model: ")
+        assert " weights are not in its files (are they whole, and names without a prefix such as module.?); " in said
+        assert layer.split(".")[0] in said and fault(checkpoint.load, spoilt) == said
+        shutil.rmtree(spoilt)
+
+
+def test_a_weight_of_another_shape_is_named(trained):
+    changed(trained, "config.json", intermediate_size=48)
+    assert fault(checkpoint.load, str(trained)) == (
+        f"{trained}: cannot be loaded as a reward model: 3 weights are of another shape in its files than by its "
+        "config; model.layers.0.mlp.down_proj.weight is one")
 
 
 # Save and load

@@ -128,16 +128,17 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(other_tokenizer or path, trust_remote_code=trust_remote_code)
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=dtype, output_loading_info=True,
+                path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
                 trust_remote_code=trust_remote_code, attn_implementation="eager" if softcapped(config) else None)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{name}: cannot be loaded as a reward model: {_first_sentence(error)}") from error
-    trained = not any(key.startswith("score") for key in report["missing_keys"])
-    if seed is None and not trained:
-        raise InputError(f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it")
     if not hasattr(model, "score"):
         raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are "
                          "read")
+    _refuse_random(name, model, report)
+    trained = not any(key.startswith("score") for key in report["missing_keys"])
+    if seed is None and not trained:
+        raise InputError(f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it")
     own_products(model)
     template, notes = Template(tokenizer), read_notes(Path(path))
     read_at, last = notes.get("reward_token"), _last_token(template)
@@ -146,6 +147,18 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
                          f"{tokenizer.decode([last])!r} now; put its own chat_template.jinja back")
     replaced = _choose_padding(tokenizer, model, last)
     return RewardModel(_network(model, say), tokenizer, template, notes, replaced, trained)
+
+
+def _refuse_random(name: str, model, report: dict) -> None:
+    """Raises InputError where weights other than a new head's were drawn at random; transformers would only warn."""
+    weights = {weight for weight, _ in model.named_parameters()}  # a buffer that is missing is computed
+    missing = {key for key in report["missing_keys"] & weights if not key.startswith("score")}
+    reshaped = {key for key, *_ in report["mismatched_keys"]}
+    if missing or reshaped:
+        how = "not in its files (are they whole, and names without a prefix such as module.?)" if missing else \
+            "of another shape in its files than by its config"
+        raise InputError(f"{name}: cannot be loaded as a reward model: {len(missing or reshaped)} weights are {how}; "
+                         f"{min(missing or reshaped)} is one")
 
 
 def _identity(path: str, network: RewardNetwork) -> str:
