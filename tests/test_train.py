@@ -426,12 +426,14 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(run, fi
     assert run(out, "--save-every", 2, run=die).returncode == -signal.SIGKILL
     assert [step["step"] for step in log(out)] == [1, 2, 3, 4, 5]
     assert os.listdir(out / "checkpoints") == ["step-000004"]
+    (out / "checkpoints" / "mine.txt").write_text("x")
     assert not (out / "model.safetensors").exists()
     done = run(out, "--save-every", 2)
     assert (done.status, done.lines[1]) == (0, "music train: going on after step 4 of 6")
     assert weights(out) == weights(finished)
     assert log(out) == log(finished)
-    assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
+    assert os.listdir(out / "checkpoints") == ["mine.txt"]
+    assert sorted(os.listdir(out)) == sorted([*os.listdir(finished), "checkpoints"])
 
 
 class Crash(Exception):
@@ -461,14 +463,18 @@ def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(run, finished, 
     assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
 
 
-def test_a_run_without_saves_starts_again(run, finished, tmp_path):
+def test_a_run_that_was_killed_before_it_saved_starts_again(run, finished, tmp_path):
+    def die(*line):
+        return subprocess.run([sys.executable, "-c", DYING, *map(str, line)], capture_output=True)
+
     out = tmp_path / "rm"
-    out.mkdir()
-    kept = lines(finished / "log.jsonl")[:3]
-    (out / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept) + '{"step":4,"lo')
+    assert run(out, run=die).returncode == -signal.SIGKILL
+    assert len(log(out)) == 5
+    (out / "log.jsonl").write_bytes((out / "log.jsonl").read_bytes()[:-9])
     done = run(out)
     assert (done.status, [line for line in done.lines if "going on" in line]) == (0, [])
     assert log(out) == log(finished)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
 
 
 def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
@@ -560,7 +566,7 @@ def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
     assert (done.status, len(done.lines)) == (2, 2)
     assert done.lines[-1].startswith("music train: error: ")
     assert " is nan at step " in done.lines[-1] and done.lines[-1].endswith("; lower --lr, or look at the data")
-    assert os.listdir(tmp_path / "rm") == ["log.jsonl"]
+    assert sorted(os.listdir(tmp_path / "rm")) == [".music-train", "log.jsonl"]
 
 
 def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path, monkeypatch):
@@ -578,7 +584,11 @@ def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path
     (lambda out: (out.mkdir(), (out / "thesis.tex").write_text("x")),
      "{out}: holds something else (thesis.tex); name another --out"),
     (lambda out: (out.mkdir(), (out / "config.json").write_text("{}")),
-     "{out}: holds something else (config.json); name another --out")])
+     "{out}: holds something else (config.json); name another --out"),
+    (lambda out: [(out / name).mkdir(parents=True) for name in ("checkpoints", "trackers", "adapter")],
+     "{out}: holds something else (adapter, checkpoints, trackers); name another --out"),
+    (lambda out: (out.mkdir(), (out / "log.jsonl").write_text("{}")),
+     "{out}: holds something else (log.jsonl); name another --out")])
 def test_a_folder_that_is_not_for_this_is_refused_before_the_model_is_loaded(file, tmp_path, make, says):
     make(tmp_path / "rm")
     done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm")

@@ -35,9 +35,10 @@ from musiccli.train.pairs import Pair, fingerprint, prepare
 from musiccli.train.plan import plan, total_steps
 from musiccli.train.provenance import counted, described
 from musiccli.train.settings import Settings
-from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run
+from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run, remove_states
 
 TRACKED = "trackers"  # where trackers that write files do so
+BEGUN = ".music-train"  # marks a run's folder until it holds a reward model
 
 
 def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evaluation: Iterable[Record] | None = None,
@@ -154,7 +155,7 @@ def _claim(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         held = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
-        if held and not {log.NAME, TRACKED, CHECKPOINTS, checkpoint.NOTES} & set(held):
+        if held and not any((out / mark).exists() for mark in (BEGUN, checkpoint.NOTES)):
             raise InputError(f"{out}: holds something else ({', '.join(held)[:60]}); name another --out")
         with tempfile.TemporaryFile(dir=out):
             pass
@@ -169,6 +170,8 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int
     """The steps that are left; the last one's measures."""
     main, settings, out = trainer.accelerator.is_main_process, trainer.settings, trainer.out
     start = trainer.resume(identity)
+    if main:
+        (out / BEGUN).touch()
     trackers.start(trainer.accelerator, identity["settings"], out.name)
     if start:
         say(f"going on after step {start} of {trainer.steps}")
@@ -213,7 +216,8 @@ def _finish(trainer: Trainer, notes: dict) -> None:
                 shutil.rmtree(out / file.name)
             os.replace(file, out / file.name)
         partial.rmdir()
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        (out / BEGUN).unlink(missing_ok=True)
+        remove_states(out / CHECKPOINTS)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -118,9 +118,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             (partial / STATE).write_bytes(orjson.dumps({"step": step, VOCABULARY: self._rows()} | identity))
             os.rename(partial, target)
-            for old in folder.iterdir():
-                if old != target:
-                    shutil.rmtree(old)
+            remove_states(folder, but=target)
         self.accelerator.wait_for_everyone()
 
     def resume(self, identity: dict) -> int:
@@ -142,6 +140,14 @@ class Trainer:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{found[-1]}: cannot be loaded ({reason}); remove it to start again") from error
         return state["step"]
+
+
+def remove_states(folder: Path, but: Path | None = None) -> None:
+    """Remove what save_state wrote into a folder, and then the folder if it is empty; what else it holds stays."""
+    for state in {*folder.glob("step-*"), *folder.glob(".step-*")} - {but}:
+        shutil.rmtree(state, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def refuse_other_run(state: dict, identity: dict, out: Path) -> None:
