@@ -525,6 +525,17 @@ def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora, mo
     assert max(gradient.abs().max() for gradient in gradients[0]) > 0
 
 
+def test_what_a_gpu_will_compute_again_is_not_chosen_as_on_a_cpu(bases):
+    """The model still is on the CPU when it is decided."""
+    def chosen(device, everything=False):
+        network = checkpoint.create(bases("llama")).network
+        recompute(network, everything, torch.device(device))
+        again = [layer.gradient_checkpointing for layer in network.backbone.layers]
+        return all(again), len(network._forward_pre_hooks)
+
+    assert [chosen("cpu"), chosen("cuda"), chosen("cuda", True)] == [(True, 1), (False, 0), (True, 0)]
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("window", [None, 1, 5, 150])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 7), (300, 300), (140, 333), (1, 200)])

@@ -63,7 +63,7 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
         _claim(out)
     set_seed(settings.seed)
     model = _create(settings, say)
-    recompute(model.network, everything=settings.activation_checkpointing)
+    recompute(model.network, everything=settings.activation_checkpointing, device=accelerator.device)
     pairs, held_out, files = _encode(preferences, evaluation, model, settings, rejects, counts, say)
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
     if not only_check and (found := checkpoint.read_notes(out)):
@@ -117,7 +117,7 @@ def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair
     report = check(model, [*pairs, *held_out])  # in fp32, where a difference means something
     with accelerator.autocast():
         memory = estimate(model, pairs, settings, ranks=accelerator.num_processes, sharded=sharded,
-                          aside=aside if accelerator.device.type == "cpu" else 0)
+                          aside=aside if accelerator.device.type == "cpu" else 0, device=accelerator.device)
     if memory.total > (free := available(accelerator.device)):
         report.doubts.append(f"{memory}; {free / 1e9:.1f} GB are free: a smaller --budget, --activation-checkpointing, "
                              "--lora or more processes with FSDP take less")
