@@ -18,6 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from console import COMMAND, music, start
+from safetensors.torch import load_file
 from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -549,6 +550,17 @@ def test_a_damaged_state_is_one_line(run, halfway, damaged):
     assert done.lines[-1].endswith("; remove it to start again")
     shutil.rmtree(state)
     assert run(halfway).status == 0
+
+
+def test_a_run_goes_on_with_less_memory_and_ends_the_same(run, finished, halfway):
+    done = run(halfway, "--budget", 64, "--activation-checkpointing")
+    assert (done.status, done.lines[1]) == (0, "music train: going on after step 4 of 6; budget was 1024, is 64; "
+                                               "activation_checkpointing was False, is True"), done.err
+    assert losses(halfway) == pytest.approx(losses(finished), abs=1e-5)
+    found, expected = (load_file(out / "model.safetensors") for out in (halfway, finished))
+    for name, weight in expected.items():  # Adam divides by a gradient's size, also by one that is mere rounding
+        assert (found[name] - weight).abs().gt(1e-4).double().mean() < 2e-3, name
+    assert run(finished, "--budget", 64).lines == [f"music train: {finished} is trained already, by this same line"]
 
 
 def test_damaged_notes_are_one_line(run, finished, tmp_path):

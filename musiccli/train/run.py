@@ -169,12 +169,12 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int
          say: Callable) -> dict:
     """The steps that are left; the last one's measures."""
     main, settings, out = trainer.accelerator.is_main_process, trainer.settings, trainer.out
-    start = trainer.resume(identity)
+    start, differs = trainer.resume(identity)
     if main:
         (out / BEGUN).touch()
     trackers.start(trainer.accelerator, identity["settings"], out.name)
     if start:
-        say(f"going on after step {start} of {trainer.steps}")
+        say("; ".join([f"going on after step {start} of {trainer.steps}", *differs]))
     written = log.Log(out / log.NAME, start) if main else None
     measured: dict = {}
     planned = plan([pair.size for pair in trainer.pairs], settings, trainer.accelerator.num_processes)

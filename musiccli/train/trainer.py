@@ -22,7 +22,7 @@ from musiccli.reward_model.vocabulary import Narrowed, fingerprint
 from musiccli.train import measures
 from musiccli.train.pairs import Pair
 from musiccli.train.plan import deal, total_steps
-from musiccli.train.settings import Settings
+from musiccli.train.settings import HOW, Settings
 
 STATE, CHECKPOINTS, VOCABULARY = "state.json", "checkpoints", "vocabulary"
 
@@ -121,16 +121,17 @@ class Trainer:
             remove_states(folder, but=target)
         self.accelerator.wait_for_everyone()
 
-    def resume(self, identity: dict) -> int:
-        """The step to go on from: 0, or that of the last checkpoint. Raises InputError if it belongs to another run."""
+    def resume(self, identity: dict) -> tuple[int, list[str]]:
+        """The step to go on from: 0, or that of the last checkpoint; and what is computed in another way from there on.
+        Raises InputError if the checkpoint belongs to another run."""
         found = sorted((self.out / CHECKPOINTS).glob("step-*"))
         if not found:
-            return 0
+            return 0, []
         try:
             state = orjson.loads((found[-1] / STATE).read_bytes())
         except (OSError, orjson.JSONDecodeError) as error:
             raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start again") from error
-        refuse_other_run(state, identity, self.out)
+        differs = refuse_other_run(state, identity, self.out)
         if state.get(VOCABULARY) != self._rows():
             raise InputError(f"{self.out}: was begun with other held-out pairs, or by another version, and cannot go "
                              "on with these; name the same --eval, or another --out")
@@ -139,7 +140,7 @@ class Trainer:
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{found[-1]}: cannot be loaded ({reason}); remove it to start again") from error
-        return state["step"]
+        return state["step"], differs
 
 
 def remove_states(folder: Path, but: Path | None = None) -> None:
@@ -150,12 +151,14 @@ def remove_states(folder: Path, but: Path | None = None) -> None:
         folder.rmdir()
 
 
-def refuse_other_run(state: dict, identity: dict, out: Path) -> None:
-    """Raises InputError where a folder's run differs from the one that is asked for, naming what differs. A setting
-    that the run does not name is younger than it, and had its default."""
+def refuse_other_run(state: dict, identity: dict, out: Path) -> list[str]:
+    """Raises InputError where a folder's run differs from the one that is asked for, naming what differs; returns what
+    differs of HOW alone. A setting that the run does not name is younger than it, and had its default."""
     then, now = asdict(Settings()) | state.get("settings", {}), identity["settings"]
-    differs = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name]]
+    changed = {name: f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name]}
+    differs = [text for name, text in changed.items() if name not in HOW]
     if state.get("data") != identity["data"]:
         differs.append("the pairs are others")
     if differs:
         raise InputError(f"{out}: holds another run ({'; '.join(differs)}); name another --out or remove it")
+    return [text for name, text in changed.items() if name in HOW]
