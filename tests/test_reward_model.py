@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from toys import FAMILIES, WINDOW, backbone, draw, sequence, talk
+from toys import FAMILIES, WINDOW, backbone, draw, seeing, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
 from musiccli import gemm
@@ -484,6 +484,20 @@ def test_lora_trains_adapters_and_head_and_nothing_else(bases):
     step(model)
     moved = {name for name, weight in model.network.named_parameters() if not torch.equal(weight, before[name])}
     assert moved == trained
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_of_a_multimodal_model_is_trained_what_text_passes_through(tmp_path, lora):
+    model = checkpoint.create(str(seeing(tmp_path / "base")), lora=lora)
+    assert model.network.packed
+    sum(one.sum() for one in model.network(pairs()[0:1])).backward()
+    trained = {name: weight.grad is not None for name, weight in model.network.named_parameters()
+               if weight.requires_grad}
+    assert all(trained.values()) and any("language_model" in name for name in trained)
+    assert not any("vision_tower" in name or "projector" in name for name in trained)
+    step(model)
+    checkpoint.save(model, tmp_path / "rm")
+    torch.testing.assert_close(spread(checkpoint.load(str(tmp_path / "rm"))), spread(model), **CLOSE)
 
 
 def test_the_adapter_alone_loads_with_peft(bases, tmp_path):

@@ -51,18 +51,23 @@ def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool =
     """A reward model to be trained: `base` with a scalar head, new unless `base` is a reward model already; InputError
     where it must be one (`trained`) and is not. `tokenizer` is where another tokenizer than its own is.
 
-    `lora` is the rank of low-rank adapters on all linear layers; the head is then trained and saved whole. Weights are
-    loaded in `dtype`: fp32 masters, since a bf16 parameter would swallow a step of 2e-6.
+    `lora` is the rank of low-rank adapters on all linear layers; the head is then trained and saved whole. What no text
+    passes through is neither trained nor adapted. Weights are loaded in `dtype`: fp32 masters, since a bf16 parameter
+    would swallow a step of 2e-6.
     """
     model = _open(base, say, dtype, trust_remote_code, None if trained else seed, tokenizer)
     config = model.network.core.config
     config.problem_type = "regression"  # pipelines and servers then return the raw score, without a sigmoid
     config.label2id, config.id2label = {"reward": 0}, {0: "reward"}
+    unread = model.network.unread
+    for part in unread:
+        model.network.core.get_submodule(part).requires_grad_(False)  # DDP would wait for its gradients
     if lora:
         from peft import LoraConfig, get_peft_model
 
         # SEQ_CLS keeps the head out of the adapters and saves it whole; else peft would adapt, and lose, the head.
-        adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="SEQ_CLS")
+        adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="SEQ_CLS",
+                              exclude_modules=rf"({'|'.join(unread)})\..*" if unread else None)
         torch.manual_seed(seed)
         with quiet():
             model.network.model = get_peft_model(model.network.model, adapters)

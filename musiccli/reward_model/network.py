@@ -30,6 +30,14 @@ class RewardNetwork(nn.Module):
         return getattr(self.core, self.core.base_model_prefix)
 
     @property
+    def unread(self) -> list[str]:
+        """Names of the core's parts that no text passes through: a vision tower and its projector."""
+        text = self.backbone.get_decoder()
+        parts = [] if text is self.backbone else self.backbone.named_children()
+        return [f"{self.core.base_model_prefix}.{name}" for name, part in parts
+                if part not in (text, self.backbone.get_input_embeddings())]
+
+    @property
     def _no_split_modules(self) -> list[str]:
         """The classes of the backbone's layers, by which FSDP shards it layer by layer."""
         there = {type(module).__name__ for module in self.modules()}
