@@ -160,6 +160,7 @@ def _by_torch(processes: int, arguments: list[str]) -> int:
 
 def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     number = ["--num_processes", str(processes)] if processes else []
@@ -169,7 +170,9 @@ def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> 
         return error.returncode
     except ChildFailedError as error:
         return _status(error)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except SignalException:
+        raise KeyboardInterrupt from None
+    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
         raise InputError(f"{config}: accelerate cannot start by it: {error}") from error
     return Exit.DONE
 

@@ -18,6 +18,7 @@ from musiccli.launch import Team
 from musiccli.llm.cache import Cache
 from musiccli.records import Record, characters, first_divergence, side_names
 from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.reward_model.memory import sufficient
 from musiccli.reward_model.pack import cost, micro_batches, shares
 
 WINDOW = 256  # records that one process scores together: enough to sort by size and to find candidates of one prompt
@@ -149,7 +150,7 @@ class _Scorer:
         encoded = [[sequences[index][1] for index in group] for group in groups]
         rewards: list[list[float]] = [[] for _ in sequences]
         for batch in micro_batches([cost(group) for group in encoded], self.settings.budget):
-            with torch.inference_mode():
+            with torch.inference_mode(), sufficient("a smaller --budget or --max-length takes less"):
                 found = self.model.network([encoded[number] for number in batch])
             for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
                 rewards[index] = values.tolist()

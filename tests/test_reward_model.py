@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -388,6 +389,16 @@ def test_a_weight_of_another_shape_is_named(trained):
     assert fault(checkpoint.load, str(trained)) == (
         f"{trained}: cannot be loaded as a reward model: 3 weights are of another shape in its files than by its "
         "config; model.layers.0.mlp.down_proj.weight is one")
+
+
+@pytest.mark.parametrize("package, how", [("bitsandbytes", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+                                          ("optimum", {"quant_method": "gptq", "bits": 4})])
+def test_a_quantised_checkpoint_names_the_package_that_it_needs(trained, package, how):
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    changed(trained, "config.json", quantization_config=how)
+    said = fault(checkpoint.load, str(trained))
+    assert said.startswith(f"{trained}: cannot be loaded as a reward model: ") and package in said
 
 
 # Save and load

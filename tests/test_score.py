@@ -15,7 +15,7 @@ from console import music, start
 from toys import backbone, needs_data, pairs, talk, tiny, write
 from toys import mtbench101 as conversations
 
-from musiccli.errors import RecordError
+from musiccli.errors import InputError, RecordError
 from musiccli.jsonl import Rejects
 from musiccli.llm.cache import Cache
 from musiccli.records import Record
@@ -243,6 +243,12 @@ def test_a_reward_that_is_no_number_is_a_failure_not_a_null(rm, tmp_path):
     broken.network.core.score.weight.data.fill_(float("nan"))
     with pytest.raises(RecordError, match=r"in.jsonl:c: the reward is not a number"):
         scored(broken, [conversation("c", "q", "a")])
+
+
+def test_memory_that_does_not_suffice_is_one_line(model, monkeypatch):
+    monkeypatch.setattr(model.network, "_packed", lambda groups: torch.empty(1 << 50))
+    with pytest.raises(InputError, match=r"^memory does not suffice; a smaller --budget or --max-length takes less$"):
+        scored(model, [conversation("c", "q", "a")])
 
 
 # The command

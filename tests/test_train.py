@@ -581,6 +581,18 @@ def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
     assert sorted(os.listdir(tmp_path / "rm")) == [".music-train", "log.jsonl"]
 
 
+@pytest.mark.parametrize("fails", [lambda *_: torch.empty(1 << 50), lambda *_: throw(torch.OutOfMemoryError("CUDA"))])
+def test_memory_that_does_not_suffice_is_one_line_with_what_takes_less(run, tmp_path, monkeypatch, fails):
+    monkeypatch.setattr(Accelerator, "backward", fails)
+    assert run(tmp_path / "rm").lines[-1] == (
+        "music train: error: memory does not suffice; a smaller --budget or --max-length, --activation-checkpointing, "
+        "--lora or more processes with FSDP take less")
+
+
+def throw(error):
+    raise error
+
+
 def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path, monkeypatch):
     """DeepSpeed clips by itself, and may not say the norm."""
     real = Accelerator.clip_grad_norm_
@@ -708,10 +720,13 @@ def alive(pid):
 
 
 @pytest.fixture
-def running(base, file, tmp_path):
+def running(base, file, tmp_path, request):
     """Two processes in the middle of a long run, and the process that started them."""
     line = ["train", file, "--model", base, "--out", tmp_path / "rm", "--batch", 4, "--steps", 100_000,
             "--num-processes", 2]
+    if config := getattr(request, "param", None):
+        (tmp_path / "config.yaml").write_text(config)
+        line += ["--accelerate-config", tmp_path / "config.yaml"]
     starter, workers = start(*line), []
     try:
         wait_until(lambda: (tmp_path / "rm" / "log.jsonl").exists() and losses_so_far(tmp_path / "rm") > 2)
@@ -738,6 +753,16 @@ def test_started_processes_end_with_the_one_that_started_them(running, how):
     assert status == (130 if how is signal.SIGTERM else -signal.SIGKILL)
     if how is signal.SIGTERM:
         assert starter.stderr.read().decode().splitlines()[1:] == ["music train: interrupted"]
+
+
+@pytest.mark.parametrize("running", ["compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\n"
+                                     "num_processes: 2\nnum_machines: 1\nmixed_precision: 'no'\n"], indirect=True)
+def test_an_interrupt_ends_processes_that_accelerate_started(running):
+    starter, workers = running
+    starter.send_signal(signal.SIGINT)
+    assert starter.wait(30) == 130
+    wait_until(lambda: not any(map(alive, workers)))
+    assert starter.stderr.read().decode().splitlines()[-1] == "music train: interrupted"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")

@@ -19,6 +19,7 @@ from musiccli.errors import InputError
 from musiccli.gemm import own_products
 from musiccli.llm.embedded import quiet, resolve
 from musiccli.reward_model.card import card
+from musiccli.reward_model.memory import sufficient
 from musiccli.reward_model.network import RewardNetwork
 
 NOTES = "music.json"  # beside the weights: what config.json has no place for
@@ -84,7 +85,8 @@ def load(path: str, say: Callable[[str], None] = lambda _: None, *, trust_remote
     """
     gpu = torch.cuda.is_available()
     model = _open(path, say, torch.bfloat16 if gpu else torch.float32, trust_remote_code, None)
-    model.network.to("cuda" if gpu else "cpu").eval()
+    with sufficient("the weights alone take more than there is"):
+        model.network.to("cuda" if gpu else "cpu").eval()
     model.network.core.score.float()  # a small head, and rewards that can be told apart
     model.identity = _identity(resolve(path), model.network)
     return model
@@ -135,7 +137,7 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
                 trust_remote_code=trust_remote_code, attn_implementation="eager" if softcapped(config) else None)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(f"{name}: cannot be loaded as a reward model: {_first_sentence(error)}") from error
     if not hasattr(model, "score"):
         raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are "

@@ -27,6 +27,7 @@ from musiccli.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.hub import claim, push
+from musiccli.reward_model.memory import sufficient
 from musiccli.reward_model.vocabulary import Narrowed, used
 from musiccli.train import log, trackers
 from musiccli.train.check import check
@@ -38,9 +39,11 @@ from musiccli.train.settings import Settings
 from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run, remove_states
 
 TRACKED = "trackers"  # where trackers that write files do so
+LESS = "a smaller --budget or --max-length, --activation-checkpointing, --lora or more processes with FSDP take less"
 BEGUN = ".music-train"  # marks a run's folder until it holds a reward model
 
 
+@sufficient(LESS)
 def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evaluation: Iterable[Record] | None = None,
           eval_every: int | None = None, save_every: int | None = None, tracked: Sequence[str] = (), command: str = "",
           hub: str | None = None, checked: bool = True, only_check: bool = False, rejects: Rejects | None = None,
@@ -119,8 +122,7 @@ def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair
         memory = estimate(model, pairs, settings, ranks=accelerator.num_processes, sharded=sharded,
                           aside=aside if accelerator.device.type == "cpu" else 0, device=accelerator.device)
     if memory.total > (free := available(accelerator.device)):
-        report.doubts.append(f"{memory}; {free / 1e9:.1f} GB are free: a smaller --budget, --activation-checkpointing, "
-                             "--lora or more processes with FSDP take less")
+        report.doubts.append(f"{memory}; {free / 1e9:.1f} GB are free: {LESS}")
     for text in ([*report.right, str(memory)] if whole else []) + report.doubts:
         say(f"check: {text}")
     if len(report.faults) > 1:
