@@ -60,6 +60,15 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
+def refuse_shared_input(files: list[str]) -> None:
+    """Raises InputError where standard input is among `files` and several processes of another launcher would share it;
+    those of `relaunch` each read all of it."""
+    several = launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and "-" in (files or ["-"]) and jsonl.STDIN not in os.environ:
+        raise InputError("standard input: processes that another launcher started share it, and each would read a "
+                         "part; name files, or let --num-processes start them")
+
+
 def relaunch(files: list[str], *, processes: int | None = None, config: str | None = None) -> int:
     """Run this process's command line in several processes, or as accelerate's `config` says; returns the exit status.
 

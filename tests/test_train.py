@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -700,6 +701,26 @@ def test_an_error_in_two_processes_is_one_line(file, tmp_path):
         "music train: error: /nowhere: no such folder; expected a model's folder, a hub id or local/NAME"]
 
 
+@pytest.mark.parametrize("line", [("train", "--out"), ("score", "-", "--model")])
+def test_a_pipe_that_another_launchers_processes_would_share_is_refused(file, tmp_path, monkeypatch, line):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = music(*line, tmp_path / "rm", given=file.read_bytes())
+    assert (done.status, done.lines) == (2, [
+        f"music {line[0]}: error: standard input: processes that another launcher started share it, and each would "
+        "read a part; name files, or let --num-processes start them"])
+
+
+def test_processes_that_have_read_different_pairs_are_refused(run, tmp_path):
+    (tmp_path / "differs.py").write_text("import os, sys\nfrom musiccli.cli.main import main\n"
+                                         "sys.argv[2] += os.environ['RANK']\nmain()")
+    for rank in range(2):
+        write(tmp_path / f"pairs{rank}", pairs(12, seed=rank))
+    done = run(tmp_path / "rm", pairs=tmp_path / "pairs", run=lambda *line: torchrun(tmp_path / "differs.py", *line))
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("music ")]
+    assert said == "music train: error: the processes have read different pairs; each must be given the same files"
+
+
 def children(parent):
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
     return [int(pid) for pid in found]
@@ -775,6 +796,12 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
         "music train: error: process 1 was killed by SIGKILL"]
 
 
+def torchrun(script, *arguments, **more):
+    """A program in two processes that torchrun starts, with `more` in their environment."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script, *arguments]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, env=os.environ | more)
+
+
 SHARDED = """
 import os
 from accelerate.state import AcceleratorState
@@ -800,12 +827,8 @@ main()
 
 def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(run, finished, tmp_path):
     (tmp_path / "sharded.py").write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "sharded.py")]
     held_out = write(tmp_path / "held-out.jsonl", pairs(3))
-
-    def line(*words, **more):
-        return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=os.environ | more)
-
+    line = partial(torchrun, tmp_path / "sharded.py")
     out, more = tmp_path / "rm", ("--save-every", 2, "--budget", 64, "--eval", held_out)
     run(out, *more, run=lambda *words: line(*words, DIE="1"))
     assert os.listdir(out / "checkpoints" / "step-000004" / "optimizer_0") and not (out / "music.json").exists()

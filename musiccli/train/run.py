@@ -22,6 +22,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from musiccli.errors import InputError
 from musiccli.jsonl import Rejects
+from musiccli.launch import Team
 from musiccli.progress import Bar, bar
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
@@ -68,6 +69,7 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
     model = _create(settings, say)
     recompute(model.network, everything=settings.activation_checkpointing, device=accelerator.device)
     pairs, held_out, files = _encode(preferences, evaluation, model, settings, rejects, counts, say)
+    _refuse_other_data(fingerprint([*pairs, *held_out]), accelerator)
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
     if not only_check and (found := checkpoint.read_notes(out)):
         refuse_other_run(found, identity, out)
@@ -109,6 +111,13 @@ def _encode(preferences: Iterable[Record], evaluation: Iterable[Record] | None, 
     if evaluation is not None and not held_out:
         raise InputError("no pairs to evaluate on are left")
     return pairs, held_out, {"files": described(files), "held_out_files": described(held_out_files)}
+
+
+def _refuse_other_data(data: str, accelerator: Accelerator) -> None:
+    """Raises InputError where ranks have read different pairs, of which each would plan steps of its own."""
+    team = Team(accelerator.num_processes, accelerator.process_index)
+    if len(set(team.gather([data]))) > 1:
+        raise InputError("the processes have read different pairs; each must be given the same files")
 
 
 def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair], settings: Settings,
