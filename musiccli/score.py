@@ -146,12 +146,14 @@ class _Scorer:
         return rewards, len(sequences) - len(missing)
 
     def _compute(self, sequences: list[tuple[object, Encoded]]) -> list[list[float]]:
-        groups = _groups(sequences, self.settings.budget)
+        network, budget = self.model.network, self.settings.budget
+        groups = _groups(sequences, budget) if network.packed else [[index] for index in range(len(sequences))]
         encoded = [[sequences[index][1] for index in group] for group in groups]
         rewards: list[list[float]] = [[] for _ in sequences]
-        for batch in micro_batches([cost(group) for group in encoded], self.settings.budget):
+        sizes = [network.size(group) for group in encoded]
+        for batch in micro_batches(sizes, budget, padded=not network.packed):
             with torch.inference_mode(), sufficient("a smaller --budget or --max-length takes less"):
-                found = self.model.network([encoded[number] for number in batch])
+                found = network([encoded[number] for number in batch])
             for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
                 rewards[index] = values.tolist()
         return rewards

@@ -85,6 +85,7 @@ def test_training_and_scoring_read_the_same_tokens(template):
         seen.extend(one for group in groups for one in group)
         return [torch.zeros(len(one.ends)) for group in groups for one in group]
 
+    network.packed, network.size = True, lambda group: sum(len(one.ids) for one in group)
     model = SimpleNamespace(template=template, context=2048, network=network)
     history = [SYSTEM, *talk("q", "a", "r")]
     record = Record({"id": "x", "chosen": [*history, {"role": "assistant", "content": "yes"}],

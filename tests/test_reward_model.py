@@ -212,6 +212,15 @@ def test_a_micro_batch_goes_over_the_budget_only_alone(budget):
     assert all(len(batch) == 1 or sum(sizes[index] for index in batch) <= budget for batch in batches)
 
 
+@pytest.mark.parametrize("budget", [1, 10, 64, 10_000])
+def test_a_padded_micro_batch_counts_each_by_the_largest_beside_it(budget):
+    sizes = draw(200, budget)
+    batches = micro_batches(sizes, budget, padded=True)
+    assert sorted(index for batch in batches for index in batch) == list(range(200))
+    assert all(len(batch) == 1 or len(batch) * max(sizes[index] for index in batch) <= budget for batch in batches)
+    assert len(batches) < 200 or budget < 100
+
+
 def test_bradley_terry_is_minus_log_sigmoid_of_the_margin():
     chosen, rejected = torch.tensor([0.0, 2.0, -1.0, 300.0]), torch.tensor([0.0, 1.0, 1.0, -300.0])
     expected = torch.tensor([2.0, 1 + torch.e ** -1, 1 + torch.e ** 2, 1.0]).log()
@@ -242,7 +251,7 @@ def test_a_soft_capped_model_never_runs_sdpa(bases, tmp_path, monkeypatch):
 
 def _ignores_runs(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **settings):
     settings.pop("runs", None)
-    kept, self.config._attn_implementation = self.config._attn_implementation, "eager"
+    kept, self.config._attn_implementation = self.config._attn_implementation, "sdpa"
     try:
         return self.real_forward(hidden_states, position_embeddings, attention_mask, past_key_values, **settings)
     finally:
@@ -264,7 +273,8 @@ def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(bases, l
     model = checkpoint.create(bases("llama"), say=said.append)
     assert said == ["LlamaForSequenceClassification: its attention cannot be packed; padding instead (slower, same "
                     "scores)"]
-    assert not model.network.packed
+    assert not model.network.packed and model.network.core.config._attn_implementation == "sdpa"
+    assert [model.network.size(group) for group in pairs()[:2]] == [2 * 70, 2 * 13]
     found = rewards(model.network, pairs())
     monkeypatch.undo()
     torch.testing.assert_close(found, rewards(llama.network, pairs()), **CLOSE)

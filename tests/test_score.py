@@ -20,6 +20,7 @@ from musiccli.jsonl import Rejects
 from musiccli.llm.cache import Cache
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.network import RewardNetwork
 from musiccli.score import Settings, score
 
 CLOSE = {"abs": 1e-5, "rel": 1e-4}
@@ -167,6 +168,20 @@ def test_a_forward_pass_stays_within_the_budget_where_one_sequence_does(model, m
     together, rows[:] = sum(rows), []
     scored(model, [{**one, "id": number} for number, one in enumerate(candidates(samples=12))], budget=2 * single)
     assert together < 0.85 * sum(rows)  # a shared prompt is computed once
+
+
+def test_a_padded_forward_pass_stays_within_the_budget_too(rm, monkeypatch):
+    model = checkpoint.load(str(rm))
+    model.network = RewardNetwork(model.network.core, packed=False)
+    model.network.core.set_attn_implementation("eager")
+    records, shapes, real = [*candidates(), conversation("c", "q", "a")], [], model.network.backbone.forward
+    monkeypatch.setattr(model.network.backbone, "forward",
+                        lambda **given: shapes.append(given["input_ids"].numel()) or real(**given))
+    longest = max(len(model.template.encode(one["messages"]).ids) for one in records)
+    found = scored(model, records, budget=3 * longest)
+    assert max(shapes) <= 3 * longest and len(shapes) < len(records)
+    assert [one["scores"]["rm"] for one in found] == pytest.approx(
+        [reward(model, one["messages"]) for one in records], **CLOSE)
 
 
 def test_output_keeps_input_order_over_many_windows(model, monkeypatch):

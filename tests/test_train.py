@@ -25,6 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.network import RewardNetwork
 from musiccli.train.log import Log
 from musiccli.train.pairs import prepare
 from musiccli.train.plan import plan, total_steps
@@ -307,6 +308,22 @@ def test_an_epoch_of_many_pairs_is_planned_in_seconds_and_wastes_little(ranks):
         loads = [sum(sizes[index] for batch in batches for index in batch) for batches in step]
         held, room = held + sum(loads), room + max(loads) * ranks
     assert held / room > 0.95 and time.process_time() - start < 10
+
+
+def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, monkeypatch):
+    records, shapes, measured = [Record(one) for one in pairs(12)], [], []
+    settings = Settings(model=base, batch=12, steps=1, budget=400)
+    measured.append(train(records, tmp_path / "packed", settings))
+    pad, real = RewardNetwork.__init__, RewardNetwork._padded
+    monkeypatch.setattr(RewardNetwork, "__init__", lambda self, model, packed: pad(self, model, packed=False))
+    said = []
+    monkeypatch.setattr(RewardNetwork, "_padded", lambda self, groups: shapes.append(
+        (2 * len(groups), max(len(one.ids) for group in groups for one in group))) or real(self, groups))
+    measured.append(train(records, tmp_path / "padded", settings, checked=False, say=said.append,
+                          evaluation=records))
+    assert measured[1]["loss"] == pytest.approx(measured[0]["loss"], abs=1e-5)
+    assert all(rows == 2 or rows * longest <= 400 for rows, longest in shapes[2:]) and len(shapes) < 24
+    assert " padded); " in said[0]
 
 
 def test_ranks_get_about_as_many_tokens():

@@ -231,8 +231,9 @@ def _network(model, say: Callable) -> RewardNetwork:
     """Packed where the model's attention can do it and gives what padding gives, measured; else padded."""
     draw = torch.Generator().manual_seed(0)
     vocabulary = min(1000, model.config.get_text_config().vocab_size)
-    common, *own = (torch.randint(5, vocabulary, (size,), generator=draw).tolist() for size in (24, 9, 14))
-    group = [Encoded(common + rest, [30, len(common + rest) - 1]) for rest in own]
+    common, *rests = (torch.randint(5, vocabulary, (size,), generator=draw).tolist() for size in (24, 9, 14))
+    group = [Encoded(common + rest, [30, len(common + rest) - 1]) for rest in rests]
+    own = model.config._attn_implementation
     with torch.inference_mode():
         expected = torch.cat(RewardNetwork(model, packed=False).eval()([group]))
         try:
@@ -243,5 +244,5 @@ def _network(model, say: Callable) -> RewardNetwork:
     if found is not None and torch.allclose(found, expected, atol=tolerance, rtol=tolerance):
         return RewardNetwork(model, packed=True)
     say(f"{type(model).__name__}: its attention cannot be packed; padding instead (slower, same scores)")
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation(own)
     return RewardNetwork(model, packed=False)

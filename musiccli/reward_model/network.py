@@ -7,7 +7,7 @@ from torch import nn
 
 from musiccli.chat import Encoded
 from musiccli.reward_model.attention import NAME
-from musiccli.reward_model.pack import pack
+from musiccli.reward_model.pack import cost, pack
 
 
 class RewardNetwork(nn.Module):
@@ -42,6 +42,10 @@ class RewardNetwork(nn.Module):
         """The classes of the backbone's layers, by which FSDP shards it layer by layer."""
         there = {type(module).__name__ for module in self.modules()}
         return sorted(there & set(self.core._no_split_modules or []))
+
+    def size(self, group: Sequence[Encoded]) -> int:
+        """Tokens that a group takes by itself in a forward pass."""
+        return cost(group) if self.packed else len(group) * max(len(one.ids) for one in group)
 
     def forward(self, groups: Sequence[Sequence[Encoded]]) -> list[torch.Tensor]:
         """Rewards of each sequence of each group, in order: per sequence a tensor (turns,), one value per read."""

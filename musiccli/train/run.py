@@ -188,7 +188,8 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int
         say("; ".join([f"going on after step {start} of {trainer.steps}", *differs]))
     written = log.Log(out / log.NAME, start) if main else None
     measured: dict = {}
-    planned = plan([pair.size for pair in trainer.pairs], settings, trainer.accelerator.num_processes)
+    planned = plan([pair.size for pair in trainer.pairs], settings, trainer.accelerator.num_processes,
+                   padded=not trainer.model.network.packed)
     with bar("train", trainer.steps) if main else contextlib.nullcontext(Bar()) as progress:
         progress.advance(start)
         for number, step in enumerate(planned, 1):
@@ -266,9 +267,10 @@ def _accelerator(tracked: list[str], out: Path, settings: Settings) -> Accelerat
 def _plan_in_words(model: checkpoint.RewardModel, pairs: list[Pair], settings: Settings,
                    accelerator: Accelerator) -> str:
     trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
-    tokens, packed = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
+    tokens, size = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
+    laid_out = "with shared prefixes once" if model.network.packed else "padded"
     turns = sum(len(pair.sides[0].ends) for pair in pairs)
     compared = f" compared at {turns:,} turns" if settings.per_turn else ""
-    return (f"{len(pairs):,} pairs{compared}, {tokens:,} tokens ({packed:,} with shared prefixes once); "
+    return (f"{len(pairs):,} pairs{compared}, {tokens:,} tokens ({size:,} {laid_out}); "
             f"{total_steps(len(pairs), settings):,} steps of {settings.batch}; {trained:,} weights in training; "
             f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision} mixed precision")

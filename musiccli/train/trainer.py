@@ -78,7 +78,7 @@ class Trainer:
     def evaluate(self, pairs: list[Pair]) -> dict:
         """What measures.held_out says of held-out pairs."""
         dealt = deal(range(len(pairs)), [pair.size for pair in pairs], self.settings.budget,
-                     self.accelerator.num_processes)
+                     self.accelerator.num_processes, padded=not self.model.network.packed)
         found = []
         self.network.eval()
         with torch.no_grad():
