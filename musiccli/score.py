@@ -66,6 +66,8 @@ def score(records: Iterable[Record], model: RewardModel, name: str, settings: Se
                 if isinstance(outcome, RecordError):
                     raise outcome
                 counts["cut to fit"] += outcome.cut
+                counts["records had scores of this name, replaced; --as names another"] += name in (
+                    record.get("scores") or {})
                 yield _add(record, name, outcome.rewards, scorer.settings.per_turn)
 
 
@@ -185,4 +187,6 @@ def _add(record: Record, name: str, sides: list[list[float]], per_turn: bool) ->
     added = {"scores": (record.get("scores") or {}) | {name: last}}
     if per_turn:
         added["turn_scores"] = (record.get("turn_scores") or {}) | {name: turns}
+    elif name in (record.get("turn_scores") or {}):  # those of an earlier run
+        added["turn_scores"] = {other: found for other, found in record["turn_scores"].items() if other != name}
     return {**record, **added}

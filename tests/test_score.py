@@ -11,7 +11,7 @@ from contextlib import closing
 import psutil
 import pytest
 import torch
-from console import music, start
+from console import lines, music, start
 from toys import backbone, needs_data, pairs, talk, tiny, write
 from toys import mtbench101 as conversations
 
@@ -129,8 +129,18 @@ def test_other_fields_and_scores_by_others_stay(model):
 
 
 def test_a_second_run_replaces_the_scores_of_the_same_name(model):
-    [found] = scored(model, [conversation("c", "q", "a", scores={"rm": 99.0})])
+    before = conversation("c", "q", "a", scores={"rm": 99.0}, turn_scores={"rm": [99.0], "other": [1.5]})
+    [found] = scored(model, [before])
     assert found["scores"]["rm"] == pytest.approx(reward(model, talk("q", "a")), **CLOSE)
+    assert found["turn_scores"] == {"other": [1.5]}
+
+
+def test_scores_that_are_replaced_are_counted_in_the_last_line(rm, tmp_path):
+    once = music("score", "--model", rm, "--no-cache", given=lines(*tiny("heldout")[:3]))
+    again = music("score", "--model", rm, "--no-cache", given=once.out + lines(tiny("heldout")[3]))
+    assert again.lines[-1].endswith("; 3 records had scores of this name, replaced; --as names another")
+    other = music("score", "--model", rm, "--no-cache", "--as", "mine", given=once.out)
+    assert "replaced" not in once.err + other.err and other.records[0]["scores"].keys() == {"toy", "mine"}
 
 
 # Whoever stands beside
