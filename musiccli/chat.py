@@ -4,11 +4,16 @@ The reward of a conversation is read at the last token that the template writes 
 the newline after <end_of_turn>). Training, scoring and checks all come through here, so they cannot differ.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from musiccli.errors import InputError, RecordError
 from musiccli.records import Message
+
+CLOCK = re.compile(r"""strftime_now\((["'])(.*?)\1\)""")  # how templates ask for today's date
+TODAY = datetime(2024, 7, 26)  # what they get; Llama 3.2's own where it finds no clock
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,18 @@ class Encoded:
 
 
 class Template:
-    """A tokenizer's chat template, with its limits known: whether it takes a system message, where turns end."""
+    """A tokenizer's chat template, with its limits known: whether it takes a system message, where turns end.
+
+    One that writes today's date gets TODAY, also in the tokenizer and so in what is saved of it: else a conversation
+    would be other tokens tomorrow.
+    """
 
     def __init__(self, tokenizer):
         if not tokenizer.chat_template:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no chat template, so nobody knows how a "
                              "conversation should read; use a chat model, or add a chat_template.jinja to its folder")
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.chat_template)
         self.tokenizer = tokenizer
         self.takes_system = self._shows({"role": "system", "content": "Quiz 7319."})
 

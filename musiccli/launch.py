@@ -60,6 +60,15 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
+def refuse_shared_input(files: list[str]) -> None:
+    """Raises InputError where standard input is among `files` and several processes of another launcher would share it;
+    those of `relaunch` each read all of it."""
+    several = launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and "-" in (files or ["-"]) and jsonl.STDIN not in os.environ:
+        raise InputError("standard input: processes that another launcher started share it, and each would read a "
+                         "part; name files, or let --num-processes start them")
+
+
 def relaunch(files: list[str], *, processes: int | None = None, config: str | None = None) -> int:
     """Run this process's command line in several processes, or as accelerate's `config` says; returns the exit status.
 
@@ -160,6 +169,7 @@ def _by_torch(processes: int, arguments: list[str]) -> int:
 
 def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     number = ["--num_processes", str(processes)] if processes else []
@@ -169,7 +179,9 @@ def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> 
         return error.returncode
     except ChildFailedError as error:
         return _status(error)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except SignalException:
+        raise KeyboardInterrupt from None
+    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
         raise InputError(f"{config}: accelerate cannot start by it: {error}") from error
     return Exit.DONE
 

@@ -18,6 +18,7 @@ from musiccli.launch import Team
 from musiccli.llm.cache import Cache
 from musiccli.records import Record, characters, first_divergence, side_names
 from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.reward_model.memory import sufficient
 from musiccli.reward_model.pack import cost, micro_batches, shares
 
 WINDOW = 256  # records that one process scores together: enough to sort by size and to find candidates of one prompt
@@ -65,6 +66,8 @@ def score(records: Iterable[Record], model: RewardModel, name: str, settings: Se
                 if isinstance(outcome, RecordError):
                     raise outcome
                 counts["cut to fit"] += outcome.cut
+                counts["records had scores of this name, replaced; --as names another"] += name in (
+                    record.get("scores") or {})
                 yield _add(record, name, outcome.rewards, scorer.settings.per_turn)
 
 
@@ -145,12 +148,14 @@ class _Scorer:
         return rewards, len(sequences) - len(missing)
 
     def _compute(self, sequences: list[tuple[object, Encoded]]) -> list[list[float]]:
-        groups = _groups(sequences, self.settings.budget)
+        network, budget = self.model.network, self.settings.budget
+        groups = _groups(sequences, budget) if network.packed else [[index] for index in range(len(sequences))]
         encoded = [[sequences[index][1] for index in group] for group in groups]
         rewards: list[list[float]] = [[] for _ in sequences]
-        for batch in micro_batches([cost(group) for group in encoded], self.settings.budget):
-            with torch.inference_mode():
-                found = self.model.network([encoded[number] for number in batch])
+        sizes = [network.size(group) for group in encoded]
+        for batch in micro_batches(sizes, budget, padded=not network.packed):
+            with torch.inference_mode(), sufficient("a smaller --budget or --max-length takes less"):
+                found = network([encoded[number] for number in batch])
             for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
                 rewards[index] = values.tolist()
         return rewards
@@ -182,4 +187,6 @@ def _add(record: Record, name: str, sides: list[list[float]], per_turn: bool) ->
     added = {"scores": (record.get("scores") or {}) | {name: last}}
     if per_turn:
         added["turn_scores"] = (record.get("turn_scores") or {}) | {name: turns}
+    elif name in (record.get("turn_scores") or {}):  # those of an earlier run
+        added["turn_scores"] = {other: found for other, found in record["turn_scores"].items() if other != name}
     return {**record, **added}

@@ -67,8 +67,10 @@ def test_the_cards_own_python_gives_the_score(run, tmp_path):
 
 
 @pytest.mark.parametrize("base, named", [("google/gemma-2-9b-it", True), ("local/smollm2", False), ("/tmp/x", False),
-                                         ("folder", False)])
-def test_only_a_model_of_the_hub_is_named_to_the_hub(base, named):
+                                         ("folder", False), ("runs/rm", False)])
+def test_only_a_model_of_the_hub_is_named_to_the_hub(base, named, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "rm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert ("base_model:" in card({"base": base})) is named
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from toys import hh, mtbench101, needs_data, sequence, talk, tokenizer
+from transformers import AutoTokenizer
 
 from musiccli.chat import Encoded, Template, fit
 from musiccli.errors import InputError, RecordError
@@ -85,6 +86,7 @@ def test_training_and_scoring_read_the_same_tokens(template):
         seen.extend(one for group in groups for one in group)
         return [torch.zeros(len(one.ends)) for group in groups for one in group]
 
+    network.packed, network.size = True, lambda group: sum(len(one.ids) for one in group)
     model = SimpleNamespace(template=template, context=2048, network=network)
     history = [SYSTEM, *talk("q", "a", "r")]
     record = Record({"id": "x", "chosen": [*history, {"role": "assistant", "content": "yes"}],
@@ -135,6 +137,18 @@ def test_a_template_that_rewrites_earlier_turns_has_no_turn_ends_but_a_last_toke
 def test_a_tokenizer_without_a_template_is_an_input_error(smollm2):
     with pytest.raises(InputError, match="has no chat template"):
         with_template(smollm2, None)
+
+
+@pytest.mark.parametrize("date", [
+    "{%- if strftime_now is defined %}{%- set d = strftime_now(\"%d %b %Y\") %}{%- endif %}",
+    "{%- set d = strftime_now('%d %B %Y') -%}",
+    "{%- set d = \"on \" + strftime_now(\"%Y-%m-%d\") + \".\" %}"])
+def test_a_template_that_writes_todays_date_writes_one_and_the_same_also_when_saved(smollm2, tmp_path, date):
+    dated = with_template(smollm2, date + "{{ d }}\n{% for m in messages %}{{ m.content }}{% endfor %}")
+    text = dated.render(talk("q", "a"))
+    assert text in ("26 Jul 2024\nqa", "26 July 2024\nqa", "on 2024-07-26.\nqa")
+    smollm2.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(talk("q", "a"), tokenize=False) == text
 
 
 def test_what_a_template_raises_is_a_fault_of_the_record(smollm2):

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 import torch
 import transformers
-from toys import FAMILIES, WINDOW, backbone, draw, sequence, talk
+from safetensors.torch import load_file, save_file
+from toys import FAMILIES, WINDOW, backbone, draw, seeing, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
 from musiccli import gemm
@@ -210,6 +212,15 @@ def test_a_micro_batch_goes_over_the_budget_only_alone(budget):
     assert all(len(batch) == 1 or sum(sizes[index] for index in batch) <= budget for batch in batches)
 
 
+@pytest.mark.parametrize("budget", [1, 10, 64, 10_000])
+def test_a_padded_micro_batch_counts_each_by_the_largest_beside_it(budget):
+    sizes = draw(200, budget)
+    batches = micro_batches(sizes, budget, padded=True)
+    assert sorted(index for batch in batches for index in batch) == list(range(200))
+    assert all(len(batch) == 1 or len(batch) * max(sizes[index] for index in batch) <= budget for batch in batches)
+    assert len(batches) < 200 or budget < 100
+
+
 def test_bradley_terry_is_minus_log_sigmoid_of_the_margin():
     chosen, rejected = torch.tensor([0.0, 2.0, -1.0, 300.0]), torch.tensor([0.0, 1.0, 1.0, -300.0])
     expected = torch.tensor([2.0, 1 + torch.e ** -1, 1 + torch.e ** 2, 1.0]).log()
@@ -240,7 +251,7 @@ def test_a_soft_capped_model_never_runs_sdpa(bases, tmp_path, monkeypatch):
 
 def _ignores_runs(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **settings):
     settings.pop("runs", None)
-    kept, self.config._attn_implementation = self.config._attn_implementation, "eager"
+    kept, self.config._attn_implementation = self.config._attn_implementation, "sdpa"
     try:
         return self.real_forward(hidden_states, position_embeddings, attention_mask, past_key_values, **settings)
     finally:
@@ -262,7 +273,8 @@ def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(bases, l
     model = checkpoint.create(bases("llama"), say=said.append)
     assert said == ["LlamaForSequenceClassification: its attention cannot be packed; padding instead (slower, same "
                     "scores)"]
-    assert not model.network.packed
+    assert not model.network.packed and model.network.core.config._attn_implementation == "sdpa"
+    assert [model.network.size(group) for group in pairs()[:2]] == [2 * 70, 2 * 13]
     found = rewards(model.network, pairs())
     monkeypatch.undo()
     torch.testing.assert_close(found, rewards(llama.network, pairs()), **CLOSE)
@@ -357,6 +369,46 @@ def test_damaged_files_are_named_in_one_line(trained):
         (trained / name).write_bytes(content)
     changed(trained, "config.json", hidden_size=64)
     assert "cannot be loaded as a reward model" in fault(checkpoint.load, str(trained))
+
+
+def stored_as(folder, rename):
+    """A copy of a model whose files name their weights otherwise; None leaves one out."""
+    copied = folder.parent / f"{folder.name}-renamed"
+    shutil.copytree(folder, copied)
+    kept = {rename(name): weight for name, weight in load_file(folder / "model.safetensors").items()}
+    kept.pop(None, None)
+    save_file(kept, copied / "model.safetensors", {"format": "pt"})
+    return str(copied)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_are_not_in_the_files_are_never_drawn_at_random(bases, family, tmp_path):
+    whole = shutil.copytree(bases(family), tmp_path / "base")
+    layer = "transformer.h.1." if family == "gpt2" else "model.layers.1."
+    for rename in (lambda name: f"_orig_mod.{name}", lambda name: None if name.startswith(layer) else name):
+        spoilt = stored_as(whole, rename)
+        said = fault(checkpoint.create, spoilt)
+        assert said.startswith(f"{spoilt}: cannot be loaded as a reward model: ")
+        assert " weights are not in its files (are they whole, and names without a prefix such as module.?); " in said
+        assert layer.split(".")[0] in said and fault(checkpoint.load, spoilt) == said
+        shutil.rmtree(spoilt)
+
+
+def test_a_weight_of_another_shape_is_named(trained):
+    changed(trained, "config.json", intermediate_size=48)
+    assert fault(checkpoint.load, str(trained)) == (
+        f"{trained}: cannot be loaded as a reward model: 3 weights are of another shape in its files than by its "
+        "config; model.layers.0.mlp.down_proj.weight is one")
+
+
+@pytest.mark.parametrize("package, how", [("bitsandbytes", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+                                          ("optimum", {"quant_method": "gptq", "bits": 4})])
+def test_a_quantised_checkpoint_names_the_package_that_it_needs(trained, package, how):
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    changed(trained, "config.json", quantization_config=how)
+    said = fault(checkpoint.load, str(trained))
+    assert said.startswith(f"{trained}: cannot be loaded as a reward model: ") and package in said
 
 
 # Save and load
@@ -455,6 +507,20 @@ def test_lora_trains_adapters_and_head_and_nothing_else(bases):
     assert moved == trained
 
 
+@pytest.mark.parametrize("lora", [None, 4])
+def test_of_a_multimodal_model_is_trained_what_text_passes_through(tmp_path, lora):
+    model = checkpoint.create(str(seeing(tmp_path / "base")), lora=lora)
+    assert model.network.packed
+    sum(one.sum() for one in model.network(pairs()[0:1])).backward()
+    trained = {name: weight.grad is not None for name, weight in model.network.named_parameters()
+               if weight.requires_grad}
+    assert all(trained.values()) and any("language_model" in name for name in trained)
+    assert not any("vision_tower" in name or "projector" in name for name in trained)
+    step(model)
+    checkpoint.save(model, tmp_path / "rm")
+    torch.testing.assert_close(spread(checkpoint.load(str(tmp_path / "rm"))), spread(model), **CLOSE)
+
+
 def test_the_adapter_alone_loads_with_peft(bases, tmp_path):
     from peft import PeftModel
 
@@ -492,6 +558,17 @@ def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora, mo
     for again in gradients[1:]:
         assert all(torch.equal(one, other) for one, other in zip(again, gradients[0], strict=True))
     assert max(gradient.abs().max() for gradient in gradients[0]) > 0
+
+
+def test_what_a_gpu_will_compute_again_is_not_chosen_as_on_a_cpu(bases):
+    """The model still is on the CPU when it is decided."""
+    def chosen(device, everything=False):
+        network = checkpoint.create(bases("llama")).network
+        recompute(network, everything, torch.device(device))
+        again = [layer.gradient_checkpointing for layer in network.backbone.layers]
+        return all(again), len(network._forward_pre_hooks)
+
+    assert [chosen("cpu"), chosen("cuda"), chosen("cuda", True)] == [(True, 1), (False, 0), (True, 0)]
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

@@ -11,15 +11,16 @@ from contextlib import closing
 import psutil
 import pytest
 import torch
-from console import music, start
+from console import lines, music, start
 from toys import backbone, needs_data, pairs, talk, tiny, write
 from toys import mtbench101 as conversations
 
-from musiccli.errors import RecordError
+from musiccli.errors import InputError, RecordError
 from musiccli.jsonl import Rejects
 from musiccli.llm.cache import Cache
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.network import RewardNetwork
 from musiccli.score import Settings, score
 
 CLOSE = {"abs": 1e-5, "rel": 1e-4}
@@ -128,8 +129,18 @@ def test_other_fields_and_scores_by_others_stay(model):
 
 
 def test_a_second_run_replaces_the_scores_of_the_same_name(model):
-    [found] = scored(model, [conversation("c", "q", "a", scores={"rm": 99.0})])
+    before = conversation("c", "q", "a", scores={"rm": 99.0}, turn_scores={"rm": [99.0], "other": [1.5]})
+    [found] = scored(model, [before])
     assert found["scores"]["rm"] == pytest.approx(reward(model, talk("q", "a")), **CLOSE)
+    assert found["turn_scores"] == {"other": [1.5]}
+
+
+def test_scores_that_are_replaced_are_counted_in_the_last_line(rm, tmp_path):
+    once = music("score", "--model", rm, "--no-cache", given=lines(*tiny("heldout")[:3]))
+    again = music("score", "--model", rm, "--no-cache", given=once.out + lines(tiny("heldout")[3]))
+    assert again.lines[-1].endswith("; 3 records had scores of this name, replaced; --as names another")
+    other = music("score", "--model", rm, "--no-cache", "--as", "mine", given=once.out)
+    assert "replaced" not in once.err + other.err and other.records[0]["scores"].keys() == {"toy", "mine"}
 
 
 # Whoever stands beside
@@ -167,6 +178,20 @@ def test_a_forward_pass_stays_within_the_budget_where_one_sequence_does(model, m
     together, rows[:] = sum(rows), []
     scored(model, [{**one, "id": number} for number, one in enumerate(candidates(samples=12))], budget=2 * single)
     assert together < 0.85 * sum(rows)  # a shared prompt is computed once
+
+
+def test_a_padded_forward_pass_stays_within_the_budget_too(rm, monkeypatch):
+    model = checkpoint.load(str(rm))
+    model.network = RewardNetwork(model.network.core, packed=False)
+    model.network.core.set_attn_implementation("eager")
+    records, shapes, real = [*candidates(), conversation("c", "q", "a")], [], model.network.backbone.forward
+    monkeypatch.setattr(model.network.backbone, "forward",
+                        lambda **given: shapes.append(given["input_ids"].numel()) or real(**given))
+    longest = max(len(model.template.encode(one["messages"]).ids) for one in records)
+    found = scored(model, records, budget=3 * longest)
+    assert max(shapes) <= 3 * longest and len(shapes) < len(records)
+    assert [one["scores"]["rm"] for one in found] == pytest.approx(
+        [reward(model, one["messages"]) for one in records], **CLOSE)
 
 
 def test_output_keeps_input_order_over_many_windows(model, monkeypatch):
@@ -243,6 +268,12 @@ def test_a_reward_that_is_no_number_is_a_failure_not_a_null(rm, tmp_path):
     broken.network.core.score.weight.data.fill_(float("nan"))
     with pytest.raises(RecordError, match=r"in.jsonl:c: the reward is not a number"):
         scored(broken, [conversation("c", "q", "a")])
+
+
+def test_memory_that_does_not_suffice_is_one_line(model, monkeypatch):
+    monkeypatch.setattr(model.network, "_packed", lambda groups: torch.empty(1 << 50))
+    with pytest.raises(InputError, match=r"^memory does not suffice; a smaller --budget or --max-length takes less$"):
+        scored(model, [conversation("c", "q", "a")])
 
 
 # The command

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from console import COMMAND, music, start
+from safetensors.torch import load_file
 from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.network import RewardNetwork
 from musiccli.train.log import Log
 from musiccli.train.pairs import prepare
 from musiccli.train.plan import plan, total_steps
@@ -307,6 +310,22 @@ def test_an_epoch_of_many_pairs_is_planned_in_seconds_and_wastes_little(ranks):
     assert held / room > 0.95 and time.process_time() - start < 10
 
 
+def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, monkeypatch):
+    records, shapes, measured = [Record(one) for one in pairs(12)], [], []
+    settings = Settings(model=base, batch=12, steps=1, budget=400)
+    measured.append(train(records, tmp_path / "packed", settings))
+    pad, real = RewardNetwork.__init__, RewardNetwork._padded
+    monkeypatch.setattr(RewardNetwork, "__init__", lambda self, model, packed: pad(self, model, packed=False))
+    said = []
+    monkeypatch.setattr(RewardNetwork, "_padded", lambda self, groups: shapes.append(
+        (2 * len(groups), max(len(one.ids) for group in groups for one in group))) or real(self, groups))
+    measured.append(train(records, tmp_path / "padded", settings, checked=False, say=said.append,
+                          evaluation=records))
+    assert measured[1]["loss"] == pytest.approx(measured[0]["loss"], abs=1e-5)
+    assert all(rows == 2 or rows * longest <= 400 for rows, longest in shapes[2:]) and len(shapes) < 24
+    assert " padded); " in said[0]
+
+
 def test_ranks_get_about_as_many_tokens():
     for step in islice(plan([100, 1, 1, 1, 1, 1, 1, 94] * 4, Settings(batch=32, steps=3), 2), 3):
         loads = [sum(([100, 1, 1, 1, 1, 1, 1, 94] * 4)[index] for batch in batches for index in batch)
@@ -426,12 +445,14 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(run, fi
     assert run(out, "--save-every", 2, run=die).returncode == -signal.SIGKILL
     assert [step["step"] for step in log(out)] == [1, 2, 3, 4, 5]
     assert os.listdir(out / "checkpoints") == ["step-000004"]
+    (out / "checkpoints" / "mine.txt").write_text("x")
     assert not (out / "model.safetensors").exists()
     done = run(out, "--save-every", 2)
     assert (done.status, done.lines[1]) == (0, "music train: going on after step 4 of 6")
     assert weights(out) == weights(finished)
     assert log(out) == log(finished)
-    assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
+    assert os.listdir(out / "checkpoints") == ["mine.txt"]
+    assert sorted(os.listdir(out)) == sorted([*os.listdir(finished), "checkpoints"])
 
 
 class Crash(Exception):
@@ -461,14 +482,18 @@ def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(run, finished, 
     assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
 
 
-def test_a_run_without_saves_starts_again(run, finished, tmp_path):
+def test_a_run_that_was_killed_before_it_saved_starts_again(run, finished, tmp_path):
+    def die(*line):
+        return subprocess.run([sys.executable, "-c", DYING, *map(str, line)], capture_output=True)
+
     out = tmp_path / "rm"
-    out.mkdir()
-    kept = lines(finished / "log.jsonl")[:3]
-    (out / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept) + '{"step":4,"lo')
+    assert run(out, run=die).returncode == -signal.SIGKILL
+    assert len(log(out)) == 5
+    (out / "log.jsonl").write_bytes((out / "log.jsonl").read_bytes()[:-9])
     done = run(out)
     assert (done.status, [line for line in done.lines if "going on" in line]) == (0, [])
     assert log(out) == log(finished)
+    assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
 
 
 def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
@@ -545,6 +570,17 @@ def test_a_damaged_state_is_one_line(run, halfway, damaged):
     assert run(halfway).status == 0
 
 
+def test_a_run_goes_on_with_less_memory_and_ends_the_same(run, finished, halfway):
+    done = run(halfway, "--budget", 64, "--activation-checkpointing")
+    assert (done.status, done.lines[1]) == (0, "music train: going on after step 4 of 6; budget was 1024, is 64; "
+                                               "activation_checkpointing was False, is True"), done.err
+    assert losses(halfway) == pytest.approx(losses(finished), abs=1e-5)
+    found, expected = (load_file(out / "model.safetensors") for out in (halfway, finished))
+    for name, weight in expected.items():  # Adam divides by a gradient's size, also by one that is mere rounding
+        assert (found[name] - weight).abs().gt(1e-4).double().mean() < 2e-3, name
+    assert run(finished, "--budget", 64).lines == [f"music train: {finished} is trained already, by this same line"]
+
+
 def test_damaged_notes_are_one_line(run, finished, tmp_path):
     (tmp_path / "music.json").write_text('{"settings": ')
     done = run(tmp_path)
@@ -560,7 +596,19 @@ def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
     assert (done.status, len(done.lines)) == (2, 2)
     assert done.lines[-1].startswith("music train: error: ")
     assert " is nan at step " in done.lines[-1] and done.lines[-1].endswith("; lower --lr, or look at the data")
-    assert os.listdir(tmp_path / "rm") == ["log.jsonl"]
+    assert sorted(os.listdir(tmp_path / "rm")) == [".music-train", "log.jsonl"]
+
+
+@pytest.mark.parametrize("fails", [lambda *_: torch.empty(1 << 50), lambda *_: throw(torch.OutOfMemoryError("CUDA"))])
+def test_memory_that_does_not_suffice_is_one_line_with_what_takes_less(run, tmp_path, monkeypatch, fails):
+    monkeypatch.setattr(Accelerator, "backward", fails)
+    assert run(tmp_path / "rm").lines[-1] == (
+        "music train: error: memory does not suffice; a smaller --budget or --max-length, --activation-checkpointing, "
+        "--lora or more processes with FSDP take less")
+
+
+def throw(error):
+    raise error
 
 
 def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path, monkeypatch):
@@ -578,7 +626,11 @@ def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path
     (lambda out: (out.mkdir(), (out / "thesis.tex").write_text("x")),
      "{out}: holds something else (thesis.tex); name another --out"),
     (lambda out: (out.mkdir(), (out / "config.json").write_text("{}")),
-     "{out}: holds something else (config.json); name another --out")])
+     "{out}: holds something else (config.json); name another --out"),
+    (lambda out: [(out / name).mkdir(parents=True) for name in ("checkpoints", "trackers", "adapter")],
+     "{out}: holds something else (adapter, checkpoints, trackers); name another --out"),
+    (lambda out: (out.mkdir(), (out / "log.jsonl").write_text("{}")),
+     "{out}: holds something else (log.jsonl); name another --out")])
 def test_a_folder_that_is_not_for_this_is_refused_before_the_model_is_loaded(file, tmp_path, make, says):
     make(tmp_path / "rm")
     done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm")
@@ -666,6 +718,26 @@ def test_an_error_in_two_processes_is_one_line(file, tmp_path):
         "music train: error: /nowhere: no such folder; expected a model's folder, a hub id or local/NAME"]
 
 
+@pytest.mark.parametrize("line", [("train", "--out"), ("score", "-", "--model")])
+def test_a_pipe_that_another_launchers_processes_would_share_is_refused(file, tmp_path, monkeypatch, line):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = music(*line, tmp_path / "rm", given=file.read_bytes())
+    assert (done.status, done.lines) == (2, [
+        f"music {line[0]}: error: standard input: processes that another launcher started share it, and each would "
+        "read a part; name files, or let --num-processes start them"])
+
+
+def test_processes_that_have_read_different_pairs_are_refused(run, tmp_path):
+    (tmp_path / "differs.py").write_text("import os, sys\nfrom musiccli.cli.main import main\n"
+                                         "sys.argv[2] += os.environ['RANK']\nmain()")
+    for rank in range(2):
+        write(tmp_path / f"pairs{rank}", pairs(12, seed=rank))
+    done = run(tmp_path / "rm", pairs=tmp_path / "pairs", run=lambda *line: torchrun(tmp_path / "differs.py", *line))
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("music ")]
+    assert said == "music train: error: the processes have read different pairs; each must be given the same files"
+
+
 def children(parent):
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
     return [int(pid) for pid in found]
@@ -686,10 +758,13 @@ def alive(pid):
 
 
 @pytest.fixture
-def running(base, file, tmp_path):
+def running(base, file, tmp_path, request):
     """Two processes in the middle of a long run, and the process that started them."""
     line = ["train", file, "--model", base, "--out", tmp_path / "rm", "--batch", 4, "--steps", 100_000,
             "--num-processes", 2]
+    if config := getattr(request, "param", None):
+        (tmp_path / "config.yaml").write_text(config)
+        line += ["--accelerate-config", tmp_path / "config.yaml"]
     starter, workers = start(*line), []
     try:
         wait_until(lambda: (tmp_path / "rm" / "log.jsonl").exists() and losses_so_far(tmp_path / "rm") > 2)
@@ -718,6 +793,16 @@ def test_started_processes_end_with_the_one_that_started_them(running, how):
         assert starter.stderr.read().decode().splitlines()[1:] == ["music train: interrupted"]
 
 
+@pytest.mark.parametrize("running", ["compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\n"
+                                     "num_processes: 2\nnum_machines: 1\nmixed_precision: 'no'\n"], indirect=True)
+def test_an_interrupt_ends_processes_that_accelerate_started(running):
+    starter, workers = running
+    starter.send_signal(signal.SIGINT)
+    assert starter.wait(30) == 130
+    wait_until(lambda: not any(map(alive, workers)))
+    assert starter.stderr.read().decode().splitlines()[-1] == "music train: interrupted"
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
     starter, workers = running
@@ -726,6 +811,12 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
     wait_until(lambda: not any(map(alive, workers)))
     assert starter.stderr.read().decode().splitlines()[1:] == [
         "music train: error: process 1 was killed by SIGKILL"]
+
+
+def torchrun(script, *arguments, **more):
+    """A program in two processes that torchrun starts, with `more` in their environment."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script, *arguments]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, env=os.environ | more)
 
 
 SHARDED = """
@@ -753,12 +844,8 @@ main()
 
 def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(run, finished, tmp_path):
     (tmp_path / "sharded.py").write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "sharded.py")]
     held_out = write(tmp_path / "held-out.jsonl", pairs(3))
-
-    def line(*words, **more):
-        return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=os.environ | more)
-
+    line = partial(torchrun, tmp_path / "sharded.py")
     out, more = tmp_path / "rm", ("--save-every", 2, "--budget", 64, "--eval", held_out)
     run(out, *more, run=lambda *words: line(*words, DIE="1"))
     assert os.listdir(out / "checkpoints" / "step-000004" / "optimizer_0") and not (out / "music.json").exists()

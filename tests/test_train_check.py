@@ -223,6 +223,8 @@ def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_doe
     assert estimate(model, given, settings).activations == pytest.approx(whole.activations * (1 - 1 / whole.tokens))
     monkeypatch.setattr("musiccli.train.memory.KEPT", whole.tokens // 8)
     assert whole.activations / 8 < estimate(model, given, settings).activations < whole.activations
+    on_gpu = estimate(model, given, settings, device=torch.device("cuda"))
+    assert on_gpu.activations == pytest.approx(whole.activations)  # where nothing is computed again
 
 
 def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):

@@ -14,7 +14,9 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -66,15 +68,29 @@ def tokenizer(name: str):
 def backbone(target: Path, family: str = "llama", *, tokens: str = "smollm2", seed: int = 0, **settings) -> Path:
     """A language model of a family, saved in `target` with the tokenizer of an embedded model."""
     network, config, own = FAMILIES[family]
+    common = {} if family == "gpt2" else COMMON
+    size = {"smollm2": 49152, "gemma3-270m": 262144}[tokens]
+    return drawn(target, network, config(vocab_size=size, **{**common, **own, "initializer_range": 0.3, **settings}),
+                 tokens, seed)
+
+
+def seeing(target: Path) -> Path:
+    """A multimodal language model, Gemma-3 with a vision tower, saved in `target`."""
+    text = COMMON | FAMILIES["gemma3"][2] | {"vocab_size": 49152}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, initializer_range=0.3)
+    return drawn(target, Gemma3ForConditionalGeneration, config)
+
+
+def drawn(target: Path, network: type, config, tokens: str = "smollm2", seed: int = 0) -> Path:
+    """A network drawn by its config and saved in `target` with the tokenizer of an embedded model."""
     target.mkdir(parents=True, exist_ok=True)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(embedded(tokens) / file, target)
     torch.manual_seed(seed)
-    common = {} if family == "gpt2" else COMMON
-    size = {"smollm2": 49152, "gemma3-270m": 262144}[tokens]
     with quiet():
-        drawn = network(config(vocab_size=size, **{**common, **own, "initializer_range": 0.3, **settings}))
-        drawn.save_pretrained(target)
+        network(config).save_pretrained(target)
     return target
 
 

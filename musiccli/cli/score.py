@@ -49,6 +49,7 @@ def score(
     settings = Settings(per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length)
     kept = nullcontext() if no_cache else closing(Cache(cache or cache_folder() / "scores.sqlite"))
     with launch.one_voice(), kept as known:
+        launch.refuse_shared_input(run.files)
         team = launch.team()
         found = score(run.read(records.anything), load(model, run.say), name, settings, cache=known, team=team,
                       rejects=run.rejects, counts=run.counts)

@@ -93,6 +93,7 @@ def train(
                         per_turn=per_turn, activation_checkpointing=activation_checkpointing, seed=seed)
     held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
     with launch.one_voice():
+        launch.refuse_shared_input(run.files)
         measured = train(run.read(records.preference, unique=False), Path(out), settings, evaluation=held_out,
                          eval_every=eval_every, save_every=save_every, tracked=tracker or (),
                          command=shlex.join(["music", *sys.argv[1:]]), hub=push_to_hub, checked=check is not False,

@@ -13,17 +13,19 @@ from musiccli.reward_model.pack import cost
 # On a CPU the products are nearly all of the work, and norms, gates and rotations nearly all of the memory: to compute
 # these again takes half off the peak, and a tenth more time. So it is done where many tokens are computed at once.
 KEPT = 1024  # tokens, up to which everything is kept
+CPU = torch.device("cpu")
 DEAR = {torch.ops.mkldnn._linear_pointwise.default if gemm.ONEDNN else torch.ops.aten.mm.default,
         torch.ops.aten.addmm.default, torch.ops.musiccli.attention.default,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
 
 
-def recompute(network: RewardNetwork, everything: bool) -> None:
-    """Let each layer compute again backwards all but its input (`everything`), or, on a CPU and of more than KEPT
-    tokens at once, all but its products. The gradients stay the same to the last bit."""
+def recompute(network: RewardNetwork, everything: bool, device: torch.device = CPU) -> None:
+    """Let each layer compute again backwards all but its input (`everything`), or, where `device`, on which it will be
+    trained, is a CPU and of more than KEPT tokens at once, all but its products. The gradients stay the same to the
+    last bit."""
     if everything:
         network.core.activation_checkpointing_enable({"use_reentrant": False})
-    elif selects(network):
+    elif selects(network, device):
         network.core.activation_checkpointing_enable({
             "use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, _policy)})
         layers = [module for module in network.backbone.modules() if hasattr(module, "gradient_checkpointing")]
@@ -36,10 +38,9 @@ def recompute(network: RewardNetwork, everything: bool) -> None:
         network.register_forward_pre_hook(choose)
 
 
-def selects(network: RewardNetwork) -> bool:
-    """Whether of many tokens products are kept and the rest is computed again."""
-    return network.packed and network.backbone.device.type == "cpu" \
-        and network.core.supports_gradient_checkpointing
+def selects(network: RewardNetwork, device: torch.device) -> bool:
+    """Whether of many tokens products are kept and the rest is computed again, in training on `device`."""
+    return network.packed and device.type == "cpu" and network.core.supports_gradient_checkpointing
 
 
 class Products(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 MEASURES = {"eval_accuracy": "accuracy", "eval_loss": "Bradley-Terry loss", "eval_margin": "mean margin",
             "eval_ece": "expected calibration error, 10 bins", "eval_mean_reward": "mean reward"}
@@ -39,7 +40,7 @@ def card(notes: dict, name: str = "PATH-OR-REPO") -> str:
 def _metadata(notes: dict) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-classification"]
     base = notes.get("base") or ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith("local/"):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith("local/") and not Path(base).exists():
         lines += [f"base_model: {base}"]
     lines += ["tags:", "- reward-model", "- preference", "- bradley-terry", "- musiccli"]
     return "\n".join(["---", *lines, "---"])

@@ -19,6 +19,7 @@ from musiccli.errors import InputError
 from musiccli.gemm import own_products
 from musiccli.llm.embedded import quiet, resolve
 from musiccli.reward_model.card import card
+from musiccli.reward_model.memory import sufficient
 from musiccli.reward_model.network import RewardNetwork
 
 NOTES = "music.json"  # beside the weights: what config.json has no place for
@@ -51,18 +52,23 @@ def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool =
     """A reward model to be trained: `base` with a scalar head, new unless `base` is a reward model already; InputError
     where it must be one (`trained`) and is not. `tokenizer` is where another tokenizer than its own is.
 
-    `lora` is the rank of low-rank adapters on all linear layers; the head is then trained and saved whole. Weights are
-    loaded in `dtype`: fp32 masters, since a bf16 parameter would swallow a step of 2e-6.
+    `lora` is the rank of low-rank adapters on all linear layers; the head is then trained and saved whole. What no text
+    passes through is neither trained nor adapted. Weights are loaded in `dtype`: fp32 masters, since a bf16 parameter
+    would swallow a step of 2e-6.
     """
     model = _open(base, say, dtype, trust_remote_code, None if trained else seed, tokenizer)
     config = model.network.core.config
     config.problem_type = "regression"  # pipelines and servers then return the raw score, without a sigmoid
     config.label2id, config.id2label = {"reward": 0}, {0: "reward"}
+    unread = model.network.unread
+    for part in unread:
+        model.network.core.get_submodule(part).requires_grad_(False)  # DDP would wait for its gradients
     if lora:
         from peft import LoraConfig, get_peft_model
 
         # SEQ_CLS keeps the head out of the adapters and saves it whole; else peft would adapt, and lose, the head.
-        adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="SEQ_CLS")
+        adapters = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="SEQ_CLS",
+                              exclude_modules=rf"({'|'.join(unread)})\..*" if unread else None)
         torch.manual_seed(seed)
         with quiet():
             model.network.model = get_peft_model(model.network.model, adapters)
@@ -79,7 +85,8 @@ def load(path: str, say: Callable[[str], None] = lambda _: None, *, trust_remote
     """
     gpu = torch.cuda.is_available()
     model = _open(path, say, torch.bfloat16 if gpu else torch.float32, trust_remote_code, None)
-    model.network.to("cuda" if gpu else "cpu").eval()
+    with sufficient("the weights alone take more than there is"):
+        model.network.to("cuda" if gpu else "cpu").eval()
     model.network.core.score.float()  # a small head, and rewards that can be told apart
     model.identity = _identity(resolve(path), model.network)
     return model
@@ -128,16 +135,17 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(other_tokenizer or path, trust_remote_code=trust_remote_code)
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=dtype, output_loading_info=True,
+                path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
                 trust_remote_code=trust_remote_code, attn_implementation="eager" if softcapped(config) else None)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(f"{name}: cannot be loaded as a reward model: {_first_sentence(error)}") from error
-    trained = not any(key.startswith("score") for key in report["missing_keys"])
-    if seed is None and not trained:
-        raise InputError(f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it")
     if not hasattr(model, "score"):
         raise InputError(f"{name}: {type(model).__name__} has no linear head named score; only decoders with one are "
                          "read")
+    _refuse_random(name, model, report)
+    trained = not any(key.startswith("score") for key in report["missing_keys"])
+    if seed is None and not trained:
+        raise InputError(f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it")
     own_products(model)
     template, notes = Template(tokenizer), read_notes(Path(path))
     read_at, last = notes.get("reward_token"), _last_token(template)
@@ -146,6 +154,18 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
                          f"{tokenizer.decode([last])!r} now; put its own chat_template.jinja back")
     replaced = _choose_padding(tokenizer, model, last)
     return RewardModel(_network(model, say), tokenizer, template, notes, replaced, trained)
+
+
+def _refuse_random(name: str, model, report: dict) -> None:
+    """Raises InputError where weights other than a new head's were drawn at random; transformers would only warn."""
+    weights = {weight for weight, _ in model.named_parameters()}  # a buffer that is missing is computed
+    missing = {key for key in report["missing_keys"] & weights if not key.startswith("score")}
+    reshaped = {key for key, *_ in report["mismatched_keys"]}
+    if missing or reshaped:
+        how = "not in its files (are they whole, and names without a prefix such as module.?)" if missing else \
+            "of another shape in its files than by its config"
+        raise InputError(f"{name}: cannot be loaded as a reward model: {len(missing or reshaped)} weights are {how}; "
+                         f"{min(missing or reshaped)} is one")
 
 
 def _identity(path: str, network: RewardNetwork) -> str:
@@ -211,8 +231,9 @@ def _network(model, say: Callable) -> RewardNetwork:
     """Packed where the model's attention can do it and gives what padding gives, measured; else padded."""
     draw = torch.Generator().manual_seed(0)
     vocabulary = min(1000, model.config.get_text_config().vocab_size)
-    common, *own = (torch.randint(5, vocabulary, (size,), generator=draw).tolist() for size in (24, 9, 14))
-    group = [Encoded(common + rest, [30, len(common + rest) - 1]) for rest in own]
+    common, *rests = (torch.randint(5, vocabulary, (size,), generator=draw).tolist() for size in (24, 9, 14))
+    group = [Encoded(common + rest, [30, len(common + rest) - 1]) for rest in rests]
+    own = model.config._attn_implementation
     with torch.inference_mode():
         expected = torch.cat(RewardNetwork(model, packed=False).eval()([group]))
         try:
@@ -223,5 +244,5 @@ def _network(model, say: Callable) -> RewardNetwork:
     if found is not None and torch.allclose(found, expected, atol=tolerance, rtol=tolerance):
         return RewardNetwork(model, packed=True)
     say(f"{type(model).__name__}: its attention cannot be packed; padding instead (slower, same scores)")
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation(own)
     return RewardNetwork(model, packed=False)

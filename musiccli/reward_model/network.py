@@ -7,7 +7,7 @@ from torch import nn
 
 from musiccli.chat import Encoded
 from musiccli.reward_model.attention import NAME
-from musiccli.reward_model.pack import pack
+from musiccli.reward_model.pack import cost, pack
 
 
 class RewardNetwork(nn.Module):
@@ -30,10 +30,22 @@ class RewardNetwork(nn.Module):
         return getattr(self.core, self.core.base_model_prefix)
 
     @property
+    def unread(self) -> list[str]:
+        """Names of the core's parts that no text passes through: a vision tower and its projector."""
+        text = self.backbone.get_decoder()
+        parts = [] if text is self.backbone else self.backbone.named_children()
+        return [f"{self.core.base_model_prefix}.{name}" for name, part in parts
+                if part not in (text, self.backbone.get_input_embeddings())]
+
+    @property
     def _no_split_modules(self) -> list[str]:
         """The classes of the backbone's layers, by which FSDP shards it layer by layer."""
         there = {type(module).__name__ for module in self.modules()}
         return sorted(there & set(self.core._no_split_modules or []))
+
+    def size(self, group: Sequence[Encoded]) -> int:
+        """Tokens that a group takes by itself in a forward pass."""
+        return cost(group) if self.packed else len(group) * max(len(one.ids) for one in group)
 
     def forward(self, groups: Sequence[Sequence[Encoded]]) -> list[torch.Tensor]:
         """Rewards of each sequence of each group, in order: per sequence a tensor (turns,), one value per read."""

@@ -67,16 +67,18 @@ def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
     return row
 
 
-def micro_batches(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of groups, largest first, for each micro-batch: at most `budget` tokens, or a single larger group."""
+def micro_batches(sizes: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:
+    """Indices of groups, largest first, for each micro-batch: at most `budget` tokens, or a single larger group. Each
+    takes its size, or where it is `padded` that of the largest beside it."""
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        if not batches or sizes[index] > room:
+        size = sizes[batches[-1][0]] if batches and padded else sizes[index]
+        if not batches or size > room:
             batches.append([])
-            room = budget
+            size, room = sizes[index], budget
         batches[-1].append(index)
-        room -= sizes[index]
+        room -= size
     return batches
 
 

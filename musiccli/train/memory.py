@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from musiccli.reward_model.activations import KEPT, Products, selects
+from musiccli.reward_model.activations import CPU, KEPT, Products, selects
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.pairs import Pair
 from musiccli.train.settings import Settings
@@ -37,10 +37,10 @@ class Memory:
 
 
 def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, ranks: int = 1,
-             sharded: bool = False, aside: int = 0) -> Memory:
+             sharded: bool = False, aside: int = 0, device: torch.device = CPU) -> Memory:
     """Parameters and gradients as they are, AdamW's two moments, and activations measured on one pair and scaled to the
     largest micro-batch. Sharded weights are divided by `ranks`; else DDP's buckets hold gradients a second time.
-    `aside` are bytes of weights that wait beside the network."""
+    `aside` are bytes of weights that wait beside the network; `device` is where it will be trained."""
     weights = list(model.network.parameters())
     trained = sum(_bytes(weight) for weight in weights if weight.requires_grad)
     share = 1 / ranks if sharded else 1
@@ -48,7 +48,7 @@ def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, r
     sizes = [pair.size for pair in pairs]
     tokens = max(max(sizes), min(settings.budget, sum(sorted(sizes)[-settings.batch:])))
     largest = max(_bytes(weight) for weight in weights if weight.requires_grad)
-    activations, cast = _activations(model, pairs, tokens, settings.activation_checkpointing)
+    activations, cast = _activations(model, pairs, tokens, settings.activation_checkpointing, device)
     return Memory(sum(map(_bytes, weights)) * share + aside, trained * copies * share, 2 * trained * share,
                   activations, largest + cast * share, tokens)
 
@@ -60,7 +60,8 @@ def available(device: torch.device) -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _activations(model: RewardModel, pairs: Sequence[Pair], tokens: int, checkpointing: bool) -> tuple[float, float]:
+def _activations(model: RewardModel, pairs: Sequence[Pair], tokens: int, checkpointing: bool,
+                 device: torch.device) -> tuple[float, float]:
     """Bytes that the forward pass of a micro-batch of up to `tokens` keeps for the backward one; and bytes of weights
     in another precision, which autocast keeps."""
     whole, products, cast = _kept(model, pairs)
@@ -69,7 +70,7 @@ def _activations(model: RewardModel, pairs: Sequence[Pair], tokens: int, checkpo
     layer = whole / config.num_hidden_layers  # one at a time is computed again, or as much is needed on the way back
     if checkpointing:
         return tokens * (inputs + layer), cast / config.num_hidden_layers
-    few = min(tokens, KEPT) if selects(model.network) else tokens
+    few = min(tokens, KEPT) if selects(model.network, device) else tokens
     again = tokens * (inputs + products + layer) if tokens > few else 0  # may well be less than few keep
     return max(few * (whole + layer), again), cast
 

@@ -14,7 +14,6 @@ from musiccli.errors import RecordError
 from musiccli.jsonl import Rejects
 from musiccli.records import Message, Record, first_divergence, lookup, short, turns
 from musiccli.reward_model.checkpoint import RewardModel
-from musiccli.reward_model.pack import cost
 
 PARTS = ("first", "middle", "last")
 
@@ -24,7 +23,7 @@ class Pair:
     """An encoded preference, and by what held-out accuracy is broken down."""
 
     sides: tuple[Encoded, Encoded]  # chosen, rejected; the t-th reads of both are compared, and the last is at the end
-    size: int  # tokens when packed
+    size: int  # tokens in a forward pass: when packed, or padded
     tokens: int  # tokens as two sequences
     turns: int  # assistant turns of the side that has more, as `bench agreement` counts them
     parts: str  # where the sides part: one of PARTS
@@ -57,8 +56,8 @@ def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, 
         if chosen.ids == rejected.ids:
             counts["pairs dropped (both sides the same tokens)"] += 1
             continue
-        pairs.append(Pair(compared(chosen, rejected), cost((chosen, rejected)), len(chosen.ids) + len(rejected.ids),
-                          max(map(turns, sides)), where_they_part(*sides), margin))
+        pairs.append(Pair(compared(chosen, rejected), model.network.size((chosen, rejected)),
+                          len(chosen.ids) + len(rejected.ids), max(map(turns, sides)), where_they_part(*sides), margin))
     return pairs
 
 

@@ -10,7 +10,8 @@ from musiccli.reward_model.pack import micro_batches, shares
 from musiccli.train.settings import Settings
 
 
-def plan(sizes: Sequence[int], settings: Settings, ranks: int) -> Iterator[list[list[list[int]]]]:
+def plan(sizes: Sequence[int], settings: Settings, ranks: int, padded: bool = False
+         ) -> Iterator[list[list[list[int]]]]:
     """Each step's micro-batches for each rank: step[rank] = [[pair, ...], ...], as many on every rank.
 
     Pairs are shuffled anew for each epoch; a step's pairs are dealt to the ranks by size, largest first. A micro-batch
@@ -18,15 +19,16 @@ def plan(sizes: Sequence[int], settings: Settings, ranks: int) -> Iterator[list[
     """
     order = _order(len(sizes), settings.seed)
     for _ in range(total_steps(len(sizes), settings)):
-        yield deal([next(order) for _ in range(settings.batch)], sizes, settings.budget, ranks)
+        yield deal([next(order) for _ in range(settings.batch)], sizes, settings.budget, ranks, padded)
 
 
-def deal(indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int) -> list[list[list[int]]]:
+def deal(indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int, padded: bool = False
+         ) -> list[list[list[int]]]:
     """Pairs dealt to the ranks, largest first and each to the rank with the fewest tokens, in as many micro-batches on
     every rank; some may be []."""
     hands = [[indices[place] for place in hand] for hand in shares([sizes[index] for index in indices], ranks)]
-    dealt = [[[hand[place] for place in batch] for batch in micro_batches([sizes[index] for index in hand], budget)]
-             for hand in hands]
+    dealt = [[[hand[place] for place in batch]
+              for batch in micro_batches([sizes[index] for index in hand], budget, padded)] for hand in hands]
     most = max(len(batches) for batches in dealt)
     return [[[]] * (most - len(batches)) + batches for batches in dealt]
 

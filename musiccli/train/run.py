@@ -22,11 +22,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from musiccli.errors import InputError
 from musiccli.jsonl import Rejects
+from musiccli.launch import Team
 from musiccli.progress import Bar, bar
 from musiccli.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.hub import claim, push
+from musiccli.reward_model.memory import sufficient
 from musiccli.reward_model.vocabulary import Narrowed, used
 from musiccli.train import log, trackers
 from musiccli.train.check import check
@@ -35,11 +37,14 @@ from musiccli.train.pairs import Pair, fingerprint, prepare
 from musiccli.train.plan import plan, total_steps
 from musiccli.train.provenance import counted, described
 from musiccli.train.settings import Settings
-from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run
+from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run, remove_states
 
 TRACKED = "trackers"  # where trackers that write files do so
+LESS = "a smaller --budget or --max-length, --activation-checkpointing, --lora or more processes with FSDP take less"
+BEGUN = ".music-train"  # marks a run's folder until it holds a reward model
 
 
+@sufficient(LESS)
 def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evaluation: Iterable[Record] | None = None,
           eval_every: int | None = None, save_every: int | None = None, tracked: Sequence[str] = (), command: str = "",
           hub: str | None = None, checked: bool = True, only_check: bool = False, rejects: Rejects | None = None,
@@ -62,8 +67,9 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
         _claim(out)
     set_seed(settings.seed)
     model = _create(settings, say)
-    recompute(model.network, everything=settings.activation_checkpointing)
+    recompute(model.network, everything=settings.activation_checkpointing, device=accelerator.device)
     pairs, held_out, files = _encode(preferences, evaluation, model, settings, rejects, counts, say)
+    _refuse_other_data(fingerprint([*pairs, *held_out]), accelerator)
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
     if not only_check and (found := checkpoint.read_notes(out)):
         refuse_other_run(found, identity, out)
@@ -107,6 +113,13 @@ def _encode(preferences: Iterable[Record], evaluation: Iterable[Record] | None, 
     return pairs, held_out, {"files": described(files), "held_out_files": described(held_out_files)}
 
 
+def _refuse_other_data(data: str, accelerator: Accelerator) -> None:
+    """Raises InputError where ranks have read different pairs, of which each would plan steps of its own."""
+    team = Team(accelerator.num_processes, accelerator.process_index)
+    if len(set(team.gather([data]))) > 1:
+        raise InputError("the processes have read different pairs; each must be given the same files")
+
+
 def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair], settings: Settings,
            accelerator: Accelerator, aside: int, say: Callable, *, whole: bool) -> None:
     """Say what the checks found: all (`whole`), or what is doubtful. Raises InputError where something is wrong."""
@@ -116,10 +129,9 @@ def _check(model: checkpoint.RewardModel, pairs: list[Pair], held_out: list[Pair
     report = check(model, [*pairs, *held_out])  # in fp32, where a difference means something
     with accelerator.autocast():
         memory = estimate(model, pairs, settings, ranks=accelerator.num_processes, sharded=sharded,
-                          aside=aside if accelerator.device.type == "cpu" else 0)
+                          aside=aside if accelerator.device.type == "cpu" else 0, device=accelerator.device)
     if memory.total > (free := available(accelerator.device)):
-        report.doubts.append(f"{memory}; {free / 1e9:.1f} GB are free: a smaller --budget, --activation-checkpointing, "
-                             "--lora or more processes with FSDP take less")
+        report.doubts.append(f"{memory}; {free / 1e9:.1f} GB are free: {LESS}")
     for text in ([*report.right, str(memory)] if whole else []) + report.doubts:
         say(f"check: {text}")
     if len(report.faults) > 1:
@@ -154,7 +166,7 @@ def _claim(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         held = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
-        if held and not {log.NAME, TRACKED, CHECKPOINTS, checkpoint.NOTES} & set(held):
+        if held and not any((out / mark).exists() for mark in (BEGUN, checkpoint.NOTES)):
             raise InputError(f"{out}: holds something else ({', '.join(held)[:60]}); name another --out")
         with tempfile.TemporaryFile(dir=out):
             pass
@@ -168,13 +180,16 @@ def _run(trainer: Trainer, identity: dict, held_out: list[Pair], eval_every: int
          say: Callable) -> dict:
     """The steps that are left; the last one's measures."""
     main, settings, out = trainer.accelerator.is_main_process, trainer.settings, trainer.out
-    start = trainer.resume(identity)
+    start, differs = trainer.resume(identity)
+    if main:
+        (out / BEGUN).touch()
     trackers.start(trainer.accelerator, identity["settings"], out.name)
     if start:
-        say(f"going on after step {start} of {trainer.steps}")
+        say("; ".join([f"going on after step {start} of {trainer.steps}", *differs]))
     written = log.Log(out / log.NAME, start) if main else None
     measured: dict = {}
-    planned = plan([pair.size for pair in trainer.pairs], settings, trainer.accelerator.num_processes)
+    planned = plan([pair.size for pair in trainer.pairs], settings, trainer.accelerator.num_processes,
+                   padded=not trainer.model.network.packed)
     with bar("train", trainer.steps) if main else contextlib.nullcontext(Bar()) as progress:
         progress.advance(start)
         for number, step in enumerate(planned, 1):
@@ -213,7 +228,8 @@ def _finish(trainer: Trainer, notes: dict) -> None:
                 shutil.rmtree(out / file.name)
             os.replace(file, out / file.name)
         partial.rmdir()
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        (out / BEGUN).unlink(missing_ok=True)
+        remove_states(out / CHECKPOINTS)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -251,9 +267,10 @@ def _accelerator(tracked: list[str], out: Path, settings: Settings) -> Accelerat
 def _plan_in_words(model: checkpoint.RewardModel, pairs: list[Pair], settings: Settings,
                    accelerator: Accelerator) -> str:
     trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
-    tokens, packed = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
+    tokens, size = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
+    laid_out = "with shared prefixes once" if model.network.packed else "padded"
     turns = sum(len(pair.sides[0].ends) for pair in pairs)
     compared = f" compared at {turns:,} turns" if settings.per_turn else ""
-    return (f"{len(pairs):,} pairs{compared}, {tokens:,} tokens ({packed:,} with shared prefixes once); "
+    return (f"{len(pairs):,} pairs{compared}, {tokens:,} tokens ({size:,} {laid_out}); "
             f"{total_steps(len(pairs), settings):,} steps of {settings.batch}; {trained:,} weights in training; "
             f"{accelerator.num_processes} x {accelerator.device.type}, {accelerator.mixed_precision} mixed precision")

@@ -26,3 +26,6 @@ class Settings:
     budget: int = 1024  # tokens a micro-batch
     activation_checkpointing: bool = False
     seed: int = 0
+
+
+HOW = {"budget", "activation_checkpointing"}  # how a step is computed, not what: a run goes on with others

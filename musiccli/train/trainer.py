@@ -22,7 +22,7 @@ from musiccli.reward_model.vocabulary import Narrowed, fingerprint
 from musiccli.train import measures
 from musiccli.train.pairs import Pair
 from musiccli.train.plan import deal, total_steps
-from musiccli.train.settings import Settings
+from musiccli.train.settings import HOW, Settings
 
 STATE, CHECKPOINTS, VOCABULARY = "state.json", "checkpoints", "vocabulary"
 
@@ -78,7 +78,7 @@ class Trainer:
     def evaluate(self, pairs: list[Pair]) -> dict:
         """What measures.held_out says of held-out pairs."""
         dealt = deal(range(len(pairs)), [pair.size for pair in pairs], self.settings.budget,
-                     self.accelerator.num_processes)
+                     self.accelerator.num_processes, padded=not self.model.network.packed)
         found = []
         self.network.eval()
         with torch.no_grad():
@@ -118,21 +118,20 @@ class Trainer:
         if self.accelerator.is_main_process:
             (partial / STATE).write_bytes(orjson.dumps({"step": step, VOCABULARY: self._rows()} | identity))
             os.rename(partial, target)
-            for old in folder.iterdir():
-                if old != target:
-                    shutil.rmtree(old)
+            remove_states(folder, but=target)
         self.accelerator.wait_for_everyone()
 
-    def resume(self, identity: dict) -> int:
-        """The step to go on from: 0, or that of the last checkpoint. Raises InputError if it belongs to another run."""
+    def resume(self, identity: dict) -> tuple[int, list[str]]:
+        """The step to go on from: 0, or that of the last checkpoint; and what is computed in another way from there on.
+        Raises InputError if the checkpoint belongs to another run."""
         found = sorted((self.out / CHECKPOINTS).glob("step-*"))
         if not found:
-            return 0
+            return 0, []
         try:
             state = orjson.loads((found[-1] / STATE).read_bytes())
         except (OSError, orjson.JSONDecodeError) as error:
             raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start again") from error
-        refuse_other_run(state, identity, self.out)
+        differs = refuse_other_run(state, identity, self.out)
         if state.get(VOCABULARY) != self._rows():
             raise InputError(f"{self.out}: was begun with other held-out pairs, or by another version, and cannot go "
                              "on with these; name the same --eval, or another --out")
@@ -141,15 +140,25 @@ class Trainer:
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{found[-1]}: cannot be loaded ({reason}); remove it to start again") from error
-        return state["step"]
+        return state["step"], differs
 
 
-def refuse_other_run(state: dict, identity: dict, out: Path) -> None:
-    """Raises InputError where a folder's run differs from the one that is asked for, naming what differs. A setting
-    that the run does not name is younger than it, and had its default."""
+def remove_states(folder: Path, but: Path | None = None) -> None:
+    """Remove what save_state wrote into a folder, and then the folder if it is empty; what else it holds stays."""
+    for state in {*folder.glob("step-*"), *folder.glob(".step-*")} - {but}:
+        shutil.rmtree(state, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def refuse_other_run(state: dict, identity: dict, out: Path) -> list[str]:
+    """Raises InputError where a folder's run differs from the one that is asked for, naming what differs; returns what
+    differs of HOW alone. A setting that the run does not name is younger than it, and had its default."""
     then, now = asdict(Settings()) | state.get("settings", {}), identity["settings"]
-    differs = [f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name]]
+    changed = {name: f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name]}
+    differs = [text for name, text in changed.items() if name not in HOW]
     if state.get("data") != identity["data"]:
         differs.append("the pairs are others")
     if differs:
         raise InputError(f"{out}: holds another run ({'; '.join(differs)}); name another --out or remove it")
+    return [text for name, text in changed.items() if name in HOW]
