@@ -3,10 +3,12 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from musiccli.visible import visible
 
+Item = TypeVar("Item")
 _console = None  # rich's console while a bar is on the screen: lines must go above the bar
 
 
@@ -25,6 +27,12 @@ class Bar:
     """Counts what is done. This one draws nothing: it stands where there is no terminal."""
 
     def advance(self, count: int = 1, note: str = "") -> None: ...
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, counted as they are taken."""
+        for item in items:
+            yield item
+            self.advance()
 
 
 class _TerminalBar(Bar):

@@ -48,7 +48,7 @@ class RewardModel:
 
 def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool = False,
            tokenizer: str | None = None, say: Callable[[str], None] = lambda _: None,
-           dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> RewardModel:
+           dtype: torch.dtype = torch.float32) -> RewardModel:
     """A reward model to be trained: `base` with a scalar head, new unless `base` is a reward model already; InputError
     where it must be one (`trained`) and is not. `tokenizer` is where another tokenizer than its own is.
 
@@ -56,7 +56,7 @@ def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool =
     passes through is neither trained nor adapted. Weights are loaded in `dtype`: fp32 masters, since a bf16 parameter
     would swallow a step of 2e-6.
     """
-    model = _open(base, say, dtype, trust_remote_code, None if trained else seed, tokenizer)
+    model = _open(base, say, dtype, None if trained else seed, tokenizer)
     config = model.network.core.config
     config.problem_type = "regression"  # pipelines and servers then return the raw score, without a sigmoid
     config.label2id, config.id2label = {"reward": 0}, {0: "reward"}
@@ -78,13 +78,13 @@ def create(base: str, *, seed: int = 0, lora: int | None = None, trained: bool =
     return model
 
 
-def load(path: str, say: Callable[[str], None] = lambda _: None, *, trust_remote_code: bool = False) -> RewardModel:
+def load(path: str, say: Callable[[str], None] = lambda _: None) -> RewardModel:
     """A trained reward model, ready to score on the best device here: ours or anybody's with one label.
 
     Raises InputError for a model that is missing, has no score head, more than one label, or no chat template.
     """
     gpu = torch.cuda.is_available()
-    model = _open(path, say, torch.bfloat16 if gpu else torch.float32, trust_remote_code, None)
+    model = _open(path, say, torch.bfloat16 if gpu else torch.float32, None)
     with sufficient("the weights alone take more than there is"):
         model.network.to("cuda" if gpu else "cpu").eval()
     model.network.core.score.float()  # a small head, and rewards that can be told apart
@@ -114,7 +114,7 @@ def save(model: RewardModel, folder: Path) -> None:
     (folder / NOTES).write_bytes(orjson.dumps(notes, option=orjson.OPT_INDENT_2))
 
 
-def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool, seed: int | None,
+def _open(name: str, say: Callable, dtype: torch.dtype, seed: int | None,
           other_tokenizer: str | None = None) -> RewardModel:
     path = resolve(name, say)
     if os.path.isfile(os.path.join(path, "adapter_config.json")):
@@ -127,16 +127,16 @@ def _open(name: str, say: Callable, dtype: torch.dtype, trust_remote_code: bool,
     torch.manual_seed(seed or 0)  # a new head is drawn here
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(path)
         if config.num_labels != 1 and _is_classifier(config):
             raise InputError(f"{name}: has {config.num_labels} labels; a reward model has one (was it trained as a "
                              "classifier?)")
         config.num_labels = 1  # a config without labels says 2
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(other_tokenizer or path, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(other_tokenizer or path)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
-                trust_remote_code=trust_remote_code, attn_implementation="eager" if softcapped(config) else None)
+                attn_implementation="eager" if softcapped(config) else None)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(f"{name}: cannot be loaded as a reward model: {_first_sentence(error)}") from error
     if not hasattr(model, "score"):

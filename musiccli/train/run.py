@@ -68,7 +68,8 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
     set_seed(settings.seed)
     model = _create(settings, say)
     recompute(model.network, everything=settings.activation_checkpointing, device=accelerator.device)
-    pairs, held_out, files = _encode(preferences, evaluation, model, settings, rejects, counts, say)
+    with bar("encode") if main else contextlib.nullcontext(Bar()) as progress:
+        pairs, held_out, files = _encode(preferences, evaluation, model, settings, rejects, counts, say, progress)
     _refuse_other_data(fingerprint([*pairs, *held_out]), accelerator)
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
     if not only_check and (found := checkpoint.read_notes(out)):
@@ -92,16 +93,16 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
 
 
 def _encode(preferences: Iterable[Record], evaluation: Iterable[Record] | None, model: checkpoint.RewardModel,
-            settings: Settings, rejects: Rejects | None, counts: Counter, say: Callable
+            settings: Settings, rejects: Rejects | None, counts: Counter, say: Callable, progress: Bar
             ) -> tuple[list[Pair], list[Pair], dict]:
     """The pairs to train on, those held out, and what the notes say of their files. Says what was cut and dropped."""
     files, held_out_files, aside = Counter(), Counter(), Counter()
     encode = partial(prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects)
-    pairs = encode(counted(preferences, files), counts=counts, margin_field=settings.margin_field,
+    pairs = encode(progress.over(counted(preferences, files)), counts=counts, margin_field=settings.margin_field,
                    margin_scale=settings.margin_scale, per_turn=settings.per_turn)
     for what, count in sorted((+counts).items()):
         say(f"{count:,} {what}")
-    held_out = encode(counted(evaluation or (), held_out_files), counts=aside)
+    held_out = encode(progress.over(counted(evaluation or (), held_out_files)), counts=aside)
     for what, count in sorted((+aside).items()):
         say(f"--eval: {count:,} {what}")
     if not pairs:
