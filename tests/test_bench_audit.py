@@ -118,8 +118,8 @@ def test_what_was_cut_is_checked_too(cut):
     assert (done.status, done.records) == (1, music("bench", "audit", given=lines(PLAIN)).records)
     [one, other] = branches(PLAIN)
     done = music("bench", "audit", given=lines(one | {"truncated": {"chosen": [3]}}, other))
-    assert (done.status, done.lines) == (2, ["music bench audit: error: <stdin>:1: truncated: should list the messages "
-                                             "that were cut"])
+    assert (done.status, done.lines) == (2, ["music bench audit: error: <stdin>:1: truncated: is an object; it should "
+                                             "be a list"])
 
 
 @pytest.mark.parametrize("fields, field, problem", [

@@ -43,11 +43,9 @@ def contrasted(record: Record) -> Record:
             raise RecordError("should hold a message's index and an instruction", field=field, record=record)
         if not 0 < index < len(replies) or replies[index]["role"] != "assistant":
             raise RecordError("is not the index of an assistant's message", field=f"{field}.message", record=record)
-    cut = record.get("truncated") or ({} if paired else [])
-    if paired and not (isinstance(cut, dict) and all(isinstance(at, list) for at in cut.values())):
+    cut = (paired and record.get("truncated")) or {}  # of a branch it has been checked
+    if not (isinstance(cut, dict) and all(isinstance(at, list) for at in cut.values())):
         raise RecordError("should name, for each side, the messages that were cut", field="truncated", record=record)
-    if not paired and not isinstance(cut, list):
-        raise RecordError("should list the messages that were cut", field="truncated", record=record)
     return record
 
 
