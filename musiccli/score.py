@@ -18,7 +18,7 @@ from musiccli.launch import Team
 from musiccli.llm.cache import Cache
 from musiccli.records import Record, characters, first_divergence, side_names
 from musiccli.reward_model.checkpoint import RewardModel
-from musiccli.reward_model.memory import sufficient
+from musiccli.reward_model.out_of_memory import sufficient
 from musiccli.reward_model.pack import cost, micro_batches, shares
 
 WINDOW = 256  # records that one process scores together: enough to sort by size and to find candidates of one prompt

@@ -19,8 +19,8 @@ from musiccli.errors import InputError
 from musiccli.gemm import own_products
 from musiccli.llm.embedded import quiet, resolve
 from musiccli.reward_model.card import card
-from musiccli.reward_model.memory import sufficient
 from musiccli.reward_model.network import RewardNetwork
+from musiccli.reward_model.out_of_memory import sufficient
 
 NOTES = "music.json"  # beside the weights: what config.json has no place for
 CARD = "README.md"

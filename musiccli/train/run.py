@@ -28,7 +28,7 @@ from musiccli.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.hub import claim, push
-from musiccli.reward_model.memory import sufficient
+from musiccli.reward_model.out_of_memory import sufficient
 from musiccli.reward_model.vocabulary import Narrowed, used
 from musiccli.train import log, trackers
 from musiccli.train.check import check
