@@ -18,8 +18,8 @@
 # held-out D it loses nothing to a, within the interval of the difference.
 # What could be shown, reckoned before: with 80 conversations of some 1.6 such replies, right in 60 to 85%, and three seeds
 # whose errors are nearly the conversations', an interval is about 8 points wide on either side, and a difference of 13
-# points would be seen four times in five. (It came out as 5.5 points, and 7 to 8. The first run then tested 140 more; it
-# is 220 at once since.)
+# points would be seen four times in five. (It came out otherwise: runs differ more than conversations do. What was added for
+# that, 140 more conversations, 220 at once since, and two more seeds, RUNS=5, laptop/README.md tells.)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")

@@ -163,7 +163,7 @@ def figure(folder: Path, arms: list[str], runs: int, path: Path) -> None:
         axes.set_ylabel("% of intact conversations preferred")
         axes.grid(axis="y")
         axes.invert_xaxis()
-        axes.legend(title="trained on", loc="lower right", frameon=True, framealpha=1, edgecolor="none")
+        drawn.legend(title="trained on", loc="outside lower center", ncols=3, frameon=False)
         path.write_bytes(rendered(drawn, path.suffix[1:]))
 
 
