@@ -34,6 +34,7 @@ from musiccli.train.settings import Settings
 from musiccli.train.trainer import Trainer
 
 TIMES = ("tokens_per_s", "pairs_per_s")
+PATIENCE = 60  # seconds: torch itself waits for 30 until it kills a process that is deaf in the middle of a product
 
 
 @pytest.fixture(scope="module")
@@ -786,7 +787,7 @@ def losses_so_far(out):
 def test_started_processes_end_with_the_one_that_started_them(running, how):
     starter, workers = running
     starter.send_signal(how)
-    status = starter.wait(30)
+    status = starter.wait(PATIENCE)
     wait_until(lambda: not any(map(alive, workers)))
     assert status == (130 if how is signal.SIGTERM else -signal.SIGKILL)
     if how is signal.SIGTERM:
@@ -798,7 +799,7 @@ def test_started_processes_end_with_the_one_that_started_them(running, how):
 def test_an_interrupt_ends_processes_that_accelerate_started(running):
     starter, workers = running
     starter.send_signal(signal.SIGINT)
-    assert starter.wait(30) == 130
+    assert starter.wait(PATIENCE) == 130
     wait_until(lambda: not any(map(alive, workers)))
     assert starter.stderr.read().decode().splitlines()[-1] == "music train: interrupted"
 
