@@ -109,10 +109,14 @@ def check_readable(path: str) -> None:
         raise InputError(f"{path}: is empty; expected JSONL, one record a line")
 
 
+def from_stdin(paths: Iterable[str]) -> bool:
+    """Whether records would be read from standard input itself, not from the file where it is kept for several."""
+    return "-" in (list(paths) or ["-"]) and STDIN not in os.environ
+
+
 def from_keyboard(paths: Iterable[str]) -> bool:
     """Whether records would be read from a terminal, where somebody may not know that they are waited for."""
-    return ("-" in (list(paths) or ["-"]) and STDIN not in os.environ
-            and sys.stdin is not None and sys.stdin.isatty())
+    return from_stdin(paths) and sys.stdin is not None and sys.stdin.isatty()
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ def refuse_shared_input(files: list[str]) -> None:
     """Raises InputError where standard input is among `files` and several processes of another launcher would share it;
     those of `relaunch` each read all of it."""
     several = launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and "-" in (files or ["-"]) and jsonl.STDIN not in os.environ:
+    if several and jsonl.from_stdin(files):
         raise InputError("standard input: processes that another launcher started share it, and each would read a "
                          "part; name files, or let --num-processes start them")
 
@@ -77,7 +77,7 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
     if config:
         jsonl.check_readable(config)
     arguments = ["-m", "musiccli", *sys.argv[1:]]
-    with jsonl.standard_input_as_file() if "-" in (files or ["-"]) else contextlib.nullcontext():
+    with jsonl.standard_input_as_file() if jsonl.from_stdin(files) else contextlib.nullcontext():
         return _by_accelerate(config, processes, arguments) if config else _by_torch(processes or 1, arguments)
 
 

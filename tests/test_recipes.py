@@ -98,6 +98,9 @@ def test_the_laptops_table_takes_the_mean_of_runs_and_counts_their_spread(tmp_pa
     assert rows["one reply exchanged: last turn"][4].startswith("+62.5 [")
     one = subprocess.run([*line, "--runs", "1"], capture_output=True, text=True).stdout
     assert "| a, 1 run | c, 1 run |" in one and "| 20 (20) | 50.0 longest | 25.0 [11.2, 46.9] | 100.0 [" in one
+    (tmp_path / "scored" / "test.c-0.jsonl").unlink()
+    other = subprocess.run(line, capture_output=True, text=True).stdout
+    assert "| a, 2 runs | c, 1 run |" in other and "| +50.0 [" in other  # both of seed 1: 20 and 10 of 20
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 

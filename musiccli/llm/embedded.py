@@ -72,14 +72,20 @@ def resolve(model: str, say: Callable[[str], None] = lambda _: None) -> str:
     return name
 
 
+def files(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of what makes a folder's model, which tell it from one that stood there before; nothing where
+    there is no folder. Its card makes no difference."""
+    found = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.suffix != ".md"]
+
+
 def state(model: str) -> str | None:
-    """What tells the weights of a `local/` folder from those that stood there before; None for what has but one state,
-    or is no folder."""
+    """What tells the model of a `local/` folder from another of the same name; None for what has but one state, or is
+    no folder."""
     path = Path(model.removeprefix("local/"))
     if not path.is_dir() or model.removeprefix("local/") in EMBEDDED:
         return None
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors*"))]
-    return hashlib.blake2b(repr((str(path.resolve()), stats)).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(repr((str(path.resolve()), files(path))).encode(), digest_size=8).hexdigest()
 
 
 def folder(name: str, say: Callable[[str], None] = lambda _: None) -> Path:

@@ -17,7 +17,7 @@ from musiccli import heap
 from musiccli.chat import Encoded, Template
 from musiccli.errors import InputError
 from musiccli.gemm import own_products
-from musiccli.llm.embedded import quiet, resolve
+from musiccli.llm.embedded import files, quiet, resolve
 from musiccli.reward_model.card import card
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import sufficient
@@ -170,12 +170,9 @@ def _refuse_random(name: str, model, report: dict) -> None:
 
 def _identity(path: str, network: RewardNetwork) -> str:
     """A local folder by its files, a hub model by its commit; and by what else makes its numbers."""
-    folder = Path(path)
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".md"]
     weight = next(network.parameters())
-    source = (stats or getattr(network.core.config, "_commit_hash", None), str(weight.dtype), weight.device.type,
-              network.packed, version("torch"), version("transformers"))
+    source = (files(Path(path)) or getattr(network.core.config, "_commit_hash", None), str(weight.dtype),
+              weight.device.type, network.packed, version("torch"), version("transformers"))
     return f"{path} {blake2b(repr(source).encode(), digest_size=4).hexdigest()}"
 
 

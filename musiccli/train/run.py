@@ -70,8 +70,8 @@ def train(preferences: Iterable[Record], out: Path, settings: Settings, *, evalu
     recompute(model.network, everything=settings.activation_checkpointing, device=accelerator.device)
     with bar("encode") if main else contextlib.nullcontext(Bar()) as progress:
         pairs, held_out, files = _encode(preferences, evaluation, model, settings, rejects, counts, say, progress)
-    _refuse_other_data(fingerprint([*pairs, *held_out]), accelerator)
     identity = {"settings": asdict(settings), "data": fingerprint(pairs)}
+    _refuse_other_data(identity["data"] + fingerprint(held_out), accelerator)
     if not only_check and (found := checkpoint.read_notes(out)):
         refuse_other_run(found, identity, out)
         say(f"{out} is trained already, by this same line")

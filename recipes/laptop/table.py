@@ -16,6 +16,7 @@ import orjson
 
 from musiccli.bench import baselines
 from musiccli.bench.statistics import detectable, share_interval, standard_error, students_t, wilson
+from musiccli.bench.tally import Tally, prompt
 from musiccli.picture import COLOURS, STYLE, rendered
 
 SUBSETS = ("before the last turn", "first turn", "between", "last turn")
@@ -46,8 +47,8 @@ def right(pairs: list[dict], names: list[str]) -> np.ndarray:
 
 
 def clusters(pairs: list[dict]) -> np.ndarray:
-    """(pairs,): equal where conversations begin with the same message."""
-    return np.unique([pair["chosen"][0]["content"] for pair in pairs], return_inverse=True)[1]
+    """(pairs,): equal where the prompt is, as in `music bench`."""
+    return np.asarray([prompt(pair) for pair in pairs])
 
 
 def parts(pair: dict) -> set[str]:
@@ -93,27 +94,28 @@ def difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> str
 
 def blind(pairs: list[dict]) -> str:
     """What the best guess that reads nothing gets right; half a point for each pair that it cannot tell apart."""
-    points = defaultdict(float)
+    tally = Tally()
     for pair in pairs:
-        for name, score in baselines.scores(pair).items():
-            points[name] += (score["chosen"] > score["rejected"]) + 0.5 * (score["chosen"] == score["rejected"])
-    best = max(points, key=points.get)
-    return f"{100 * points[best] / len(pairs):.1f} {best.removeprefix(baselines.PREFIX)}"
+        tally.add(pair, 0, {})
+    best = max((tally.outcomes(model) for model in tally.models if model.startswith(baselines.PREFIX)),
+               key=lambda guess: guess.share)
+    return f"{100 * best.share:.1f} {best.model.removeprefix(baselines.PREFIX)}"
 
 
-def row(label: str, pairs: list[dict], arms: dict[str, int], against: list[tuple[str, str]]) -> str:
-    """`arms` are the arms with the number of their runs; where fewer scored these pairs, the cell says how many."""
+def row(label: str, pairs: list[dict], arms: dict[str, list[str]], against: list[tuple[str, str]]) -> str:
+    """`arms` are the arms with their runs; where fewer of these scored the pairs, the cell says how many."""
     groups = clusters(pairs)
-    names = {arm: runs_of(pairs, arm, runs) for arm, runs in arms.items()}
+    names = {arm: [name for name in runs if name in pairs[0]["scores"]] for arm, runs in arms.items()}
     found = {arm: right(pairs, own) for arm, own in names.items() if own}
     cells = [label, f"{len(pairs)} ({len(set(groups))})", blind(pairs)]
     for arm, runs in arms.items():
         mean, low, high = (100 * number for number in share(found[arm], groups)) if arm in found else (0, 0, 0)
-        fewer = f" ({len(names[arm])} run{'s' * (len(names[arm]) > 1)})" * (len(names[arm]) < runs)
+        fewer = f" ({len(names[arm])} run{'s' * (len(names[arm]) > 1)})" * (len(names[arm]) < len(runs))
         cells.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]{fewer}" if arm in found else "")
     for first, second in against:
-        both = min(len(found.get(first, ())), len(found.get(second, ())))
-        cells.append(difference(found[first][:both], found[second][:both], groups) if both else "")
+        both = [(one, other) for one in names[first] for other in names[second]
+                if one.rpartition("-")[2] == other.rpartition("-")[2]]
+        cells.append(difference(*(right(pairs, own) for own in zip(*both, strict=True)), groups) if both else "")
     return f"| {' | '.join(cells)} |"
 
 
@@ -122,9 +124,9 @@ def table(folder: Path, names: list[str], others: list[str], runs: int) -> str:
     against = [(first, second) for first in names for second in others
                if second in names and first not in ("a", second)]
     test = read(folder, "test")
-    arms = {arm: len(runs_of(test, arm, runs)) for arm in names}
+    arms = {arm: runs_of(test, arm, runs) for arm in names}
     heads = ["% right [95% interval]", "pairs (conversations)", "best blind guess",
-             *(f"{arm}, {count} run{'s' * (count != 1)}" for arm, count in arms.items()),
+             *(f"{arm}, {len(own)} run{'s' * (len(own) != 1)}" for arm, own in arms.items()),
              *(f"{first} - {second} [95%], least to be shown" for first, second in against)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for subset in SUBSETS:
@@ -132,7 +134,7 @@ def table(folder: Path, names: list[str], others: list[str], runs: int) -> str:
             lines.append(row(f"one reply exchanged: {subset}", chosen, arms, against))
     lines += [row(label, pairs, arms, against) for name, label in MEANT.items() if (pairs := read(folder, name))]
     if early := [pair for pair in test if SUBSETS[0] in parts(pair)]:
-        each = {arm: right(early, runs_of(early, arm, count)) for arm, count in arms.items() if count}
+        each = {arm: right(early, own) for arm, own in arms.items() if own}
         said = (f"{arm} {', '.join(f'{100 * run.mean():.1f}' for run in values)}" for arm, values in each.items())
         lines += ["", f"Each run by itself, {SUBSETS[0]}: {'; '.join(said)}."]
     return "\n".join(lines)
