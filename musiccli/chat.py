@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from musiccli.errors import InputError, RecordError
-from musiccli.records import Message
+from musiccli.core.errors import InputError, RecordError
+from musiccli.core.records import Message
 
 CLOCK = re.compile(r"""strftime_now\((["'])(.*?)\1\)""")  # how templates ask for today's date
 TODAY = datetime(2024, 7, 26)  # what they get; Llama 3.2's own where it finds no clock

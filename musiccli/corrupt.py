@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from random import Random
 
-from musiccli.records import Message, Record, characters, same_text, side_names
+from musiccli.core.records import Message, Record, characters, same_text, side_names
 
 KINDS = ("reply", "user", "drop_user", "swap")
 Exchange = list[Message]  # a user message and the reply to it

@@ -5,12 +5,10 @@ see tests/test_faults.py for how often they speak up at real turns of Anthropic 
 """
 
 import re
-from collections import Counter
-from difflib import SequenceMatcher
-from functools import lru_cache
 from unicodedata import category
 
-from musiccli.records import Message
+from musiccli.core.records import Message
+from musiccli.core.text_checks import LEAK, alike, leaks, quotes, refuses, straight_quotes
 
 _THINGS = ("list|steps|tips|ways|examples?|recipe|summary|overview|breakdown|outline|guide|poem|ideas|suggestions|"
            "reasons|options|answer|explanation|response|translation")
@@ -26,22 +24,6 @@ _FLIP = re.compile(
 _HEADER = re.compile(r"^[*#\[]{0,3}(user|human|assistant)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE)
 _OTHERS_HEADER = re.compile(r"^[*#\[]{0,3}(user|human)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE)
 
-_CANNOT = (r"i ?(can't|cannot|can not|am not able to|'m not able to|am unable to|'m unable to|won't|will not|"
-           r"must decline to|have to decline)")
-_HELP = (r"(\w+ly |be able to )?(help|assist|fulfil+|comply|provide|do (that|this)|continue|create|write|generate|"
-         r"engage|participate|answer|discuss|rewrite|respond|support|offer|give you|tell you)")
-_REFUSAL = re.compile(
-    r"(((i'm|i am) (really |very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)[,.;!]* (but )?)?"
-    rf"({_CANNOT} {_HELP}|as an ai\b|as a (large )?language model|(i'm|i am) (just |only )?(an ai|a language model)\b|"
-    r"i must (respectfully )?(decline|refuse)|"
-    r"(i don't feel|i'm not|i am not) comfortable (\w+ing|with (this|that))\b)", re.IGNORECASE)
-
-_TASK = r"(instruction|request|prompt|question|query|message)s?"
-_LEAK = re.compile(
-    rf"\b(rewritten|modified|altered|contrastive|reworded|rephrased) (\w+ )?{_TASK}\b|"
-    r"\b(different|original|changed|new) (user )?(instruction|request|prompt)s?\b|"
-    r"\banswer\w* (to )?(a|the|your) (different|original|other) question|"
-    r"<(instruction|reply)>|instead of (what you asked|your (question|request)|the original)", re.IGNORECASE)
 _PROMPT = re.compile(
     r"\{\{\s*\w+\s*\}\}$|\{\{\s*(transcript|instruction|conversation)\s*\}\}|\bthe user's (next|last) message\b|"
     r"\bnext message of the user\b|\bhere('s| is) (the|a) (next |possible )?user('s)? message", re.IGNORECASE)
@@ -69,14 +51,14 @@ _OBJECTS = re.compile(r"\b(but|however|though|except|instead|wrong|incorrect|doe
 def user_fault(text: str, history: list[Message], review: str = "") -> str | None:
     """Whether a simulated user says nothing, forgot its role, refuses to play, repeats, or ends the conversation; or
     gives out the `review` that it was to make a message of."""
-    plain = _straight(text).strip()
+    plain = straight_quotes(text).strip()
     if not says_something(plain):
         return "empty"
     if refuses(plain):
         return "refusal"
     if _FLIP_START.match(plain) or _FLIP.search(plain) or _HEADER.search(plain):
         return "role flip"
-    if _LEAK.search(plain) or _PROMPT.search(plain):
+    if LEAK.search(plain) or _PROMPT.search(plain):
         return "prompt leak"
     if review and (quotes(text, review) or alike(text, review)):
         return "review leak"
@@ -122,30 +104,9 @@ def contrast_reply_fault(text: str, instruction: str, history: list[Message]) ->
     return ("leak" if leaks(text, instruction) else None) or reply_fault(text, history)
 
 
-def refuses(text: str) -> bool:
-    """Whether a message opens by refusing, or by declaring itself an AI."""
-    return bool(_REFUSAL.match(_straight(text).strip().lstrip("\"'*")))
-
-
-def leaks(text: str, instruction: str) -> bool:
-    """Whether a contrasted reply gives away that it answers another instruction: by naming or quoting it."""
-    return names_an_instruction(text) or quotes(text, instruction)
-
-
-def names_an_instruction(text: str) -> bool:
-    """Whether a reply speaks of another or an altered instruction."""
-    return bool(_LEAK.search(_straight(text)))
-
-
-def quotes(text: str, instruction: str) -> bool:
-    """Whether a reply holds the instruction's own words: four or more, all of them, in a row."""
-    words = plain_words(instruction)
-    return words.count(" ") >= 3 and f" {words} " in f" {plain_words(text)} "
-
-
 def says_goodbye(text: str) -> bool:
     """Whether a message only thanks or takes its leave. "Thanks, now do X" asks, and "thanks, but ..." objects."""
-    text = _straight(text)
+    text = straight_quotes(text)
     closing = _CLOSING.search(text)
     return bool(closing and not _GOES_ON.search(text) and not _OBJECTS.search(text, closing.end())
                 and len(text.split()) < 80)
@@ -156,36 +117,5 @@ def says_something(text: str) -> bool:
     return any(category(sign)[0] in "LN" or category(sign) == "So" for sign in text)
 
 
-def alike(one: str, other: str) -> bool:
-    """Whether two messages say the same in nearly the same words. Other numbers are another question, and so is
-    another word in a short message.
-
-    Every reply is held against every message before it, so what differs should be known at once: by its length, then by
-    its numbers, then by the words that it has in common, which bounds the ratio from above.
-    """
-    if min(len(one), len(other)) < 0.8 * max(len(one), len(other)) - 20:  # what punctuation may make
-        return False
-    one, other = plain_words(one), plain_words(other)
-    if one == other:
-        return True
-    if re.findall(r"\d+", one) != re.findall(r"\d+", other):
-        return False
-    if min(len(one), len(other)) < 100:
-        return SequenceMatcher(None, one, other, autojunk=False).ratio() > 0.95
-    words, others = one.split()[:400], other.split()[:400]
-    least = 0.9 * (len(words) + len(others)) / 2
-    return (Counter(words) & Counter(others)).total() > least and \
-        SequenceMatcher(None, words, others, autojunk=False).ratio() > 0.9
-
-
-@lru_cache(maxsize=1024)  # the messages of the conversations in flight, each of which is compared in every turn
-def plain_words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
 def _repeats(text: str, history: list[Message]) -> bool:
     return any(alike(text, message["content"]) for message in history if message["role"] != "system")
-
-
-def _straight(text: str) -> str:
-    return text.replace("’", "'")

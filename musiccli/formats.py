@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, pairwise, product
 from typing import NamedTuple
 
-from musiccli import records
-from musiccli.errors import RecordError
-from musiccli.records import Message, Record, content_id
+from musiccli.core import records
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Message, Record, content_id
 
 SPEAKERS = {"system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
             "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}

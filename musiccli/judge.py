@@ -5,14 +5,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from musiccli import prompts, votes
-from musiccli.errors import CallError, InputError
-from musiccli.jsonl import Rejects
+from musiccli import prompts
+from musiccli.core import votes
+from musiccli.core.errors import CallError, InputError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Message, Record, content_id, same_text, side_names
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client, LimitReached
 from musiccli.llm.inflight import all_of, in_order
 from musiccli.prompts import transcript
-from musiccli.records import Message, Record, content_id, same_text, side_names
 
 ORDERS = ("ab", "ba")  # "ab": the record's first side is shown as A
 

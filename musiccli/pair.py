@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 
-from musiccli import records
-from musiccli.errors import RecordError
-from musiccli.records import BASELINE, Record, characters, first_divergence, same_text
+from musiccli.core import records
+from musiccli.core.errors import RecordError
+from musiccli.core.records import BASELINE, Record, characters, first_divergence, same_text
 
 
 def join(branches: Iterable[Record], counts: Counter | None = None, say: Callable[[str], None] = lambda _: None, *,

@@ -12,11 +12,11 @@ import orjson
 import torch
 
 from musiccli.chat import Encoded, fit
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.launch import Team
-from musiccli.llm.cache import Cache
-from musiccli.records import Record, characters, first_divergence, side_names
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.processes import Team
+from musiccli.core.records import Record, characters, first_divergence, side_names
+from musiccli.core.store import Cache
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.out_of_memory import sufficient
 from musiccli.reward_model.pack import cost, micro_batches, shares

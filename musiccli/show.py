@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import orjson
 
-from musiccli import records
-from musiccli.page import begin
-from musiccli.records import Message, Record, first_divergence, lookup, side_names
-from musiccli.visible import visible
+from musiccli.core import records
+from musiccli.core.pages import begin
+from musiccli.core.records import Message, Record, first_divergence, lookup, side_names
+from musiccli.core.text_safety import visible
 
 NARROW = 60  # columns; below, two sides stand under each other
 SIMILAR = 0.5  # texts that share less than this part of their words are different texts, not an edited one

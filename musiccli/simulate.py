@@ -17,13 +17,14 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from musiccli import faults, prompts
-from musiccli.errors import CallError, InputError
-from musiccli.jsonl import Rejects
+from musiccli.core import text_checks
+from musiccli.core.errors import CallError, InputError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Message, Record
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
 from musiccli.llm.inflight import all_of, in_order
 from musiccli.prompts import Prompt, feedback, transcript
-from musiccli.records import Message, Record
 
 WARMER = 0.2  # added to the temperature each time a faulty message is asked for again, or it would come out the same
 WARMEST = 1.0  # some providers refuse more
@@ -364,7 +365,7 @@ def contrast_fault(both: str, asked: str, history: list[Message]) -> str | None:
     """What is wrong with a contrast that was made in one call."""
     instruction, text = split_contrast(both)
     if not instruction or not text:
-        return "refusal" if faults.refuses(both) else "unreadable"
+        return "refusal" if text_checks.refuses(both) else "unreadable"
     return faults.rewrite_fault(instruction, asked) or faults.contrast_reply_fault(text, instruction, history)
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import orjson
 
-from musiccli import jsonl
-from musiccli.errors import InputError, RecordError
-from musiccli.records import Record
+from musiccli.core import jsonl
+from musiccli.core.errors import InputError, RecordError
+from musiccli.core.records import Record
 
 Rows = Iterator[tuple[str, Record]]  # a source's name and one of its rows
 

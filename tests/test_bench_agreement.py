@@ -7,8 +7,8 @@ import pytest
 
 from musiccli.bench import statistics
 from musiccli.bench.agreement import agreement, scored
-from musiccli.errors import RecordError
-from musiccli.records import Record
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record
 
 
 def side(prompt, replies):

@@ -8,8 +8,8 @@ from openai_server import serve
 from scripted import no_network, talk
 
 from musiccli.bench.audit import Audit, audit, contrasted
-from musiccli.errors import RecordError
-from musiccli.records import Record
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record
 
 SEED = ("Hello there.", "Hi.", "How do I boil an egg?")
 CHOSEN = (*SEED, "Eight minutes in boiling water.", "And soft?", "Take it out after five minutes.")

@@ -7,8 +7,8 @@ import pytest
 
 from musiccli import sources
 from musiccli.bench import baselines
-from musiccli.jsonl import Rejects
-from musiccli.records import Record
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
 from musiccli.sample import sample
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

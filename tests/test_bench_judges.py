@@ -9,9 +9,9 @@ from console import lines, music
 
 from musiccli.bench.baselines import first_listed
 from musiccli.bench.judges import judged, judges
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.records import Record
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
 
 
 def side(prompt, text):

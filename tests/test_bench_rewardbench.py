@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from musiccli.bench.rewardbench import ROWS, SECTIONS, rewardbench, scored
-from musiccli.errors import RecordError
-from musiccli.records import Record
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record
 
 
 def pair(subset, number, chosen=1.0, rejected=0.0, model="rm"):

@@ -7,9 +7,9 @@ from statistics import mean
 import pytest
 
 from musiccli.bench.rewardbench2 import SUBSETS, rewardbench2, scored
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.records import Record
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
 
 
 def candidates(identity, right, wrong, subset="Math", model="rm", **labels):

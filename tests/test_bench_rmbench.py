@@ -6,9 +6,9 @@ from statistics import mean
 import pytest
 
 from musiccli.bench.rmbench import DOMAINS, PROMPTS, rmbench, scored
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.records import Record
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
 
 TEXTS = ("short", "a longer reply", "**a longer reply in markdown**")
 

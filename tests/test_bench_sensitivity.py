@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from musiccli.bench.sensitivity import scored, sensitivity
-from musiccli.errors import RecordError
-from musiccli.records import Record
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record
 from musiccli.sample import sample
 
 

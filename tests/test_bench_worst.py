@@ -3,7 +3,7 @@
 import pytest
 
 from musiccli.bench.worst import KEPT, Worst
-from musiccli.records import Record
+from musiccli.core.records import Record
 
 
 def side(text):

@@ -14,8 +14,8 @@ import orjson
 import pytest
 from console import music
 
-from musiccli.errors import InputError
-from musiccli.llm.cache import VERSION, Cache
+from musiccli.core.errors import InputError
+from musiccli.core.store import VERSION, Cache
 
 REPLY = {"text": "hé", "finish": "stop", "prompt_tokens": 3, "completion_tokens": 1, "cost": None}
 OPEN_AT = """
@@ -85,7 +85,7 @@ def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(tm
     cache._write_ahead()
     assert cache._database.refusals == 0
     cache._database.refusals = 99
-    monkeypatch.setattr("musiccli.llm.cache.PATIENCE", 0.1)
+    monkeypatch.setattr("musiccli.core.store.PATIENCE", 0.1)
     with pytest.raises(sqlite3.OperationalError):
         cache._write_ahead()
 
@@ -223,7 +223,7 @@ def test_a_full_disk_is_said_in_one_line_and_what_was_kept_stays(tmp_path):
 
 
 def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("musiccli.llm.cache.PATIENCE", 0.2)
+    monkeypatch.setattr("musiccli.core.store.PATIENCE", 0.2)
     cache = Cache(tmp_path / "c")
     holder = sqlite3.connect(tmp_path / "c", isolation_level=None)
     holder.execute("begin exclusive")

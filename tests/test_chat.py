@@ -12,8 +12,8 @@ from toys import hh, mtbench101, needs_data, sequence, talk, tokenizer
 from transformers import AutoTokenizer
 
 from musiccli.chat import Encoded, Template, fit
-from musiccli.errors import InputError, RecordError
-from musiccli.records import Record, first_divergence
+from musiccli.core.errors import InputError, RecordError
+from musiccli.core.records import Record, first_divergence
 from musiccli.score import score
 from musiccli.train.pairs import prepare
 

@@ -11,10 +11,10 @@ import pytest
 from openai_server import serve
 from scripted import no_network
 
-from musiccli.errors import CallError, InputError
+from musiccli.core.errors import CallError, InputError
+from musiccli.core.store import Cache
 from musiccli.llm import client as door
 from musiccli.llm import provider
-from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached, unwanted
 from musiccli.llm.inflight import in_order

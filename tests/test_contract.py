@@ -18,8 +18,8 @@ import typer
 from console import COMMAND, Done, environment, lines, music, start, write
 from openai_server import serve
 
-from musiccli import jsonl
 from musiccli.cli.main import app
+from musiccli.core import jsonl
 
 
 def question(identity: str) -> dict:

@@ -6,11 +6,12 @@ from random import Random
 
 import pytest
 
-from musiccli import corrupt, records, show, sources
+from musiccli import corrupt, show, sources
 from musiccli.bench import audit
+from musiccli.core import records
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
 from musiccli.corrupt import Pool, corruptions
-from musiccli.jsonl import Rejects
-from musiccli.records import Record
 from musiccli.sample import sample
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

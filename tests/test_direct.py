@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from openai_server import serve
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client
 from musiccli.llm.direct import Direct, read, request

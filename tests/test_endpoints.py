@@ -9,7 +9,7 @@ from openai_server import serve
 from scripted import Music, cast, jsonl, lines, no_network
 from test_client import call
 
-from musiccli.errors import CallError, InputError
+from musiccli.core.errors import CallError, InputError
 from musiccli.llm import client as door
 from musiccli.llm import endpoints
 from musiccli.llm.call import Reply

@@ -6,7 +6,8 @@ import pytest
 from scripted import talk
 
 from musiccli import faults
-from musiccli.jsonl import Rejects
+from musiccli.core import text_checks
+from musiccli.core.jsonl import Rejects
 from musiccli.prompts import feedback
 from musiccli.sample import sample
 from musiccli.sources import rows
@@ -107,7 +108,7 @@ def test_what_spoils_a_rewritten_instruction_has_a_name(instruction, name):
     ("What is 2 + 2?", "What is 2 + 3?", False),
     ("What causes the phases of the Moon?", "What causes the faces of the Moon?", False)])
 def test_messages_are_alike_in_nearly_the_same_words(one, other, same):
-    assert faults.alike(one, other) is same
+    assert text_checks.alike(one, other) is same
 
 
 def test_every_fault_that_is_asked_again_has_words_for_it():
@@ -167,5 +168,5 @@ def test_real_replies_rarely_look_like_leaks_or_flips(real):
     found = [faults.reply_fault(text, history) for text, history in replies]
     assert share(found, "role flip") < 0.005  # Anthropic HH's replies that begin with "Human:"
     assert share(found, "repeat") < 0.005
-    assert sum(bool(faults.names_an_instruction(text)) for text, _ in replies) / len(replies) < 0.0005
-    assert sum(faults.quotes(text, history[-1]["content"]) for text, history in replies) / len(replies) < 0.006
+    assert sum(bool(text_checks.names_an_instruction(text)) for text, _ in replies) / len(replies) < 0.0005
+    assert sum(text_checks.quotes(text, history[-1]["content"]) for text, history in replies) / len(replies) < 0.006

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from musiccli import formats, records, sources
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.records import Record
+from musiccli import formats, sources
+from musiccli.core import records
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")

@@ -14,8 +14,8 @@ import pytest
 import zstandard
 from console import COMMAND, environment, lines, start, write
 
-from musiccli import jsonl
-from musiccli.errors import InputError, RecordError
+from musiccli.core import jsonl
+from musiccli.core.errors import InputError, RecordError
 
 GZ, ZST = partial(gzip.compress, mtime=0), zstandard.ZstdCompressor().compress
 

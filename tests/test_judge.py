@@ -9,15 +9,15 @@ import pytest
 from openai_server import serve
 from scripted import Music, jsonl, lines, no_network, talk
 
-from musiccli import jsonl as files
-from musiccli.errors import InputError
+from musiccli.core import jsonl as files
+from musiccli.core.errors import InputError
+from musiccli.core.records import Record, comparison, content_id, judged
+from musiccli.core.store import Cache
+from musiccli.core.votes import SCHEMA
 from musiccli.judge import Settings, judge, show
 from musiccli.llm import client as door
-from musiccli.llm.cache import Cache
 from musiccli.llm.client import Client
 from musiccli.prompts import load, transcript
-from musiccli.records import Record, comparison, content_id, judged
-from musiccli.votes import SCHEMA
 
 GOOD, BAD = talk("How do I boil an egg?", "Eight minutes in water."), talk("How do I boil an egg?", "I like GOLD.")
 

@@ -1,4 +1,7 @@
-"""Imports run one way: errors -> records -> jsonl, prompts, chat, progress, page, llm -> stages -> cli."""
+"""Imports run one way: core, then what a CPU needs and the prompts, then models, then the stages, then the commands.
+
+The folders of musiccli are its rooms. A room imports only rooms below it, and a stage imports no other stage.
+"""
 
 import ast
 from pathlib import Path
@@ -6,13 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "musiccli"
-GROUND = {"errors": 1, "seen": 1, "visible": 1, "records": 2, "jsonl": 3, "prompts": 3, "chat": 3, "progress": 3,
-          "llm": 3, "page": 3, "gemm": 3, "heap": 3}
-STAGE, CLI = 4, 5
-HELPERS = {  # modules and rooms at the stages' level that stages are made of, and which stages those are
-    "formats": {"sources", "sample"}, "sources": {"formats", "sample"}, "reward_model": {"train", "score"},
-    "corrupt": {"sample"}, "launch": {"train", "score"}, "page": {"show", "bench"}, "votes": {"judge", "bench"},
-    "faults": {"simulate", "bench"}, "picture": {"train", "bench"},
+LEVELS = [  # of rooms, from the ground up
+    {"core"},
+    {"cpu", "prompts", "manual"},
+    {"llm", "reward_model"},
+    {"sample", "simulate", "pair", "train", "score", "judge", "bench", "show"},
+    {"cli"},
+    {"__main__"},
+]
+COMMANDS = {"cli", "__main__"}
+LIGHT = ("errors", "records", "jsonl", "progress", "seen", "text_safety")  # of core
+HOME = {  # where modules that still stand at the top belong
+    "errors": "core", "seen": "core", "visible": "core", "records": "core", "jsonl": "core", "progress": "core",
+    "page": "core", "picture": "core", "launch": "core", "votes": "core", "gemm": "cpu", "heap": "cpu",
+    "chat": "reward_model", "formats": "sample", "sources": "sample", "corrupt": "sample", "faults": "simulate",
 }
 HEAVY = {"torch", "transformers", "datasets", "litellm", "numpy", "scipy", "peft", "accelerate", "pandas", "matplotlib",
          "aiohttp", "safetensors", "gguf", "pyarrow"}
@@ -30,12 +40,13 @@ MODULES = modules()
 
 
 def room(name: str) -> str:
-    """The part of the house a module belongs to: its first name."""
-    return name.split(".")[0]
+    """The room a module belongs to: its first name."""
+    first = name.split(".")[0]
+    return HOME.get(first, first)
 
 
 def level(name: str) -> int:
-    return CLI if room(name) in ("cli", "__main__") else GROUND.get(room(name), STAGE)
+    return next(number for number, rooms in enumerate(LEVELS) if room(name) in rooms)
 
 
 def imports(node: ast.AST, at_start: bool = False) -> set[str]:
@@ -59,7 +70,7 @@ def for_types(node: ast.AST) -> bool:
 
 
 def own(names: set[str]) -> set[str]:
-    """Which modules of ours are among imported names: "musiccli.jsonl.read" is jsonl."""
+    """Which modules of ours are among imported names: "musiccli.core.jsonl.read" is jsonl."""
     found = set()
     for name in names:
         head, *rest = name.split(".")
@@ -71,43 +82,35 @@ def own(names: set[str]) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_what_it_should():
-    code = ast.parse("import a.b\nfrom musiccli import jsonl, __version__\nif TYPE_CHECKING:\n    import t\n"
+    code = ast.parse("import a.b\nfrom musiccli.core import jsonl\nfrom musiccli import __version__\n"
+                     "if TYPE_CHECKING:\n    import t\n"
                      "class C:\n    import c\ndef f():\n    from musiccli.cli.main import app\n")
-    assert imports(code, at_start=True) == {"a.b", "musiccli.jsonl", "musiccli.__version__", "c"}
+    assert imports(code, at_start=True) == {"a.b", "musiccli.core.jsonl", "musiccli.__version__", "c"}
     assert imports(code) == imports(code, at_start=True) | {"t", "musiccli.cli.main.app"}
-    assert own(imports(code)) == {"jsonl", "cli.main"}
+    assert own(imports(code)) == {"core.jsonl", "cli.main"}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_down_only(name):
     for other in own(imports(MODULES[name])):
-        same_room = room(other) == room(name)
-        assert same_room or level(other) <= level(name), f"{name} imports {other}, which stands above it"
-        if level(name) == 3 and not same_room:
-            assert room(name) == "llm" or level(other) < 3 or other == "jsonl", f"{name} imports {other} beside it"
+        if room(other) != room(name):
+            assert level(other) < level(name), f"{name} imports {other}, which does not stand below it"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if level(name) == STAGE])
-def test_a_stage_imports_no_other_stage(name):
-    for other in own(imports(MODULES[name])):
-        if level(other) == STAGE and room(other) != room(name):
-            assert room(name) in HELPERS.get(room(other), ()), f"{name} imports {other}, another stage"
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if level(name) == CLI])
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) in COMMANDS])
 def test_commands_import_stages_inside_their_bodies(name):
     at_start = own(imports(MODULES[name], at_start=True))
-    assert {other for other in at_start if level(other) == STAGE or room(other) in ("llm", "chat", "prompts")} == set()
+    assert {other for other in at_start if level(other) in (2, 3) or room(other) == "prompts"} == set()
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if level(name) in (1, 2, 5) or room(name) in (
-    "jsonl", "progress", "prompts")])
+@pytest.mark.parametrize("name", [name for name in MODULES if
+                                  room(name) in ("prompts", *COMMANDS) or name.removeprefix("core.") in LIGHT])
 def test_what_is_imported_at_the_start_is_light(name):
     found = {room(other) for other in imports(MODULES[name], at_start=True)}
     assert found & (HEAVY | SLOW) == set()
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("jsonl", "cli.main")])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("core.jsonl", "cli.main")])
 def test_only_jsonl_reads_and_writes_the_standard_streams(name):
     """Others may ask whether a stream is a terminal; people are spoken to through progress."""
     for node in ast.walk(MODULES[name]):
@@ -122,7 +125,7 @@ def test_only_jsonl_reads_and_writes_the_standard_streams(name):
             pytest.fail(f"{name} reads a standard stream in line {node.lineno}")
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if level(name) < CLI])
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) not in COMMANDS])
 def test_nothing_below_the_command_line_exits(name):
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Call):

@@ -10,12 +10,12 @@ import pytest
 import toys
 from scripted import talk
 
-from musiccli.errors import CallError, InputError
+from musiccli.core.errors import CallError, InputError
+from musiccli.core.model_files import folder
+from musiccli.core.store import Cache
 from musiccli.llm import local
-from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client
-from musiccli.llm.embedded import folder
 from musiccli.llm.inflight import PLACE, Place
 from musiccli.llm.local import BATCH, Completion, LocalEngine, Request
 

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 from scripted import Music, jsonl, lines, talk
 
-from musiccli.errors import RecordError
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record, preference
 from musiccli.pair import best_of, drop_reason, join, scored
-from musiccli.records import Record, preference
 
 SEED = ("How do I boil an egg?",)
 GOOD, BAD = (*SEED, "Eight minutes.", "And soft?", "Five."), (*SEED, "Fry it.", "I said boil!", "Bake it.")

@@ -6,7 +6,7 @@ import pytest
 from scripted import talk
 
 from musiccli import prompts
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 from musiccli.prompts import SETS, Prompt, load, transcript
 
 GIVEN = {"user": {"transcript"}, "contrast": {"transcript", "instruction"}, "rewrite": {"transcript", "instruction"},

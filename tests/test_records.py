@@ -2,9 +2,9 @@
 
 import pytest
 
-from musiccli import records
-from musiccli.errors import RecordError
-from musiccli.records import Record
+from musiccli.core import records
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record
 
 
 def user(text="q"):

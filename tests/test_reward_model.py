@@ -16,7 +16,7 @@ from toys import FAMILIES, WINDOW, backbone, draw, seeing, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
 from musiccli import gemm
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 from musiccli.reward_model import activations, checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.network import RewardNetwork, bradley_terry

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from musiccli import records
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
+from musiccli.core import records
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
 from musiccli.pair import join
-from musiccli.records import Record
 from musiccli.sample import Benchmark, read, sample, tokens
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -15,10 +15,10 @@ from console import lines, music, start
 from toys import backbone, needs_data, pairs, talk, tiny, write
 from toys import mtbench101 as conversations
 
-from musiccli.errors import InputError, RecordError
-from musiccli.jsonl import Rejects
-from musiccli.llm.cache import Cache
-from musiccli.records import Record
+from musiccli.core.errors import InputError, RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
+from musiccli.core.store import Cache
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.score import Settings, score

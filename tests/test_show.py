@@ -12,8 +12,9 @@ from unicodedata import category
 
 import pytest
 
-from musiccli import jsonl, records, show
-from musiccli.records import Record
+from musiccli import show
+from musiccli.core import jsonl, records
+from musiccli.core.records import Record
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MUSIC = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "show"]

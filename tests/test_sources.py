@@ -10,8 +10,8 @@ import pytest
 import zstandard
 
 from musiccli import sources
-from musiccli.errors import InputError, RecordError
-from musiccli.jsonl import Rejects
+from musiccli.core.errors import InputError, RecordError
+from musiccli.core.jsonl import Rejects
 
 ROWS = [{"prompt": "one"}, {"prompt": "two"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

@@ -8,7 +8,7 @@ from openai_server import serve
 from scripted import Music, cast, jsonl, lines, no_network, wait_until
 from test_client import OPENAI, ask, call
 
-from musiccli.errors import CallError, InputError
+from musiccli.core.errors import CallError, InputError
 from musiccli.llm import client as door
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client

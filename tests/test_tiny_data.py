@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from musiccli import jsonl, records
+from musiccli.core import jsonl, records
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "tiny-data"
 KINDS = {"seeds": records.conversation, "prompts": records.conversation,

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from musiccli.records import Record
+from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.train.log import Log

@@ -12,7 +12,7 @@ import torch
 from console import music
 from toys import backbone, pairs, sequence, write
 
-from musiccli.records import Record
+from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.train import check as checks
 from musiccli.train.check import Doubt, check

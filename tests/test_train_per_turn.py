@@ -9,7 +9,7 @@ import torch
 from console import music
 from toys import backbone, lines, pair, pairs, talk, write
 
-from musiccli.records import Record, turns
+from musiccli.core.records import Record, turns
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import bradley_terry, pair_losses
 from musiccli.train.check import check

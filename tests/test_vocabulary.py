@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import backbone, pair, pairs, talk
 
-from musiccli.records import Record
+from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint, vocabulary
 from musiccli.train import run
 from musiccli.train.pairs import prepare

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from musiccli import votes
-from musiccli.errors import RecordError
-from musiccli.records import Record
-from musiccli.votes import by_judge, check, outcome, read_verdict, verdict, winner
+from musiccli.core import votes
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record
+from musiccli.core.votes import by_judge, check, outcome, read_verdict, verdict, winner
 
 
 @pytest.mark.parametrize("text, letter", [

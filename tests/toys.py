@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from musiccli.chat import Encoded
-from musiccli.errors import InputError
-from musiccli.llm.embedded import EMBEDDED, folder, quiet
+from musiccli.core.errors import InputError
+from musiccli.core.model_files import EMBEDDED, folder, quiet
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = Path(__file__).parents[1] / "recipes" / "tiny-data"

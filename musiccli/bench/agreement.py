@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from musiccli import records
 from musiccli.bench import baselines, compare, statistics
 from musiccli.bench.tally import Outcomes, Tally, accuracy, check_scores, metric
-from musiccli.records import Record, side_names
+from musiccli.core import records
+from musiccli.core.records import Record, side_names
 
 NAME = "agreement"
 BY = ("turns", "first_divergence")

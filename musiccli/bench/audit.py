@@ -10,11 +10,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from musiccli import faults, records, votes
 from musiccli.bench import baselines, statistics
 from musiccli.bench.tally import Tally, accuracy, metric, prompt
-from musiccli.errors import RecordError
-from musiccli.records import Message, Record, first_divergence
+from musiccli.core import records, text_checks, votes
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Message, Record, first_divergence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,10 +98,10 @@ class Audit:
 
 def measure(chosen: str, rejected: str, instruction: str, asked: str) -> dict[str, bool]:
     """What can be said of a contrasted reply without a judge; see TEXT."""
-    names, quotes = faults.names_an_instruction(rejected), faults.quotes(rejected, instruction)
+    names, quotes = text_checks.names_an_instruction(rejected), text_checks.quotes(rejected, instruction)
     return {"leak": names or quotes, "names_instruction": names, "quotes_instruction": quotes,
-            "refusal": faults.refuses(rejected), "not_rewritten": faults.alike(instruction, asked),
-            "same": faults.alike(chosen, rejected), "identical": chosen == rejected,
+            "refusal": text_checks.refuses(rejected), "not_rewritten": text_checks.alike(instruction, asked),
+            "same": text_checks.alike(chosen, rejected), "identical": chosen == rejected,
             "rejected_shorter": len(rejected) < len(chosen)}
 
 

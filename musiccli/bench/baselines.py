@@ -7,7 +7,7 @@ guesses, so it earns half a point there; a reward model whose two scores are equ
 
 from hashlib import blake2b
 
-from musiccli.records import BASELINE, Record, characters, side_names, turns
+from musiccli.core.records import BASELINE, Record, characters, side_names, turns
 
 PREFIX = BASELINE
 

@@ -7,9 +7,9 @@ conversations` writes those benchmarks. Both fit into memory whole, so candidate
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from musiccli.bench.baselines import PREFIX
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.records import Record, characters, conversation, lookup
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record, characters, conversation, lookup
 
 
 def scored(record: Record, models: Sequence[str] = ()) -> Record:

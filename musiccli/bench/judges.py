@@ -16,13 +16,23 @@ from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from musiccli import votes
 from musiccli.bench import statistics
 from musiccli.bench.baselines import first_listed
 from musiccli.bench.tally import metric, prompt
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.records import IDENTITY, Record, characters, comparison, content_id, lookup, same_text, short, side_names
+from musiccli.core import votes
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import (
+    IDENTITY,
+    Record,
+    characters,
+    comparison,
+    content_id,
+    lookup,
+    same_text,
+    short,
+    side_names,
+)
 
 if TYPE_CHECKING:
     import numpy as np

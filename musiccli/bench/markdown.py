@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from musiccli.bench.tables import Table
-from musiccli.visible import visible
+from musiccli.core.text_safety import visible
 
 
 def document(tables: Sequence[Table], notes: Sequence[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from musiccli.bench import rewardbench2
 from musiccli.bench.baselines import PREFIX
 from musiccli.bench.tables import TITLES, plainly
-from musiccli.picture import COLOURS, FAINT, INK, STYLE, printable, rendered
+from musiccli.core.figures import COLOURS, FAINT, INK, STYLE, printable, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from musiccli.bench import statistics
 from musiccli.bench.tally import Tally, accuracy, check_scores, metric, number
-from musiccli.errors import RecordError
-from musiccli.records import Record, lookup, preference
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record, lookup, preference
 
 SECTIONS = {
     "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28,

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from musiccli.bench import candidates, statistics
 from musiccli.bench.candidates import Group
 from musiccli.bench.tally import EQUAL, Outcomes, accuracy, metric, prompt
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.records import Record, lookup
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record, lookup
 
 if TYPE_CHECKING:
     import numpy as np

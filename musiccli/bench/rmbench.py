@@ -14,9 +14,9 @@ from functools import partial
 from musiccli.bench import candidates, statistics
 from musiccli.bench.candidates import Group
 from musiccli.bench.tally import Outcomes, Tally, accuracy, metric
-from musiccli.errors import RecordError
-from musiccli.jsonl import Rejects
-from musiccli.records import Record, lookup
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record, lookup
 
 NAME = "rmbench"
 DOMAINS = ("chat", "code", "math", "safety")

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from musiccli.bench import compare
 from musiccli.bench.tally import Tally, accuracy, check_scores
-from musiccli.errors import RecordError
-from musiccli.records import Record, characters, preference
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record, characters, preference
 
 NAME = "sensitivity"
 KINDS = ("reply", "user", "swap", "drop_user")  # the order they are shown in; others come after them

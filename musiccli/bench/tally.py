@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from musiccli.bench import baselines, statistics
-from musiccli.errors import RecordError
-from musiccli.records import Record, content_id, side_names
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record, content_id, side_names
 
 if TYPE_CHECKING:
     import numpy as np

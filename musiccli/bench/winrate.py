@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from musiccli import records, votes
 from musiccli.bench import statistics
 from musiccli.bench.tally import metric, number, prompt
-from musiccli.errors import RecordError
-from musiccli.records import Record, side_names
+from musiccli.core import records, votes
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record, side_names
 
 NAME = "winrate"
 POINTS = {"win": 1.0, "loss": 0.0, "tie": 0.5, "inconsistent": 0.5, "same_pick": 0.5}  # unreadable earns no points

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappush, heappushpop
 from itertools import count
 
-from musiccli import votes
 from musiccli.bench.candidates import Group
-from musiccli.records import Record, side_names
+from musiccli.core import votes
+from musiccli.core.records import Record, side_names
 
 KEPT = 8  # a model
 

@@ -26,11 +26,11 @@ def cache(
     """
     import time
 
-    from musiccli import jsonl
-    from musiccli.errors import InputError
-    from musiccli.llm.cache import Cache
+    from musiccli.core import jsonl
+    from musiccli.core.errors import InputError
+    from musiccli.core.progress import say, table
+    from musiccli.core.store import Cache
     from musiccli.llm.client import cache_path
-    from musiccli.progress import say, table
 
     if model and prune is None:
         raise InputError("--model says whose calls --prune removes; give both")

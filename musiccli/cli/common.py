@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from musiccli import __version__, jsonl
-from musiccli.errors import Exit, InputError, MusicError
-from musiccli.progress import Clock, bar, say
-from musiccli.records import Record
+from musiccli import __version__
+from musiccli.core import jsonl
+from musiccli.core.errors import Exit, InputError, MusicError
+from musiccli.core.progress import Clock, bar, say
+from musiccli.core.records import Record
 
 app = typer.Typer(
     name="music", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -104,7 +105,7 @@ class Run:
 
     def in_processes(self, processes: int | None, config: str | None) -> None:
         """Where several processes are asked for and not there yet: start this same command in them, and end with it."""
-        from musiccli import launch
+        from musiccli.core import processes as launch
 
         if not launch.launched() and (config or (processes or 1) > 1):
             self.rejects.close()  # the processes write it

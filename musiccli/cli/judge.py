@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from musiccli import records
 from musiccli.cli.common import SEED, Run, stage
 from musiccli.cli.models import PROMPTS, asks, default_prompts
+from musiccli.core import records
 
 
 @stage("judge")

@@ -6,11 +6,11 @@ import sys
 
 import typer
 
-from musiccli import jsonl
 from musiccli.cli import bench, cache, judge, merge, pair, sample, score, show, simulate, train  # noqa: F401  (adds commands)
 from musiccli.cli.common import app
-from musiccli.errors import Exit, MusicError
-from musiccli.progress import say
+from musiccli.core import jsonl
+from musiccli.core.errors import Exit, MusicError
+from musiccli.core.progress import say
 
 UsageError = typer.BadParameter.__base__  # typer does not export it
 

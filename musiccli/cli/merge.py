@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.common import app
-from musiccli.progress import Clock, say
+from musiccli.core.progress import Clock, say
 
 
 @app.command()

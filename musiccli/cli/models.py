@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.common import Run
-from musiccli.progress import table
+from musiccli.core.progress import table
 
 PROMPTS = Annotated[str | None, typer.Option(
     metavar="SET|FOLDER", show_default=False, help="Prompt texts: paper, small (for models of few parameters), or a "
@@ -50,7 +50,7 @@ def asks(body: Callable) -> Callable:
 
 
 def default_prompts(given: str | None, model: str) -> str:
-    from musiccli.llm.embedded import EMBEDDED
+    from musiccli.core.model_files import EMBEDDED
 
     return given or ("small" if model.removeprefix("local/") in EMBEDDED else "paper")
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from musiccli import records
 from musiccli.cli.common import SEED, Run, stage
-from musiccli.errors import InputError
+from musiccli.core import records
+from musiccli.core.errors import InputError
 
 
 @stage()

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from musiccli import __version__, jsonl, progress
+from musiccli import __version__
 from musiccli.cli.common import Run
-from musiccli.errors import InputError
-from musiccli.records import Record
+from musiccli.core import jsonl, progress
+from musiccli.core.errors import InputError
+from musiccli.core.records import Record
 
 
 class Report:
@@ -37,8 +38,8 @@ class Report:
         for note in notes:
             self.run.say(note)
         if self.plot and rows:
-            from musiccli import picture
             from musiccli.bench import plots
+            from musiccli.core import figures as picture
 
             save(self.plot, [plots.draw(rows, picture.check(self.plot))])
         if self.markdown:
@@ -78,7 +79,7 @@ class Report:
         return page.Origin(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
 
     def _check(self, targets: dict[str, str | None]) -> None:
-        from musiccli import picture
+        from musiccli.core import figures as picture
 
         if self.plot:
             picture.check(self.plot)

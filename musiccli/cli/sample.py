@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.common import SEED, Run, stage
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 
 
 class Emit(StrEnum):

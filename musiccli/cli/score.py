@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from musiccli import records
 from musiccli.cli.common import ACCELERATE_CONFIG, NUM_PROCESSES, Run, stage
+from musiccli.core import records
 
 
 @stage()
@@ -39,9 +39,9 @@ def score(
     run.in_processes(num_processes, accelerate_config)
     from contextlib import closing, nullcontext
 
-    from musiccli import launch
-    from musiccli.llm.cache import Cache
-    from musiccli.llm.embedded import cache_folder
+    from musiccli.core import processes as launch
+    from musiccli.core.model_files import cache_folder
+    from musiccli.core.store import Cache
     from musiccli.reward_model.checkpoint import load
     from musiccli.score import Settings, score
 

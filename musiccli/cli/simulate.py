@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from musiccli import records
 from musiccli.cli.common import SEED, Run, stage
 from musiccli.cli.models import PROMPTS, asks, default_prompts, show_costs
+from musiccli.core import records
 
 
 class UserTurns(StrEnum):

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from musiccli import jsonl, records
 from musiccli.cli.common import ACCELERATE_CONFIG, NUM_PROCESSES, SEED, Run, stage
+from musiccli.core import jsonl, records
 
 
 class Schedule(StrEnum):
@@ -79,8 +79,9 @@ def train(
     DIR holds the checkpoint at its top (transformers opens it as it is) and log.jsonl, one line a step.
     """
     run.in_processes(num_processes, accelerate_config)
-    from musiccli import launch, picture
     from musiccli.cli.report import save
+    from musiccli.core import figures as picture
+    from musiccli.core import processes as launch
     from musiccli.train import curves, log
     from musiccli.train.run import train
     from musiccli.train.settings import Settings

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
+from musiccli.core.model_files import cache_folder, state
+from musiccli.core.progress import say
+from musiccli.core.store import Cache
 from musiccli.llm import prices
 from musiccli.llm.budget import Budget, LimitReached  # noqa: F401  (what `ask` raises)
-from musiccli.llm.cache import Cache
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.direct import Direct
-from musiccli.llm.embedded import cache_folder, state
 from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.pace import Pace, backoff
 from musiccli.llm.refusal import OF_THE_QUESTION, Empty, Refusal, keys, without
 from musiccli.llm.standing import Standing
-from musiccli.progress import say
 
 
 @dataclass

@@ -10,7 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import orjson
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.refusal import Refusal, seconds_until, without_keys
 

@@ -17,12 +17,12 @@ from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from musiccli import heap
-from musiccli.errors import CallError, InputError
+from musiccli.core.errors import CallError, InputError
+from musiccli.core.model_files import quiet, resolve
+from musiccli.core.progress import say
 from musiccli.gemm import own_products
 from musiccli.llm.decode import Batch, Request, Row
-from musiccli.llm.embedded import quiet, resolve
 from musiccli.llm.inflight import PLACE
-from musiccli.progress import say
 
 BATCH = 24  # requests answered together; measured on 2 cores: more than 24 gains little
 

@@ -4,7 +4,7 @@ import os
 import re
 from functools import cache
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 from musiccli.llm import prices
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.endpoints import OWN

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import orjson
 
-from musiccli.errors import InputError
-from musiccli.records import ROLES
+from musiccli.core.errors import InputError
+from musiccli.core.records import ROLES
 
 SETS = ("paper", "small")  # paper: for models that follow instructions; small: for models of few parameters
 _VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from musiccli import heap
 from musiccli.chat import Encoded, Template
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
+from musiccli.core.model_files import files, quiet, resolve
 from musiccli.gemm import own_products
-from musiccli.llm.embedded import files, quiet, resolve
 from musiccli.reward_model.card import card
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import sufficient

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 
 KEPT_HERE = ["checkpoints/**", "trackers/**", ".*", ".*/**"]  # of a run's folder
 

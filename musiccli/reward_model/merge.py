@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from musiccli.errors import InputError
-from musiccli.llm.embedded import quiet
+from musiccli.core.errors import InputError
+from musiccli.core.model_files import quiet
 from musiccli.reward_model import checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from musiccli.errors import InputError
-from musiccli.llm.embedded import quiet
+from musiccli.core.errors import InputError
+from musiccli.core.model_files import quiet
 from musiccli.reward_model.checkpoint import RewardModel, softcapped
 from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.train.pairs import Pair

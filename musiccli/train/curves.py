@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from musiccli.picture import COLOURS, FAINT, INK, STYLE, printable, rendered
+from musiccli.core.figures import COLOURS, FAINT, INK, STYLE, printable, rendered
 from musiccli.train import log
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "margin": "margin (chosen - rejected)"}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import orjson
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 
 NAME = "log.jsonl"
 

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import count as count_from
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 from musiccli.reward_model.pack import micro_batches, shares
 from musiccli.train.settings import Settings
 

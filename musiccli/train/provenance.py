@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from musiccli import jsonl
-from musiccli.records import Record
+from musiccli.core import jsonl
+from musiccli.core.records import Record
 
 
 def counted(records: Iterable[Record], files: Counter) -> Iterator[Record]:

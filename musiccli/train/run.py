@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from musiccli.errors import InputError
-from musiccli.jsonl import Rejects
-from musiccli.launch import Team
-from musiccli.progress import Bar, bar
-from musiccli.records import Record
+from musiccli.core.errors import InputError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.processes import Team
+from musiccli.core.progress import Bar, bar
+from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.hub import claim, push

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 
 PROJECT = "music"
 PACKAGES = {"comet_ml": "comet-ml"}  # to install, where it is not the tracker's name

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import get_scheduler
 
-from musiccli.errors import InputError
-from musiccli.launch import Team
-from musiccli.progress import Clock
+from musiccli.core.errors import InputError
+from musiccli.core.processes import Team
+from musiccli.core.progress import Clock
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import last_rewards, pair_losses
 from musiccli.reward_model.vocabulary import Narrowed, fingerprint

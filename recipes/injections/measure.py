@@ -23,11 +23,12 @@ from contextlib import closing
 from itertools import product
 from pathlib import Path
 
-from musiccli import jsonl, prompts, votes
+from musiccli import prompts
 from musiccli.bench import statistics
+from musiccli.core import jsonl, votes
+from musiccli.core.records import Record, content_id, preference
 from musiccli.judge import ORDERS, Settings, judge, show
 from musiccli.llm.client import open_client
-from musiccli.records import Record, content_id, preference
 
 HERE = Path(__file__).parent
 INJECTIONS = json.loads((HERE / "injections.json").read_text("utf-8"))

@@ -17,7 +17,7 @@ import orjson
 from musiccli.bench import baselines
 from musiccli.bench.statistics import detectable, share_interval, standard_error, students_t, wilson
 from musiccli.bench.tally import Tally, prompt
-from musiccli.picture import COLOURS, STYLE, rendered
+from musiccli.core.figures import COLOURS, STYLE, rendered
 
 SUBSETS = ("before the last turn", "first turn", "between", "last turn")
 NAMES = {"a": "a: D alone", "b": "b: D, last reply contrasted", "c": "c: D and MUSIC"}

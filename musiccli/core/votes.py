@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
-from musiccli.errors import RecordError
-from musiccli.records import Record, short, side_names
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record, short, side_names
 
 TIE, INCONSISTENT, UNREADABLE = "tie", "inconsistent", "unreadable"
 GIVEN = "given_winner"  # the field with the winner that a record came with, before judge gave it another

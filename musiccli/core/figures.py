@@ -4,8 +4,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from musiccli.errors import InputError
-from musiccli.visible import visible
+from musiccli.core.errors import InputError
+from musiccli.core.text_safety import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

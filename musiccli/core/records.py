@@ -6,7 +6,7 @@ record or raises RecordError naming the field. Nothing is renumbered: `id` is th
 
 from collections.abc import Sequence
 
-from musiccli.errors import RecordError
+from musiccli.core.errors import RecordError
 
 Message = dict  # {"role": "system" | "user" | "assistant", "content": str}
 ROLES = ("system", "user", "assistant")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 
 GEMMA_TEMPLATE = """\
 {{ bos_token }}{% for message in messages %}\

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from musiccli.errors import InputError
+from musiccli.core.errors import InputError
 
 VERSION = 2  # 1 had no model column; such a file gets one
 PATIENCE = 30.0  # seconds to wait for another process that is writing

@@ -5,7 +5,7 @@ A page runs no script and asks the network for nothing.
 
 from html import escape
 
-from musiccli.visible import visible
+from musiccli.core.text_safety import visible
 
 HEAD = """<!doctype html>
 <html lang="en">

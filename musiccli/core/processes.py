@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from musiccli import jsonl
-from musiccli.errors import Exit, InputError
+from musiccli.core import jsonl
+from musiccli.core.errors import Exit, InputError
 
 PATIENCE = 60  # seconds in which the first process should have met, and said, what another one has met
 

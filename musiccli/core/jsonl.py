@@ -15,9 +15,9 @@ from typing import BinaryIO, NoReturn
 
 import orjson
 
-from musiccli.errors import InputError, RecordError
-from musiccli.records import IDENTITY, Record, short
-from musiccli.seen import Seen
+from musiccli.core.errors import InputError, RecordError
+from musiccli.core.records import IDENTITY, Record, short
+from musiccli.core.seen import Seen
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not a conversation, and reading it whole would not be bounded memory
 FLUSH_SECONDS = 0.5  # how long a finished record may wait before the next stage of a pipe sees it

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from musiccli.visible import visible
+from musiccli.core.text_safety import visible
 
 Item = TypeVar("Item")
 _console = None  # rich's console while a bar is on the screen: lines must go above the bar
