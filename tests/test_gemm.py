@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from musiccli import gemm
+from musiccli.cpu import products as gemm
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 SHAPES = {"wide": (96, 256), "narrow": (256, 96), "into LoRA's rank": (96, 4), "out of LoRA's rank": (4, 96),

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from toys import FAMILIES, WINDOW, backbone, draw, seeing, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
-from musiccli import gemm
 from musiccli.core.errors import InputError
+from musiccli.cpu import products as gemm
 from musiccli.reward_model import activations, checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.network import RewardNetwork, bradley_terry

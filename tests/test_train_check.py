@@ -228,7 +228,7 @@ def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_doe
 
 
 def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
-    monkeypatch.setattr("musiccli.gemm.own_products", lambda _: None)  # as on a GPU: our products stay fp32
+    monkeypatch.setattr("musiccli.cpu.products.own_products", lambda _: None)  # as on a GPU: our products stay fp32
     monkeypatch.setattr("musiccli.reward_model.checkpoint.own_products", lambda _: None)
     model = checkpoint.create(str(base))
     given, settings = prepared(model), Settings(batch=8)

@@ -16,11 +16,11 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from musiccli import heap
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.model_files import quiet, resolve
 from musiccli.core.progress import say
-from musiccli.gemm import own_products
+from musiccli.cpu import memory as heap
+from musiccli.cpu.products import own_products
 from musiccli.llm.decode import Batch, Request, Row
 from musiccli.llm.inflight import PLACE
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from musiccli import gemm
+from musiccli.cpu import products as gemm
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.pack import cost
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from musiccli import gemm
+from musiccli.cpu import products as gemm
 from musiccli.reward_model.pack import Run
 
 NAME = "music_packed"
