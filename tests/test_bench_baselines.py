@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from musiccli import sources
 from musiccli.bench import baselines
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
-from musiccli.sample import sample
+from musiccli.sample import sources
+from musiccli.sample.sampler import sample
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

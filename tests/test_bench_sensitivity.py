@@ -8,7 +8,7 @@ import pytest
 from musiccli.bench.sensitivity import scored, sensitivity
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
-from musiccli.sample import sample
+from musiccli.sample.sampler import sample
 
 
 def pair(number, kind, distance, intact, corrupted, model="rm", shift=0, **more):

@@ -6,13 +6,15 @@ from random import Random
 
 import pytest
 
-from musiccli import corrupt, show, sources
+from musiccli import show
 from musiccli.bench import audit
 from musiccli.core import records
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
-from musiccli.corrupt import Pool, corruptions
-from musiccli.sample import sample
+from musiccli.sample import corruptions as corrupt
+from musiccli.sample import sources
+from musiccli.sample.corruptions import Pool, corruptions
+from musiccli.sample.sampler import sample
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -9,8 +9,8 @@ from musiccli import faults
 from musiccli.core import text_checks
 from musiccli.core.jsonl import Rejects
 from musiccli.prompts import feedback
-from musiccli.sample import sample
-from musiccli.sources import rows
+from musiccli.sample.sampler import sample
+from musiccli.sample.sources import rows
 
 EGGS = talk("How do I boil an egg?", "Put it into boiling water for eight minutes.")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from musiccli import formats, sources
 from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
+from musiccli.sample import formats, sources
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")

@@ -14,7 +14,7 @@ from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
 from musiccli.pair import join
-from musiccli.sample import Benchmark, read, sample, tokens
+from musiccli.sample.sampler import Benchmark, read, sample, tokens
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")
@@ -340,7 +340,7 @@ def test_what_cannot_be_read_is_one_line_and_status_2(tmp_path, words, said):
 
 
 def test_help_names_every_short_name():
-    from musiccli.sources import SHORT_NAMES
+    from musiccli.sample.sources import SHORT_NAMES
 
     done = music("--help")
     assert all(name in done.stdout.replace("-\n", "-").replace(" ", "").replace("\n", "") for name in SHORT_NAMES)

@@ -9,9 +9,9 @@ from decimal import Decimal
 import pytest
 import zstandard
 
-from musiccli import sources
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.jsonl import Rejects
+from musiccli.sample import sources
 
 ROWS = [{"prompt": "one"}, {"prompt": "two"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

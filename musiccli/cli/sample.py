@@ -79,7 +79,8 @@ def sample(
     music sample hh.jsonl.gz --emit pairs --on-error skip > pairs.jsonl
     music sample pairs.jsonl --emit contrasts -n 5000 > contrasts.jsonl
     """
-    from musiccli import sample, sources
+    from musiccli.sample import sampler as sample
+    from musiccli.sample import sources
 
     if (kind and emit is not Emit.corruptions) or (turn is Turn.last and emit is not Emit.contrasts):
         raise InputError("--kind is for --emit corruptions, and --turn for --emit contrasts")

@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from operator import itemgetter
 
-from musiccli import corrupt, formats
 from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import IDENTITY, Message, Record, content_id, side_names
 from musiccli.core.seen import Seen
+from musiccli.sample import corruptions as corrupt
+from musiccli.sample import formats
 
 ENDS = {"user": {"assistant"}, "assistant": {"user"}, "any": {"user", "assistant"}}  # who spoke last, by who is next
 CHARACTERS_A_TOKEN = 4  # no tokenizer is loaded here: a rough figure for English
