@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from scripted import talk
 
-from musiccli import faults
 from musiccli.core import text_checks
 from musiccli.core.jsonl import Rejects
 from musiccli.prompts import feedback
 from musiccli.sample.sampler import sample
 from musiccli.sample.sources import rows
+from musiccli.simulate import faults
 
 EGGS = talk("How do I boil an egg?", "Put it into boiling water for eight minutes.")
 

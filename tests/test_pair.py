@@ -8,7 +8,7 @@ from scripted import Music, jsonl, lines, talk
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, preference
-from musiccli.pair import best_of, drop_reason, join, scored
+from musiccli.pair.preferences import best_of, drop_reason, join, scored
 
 SEED = ("How do I boil an egg?",)
 GOOD, BAD = (*SEED, "Eight minutes.", "And soft?", "Five."), (*SEED, "Fry it.", "I said boil!", "Bake it.")

@@ -13,7 +13,7 @@ from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
-from musiccli.pair import join
+from musiccli.pair.preferences import join
 from musiccli.sample.sampler import Benchmark, read, sample, tokens
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -12,7 +12,6 @@ from openai_server import serve
 from scripted import Music, cast, jsonl, lines, no_network, role, roles, talk, wait_until, words
 
 from musiccli import prompts
-from musiccli import simulate as stage
 from musiccli.core import jsonl as files
 from musiccli.core.errors import InputError
 from musiccli.core.records import Record, branch, conversation, first_divergence, preference
@@ -20,9 +19,10 @@ from musiccli.core.store import Cache
 from musiccli.llm import client as door
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
-from musiccli.pair import join
+from musiccli.pair.preferences import join
 from musiccli.prompts import transcript
-from musiccli.simulate import Settings, contrasted, estimate, simulate
+from musiccli.simulate import simulator as stage
+from musiccli.simulate.simulator import Settings, contrasted, estimate, simulate
 
 MODEL = "openai/scripted"
 

@@ -197,9 +197,9 @@ def audit(
     from contextlib import closing
 
     from musiccli import judge as judging
-    from musiccli import pair
     from musiccli.bench import audit
     from musiccli.cli.report import Report
+    from musiccli.pair import preferences as pair
 
     report, found = Report(run, None, plot, html, markdown), audit.Audit()
     pairs = pair.join(run.read(audit.contrasted), run.counts, run.say, drop=lambda *_: None)

@@ -31,7 +31,7 @@ def pair(
     """
     from functools import partial
 
-    from musiccli import pair
+    from musiccli.pair import preferences as pair
 
     if best_of and drop_truncated:
         raise InputError("--drop-truncated is for pairs of branches, not for --best-of")

@@ -60,7 +60,7 @@ def simulate(
     from contextlib import closing
 
     from musiccli import prompts as prompt_files
-    from musiccli.simulate import Settings, estimate, simulate
+    from musiccli.simulate.simulator import Settings, estimate, simulate
 
     chosen = default_prompts(prompts, assistant)
     settings = Settings(

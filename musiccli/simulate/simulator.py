@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from musiccli import faults, prompts
+from musiccli import prompts
 from musiccli.core import text_checks
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.jsonl import Rejects
@@ -25,6 +25,7 @@ from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
 from musiccli.llm.inflight import all_of, in_order
 from musiccli.prompts import Prompt, feedback, transcript
+from musiccli.simulate import faults
 
 WARMER = 0.2  # added to the temperature each time a faulty message is asked for again, or it would come out the same
 WARMEST = 1.0  # some providers refuse more
