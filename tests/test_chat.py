@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from musiccli.chat import Encoded, Template, fit
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, first_divergence
-from musiccli.score import score
+from musiccli.score.scorer import score
 from musiccli.train.pairs import prepare
 
 SYSTEM = {"role": "system", "content": " Be brief. "}

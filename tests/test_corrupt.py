@@ -6,7 +6,6 @@ from random import Random
 
 import pytest
 
-from musiccli import show
 from musiccli.bench import audit
 from musiccli.core import records
 from musiccli.core.jsonl import Rejects
@@ -15,6 +14,7 @@ from musiccli.sample import corruptions as corrupt
 from musiccli.sample import sources
 from musiccli.sample.corruptions import Pool, corruptions
 from musiccli.sample.sampler import sample
+from musiccli.show import view as show
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

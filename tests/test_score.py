@@ -21,7 +21,7 @@ from musiccli.core.records import Record
 from musiccli.core.store import Cache
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.score import Settings, score
+from musiccli.score.scorer import Settings, score
 
 CLOSE = {"abs": 1e-5, "rel": 1e-4}
 
@@ -195,7 +195,7 @@ def test_a_padded_forward_pass_stays_within_the_budget_too(rm, monkeypatch):
 
 
 def test_output_keeps_input_order_over_many_windows(model, monkeypatch):
-    monkeypatch.setattr("musiccli.score.WINDOW", 7)
+    monkeypatch.setattr("musiccli.score.scorer.WINDOW", 7)
     records = [Record(one) for one in pairs(20)] + candidates()
     found = scored(model, records, budget=100)
     assert [one["id"] for one in found] == [one["id"] for one in records]
@@ -367,7 +367,7 @@ def test_another_model_in_the_same_folder_computes_anew(model, rm, tmp_path, cac
 
 
 def test_equal_texts_score_the_same_in_different_windows(model, monkeypatch, cache):
-    monkeypatch.setattr("musiccli.score.WINDOW", 3)
+    monkeypatch.setattr("musiccli.score.scorer.WINDOW", 3)
     records = [conversation(f"{number}", "q" * (number % 3), "the same answer") for number in range(30)]
     found = scored(model, records, cache=cache)
     assert len({one["scores"]["rm"] for one in found}) == 3

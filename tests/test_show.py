@@ -12,9 +12,9 @@ from unicodedata import category
 
 import pytest
 
-from musiccli import show
 from musiccli.core import jsonl, records
 from musiccli.core.records import Record
+from musiccli.show import view as show
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MUSIC = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "show"]

@@ -196,9 +196,9 @@ def audit(
     """
     from contextlib import closing
 
-    from musiccli import judge as judging
     from musiccli.bench import audit
     from musiccli.cli.report import Report
+    from musiccli.judge import verdicts as judging
     from musiccli.pair import preferences as pair
 
     report, found = Report(run, None, plot, html, markdown), audit.Audit()

@@ -29,8 +29,8 @@ def judge(
     """
     from contextlib import closing
 
-    from musiccli.judge import Settings
-    from musiccli.judge import judge as judged
+    from musiccli.judge.verdicts import Settings
+    from musiccli.judge.verdicts import judge as judged
 
     settings = Settings(judges=tuple(dict.fromkeys(judge)), prompts=default_prompts(prompts, judge[0]),
                         max_tokens=max_tokens, seed=seed)

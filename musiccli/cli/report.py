@@ -48,8 +48,8 @@ class Report:
             save(self.html, (piece.encode("utf-8", "replace") for piece in self._page(rows, shown, notes)))
 
     def _page(self, rows: list[dict], shown: list, notes: list[str]) -> Iterator[str]:
-        from musiccli import show
         from musiccli.bench import page, tables
+        from musiccli.show import view as show
 
         worst = (page.Bad(model, str(record["id"]), how, show.article(show.view(record)))
                  for model, how, record in self.worst.found())

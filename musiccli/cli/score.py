@@ -43,7 +43,7 @@ def score(
     from musiccli.core.model_files import cache_folder
     from musiccli.core.store import Cache
     from musiccli.reward_model.checkpoint import load
-    from musiccli.score import Settings, score
+    from musiccli.score.scorer import Settings, score
 
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
     settings = Settings(per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length)

@@ -40,7 +40,7 @@ def show(
     music show pairs.jsonl -n 5
     music judge pairs.jsonl --judge MODEL | music show --where winner=tie --html ties.html
     """
-    from musiccli import show
+    from musiccli.show import view as show
 
     tests = [tuple(test.split("=", 1)) for test in where or ()]
     if any(len(test) != 2 for test in tests):

@@ -27,7 +27,7 @@ from musiccli import prompts
 from musiccli.bench import statistics
 from musiccli.core import jsonl, votes
 from musiccli.core.records import Record, content_id, preference
-from musiccli.judge import ORDERS, Settings, judge, show
+from musiccli.judge.verdicts import ORDERS, Settings, judge, show
 from musiccli.llm.client import open_client
 
 HERE = Path(__file__).parent
