@@ -15,7 +15,7 @@ from musiccli.chat import Encoded, Template, fit
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, first_divergence
 from musiccli.score.scorer import score
-from musiccli.train.pairs import prepare
+from musiccli.train.tokenized_pairs import prepare
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 ODD = [talk("  padded  ", "\n\nnewlines\n"), talk("👩‍👩‍👧 日本語", "naïve ’quotes’ 👍", "é", "🇫🇷\u200d"),

@@ -26,11 +26,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
+from musiccli.train.batching import plan, total_steps
+from musiccli.train.config import Settings
 from musiccli.train.log import Log
-from musiccli.train.pairs import prepare
-from musiccli.train.plan import plan, total_steps
 from musiccli.train.run import train
-from musiccli.train.settings import Settings
+from musiccli.train.tokenized_pairs import prepare
 from musiccli.train.trainer import Trainer
 
 TIMES = ("tokens_per_s", "pairs_per_s")

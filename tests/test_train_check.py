@@ -14,11 +14,11 @@ from toys import backbone, pairs, sequence, write
 
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
-from musiccli.train import check as checks
-from musiccli.train.check import Doubt, check
+from musiccli.train import checks
+from musiccli.train.checks import Doubt, check
+from musiccli.train.config import Settings
 from musiccli.train.memory import estimate
-from musiccli.train.pairs import prepare
-from musiccli.train.settings import Settings
+from musiccli.train.tokenized_pairs import prepare
 
 
 @pytest.fixture(scope="module")

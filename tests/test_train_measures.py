@@ -7,8 +7,8 @@ import pytest
 from toys import sequence, talk
 
 from musiccli.train.log import in_words
-from musiccli.train.measures import calibration_error, held_out, means
-from musiccli.train.pairs import Pair, where_they_part
+from musiccli.train.metrics import calibration_error, held_out, means
+from musiccli.train.tokenized_pairs import Pair, where_they_part
 
 PAIR = Pair((sequence([1]), sequence([2])), 2, 2, 1, "last")
 

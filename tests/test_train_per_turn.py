@@ -12,10 +12,10 @@ from toys import backbone, lines, pair, pairs, talk, write
 from musiccli.core.records import Record, turns
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import bradley_terry, pair_losses
-from musiccli.train.check import check
-from musiccli.train.pairs import prepare
+from musiccli.train.checks import check
+from musiccli.train.config import Settings
 from musiccli.train.run import train
-from musiccli.train.settings import Settings
+from musiccli.train.tokenized_pairs import prepare
 
 CASES = {  # by what differs: the sides, and which turn of the one is compared with which of the other
     "the only reply": (talk("q", "yes"), talk("q", "no"), [(0, 0)]),

@@ -9,8 +9,8 @@ from toys import backbone, pair, pairs, talk
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint, vocabulary
 from musiccli.train import run
-from musiccli.train.pairs import prepare
-from musiccli.train.settings import Settings
+from musiccli.train.config import Settings
+from musiccli.train.tokenized_pairs import prepare
 
 
 @pytest.fixture(params=["llama", "gemma3"])

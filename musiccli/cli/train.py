@@ -83,8 +83,8 @@ def train(
     from musiccli.core import figures as picture
     from musiccli.core import processes as launch
     from musiccli.train import curves, log
+    from musiccli.train.config import Settings
     from musiccli.train.run import train
-    from musiccli.train.settings import Settings
 
     form = picture.check(plot) if plot else ""
     curves.read(plot_beside or ())  # what is wrong with them is better known now

@@ -9,8 +9,8 @@ import torch
 
 from musiccli.reward_model.activations import CPU, KEPT, Products, selects
 from musiccli.reward_model.checkpoint import RewardModel
-from musiccli.train.pairs import Pair
-from musiccli.train.settings import Settings
+from musiccli.train.config import Settings
+from musiccli.train.tokenized_pairs import Pair
 
 SAMPLE = 512  # tokens: the largest pair that is not larger is run forward once to see what it keeps
 

@@ -31,12 +31,12 @@ from musiccli.reward_model.hub import claim, push
 from musiccli.reward_model.out_of_memory import sufficient
 from musiccli.reward_model.vocabulary import Narrowed, used
 from musiccli.train import log, trackers
-from musiccli.train.check import check
+from musiccli.train.batching import plan, total_steps
+from musiccli.train.checks import check
+from musiccli.train.config import Settings
 from musiccli.train.memory import available, estimate
-from musiccli.train.pairs import Pair, fingerprint, prepare
-from musiccli.train.plan import plan, total_steps
 from musiccli.train.provenance import counted, described
-from musiccli.train.settings import Settings
+from musiccli.train.tokenized_pairs import Pair, fingerprint, prepare
 from musiccli.train.trainer import CHECKPOINTS, Trainer, refuse_other_run, remove_states
 
 TRACKED = "trackers"  # where trackers that write files do so

@@ -19,10 +19,10 @@ from musiccli.core.progress import Clock
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import last_rewards, pair_losses
 from musiccli.reward_model.vocabulary import Narrowed, fingerprint
-from musiccli.train import measures
-from musiccli.train.pairs import Pair
-from musiccli.train.plan import deal, total_steps
-from musiccli.train.settings import HOW, Settings
+from musiccli.train import metrics as measures
+from musiccli.train.batching import deal, total_steps
+from musiccli.train.config import HOW, Settings
+from musiccli.train.tokenized_pairs import Pair
 
 STATE, CHECKPOINTS, VOCABULARY = "state.json", "checkpoints", "vocabulary"
 

@@ -7,7 +7,7 @@ from itertools import count as count_from
 
 from musiccli.core.errors import InputError
 from musiccli.reward_model.pack import micro_batches, shares
-from musiccli.train.settings import Settings
+from musiccli.train.config import Settings
 
 
 def plan(sizes: Sequence[int], settings: Settings, ranks: int, padded: bool = False

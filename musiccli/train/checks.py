@@ -18,7 +18,7 @@ from musiccli.core.errors import InputError
 from musiccli.core.model_files import quiet
 from musiccli.reward_model.checkpoint import RewardModel, softcapped
 from musiccli.reward_model.network import RewardNetwork, last_rewards
-from musiccli.train.pairs import Pair
+from musiccli.train.tokenized_pairs import Pair
 
 SAMPLE = 4, 512  # pairs, tokens: at most so many are scored to look for differences
 

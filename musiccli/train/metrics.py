@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from musiccli.train.pairs import PARTS, Pair
+from musiccli.train.tokenized_pairs import PARTS, Pair
 
 BINS = 10  # of confidence, from 0.5 to 1
 
