@@ -11,9 +11,9 @@ import torch
 from toys import hh, mtbench101, needs_data, sequence, talk, tokenizer
 from transformers import AutoTokenizer
 
-from musiccli.chat import Encoded, Template, fit
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, first_divergence
+from musiccli.reward_model.chat_template import Encoded, Template, fit
 from musiccli.score.scorer import score
 from musiccli.train.tokenized_pairs import prepare
 

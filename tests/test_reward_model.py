@@ -20,7 +20,7 @@ from musiccli.cpu import products as gemm
 from musiccli.reward_model import activations, checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.network import RewardNetwork, bradley_terry
-from musiccli.reward_model.pack import Run, cost, micro_batches, pack, shared_prefix
+from musiccli.reward_model.packing import Run, cost, micro_batches, pack, shared_prefix
 
 PREFIX = 40  # tokens that a pair shares: more than the window
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}

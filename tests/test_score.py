@@ -166,7 +166,7 @@ def test_a_forward_pass_stays_within_the_budget_where_one_sequence_does(model, m
     real = model.network._packed
 
     def watch(groups):
-        from musiccli.reward_model.pack import pack
+        from musiccli.reward_model.packing import pack
 
         rows.append(len(pack(groups)))
         return real(groups)

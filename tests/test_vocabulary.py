@@ -7,7 +7,8 @@ import torch
 from toys import backbone, pair, pairs, talk
 
 from musiccli.core.records import Record
-from musiccli.reward_model import checkpoint, vocabulary
+from musiccli.reward_model import checkpoint
+from musiccli.reward_model import trimmed_embedding as vocabulary
 from musiccli.train import run
 from musiccli.train.config import Settings
 from musiccli.train.tokenized_pairs import prepare

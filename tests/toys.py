@@ -28,9 +28,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from musiccli.chat import Encoded
 from musiccli.core.errors import InputError
 from musiccli.core.model_files import EMBEDDED, folder, quiet
+from musiccli.reward_model.chat_template import Encoded
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = Path(__file__).parents[1] / "recipes" / "tiny-data"

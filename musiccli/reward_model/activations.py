@@ -8,7 +8,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from musiccli.cpu import products as gemm
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.reward_model.pack import cost
+from musiccli.reward_model.packing import cost
 
 # On a CPU the products are nearly all of the work, and norms, gates and rotations nearly all of the memory: to compute
 # these again takes half off the peak, and a tenth more time. So it is done where many tokens are computed at once.

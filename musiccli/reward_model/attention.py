@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from musiccli.cpu import products as gemm
-from musiccli.reward_model.pack import Run
+from musiccli.reward_model.packing import Run
 
 NAME = "music_packed"
 WIDE = 128  # numbers a head, from which on PyTorch's attention on a CPU is slower than plain products (by a half at

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from musiccli.chat import Encoded, Template
 from musiccli.core.errors import InputError
 from musiccli.core.model_files import files, quiet, resolve
 from musiccli.cpu import memory as heap
 from musiccli.cpu.products import own_products
 from musiccli.reward_model.card import card
+from musiccli.reward_model.chat_template import Encoded, Template
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import sufficient
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from musiccli.chat import Encoded
 from musiccli.reward_model.attention import NAME
-from musiccli.reward_model.pack import cost, pack
+from musiccli.reward_model.chat_template import Encoded
+from musiccli.reward_model.packing import cost, pack
 
 
 class RewardNetwork(nn.Module):

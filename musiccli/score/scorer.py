@@ -11,15 +11,15 @@ from itertools import groupby, islice
 import orjson
 import torch
 
-from musiccli.chat import Encoded, fit
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.processes import Team
 from musiccli.core.records import Record, characters, first_divergence, side_names
 from musiccli.core.store import Cache
+from musiccli.reward_model.chat_template import Encoded, fit
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.out_of_memory import sufficient
-from musiccli.reward_model.pack import cost, micro_batches, shares
+from musiccli.reward_model.packing import cost, micro_batches, shares
 
 WINDOW = 256  # records that one process scores together: enough to sort by size and to find candidates of one prompt
 BUDGET = 4096  # tokens in one forward pass

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count as count_from
 
 from musiccli.core.errors import InputError
-from musiccli.reward_model.pack import micro_batches, shares
+from musiccli.reward_model.packing import micro_batches, shares
 from musiccli.train.config import Settings
 
 

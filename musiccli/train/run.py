@@ -29,7 +29,7 @@ from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.hub import claim, push
 from musiccli.reward_model.out_of_memory import sufficient
-from musiccli.reward_model.vocabulary import Narrowed, used
+from musiccli.reward_model.trimmed_embedding import Narrowed, used
 from musiccli.train import log, trackers
 from musiccli.train.batching import plan, total_steps
 from musiccli.train.checks import check

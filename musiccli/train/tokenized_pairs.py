@@ -9,10 +9,10 @@ from functools import partial
 
 import orjson
 
-from musiccli.chat import Encoded, fit
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record, first_divergence, lookup, short, turns
+from musiccli.reward_model.chat_template import Encoded, fit
 from musiccli.reward_model.checkpoint import RewardModel
 
 PARTS = ("first", "middle", "last")

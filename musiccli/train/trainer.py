@@ -18,7 +18,7 @@ from musiccli.core.processes import Team
 from musiccli.core.progress import Clock
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import last_rewards, pair_losses
-from musiccli.reward_model.vocabulary import Narrowed, fingerprint
+from musiccli.reward_model.trimmed_embedding import Narrowed, fingerprint
 from musiccli.train import metrics as measures
 from musiccli.train.batching import deal, total_steps
 from musiccli.train.config import HOW, Settings

@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from musiccli.chat import Encoded
+from musiccli.reward_model.chat_template import Encoded
 
 WORTH_SHARING = 16  # tokens; a shorter common prefix is cheaper computed twice than attended to from elsewhere
 
