@@ -14,12 +14,12 @@ from scripted import no_network
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.store import Cache
 from musiccli.llm import client as door
-from musiccli.llm import provider
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached, unwanted
-from musiccli.llm.inflight import in_order
-from musiccli.llm.refusal import Refusal
-from musiccli.llm.standing import GIVE_UP_AFTER
+from musiccli.llm.concurrency import in_order
+from musiccli.llm.model_health import GIVE_UP_AFTER
+from musiccli.llm.provider_errors import Refusal
+from musiccli.llm.providers import litellm_provider as provider
 
 KEY = "sesame-open-9876543210"
 PRICE = 8 * 2.5e-06 + 8 * 1e-05  # openai/gpt-4o: six words are eight tokens, in and out, on this server

@@ -5,8 +5,8 @@ import torch
 import toys
 from transformers import AutoModelForCausalLM
 
-from musiccli.llm.decode import Batch, Request, Row
-from musiccli.llm.prefixes import Prefixes, common
+from musiccli.llm.local.batch import Batch, Request, Row
+from musiccli.llm.local.prefix_cache import Prefixes, common
 
 HISTORY = toys.draw(90, 0)
 LONGER = [

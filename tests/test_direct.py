@@ -14,8 +14,8 @@ from openai_server import serve
 from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client
-from musiccli.llm.direct import Direct, read, request
-from musiccli.llm.refusal import Refusal
+from musiccli.llm.provider_errors import Refusal
+from musiccli.llm.providers.openai_server import Direct, read, request
 
 VLLM = "hosted_vllm/some/model"
 QUESTION = ({"role": "user", "content": "What is a fugue in music?"},)

@@ -15,7 +15,7 @@ from musiccli.llm import endpoints
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.llm.endpoints import Endpoints, addresses, check, split
-from musiccli.llm.refusal import Refusal
+from musiccli.llm.provider_errors import Refusal
 
 VLLM, OTHER, GEMINI = "hosted_vllm/scripted", "hosted_vllm/other", "gemini/gemini-1.5-pro"
 A, B = "http://a:8000/v1", "http://b:8000/v1"

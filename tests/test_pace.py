@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from musiccli.llm import pace
-from musiccli.llm.inflight import PLACE, Place
-from musiccli.llm.pace import CUT_EVERY, FIRST, Pace, backoff
+from musiccli.llm import limiter as pace
+from musiccli.llm.concurrency import PLACE, Place
+from musiccli.llm.limiter import CUT_EVERY, FIRST, Pace, backoff
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from email.utils import formatdate
 
 import pytest
 
-from musiccli.llm import provider
 from musiccli.llm.call import Reply
-from musiccli.llm.refusal import LONGEST, Empty, Refusal, seconds_until
+from musiccli.llm.provider_errors import LONGEST, Empty, Refusal, seconds_until
+from musiccli.llm.providers import litellm_provider as provider
 
 KEY = "sesame-open-9876543210"
 

@@ -13,9 +13,9 @@ from musiccli.llm import client as door
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.llm.endpoints import Endpoints
-from musiccli.llm.pace import Pace
-from musiccli.llm.refusal import Empty, Refusal
-from musiccli.llm.standing import GIVE_UP_AFTER, LONGEST_WAIT, Standing
+from musiccli.llm.limiter import Pace
+from musiccli.llm.model_health import GIVE_UP_AFTER, LONGEST_WAIT, Standing
+from musiccli.llm.provider_errors import Empty, Refusal
 
 VLLM = "hosted_vllm/scripted"
 NOTHING = Empty(Reply("", "stop", 7, 0, None))

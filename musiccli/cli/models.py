@@ -77,7 +77,7 @@ def _client(run: Run, models: Sequence[str], *, cache: str | None, no_cache: boo
 def show_costs(planned: dict) -> None:
     """What a run would take, as a table on stderr: {(role, model): Counter(calls, prompt_tokens, completion_tokens)}.
     """
-    from musiccli.llm.provider import price
+    from musiccli.llm.providers.litellm_provider import price
 
     rows, total, unknown = [], 0.0, False
     for (role, model), count in planned.items():

@@ -12,7 +12,7 @@ from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record, content_id, same_text, side_names
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client, LimitReached
-from musiccli.llm.inflight import all_of, in_order
+from musiccli.llm.concurrency import all_of, in_order
 from musiccli.prompts import transcript
 
 ORDERS = ("ab", "ba")  # "ab": the record's first side is shown as A

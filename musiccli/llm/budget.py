@@ -3,7 +3,7 @@
 import asyncio
 import math
 
-from musiccli.llm.inflight import PLACE, Place
+from musiccli.llm.concurrency import PLACE, Place
 
 FIRST = 4  # items that begin before one has finished: until then nobody knows what an item costs
 LOOK = 0.05  # seconds between two looks whether one has

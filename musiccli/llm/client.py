@@ -15,11 +15,11 @@ from musiccli.core.store import Cache
 from musiccli.llm import prices
 from musiccli.llm.budget import Budget, LimitReached  # noqa: F401  (what `ask` raises)
 from musiccli.llm.call import Call, Reply
-from musiccli.llm.direct import Direct
 from musiccli.llm.endpoints import Endpoints
-from musiccli.llm.pace import Pace, backoff
-from musiccli.llm.refusal import OF_THE_QUESTION, Empty, Refusal, keys, without
-from musiccli.llm.standing import Standing
+from musiccli.llm.limiter import Pace, backoff
+from musiccli.llm.model_health import Standing
+from musiccli.llm.provider_errors import OF_THE_QUESTION, Empty, Refusal, keys, without
+from musiccli.llm.providers.openai_server import Direct
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Client:
         self._budget.pay(reply.cost or 0.0)
 
     async def _local(self, call: Call) -> Reply:
-        from musiccli.llm.local import LocalEngine, Request
+        from musiccli.llm.local.engine import LocalEngine, Request
 
         if call.model not in self._engines:
             self._engines[call.model] = LocalEngine(call.model)
@@ -193,7 +193,7 @@ class Client:
                 paid = price and reply.prompt_tokens * price[0] + reply.completion_tokens * price[1]
                 reply = replace(reply, cost=paid)
             else:
-                from musiccli.llm import provider
+                from musiccli.llm.providers import litellm_provider as provider
 
                 reply = await provider.complete(call, self.timeout, endpoint.url)
             if not reply.text:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from musiccli.core.errors import InputError
 from musiccli.core.progress import say
-from musiccli.llm.refusal import Refusal
+from musiccli.llm.provider_errors import Refusal
 
 # Prefixes of models that a server of one's own offers by OpenAI's protocol, and litellm's variables for its address.
 # PREFIX_API_KEY holds its key.

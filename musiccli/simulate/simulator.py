@@ -23,7 +23,7 @@ from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
-from musiccli.llm.inflight import all_of, in_order
+from musiccli.llm.concurrency import all_of, in_order
 from musiccli.prompts import Prompt, feedback, transcript
 from musiccli.simulate import faults
 

@@ -100,7 +100,7 @@ class Forced:
     def _ask(self, text: str) -> list[float]:
         import torch
 
-        from musiccli.llm.local import LocalEngine
+        from musiccli.llm.local.engine import LocalEngine
 
         self.engine = self.engine or LocalEngine(self.model)
         tokenizer = self.engine.tokenizer

@@ -12,7 +12,7 @@ import orjson
 
 from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
-from musiccli.llm.refusal import Refusal, seconds_until, without_keys
+from musiccli.llm.provider_errors import Refusal, seconds_until, without_keys
 
 IDLE = 4.0  # seconds an unused connection is kept: uvicorn, under vLLM and SGLang, closes it after 5
 CONNECT = 15.0  # seconds for a connection; a SYN that is lost in a full backlog comes again after 1, 3 and 7

@@ -4,8 +4,8 @@ from musiccli.core.errors import CallError, InputError
 from musiccli.core.progress import say
 from musiccli.llm.call import Call
 from musiccli.llm.endpoints import Endpoints
-from musiccli.llm.pace import Pace
-from musiccli.llm.refusal import Refusal
+from musiccli.llm.limiter import Pace
+from musiccli.llm.provider_errors import Refusal
 
 GIVE_UP_AFTER = 8  # calls to a model that failed for good, one after the other, without an answer between
 LONGEST_WAIT = 300.0  # seconds; a provider that asks for more (a spent quota, mostly) is not waited for

@@ -21,8 +21,8 @@ from musiccli.core.model_files import quiet, resolve
 from musiccli.core.progress import say
 from musiccli.cpu import memory as heap
 from musiccli.cpu.products import own_products
-from musiccli.llm.decode import Batch, Request, Row
-from musiccli.llm.inflight import PLACE
+from musiccli.llm.concurrency import PLACE
+from musiccli.llm.local.batch import Batch, Request, Row
 
 BATCH = 24  # requests answered together; measured on 2 cores: more than 24 gains little
 

@@ -8,7 +8,7 @@ from musiccli.core.errors import InputError
 from musiccli.llm import prices
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.endpoints import OWN
-from musiccli.llm.refusal import Refusal, seconds_until
+from musiccli.llm.provider_errors import Refusal, seconds_until
 
 HOPELESS = re.compile(r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE)  # litellm calls these 500
 

@@ -11,7 +11,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from musiccli.llm.prefixes import Prefixes
+from musiccli.llm.local.prefix_cache import Prefixes
 
 TOP_K = 64  # candidates that top-p sampling considers
 TOGETHER = 8  # prompts of similar length prefilled in one pass, so that little of it is padding

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 from itertools import count
 
-from musiccli.llm.inflight import PLACE
+from musiccli.llm.concurrency import PLACE
 
 FIRST, CUT_EVERY = 16, 1.0  # calls at the start; seconds in which several refusals count as one
 
