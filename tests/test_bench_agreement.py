@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from musiccli.bench import statistics
 from musiccli.bench.agreement import agreement, scored
+from musiccli.bench.stats import intervals as statistics
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 

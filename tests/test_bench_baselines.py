@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from musiccli.bench import baselines
+from musiccli.bench.stats import baselines
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
 from musiccli.sample import sources

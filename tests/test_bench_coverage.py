@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from musiccli.bench import statistics
+from musiccli.bench.stats import intervals as statistics
 
 SETS = 2000
 DRAWS = 400  # of a bootstrap; the tool's 10,000 differ by less than the simulation can tell

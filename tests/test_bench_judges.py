@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from console import lines, music
 
-from musiccli.bench.baselines import first_listed
 from musiccli.bench.judges import judged, judges
+from musiccli.bench.stats.baselines import first_listed
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record

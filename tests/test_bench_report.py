@@ -10,9 +10,9 @@ from unicodedata import category
 import pytest
 from console import lines, music, start, write
 
-from musiccli.bench import markdown, page
+from musiccli.bench.report import markdown, page
+from musiccli.bench.report.tables import Table
 from musiccli.bench.rewardbench import ROWS
-from musiccli.bench.tables import Table
 
 
 def talk(*texts):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from musiccli.bench import statistics
+from musiccli.bench.stats import intervals as statistics
 
 
 @pytest.mark.parametrize("right, count", [(0, 10), (3, 10), (10, 10), (81, 263), (447, 447)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from musiccli.bench.worst import KEPT, Worst
+from musiccli.bench.report.worst_records import KEPT, Worst
 from musiccli.core.records import Record
 
 

@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from musiccli.bench import baselines, compare, statistics
-from musiccli.bench.tally import Outcomes, Tally, accuracy, check_scores, metric
+from musiccli.bench.stats import baselines
+from musiccli.bench.stats import comparisons as compare
+from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.outcomes import Outcomes, Tally, accuracy, check_scores, metric
 from musiccli.core import records
 from musiccli.core.records import Record, side_names
 

@@ -10,8 +10,9 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from musiccli.bench import baselines, statistics
-from musiccli.bench.tally import Tally, accuracy, metric, prompt
+from musiccli.bench.stats import baselines
+from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.outcomes import Tally, accuracy, metric, prompt
 from musiccli.core import records, text_checks, votes
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Message, Record, first_divergence

@@ -16,9 +16,9 @@ from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from musiccli.bench import statistics
-from musiccli.bench.baselines import first_listed
-from musiccli.bench.tally import metric, prompt
+from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.baselines import first_listed
+from musiccli.bench.stats.outcomes import metric, prompt
 from musiccli.core import votes
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects

@@ -7,8 +7,8 @@ Lambert et al. 2024, arXiv 2403.13787. A pair is right only if the chosen side s
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from musiccli.bench import statistics
-from musiccli.bench.tally import Tally, accuracy, check_scores, metric, number
+from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.outcomes import Tally, accuracy, check_scores, metric, number
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, lookup, preference
 

@@ -16,9 +16,10 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from musiccli.bench import candidates, statistics
-from musiccli.bench.candidates import Group
-from musiccli.bench.tally import EQUAL, Outcomes, accuracy, metric, prompt
+from musiccli.bench.stats import candidates
+from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.candidates import Group
+from musiccli.bench.stats.outcomes import EQUAL, Outcomes, accuracy, metric, prompt
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record, lookup

@@ -11,9 +11,10 @@ safety are one domain, pooled. Source: the accuracy code that the authors publis
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
-from musiccli.bench import candidates, statistics
-from musiccli.bench.candidates import Group
-from musiccli.bench.tally import Outcomes, Tally, accuracy, metric
+from musiccli.bench.stats import candidates
+from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.candidates import Group
+from musiccli.bench.stats.outcomes import Outcomes, Tally, accuracy, metric
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record, lookup

@@ -10,8 +10,8 @@ over several kinds leave that kind out.
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
-from musiccli.bench import compare
-from musiccli.bench.tally import Tally, accuracy, check_scores
+from musiccli.bench.stats import comparisons as compare
+from musiccli.bench.stats.outcomes import Tally, accuracy, check_scores
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, characters, preference
 

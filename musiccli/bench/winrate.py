@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from musiccli.bench import statistics
-from musiccli.bench.tally import metric, number, prompt
+from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.outcomes import metric, number, prompt
 from musiccli.core import records, votes
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, side_names

@@ -16,7 +16,7 @@ class Report:
     """The files asked for beside the records. Raises InputError for one that cannot be, before anything is read."""
 
     def __init__(self, run: Run, models: list[str] | None, plot: str | None, html: str | None, markdown: str | None):
-        from musiccli.bench.worst import Worst
+        from musiccli.bench.report.worst_records import Worst
 
         self.run, self.plot, self.html, self.markdown = run, plot, html, markdown
         self.worst = Worst(models or ())
@@ -29,7 +29,7 @@ class Report:
 
     def write(self, rows: list[dict], confidence: float) -> None:
         """Metric records to the output, tables and notes to stderr, pictures and pages to their files."""
-        from musiccli.bench import markdown, tables
+        from musiccli.bench.report import markdown, tables
 
         self.run.write(rows)
         shown, notes = tables.tables(rows, confidence), tables.notes(rows)
@@ -38,7 +38,7 @@ class Report:
         for note in notes:
             self.run.say(note)
         if self.plot and rows:
-            from musiccli.bench import plots
+            from musiccli.bench.report import plots
             from musiccli.core import figures as picture
 
             save(self.plot, [plots.draw(rows, picture.check(self.plot))])
@@ -48,7 +48,7 @@ class Report:
             save(self.html, (piece.encode("utf-8", "replace") for piece in self._page(rows, shown, notes)))
 
     def _page(self, rows: list[dict], shown: list, notes: list[str]) -> Iterator[str]:
-        from musiccli.bench import page, tables
+        from musiccli.bench.report import page, tables
         from musiccli.show import view as show
 
         worst = (page.Bad(model, str(record["id"]), how, show.article(show.view(record)))
@@ -58,7 +58,7 @@ class Report:
         return page.page(title, lead, self._picture(rows), shown, notes, worst, self._origin())
 
     def _picture(self, rows: list[dict]) -> bytes | None:
-        from musiccli.bench import plots
+        from musiccli.bench.report import plots
 
         try:
             return plots.draw(rows, "svg", **{"svg.fonttype": "none", "font.family": "sans-serif"}) if rows else None
@@ -70,7 +70,7 @@ class Report:
         import platform
         from importlib.metadata import version
 
-        from musiccli.bench import page
+        from musiccli.bench.report import page
 
         digests = {name: jsonl.sha256(name) for name in self.run.files or ["-"]}
         inputs = [(name, f"sha256 {digest}" if digest else "a pipe, which left nothing to name")

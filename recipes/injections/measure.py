@@ -24,7 +24,7 @@ from itertools import product
 from pathlib import Path
 
 from musiccli import prompts
-from musiccli.bench import statistics
+from musiccli.bench.stats import intervals as statistics
 from musiccli.core import jsonl, votes
 from musiccli.core.records import Record, content_id, preference
 from musiccli.judge.verdicts import ORDERS, Settings, judge, show

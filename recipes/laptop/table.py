@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from musiccli.bench import baselines
-from musiccli.bench.statistics import detectable, share_interval, standard_error, students_t, wilson
-from musiccli.bench.tally import Tally, prompt
+from musiccli.bench.stats import baselines
+from musiccli.bench.stats.intervals import detectable, share_interval, standard_error, students_t, wilson
+from musiccli.bench.stats.outcomes import Tally, prompt
 from musiccli.core.figures import COLOURS, STYLE, rendered
 
 SUBSETS = ("before the last turn", "first turn", "between", "last turn")

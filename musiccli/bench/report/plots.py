@@ -4,8 +4,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from musiccli.bench import rewardbench2
-from musiccli.bench.baselines import PREFIX
-from musiccli.bench.tables import TITLES, plainly
+from musiccli.bench.report.tables import TITLES, plainly
+from musiccli.bench.stats.baselines import PREFIX
 from musiccli.core.figures import COLOURS, FAINT, INK, STYLE, printable, rendered
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ conversations` writes those benchmarks. Both fit into memory whole, so candidate
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from musiccli.bench.baselines import PREFIX
+from musiccli.bench.stats.baselines import PREFIX
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record, characters, conversation, lookup

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from musiccli.bench.tables import Table
+from musiccli.bench.report.tables import Table
 from musiccli.core.text_safety import visible
 
 

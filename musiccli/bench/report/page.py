@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from musiccli.bench.tables import Table
+from musiccli.bench.report.tables import Table
 from musiccli.core.pages import begin, safe
 
 INTERVAL = re.compile(r"(\S+) (\[[^]]*\](?: of [\d,]+)?)$")  # "61.5 [52.0, 70.2]"; with " of 4" where 4 were scored

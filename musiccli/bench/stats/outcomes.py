@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from musiccli.bench import baselines, statistics
+from musiccli.bench.stats import baselines
+from musiccli.bench.stats import intervals as statistics
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, content_id, side_names
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from itertools import combinations
 
-from musiccli.bench import baselines, statistics
-from musiccli.bench.tally import Tally, metric
+from musiccli.bench.stats import baselines
+from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.outcomes import Tally, metric
 
 
 def every_two(benchmark: str, tally: Tally, subset: str, mask: object, resampling: dict) -> Iterator[dict]:

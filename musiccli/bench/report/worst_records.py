@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heappush, heappushpop
 from itertools import count
 
-from musiccli.bench.candidates import Group
+from musiccli.bench.stats.candidates import Group
 from musiccli.core import votes
 from musiccli.core.records import Record, side_names
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from musiccli.bench import rewardbench2, rmbench
-from musiccli.bench.baselines import PREFIX
 from musiccli.bench.rewardbench import SECTIONS
 from musiccli.bench.sensitivity import BEFORE_LAST
+from musiccli.bench.stats.baselines import PREFIX
 
 ACCURACIES = ("accuracy", "section", "ties_score", "average")
 TITLES = {"rewardbench": "RewardBench", "rewardbench2": "RewardBench 2", "rmbench": "RM-Bench",
