@@ -20,7 +20,7 @@ from musiccli.core.store import VERSION, Cache
 REPLY = {"text": "hé", "finish": "stop", "prompt_tokens": 3, "completion_tokens": 1, "cost": None}
 OPEN_AT = """
 import sys, time
-from musiccli.llm.cache import Cache
+from musiccli.core.store import Cache
 path, moment, name = sys.argv[1], float(sys.argv[2]), sys.argv[3].encode()
 time.sleep(max(0, moment - time.time() - 0.01))
 while time.time() < moment:
@@ -98,7 +98,7 @@ def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
 
 def test_a_killed_process_leaves_what_it_had_put(tmp_path):
     path = tmp_path / "calls.sqlite"
-    script = ("import sys, time; from musiccli.llm.cache import Cache; cache = Cache(sys.argv[1]); "
+    script = ("import sys, time; from musiccli.core.store import Cache; cache = Cache(sys.argv[1]); "
               "cache.put(b'one', {'text': 'kept'}); print('put', flush=True); time.sleep(60)")
     with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE) as process:
         process.stdout.readline()

@@ -504,8 +504,9 @@ def test_prices_are_known_or_none(model, prices):
 
 
 def test_litellm_is_imported_only_when_a_provider_is_asked():
-    script = ("import sys; from musiccli.cli import main; from musiccli.llm import client, inflight, cache; "
-              "from musiccli import simulate, judge; from musiccli.llm import provider; provider.price('local/x'); "
+    script = ("import sys; from musiccli.cli import main; from musiccli.core import store; from musiccli.llm import client, concurrency; "
+              "from musiccli.simulate import simulator; from musiccli.judge import verdicts; "
+              "from musiccli.llm.providers import litellm_provider; litellm_provider.price('local/x'); "
               "heavy = {'litellm', 'torch', 'transformers', 'openai'} & sys.modules.keys(); print(sorted(heavy))")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -126,7 +126,7 @@ def test_a_line_that_is_too_long_is_a_bad_record_in_bounded_memory(folder):
         for _ in range(200):
             file.write(b"x" * (1 << 20))
         file.write(b'"}\n' + lines({"id": 3}))
-    code = ("import resource; from musiccli import jsonl\n"
+    code = ("import resource; from musiccli.core import jsonl\n"
             "said = []; rejects = jsonl.Rejects(skip=True, report=said.append)\n"
             "low = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "found = list(jsonl.read(['in.jsonl'], lambda record: record, rejects))\n"
@@ -335,7 +335,7 @@ def test_a_killed_run_leaves_no_target(folder):
 
 
 def test_finished_records_reach_the_next_command_while_more_are_awaited():
-    code = ("import time; from musiccli import jsonl; output = jsonl.Output(); output.write({'id': 1})\n"
+    code = ("import time; from musiccli.core import jsonl; output = jsonl.Output(); output.write({'id': 1})\n"
             "output.write({'id': 2}); time.sleep(60)")
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert [run.stdout.readline() for _ in range(2)] == [b'{"id":1}\n', b'{"id":2}\n']
@@ -364,7 +364,7 @@ def test_standard_output_on_a_full_disk_is_one_line(unbuffered):
 
 @pytest.mark.parametrize("unbuffered", [None, "1"])
 def test_a_line_reaches_a_pipe_whole_however_long_it_is(unbuffered):
-    code = ("import signal; from musiccli import jsonl\n"
+    code = ("import signal; from musiccli.core import jsonl\n"
             "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\n"
             "output = jsonl.Output()\n"
             "for _ in range(20): output.write({'id': 'x' * 1_000_000})\n"

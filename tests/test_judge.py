@@ -196,7 +196,8 @@ def test_a_mark_that_a_text_holds_by_chance_is_not_used(monkeypatch):
     plain = [transcript(side) for side in (GOOD, BAD)]
     first, second = (content_id(0, "p", *plain, attempt).upper() for attempt in (0, 1))
     assert f"[{first} conversation A begins]" in show(load("paper", "judge"), GOOD, BAD, (0, "p"))
-    monkeypatch.setattr("musiccli.judge.verdicts.content_id", lambda *parts: (("eight minutes", second)[parts[-1]]).lower())
+    ids = ("eight minutes", second)
+    monkeypatch.setattr("musiccli.judge.verdicts.content_id", lambda *parts: ids[parts[-1]].lower())
     shown = show(load("paper", "judge"), GOOD, BAD, (0, "p"))
     assert f"[{second} conversation A begins]" in shown and "[EIGHT" not in shown
 

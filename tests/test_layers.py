@@ -19,11 +19,6 @@ LEVELS = [  # of rooms, from the ground up
 ]
 COMMANDS = {"cli", "__main__"}
 LIGHT = ("errors", "records", "jsonl", "progress", "seen", "text_safety")  # of core
-HOME = {  # where modules that still stand at the top belong
-    "errors": "core", "seen": "core", "visible": "core", "records": "core", "jsonl": "core", "progress": "core",
-    "page": "core", "picture": "core", "launch": "core", "votes": "core", "gemm": "cpu", "heap": "cpu",
-    "chat": "reward_model", "formats": "sample", "sources": "sample", "corrupt": "sample", "faults": "simulate",
-}
 HEAVY = {"torch", "transformers", "datasets", "litellm", "numpy", "scipy", "peft", "accelerate", "pandas", "matplotlib",
          "aiohttp", "safetensors", "gguf", "pyarrow"}
 SLOW = {"zstandard", "gzip", "hashlib", "rich", "sqlite3", "asyncio", "logging"}  # milliseconds each
@@ -41,8 +36,7 @@ MODULES = modules()
 
 def room(name: str) -> str:
     """The room a module belongs to: its first name."""
-    first = name.split(".")[0]
-    return HOME.get(first, first)
+    return name.split(".")[0]
 
 
 def level(name: str) -> int:

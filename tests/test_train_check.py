@@ -245,14 +245,14 @@ import sys, json
 from collections import Counter
 from pathlib import Path
 from accelerate import Accelerator
-from musiccli.records import Record
+from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
-from musiccli.reward_model.vocabulary import Narrowed, used
+from musiccli.reward_model.trimmed_embedding import Narrowed, used
 from musiccli.train.memory import estimate
-from musiccli.train.pairs import prepare
-from musiccli.train.plan import deal
-from musiccli.train.settings import Settings
+from musiccli.train.tokenized_pairs import prepare
+from musiccli.train.batching import deal
+from musiccli.train.config import Settings
 from musiccli.train.trainer import Trainer
 
 def resident(name):
