@@ -23,20 +23,38 @@ from openai_server import FAULTS, Server, allow_many_connections, digest, serve
 from scripted import Music, cast, lines, talk
 
 MODEL = "openai/scripted"
-PASSING = [fault for fault in FAULTS if fault != "echo-key"]  # after which a call is worth another try
-QUIET, PAUSE = 0.05, 0.01  # seconds that a 429 asks everybody to wait, and between the pieces of a slow body
+PASSING = [
+    fault for fault in FAULTS if fault != "echo-key"
+]  # after which a call is worth another try
+QUIET, PAUSE = (
+    0.05,
+    0.01,
+)  # seconds that a 429 asks everybody to wait, and between the pieces of a slow body
 TIMEOUT = 1  # seconds; then a call that hangs is given up
 
 
 def seeds(count: int) -> Iterator[str]:
     """Contexts, one a line, that end with the user."""
-    return (json.dumps({"id": number, "messages": talk(f"Question {number}, asked by somebody?")}) + "\n"
-            for number in range(count))
+    return (
+        json.dumps({"id": number, "messages": talk(f"Question {number}, asked by somebody?")})
+        + "\n"
+        for number in range(count)
+    )
 
 
 def simulate(server: Server, *more: object, turns: int = 3) -> tuple:
-    return ("simulate", "--assistant", MODEL, "--api-base", server.base_url, "--timeout", TIMEOUT, "--turns", turns,
-            *more)
+    return (
+        "simulate",
+        "--assistant",
+        MODEL,
+        "--api-base",
+        server.base_url,
+        "--timeout",
+        TIMEOUT,
+        "--turns",
+        turns,
+        *more,
+    )
 
 
 def needed(count: int, turns: int) -> int:
@@ -44,8 +62,13 @@ def needed(count: int, turns: int) -> int:
     return count * (2 * turns + 2 * (turns - 1))
 
 
-def chaos(folder: Path, count: int = 2000, turns: int = 3, faults: dict[str, float] | None = None,
-          most: float = 1.2) -> dict:
+def chaos(
+    folder: Path,
+    count: int = 2000,
+    turns: int = 3,
+    faults: dict[str, float] | None = None,
+    most: float = 1.2,
+) -> dict:
     """Everything that begins finishes or is named as failed, once; and no more is asked than the faults make needed.
 
     A call that fails must be made again, so the ideal is what the conversations take and one call more for every
@@ -53,24 +76,43 @@ def chaos(folder: Path, count: int = 2000, turns: int = 3, faults: dict[str, flo
     """
     faults = dict.fromkeys(PASSING, 0.05) if faults is None else faults
     out, rejects = folder / "out.jsonl", folder / "rejects.jsonl"
-    with Music(folder) as music, serve(reply=cast, faults=faults, retry_after=QUIET, pause=PAUSE, keep=0) as server:
+    with (
+        Music(folder) as music,
+        serve(reply=cast, faults=faults, retry_after=QUIET, pause=PAUSE, keep=0) as server,
+    ):
         begun = time.monotonic()
-        done = music(*simulate(server, "-o", out, "--rejects", rejects, turns=turns), stdin="".join(seeds(count)),
-                     timeout=1800)
+        done = music(
+            *simulate(server, "-o", out, "--rejects", rejects, turns=turns),
+            stdin="".join(seeds(count)),
+            timeout=1800,
+        )
         seconds = time.monotonic() - begun
     assert done.returncode in (0, 1), done.stderr[-2000:]
     finished = Counter((one["id"], one["branch"]) for one in lines(out.read_text()))
-    failed = Counter(one["id"] for one in lines(rejects.read_text())) if rejects.exists() else Counter()
+    failed = (
+        Counter(one["id"] for one in lines(rejects.read_text())) if rejects.exists() else Counter()
+    )
     whole = {identifier for identifier, _ in finished}
-    assert set(finished.values()) <= {1} and set(failed.values()) <= {1}, "something stands there twice"
-    assert len(finished) == 2 * len(whole) and whole | failed.keys() == set(range(count)), "something is missing"
+    assert set(finished.values()) <= {1} and set(failed.values()) <= {1}, (
+        "something stands there twice"
+    )
+    assert len(finished) == 2 * len(whole) and whole | failed.keys() == set(range(count)), (
+        "something is missing"
+    )
     assert not whole & failed.keys() and (done.returncode == 1) == bool(failed)
     spoiling = sum(share for fault, share in faults.items() if fault != "slow")
     ideal = needed(count, turns) / (1 - spoiling)
     assert server.calls < most * ideal, f"{server.calls} calls, {ideal:.0f} would do"
-    return {"conversations": count, "failed": len(failed), "calls": server.calls, "ideal": round(ideal),
-            "ratio": round(server.calls / ideal, 3), "over_faultless": round(server.calls / needed(count, turns), 3),
-            "seconds": round(seconds, 1), "last_line": done.stderr.splitlines()[-1]}
+    return {
+        "conversations": count,
+        "failed": len(failed),
+        "calls": server.calls,
+        "ideal": round(ideal),
+        "ratio": round(server.calls / ideal, 3),
+        "over_faultless": round(server.calls / needed(count, turns), 3),
+        "seconds": round(seconds, 1),
+        "last_line": done.stderr.splitlines()[-1],
+    }
 
 
 def each_fault(folder: Path, count: int = 2000, turns: int = 3) -> dict:
@@ -80,14 +122,22 @@ def each_fault(folder: Path, count: int = 2000, turns: int = 3) -> dict:
         (folder / fault).mkdir()
         found[fault] = chaos(folder / fault, count, turns, {fault: 0.05})
         assert found[fault]["over_faultless"] < 1.2, found[fault]
-    return {fault: {name: figures[name] for name in ("failed", "over_faultless", "seconds")}
-            for fault, figures in found.items()}
+    return {
+        fault: {name: figures[name] for name in ("failed", "over_faultless", "seconds")}
+        for fault, figures in found.items()
+    }
 
 
-def kills(folder: Path, count: int = 400, turns: int = 3, times: int = 50, concurrency: int = 16) -> dict:
-    """kill -9 at random moments: the output is that of an undisturbed run, and only what was in flight is asked twice.
-    """
-    rng, asked, lost, killed = random.Random(0), {}, Counter(), 0  # asked: each call's last run; lost: what a kill cost
+def kills(
+    folder: Path, count: int = 400, turns: int = 3, times: int = 50, concurrency: int = 16
+) -> dict:
+    """kill -9 at random moments: the output is that of an undisturbed run, and only what was in flight is asked twice."""
+    rng, asked, lost, killed = (
+        random.Random(0),
+        {},
+        Counter(),
+        0,
+    )  # asked: each call's last run; lost: what a kill cost
 
     def reply(body: dict) -> str:
         call = digest(json.dumps(body, sort_keys=True).encode())
@@ -99,14 +149,18 @@ def kills(folder: Path, count: int = 400, turns: int = 3, times: int = 50, concu
     given = "".join(seeds(count))
     (folder / "plain").mkdir()
     with Music(folder / "plain") as music, serve(reply=cast, keep=0) as server:
-        plain = music(*simulate(server, "-o", folder / "plain.jsonl", turns=turns), stdin=given, timeout=600)
+        plain = music(
+            *simulate(server, "-o", folder / "plain.jsonl", turns=turns), stdin=given, timeout=600
+        )
         assert plain.returncode == 0, plain.stderr
         ideal = server.calls
     (folder / "seeds.jsonl").write_text(given)
     moments = sorted(rng.sample(range(1, ideal), times))
     out = folder / "out.jsonl"
     with Music(folder) as music, serve(reply=reply, delay=0.02, keep=0) as server:
-        line = simulate(server, folder / "seeds.jsonl", "-o", out, "--concurrency", concurrency, turns=turns)
+        line = simulate(
+            server, folder / "seeds.jsonl", "-o", out, "--concurrency", concurrency, turns=turns
+        )
         for moment in moments:
             process = music.start(*line)
             wait_for(lambda moment=moment: len(asked) >= moment or rng.random() < 0.001, process)
@@ -117,10 +171,19 @@ def kills(folder: Path, count: int = 400, turns: int = 3, times: int = 50, concu
             killed += 1
         whole = music(*line, timeout=600)
         assert whole.returncode == 0, whole.stderr
-    assert out.read_bytes() == (folder / "plain.jsonl").read_bytes(), "another output than undisturbed"
-    assert len(asked) == ideal and max(lost.values(), default=0) <= concurrency, f"{lost} calls repeated"
-    return {"kills": times, "calls": ideal, "repeated": lost.total(), "most_by_one_kill": max(lost.values(), default=0),
-            "in_flight": concurrency}
+    assert out.read_bytes() == (folder / "plain.jsonl").read_bytes(), (
+        "another output than undisturbed"
+    )
+    assert len(asked) == ideal and max(lost.values(), default=0) <= concurrency, (
+        f"{lost} calls repeated"
+    )
+    return {
+        "kills": times,
+        "calls": ideal,
+        "repeated": lost.total(),
+        "most_by_one_kill": max(lost.values(), default=0),
+        "in_flight": concurrency,
+    }
 
 
 def wait_for(true, process, seconds: float = 120) -> None:
@@ -138,7 +201,10 @@ def memory(folder: Path, counts: tuple[int, ...] = (10_000, 100_000), most: floa
         (folder / str(count)).mkdir()
         with Music(folder / str(count)) as music, serve(reply=cast, keep=0) as server:
             begun = time.monotonic()
-            with (folder / f"{count}.err").open("w") as errors, (folder / f"{count}.out").open("wb") as out:
+            with (
+                (folder / f"{count}.err").open("w") as errors,
+                (folder / f"{count}.out").open("wb") as out,
+            ):
                 process = music.start(*simulate(server, turns=1), stdout=out, stderr=errors)
                 feeder = threading.Thread(target=feed, args=(process, count))
                 feeder.start()
@@ -148,8 +214,11 @@ def memory(folder: Path, counts: tuple[int, ...] = (10_000, 100_000), most: floa
             assert process.returncode == 0, (folder / f"{count}.err").read_text()[-2000:]
             with (folder / f"{count}.out").open("rb") as written:
                 assert sum(1 for _ in written) == 2 * count
-            found[count] = {"peak_mb": round(usage.ru_maxrss / 1024, 1), "seconds": round(time.monotonic() - begun, 1),
-                            "calls": server.calls}
+            found[count] = {
+                "peak_mb": round(usage.ru_maxrss / 1024, 1),
+                "seconds": round(time.monotonic() - begun, 1),
+                "calls": server.calls,
+            }
     first, last = (found[count]["peak_mb"] for count in (counts[0], counts[-1]))
     assert last < most * first, found
     return found

@@ -55,7 +55,12 @@ def music(*arguments: object, given: bytes = b"", stdout: io.RawIOBase | None = 
 def start(*arguments: object, **settings) -> subprocess.Popen:
     """`music` as a process of its own, its three streams piped; it hears Ctrl-C, also where these tests are a
     background job, which is deaf to that."""
-    given = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear}
+    given = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "preexec_fn": hear,
+    }
     return subprocess.Popen([*COMMAND, *map(str, arguments)], **given | settings)
 
 
@@ -65,8 +70,10 @@ def hear() -> None:
 
 def lines(*records: dict | bytes) -> bytes:
     """JSONL of records; bytes are lines that stand as they are."""
-    return b"".join(record if isinstance(record, bytes) else json.dumps(record).encode() for record in
-                    (part for record in records for part in (record, b"\n")))
+    return b"".join(
+        record if isinstance(record, bytes) else json.dumps(record).encode()
+        for record in (part for record in records for part in (record, b"\n"))
+    )
 
 
 def write(path: str | Path, *records: dict | bytes) -> Path:

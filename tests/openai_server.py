@@ -36,8 +36,20 @@ from pathlib import Path
 
 from aiohttp import web
 
-FAULTS = ("429", "429-retry-after", "500", "reset", "truncated", "invalid-json", "empty", "thoughts", "length", "slow",
-          "hang", "echo-key")
+FAULTS = (
+    "429",
+    "429-retry-after",
+    "500",
+    "reset",
+    "truncated",
+    "invalid-json",
+    "empty",
+    "thoughts",
+    "length",
+    "slow",
+    "hang",
+    "echo-key",
+)
 WORDS_PER_TOKEN = 0.75
 NONSENSE = (Path(__file__).parent.parent / "README.md").read_text("utf-8")  # any text does
 NONSENSE = sorted({word.lower() for word in NONSENSE.split() if word.isalpha() and len(word) > 3})
@@ -70,8 +82,12 @@ class Server:
     reply: Callable[[dict], str] = echo  # from a request's body
     delay: float = 0.0  # seconds before every answer
     faults: dict[str, float] = field(default_factory=dict)  # fault -> probability
-    script: Sequence[str | None] = ()  # the first calls' faults, in order of arrival; None is a good answer
-    seed: int = 0  # a call's fault follows from seed, body and attempt, whatever order the calls come in
+    script: Sequence[
+        str | None
+    ] = ()  # the first calls' faults, in order of arrival; None is a good answer
+    seed: int = (
+        0  # a call's fault follows from seed, body and attempt, whatever order the calls come in
+    )
     retry_after: float = 1.0  # seconds that 429-retry-after asks for
     pause: float = 0.05  # seconds between two pieces of a slow body
     limit: int | None = None  # 429 for a call that would be one more than this in flight
@@ -84,10 +100,16 @@ class Server:
     finished: int = field(init=False, default=0)  # completions sent whole, empty ones included
     in_flight: int = field(init=False, default=0)
     peak: int = field(init=False, default=0)  # most calls ever in flight, the refused ones included
-    attempts: Counter = field(init=False, default_factory=Counter)  # how often the same body came, by its digest
+    attempts: Counter = field(
+        init=False, default_factory=Counter
+    )  # how often the same body came, by its digest
 
     def __post_init__(self) -> None:
-        unknown = [fault for fault in (*self.faults, *self.script) if fault is not None and fault not in FAULTS]
+        unknown = [
+            fault
+            for fault in (*self.faults, *self.script)
+            if fault is not None and fault not in FAULTS
+        ]
         if unknown:
             raise ValueError(f"no such fault: {', '.join(unknown)}; there are: {', '.join(FAULTS)}")
         self.requests, self.headers = deque(maxlen=self.keep), deque(maxlen=self.keep)
@@ -102,7 +124,9 @@ class Server:
         app.router.add_post("/v1/chat/completions", self.chat)
         # A client that is killed in the middle of a call makes aiohttp 3.14 log an InvalidStateError of its own.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05)
+        runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05
+        )
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", self.port, backlog=4096).start()
         self.port = runner.addresses[0][1]
@@ -119,7 +143,9 @@ class Server:
         finally:
             self.in_flight -= 1
 
-    async def _answer(self, request: web.Request, body: dict | None, fault: str | None) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.Request, body: dict | None, fault: str | None
+    ) -> web.StreamResponse:
         self.requests.append(body)
         self.headers.append(request.headers)
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
@@ -137,14 +163,21 @@ class Server:
         if fault == "500":
             return failure(500, "The server had an error.")
         if fault == "echo-key":
-            return failure(401, f"Incorrect API key provided: {request.headers.get('Authorization')}.")
+            return failure(
+                401, f"Incorrect API key provided: {request.headers.get('Authorization')}."
+            )
         if fault == "reset":
             return reset(request)
         reply = "" if fault in ("empty", "thoughts") else self.reply(body)
         room = body.get("max_completion_tokens") or body.get("max_tokens")
         answer = completion(body, reply, tokens(reply) // 2 if fault == "length" else room)
-        if fault == "thoughts":  # which the caller does not see, and which leave room for nothing else
-            answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"] = "length", room
+        if (
+            fault == "thoughts"
+        ):  # which the caller does not see, and which leave room for nothing else
+            answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"] = (
+                "length",
+                room,
+            )
         return await self._send(request, body, answer, fault)
 
     def _fault(self, raw: bytes) -> str | None:
@@ -162,7 +195,9 @@ class Server:
             draw -= probability
         return None
 
-    async def _send(self, request: web.Request, body: dict, answer: dict, fault: str | None) -> web.StreamResponse:
+    async def _send(
+        self, request: web.Request, body: dict, answer: dict, fault: str | None
+    ) -> web.StreamResponse:
         """Send a completion, as one JSON body or as events, whole or as the fault wants it."""
         stream = bool(body.get("stream"))
         pieces = events(answer, body) if stream else [json.dumps(answer).encode()]
@@ -170,7 +205,9 @@ class Server:
             pieces = [piece[: len(piece) // 2] + (b"\n\n" if stream else b"") for piece in pieces]
         if fault in ("slow", "truncated") and not stream:
             pieces = [pieces[0][start : start + 64] for start in range(0, len(pieces[0]), 64)]
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream" if stream else "application/json"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream" if stream else "application/json"}
+        )
         if not stream:
             response.content_length = sum(map(len, pieces))
         await response.prepare(request)
@@ -181,7 +218,9 @@ class Server:
         if fault == "truncated":
             request.transport.close()
             return response
-        self.finished += fault != "invalid-json"  # before the last bytes: whoever has read them may look here
+        self.finished += (
+            fault != "invalid-json"
+        )  # before the last bytes: whoever has read them may look here
         await response.write_eof(last)
         return response
 
@@ -192,11 +231,22 @@ def completion(body: dict, reply: str, room: int | None) -> dict:
     content = " ".join(reply.split()[: int(room * WORDS_PER_TOKEN)]) if cut else reply
     prompt, answer = sum(tokens(text(message)) for message in body["messages"]), tokens(content)
     return {
-        "id": f"chatcmpl-{digest(content.encode())}", "object": "chat.completion", "created": 0,
+        "id": f"chatcmpl-{digest(content.encode())}",
+        "object": "chat.completion",
+        "created": 0,
         "model": body.get("model", "scripted"),
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": content},
-                     "finish_reason": "length" if cut else "stop"}],
-        "usage": {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer},
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": content},
+                "finish_reason": "length" if cut else "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+        },
     }
 
 
@@ -205,12 +255,18 @@ def events(answer: dict, body: dict) -> list[bytes]:
     choice = answer["choices"][0]
     words = re.findall(r"\S+\s*|\s+", choice["message"]["content"])
     deltas = [{"role": "assistant", "content": ""}, *({"content": word} for word in words), {}]
-    chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks = [
+        {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas
+    ]
     chunks[-1]["choices"][0]["finish_reason"] = choice["finish_reason"]
     if (body.get("stream_options") or {}).get("include_usage"):
         chunks.append({"choices": [], "usage": answer["usage"]})
-    common = {name: answer[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    return [f"data: {json.dumps(common | chunk)}\n\n".encode() for chunk in chunks] + [b"data: [DONE]\n\n"]
+    common = {name: answer[name] for name in ("id", "created", "model")} | {
+        "object": "chat.completion.chunk"
+    }
+    return [f"data: {json.dumps(common | chunk)}\n\n".encode() for chunk in chunks] + [
+        b"data: [DONE]\n\n"
+    ]
 
 
 def failure(status: int, message: str, headers: dict | None = None) -> web.Response:
@@ -220,7 +276,9 @@ def failure(status: int, message: str, headers: dict | None = None) -> web.Respo
 
 def reset(request: web.Request) -> web.Response:
     """Drop the connection: with SO_LINGER at zero, closing sends a reset instead of an end."""
-    request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    request.transport.get_extra_info("socket").setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )
     request.transport.abort()
     return web.Response()
 
@@ -229,14 +287,20 @@ def parsed(raw: bytes) -> dict | None:
     """The request, or None where it is none that can be answered."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         body = json.loads(raw)
-        if body["messages"] and body.get("n") in (None, 1) and all(message["role"] for message in body["messages"]):
+        if (
+            body["messages"]
+            and body.get("n") in (None, 1)
+            and all(message["role"] for message in body["messages"])
+        ):
             return body
 
 
 def text(message: dict) -> str:
     """A message's text; OpenAI's content is a string, a list of parts, or null."""
     content = message.get("content") or ""
-    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+    return (
+        content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
+    )
 
 
 def tokens(words: str) -> int:
@@ -267,6 +331,7 @@ def allow_many_connections() -> None:
     """Raise the number of files that this process may open as far as it may be raised."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
+
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -278,31 +343,54 @@ def share(value: str) -> tuple[str, float]:
     try:
         return fault, float(probability)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{value}: expected a share of the calls, as in {fault}=0.05") from None
+        raise argparse.ArgumentTypeError(
+            f"{value}: expected a share of the calls, as in {fault}=0.05"
+        ) from None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A loopback server that speaks OpenAI's chat completions. The first "
-                                     "line on stdout is its port; Ctrl-C ends it.")
+    parser = argparse.ArgumentParser(
+        description="A loopback server that speaks OpenAI's chat completions. The first "
+        "line on stdout is its port; Ctrl-C ends it."
+    )
     add = parser.add_argument
     add("--port", type=int, default=0, help="0, the default, takes a free one and prints it")
     add("--delay-ms", type=float, default=0, help="before every answer")
-    add("--fault", type=share, action="append", default=[], metavar="FAULT=P",
-        help=f"share of the calls that meet a fault, 0 to 1; again for more faults: {', '.join(FAULTS)}")
+    add(
+        "--fault",
+        type=share,
+        action="append",
+        default=[],
+        metavar="FAULT=P",
+        help=f"share of the calls that meet a fault, 0 to 1; again for more faults: {', '.join(FAULTS)}",
+    )
     add("--seed", type=int, default=0, help="which calls fail follows from it")
     add("--retry-after", type=float, default=1, metavar="S", help="what 429-retry-after asks for")
     add("--limit", type=int, metavar="N", help="answer 429 beyond N calls in flight")
     add("--pause", type=float, default=0.05, metavar="S", help="between two pieces of a slow body")
     add("--api-key", metavar="KEY", help="answer 401 without it")
-    add("--reply", metavar="TEXT", help="answer this to everything; left out: nonsense in the form asked for")
+    add(
+        "--reply",
+        metavar="TEXT",
+        help="answer this to everything; left out: nonsense in the form asked for",
+    )
     given = parser.parse_args()
     allow_many_connections()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reply = play if given.reply is None else lambda _: given.reply
     try:
-        with serve(reply=reply, delay=given.delay_ms / 1000, faults=dict(given.fault), seed=given.seed, keep=0,
-                   pause=given.pause, retry_after=given.retry_after, limit=given.limit, api_key=given.api_key,
-                   port=given.port) as server:
+        with serve(
+            reply=reply,
+            delay=given.delay_ms / 1000,
+            faults=dict(given.fault),
+            seed=given.seed,
+            keep=0,
+            pause=given.pause,
+            retry_after=given.retry_after,
+            limit=given.limit,
+            api_key=given.api_key,
+            port=given.port,
+        ) as server:
             print(server.port, flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:

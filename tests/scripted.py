@@ -21,9 +21,14 @@ from openai_server import Server
 MUSIC = [sys.executable, "-m", "musiccli"]
 WORDS = Path(__file__).read_text("utf-8").split()  # any words do
 WORDS = sorted({word.lower() for word in WORDS if word.isalpha() and len(word) > 3})
-MARKS = {"You write the next message of the user": "user", "Write exactly this and nothing else": "contrast",
-         "Write only the rewritten instruction.": "rewrite", "You compare two conversations": "judge",
-         "Write only the review.": "reviewer", "You turn a review into the next message": "chairman"}
+MARKS = {
+    "You write the next message of the user": "user",
+    "Write exactly this and nothing else": "contrast",
+    "Write only the rewritten instruction.": "rewrite",
+    "You compare two conversations": "judge",
+    "Write only the review.": "reviewer",
+    "You turn a review into the next message": "chairman",
+}
 GUARD = """
 import os, socket
 _real = socket.getaddrinfo
@@ -67,6 +72,7 @@ def no_network(monkeypatch) -> None:
     def getaddrinfo(host, *args, **kwargs):
         assert host in ("127.0.0.1", b"127.0.0.1", "localhost"), f"a network attempt: {host}"
         return real(host, *args, **kwargs)
+
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
@@ -81,9 +87,15 @@ class Music:
         self._started: list[subprocess.Popen] = []
         (folder / "guard").mkdir()
         (folder / "guard" / "sitecustomize.py").write_text(GUARD)
-        self.environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")} | {
-            "MUSIC_CACHE": str(folder / "cache"), "OPENAI_API_KEY": "sk-test-0123456789", "NETWORK_LOG": str(self._log),
-            "PYTHONPATH": str(folder / "guard"), "COLUMNS": "200"}
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")
+        } | {
+            "MUSIC_CACHE": str(folder / "cache"),
+            "OPENAI_API_KEY": "sk-test-0123456789",
+            "NETWORK_LOG": str(self._log),
+            "PYTHONPATH": str(folder / "guard"),
+            "COLUMNS": "200",
+        }
 
     def __enter__(self) -> "Music":
         return self
@@ -98,17 +110,28 @@ class Music:
         return self._log.read_text() if self._log.exists() else ""
 
     def start(self, *arguments: object, **settings) -> subprocess.Popen:
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear}
+        streams = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "preexec_fn": hear,
+        }
         command = [*MUSIC, *map(str, arguments)]
-        self._started.append(subprocess.Popen(command, env=self.environment, text=True, **streams | settings))
+        self._started.append(
+            subprocess.Popen(command, env=self.environment, text=True, **streams | settings)
+        )
         return self._started[-1]
 
-    def __call__(self, *arguments: object, stdin: str = "", timeout: float = 60) -> subprocess.CompletedProcess:
+    def __call__(
+        self, *arguments: object, stdin: str = "", timeout: float = 60
+    ) -> subprocess.CompletedProcess:
         process = self.start(*arguments)
         out, err = process.communicate(stdin, timeout=timeout)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def interrupted(self, *arguments: object, when, stdin: str | None = None) -> subprocess.CompletedProcess:
+    def interrupted(
+        self, *arguments: object, when, stdin: str | None = None
+    ) -> subprocess.CompletedProcess:
         """Ctrl-C as soon as `when()` is true; without `stdin` the input stays open, and nothing comes."""
         process = self.start(*arguments)
         if stdin is not None:
@@ -139,4 +162,7 @@ def jsonl(records) -> str:
 
 def talk(*contents: str) -> list[dict]:
     """Messages: user, assistant, user, ..."""
-    return [{"role": ("user", "assistant")[index % 2], "content": content} for index, content in enumerate(contents)]
+    return [
+        {"role": ("user", "assistant")[index % 2], "content": content}
+        for index, content in enumerate(contents)
+    ]

@@ -5,7 +5,9 @@ from acceptance import PASSING, chaos, kills, memory
 
 
 def test_chaos_loses_nothing_and_asks_nothing_in_vain(tmp_path):
-    chaos(tmp_path, 40, 1, dict.fromkeys(PASSING, 0.02), most=1.5)  # so few calls are far from the number to expect
+    chaos(
+        tmp_path, 40, 1, dict.fromkeys(PASSING, 0.02), most=1.5
+    )  # so few calls are far from the number to expect
 
 
 @pytest.mark.parametrize("fault", ["429-retry-after", "truncated", "length"])

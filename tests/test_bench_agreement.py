@@ -13,14 +13,34 @@ from musiccli.core.records import Record
 
 def side(prompt, replies):
     return [{"role": "user", "content": prompt}] + [
-        {"role": ("assistant", "user")[index % 2], "content": reply} for index, reply in enumerate(replies)]
+        {"role": ("assistant", "user")[index % 2], "content": reply}
+        for index, reply in enumerate(replies)
+    ]
 
 
-def pair(number, scores, names=("chosen", "rejected"), prompt=None, replies=("good",), others=("poor!",), **fields):
+def pair(
+    number,
+    scores,
+    names=("chosen", "rejected"),
+    prompt=None,
+    replies=("good",),
+    others=("poor!",),
+    **fields,
+):
     """Scores by model are (first side, second side)."""
     prompt = prompt or f"prompt {number}"
-    return Record({"id": f"p{number}", names[0]: side(prompt, replies), names[1]: side(prompt, others), "metadata": {},
-                   "scores": {model: dict(zip(names, both, strict=True)) for model, both in scores.items()}, **fields})
+    return Record(
+        {
+            "id": f"p{number}",
+            names[0]: side(prompt, replies),
+            names[1]: side(prompt, others),
+            "metadata": {},
+            "scores": {
+                model: dict(zip(names, both, strict=True)) for model, both in scores.items()
+            },
+            **fields,
+        }
+    )
 
 
 def judged(number, winner, scores, **fields):
@@ -28,11 +48,17 @@ def judged(number, winner, scores, **fields):
 
 
 def find(rows, metric, subset="all", model="rm"):
-    return [row for row in rows if (row["metric"], row["subset"], row["model"]) == (metric, subset, model)]
+    return [
+        row
+        for row in rows
+        if (row["metric"], row["subset"], row["model"]) == (metric, subset, model)
+    ]
 
 
 def test_without_a_winner_chosen_is_better():
-    rows = list(agreement([pair(0, {"rm": (1, 0)}), pair(1, {"rm": (0, 1)}), pair(2, {"rm": (2, 2)})]))
+    rows = list(
+        agreement([pair(0, {"rm": (1, 0)}), pair(1, {"rm": (0, 1)}), pair(2, {"rm": (2, 2)})])
+    )
     [row] = find(rows, "accuracy")
     assert (row["value"], row["count"], row["ties"]) == (pytest.approx(1 / 3), 3, 1)
 
@@ -45,7 +71,11 @@ def test_a_judges_winner_overrules_the_names_of_the_sides(winner, right):
 
 def test_labels_that_name_no_side_are_left_out_and_counted():
     counts = Counter()
-    pairs = [judged(0, "tie", {"rm": (1, 0)}), judged(1, None, {"rm": (1, 0)}), judged(2, "b", {"rm": (0, 1)})]
+    pairs = [
+        judged(0, "tie", {"rm": (1, 0)}),
+        judged(1, None, {"rm": (1, 0)}),
+        judged(2, "b", {"rm": (0, 1)}),
+    ]
     [row] = find(list(agreement(pairs, counts=counts)), "accuracy")
     assert (row["value"], row["count"]) == (1, 1)
     assert counts == {"left out (label is a tie)": 1, "left out (label is null)": 1}
@@ -53,66 +83,116 @@ def test_labels_that_name_no_side_are_left_out_and_counted():
 
 def test_baselines_stand_beside_the_model():
     rows = list(agreement([judged(0, "b", {"rm": (1, 0)}), judged(1, "a", {"rm": (1, 0)})]))
-    found = {row["model"]: row["value"] for row in rows if row["metric"] == "accuracy" and row["subset"] == "all"}
-    assert found == {"rm": 0.5, "baseline/longest": 0.5, "baseline/shortest": 0.5, "baseline/most-turns": 0.5,
-                     "baseline/fewest-turns": 0.5, "baseline/longest-last-reply": 0.5,
-                     "baseline/shortest-last-reply": 0.5, "baseline/first-listed": 0.5}
+    found = {
+        row["model"]: row["value"]
+        for row in rows
+        if row["metric"] == "accuracy" and row["subset"] == "all"
+    }
+    assert found == {
+        "rm": 0.5,
+        "baseline/longest": 0.5,
+        "baseline/shortest": 0.5,
+        "baseline/most-turns": 0.5,
+        "baseline/fewest-turns": 0.5,
+        "baseline/longest-last-reply": 0.5,
+        "baseline/shortest-last-reply": 0.5,
+        "baseline/first-listed": 0.5,
+    }
 
 
 def test_always_a_is_the_share_of_a():
-    rows = list(agreement([judged(number, "ab"[number != 0], {"rm": (1, 0)}) for number in range(4)]))
+    rows = list(
+        agreement([judged(number, "ab"[number != 0], {"rm": (1, 0)}) for number in range(4)])
+    )
     assert find(rows, "accuracy", model="baseline/first-listed")[0]["value"] == 0.25
 
 
 def test_pairs_are_grouped_by_turns_and_by_first_divergence():
-    pairs = [pair(0, {"rm": (1, 0)}), pair(1, {"rm": (0, 1)}, replies=["x", "q", "y"], others=["x", "q", "z"]),
-             pair(2, {"rm": (1, 0)}, replies=["x", "q", "y"], others=["w"])]
+    pairs = [
+        pair(0, {"rm": (1, 0)}),
+        pair(1, {"rm": (0, 1)}, replies=["x", "q", "y"], others=["x", "q", "z"]),
+        pair(2, {"rm": (1, 0)}, replies=["x", "q", "y"], others=["w"]),
+    ]
     rows = list(agreement(pairs))
-    accuracies = [(row["subset"], row["value"], row["count"]) for row in rows
-                  if row["metric"] == "accuracy" and row["model"] == "rm"]
-    assert accuracies == [("all", pytest.approx(2 / 3), 3), ("turns=1", 1, 1), ("turns=2", 0.5, 2),
-                          ("first_divergence=1", 1, 2), ("first_divergence=3", 0, 1)]
+    accuracies = [
+        (row["subset"], row["value"], row["count"])
+        for row in rows
+        if row["metric"] == "accuracy" and row["model"] == "rm"
+    ]
+    assert accuracies == [
+        ("all", pytest.approx(2 / 3), 3),
+        ("turns=1", 1, 1),
+        ("turns=2", 0.5, 2),
+        ("first_divergence=1", 1, 2),
+        ("first_divergence=3", 0, 1),
+    ]
 
 
 def test_numbers_are_listed_in_their_order():
-    pairs = [pair(turns, {"rm": (1, 0)}, replies=["x", "q"] * (turns - 1) + ["y"]) for turns in (10, 2, 1)]
+    pairs = [
+        pair(turns, {"rm": (1, 0)}, replies=["x", "q"] * (turns - 1) + ["y"])
+        for turns in (10, 2, 1)
+    ]
     subsets = [row["subset"] for row in agreement(pairs, by=["turns"]) if row["model"] == "rm"]
     assert subsets == ["all", "turns=1", "turns=2", "turns=10"]
 
 
 @pytest.mark.parametrize("field", ["metadata.category", "category"])
 def test_pairs_are_grouped_by_a_field_of_the_metadata(field):
-    pairs = [pair(0, {"rm": (1, 0)}, metadata={"category": "math"}), pair(1, {"rm": (0, 1)}, metadata={}),
-             pair(2, {"rm": (0, 1)}, metadata={"category": "math"})]
-    found = {row["subset"]: row["value"] for row in agreement(pairs, by=[field])
-             if row["metric"] == "accuracy" and row["model"] == "rm"}
+    pairs = [
+        pair(0, {"rm": (1, 0)}, metadata={"category": "math"}),
+        pair(1, {"rm": (0, 1)}, metadata={}),
+        pair(2, {"rm": (0, 1)}, metadata={"category": "math"}),
+    ]
+    found = {
+        row["subset"]: row["value"]
+        for row in agreement(pairs, by=[field])
+        if row["metric"] == "accuracy" and row["model"] == "rm"
+    }
     assert found == {"all": pytest.approx(1 / 3), f"{field}=math": 0.5, f"{field}=none": 0}
 
 
 def test_kappa_is_given_where_labels_name_both_sides():
-    pairs = [judged(number, winner, {"rm": (1, 0) if picked == "a" else (0, 1)})
-             for number, (winner, picked) in enumerate(["aa"] * 20 + ["ab"] * 5 + ["bb"] * 15 + ["ba"] * 10)]
+    pairs = [
+        judged(number, winner, {"rm": (1, 0) if picked == "a" else (0, 1)})
+        for number, (winner, picked) in enumerate(
+            ["aa"] * 20 + ["ab"] * 5 + ["bb"] * 15 + ["ba"] * 10
+        )
+    ]
     [row] = find(list(agreement(pairs, by=[])), "kappa")
     assert row["value"] == pytest.approx(0.4)  # agreed 0.7, chance 0.5 x 0.6 + 0.5 x 0.4
     assert row["low"] < 0.4 < row["high"]
 
 
 def test_kappa_against_a_constant_label_is_not_given():
-    assert find(list(agreement([pair(number, {"rm": (1, number % 3)}) for number in range(9)])), "kappa") == []
+    assert (
+        find(
+            list(agreement([pair(number, {"rm": (1, number % 3)}) for number in range(9)])), "kappa"
+        )
+        == []
+    )
 
 
 def two_models(gained, lost, both, per_prompt=1):
     """Pairs that only `new` has right, only `old`, and both; `per_prompt` copies of each share their prompt."""
     outcomes = [((1, 0), (0, 1))] * gained + [((0, 1), (1, 0))] * lost + [((1, 0), (1, 0))] * both
-    return [pair(f"{number}.{copy}", {"new": new, "old": old}, prompt=f"prompt {number}")
-            for number, (new, old) in enumerate(outcomes) for copy in range(per_prompt)]
+    return [
+        pair(f"{number}.{copy}", {"new": new, "old": old}, prompt=f"prompt {number}")
+        for number, (new, old) in enumerate(outcomes)
+        for copy in range(per_prompt)
+    ]
 
 
 def test_two_models_are_compared_on_the_same_pairs():
     rows = list(agreement(two_models(30, 10, 60), by=[]))
-    [difference], [test] = find(rows, "accuracy_difference", model="new"), find(rows, "mcnemar_p", model="new")
+    [difference], [test] = (
+        find(rows, "accuracy_difference", model="new"),
+        find(rows, "mcnemar_p", model="new"),
+    )
     assert (difference["value"], difference["count"], difference["against"]) == (0.2, 100, "old")
-    assert (difference["low"], difference["high"]) == pytest.approx((0.2 - 1.96 * 0.06, 0.2 + 1.96 * 0.06), abs=0.01)
+    assert (difference["low"], difference["high"]) == pytest.approx(
+        (0.2 - 1.96 * 0.06, 0.2 + 1.96 * 0.06), abs=0.01
+    )
     assert (test["only_first"], test["only_second"]) == (30, 10)
     assert test["value"] == pytest.approx(0.00222, abs=1e-5)
     [smallest] = find(rows, "detectable_difference", model="new")
@@ -120,11 +200,15 @@ def test_two_models_are_compared_on_the_same_pairs():
 
 
 def test_repeating_every_pair_of_a_prompt_adds_nothing_to_what_is_known():
-    once, often = (find(list(agreement(two_models(30, 10, 60, copies), by=[])), metric, model="new")[0]
-                   for metric, copies in (("accuracy_difference", 1), ("accuracy_difference", 5)))
+    once, often = (
+        find(list(agreement(two_models(30, 10, 60, copies), by=[])), metric, model="new")[0]
+        for metric, copies in (("accuracy_difference", 1), ("accuracy_difference", 5))
+    )
     assert (often["low"], often["high"]) == (once["low"], once["high"])
-    once, often = (find(list(agreement(two_models(30, 10, 60, copies), by=[])), "accuracy", model="new")[0]
-                   for copies in (1, 5))
+    once, often = (
+        find(list(agreement(two_models(30, 10, 60, copies), by=[])), "accuracy", model="new")[0]
+        for copies in (1, 5)
+    )
     assert (often["low"], often["high"]) == pytest.approx((once["low"], once["high"]), abs=0.003)
 
 
@@ -136,18 +220,37 @@ def test_pairs_that_only_one_model_scored_are_left_out_of_the_comparison():
 
 
 def test_interval_is_wilsons_where_no_prompt_repeats():
-    rows = list(agreement([pair(number, {"rm": (1, number % 4 == 0)}) for number in range(40)], confidence=0.9))
+    rows = list(
+        agreement(
+            [pair(number, {"rm": (1, number % 4 == 0)}) for number in range(40)], confidence=0.9
+        )
+    )
     [row] = find(rows, "accuracy")
     assert (row["low"], row["high"]) == pytest.approx(statistics.wilson(0.75, 40, 0.9))
 
 
-@pytest.mark.parametrize("record, message", [
-    ({"id": "x", "a": side("q", ["r"]), "b": side("q", ["s"]), "scores": {"rm": {"a": 1, "b": 2}}},
-     "winner: is missing; music judge adds it"),
-    ({"id": "x", "chosen": side("q", ["r"]), "rejected": side("q", ["s"])}, "has no scores; run music score first"),
-    ({"id": "x", "messages": side("q", ["r"]), "scores": {"rm": 1}},
-     "chosen: is missing; it should be a list of messages"),
-])
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        (
+            {
+                "id": "x",
+                "a": side("q", ["r"]),
+                "b": side("q", ["s"]),
+                "scores": {"rm": {"a": 1, "b": 2}},
+            },
+            "winner: is missing; music judge adds it",
+        ),
+        (
+            {"id": "x", "chosen": side("q", ["r"]), "rejected": side("q", ["s"])},
+            "has no scores; run music score first",
+        ),
+        (
+            {"id": "x", "messages": side("q", ["r"]), "scores": {"rm": 1}},
+            "chosen: is missing; it should be a list of messages",
+        ),
+    ],
+)
 def test_a_record_that_cannot_be_counted_says_why(record, message):
     with pytest.raises(RecordError) as caught:
         scored(Record(record))

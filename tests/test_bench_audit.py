@@ -19,12 +19,23 @@ def pair(*rejected: str, identifier: object = "p", **fields) -> Record:
     """A pair whose two last replies are contrasted; the rejected branch's reply, message and reply are given."""
     first, asked, second = rejected
     altered = {3: "How do I fry an egg?", 5: "How do I bake a potato?"}
-    return Record({"id": identifier, "chosen": talk(*CHOSEN), "rejected": talk(*SEED, first, asked, second),
-                   "contrast": [{"message": index, "instruction": text} for index, text in altered.items()], **fields},
-                  f"p.jsonl:{identifier}")
+    return Record(
+        {
+            "id": identifier,
+            "chosen": talk(*CHOSEN),
+            "rejected": talk(*SEED, first, asked, second),
+            "contrast": [
+                {"message": index, "instruction": text} for index, text in altered.items()
+            ],
+            **fields,
+        },
+        f"p.jsonl:{identifier}",
+    )
 
 
-PLAIN = pair("Heat a pan with some oil.", "No, boil!", "Put it into the oven for an hour or so, at most.")
+PLAIN = pair(
+    "Heat a pan with some oil.", "No, boil!", "Put it into the oven for an hour or so, at most."
+)
 
 
 def measured(*pairs: Record, said: dict | None = None) -> dict:
@@ -32,13 +43,23 @@ def measured(*pairs: Record, said: dict | None = None) -> dict:
     found = Audit()
     turns = list(found.read(map(contrasted, pairs)))
     for judge, outcomes in (said or {}).items():
-        found.hear([turn | {"votes": [{"judge": judge, "winner": winner} for winner in winners]}
-                    for turn, winners in zip(turns, outcomes, strict=True) if winners is not None], [judge])
+        found.hear(
+            [
+                turn | {"votes": [{"judge": judge, "winner": winner} for winner in winners]}
+                for turn, winners in zip(turns, outcomes, strict=True)
+                if winners is not None
+            ],
+            [judge],
+        )
     return {(row["model"], row["subset"], row["metric"]): row for row in audit(found)}
 
 
 def values(rows: dict, model: str, metric: str) -> dict:
-    return {subset: row["value"] for (who, subset, name), row in rows.items() if (who, name) == (model, metric)}
+    return {
+        subset: row["value"]
+        for (who, subset, name), row in rows.items()
+        if (who, name) == (model, metric)
+    }
 
 
 def test_a_judge_sees_the_shared_history_at_the_fork_and_later_one_exchange():
@@ -49,9 +70,15 @@ def test_a_judge_sees_the_shared_history_at_the_fork_and_later_one_exchange():
     assert not any("fry" in str(turn) or "potato" in str(turn) for turn in (fork, later))
 
 
-@pytest.mark.parametrize("reply, name", [
-    ("The modified instruction asks for a fried egg.", "leak"), ("How do I fry an egg? In oil.", "leak"),
-    ("I'm sorry, but I can't help with that.", "refusal"), ("eight minutes, in boiling water", "same")])
+@pytest.mark.parametrize(
+    "reply, name",
+    [
+        ("The modified instruction asks for a fried egg.", "leak"),
+        ("How do I fry an egg? In oil.", "leak"),
+        ("I'm sorry, but I can't help with that.", "refusal"),
+        ("eight minutes, in boiling water", "same"),
+    ],
+)
 def test_a_flaw_of_a_contrasted_reply_is_counted_at_its_turn(reply, name):
     rows = measured(pair(reply, "No, boil!", "In the oven."), PLAIN)
     assert values(rows, "contrast", name) == {"all": 0.25, "turn=1": 0.5, "turn=2": 0.0}
@@ -61,12 +88,18 @@ def test_a_flaw_of_a_contrasted_reply_is_counted_at_its_turn(reply, name):
 
 def test_an_instruction_that_was_not_rewritten_is_counted():
     bad = pair("Heat some oil.", "How do I bake a potato?", "In the oven.")
-    assert values(measured(bad), "contrast", "not_rewritten") == {"all": 0.5, "turn=1": 0.0, "turn=2": 1.0}
+    assert values(measured(bad), "contrast", "not_rewritten") == {
+        "all": 0.5,
+        "turn=1": 0.0,
+        "turn=2": 1.0,
+    }
 
 
 def test_turns_are_counted_from_the_fork():
     one = pair("Heat some oil.", "No!", "In the oven.")
-    one["contrast"] = one["contrast"][1:]  # the first reply differs, but it is the second that is contrasted
+    one["contrast"] = one["contrast"][
+        1:
+    ]  # the first reply differs, but it is the second that is contrasted
     assert set(values(measured(one), "contrast", "leak")) == {"all", "turn=2"}
 
 
@@ -76,8 +109,18 @@ def test_lengths_are_ratios_and_what_a_blind_guess_gets():
     ratios = {"all": (one + other) / 2, "turn=1": one, "turn=2": other}
     assert values(rows, "contrast", "length_ratio") == pytest.approx(ratios)
     assert values(rows, "contrast", "rejected_shorter") == {"all": 0.5, "turn=1": 0, "turn=2": 1}
-    assert values(rows, "baseline/longest", "accuracy") == {"all": 0.5, "turn=1": 0, "turn=2": 1, "conversations": 0}
-    assert values(rows, "baseline/shortest", "accuracy") == {"all": 0.5, "turn=1": 1, "turn=2": 0, "conversations": 1}
+    assert values(rows, "baseline/longest", "accuracy") == {
+        "all": 0.5,
+        "turn=1": 0,
+        "turn=2": 1,
+        "conversations": 0,
+    }
+    assert values(rows, "baseline/shortest", "accuracy") == {
+        "all": 0.5,
+        "turn=1": 1,
+        "turn=2": 0,
+        "conversations": 1,
+    }
     assert values(rows, "baseline/longest-last-reply", "accuracy") == {"conversations": 1}
 
 
@@ -89,45 +132,89 @@ def test_messages_that_the_token_limit_cut_are_counted_by_side():
 
 def test_label_noise_is_what_a_judge_prefers_wrongly_and_half_of_what_it_cannot_tell():
     pairs = [pair("Oil.", "And?", "Oven.", identifier=number) for number in range(4)]
-    said = [["chosen", "chosen"], ["rejected", "rejected"], ["tie", "tie"], ["chosen", "rejected"],
-            [None, "chosen"], ["chosen", "chosen"], ["chosen", "tie"], None]
+    said = [
+        ["chosen", "chosen"],
+        ["rejected", "rejected"],
+        ["tie", "tie"],
+        ["chosen", "rejected"],
+        [None, "chosen"],
+        ["chosen", "chosen"],
+        ["chosen", "tie"],
+        None,
+    ]
     rows = measured(*pairs, said={"j": said})
-    expected = {"unreadable": 1 / 7, "prefers_chosen": 2 / 6, "prefers_rejected": 1 / 6, "tie": 2 / 6,
-                "inconsistent": 1 / 6, "label_noise": (1 + 3 / 2) / 6}
+    expected = {
+        "unreadable": 1 / 7,
+        "prefers_chosen": 2 / 6,
+        "prefers_rejected": 1 / 6,
+        "tie": 2 / 6,
+        "inconsistent": 1 / 6,
+        "label_noise": (1 + 3 / 2) / 6,
+    }
     assert {name: values(rows, "j", name)["all"] for name in expected} == pytest.approx(expected)
     assert rows["j", "all", "label_noise"]["count"] == 6
 
 
 def test_intervals_hold_the_values_and_take_turns_of_one_prompt_together():
-    pairs = [pair("Oil." * (number % 5 + 1), "And?", "Oven " * (number % 7 + 1), identifier=number)
-             for number in range(40)]
+    pairs = [
+        pair("Oil." * (number % 5 + 1), "And?", "Oven " * (number % 7 + 1), identifier=number)
+        for number in range(40)
+    ]
     for number, one in enumerate(pairs):
         for side in ("chosen", "rejected"):
             one[side][0]["content"] = f"Hello {number % 20}."
     rows = measured(*pairs)
-    assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values() if row["low"] is not None)
-    everyone, apart = rows["contrast", "all", "leak"], measured(*[pair("Oil.", "And?", "Oven.")] * 40)
+    assert all(
+        row["low"] <= row["value"] <= row["high"] for row in rows.values() if row["low"] is not None
+    )
+    everyone, apart = (
+        rows["contrast", "all", "leak"],
+        measured(*[pair("Oil.", "And?", "Oven.")] * 40),
+    )
     assert everyone["high"] < apart["contrast", "all", "leak"]["high"]
 
 
 @pytest.mark.parametrize("cut", [[3], "x", 5, {"chosen": 3}, {"rejected": None}])
 def test_what_was_cut_is_checked_too(cut):
-    done = music("bench", "audit", "--on-error", "skip", given=lines(PLAIN | {"id": "bad", "truncated": cut}, PLAIN))
-    assert done.lines[0] == ("music bench audit: <stdin>:1: truncated: should name, for each side, the messages that "
-                             "were cut")
+    done = music(
+        "bench",
+        "audit",
+        "--on-error",
+        "skip",
+        given=lines(PLAIN | {"id": "bad", "truncated": cut}, PLAIN),
+    )
+    assert done.lines[0] == (
+        "music bench audit: <stdin>:1: truncated: should name, for each side, the messages that "
+        "were cut"
+    )
     assert (done.status, done.records) == (1, music("bench", "audit", given=lines(PLAIN)).records)
     [one, other] = branches(PLAIN)
     done = music("bench", "audit", given=lines(one | {"truncated": {"chosen": [3]}}, other))
-    assert (done.status, done.lines) == (2, ["music bench audit: error: <stdin>:1: truncated: is an object; it should "
-                                             "be a list"])
+    assert (done.status, done.lines) == (
+        2,
+        ["music bench audit: error: <stdin>:1: truncated: is an object; it should be a list"],
+    )
 
 
-@pytest.mark.parametrize("fields, field, problem", [
-    ({"contrast": None}, "contrast", "is missing; music simulate writes it"), ({"contrast": "x"}, "contrast", "a list"),
-    ({"contrast": [5]}, "contrast[0]", "a message's index"),
-    ({"contrast": [{"message": 3}]}, "contrast[0]", "instruction"),
-    ({"contrast": [{"message": 2, "instruction": "i"}]}, "contrast[0].message", "an assistant's"),
-    ({"contrast": [{"message": 9, "instruction": "i"}]}, "contrast[0].message", "an assistant's")])
+@pytest.mark.parametrize(
+    "fields, field, problem",
+    [
+        ({"contrast": None}, "contrast", "is missing; music simulate writes it"),
+        ({"contrast": "x"}, "contrast", "a list"),
+        ({"contrast": [5]}, "contrast[0]", "a message's index"),
+        ({"contrast": [{"message": 3}]}, "contrast[0]", "instruction"),
+        (
+            {"contrast": [{"message": 2, "instruction": "i"}]},
+            "contrast[0].message",
+            "an assistant's",
+        ),
+        (
+            {"contrast": [{"message": 9, "instruction": "i"}]},
+            "contrast[0].message",
+            "an assistant's",
+        ),
+    ],
+)
 def test_a_record_without_a_contrast_is_named(fields, field, problem):
     with pytest.raises(RecordError) as raised:
         contrasted(Record({**PLAIN, **fields}))
@@ -135,10 +222,20 @@ def test_a_record_without_a_contrast_is_named(fields, field, problem):
 
 
 def branches(one: Record) -> list[dict]:
-    return [{"id": one["id"], "branch": side, "sample": 0, "seed_messages": 3, "messages": one[side],
-             "contrast": one["contrast"] if side == "rejected" else [],
-             **({"faults": [{"message": 3, "fault": "contrast leak"}]} if side == "rejected" else {})}
-            for side in ("chosen", "rejected")]
+    return [
+        {
+            "id": one["id"],
+            "branch": side,
+            "sample": 0,
+            "seed_messages": 3,
+            "messages": one[side],
+            "contrast": one["contrast"] if side == "rejected" else [],
+            **(
+                {"faults": [{"message": 3, "fault": "contrast leak"}]} if side == "rejected" else {}
+            ),
+        }
+        for side in ("chosen", "rejected")
+    ]
 
 
 def test_branches_give_the_figures_of_the_pairs_they_make_and_none_is_dropped():
@@ -155,13 +252,26 @@ def test_a_judge_is_asked_in_both_orders_and_never_told(monkeypatch, tmp_path):
 
     def reply(body: dict) -> str:
         text = body["messages"][0]["content"]
-        first = text.index("Eight minutes") if "Eight minutes" in text else text.index("Take it out")
-        second = text.index("Heat a pan") if "Heat a pan" in text else text.index("Put it into the oven")
+        first = (
+            text.index("Eight minutes") if "Eight minutes" in text else text.index("Take it out")
+        )
+        second = (
+            text.index("Heat a pan") if "Heat a pan" in text else text.index("Put it into the oven")
+        )
         return "Because.\n[[A]]" if first < second else "Because.\n[[B]]"
 
     with serve(reply=reply) as server:
-        done = music("bench", "audit", "--judge", "openai/scripted", "--api-base", server.base_url, "--html",
-                     tmp_path / "page.html", given=lines(PLAIN))
+        done = music(
+            "bench",
+            "audit",
+            "--judge",
+            "openai/scripted",
+            "--api-base",
+            server.base_url,
+            "--html",
+            tmp_path / "page.html",
+            given=lines(PLAIN),
+        )
     assert (done.status, server.calls) == (0, 4), done.err
     asked = [body["messages"][0]["content"] for body in server.requests]
     assert not any("fry" in text or "potato" in text or "contrast" in text for text in asked)

@@ -11,15 +11,28 @@ import pytest
 from musiccli.bench.rewardbench import ROWS
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-SUBSETS = {"Natural": "llmbar-natural", "Neighbor": "llmbar-adver-neighbor", "GPTInst": "llmbar-adver-GPTInst",
-           "GPTOut": "llmbar-adver-GPTOut", "Manual": "llmbar-adver-manual"}
+SUBSETS = {
+    "Natural": "llmbar-natural",
+    "Neighbor": "llmbar-adver-neighbor",
+    "GPTInst": "llmbar-adver-GPTInst",
+    "GPTOut": "llmbar-adver-GPTOut",
+    "Manual": "llmbar-adver-manual",
+}
 
 
 def music(*arguments, records=(), env=None):
     """Run `music bench` on records from standard input."""
     given = "".join(json.dumps(record) + "\n" for record in records)
-    command = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "bench", *map(str, arguments)]
-    return subprocess.run(command, input=given, capture_output=True, text=True, env={**os.environ, **(env or {})})
+    command = [
+        sys.executable,
+        "-c",
+        "from musiccli.cli.main import main; main()",
+        "bench",
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        command, input=given, capture_output=True, text=True, env={**os.environ, **(env or {})}
+    )
 
 
 def rows(done):
@@ -29,22 +42,47 @@ def rows(done):
 
 def pair(number, chosen, rejected, **fields):
     prompt = {"role": "user", "content": f"prompt {number}"}
-    return {"id": f"p{number}", "chosen": [prompt, {"role": "assistant", "content": "yes"}],
-            "rejected": [prompt, {"role": "assistant", "content": "no"}],
-            "scores": {"rm": {"chosen": chosen, "rejected": rejected}}, **fields}
+    return {
+        "id": f"p{number}",
+        "chosen": [prompt, {"role": "assistant", "content": "yes"}],
+        "rejected": [prompt, {"role": "assistant", "content": "no"}],
+        "scores": {"rm": {"chosen": chosen, "rejected": rejected}},
+        **fields,
+    }
 
 
 def contest(number, winner, size):
-    return {"id": f"p{number}", "best_of": size, "winner": winner, "models": {"a": "new", "b": "old"},
-            **{side: [{"role": "user", "content": "x"}, {"role": "assistant", "content": side}] for side in "ab"}}
+    return {
+        "id": f"p{number}",
+        "best_of": size,
+        "winner": winner,
+        "models": {"a": "new", "b": "old"},
+        **{
+            side: [{"role": "user", "content": "x"}, {"role": "assistant", "content": side}]
+            for side in "ab"
+        },
+    }
 
 
 def test_agreement_from_a_pipe_is_metrics_on_stdout_and_a_table_on_stderr():
-    done = music("agreement", "--by", "turns", records=[pair(0, 1, 0), pair(1, 0, 1), pair(2, 1, 1), pair(3, 2, 1)])
+    done = music(
+        "agreement",
+        "--by",
+        "turns",
+        records=[pair(0, 1, 0), pair(1, 0, 1), pair(2, 1, 1), pair(3, 2, 1)],
+    )
     first = rows(done)[0]
     assert first | {"low": 0, "high": 0} == {
-        "benchmark": "agreement", "model": "rm", "subset": "all", "metric": "accuracy", "value": 0.5, "low": 0,
-        "high": 0, "count": 4, "ties": 1}
+        "benchmark": "agreement",
+        "model": "rm",
+        "subset": "all",
+        "metric": "accuracy",
+        "value": 0.5,
+        "low": 0,
+        "high": 0,
+        "count": 4,
+        "ties": 1,
+    }
     lines = [line.split() for line in done.stderr.splitlines()]
     assert ["all", "4", "50.0", "[15.0,", "85.0]", "longest", "100.0"] in lines
     assert "music bench agreement: tied scores, counted as wrong: rm 1" in done.stderr
@@ -52,37 +90,75 @@ def test_agreement_from_a_pipe_is_metrics_on_stdout_and_a_table_on_stderr():
 
 
 def test_the_same_seed_gives_the_same_bytes():
-    contests = [contest(number, "ab"[number % (size + 1) == 0], size) for number in range(50) for size in (2, 4)]
-    once, again, other = (music("winrate", "--seed", seed, "--bootstrap", "100", records=contests).stdout
-                          for seed in (1, 1, 2))
+    contests = [
+        contest(number, "ab"[number % (size + 1) == 0], size)
+        for number in range(50)
+        for size in (2, 4)
+    ]
+    once, again, other = (
+        music("winrate", "--seed", seed, "--bootstrap", "100", records=contests).stdout
+        for seed in (1, 1, 2)
+    )
     assert once == again != other
 
 
-@pytest.mark.parametrize("command, options, records", [
-    ("agreement", ["--by", "part"], [pair(number * number % 61, number * 7 % 11 / 11, 0.4) | {
-        "id": number, "part": number % 9} for number in range(200)]),
-    ("winrate", [], [contest(number, ("a", "b", "tie")[number * number % 7 % 3], size) for number in range(20)
-                     for size in (2, 4)]),
-])
+@pytest.mark.parametrize(
+    "command, options, records",
+    [
+        (
+            "agreement",
+            ["--by", "part"],
+            [
+                pair(number * number % 61, number * 7 % 11 / 11, 0.4)
+                | {"id": number, "part": number % 9}
+                for number in range(200)
+            ],
+        ),
+        (
+            "winrate",
+            [],
+            [
+                contest(number, ("a", "b", "tie")[number * number % 7 % 3], size)
+                for number in range(20)
+                for size in (2, 4)
+            ],
+        ),
+    ],
+)
 def test_every_process_gives_the_same_bytes(command, options, records):
     """Python salts `hash` anew in each; clusters summed in its order round in another way."""
-    found = {music(command, *options, "--bootstrap", "100", records=records, env={"PYTHONHASHSEED": str(salt)}).stdout
-             for salt in range(4)}
+    found = {
+        music(
+            command,
+            *options,
+            "--bootstrap",
+            "100",
+            records=records,
+            env={"PYTHONHASHSEED": str(salt)},
+        ).stdout
+        for salt in range(4)
+    }
     assert len(found) == 1 and "" not in found
 
 
 def test_wider_confidence_gives_wider_intervals():
     contests = [contest(number, "ab"[number % 3 == 0], 2) for number in range(50)]
-    [narrow], [wide] = (rows(music("winrate", "--confidence", level, records=contests)) for level in (0.8, 0.99))
+    [narrow], [wide] = (
+        rows(music("winrate", "--confidence", level, records=contests)) for level in (0.8, 0.99)
+    )
     assert wide["low"] < narrow["low"] < narrow["value"] < narrow["high"] < wide["high"]
 
 
 def test_a_partial_rewardbench_says_so():
-    done = music("rewardbench", records=[pair(number, 1, 0, subset="hep-go") for number in range(8)])
+    done = music(
+        "rewardbench", records=[pair(number, 1, 0, subset="hep-go") for number in range(8)]
+    )
     assert "Reasoning (partial)" in done.stderr
     assert "Average" not in done.stderr
-    assert ("music bench rewardbench: partial: not RewardBench's figures; other rows than its own in math-prm (0 of "
-            "447), hep-cpp (0 of 164), hep-go (8 of 164) and 4 more") in done.stderr
+    assert (
+        "music bench rewardbench: partial: not RewardBench's figures; other rows than its own in math-prm (0 of "
+        "447), hep-cpp (0 of 164), hep-go (8 of 164) and 4 more"
+    ) in done.stderr
 
 
 def test_left_out_labels_are_counted_in_the_last_line():
@@ -91,14 +167,28 @@ def test_left_out_labels_are_counted_in_the_last_line():
     assert last.endswith("1 left out (label is a tie); 1 left out (label is null)")
 
 
-@pytest.mark.parametrize("command, records, message", [
-    ("agreement", [{key: value for key, value in pair(0, 1, 0).items() if key != "scores"}],
-     "<stdin>:1: has no scores; run music score first"),
-    ("rewardbench", [pair(0, 1, 0)], "<stdin>:1: metadata.subset: is missing; RewardBench's records name theirs, as "
-                                     "music sample writes them"),
-    ("winrate", [pair(0, 1, 0)], "<stdin>:1: winner: is missing; music judge adds it"),
-    ("winrate", [], "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?"),
-])
+@pytest.mark.parametrize(
+    "command, records, message",
+    [
+        (
+            "agreement",
+            [{key: value for key, value in pair(0, 1, 0).items() if key != "scores"}],
+            "<stdin>:1: has no scores; run music score first",
+        ),
+        (
+            "rewardbench",
+            [pair(0, 1, 0)],
+            "<stdin>:1: metadata.subset: is missing; RewardBench's records name theirs, as "
+            "music sample writes them",
+        ),
+        ("winrate", [pair(0, 1, 0)], "<stdin>:1: winner: is missing; music judge adds it"),
+        (
+            "winrate",
+            [],
+            "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?",
+        ),
+    ],
+)
 def test_what_cannot_be_counted_is_one_line_and_status_2(command, records, message):
     done = music(command, records=records)
     assert (done.returncode, done.stdout) == (2, "")
@@ -106,25 +196,42 @@ def test_what_cannot_be_counted_is_one_line_and_status_2(command, records, messa
 
 
 def test_bad_records_can_be_skipped_and_are_counted():
-    done = music("agreement", "--on-error", "skip", records=[pair(0, 1, 0), {"id": "x"}, pair(1, None, 0)])
+    done = music(
+        "agreement", "--on-error", "skip", records=[pair(0, 1, 0), {"id": "x"}, pair(1, None, 0)]
+    )
     assert done.returncode == 1
     assert json.loads(done.stdout.splitlines()[0])["count"] == 1
     assert done.stderr.splitlines()[-1].endswith("; 2 failed")
 
 
 PLOTTED = [
-    ("rewardbench", [pair(subset + number, int(number), 1, subset=subset) for subset in ROWS for number in "0123"]),
+    (
+        "rewardbench",
+        [
+            pair(subset + number, int(number), 1, subset=subset)
+            for subset in ROWS
+            for number in "0123"
+        ],
+    ),
     ("rewardbench", [pair(0, 1, 0, subset="shp")]),
     ("agreement", [pair(number, number % 3, 1) for number in range(9)]),
-    ("winrate", [contest(number, "ab"[number % 2], size) for number in range(9) for size in (2, 4)]),
+    (
+        "winrate",
+        [contest(number, "ab"[number % 2], size) for number in range(9) for size in (2, 4)],
+    ),
     ("winrate", [contest(0, "a", 2)]),
     ("winrate", [contest(0, None, 2)]),
 ]
 
 
-@pytest.mark.parametrize("command, records, suffix, start", [
-    *((*plotted, "png", b"\x89PNG") for plotted in PLOTTED), (*PLOTTED[-1], "svg", b"<?xml"),
-    (*PLOTTED[-1], "pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    "command, records, suffix, start",
+    [
+        *((*plotted, "png", b"\x89PNG") for plotted in PLOTTED),
+        (*PLOTTED[-1], "svg", b"<?xml"),
+        (*PLOTTED[-1], "pdf", b"%PDF"),
+    ],
+)
 def test_plot_draws_every_benchmark(tmp_path, command, records, suffix, start):
     pytest.importorskip("matplotlib")
     target = tmp_path / f"figure.{suffix}"
@@ -133,20 +240,34 @@ def test_plot_draws_every_benchmark(tmp_path, command, records, suffix, start):
     assert os.listdir(tmp_path) == [target.name]
 
 
-@pytest.mark.parametrize("name, problem", [
-    ("figure.bmp", "expected a file that ends in .png, .svg, .pdf"),
-    ("nowhere/figure.png", "there is no such folder"),
-])
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("figure.bmp", "expected a file that ends in .png, .svg, .pdf"),
+        ("nowhere/figure.png", "there is no such folder"),
+    ],
+)
 def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, name, problem):
     done = music("winrate", "--plot", name, tmp_path / "missing.jsonl")
-    assert (done.returncode, done.stderr) == (2, f"music bench winrate: error: --plot {name}: {problem}\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"music bench winrate: error: --plot {name}: {problem}\n",
+    )
 
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError")
-    done = music("winrate", "--plot", "figure.png", records=[contest(0, "a", 2)], env={"PYTHONPATH": str(tmp_path)})
+    done = music(
+        "winrate",
+        "--plot",
+        "figure.png",
+        records=[contest(0, "a", 2)],
+        env={"PYTHONPATH": str(tmp_path)},
+    )
     assert (done.returncode, done.stderr) == (
-        2, 'music bench winrate: error: --plot needs matplotlib; pip install "musiccli[plot]"\n')
+        2,
+        'music bench winrate: error: --plot needs matplotlib; pip install "musiccli[plot]"\n',
+    )
 
 
 @pytest.mark.skipif(not (DATA / "llmbar").is_dir(), reason="needs ../shared/data/llmbar")
@@ -156,11 +277,19 @@ def test_on_llmbar_the_shorter_reply_is_the_better_guess():
         for number, row in enumerate(json.loads((DATA / "llmbar" / f"{name}.json").read_text())):
             better, worse = (row["output_1"], row["output_2"])[:: 1 if row["label"] == 1 else -1]
             prompt = [{"role": "user", "content": row["input"]}]
-            records.append({"id": f"{subset}-{number}", "metadata": {"subset": subset},
-                            "chosen": [*prompt, {"role": "assistant", "content": better or "-"}],
-                            "rejected": [*prompt, {"role": "assistant", "content": worse or "-"}],
-                            "scores": {"length": {"chosen": -len(better), "rejected": -len(worse)}}})
-    found = {(row["model"], row["metric"], row["subset"]): row for row in rows(music("rewardbench", records=records))}
+            records.append(
+                {
+                    "id": f"{subset}-{number}",
+                    "metadata": {"subset": subset},
+                    "chosen": [*prompt, {"role": "assistant", "content": better or "-"}],
+                    "rejected": [*prompt, {"role": "assistant", "content": worse or "-"}],
+                    "scores": {"length": {"chosen": -len(better), "rejected": -len(worse)}},
+                }
+            )
+    found = {
+        (row["model"], row["metric"], row["subset"]): row
+        for row in rows(music("rewardbench", records=records))
+    }
     section = found["length", "section", "Chat Hard"]
     assert (section["count"], section["missing"]) == (419, ["mt-bench-hard (0 of 37)"])
     shortest = found["baseline/shortest", "section", "Chat Hard"]["value"]

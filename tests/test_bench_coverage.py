@@ -36,9 +36,20 @@ def held(intervals: list, truth: float) -> float:
     return float(np.mean((low <= truth) & (truth <= high)))
 
 
-@pytest.mark.parametrize("count, most, share, correlation", [
-    (100, 1, 0.55, 0), (100, 1, 0.95, 0), (100, 8, 0.55, 0.2), (100, 8, 0.75, 0.2), (300, 4, 0.75, 0.5),
-    (300, 8, 0.95, 0.1), (1000, 8, 0.75, 0.2), (1000, 1, 0.95, 0), (2000, 8, 0.95, 0.2)])
+@pytest.mark.parametrize(
+    "count, most, share, correlation",
+    [
+        (100, 1, 0.55, 0),
+        (100, 1, 0.95, 0),
+        (100, 8, 0.55, 0.2),
+        (100, 8, 0.75, 0.2),
+        (300, 4, 0.75, 0.5),
+        (300, 8, 0.95, 0.1),
+        (1000, 8, 0.75, 0.2),
+        (1000, 1, 0.95, 0),
+        (2000, 8, 0.95, 0.2),
+    ],
+)
 def test_of_accuracies(count, most, share, correlation):
     random = np.random.default_rng(1)
     clusters = sizes(random, count, most)
@@ -66,7 +77,9 @@ def test_of_weighted_means_whose_parts_share_their_tasks(correlation):
     for math_, in_languages in zip(random.random((SETS, 447)) < 0.7, code, strict=True):
         parts = [math_, *in_languages.T]
         shares = [part.mean() for part in parts]
-        intervals = [statistics.share_interval(part, own) for part, own in zip(parts, clusters, strict=True)]
+        intervals = [
+            statistics.share_interval(part, own) for part, own in zip(parts, clusters, strict=True)
+        ]
         excess = statistics.shared_excess(parts, clusters, weights)
         apart.append(statistics.combine(shares, intervals, weights)[1])
         together.append(statistics.combine(shares, intervals, weights, excess)[1])
@@ -79,30 +92,42 @@ def test_forgetting_the_prompts_or_that_they_are_few_would_not_do():
     clusters = sizes(random, 100, 8)
     found = outcomes(random, 0.75, 0.5, clusters)
     naive = held([statistics.wilson(row.mean(), len(row)) for row in found], 0.75)
-    normal = held([statistics.wilson(row.mean(), statistics.effective_count(row, clusters)) for row in found], 0.75)
+    normal = held(
+        [statistics.wilson(row.mean(), statistics.effective_count(row, clusters)) for row in found],
+        0.75,
+    )
     right = held([statistics.share_interval(row, clusters) for row in found], 0.75)
     assert naive < 0.85 and normal < right - 0.01
 
 
 def by_bootstrap(columns: list[np.ndarray], clusters: np.ndarray, statistic) -> list:
     """The interval of each set; `columns` are (sets, values)."""
-    return [statistics.bootstrap(statistics.totals(rows, clusters), statistic, draws=DRAWS, seed=number)
-            for number, rows in enumerate(zip(*columns, strict=True))]
+    return [
+        statistics.bootstrap(statistics.totals(rows, clusters), statistic, draws=DRAWS, seed=number)
+        for number, rows in enumerate(zip(*columns, strict=True))
+    ]
 
 
 def normal(random, clusters: np.ndarray, sets: int, common: float) -> np.ndarray:
     """(sets, values) normal numbers, two of one cluster correlated by `common`."""
     shared = random.normal(size=(sets, clusters[-1] + 1))[:, clusters]
-    return math.sqrt(common) * shared + math.sqrt(1 - common) * random.normal(size=(sets, len(clusters)))
+    return math.sqrt(common) * shared + math.sqrt(1 - common) * random.normal(
+        size=(sets, len(clusters))
+    )
 
 
-@pytest.mark.parametrize("count, most, first, second", [(100, 1, 0.8, 0.75), (100, 8, 0.8, 0.75), (300, 4, 0.95, 0.9)])
+@pytest.mark.parametrize(
+    "count, most, first, second", [(100, 1, 0.8, 0.75), (100, 8, 0.8, 0.75), (300, 4, 0.95, 0.9)]
+)
 def test_of_differences_between_two_models_on_the_same_pairs(count, most, first, second):
     random, sets = np.random.default_rng(4), 1000
     clusters = sizes(random, count, most)
     hard = normal(random, clusters, sets, 0.4)  # what both find hard
-    right = [math.sqrt(0.5) * hard + math.sqrt(0.5) * random.normal(size=hard.shape) < NormalDist().inv_cdf(accuracy)
-             for accuracy in (first, second)]
+    right = [
+        math.sqrt(0.5) * hard + math.sqrt(0.5) * random.normal(size=hard.shape)
+        < NormalDist().inv_cdf(accuracy)
+        for accuracy in (first, second)
+    ]
     gains = right[0] * 1.0 - right[1]
     intervals = by_bootstrap([gains, gains * 0 + 1], clusters, lambda sums: sums[:, 0] / sums[:, 1])
     assert 0.93 <= held(intervals, first - second) <= 0.97
@@ -116,10 +141,13 @@ def test_of_kappa(count, most, accuracy):
     truth = normal(random, clusters, sets, 0.3) > 0
     said = [np.where(random.random(truth.shape) < accuracy, truth, ~truth) * 1 for _ in range(2)]
     said[1] = np.where(random.random(truth.shape) < 0.1, 2, said[1])
-    cells = [((said[0] == one) & (said[1] == other)) * 1.0 for one in range(3) for other in range(3)]
+    cells = [
+        ((said[0] == one) & (said[1] == other)) * 1.0 for one in range(3) for other in range(3)
+    ]
     same = accuracy**2 + (1 - accuracy) ** 2
-    expected = statistics.kappa([[same * 0.45, (1 - same) * 0.45, 0.05], [(1 - same) * 0.45, same * 0.45, 0.05],
-                                 [0, 0, 0]])
+    expected = statistics.kappa(
+        [[same * 0.45, (1 - same) * 0.45, 0.05], [(1 - same) * 0.45, same * 0.45, 0.05], [0, 0, 0]]
+    )
     intervals = by_bootstrap(cells, clusters, lambda sums: statistics.kappa(sums.reshape(-1, 3, 3)))
     assert 0.93 <= held(intervals, float(expected)) <= 0.97
 
@@ -130,9 +158,13 @@ def test_of_fleiss_kappa(count, most, accuracy):
     random, sets = np.random.default_rng(6), 1000
     clusters = sizes(random, count, most)
     truth = normal(random, clusters, sets, 0.3) > 0
-    said = np.stack([np.where(random.random(truth.shape) < accuracy, truth, ~truth) for _ in range(3)]).sum(0)
+    said = np.stack(
+        [np.where(random.random(truth.shape) < accuracy, truth, ~truth) for _ in range(3)]
+    ).sum(0)
     columns = statistics.fleiss_columns(np.stack([said, 3 - said], axis=-1).reshape(-1, 2))
-    intervals = by_bootstrap([column.reshape(sets, count) for column in columns], clusters, statistics.fleiss_kappa)
+    intervals = by_bootstrap(
+        [column.reshape(sets, count) for column in columns], clusters, statistics.fleiss_kappa
+    )
     assert 0.93 <= held(intervals, (2 * accuracy - 1) ** 2) <= 0.97
 
 

@@ -16,44 +16,87 @@ from musiccli.bench.rewardbench import ROWS
 
 
 def talk(*texts):
-    return [{"role": ("user", "assistant")[turn % 2], "content": text} for turn, text in enumerate(texts)]
+    return [
+        {"role": ("user", "assistant")[turn % 2], "content": text}
+        for turn, text in enumerate(texts)
+    ]
 
 
 def pair(number, chosen, rejected, **fields):
-    return {"id": f"p{number}", "chosen": talk(f"prompt {number}", "yes"), "rejected": talk(f"prompt {number}", "no"),
-            "scores": {"rm": {"chosen": chosen, "rejected": rejected}}, **fields}
+    return {
+        "id": f"p{number}",
+        "chosen": talk(f"prompt {number}", "yes"),
+        "rejected": talk(f"prompt {number}", "no"),
+        "scores": {"rm": {"chosen": chosen, "rejected": rejected}},
+        **fields,
+    }
 
 
 def candidate(number, sample, **metadata):
-    return {"id": f"c{number}", "sample": sample, "messages": talk(f"prompt {number}", f"reply {sample}"),
-            "metadata": {"correct": sample < 3, **metadata}, "scores": {"rm": sample * number % 7}}
+    return {
+        "id": f"c{number}",
+        "sample": sample,
+        "messages": talk(f"prompt {number}", f"reply {sample}"),
+        "metadata": {"correct": sample < 3, **metadata},
+        "scores": {"rm": sample * number % 7},
+    }
 
 
 def contest(number, winner):
-    return {"id": f"p{number}", "best_of": 2, "winner": winner, "models": {"a": "new", "b": "old"},
-            "a": talk("prompt", "this"), "b": talk("prompt", "that")}
+    return {
+        "id": f"p{number}",
+        "best_of": 2,
+        "winner": winner,
+        "models": {"a": "new", "b": "old"},
+        "a": talk("prompt", "this"),
+        "b": talk("prompt", "that"),
+    }
 
 
 def votes(judge, ab, ba):
-    return [{"judge": judge, "order": order, "winner": winner} for order, winner in (("ab", ab), ("ba", ba))]
+    return [
+        {"judge": judge, "order": order, "winner": winner}
+        for order, winner in (("ab", ab), ("ba", ba))
+    ]
 
 
 BENCHES = {
-    "rewardbench": [pair(f"{subset}{number}", int(number), 1, metadata={"subset": subset})
-                    for subset in ROWS for number in "0123"],
-    "rewardbench2": [candidate(number, sample, subset="Math") for number in range(5) for sample in range(6)],
-    "rmbench": [candidate(number, sample, domain=domain) for number, domain in enumerate(
-        ("chat", "code", "math", "safety-refuse")) for sample in range(6)],
+    "rewardbench": [
+        pair(f"{subset}{number}", int(number), 1, metadata={"subset": subset})
+        for subset in ROWS
+        for number in "0123"
+    ],
+    "rewardbench2": [
+        candidate(number, sample, subset="Math") for number in range(5) for sample in range(6)
+    ],
+    "rmbench": [
+        candidate(number, sample, domain=domain)
+        for number, domain in enumerate(("chat", "code", "math", "safety-refuse"))
+        for sample in range(6)
+    ],
     "agreement": [pair(number, number % 3, 1) for number in range(9)],
-    "sensitivity": [pair(f"{kind}{number}", number % 3, 1, corruption={"kind": kind, "distance": number // 5})
-                    for kind in ("reply", "swap", "drop_user") for number in range(20)],
+    "sensitivity": [
+        pair(f"{kind}{number}", number % 3, 1, corruption={"kind": kind, "distance": number // 5})
+        for kind in ("reply", "swap", "drop_user")
+        for number in range(20)
+    ],
     "winrate": [contest(number, "ab"[number % 2]) for number in range(9)],
-    "judges": [contest(number, "a") | {"votes": votes("one", *"ab") + votes("two", "a", "ab"[number % 2])}
-               for number in range(9)],
-    "audit": [{"id": f"p{number}", "chosen": talk(f"prompt {number}", "yes", "why?", "it is"),
-               "rejected": talk(f"prompt {number}", "to the modified request: no", "what?", "so"),
-               "contrast": [{"message": 1, "instruction": "say no"}, {"message": 3, "instruction": "say it"}]}
-              for number in range(9)],
+    "judges": [
+        contest(number, "a") | {"votes": votes("one", *"ab") + votes("two", "a", "ab"[number % 2])}
+        for number in range(9)
+    ],
+    "audit": [
+        {
+            "id": f"p{number}",
+            "chosen": talk(f"prompt {number}", "yes", "why?", "it is"),
+            "rejected": talk(f"prompt {number}", "to the modified request: no", "what?", "so"),
+            "contrast": [
+                {"message": 1, "instruction": "say no"},
+                {"message": 3, "instruction": "say it"},
+            ],
+        }
+        for number in range(9)
+    ],
 }
 
 
@@ -79,7 +122,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def bench(name, *options, records=None):
-    done = music("bench", name, *options, given=lines(*(BENCHES[name] if records is None else records)))
+    done = music(
+        "bench", name, *options, given=lines(*(BENCHES[name] if records is None else records))
+    )
     assert done.status == 0, done.err
     return done
 
@@ -98,10 +143,19 @@ def test_every_bench_writes_a_page_that_stands_alone(folder, name):
     tags = {tag for tag, _ in found}
     assert {"svg", "table", "details", "pre", "h1"} <= tags
     assert tags & {"script", "link", "img", "iframe", "object", "form", "base"} == set()
-    assert ("meta", {"http-equiv": "Content-Security-Policy",
-                     "content": "default-src 'none'; style-src 'unsafe-inline'"}) in found
-    targets = [value for _, attributes in found for name, value in attributes.items()
-               if name in ("src", "href", "xlink:href", "action", "data")]
+    assert (
+        "meta",
+        {
+            "http-equiv": "Content-Security-Policy",
+            "content": "default-src 'none'; style-src 'unsafe-inline'",
+        },
+    ) in found
+    targets = [
+        value
+        for _, attributes in found
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "action", "data")
+    ]
     assert all(target.startswith("#") for target in targets)
     assert not any(name.startswith("on") for _, attributes in found for name in attributes)
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
@@ -134,7 +188,7 @@ def test_a_models_name_is_a_name_in_pictures_too(folder, name):
     assert name.strip() in picture
 
 
-EVIL = '<script>alert(1)</script>"\'&\x1b[31m\u202e</table></svg><!--'
+EVIL = "<script>alert(1)</script>\"'&\x1b[31m\u202e</table></svg><!--"
 
 
 def test_nothing_in_a_record_becomes_markup(folder):
@@ -143,9 +197,20 @@ def test_nothing_in_a_record_becomes_markup(folder):
         one["id"] += EVIL
         one["scores"] = {EVIL: one["scores"]["rm"]}
         one["chosen"][1]["content"] = EVIL
-    done = bench("agreement", "--by", "metadata.category", "--html", "page.html", "--markdown", "tables.md",
-                 records=records)
-    assert not any(category(char) in ("Cc", "Cf") for char in done.err if char != "\n") and "␛[31m" in done.err
+    done = bench(
+        "agreement",
+        "--by",
+        "metadata.category",
+        "--html",
+        "page.html",
+        "--markdown",
+        "tables.md",
+        records=records,
+    )
+    assert (
+        not any(category(char) in ("Cc", "Cf") for char in done.err if char != "\n")
+        and "␛[31m" in done.err
+    )
     text = read(folder / "page.html")
     assert not any(category(char) in ("Cc", "Cf") for char in text if char != "\n")
     assert "<script" not in text and "\x1b" not in text and "\u202e" not in text
@@ -153,27 +218,39 @@ def test_nothing_in_a_record_becomes_markup(folder):
     assert parsed.text.count("<script>alert(1)</script>") > 5 and "⟨U+202E⟩" in parsed.text
     assert [tag for tag, _ in parsed.found].count("table") == 1
     table = read(folder / "tables.md")
-    assert "\x1b" not in table and "\\<script>" in table and "<script" not in table.replace("\\<script", "")
+    assert (
+        "\x1b" not in table
+        and "\\<script>" in table
+        and "<script" not in table.replace("\\<script", "")
+    )
 
 
 @pytest.mark.parametrize("name", ["rm[/v2]", "out[bold]x", "[red]", ":smile:", "rm\nmusic: done"])
 @pytest.mark.parametrize("kind", ["agreement", "winrate"])
 def test_a_models_name_is_a_name_in_the_terminal_too(kind, name):
     """In a column's head and in a title, where rich looks for styles and emoji of its own."""
-    records = [one | {"scores": {name: {"chosen": 1, "rejected": 0}}, "models": {"a": name, "b": "old"}}
-               for one in BENCHES[kind]]
+    records = [
+        one | {"scores": {name: {"chosen": 1, "rejected": 0}}, "models": {"a": name, "b": "old"}}
+        for one in BENCHES[kind]
+    ]
     done = bench(kind, records=records)
     assert name.replace("\n", " ") in done.err
-    assert all(line.startswith(f"music bench {kind}: ") for line in done.lines if line.startswith("music"))
+    assert all(
+        line.startswith(f"music bench {kind}: ") for line in done.lines if line.startswith("music")
+    )
 
 
 def test_the_worst_records_are_folded_bounded_and_the_first_is_open(folder):
     records = [pair(number, 0, number) for number in range(30)]
     bench("agreement", "--html", "page.html", records=records)
     text = read(folder / "page.html")
-    summaries = re.findall(r'<details class="worst"( open)?><summary>rm: <b>(.*?)</b> · (.*?)</summary>', text)
-    assert summaries == [(" open" if number == 29 else "", f"wrong by {number}", f"p{number}")
-                         for number in range(29, 21, -1)]
+    summaries = re.findall(
+        r'<details class="worst"( open)?><summary>rm: <b>(.*?)</b> · (.*?)</summary>', text
+    )
+    assert summaries == [
+        (" open" if number == 29 else "", f"wrong by {number}", f"p{number}")
+        for number in range(29, 21, -1)
+    ]
     assert text.count("<article>") == 8 and "prompt 29" in text and "prompt 3<" not in text
 
 
@@ -219,20 +296,28 @@ def test_the_same_records_give_the_same_page(folder):
 def test_without_matplotlib_a_page_has_tables_and_says_what_is_missing(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = bench("agreement", "--html", "page.html")
-    assert '--plot' not in done.err
-    assert ('music bench agreement: page.html: has no picture, matplotlib is missing; pip install "musiccli[plot]"'
-            in done.lines)
+    assert "--plot" not in done.err
+    assert (
+        'music bench agreement: page.html: has no picture, matplotlib is missing; pip install "musiccli[plot]"'
+        in done.lines
+    )
     assert "<svg" not in read(folder / "page.html") and "<table>" in read(folder / "page.html")
 
 
-@pytest.mark.parametrize("options, said", [
-    (("--html", "-"), "--html -: something else goes there; name another file"),
-    (("--markdown", "-"), "--markdown -: something else goes there; name another file"),
-    (("--html", "x", "--markdown", "./x"), "--markdown ./x: something else goes there; name another file"),
-    (("-o", "x", "--html", "x"), "--html x: something else goes there; name another file"),
-    (("--html", "in.jsonl"), "--html in.jsonl: something else goes there; name another file"),
-    (("--html", "none/x"), "--html none/x: there is no such folder"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--html", "-"), "--html -: something else goes there; name another file"),
+        (("--markdown", "-"), "--markdown -: something else goes there; name another file"),
+        (
+            ("--html", "x", "--markdown", "./x"),
+            "--markdown ./x: something else goes there; name another file",
+        ),
+        (("-o", "x", "--html", "x"), "--html x: something else goes there; name another file"),
+        (("--html", "in.jsonl"), "--html in.jsonl: something else goes there; name another file"),
+        (("--html", "none/x"), "--html none/x: there is no such folder"),
+    ],
+)
 def test_a_file_that_cannot_be_is_refused_before_anything_is_read(folder, options, said):
     write("in.jsonl", b"?")
     done = music("bench", "agreement", "in.jsonl", *options)
@@ -245,11 +330,16 @@ def test_nothing_appears_where_the_records_are_bad(folder):
 
 
 def test_markdown_is_exact():
-    table = Table("Title, % [95%]", ["", "pairs", "a|b"], [["Chat", "1", "2 [1, 3]"], ["  under_it", "1,000", ""]])
+    table = Table(
+        "Title, % [95%]",
+        ["", "pairs", "a|b"],
+        [["Chat", "1", "2 [1, 3]"], ["  under_it", "1,000", ""]],
+    )
     assert "".join(markdown.document([table], ["a note with *stars*"])) == (
         "**Title, % [95%]**\n\n"
         "|  | pairs | a\\|b |\n| :-- | --: | --: |\n| Chat | 1 | 2 [1, 3] |\n| &emsp;under\\_it | 1,000 |  |\n\n"
-        "- a note with \\*stars\\*\n")
+        "- a note with \\*stars\\*\n"
+    )
 
 
 def test_a_model_that_scored_fewer_pairs_says_so_in_its_cell(folder):
@@ -258,13 +348,30 @@ def test_a_model_that_scored_fewer_pairs_says_so_in_its_cell(folder):
     for one in records[1:8:2]:
         one["scores"]["easy"] = one["scores"]["rm"]
     done = bench("agreement", "--html", "page.html", "--markdown", "tables.md", records=records)
-    assert ["all", "40", "50.0", "[35.2,", "64.8]", "100.0", "[51.0,", "100.0]", "of", "4", "longest", "100.0"] in [
-        line.split() for line in done.lines]
+    assert [
+        "all",
+        "40",
+        "50.0",
+        "[35.2,",
+        "64.8]",
+        "100.0",
+        "[51.0,",
+        "100.0]",
+        "of",
+        "4",
+        "longest",
+        "100.0",
+    ] in [line.split() for line in done.lines]
     assert "<td>100.0 <span>[51.0, 100.0] of 4</span></td>" in read(folder / "page.html")
-    assert "| all | 40 | 50.0 [35.2, 64.8] | 100.0 [51.0, 100.0] of 4 | longest 100.0 |" in read(folder / "tables.md")
+    assert "| all | 40 | 50.0 [35.2, 64.8] | 100.0 [51.0, 100.0] of 4 | longest 100.0 |" in read(
+        folder / "tables.md"
+    )
 
 
 def test_intervals_step_back_and_names_keep_their_depth():
     assert page.row(["  easy", "61.5 [52.0, 70.2]", "longest 7"]) == (
-        '<tr class="under"><th scope="row">easy</th><td>61.5 <span>[52.0, 70.2]</span></td><td>longest 7</td></tr>')
-    assert page.row(["Average", "1"]).startswith('<tr class="last">') and page.row(["all", "1"]).startswith("<tr><th")
+        '<tr class="under"><th scope="row">easy</th><td>61.5 <span>[52.0, 70.2]</span></td><td>longest 7</td></tr>'
+    )
+    assert page.row(["Average", "1"]).startswith('<tr class="last">') and page.row(
+        ["all", "1"]
+    ).startswith("<tr><th")

@@ -14,20 +14,32 @@ from musiccli.core.records import Record
 
 def pair(subset, number, chosen=1.0, rejected=0.0, model="rm"):
     prompt = {"role": "user", "content": f"{subset} {number}"}
-    return Record({"id": f"{subset}-{number}", "subset": subset,
-                   "chosen": [prompt, {"role": "assistant", "content": "good"}],
-                   "rejected": [prompt, {"role": "assistant", "content": "poor!"}],
-                   "scores": {model: {"chosen": chosen, "rejected": rejected}}})
+    return Record(
+        {
+            "id": f"{subset}-{number}",
+            "subset": subset,
+            "chosen": [prompt, {"role": "assistant", "content": "good"}],
+            "rejected": [prompt, {"role": "assistant", "content": "poor!"}],
+            "scores": {model: {"chosen": chosen, "rejected": rejected}},
+        }
+    )
 
 
 def benchmark(right, rows=ROWS):
     """All rows of every subset, the first right[subset] of them (default: all) scored right."""
-    return [pair(subset, number, float(number < right.get(subset, count)), 0.5)
-            for subset, count in rows.items() for number in range(count)]
+    return [
+        pair(subset, number, float(number < right.get(subset, count)), 0.5)
+        for subset, count in rows.items()
+        for number in range(count)
+    ]
 
 
 def value(rows, metric, subset, model="rm"):
-    [found] = [row for row in rows if (row["metric"], row["subset"], row["model"]) == (metric, subset, model)]
+    [found] = [
+        row
+        for row in rows
+        if (row["metric"], row["subset"], row["model"]) == (metric, subset, model)
+    ]
     return found
 
 
@@ -35,14 +47,17 @@ def test_the_table_has_2985_rows_in_23_subsets():
     assert (sum(ROWS.values()), len(ROWS)) == (2985, 23)
 
 
-@pytest.mark.parametrize("subset, section, score, average", [
-    # The section's loss when half of one subset is wrong: half the subset's weight over the section's.
-    ("alpacaeval-easy", "Chat", 1 - 50 / 358, 1 - 50 / 358 / 4),
-    ("llmbar-adver-manual", "Chat Hard", 1 - 23 / 456, 1 - 23 / 456 / 4),
-    ("xstest-should-refuse", "Safety", 1 - 77 / 740, 1 - 77 / 740 / 4),
-    ("xstest-should-respond", "Safety", 1 - 125 / 740, 1 - 125 / 740 / 4),
-    ("hep-go", "Reasoning", 1 - 82 / 1968, 1 - 82 / 1968 / 4),
-])
+@pytest.mark.parametrize(
+    "subset, section, score, average",
+    [
+        # The section's loss when half of one subset is wrong: half the subset's weight over the section's.
+        ("alpacaeval-easy", "Chat", 1 - 50 / 358, 1 - 50 / 358 / 4),
+        ("llmbar-adver-manual", "Chat Hard", 1 - 23 / 456, 1 - 23 / 456 / 4),
+        ("xstest-should-refuse", "Safety", 1 - 77 / 740, 1 - 77 / 740 / 4),
+        ("xstest-should-respond", "Safety", 1 - 125 / 740, 1 - 125 / 740 / 4),
+        ("hep-go", "Reasoning", 1 - 82 / 1968, 1 - 82 / 1968 / 4),
+    ],
+)
 def test_a_subset_weighs_what_the_table_says(subset, section, score, average):
     rows = list(rewardbench(benchmark({subset: ROWS[subset] // 2})))
     assert value(rows, "section", section)["value"] == pytest.approx(score)
@@ -50,17 +65,32 @@ def test_a_subset_weighs_what_the_table_says(subset, section, score, average):
 
 
 def test_reasoning_is_half_math_and_half_the_mean_of_six_languages():
-    right = {"math-prm": 300, "hep-cpp": 10, "hep-go": 20, "hep-java": 40, "hep-js": 80, "hep-python": 160}
+    right = {
+        "math-prm": 300,
+        "hep-cpp": 10,
+        "hep-go": 20,
+        "hep-java": 40,
+        "hep-js": 80,
+        "hep-python": 160,
+    }
     rows = list(rewardbench(benchmark(right)))
-    code = np.mean([right.get(name, 164) / 164 for name in SECTIONS["Reasoning"] if name != "math-prm"])
+    code = np.mean(
+        [right.get(name, 164) / 164 for name in SECTIONS["Reasoning"] if name != "math-prm"]
+    )
     assert value(rows, "section", "Reasoning")["value"] == pytest.approx((300 / 447 + code) / 2)
     assert value(rows, "section", "Reasoning")["count"] == 447 + 6 * 164
 
 
 def test_average_is_the_plain_mean_of_unrounded_sections():
-    rows = list(rewardbench(benchmark({"mt-bench-hard": 0, "donotanswer": 1, "math-prm": 2, "alpacaeval-hard": 3})))
+    rows = list(
+        rewardbench(
+            benchmark({"mt-bench-hard": 0, "donotanswer": 1, "math-prm": 2, "alpacaeval-hard": 3})
+        )
+    )
     average = value(rows, "average", "all")
-    assert average["value"] == pytest.approx(np.mean([value(rows, "section", name)["value"] for name in SECTIONS]))
+    assert average["value"] == pytest.approx(
+        np.mean([value(rows, "section", name)["value"] for name in SECTIONS])
+    )
     assert average["count"] == 2985
     assert "partial" not in average
 
@@ -71,21 +101,30 @@ def test_every_figure_is_the_published_one_to_1e_12(seed):
     chance = random.Random(seed)
     wanted, pairs = {}, []
     for subset, count in ROWS.items():
-        scores = [(chance.choice([0, 1, chance.gauss(0.5, 1)]), chance.choice([0, 1, chance.gauss(0, 1)]))
-                  for _ in range(count)]
+        scores = [
+            (chance.choice([0, 1, chance.gauss(0.5, 1)]), chance.choice([0, 1, chance.gauss(0, 1)]))
+            for _ in range(count)
+        ]
         pairs += [pair(subset, number, *both) for number, both in enumerate(scores)]
         wanted[subset] = sum(chosen > rejected for chosen, rejected in scores) / count
     sections = [
         (sum(wanted[subset] * weight for subset, weight in weights.items()) / sum(weights.values()))
-        for weights in SECTIONS.values()]
+        for weights in SECTIONS.values()
+    ]
     rows = list(rewardbench(pairs))
-    for name, score in [*wanted.items(), *zip(SECTIONS, sections, strict=True), ("all", sum(sections) / 4)]:
+    for name, score in [
+        *wanted.items(),
+        *zip(SECTIONS, sections, strict=True),
+        ("all", sum(sections) / 4),
+    ]:
         metric = "average" if name == "all" else "section" if name in SECTIONS else "accuracy"
         assert value(rows, metric, name)["value"] == pytest.approx(score, abs=1e-12), name
 
 
 def test_equal_scores_are_wrong_and_counted():
-    pairs = [pair("hep-go", number, chosen=0.5, rejected=0.5) for number in range(3)] + [pair("hep-go", 3)]
+    pairs = [pair("hep-go", number, chosen=0.5, rejected=0.5) for number in range(3)] + [
+        pair("hep-go", 3)
+    ]
     row = value(list(rewardbench(pairs)), "accuracy", "hep-go")
     assert (row["value"], row["count"], row["ties"]) == (0.25, 4, 3)
 
@@ -106,11 +145,20 @@ def test_a_missing_row_makes_section_and_average_partial():
 
 
 def test_a_missing_subset_leaves_the_section_to_the_others():
-    rows = list(rewardbench(benchmark({"xstest-should-refuse": 0}, {"xstest-should-refuse": 154, "donotanswer": 136})))
+    rows = list(
+        rewardbench(
+            benchmark(
+                {"xstest-should-refuse": 0}, {"xstest-should-refuse": 154, "donotanswer": 136}
+            )
+        )
+    )
     safety = value(rows, "section", "Safety")
     assert safety["value"] == pytest.approx(136 / 290)
-    assert safety["missing"] == ["refusals-dangerous (0 of 100)", "refusals-offensive (0 of 100)",
-                                 "xstest-should-respond (0 of 250)"]
+    assert safety["missing"] == [
+        "refusals-dangerous (0 of 100)",
+        "refusals-offensive (0 of 100)",
+        "xstest-should-respond (0 of 250)",
+    ]
 
 
 def test_without_one_row_of_every_section_there_is_no_average():
@@ -138,24 +186,36 @@ def test_one_task_in_six_languages_is_one():
     """Right or wrong in all languages alike, the 164 tasks are worth no more than one language's."""
     chance = random.Random(2)
     right = {number: chance.random() < 0.7 for number in range(164)}
-    pairs = [Record({**pair(subset, number, float(right[number])), "id": f"{subset}/{number}"}) for subset in ROWS
-             for number in range(164) if subset.startswith("hep-")]
+    pairs = [
+        Record({**pair(subset, number, float(right[number])), "id": f"{subset}/{number}"})
+        for subset in ROWS
+        for number in range(164)
+        if subset.startswith("hep-")
+    ]
     rows = list(rewardbench(pairs))
     section, alone = value(rows, "section", "Reasoning"), value(rows, "accuracy", "hep-go")
     assert [section[name] for name in ("value", "low", "high")] == pytest.approx(
-        [alone[name] for name in ("value", "low", "high")])
+        [alone[name] for name in ("value", "low", "high")]
+    )
 
 
 def test_a_prompt_that_stands_in_two_subsets_is_one():
     def half(prompts):
-        found = [pair(subset, number, number % 2) for subset in ("mt-bench-easy", "mt-bench-med")
-                 for number in range(30)]
+        found = [
+            pair(subset, number, number % 2)
+            for subset in ("mt-bench-easy", "mt-bench-med")
+            for number in range(30)
+        ]
         for number, one in enumerate(found):
             one["chosen"][0]["content"] = str(prompts[number])
         return value(list(rewardbench(found)), "section", "Chat")
 
     shared, apart = half([*range(30)] * 2), half(range(60))
-    assert shared["value"] == apart["value"] and shared["low"] < apart["low"] and shared["high"] > apart["high"]
+    assert (
+        shared["value"] == apart["value"]
+        and shared["low"] < apart["low"]
+        and shared["high"] > apart["high"]
+    )
 
 
 def test_each_model_has_its_rows_and_a_choice_leaves_the_others_out():
@@ -164,23 +224,47 @@ def test_each_model_has_its_rows_and_a_choice_leaves_the_others_out():
         one["scores"]["other"] = {"chosen": 0, "rejected": 1}
     rows = list(rewardbench(pairs))
     assert value(rows, "average", "all", "other")["value"] == 0
-    models = {row["model"] for row in rewardbench(pairs, ["other"]) if not row["model"].startswith("baseline/")}
+    models = {
+        row["model"]
+        for row in rewardbench(pairs, ["other"])
+        if not row["model"].startswith("baseline/")
+    }
     assert models == {"other"}
 
 
 def test_metric_records_have_the_agreed_fields():
     row = json.loads(json.dumps(next(rewardbench([pair("hep-go", 0)]))))
-    assert list(row)[:8] == ["benchmark", "model", "subset", "metric", "value", "low", "high", "count"]
+    assert list(row)[:8] == [
+        "benchmark",
+        "model",
+        "subset",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "count",
+    ]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"scores": None}, "has no scores; run music score first"),
-    ({"scores": {}}, "has no scores; run music score first"),
-    ({"subset": None}, "metadata.subset: is missing; RewardBench's records name theirs, as music sample writes them"),
-    ({"scores": {"rm": 1.5}}, "scores.rm: should hold a number for chosen and one for rejected"),
-    ({"scores": {"rm": {"chosen": 1.0, "rejected": None}}},
-     "scores.rm: should hold a number for chosen and one for rejected"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scores": None}, "has no scores; run music score first"),
+        ({"scores": {}}, "has no scores; run music score first"),
+        (
+            {"subset": None},
+            "metadata.subset: is missing; RewardBench's records name theirs, as music sample writes them",
+        ),
+        (
+            {"scores": {"rm": 1.5}},
+            "scores.rm: should hold a number for chosen and one for rejected",
+        ),
+        (
+            {"scores": {"rm": {"chosen": 1.0, "rejected": None}}},
+            "scores.rm: should hold a number for chosen and one for rejected",
+        ),
+    ],
+)
 def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
         scored(Record(pair("hep-go", 0) | change))

@@ -11,7 +11,9 @@ from musiccli.bench.stats import intervals as statistics
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_wilson_is_scipys(right, count, confidence):
     expected = stats.binomtest(right, count).proportion_ci(confidence, method="wilson")
-    assert statistics.wilson(right / count, count, confidence) == pytest.approx((expected.low, expected.high))
+    assert statistics.wilson(right / count, count, confidence) == pytest.approx(
+        (expected.low, expected.high)
+    )
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
@@ -43,7 +45,9 @@ def test_few_clusters_widen_an_interval_as_students_t_does():
     low, high = statistics.share_interval(values, clusters)
     narrow = statistics.wilson(0.5, statistics.effective_count(values, clusters))
     assert low < narrow[0] and high > narrow[1]
-    assert (low, high) == statistics.wilson(0.5, statistics.effective_count(values, clusters), freedom=5)
+    assert (low, high) == statistics.wilson(
+        0.5, statistics.effective_count(values, clusters), freedom=5
+    )
 
 
 def test_unclustered_outcomes_are_worth_their_count():
@@ -52,10 +56,14 @@ def test_unclustered_outcomes_are_worth_their_count():
 
 def test_outcomes_that_repeat_within_a_prompt_are_worth_their_prompts():
     outcomes = np.repeat([1, 0, 1, 1, 0, 0, 1, 0], 10)
-    assert statistics.effective_count(outcomes, np.repeat(range(8), 10)) == pytest.approx(8, rel=0.15)
+    assert statistics.effective_count(outcomes, np.repeat(range(8), 10)) == pytest.approx(
+        8, rel=0.15
+    )
 
 
-@pytest.mark.parametrize("outcomes, clusters, worth", [([1, 1, 1], [1, 2, 2], 2), ([1, 0], [7, 7], 1), ([1], [1], 1)])
+@pytest.mark.parametrize(
+    "outcomes, clusters, worth", [([1, 1, 1], [1, 2, 2], 2), ([1, 0], [7, 7], 1), ([1], [1], 1)]
+)
 def test_where_the_design_effect_cannot_be_told_prompts_are_counted(outcomes, clusters, worth):
     assert statistics.effective_count(outcomes, clusters) == worth
 
@@ -85,13 +93,19 @@ def test_bootstrap_draws_what_drawing_clusters_one_by_one_draws():
     drawn = rows[random.integers(0, 60, (20_000, 60))].sum(1)
     tail = stats.norm.cdf(stats.t.ppf(0.025, 59) * (60 / 59) ** 0.5)
     assert tail < 0.024
-    assert fast == pytest.approx(np.quantile(mean(drawn), [tail, 1 - tail]), abs=0.006)  # steps of 1/180
+    assert fast == pytest.approx(
+        np.quantile(mean(drawn), [tail, 1 - tail]), abs=0.006
+    )  # steps of 1/180
 
 
 def test_bootstrap_follows_from_its_seed_and_from_nothing_else():
     rows = statistics.totals([np.sqrt(np.arange(40)), np.ones(40)], range(40))
     first = statistics.bootstrap(rows, mean, seed=1)
-    assert statistics.bootstrap(rows[::-1], mean, seed=1) == first != statistics.bootstrap(rows, mean, seed=2)
+    assert (
+        statistics.bootstrap(rows[::-1], mean, seed=1)
+        == first
+        != statistics.bootstrap(rows, mean, seed=2)
+    )
 
 
 @pytest.mark.parametrize("rows", [[[3.0, 5.0]], [[1.0, 1.0]] * 9, [[1.0, 2.0], [2.0, 4.0]]])
@@ -108,17 +122,25 @@ def test_bootstrap_of_many_draws_and_kinds_is_done_in_bounded_pieces():
 
 def test_combined_intervals_hold_the_truth_too_even_near_one():
     random = np.random.default_rng(1)
-    shares, counts, weights = np.array([0.99, 0.9, 0.97]), np.array([28, 100, 47]), np.array([0.2, 0.5, 0.3])
+    shares, counts, weights = (
+        np.array([0.99, 0.9, 0.97]),
+        np.array([28, 100, 47]),
+        np.array([0.2, 0.5, 0.3]),
+    )
     held = 0
     for _ in range(2000):
         found = random.binomial(counts, shares) / counts
-        intervals = [statistics.wilson(share, count) for share, count in zip(found, counts, strict=True)]
+        intervals = [
+            statistics.wilson(share, count) for share, count in zip(found, counts, strict=True)
+        ]
         _, (low, high) = statistics.combine(found, intervals, weights)
         held += low <= shares @ weights <= high
     assert 0.93 <= held / 2000 <= 0.985
 
 
-@pytest.mark.parametrize("first, second", [(0, 0), (1, 0), (5, 5), (10, 2), (87, 137), (2000, 2150)])
+@pytest.mark.parametrize(
+    "first, second", [(0, 0), (1, 0), (5, 5), (10, 2), (87, 137), (2000, 2150)]
+)
 def test_mcnemar_is_the_exact_binomial_test(first, second):
     expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
     assert statistics.mcnemar(first, second) == pytest.approx(expected)
@@ -138,7 +160,9 @@ def test_kappa_by_counting_agreement_and_chance_one_by_one():
     assert statistics.kappa(table) == pytest.approx((agreed - chance) / (1 - chance))
 
 
-@pytest.mark.parametrize("table, expected", [([[5, 0], [0, 5]], 1), ([[0, 5], [5, 0]], -1), ([[9, 0], [0, 0]], np.nan)])
+@pytest.mark.parametrize(
+    "table, expected", [([[5, 0], [0, 5]], 1), ([[0, 5], [5, 0]], -1), ([[9, 0], [0, 0]], np.nan)]
+)
 def test_kappa_at_its_ends(table, expected):
     assert statistics.kappa(table) == pytest.approx(expected, nan_ok=True)
 
@@ -149,14 +173,18 @@ def test_detectable_difference_is_detected_four_times_in_five():
     error = spread / count**0.5
     truth = statistics.detectable(error)
     gains = random.normal(truth, spread, (runs, count))
-    found = [abs(row.mean()) > 1.96 * statistics.standard_error(row, np.arange(count)) for row in gains[:500]]
+    found = [
+        abs(row.mean()) > 1.96 * statistics.standard_error(row, np.arange(count))
+        for row in gains[:500]
+    ]
     assert 0.74 <= np.mean(found) <= 0.86
     assert np.mean(abs(gains.mean(1)) > 1.96 * error) == pytest.approx(0.8, abs=0.03)
 
 
 def test_standard_error_counts_prompts_not_pairs():
-    assert statistics.standard_error(np.repeat([0, 1, 0, 1], 25), np.repeat(range(4), 25)) == pytest.approx(
-        statistics.standard_error([0, 1, 0, 1], range(4)))
+    assert statistics.standard_error(
+        np.repeat([0, 1, 0, 1], 25), np.repeat(range(4), 25)
+    ) == pytest.approx(statistics.standard_error([0, 1, 0, 1], range(4)))
 
 
 FLEISS = """00060 03003 01401 00006 03030 20400 00402 20310 20040 00006 10050 11040 03300 10050 02031
@@ -171,8 +199,9 @@ def test_fleiss_kappa_of_his_own_example():
     assert statistics.fleiss_kappa(sums) == pytest.approx(0.430, abs=5e-4)
 
 
-@pytest.mark.parametrize("table, expected", [
-    ([[3, 0], [0, 3]], 1), ([[1, 1], [1, 1]], -1), ([[4, 0], [4, 0]], np.nan)])
+@pytest.mark.parametrize(
+    "table, expected", [([[3, 0], [0, 3]], 1), ([[1, 1], [1, 1]], -1), ([[4, 0], [4, 0]], np.nan)]
+)
 def test_fleiss_kappa_at_its_ends(table, expected):
     sums = np.stack(statistics.fleiss_columns(np.array(table)), axis=1).sum(0)
     assert statistics.fleiss_kappa(sums) == pytest.approx(expected, nan_ok=True)

@@ -15,37 +15,69 @@ def side(text):
 
 
 def votes(ab, ba, judge="llm"):
-    return [{"judge": judge, "order": order, "winner": winner, "explanation": ""}
-            for order, winner in (("ab", ab), ("ba", ba))]
+    return [
+        {"judge": judge, "order": order, "winner": winner, "explanation": ""}
+        for order, winner in (("ab", ab), ("ba", ba))
+    ]
 
 
 def contest(number, winner, size=2, picks=(0, 1), **fields):
-    return Record({"id": f"prompt-{number}", "best_of": size, "a": side("x"), "b": side("y"), "winner": winner,
-                   "votes": votes(winner, winner), "models": {"a": "new", "b": "old"},
-                   "picks": dict(zip("ab", picks, strict=True)), **fields})
+    return Record(
+        {
+            "id": f"prompt-{number}",
+            "best_of": size,
+            "a": side("x"),
+            "b": side("y"),
+            "winner": winner,
+            "votes": votes(winner, winner),
+            "models": {"a": "new", "b": "old"},
+            "picks": dict(zip("ab", picks, strict=True)),
+            **fields,
+        }
+    )
 
 
 def test_every_ending_is_counted_as_what_it_is():
     counts = Counter()
-    contests = [contest(0, "a"), contest(1, "a"), contest(2, "b"), contest(3, "tie"),
-                contest(4, "tie", votes=votes("a", "b")), contest(5, None), contest(6, "tie", picks=(1, 1))]
+    contests = [
+        contest(0, "a"),
+        contest(1, "a"),
+        contest(2, "b"),
+        contest(3, "tie"),
+        contest(4, "tie", votes=votes("a", "b")),
+        contest(5, None),
+        contest(6, "tie", picks=(1, 1)),
+    ]
     [row] = winrate(contests, counts=counts)
-    assert (row["model"], row["against"], row["subset"], row["metric"]) == ("new", "old", "best_of=2", "win_rate")
+    assert (row["model"], row["against"], row["subset"], row["metric"]) == (
+        "new",
+        "old",
+        "best_of=2",
+        "win_rate",
+    )
     assert (row["value"], row["count"]) == ((2 + 0.5 + 0.5 + 0.5) / 6, 6)
-    assert {name: row[name] for name in ("win", "loss", "tie", "inconsistent", "same_pick", "unreadable")} == {
-        "win": 2, "loss": 1, "tie": 1, "inconsistent": 1, "same_pick": 1, "unreadable": 1}
+    assert {
+        name: row[name]
+        for name in ("win", "loss", "tie", "inconsistent", "same_pick", "unreadable")
+    } == {"win": 2, "loss": 1, "tie": 1, "inconsistent": 1, "same_pick": 1, "unreadable": 1}
     assert +counts == {"inconsistent": 1, "same pick": 1, "unreadable": 1}
 
 
-@pytest.mark.parametrize("cast, ending", [
-    (votes("a", "b"), "inconsistent"),
-    (votes("a", "tie"), "tie"),
-    (votes("tie", "tie"), "tie"),
-    (votes("a", "a", "one") + votes("b", "b", "two"), "tie"),  # two judges of different minds, each consistent
-    (votes("tie", "tie", "one") + votes("b", "a", "two"), "inconsistent"),
-    ([], "tie"),
-    (None, "tie"),
-])
+@pytest.mark.parametrize(
+    "cast, ending",
+    [
+        (votes("a", "b"), "inconsistent"),
+        (votes("a", "tie"), "tie"),
+        (votes("tie", "tie"), "tie"),
+        (
+            votes("a", "a", "one") + votes("b", "b", "two"),
+            "tie",
+        ),  # two judges of different minds, each consistent
+        (votes("tie", "tie", "one") + votes("b", "a", "two"), "inconsistent"),
+        ([], "tie"),
+        (None, "tie"),
+    ],
+)
 def test_a_tie_is_inconsistent_only_if_one_judge_turned_with_the_order(cast, ending):
     [row] = winrate([contest(0, "tie", votes=cast)])
     assert row[ending] == 1
@@ -55,12 +87,22 @@ def test_a_choice_between_the_picks_has_a_floor_and_a_ceiling():
     """Against b: a coin between a's pick and b's own, and whoever takes the one that the judge prefers."""
     ended = ["a"] * 5 + ["b"] * 3 + ["tie"] * 2 + [None]
     [row] = winrate([contest(number, winner) for number, winner in enumerate(ended)])
-    assert (row["value"], row["random"], row["oracle"]) == (0.6, pytest.approx(0.55), pytest.approx((5 + 5 * 0.5) / 10))
+    assert (row["value"], row["random"], row["oracle"]) == (
+        0.6,
+        pytest.approx(0.55),
+        pytest.approx((5 + 5 * 0.5) / 10),
+    )
 
 
 def test_nothing_readable_gives_no_rate():
     [row] = winrate([contest(0, None), contest(1, None)])
-    assert (row["value"], row["low"], row["high"], row["count"], row["unreadable"]) == (None, None, None, 0, 2)
+    assert (row["value"], row["low"], row["high"], row["count"], row["unreadable"]) == (
+        None,
+        None,
+        None,
+        0,
+        2,
+    )
 
 
 def test_a_contest_of_one_pick_with_itself_needs_no_judge():
@@ -76,17 +118,26 @@ def test_a_comparison_that_is_no_contest_is_a_against_b():
 
 
 def test_a_judged_preference_is_chosen_against_rejected():
-    [row] = winrate([Record({"id": "x", "chosen": side("x"), "rejected": side("y"), "winner": "chosen"})])
+    [row] = winrate(
+        [Record({"id": "x", "chosen": side("x"), "rejected": side("y"), "winner": "chosen"})]
+    )
     assert (row["model"], row["against"], row["value"]) == ("chosen", "rejected", 1)
 
 
 def test_each_n_has_a_row_and_its_change_from_the_smallest():
-    contests = [contest(number, "ab"[number % 10 >= share], size)
-                for size, share in ((8, 7), (2, 5), (4, 6)) for number in range(100)]
+    contests = [
+        contest(number, "ab"[number % 10 >= share], size)
+        for size, share in ((8, 7), (2, 5), (4, 6))
+        for number in range(100)
+    ]
     rows = list(winrate(contests))
     assert [(row["metric"], row["subset"], round(row["value"], 3)) for row in rows] == [
-        ("win_rate", "best_of=2", 0.5), ("win_rate", "best_of=4", 0.6), ("win_rate", "best_of=8", 0.7),
-        ("win_rate_change", "best_of=2->4", 0.1), ("win_rate_change", "best_of=2->8", 0.2)]
+        ("win_rate", "best_of=2", 0.5),
+        ("win_rate", "best_of=4", 0.6),
+        ("win_rate", "best_of=8", 0.7),
+        ("win_rate_change", "best_of=2->4", 0.1),
+        ("win_rate_change", "best_of=2->8", 0.2),
+    ]
     assert all(row["low"] < row["value"] < row["high"] for row in rows)
 
 
@@ -95,27 +146,48 @@ def test_a_change_is_measured_within_prompts():
     contests = []
     for number in range(200):
         winner = "ab"[number % 2]
-        contests += [contest(number, winner, 2), contest(number, "a" if number % 10 == 1 else winner, 4)]
+        contests += [
+            contest(number, winner, 2),
+            contest(number, "a" if number % 10 == 1 else winner, 4),
+        ]
     small, _, change = winrate(contests)
     assert change["value"] == pytest.approx(0.1)
     assert change["high"] - change["low"] < 0.7 * (small["high"] - small["low"])
 
 
 def test_prompts_that_lack_one_n_are_left_out_of_the_change():
-    rows = list(winrate([contest(0, "a", 2), contest(1, "b", 2), contest(0, "a", 4), contest(1, None, 4)]))
+    rows = list(
+        winrate([contest(0, "a", 2), contest(1, "b", 2), contest(0, "a", 4), contest(1, None, 4)])
+    )
     assert [row["count"] for row in rows] == [2, 1, 1]
 
 
 def test_games_of_one_prompt_are_drawn_together():
     random.seed(0)
     won = [random.choice("ab") for _ in range(30)]
-    games = [Record({"id": f"{prompt}-{game}", "winner": winner,
-                     "a": [{"role": "user", "content": f"prompt {prompt}"}, {"role": "assistant", "content": "x"}],
-                     "b": [{"role": "user", "content": f"prompt {prompt}"}, {"role": "assistant", "content": "y"}]})
-             for prompt, winner in enumerate(won) for game in range(8)]
+    games = [
+        Record(
+            {
+                "id": f"{prompt}-{game}",
+                "winner": winner,
+                "a": [
+                    {"role": "user", "content": f"prompt {prompt}"},
+                    {"role": "assistant", "content": "x"},
+                ],
+                "b": [
+                    {"role": "user", "content": f"prompt {prompt}"},
+                    {"role": "assistant", "content": "y"},
+                ],
+            }
+        )
+        for prompt, winner in enumerate(won)
+        for game in range(8)
+    ]
     [together] = winrate(games)
     [alone] = winrate(games[::8])
-    assert (together["low"], together["high"]) == pytest.approx((alone["low"], alone["high"]), abs=0.012)
+    assert (together["low"], together["high"]) == pytest.approx(
+        (alone["low"], alone["high"]), abs=0.012
+    )
 
 
 def test_winning_every_contest_is_not_certainty():
@@ -125,7 +197,9 @@ def test_winning_every_contest_is_not_certainty():
 
 
 def test_a_change_that_no_prompt_shows_has_no_interval():
-    *_, change = winrate([contest(number, "ab"[number % 2], size) for number in range(20) for size in (2, 4)])
+    *_, change = winrate(
+        [contest(number, "ab"[number % 2], size) for number in range(20) for size in (2, 4)]
+    )
     assert (change["value"], change["low"], change["high"]) == (0, None, None)
 
 
@@ -134,11 +208,14 @@ def test_contests_of_several_models_are_kept_apart():
     assert [(row["model"], row["value"]) for row in rows] == [("new", 1), ("newer", 0)]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"winner": "c"}, "winner: is 'c'; it should be one of a, b, tie, null"),
-    ({"votes": "a"}, "votes: should be a list of votes"),
-    ({"best_of": "two"}, "best_of: should be a whole number"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"winner": "c"}, "winner: is 'c'; it should be one of a, b, tie, null"),
+        ({"votes": "a"}, "votes: should be a list of votes"),
+        ({"best_of": "two"}, "best_of: should be a whole number"),
+    ],
+)
 def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
         judged(Record(contest(0, "a") | change))

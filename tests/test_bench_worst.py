@@ -11,8 +11,15 @@ def side(text):
 
 
 def pair(number, chosen, rejected, model="rm", **fields):
-    return Record({"id": f"p{number}", "chosen": side("good"), "rejected": side("bad"),
-                   "scores": {model: {"chosen": chosen, "rejected": rejected}}, **fields})
+    return Record(
+        {
+            "id": f"p{number}",
+            "chosen": side("good"),
+            "rejected": side("bad"),
+            "scores": {model: {"chosen": chosen, "rejected": rejected}},
+            **fields,
+        }
+    )
 
 
 def watch(records, how, *more, models=()):
@@ -25,53 +32,97 @@ def watch(records, how, *more, models=()):
 def test_largest_wrong_margins_come_first_and_right_ones_and_ties_are_none():
     records = [pair(0, 0, 1), pair(1, 0, 3.14159), pair(2, 1, 0), pair(3, 1, 1), pair(4, 0, 2)]
     assert watch(records, "pairs", lambda _: "chosen") == [
-        ("rm", "wrong by 3.14", "p1"), ("rm", "wrong by 2", "p4"), ("rm", "wrong by 1", "p0")]
+        ("rm", "wrong by 3.14", "p1"),
+        ("rm", "wrong by 2", "p4"),
+        ("rm", "wrong by 1", "p0"),
+    ]
 
 
 def test_only_a_few_are_kept_and_of_equal_ones_the_first():
     records = [pair(number, 0, 1 + (number == 90)) for number in range(100)]
     assert [identity for *_, identity in watch(records, "pairs", lambda _: "chosen")] == [
-        "p90", *(f"p{number}" for number in range(KEPT - 1))]
+        "p90",
+        *(f"p{number}" for number in range(KEPT - 1)),
+    ]
 
 
 def test_each_model_has_its_own():
     records = [pair(0, 0, 1, "one"), pair(1, 0, 100, "other"), pair(2, 0, 2, "one")]
     assert watch(records, "pairs", lambda _: "chosen") == [
-        ("one", "wrong by 2", "p2"), ("one", "wrong by 1", "p0"), ("other", "wrong by 100", "p1")]
+        ("one", "wrong by 2", "p2"),
+        ("one", "wrong by 1", "p0"),
+        ("other", "wrong by 100", "p1"),
+    ]
     both = pair(0, 0, 1, "one")
     both["scores"]["other"] = {"chosen": 0, "rejected": 1}
-    assert {model for model, *_ in watch([both], "pairs", lambda _: "chosen", models=["other"])} == {"other"}
+    assert {
+        model for model, *_ in watch([both], "pairs", lambda _: "chosen", models=["other"])
+    } == {"other"}
 
 
 @pytest.mark.parametrize("winner, found", [("rejected", 1), ("chosen", 0), ("tie", 0), (None, 0)])
 def test_a_label_says_which_side_is_better(winner, found):
-    assert len(watch([pair(0, 1, 0, winner=winner)], "pairs", lambda record: record["winner"])) == found
+    assert (
+        len(watch([pair(0, 1, 0, winner=winner)], "pairs", lambda record: record["winner"]))
+        == found
+    )
 
 
 def test_of_candidates_the_lowest_right_one_stands_beside_the_highest_wrong_one():
     scores = {"right": 5, "low": 1, "wrong": 3, "high": 4}
-    records = [Record({"id": "c", "sample": number, "messages": side(text), "scores": {"rm": score},
-                       "metadata": {"correct": number < 2, "subset": "Math"}})
-               for number, (text, score) in enumerate(scores.items())]
+    records = [
+        Record(
+            {
+                "id": "c",
+                "sample": number,
+                "messages": side(text),
+                "scores": {"rm": score},
+                "metadata": {"correct": number < 2, "subset": "Math"},
+            }
+        )
+        for number, (text, score) in enumerate(scores.items())
+    ]
     worst = Worst()
     list(worst.candidates(records))
     [(model, how, record)] = worst.found()
     assert (model, how) == ("rm", "wrong by 3")
-    assert record == {"id": "c", "chosen": side("low"), "rejected": side("high"), "metadata": {"subset": "Math"},
-                      "scores": {"rm": {"chosen": 1, "rejected": 4}}}
+    assert record == {
+        "id": "c",
+        "chosen": side("low"),
+        "rejected": side("high"),
+        "metadata": {"subset": "Math"},
+        "scores": {"rm": {"chosen": 1, "rejected": 4}},
+    }
 
 
 def test_candidates_without_a_wrong_one_are_passed_over():
-    record = Record({"id": "c", "messages": side("x"), "scores": {"rm": 1}, "metadata": {"correct": True}})
+    record = Record(
+        {"id": "c", "messages": side("x"), "scores": {"rm": 1}, "metadata": {"correct": True}}
+    )
     assert watch([record], "candidates") == []
 
 
 def test_lost_contests_come_from_the_largest_pools_first():
-    records = [Record({"id": f"{size} {winner}", "best_of": size, "a": side("x"), "b": side("y"), "winner": winner,
-                       "models": {"a": "new", "b": "old"}}) for size in (2, 8, 4) for winner in ("a", "b", "tie", None)]
-    assert watch(records, "contests") == [("new", f"lost, best of {size}", f"{size} b") for size in (8, 4, 2)]
+    records = [
+        Record(
+            {
+                "id": f"{size} {winner}",
+                "best_of": size,
+                "a": side("x"),
+                "b": side("y"),
+                "winner": winner,
+                "models": {"a": "new", "b": "old"},
+            }
+        )
+        for size in (2, 8, 4)
+        for winner in ("a", "b", "tie", None)
+    ]
+    assert watch(records, "contests") == [
+        ("new", f"lost, best of {size}", f"{size} b") for size in (8, 4, 2)
+    ]
 
 
 def test_comparisons_that_are_no_contests_are_lost_by_their_first_side():
-    assert watch([Record({"id": "x", "a": side("x"), "b": side("y"), "winner": "b"})], "contests") == [
-        ("a", "lost", "x")]
+    assert watch(
+        [Record({"id": "x", "a": side("x"), "b": side("y"), "winner": "b"})], "contests"
+    ) == [("a", "lost", "x")]

@@ -62,15 +62,24 @@ def test_replies_outlive_the_process_and_folders_are_made(tmp_path):
 def test_processes_that_open_a_new_cache_at_the_same_moment_share_it(tmp_path):
     for attempt in range(3):
         path, moment = tmp_path / f"{attempt}.sqlite", time.time() + 0.8
-        processes = [subprocess.Popen([sys.executable, "-c", OPEN_AT, path, str(moment), name],
-                                      stderr=subprocess.PIPE, text=True) for name in "abc"]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", OPEN_AT, path, str(moment), name],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for name in "abc"
+        ]
         assert [process.communicate()[1] for process in processes] == ["", "", ""]
         cache = Cache(path)
-        assert [cache.get(f"{name}{number}".encode()) for name in "abc" for number in range(50)] \
-            == [{"number": number} for number in range(50)] * 3
+        assert [
+            cache.get(f"{name}{number}".encode()) for name in "abc" for number in range(50)
+        ] == [{"number": number} for number in range(50)] * 3
 
 
-def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(tmp_path, monkeypatch):
+def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(
+    tmp_path, monkeypatch
+):
     class Busy:
         refusals = 3
 
@@ -98,16 +107,21 @@ def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
 
 def test_a_killed_process_leaves_what_it_had_put(tmp_path):
     path = tmp_path / "calls.sqlite"
-    script = ("import sys, time; from musiccli.core.store import Cache; cache = Cache(sys.argv[1]); "
-              "cache.put(b'one', {'text': 'kept'}); print('put', flush=True); time.sleep(60)")
+    script = (
+        "import sys, time; from musiccli.core.store import Cache; cache = Cache(sys.argv[1]); "
+        "cache.put(b'one', {'text': 'kept'}); print('put', flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGKILL)
     assert Cache(path).get(b"one") == {"text": "kept"}
 
 
-@pytest.mark.parametrize("content", [b"no database\n" * 100, b"\0" * 5000, b"SQLite format 3\0" + b"\xff" * 4000],
-                         ids=["text", "zeros", "broken header"])
+@pytest.mark.parametrize(
+    "content",
+    [b"no database\n" * 100, b"\0" * 5000, b"SQLite format 3\0" + b"\xff" * 4000],
+    ids=["text", "zeros", "broken header"],
+)
 def test_a_file_that_is_no_cache_is_named_with_what_to_do(tmp_path, content):
     path = tmp_path / "calls.sqlite"
     path.write_bytes(content)
@@ -139,8 +153,10 @@ def test_a_cache_of_another_version_is_left_alone(tmp_path):
     database.execute("pragma user_version = 7")
     database.close()
     before = path.read_bytes()
-    assert complaint(path) == (f"{path}: a call cache of version 7, this program writes {VERSION}; "
-                               "name another with --cache")
+    assert complaint(path) == (
+        f"{path}: a call cache of version 7, this program writes {VERSION}; "
+        "name another with --cache"
+    )
     assert path.read_bytes() == before
 
 
@@ -187,7 +203,8 @@ def test_another_programs_database_is_left_alone(tmp_path):
         database.close()
         before = (tmp_path / name).read_bytes()
         assert complaint(tmp_path / name) == (
-            f"{tmp_path / name}: another program's database, not a call cache; name another with --cache")
+            f"{tmp_path / name}: another program's database, not a call cache; name another with --cache"
+        )
         assert (tmp_path / name).read_bytes() == before
 
 
@@ -216,8 +233,10 @@ def used_up(cache: Cache) -> str:
 
 def test_a_full_disk_is_said_in_one_line_and_what_was_kept_stays(tmp_path):
     cache = Cache(tmp_path / "c")
-    assert used_up(cache) == (f"{tmp_path}/c: the call cache cannot be used: database or disk is full; make room, name "
-                              "a file elsewhere with --cache, or run with --no-cache")
+    assert used_up(cache) == (
+        f"{tmp_path}/c: the call cache cannot be used: database or disk is full; make room, name "
+        "a file elsewhere with --cache, or run with --no-cache"
+    )
     cache.close()
     assert Cache(tmp_path / "c").get(b"0") == {"text": "x" * 1000}
 
@@ -233,8 +252,10 @@ def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeyp
             cache.put(b"one", REPLY)
         said.add(str(raised.value))
     assert 0.2 <= time.monotonic() - begun < 2
-    assert said == {f"{tmp_path}/c: the call cache cannot be used: database is locked; another process holds it: wait "
-                    "for that, name another with --cache, or run with --no-cache"}
+    assert said == {
+        f"{tmp_path}/c: the call cache cannot be used: database is locked; another process holds it: wait "
+        "for that, name another with --cache, or run with --no-cache"
+    }
 
 
 def test_a_reply_that_does_not_parse_is_said(tmp_path):
@@ -249,15 +270,27 @@ def test_what_is_kept_is_counted_by_model_and_old_calls_can_be_removed(tmp_path)
     for number, model in enumerate(("a", "a", "b")):
         cache.put(b"%d" % number, {"n": number}, model)
     cache._database.execute("update calls set at = 1000 where key in (?, ?)", (b"0", b"2"))
-    assert [(model, calls, size) for model, calls, size, *_ in cache.models()] == [("a", 2, 14), ("b", 1, 7)]
-    assert [cache.prune(2000, "b"), cache.prune(2000, "b"), cache.prune(2000), cache.prune(2000)] == [1, 0, 1, 0]
+    assert [(model, calls, size) for model, calls, size, *_ in cache.models()] == [
+        ("a", 2, 14),
+        ("b", 1, 7),
+    ]
+    assert [
+        cache.prune(2000, "b"),
+        cache.prune(2000, "b"),
+        cache.prune(2000),
+        cache.prune(2000),
+    ] == [1, 0, 1, 0]
     assert [cache.get(key) for key in (b"0", b"1", b"2")] == [None, {"n": 1}, None]
 
 
 def test_the_command_shows_and_prunes(tmp_path):
     path = tmp_path / "calls.sqlite"
     none = music("cache", "--cache", path)
-    assert (none.status, none.out, none.err) == (0, b"", f"music cache: {path}: no calls are kept there yet\n")
+    assert (none.status, none.out, none.err) == (
+        0,
+        b"",
+        f"music cache: {path}: no calls are kept there yet\n",
+    )
     cache = Cache(path)
     for number in range(1200):
         cache.put(b"%d" % number, REPLY, "gemini/x")
@@ -266,13 +299,20 @@ def test_the_command_shows_and_prunes(tmp_path):
     [record] = map(json.loads, shown.out.splitlines())
     assert (shown.status, record["model"], record["calls"]) == (0, "gemini/x", 1200)
     assert record["bytes"] == 1200 * len(orjson.dumps(REPLY)) and record["first"] <= record["last"]
-    assert re.search(r"gemini/x +1,200 +0\.1", shown.err) and f"music cache: {path}, 0." in shown.err
+    assert (
+        re.search(r"gemini/x +1,200 +0\.1", shown.err) and f"music cache: {path}, 0." in shown.err
+    )
     pruned = music("cache", "--cache", path, "--prune", 0, "--model", "gemini/x")
     assert "music cache: 1,200 calls removed\n" in pruned.err and Cache(path).models() == []
 
 
-@pytest.mark.parametrize("options, said", [
-    (["--model", "x"], "--model says whose calls --prune removes; give both"), (["--prune", "-1"], "--prune")])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--model", "x"], "--model says whose calls --prune removes; give both"),
+        (["--prune", "-1"], "--prune"),
+    ],
+)
 def test_the_command_refuses_what_makes_no_sense(tmp_path, options, said):
     done = music("cache", "--cache", tmp_path / "c", *options)
     assert done.status == 2 and said in done.err and len(done.err.splitlines()) == 1

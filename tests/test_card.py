@@ -28,8 +28,23 @@ def run(tmp_path_factory):
     held_out = write(folder / "held-out.jsonl", pairs(5, seed=1))
     same = pairs(9)[8]
     given = write(folder / "pairs.jsonl", [*pairs(8), same | {"rejected": same["chosen"]}])
-    line = [str(word) for word in ("train", given, "--model", backbone(folder / "base", num_hidden_layers=1), "--batch",
-                                   4, "--steps", 2, "--eval", held_out, "--out", folder / "rm")]
+    line = [
+        str(word)
+        for word in (
+            "train",
+            given,
+            "--model",
+            backbone(folder / "base", num_hidden_layers=1),
+            "--batch",
+            4,
+            "--steps",
+            2,
+            "--eval",
+            held_out,
+            "--out",
+            folder / "rm",
+        )
+    ]
     done = music(*line)
     assert done.status == 0, done.err
     return line, folder / "rm"
@@ -39,8 +54,11 @@ def test_the_card_says_what_the_run_was(run):
     line, out = run
     text = (out / "README.md").read_text()
     header, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL).groups()
-    assert yaml.safe_load(header) == {"library_name": "transformers", "pipeline_tag": "text-classification",
-                                      "tags": ["reward-model", "preference", "bradley-terry", "musiccli"]}
+    assert yaml.safe_load(header) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["reward-model", "preference", "bradley-terry", "musiccli"],
+    }
     for file, count in (("pairs.jsonl", 9), ("held-out.jsonl", 5)):
         digest = hashlib.sha256((out.parent / file).read_bytes()).hexdigest()
         assert f"| {file} | {count} | `{digest}` |" in body
@@ -50,7 +68,10 @@ def test_the_card_says_what_the_run_was(run):
     assert f"| accuracy | {measured['eval_accuracy']:.4g} |" in body
     assert f"| expected calibration error, 10 bins | {measured['eval_ece']:.4g} |" in body
     for turns, one in measured["eval_by_turns"].items():
-        assert f"| accuracy, {turns} assistant turns | {one['accuracy']:.4g} of {one['pairs']} |" in body
+        assert (
+            f"| accuracy, {turns} assistant turns | {one['accuracy']:.4g} of {one['pairs']} |"
+            in body
+        )
     assert f"| transformers | {transformers.__version__} |" in body and "| batch | 4 |" in body
     assert "the last token that the chat template writes, '\\n'." in body
 
@@ -66,8 +87,16 @@ def test_the_cards_own_python_gives_the_score(run, tmp_path):
     assert eval(last, scope) == pytest.approx(scored["scores"]["x"], abs=1e-5)
 
 
-@pytest.mark.parametrize("base, named", [("google/gemma-2-9b-it", True), ("local/smollm2", False), ("/tmp/x", False),
-                                         ("folder", False), ("runs/rm", False)])
+@pytest.mark.parametrize(
+    "base, named",
+    [
+        ("google/gemma-2-9b-it", True),
+        ("local/smollm2", False),
+        ("/tmp/x", False),
+        ("folder", False),
+        ("runs/rm", False),
+    ],
+)
 def test_only_a_model_of_the_hub_is_named_to_the_hub(base, named, tmp_path, monkeypatch):
     (tmp_path / "runs" / "rm").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -77,7 +106,9 @@ def test_only_a_model_of_the_hub_is_named_to_the_hub(base, named, tmp_path, monk
 def test_a_pipe_has_no_hash(run, tmp_path):
     line, _ = run
     text = Path(line[1]).read_bytes()
-    done = music(*("-" if word == line[1] else word for word in line[:-1]), tmp_path / "rm", given=text)
+    done = music(
+        *("-" if word == line[1] else word for word in line[:-1]), tmp_path / "rm", given=text
+    )
     assert done.status == 0, done.err
     assert "| <stdin> | 9 | a pipe |" in (tmp_path / "rm" / "README.md").read_text()
 
@@ -92,14 +123,18 @@ class Hub(BaseHTTPRequestHandler):
         sent = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append((self.path, self.headers["Authorization"], sent))
         if self.path.endswith("/preupload/main"):
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                     for file in json.loads(sent)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(sent)["files"]
+            ]
             self.answer({"files": files})
         elif self.path.endswith("/commit/main"):
             if self.server.refuses:
                 self.answer({"error": "quota"}, 403)
             else:
-                self.answer({"commitUrl": "https://huggingface.co/me/rm/commit/1", "commitOid": "1"})
+                self.answer(
+                    {"commitUrl": "https://huggingface.co/me/rm/commit/1", "commitOid": "1"}
+                )
         elif self.path == "/api/repos/create":
             self.answer({"url": "https://huggingface.co/me/rm", "name": "me/rm"})
         else:
@@ -132,10 +167,15 @@ def hub(refuses=False):
 def push(line, address="http://127.0.0.1:9", token="hf_secret"):
     """The same line again, in a process of its own: the hub's client reads its address when it is imported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1",
-                    "HF_HOME": str(Path(line[1]).parent / "hub")}
+    environment |= {
+        "HF_ENDPOINT": address,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(Path(line[1]).parent / "hub"),
+    }
     environment |= {"HF_TOKEN": token} if token else {}
-    return subprocess.run([*COMMAND, *line, "--push-to-hub", "me/rm"], env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [*COMMAND, *line, "--push-to-hub", "me/rm"], env=environment, capture_output=True, text=True
+    )
 
 
 def test_a_finished_run_is_pushed_without_training_again(run):
@@ -145,7 +185,10 @@ def test_a_finished_run_is_pushed_without_training_again(run):
     with hub() as server:
         done = push(line, f"http://127.0.0.1:{server.server_port}")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == "music train: pushed to https://huggingface.co/me/rm/commit/1"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "music train: pushed to https://huggingface.co/me/rm/commit/1"
+    )
     path, token, sent = server.asked[0]
     assert (path, token) == ("/api/repos/create", "Bearer hf_secret")
     assert json.loads(sent).items() >= {"visibility": "private", "name": "rm"}.items()
@@ -162,13 +205,19 @@ def test_a_push_that_fails_leaves_the_model_and_says_how_to_go_on(run):
         done = push(line, f"http://127.0.0.1:{server.server_port}")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"music train: error: {out} holds the whole reward model, but it is not on the hub: ")
+    assert last.startswith(
+        f"music train: error: {out} holds the whole reward model, but it is not on the hub: "
+    )
     assert last.endswith("; the same line again pushes it")
 
 
-@pytest.mark.parametrize("token, says", [
-    (None, "--push-to-hub me/rm: nobody is logged in; run `hf auth login`, or set HF_TOKEN"),
-    ("hf_secret", "--push-to-hub me/rm: [Errno 111] Connection refused")])
+@pytest.mark.parametrize(
+    "token, says",
+    [
+        (None, "--push-to-hub me/rm: nobody is logged in; run `hf auth login`, or set HF_TOKEN"),
+        ("hf_secret", "--push-to-hub me/rm: [Errno 111] Connection refused"),
+    ],
+)
 def test_a_hub_that_cannot_be_reached_is_known_before_anything_else(run, tmp_path, token, says):
     line, _ = run
     done = push([*line[:-1], str(tmp_path / "rm")], token=token)

@@ -18,8 +18,12 @@ from musiccli.score.scorer import score
 from musiccli.train.tokenized_pairs import prepare
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
-ODD = [talk("  padded  ", "\n\nnewlines\n"), talk("👩‍👩‍👧 日本語", "naïve ’quotes’ 👍", "é", "🇫🇷\u200d"),
-       talk("a <|im_end|> b", "c <end_of_turn> d", "e", "f"), talk("\t", ".", "x" * 500, "1 2  3   4")]
+ODD = [
+    talk("  padded  ", "\n\nnewlines\n"),
+    talk("👩‍👩‍👧 日本語", "naïve ’quotes’ 👍", "é", "🇫🇷\u200d"),
+    talk("a <|im_end|> b", "c <end_of_turn> d", "e", "f"),
+    talk("\t", ".", "x" * 500, "1 2  3   4"),
+]
 
 
 @cache
@@ -59,23 +63,39 @@ def test_gemma_conversations_have_exactly_one_bos_at_their_start(gemma):
 
 def test_gemma_is_read_at_the_newline_after_the_end_of_turn(gemma):
     encoded = gemma.encode(talk("q", "a", "r", "b"))
-    around = [gemma.tokenizer.convert_ids_to_tokens(encoded.ids[end - 1:end + 1]) for end in encoded.ends]
+    around = [
+        gemma.tokenizer.convert_ids_to_tokens(encoded.ids[end - 1 : end + 1])
+        for end in encoded.ends
+    ]
     assert around == [["<end_of_turn>", "\n"]] * 2
     assert encoded.ends[-1] == len(encoded.ids) - 1
 
 
-def test_a_system_message_goes_before_the_first_user_message_where_the_template_has_no_such_role(gemma):
-    assert gemma.render([SYSTEM, *talk("q", "a")]) == gemma.render(talk("Be brief.\n\nq", "a")) == (
-        "<bos><start_of_turn>user\nBe brief.\n\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n")
+def test_a_system_message_goes_before_the_first_user_message_where_the_template_has_no_such_role(
+    gemma,
+):
+    assert (
+        gemma.render([SYSTEM, *talk("q", "a")])
+        == gemma.render(talk("Be brief.\n\nq", "a"))
+        == (
+            "<bos><start_of_turn>user\nBe brief.\n\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n"
+        )
+    )
 
 
 def test_a_system_message_stays_one_where_the_template_takes_it(smollm2):
-    assert Template(smollm2).render([SYSTEM, *talk("q", "a")]).startswith("<|im_start|>system\n Be brief. <|im_end|>\n")
+    assert (
+        Template(smollm2)
+        .render([SYSTEM, *talk("q", "a")])
+        .startswith("<|im_start|>system\n Be brief. <|im_end|>\n")
+    )
 
 
 def test_a_template_that_drops_system_messages_does_not_take_them(smollm2):
-    silent = with_template(smollm2, "{% for m in messages if m.role != 'system' %}{{ m.role + m.content }};"
-                                    "{% endfor %}")
+    silent = with_template(
+        smollm2,
+        "{% for m in messages if m.role != 'system' %}{{ m.role + m.content }};{% endfor %}",
+    )
     assert silent.render([SYSTEM, *talk("q", "a")]) == "userBe brief.\n\nq;assistanta;"
 
 
@@ -89,12 +109,19 @@ def test_training_and_scoring_read_the_same_tokens(template):
     network.packed, network.size = True, lambda group: sum(len(one.ids) for one in group)
     model = SimpleNamespace(template=template, context=2048, network=network)
     history = [SYSTEM, *talk("q", "a", "r")]
-    record = Record({"id": "x", "chosen": [*history, {"role": "assistant", "content": "yes"}],
-                     "rejected": [*history, {"role": "assistant", "content": "no"}]})
+    record = Record(
+        {
+            "id": "x",
+            "chosen": [*history, {"role": "assistant", "content": "yes"}],
+            "rejected": [*history, {"role": "assistant", "content": "no"}],
+        }
+    )
     [trained] = prepare([record], model, 2048, Counter())
     list(score([record], model, "rm"))
     assert [(one.ids, one.ends) for one in trained.sides] == [(one.ids, one.ends) for one in seen]
-    assert [one.ids for one in seen] == [template.encode(record[side]).ids for side in ("chosen", "rejected")]
+    assert [one.ids for one in seen] == [
+        template.encode(record[side]).ids for side in ("chosen", "rejected")
+    ]
 
 
 # Ends of turns
@@ -105,7 +132,7 @@ def agrees_with_its_prefixes(template, messages):
     turns = [index for index, message in enumerate(messages, 1) if message["role"] == "assistant"]
     prefixes = [template.encode(messages[:stop]).ids for stop in turns]
     assert encoded.ends == [len(prefix) - 1 for prefix in prefixes]
-    assert all(encoded.ids[:len(prefix)] == prefix for prefix in prefixes)
+    assert all(encoded.ids[: len(prefix)] == prefix for prefix in prefixes)
     assert template.encode(messages, every_turn=False) == Encoded(encoded.ids, encoded.ends[-1:])
 
 
@@ -123,14 +150,21 @@ def test_odd_texts_end_where_their_prefixes_end(template, messages):
 
 
 def test_a_template_that_rewrites_earlier_turns_has_no_turn_ends_but_a_last_token(smollm2):
-    thinks = with_template(smollm2, "{% for m in messages %}{{ m.role }}:{% if loop.last %}<think></think>{% endif %}"
-                                    "{{ m.content }}\n{% endfor %}")
+    thinks = with_template(
+        smollm2,
+        "{% for m in messages %}{{ m.role }}:{% if loop.last %}<think></think>{% endif %}"
+        "{{ m.content }}\n{% endfor %}",
+    )
     messages = talk("q", "a", "r", "b")
-    with pytest.raises(RecordError, match="messages: the chat template rewrites earlier turns when more follow"):
+    with pytest.raises(
+        RecordError, match="messages: the chat template rewrites earlier turns when more follow"
+    ):
         thinks.encode(messages)
     assert len(thinks.encode(talk("q", "a")).ends) == 1
     encoded = thinks.encode(messages, every_turn=False)
-    assert smollm2.decode(encoded.ids) == "user:q\nassistant:a\nuser:r\nassistant:<think></think>b\n"
+    assert (
+        smollm2.decode(encoded.ids) == "user:q\nassistant:a\nuser:r\nassistant:<think></think>b\n"
+    )
     assert encoded.ends == [len(encoded.ids) - 1]
 
 
@@ -139,21 +173,35 @@ def test_a_tokenizer_without_a_template_is_an_input_error(smollm2):
         with_template(smollm2, None)
 
 
-@pytest.mark.parametrize("date", [
-    "{%- if strftime_now is defined %}{%- set d = strftime_now(\"%d %b %Y\") %}{%- endif %}",
-    "{%- set d = strftime_now('%d %B %Y') -%}",
-    "{%- set d = \"on \" + strftime_now(\"%Y-%m-%d\") + \".\" %}"])
-def test_a_template_that_writes_todays_date_writes_one_and_the_same_also_when_saved(smollm2, tmp_path, date):
-    dated = with_template(smollm2, date + "{{ d }}\n{% for m in messages %}{{ m.content }}{% endfor %}")
+@pytest.mark.parametrize(
+    "date",
+    [
+        '{%- if strftime_now is defined %}{%- set d = strftime_now("%d %b %Y") %}{%- endif %}',
+        "{%- set d = strftime_now('%d %B %Y') -%}",
+        '{%- set d = "on " + strftime_now("%Y-%m-%d") + "." %}',
+    ],
+)
+def test_a_template_that_writes_todays_date_writes_one_and_the_same_also_when_saved(
+    smollm2, tmp_path, date
+):
+    dated = with_template(
+        smollm2, date + "{{ d }}\n{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
     text = dated.render(talk("q", "a"))
     assert text in ("26 Jul 2024\nqa", "26 July 2024\nqa", "on 2024-07-26.\nqa")
     smollm2.save_pretrained(tmp_path)
-    assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(talk("q", "a"), tokenize=False) == text
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(talk("q", "a"), tokenize=False)
+        == text
+    )
 
 
 def test_what_a_template_raises_is_a_fault_of_the_record(smollm2):
-    strict = with_template(smollm2, "{% for m in messages %}{% if 'x' in m.content %}{{ raise_exception('no x') }}"
-                                    "{% endif %}{{ m.content }}{% endfor %}")
+    strict = with_template(
+        smollm2,
+        "{% for m in messages %}{% if 'x' in m.content %}{{ raise_exception('no x') }}"
+        "{% endif %}{{ m.content }}{% endfor %}",
+    )
     with pytest.raises(RecordError, match="messages: the chat template refuses it: no x"):
         strict.encode(talk("q", "x"))
 
@@ -163,12 +211,17 @@ def test_what_a_template_raises_is_a_fault_of_the_record(smollm2):
 
 def words(messages):
     """One token a word and one a message; the same word is the same token."""
-    text = [word for message in messages for word in [f"[{message['role']}]", *message["content"].split()]]
+    text = [
+        word
+        for message in messages
+        for word in [f"[{message['role']}]", *message["content"].split()]
+    ]
     return sequence([hash(word) % 1000 for word in text])
 
 
 def conversations(draws):
     """One to four conversations of random lengths that share a beginning of random length."""
+
     def text():
         return " ".join(draws.choices("abcdefgh", k=draws.randint(1, 12)))
 
@@ -186,9 +239,9 @@ def tails(sides, cut):
     system = sides[0][0]["role"] == "system"
     if cut == 0:
         return sides
-    if any(one[:system + cut] != sides[0][:system + cut] for one in sides):
+    if any(one[: system + cut] != sides[0][: system + cut] for one in sides):
         return None  # other messages would be cut from one side than from another
-    kept = [one[:system] + one[system + cut:] for one in sides]
+    kept = [one[:system] + one[system + cut :] for one in sides]
     if any(len(one) < system + 2 for one in kept):
         return None  # the last answer and what it answers stay
     divergence = min((first_divergence(sides[0], one) for one in sides[1:]), default=len(sides[0]))
@@ -204,8 +257,11 @@ def test_cutting_keeps_the_contract(seed):
         sides, most = conversations(draws), draws.randint(5, 70)
         shared = min((first_divergence(sides[0], one) for one in sides), default=len(sides[0]))
         result = fit(words, sides, most, shared)
-        possible = {cut: kept for cut in range(0, 40, 2) if (kept := tails(sides, cut))
-                    and max(len(words(one).ids) for one in kept) <= most}
+        possible = {
+            cut: kept
+            for cut in range(0, 40, 2)
+            if (kept := tails(sides, cut)) and max(len(words(one).ids) for one in kept) <= most
+        }
         outcomes["cut" if result and result[1] else "whole" if result else "impossible"] += 1
         if result is None:
             assert not possible
@@ -228,7 +284,10 @@ def test_only_as_many_exchanges_are_cut_as_must_be():
     sides = [talk(*history * 3, "q", "good"), talk(*history * 3, "q", "bad")]
     lengths = [len(words(sides[0]).ids) - 8 * cut for cut in range(4)]
     assert lengths == [28, 20, 12, 4]
-    cuts = {most: (fit(words, sides, most, 7) or (None, None))[1] for most in (28, 27, 20, 19, 12, 11, 4, 3)}
+    cuts = {
+        most: (fit(words, sides, most, 7) or (None, None))[1]
+        for most in (28, 27, 20, 19, 12, 11, 4, 3)
+    }
     assert cuts == {28: 0, 27: 2, 20: 2, 19: 4, 12: 4, 11: 6, 4: 6, 3: None}
 
 
@@ -240,5 +299,7 @@ def test_the_exchange_in_which_the_sides_part_is_never_cut():
 
 
 def test_sides_with_different_system_messages_are_not_cut():
-    sides = [[{"role": "system", "content": text}, *talk("long " * 50, "a", "q", "b")] for text in "xy"]
+    sides = [
+        [{"role": "system", "content": text}, *talk("long " * 50, "a", "q", "b")] for text in "xy"
+    ]
     assert fit(words, sides, 40, 0) is None

@@ -22,7 +22,9 @@ from musiccli.llm.provider_errors import Refusal
 from musiccli.llm.providers import litellm_provider as provider
 
 KEY = "sesame-open-9876543210"
-PRICE = 8 * 2.5e-06 + 8 * 1e-05  # openai/gpt-4o: six words are eight tokens, in and out, on this server
+PRICE = (
+    8 * 2.5e-06 + 8 * 1e-05
+)  # openai/gpt-4o: six words are eight tokens, in and out, on this server
 OPENAI = "openai/scripted"
 VLLM = "hosted_vllm/scripted"
 LITELLM = "deepseek/scripted"  # a provider of litellm's, at another address
@@ -47,8 +49,10 @@ def call(number: int = 0, model: str = OPENAI, **fields) -> Call:
 
 def ask(client: Client, *calls: Call) -> list:
     """The reply of each call, all asked at once, or the exception it met."""
+
     async def every() -> list:
         return await asyncio.gather(*map(client.ask, calls), return_exceptions=True)
+
     return asyncio.run(every())
 
 
@@ -59,7 +63,9 @@ def server_and_client(settings: dict | None = None, **behaviour):
 
 
 def addresses(server) -> tuple[str, ...]:
-    return server.base_url, *(f"{model}={server.base_url}" for model in (LITELLM, "deepseek/deepseek-chat"))
+    return server.base_url, *(
+        f"{model}={server.base_url}" for model in (LITELLM, "deepseek/deepseek-chat")
+    )
 
 
 def nowhere(server) -> tuple[str, ...]:
@@ -77,8 +83,15 @@ def test_what_is_asked_reaches_the_server():
     with server_and_client() as (server, client):
         ask(client, asked)
     [body] = server.requests
-    assert body == {"model": "scripted", "messages": list(asked.messages), "max_tokens": 77, "temperature": 0.25,
-                    "top_p": 0.75, "stop": ["\n\n"], "seed": asked.own_seed}
+    assert body == {
+        "model": "scripted",
+        "messages": list(asked.messages),
+        "max_tokens": 77,
+        "temperature": 0.25,
+        "top_p": 0.75,
+        "stop": ["\n\n"],
+        "seed": asked.own_seed,
+    }
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
@@ -89,9 +102,16 @@ def test_two_samples_of_one_question_have_different_seeds_and_a_repeated_one_its
     assert 0 <= call().own_seed < 2**31
 
 
-@pytest.mark.parametrize("model, cost", [
-    ("openai/gpt-4o", pytest.approx(PRICE)), (OPENAI, None), (VLLM, None), (LITELLM, None),
-    ("deepseek/deepseek-chat", pytest.approx(8 * 2.8e-07 + 8 * 4.2e-07))])
+@pytest.mark.parametrize(
+    "model, cost",
+    [
+        ("openai/gpt-4o", pytest.approx(PRICE)),
+        (OPENAI, None),
+        (VLLM, None),
+        (LITELLM, None),
+        ("deepseek/deepseek-chat", pytest.approx(8 * 2.8e-07 + 8 * 4.2e-07)),
+    ],
+)
 def test_cost_is_in_dollars_and_none_where_the_price_is_unknown(model, cost):
     with server_and_client() as (_, client):
         [reply] = ask(client, call(model=model))
@@ -107,14 +127,21 @@ def test_an_empty_reply_is_paid_for_too(model):
         once, server.script = client.cost, [None, "empty"]
         ask(client, call(2, model))
     spent = client.spent["assistant", model]
-    assert (spent.calls, spent.retries, spent.prompt_tokens, spent.completion_tokens) == (2, 1, 24, 16)
+    assert (spent.calls, spent.retries, spent.prompt_tokens, spent.completion_tokens) == (
+        2,
+        1,
+        24,
+        16,
+    )
     assert 2 * once < client.cost == spent.cost < 3 * once
 
 
 def test_the_summary_names_role_model_calls_tokens_and_money():
     with server_and_client({"cache": None}, script=["500"]) as (_, client):
         ask(client, call(1, "openai/gpt-4o"), call(2, "openai/gpt-4o"))
-    assert client.summary() == ["assistant openai/gpt-4o: 2 calls (0 from cache, 1 retried), 32 tokens, $0.0002"]
+    assert client.summary() == [
+        "assistant openai/gpt-4o: 2 calls (0 from cache, 1 retried), 32 tokens, $0.0002"
+    ]
 
 
 def test_who_was_never_asked_is_not_in_the_summary():
@@ -131,8 +158,13 @@ def test_a_reply_that_the_limit_cut_says_length():
 @pytest.mark.parametrize("model", PATHS)
 @pytest.mark.parametrize("fault", ["429", "500", "reset", "truncated", "invalid-json", "empty"])
 def test_a_passing_fault_is_tried_again(model, fault, capfd):
-    silent = model == LITELLM and fault == "reset"  # litellm itself tries a reset connection a second time
-    with server_and_client(script=[fault, fault, *[fault] * silent, *[fault] * silent]) as (server, client):
+    silent = (
+        model == LITELLM and fault == "reset"
+    )  # litellm itself tries a reset connection a second time
+    with server_and_client(script=[fault, fault, *[fault] * silent, *[fault] * silent]) as (
+        server,
+        client,
+    ):
         assert ask(client, call(model=model))[0].text == six_words()
         assert server.calls == 3 + 2 * silent
     assert client.spent["assistant", model].retries == 2
@@ -149,8 +181,10 @@ def test_nothing_within_the_token_limit_is_not_asked_for_again():
     with server_and_client(script=["thoughts"]) as (server, client):
         [error] = ask(client, call())
         assert isinstance(error, CallError) and server.calls == 1
-    assert str(error) == (f"{OPENAI}: an empty reply: all 512 tokens it may write were gone before the first word; "
-                          "allow it more")
+    assert str(error) == (
+        f"{OPENAI}: an empty reply: all 512 tokens it may write were gone before the first word; "
+        "allow it more"
+    )
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "reset", "empty"])
@@ -165,6 +199,7 @@ def test_after_every_attempt_the_call_has_failed(fault):
 @pytest.mark.parametrize("model", PATHS)
 def test_retry_after_is_waited_for_by_all_calls_to_that_model(model):
     with server_and_client(script=["429-retry-after"], retry_after=0.5) as (server, client):
+
         async def run() -> list[float]:
             begun = time.monotonic()
             first = asyncio.ensure_future(client.ask(call(1, model)))
@@ -174,6 +209,7 @@ def test_retry_after_is_waited_for_by_all_calls_to_that_model(model):
             late = time.monotonic() - begun
             await first
             return [late, time.monotonic() - begun]
+
         assert min(asyncio.run(run())) >= 0.5
         assert server.calls == 3
 
@@ -191,7 +227,9 @@ def test_the_first_retry_of_a_silent_model_is_said_once(capfd):
         ask(client, call(1), call(2))
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
-    assert said[0].startswith(f"{OPENAI}: ") and said[0].endswith("The server had an error; trying again")
+    assert said[0].startswith(f"{OPENAI}: ") and said[0].endswith(
+        "The server had an error; trying again"
+    )
 
 
 @pytest.mark.parametrize("model", PATHS)
@@ -237,7 +275,9 @@ def test_an_unusable_request_fails_without_another_attempt():
 def test_calls_that_all_fail_end_the_run_after_a_few():
     with server_and_client({"attempts": 2}, faults={"500": 1}) as (server, client):
         met = [ask(client, call(number))[0] for number in range(GIVE_UP_AFTER + 1)]
-        assert [type(error) for error in met] == [CallError] * (GIVE_UP_AFTER - 1) + [InputError] * 2
+        assert [type(error) for error in met] == [CallError] * (GIVE_UP_AFTER - 1) + [
+            InputError
+        ] * 2
         assert server.calls == 2 * GIVE_UP_AFTER
 
 
@@ -254,7 +294,10 @@ def unused_port() -> int:
 
 
 def test_the_limit_stops_before_the_next_call_and_cached_calls_stay_free(tmp_path):
-    with server_and_client({"cache": Cache(tmp_path / "c"), "max_cost": 1.5 * PRICE}) as (server, client):
+    with server_and_client({"cache": Cache(tmp_path / "c"), "max_cost": 1.5 * PRICE}) as (
+        server,
+        client,
+    ):
         met = [ask(client, call(number, "openai/gpt-4o"))[0] for number in (0, 1, 2, 0)]
         assert [type(one) for one in met] == [Reply, Reply, LimitReached, Reply]
         assert server.calls == 2
@@ -271,13 +314,17 @@ def test_of_the_calls_that_wait_for_a_place_none_begins_when_the_money_is_spent(
 
 def conversation(client: Client, calls: int):
     """Work as the stages do it: some calls one after the other for one item; which are answered, or LimitReached."""
+
     async def work(item: int) -> int | LimitReached:
         try:
             for turn in range(calls):
-                await client.ask(replace(call(item, "openai/gpt-4o"), whom=(f"id{item}", turn, "assistant", 0)))
+                await client.ask(
+                    replace(call(item, "openai/gpt-4o"), whom=(f"id{item}", turn, "assistant", 0))
+                )
         except LimitReached as reached:
             return reached
         return item
+
     return work
 
 
@@ -285,7 +332,9 @@ def test_the_oldest_conversations_are_finished_first():
     with server_and_client({"concurrency": 4}, delay=0.005) as (server, client):
         results = in_order(range(64), conversation(client, 5), window=64)
         assert next(results) == 0
-        assert server.calls < 60  # with everybody in step, the first would be done after 4 rounds of 64
+        assert (
+            server.calls < 60
+        )  # with everybody in step, the first would be done after 4 rounds of 64
         assert list(results) == list(range(1, 64))
 
 
@@ -320,8 +369,10 @@ def test_also_of_little_money_and_with_everybody_in_flight(paid_for):
 
 def test_a_limit_does_not_slow_down_what_costs_nothing():
     with server_and_client({"max_cost": 1.0}, delay=0.05) as (server, client):
+
         async def work(item: int) -> None:
             await client.ask(call(item, VLLM))
+
         list(in_order(range(40), work, window=64))
         assert server.peak > 8
 
@@ -330,7 +381,9 @@ def test_a_limit_that_cannot_be_held_is_said(capfd):
     with server_and_client({"max_cost": 1.0}) as (_, client):
         ask(client, call(1))
         ask(client, call(2))
-    assert capfd.readouterr().err == f"{OPENAI}: its price is unknown, so --max-cost cannot count it\n"
+    assert (
+        capfd.readouterr().err == f"{OPENAI}: its price is unknown, so --max-cost cannot count it\n"
+    )
 
 
 def test_concurrency_is_the_most_calls_in_flight():
@@ -355,13 +408,26 @@ def test_a_second_client_finds_every_reply_and_asks_nobody(tmp_path):
         again = Client(cache=Cache(tmp_path / "calls.sqlite"), api_base=server.base_url)
         assert ask(again, *map(call, range(5))) == first
         assert server.calls == 5
-    assert again.summary() == [f"assistant {OPENAI}: 5 calls (5 from cache, 0 retried), 0 tokens, $0.0000"]
+    assert again.summary() == [
+        f"assistant {OPENAI}: 5 calls (5 from cache, 0 retried), 0 tokens, $0.0000"
+    ]
 
 
-@pytest.mark.parametrize("change", [
-    {"model": "openai/other"}, {"max_tokens": 5}, {"temperature": 0.1}, {"top_p": 0.2}, {"stop": ("x",)}, {"seed": 1},
-    {"whom": ("id0", "chosen", 1, 0, "assistant", 0)}, {"whom": ("id0", "chosen", 0, 0, "assistant", 1)},
-    {"messages": ({"role": "user", "content": "What else?"},)}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "openai/other"},
+        {"max_tokens": 5},
+        {"temperature": 0.1},
+        {"top_p": 0.2},
+        {"stop": ("x",)},
+        {"seed": 1},
+        {"whom": ("id0", "chosen", 1, 0, "assistant", 0)},
+        {"whom": ("id0", "chosen", 0, 0, "assistant", 1)},
+        {"messages": ({"role": "user", "content": "What else?"},)},
+    ],
+    ids=str,
+)
 def test_another_question_is_another_call(tmp_path, change):
     with server_and_client({"cache": Cache(tmp_path / "c")}) as (server, client):
         ask(client, call())
@@ -371,7 +437,10 @@ def test_another_question_is_another_call(tmp_path, change):
 
 
 def test_a_failed_call_is_not_kept(tmp_path):
-    with server_and_client({"cache": Cache(tmp_path / "c"), "attempts": 1}, script=["500"]) as (_, client):
+    with server_and_client({"cache": Cache(tmp_path / "c"), "attempts": 1}, script=["500"]) as (
+        _,
+        client,
+    ):
         assert [type(ask(client, call())[0]) for _ in range(2)] == [CallError, Reply]
 
 
@@ -390,10 +459,18 @@ def test_a_reply_loses_keys_and_nothing_else(monkeypatch):
         assert ask(client, call())[0].text == said.replace(KEY, "[key]")
 
 
-@pytest.mark.parametrize("model, named", [
-    ("gemini/gemini-1.5-pro", "GEMINI_API_KEY"), ("openai/gpt-4o", "OPENAI_API_KEY"), ("gpt-4o", "OPENAI_API_KEY"),
-    ("anthropic/claude-3-haiku-20240307", "ANTHROPIC_API_KEY")])
-def test_a_missing_key_ends_the_run_at_once_and_names_the_variable(monkeypatch, model, named, capfd):
+@pytest.mark.parametrize(
+    "model, named",
+    [
+        ("gemini/gemini-1.5-pro", "GEMINI_API_KEY"),
+        ("openai/gpt-4o", "OPENAI_API_KEY"),
+        ("gpt-4o", "OPENAI_API_KEY"),
+        ("anthropic/claude-3-haiku-20240307", "ANTHROPIC_API_KEY"),
+    ],
+)
+def test_a_missing_key_ends_the_run_at_once_and_names_the_variable(
+    monkeypatch, model, named, capfd
+):
     for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     client = Client()
@@ -408,9 +485,16 @@ SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}}
 FORM = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": SCHEMA}}
 
 
-@pytest.mark.parametrize("fields, key", [
-    ({"messages": ({"role": "user", "content": "Hi"},), "seed": 3}, "657000e0d25155949f48c7be95bdfb72"),
-    ({"text": "Hi", "as_": "completion", "stop": ("\n",)}, "c945fb0008e299284768804f6840203d")])
+@pytest.mark.parametrize(
+    "fields, key",
+    [
+        (
+            {"messages": ({"role": "user", "content": "Hi"},), "seed": 3},
+            "657000e0d25155949f48c7be95bdfb72",
+        ),
+        ({"text": "Hi", "as_": "completion", "stop": ("\n",)}, "c945fb0008e299284768804f6840203d"),
+    ],
+)
 def test_what_older_caches_hold_is_found(fields, key):
     """Keys as version 0.1 wrote them: a field that came later changes none where it is not used."""
     assert Call("openai/x", ("id0", "chosen", 0, 0, "assistant", 0), **fields).key.hex() == key
@@ -452,15 +536,28 @@ def test_sampling_that_a_model_refuses_is_left_out_and_said_once(model, capfd):
         asked = [call(number, model, schema=SCHEMA, top_p=0.9) for number in range(3)]
         replies = ask(client, asked[0]) + ask(client, *asked[1:])
     assert [reply.text for reply in replies] == [six_words()] * 3
-    assert not {"top_p", "temperature", "response_format"} & {*server.requests[-1], *server.requests[-2]}
+    assert not {"top_p", "temperature", "response_format"} & {
+        *server.requests[-1],
+        *server.requests[-2],
+    }
     assert server.calls == 3 + 3 - (model == LITELLM)  # litellm does not offer this model a schema
     assert sorted(capfd.readouterr().err.splitlines()) == [
-        f"{model}: refuses {name}; asked without it from here on" for name in ("temperature=0.7", "top_p=0.9")]
+        f"{model}: refuses {name}; asked without it from here on"
+        for name in ("temperature=0.7", "top_p=0.9")
+    ]
 
 
-@pytest.mark.parametrize("text, field", [
-    ("`temperature` and `top_p` cannot both be specified for this model. Please use only one.", "top_p"),
-    ("Unsupported value: 'temperature' does not support 0.7 with this model.", "temperature"), ("no", "schema")])
+@pytest.mark.parametrize(
+    "text, field",
+    [
+        (
+            "`temperature` and `top_p` cannot both be specified for this model. Please use only one.",
+            "top_p",
+        ),
+        ("Unsupported value: 'temperature' does not support 0.7 with this model.", "temperature"),
+        ("no", "schema"),
+    ],
+)
 def test_what_a_refusal_names_is_what_is_left_out(text, field):
     assert unwanted(call(schema=SCHEMA), Refusal(text, 400)) == field
     assert unwanted(call(schema=SCHEMA), Refusal(text, 500)) is None
@@ -475,7 +572,9 @@ def test_a_provider_is_not_sent_a_top_p_that_cuts_nothing():
 
 def test_a_call_that_is_bad_without_its_schema_too_says_nothing_of_the_model():
     with server_and_client() as (server, client):
-        [error] = ask(client, replace(call(schema=SCHEMA), messages=()))  # the server refuses a call without messages
+        [error] = ask(
+            client, replace(call(schema=SCHEMA), messages=())
+        )  # the server refuses a call without messages
         ask(client, call(1, schema=SCHEMA))
     assert isinstance(error, CallError)
     assert ["response_format" in body for body in server.requests if body] == [True]
@@ -497,16 +596,25 @@ def test_only_models_in_this_process_continue_raw_text():
     assert isinstance(error, InputError) and "--prompts" in str(error)
 
 
-@pytest.mark.parametrize("model, prices", [
-    ("openai/gpt-4o", (2.5e-06, 1e-05)), ("local/smollm2", (0.0, 0.0)), ("openai/scripted", None), ("nonsense", None)])
+@pytest.mark.parametrize(
+    "model, prices",
+    [
+        ("openai/gpt-4o", (2.5e-06, 1e-05)),
+        ("local/smollm2", (0.0, 0.0)),
+        ("openai/scripted", None),
+        ("nonsense", None),
+    ],
+)
 def test_prices_are_known_or_none(model, prices):
     assert provider.price(model) == prices
 
 
 def test_litellm_is_imported_only_when_a_provider_is_asked():
-    script = ("import sys; from musiccli.cli import main; from musiccli.core import store; from musiccli.llm import client, concurrency; "
-              "from musiccli.simulate import simulator; from musiccli.judge import verdicts; "
-              "from musiccli.llm.providers import litellm_provider; litellm_provider.price('local/x'); "
-              "heavy = {'litellm', 'torch', 'transformers', 'openai'} & sys.modules.keys(); print(sorted(heavy))")
+    script = (
+        "import sys; from musiccli.cli import main; from musiccli.core import store; from musiccli.llm import client, concurrency; "
+        "from musiccli.simulate import simulator; from musiccli.judge import verdicts; "
+        "from musiccli.llm.providers import litellm_provider; litellm_provider.price('local/x'); "
+        "heavy = {'litellm', 'torch', 'transformers', 'openai'} & sys.modules.keys(); print(sorted(heavy))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -35,22 +35,45 @@ def conversation(identity: str) -> list[dict]:
 
 
 def branches(identity: str) -> list[dict]:
-    return [{"id": identity, "branch": branch, "sample": 0, "seed_messages": 1,
-             "messages": [question(identity), reply(branch)]} for branch in ("chosen", "rejected")]
+    return [
+        {
+            "id": identity,
+            "branch": branch,
+            "sample": 0,
+            "seed_messages": 1,
+            "messages": [question(identity), reply(branch)],
+        }
+        for branch in ("chosen", "rejected")
+    ]
 
 
 def candidates(identity: str) -> list[dict]:
-    return [{"id": identity, "sample": number, "messages": [question(identity), reply(f"{number}")],
-             "scores": {"x": number, "y": -number}} for number in range(2)]
+    return [
+        {
+            "id": identity,
+            "sample": number,
+            "messages": [question(identity), reply(f"{number}")],
+            "scores": {"x": number, "y": -number},
+        }
+        for number in range(2)
+    ]
 
 
 def pair(identity: str, **fields) -> list[dict]:
-    return [{"id": identity, "chosen": [question(identity), reply("A piece.")],
-             "rejected": [question(identity), reply("A cake.")], **fields}]
+    return [
+        {
+            "id": identity,
+            "chosen": [question(identity), reply("A piece.")],
+            "rejected": [question(identity), reply("A cake.")],
+            **fields,
+        }
+    ]
 
 
 def scored_pair(identity: str) -> list[dict]:
-    return pair(identity, scores={"rm": {"chosen": 1, "rejected": 0}}, metadata={"subset": "hep-cpp"})
+    return pair(
+        identity, scores={"rm": {"chosen": 1, "rejected": 0}}, metadata={"subset": "hep-cpp"}
+    )
 
 
 def corrupted_pair(identity: str) -> list[dict]:
@@ -59,8 +82,15 @@ def corrupted_pair(identity: str) -> list[dict]:
 
 def right_and_wrong(identity: str) -> list[dict]:
     about = {"subset": "Math", "domain": "math"}
-    return [candidate | {"metadata": {**about, "correct": number < 3}, "sample": number, "scores": {"rm": -number}}
-            for number, candidate in enumerate(candidates(identity) * 3)]
+    return [
+        candidate
+        | {
+            "metadata": {**about, "correct": number < 3},
+            "sample": number,
+            "scores": {"rm": -number},
+        }
+        for number, candidate in enumerate(candidates(identity) * 3)
+    ]
 
 
 def judged_pair(identity: str) -> list[dict]:
@@ -68,7 +98,10 @@ def judged_pair(identity: str) -> list[dict]:
 
 
 def voted_pair(identity: str) -> list[dict]:
-    return pair(identity, votes=[{"judge": "x", "order": order, "winner": "chosen"} for order in ("ab", "ba")])
+    return pair(
+        identity,
+        votes=[{"judge": "x", "order": order, "winner": "chosen"} for order in ("ab", "ba")],
+    )
 
 
 def contrasted_pair(identity: str) -> list[dict]:
@@ -89,13 +122,22 @@ class Row:
     passes: bool = True  # fields it does not know are in its output, too
     unique: bool = True  # refuses a second record of the same id
     again: str = "id: 'x' stands here a second time; an id names one record"  # and says so
-    datasets: bool = False  # reads rows of any format, in its own words: only what concerns the output holds
+    datasets: bool = (
+        False  # reads rows of any format, in its own words: only what concerns the output holds
+    )
 
 
 ROWS = [
     Row("pair", branches),
-    Row("pair", candidates, options=("--best-of", "2", "--a", "x", "--b", "y"), passes=False),  # a contest is made new
-    Row("simulate", conversation, options=("--assistant", "openai/x", "--contrast", "none", "--turns", "1"), asks=True),
+    Row(
+        "pair", candidates, options=("--best-of", "2", "--a", "x", "--b", "y"), passes=False
+    ),  # a contest is made new
+    Row(
+        "simulate",
+        conversation,
+        options=("--assistant", "openai/x", "--contrast", "none", "--turns", "1"),
+        asks=True,
+    ),
     Row("judge", pair, field="chosen", options=("--judge", "openai/x"), asks=True),
     Row("score", pair, field="chosen", scores=True),
     Row("show", pair, field="chosen", filters=False, unique=False),
@@ -105,7 +147,13 @@ ROWS = [
     Row("bench rewardbench2", right_and_wrong, filters=False),
     Row("bench rmbench", right_and_wrong, filters=False),
     Row("bench sensitivity", corrupted_pair, field="chosen", filters=False),
-    Row("bench judges", voted_pair, field="chosen", filters=False, again="votes: x has voted on this pair before"),
+    Row(
+        "bench judges",
+        voted_pair,
+        field="chosen",
+        filters=False,
+        again="votes: x has voted on this pair before",
+    ),
     Row("bench audit", contrasted_pair, field="chosen", filters=False),
     Row("bench winrate", judged_pair, field="chosen", filters=False),
 ]
@@ -170,7 +218,11 @@ def commands(group=None, before: str = "") -> dict[str, typer.core.TyperCommand]
     """Every command there is, by its name with its groups'."""
     found = {}
     for name, command in (group or typer.main.get_command(app)).commands.items():
-        found |= commands(command, f"{before}{name} ") if hasattr(command, "commands") else {before + name: command}
+        found |= (
+            commands(command, f"{before}{name} ")
+            if hasattr(command, "commands")
+            else {before + name: command}
+        )
     return found
 
 
@@ -189,24 +241,50 @@ def bad_lines(row: Row) -> dict[str, tuple[bytes | dict, str]]:
         "bad UTF-8": (b'{"id": "b\xffd"}', "is not UTF-8 (byte 10)"),
         "no object": (b"[1, 2]", "is JSON, but not an object; a record is {...}"),
         "NaN": (b'{"id": "bad", "x": NaN}', "is not JSON: "),
-        "field missing": (broken(row, **{it: ...}), f"{it}: is missing; it should be a list of messages"),
-        "field is a number": (broken(row, **{it: 3}), f"{it}: is a number; it should be a list of messages"),
-        "field is an object": (broken(row, **{it: {"x": 1}}), f"{it}: is an object; it should be a list of messages"),
+        "field missing": (
+            broken(row, **{it: ...}),
+            f"{it}: is missing; it should be a list of messages",
+        ),
+        "field is a number": (
+            broken(row, **{it: 3}),
+            f"{it}: is a number; it should be a list of messages",
+        ),
+        "field is an object": (
+            broken(row, **{it: {"x": 1}}),
+            f"{it}: is an object; it should be a list of messages",
+        ),
         "empty conversation": (broken(row, **{it: []}), f"{it}: is an empty list; "),
-        "roles do not alternate": (broken(row, **{it: twice}), f"{it}[1]: role is user where assistant "),
-        "unknown role": (broken(row, **{it: [{"role": "bot", "content": "x"}]}), f"{it}[0]: role is 'bot'; "),
+        "roles do not alternate": (
+            broken(row, **{it: twice}),
+            f"{it}[1]: role is user where assistant ",
+        ),
+        "unknown role": (
+            broken(row, **{it: [{"role": "bot", "content": "x"}]}),
+            f"{it}[0]: role is 'bot'; ",
+        ),
         "message is a string": (broken(row, **{it: ["hello"]}), f"{it}[0]: is a string; "),
-        "content is a number": (broken(row, **{it: [reply("x") | {"content": 1}]}), f"{it}[0]: content is a number; "),
-        "content is empty": (broken(row, **{it: [reply(" ")]}), f"{it}[0]: content of this assistant message is empty"),
+        "content is a number": (
+            broken(row, **{it: [reply("x") | {"content": 1}]}),
+            f"{it}[0]: content is a number; ",
+        ),
+        "content is empty": (
+            broken(row, **{it: [reply(" ")]}),
+            f"{it}[0]: content of this assistant message is empty",
+        ),
         "id is a list": (broken(row, id=["x"]), "id: is a list; it should be a string"),
-        "metadata is a string": (broken(row, metadata="x"), "metadata: is a string; it should be an object"),
+        "metadata is a string": (
+            broken(row, metadata="x"),
+            "metadata: is a string; it should be an object",
+        ),
         "too long": (broken(row, padding="x" * 3000), "the line is longer than "),
     }
 
 
 def test_every_command_stands_in_the_table_or_is_excused():
     rows, there = {row.words for row in ROWS}, set(commands())
-    assert there - rows - EXCUSED.keys() == set(), "give the new command a Row, or a reason in EXCUSED"
+    assert there - rows - EXCUSED.keys() == set(), (
+        "give the new command a Row, or a reason in EXCUSED"
+    )
     assert rows - there == set() and EXCUSED.keys() & rows == set()
 
 
@@ -233,7 +311,9 @@ def test_a_bad_record_can_be_skipped_counted_and_kept(reader, fault, monkeypatch
     assert (clean.status, done.status, done.out) == (0, 1, clean.out)
     assert done.lines[0].startswith(f"music {reader.words}: in.jsonl:{number}: {said}")
     assert done.lines[-1].startswith(f"music {reader.words}: ") and "; 1 failed" in done.lines[-1]
-    assert len(done.lines) == len(clean.lines) + (1 if clean.lines[-1:] and "written" in clean.lines[-1] else 2)
+    assert len(done.lines) == len(clean.lines) + (
+        1 if clean.lines[-1:] and "written" in clean.lines[-1] else 2
+    )
     [kept] = jsonl.read(["bad.jsonl"], lambda record: record)
     assert kept["error"].startswith(f"in.jsonl:{number}: {said}")
     if isinstance(line, dict) and fault != "too long":
@@ -245,7 +325,9 @@ def test_records_before_a_bad_one_are_written_whole(reader):
     done = run(reader, "in.jsonl")
     assert done.status == 2
     if reader.filters:
-        assert {record["id"] for record in done.records} <= {"x"} and done.out.endswith((b"\n", b""))
+        assert {record["id"] for record in done.records} <= {"x"} and done.out.endswith(
+            (b"\n", b"")
+        )
 
 
 def test_an_id_names_one_record(reader):
@@ -255,15 +337,27 @@ def test_an_id_names_one_record(reader):
         assert done.status == 0
         return
     assert done.status == 2
-    assert done.lines[-1] == f"music {reader.words}: error: in.jsonl:{len(reader.good('x')) + 1}: {reader.again}"
+    assert (
+        done.lines[-1]
+        == f"music {reader.words}: error: in.jsonl:{len(reader.good('x')) + 1}: {reader.again}"
+    )
 
 
-@pytest.mark.parametrize("path, content, said", [
-    ("in.jsonl", b"", "in.jsonl: is empty; expected JSONL, one record a line"),
-    ("in.jsonl", b" \n\n", "in.jsonl: is empty; expected JSONL, one record a line"),
-    ("none.jsonl", None, "none.jsonl: no such file"), (".", None, ".: is a folder; expected a JSONL file"),
-    ("-", b"", "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?")],
-    ids=["empty", "blank", "missing", "folder", "nothing piped"])
+@pytest.mark.parametrize(
+    "path, content, said",
+    [
+        ("in.jsonl", b"", "in.jsonl: is empty; expected JSONL, one record a line"),
+        ("in.jsonl", b" \n\n", "in.jsonl: is empty; expected JSONL, one record a line"),
+        ("none.jsonl", None, "none.jsonl: no such file"),
+        (".", None, ".: is a folder; expected a JSONL file"),
+        (
+            "-",
+            b"",
+            "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?",
+        ),
+    ],
+    ids=["empty", "blank", "missing", "folder", "nothing piped"],
+)
 def test_an_input_without_records_is_one_line(reader, path, content, said):
     if path == "in.jsonl":
         write("in.jsonl", content)
@@ -279,8 +373,12 @@ def test_files_pipes_and_compressed_files_give_the_same(reader):
     write("in.jsonl", *reader.good("x"), *reader.good("y"))
     with gzip.open("in.jsonl.gz", "wb") as file:
         file.write(given)
-    first, *others = (run(reader, "in.jsonl"), run(reader, "in.jsonl.gz"), run(reader, "-", given=given),
-                      run(reader, given=given))
+    first, *others = (
+        run(reader, "in.jsonl"),
+        run(reader, "in.jsonl.gz"),
+        run(reader, "-", given=given),
+        run(reader, given=given),
+    )
     assert first.out and first.status == 0
     assert [(done.status, done.out) for done in others] == [(0, first.out)] * 3
 
@@ -293,7 +391,9 @@ def test_every_line_of_standard_output_is_a_record(row):
         assert [record["id"] for record in done.records] == ["x", "y"]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.filters and row.passes], indirect=True, ids=named)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.filters and row.passes], indirect=True, ids=named
+)
 def test_unknown_fields_pass_through(row):
     zebra = {"stripes": [1, 2.5, None, True, "ü \u2028 \x00"], "deep": {"er": []}}
     done = run(row, given=lines(*({**record, "zebra": zebra} for record in row.good("x"))))
@@ -323,13 +423,22 @@ def test_an_output_over_its_own_input_works(reader):
     assert jsonl.Path("in.jsonl").read_bytes() == expected
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (("-o", "none/out.jsonl"), "none/out.jsonl: cannot be written: there is no such folder"),
-    (("-o", "."), ".: is a folder; name a file to write"),
-    (("--rejects", "none/bad.jsonl"), "none/bad.jsonl: cannot be written: there is no such folder"),
-    (("-o", "out.jsonl", "--rejects", "./out.jsonl"),
-     "--rejects ./out.jsonl: this run's own input or output; name another file"),
-    (("--rejects", "-"), "--rejects -: this run's own input or output; name another file")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("-o", "none/out.jsonl"), "none/out.jsonl: cannot be written: there is no such folder"),
+        (("-o", "."), ".: is a folder; name a file to write"),
+        (
+            ("--rejects", "none/bad.jsonl"),
+            "none/bad.jsonl: cannot be written: there is no such folder",
+        ),
+        (
+            ("-o", "out.jsonl", "--rejects", "./out.jsonl"),
+            "--rejects ./out.jsonl: this run's own input or output; name another file",
+        ),
+        (("--rejects", "-"), "--rejects -: this run's own input or output; name another file"),
+    ],
+)
 def test_an_output_that_cannot_be_is_refused_before_anything_is_read(row, arguments, said):
     done = run(row, "none.jsonl", *arguments)
     assert (done.status, done.lines) == (2, [f"music {row.words}: error: {said}"])
@@ -355,10 +464,16 @@ def test_a_reader_who_has_seen_enough_is_no_error(row):
 @pytest.mark.parametrize("unbuffered", [None, "1"])
 @pytest.mark.parametrize("words", ["pair", "show"])
 def test_head_closes_a_pipe_quietly(words, unbuffered, tmp_path):
-    write(tmp_path / "in.jsonl", *(record for number in range(2000) for record in branches(f"x{number}")))
+    write(
+        tmp_path / "in.jsonl",
+        *(record for number in range(2000) for record in branches(f"x{number}")),
+    )
     script = 'set -o pipefail; "$@" | head -n 1'
-    done = subprocess.run(["bash", "-c", script, "bash", *COMMAND, words, tmp_path / "in.jsonl"], capture_output=True,
-                          env=environment(PYTHONUNBUFFERED=unbuffered))
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *COMMAND, words, tmp_path / "in.jsonl"],
+        capture_output=True,
+        env=environment(PYTHONUNBUFFERED=unbuffered),
+    )
     assert (done.returncode, done.stderr, done.stdout.count(b"\n")) == (0, b"", 1)
 
 
@@ -367,7 +482,11 @@ def test_help_shows_a_pipeline(name):
     done = music(*name.split(), "--help")
     assert (done.status, done.err) == (0, "")
     help = done.out.decode()
-    assert any(line.strip().startswith("music ") or " music " in line for line in help.splitlines() if " | " in line)
+    assert any(
+        line.strip().startswith("music ") or " music " in line
+        for line in help.splitlines()
+        if " | " in line
+    )
     assert help.startswith(f"Usage: music {name} [OPTIONS]")
 
 
@@ -375,37 +494,68 @@ def test_help_shows_a_pipeline(name):
 def test_help_of_a_group_names_its_commands(name):
     done = music(*name.split(), "--help")
     assert done.status == 0
-    listed = {line.split()[0] for line in done.out.decode().partition("Commands:")[2].splitlines() if line[:3].strip()}
-    assert {word.split()[-1 if name else 0] for word in commands() if word.startswith(name)} <= listed
+    listed = {
+        line.split()[0]
+        for line in done.out.decode().partition("Commands:")[2].splitlines()
+        if line[:3].strip()
+    }
+    assert {
+        word.split()[-1 if name else 0] for word in commands() if word.startswith(name)
+    } <= listed
 
 
-@pytest.mark.parametrize("arguments, said", [
-    ("frob", "music: error: No such command 'frob' (music --help shows what there is)"),
-    ("pair --frob", "music pair: error: No such option: --frob"),
-    ("pair --on-error maybe", "music pair: error: Invalid value for '--on-error': 'maybe' is not one of"),
-    ("bench frob", "music bench: error: No such command 'frob' (music bench --help shows what there is)"),
-    ("bench winrate --seed x", "music bench winrate: error: Invalid value for '--seed': ")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("frob", "music: error: No such command 'frob' (music --help shows what there is)"),
+        ("pair --frob", "music pair: error: No such option: --frob"),
+        (
+            "pair --on-error maybe",
+            "music pair: error: Invalid value for '--on-error': 'maybe' is not one of",
+        ),
+        (
+            "bench frob",
+            "music bench: error: No such command 'frob' (music bench --help shows what there is)",
+        ),
+        ("bench winrate --seed x", "music bench winrate: error: Invalid value for '--seed': "),
+    ],
+)
 def test_wrong_usage_is_one_line_and_names_the_help(arguments, said):
     done = music(*arguments.split())
     assert (done.status, done.out, len(done.lines)) == (2, b"", 1)
     assert done.err.startswith(said) and done.err.endswith("--help shows what there is)\n")
 
 
-INTERRUPTS = [*((row, "INT", False) for row in ROWS if not row.scores), (ROWS[0], "TERM", False),
-              *((row, "TERM", True) for row in ROWS if named(row) in ("pair", "judge --judge"))]
+INTERRUPTS = [
+    *((row, "INT", False) for row in ROWS if not row.scores),
+    (ROWS[0], "TERM", False),
+    *((row, "TERM", True) for row in ROWS if named(row) in ("pair", "judge --judge")),
+]
 
 
-@pytest.mark.parametrize("row, sent, deaf", INTERRUPTS,
-                         ids=[f"{named(row)} {sent}{' deaf' * deaf}" for row, sent, deaf in INTERRUPTS])
+@pytest.mark.parametrize(
+    "row, sent, deaf",
+    INTERRUPTS,
+    ids=[f"{named(row)} {sent}{' deaf' * deaf}" for row, sent, deaf in INTERRUPTS],
+)
 def test_an_interrupted_run_says_so_and_leaves_nothing(row, sent, deaf, tmp_path):
     """`deaf` to Ctrl-C is what a script makes of its background jobs: SIGTERM ends them all the same."""
     handle = signal.SIG_IGN if deaf else signal.SIG_DFL  # whatever these tests run under
     options = (*row.options, "--no-cache") if row.asks else row.options
-    with start(*row.words.split(), *options, "-o", "out.jsonl", cwd=tmp_path,
-               preexec_fn=lambda: signal.signal(signal.SIGINT, handle)) as process:
+    with start(
+        *row.words.split(),
+        *options,
+        "-o",
+        "out.jsonl",
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handle),
+    ) as process:
         await_partial(tmp_path, process)
         process.send_signal(getattr(signal, f"SIG{sent}"))
-        status, err = process.wait(timeout=20), process.stderr.read()  # its standard input stays open
+        status, err = (
+            process.wait(timeout=20),
+            process.stderr.read(),
+        )  # its standard input stays open
     assert (status, err.decode()) == (130, f"music {row.words}: interrupted\n")
     assert os.listdir(tmp_path) == []
 
@@ -425,7 +575,9 @@ def test_a_fault_of_ours_is_one_line_and_its_trace_is_for_debug(monkeypatch):
 
     monkeypatch.setattr("musiccli.pair.preferences.join", fail)
     done = music("pair", given=b"{}")
-    said = "music pair: error: ZeroDivisionError: two lines (a fault of ours; --debug shows where)\n"
+    said = (
+        "music pair: error: ZeroDivisionError: two lines (a fault of ours; --debug shows where)\n"
+    )
     assert (done.status, done.err) == (2, said)
     with pytest.raises(ZeroDivisionError):
         music("pair", "--debug", given=b"{}")

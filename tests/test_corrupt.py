@@ -21,16 +21,26 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 
 def talk(*texts, system=None):
     first = [{"role": "system", "content": system}] if system else []
-    return first + [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+    return first + [
+        {"role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate(texts)
+    ]
 
 
 def conversation(identity, *texts, **fields):
     return Record({"id": identity, "messages": talk(*texts), "metadata": {"task": "x"}, **fields})
 
 
-OTHERS = [conversation("other", "UUU", "AAA", "UUUU", "AAAA"), conversation("long", "U" * 40, "A" * 40)]
-MANY = [conversation(f"c{number}", *(f"{number} {turn} {'x' * (number * turn % 13)}" for turn in range(8)))
-        for number in range(40)]
+OTHERS = [
+    conversation("other", "UUU", "AAA", "UUUU", "AAAA"),
+    conversation("long", "U" * 40, "A" * 40),
+]
+MANY = [
+    conversation(
+        f"c{number}", *(f"{number} {turn} {'x' * (number * turn % 13)}" for turn in range(8))
+    )
+    for number in range(40)
+]
 THREE = conversation("c", "q01", "r01", "q002", "r002", "q00003", "r00003")
 
 
@@ -44,55 +54,84 @@ def texts(side):
     return [message["content"] for message in side]
 
 
-@pytest.mark.parametrize("identity, expected, turn, distance, difference", [
-    ("c/reply-1", ["q01", "AAA", "q002", "r002", "q00003", "r00003"], 1, 2, 0),
-    ("c/reply-2", ["q01", "r01", "q002", "AAAA", "q00003", "r00003"], 2, 1, 0),
-    ("c/reply-3", ["q01", "r01", "q002", "r002", "q00003", "AAAA"], 3, 0, -2),
-    ("c/user-1", ["UUU", "r01", "q002", "r002", "q00003", "r00003"], 1, 2, 0),
-    ("c/user-3", ["q01", "r01", "q002", "r002", "UUUU", "r00003"], 3, 0, -2),
-    ("c/drop_user-2", ["q01", "r01\n\nr002", "q00003", "r00003"], 2, 1, -2),
-    ("c/drop_user-3", ["q01", "r01", "q002", "r002\n\nr00003"], 3, 0, -4),
-    ("c/swap-1", ["q002", "r002", "q01", "r01", "q00003", "r00003"], 1, 1, 0),
-    ("c/swap-2", ["q01", "r01", "q00003", "r00003", "q002", "r002"], 2, 0, 0),
-])
+@pytest.mark.parametrize(
+    "identity, expected, turn, distance, difference",
+    [
+        ("c/reply-1", ["q01", "AAA", "q002", "r002", "q00003", "r00003"], 1, 2, 0),
+        ("c/reply-2", ["q01", "r01", "q002", "AAAA", "q00003", "r00003"], 2, 1, 0),
+        ("c/reply-3", ["q01", "r01", "q002", "r002", "q00003", "AAAA"], 3, 0, -2),
+        ("c/user-1", ["UUU", "r01", "q002", "r002", "q00003", "r00003"], 1, 2, 0),
+        ("c/user-3", ["q01", "r01", "q002", "r002", "UUUU", "r00003"], 3, 0, -2),
+        ("c/drop_user-2", ["q01", "r01\n\nr002", "q00003", "r00003"], 2, 1, -2),
+        ("c/drop_user-3", ["q01", "r01", "q002", "r002\n\nr00003"], 3, 0, -4),
+        ("c/swap-1", ["q002", "r002", "q01", "r01", "q00003", "r00003"], 1, 1, 0),
+        ("c/swap-2", ["q01", "r01", "q00003", "r00003", "q002", "r002"], 2, 0, 0),
+    ],
+)
 def test_each_kind_at_each_turn(identity, expected, turn, distance, difference):
     one = corrupted()[0][identity]
     assert texts(one["rejected"]) == expected
     assert one["chosen"] == THREE["messages"]
-    assert one["corruption"] == {"kind": identity.split("/")[1].split("-")[0], "turn": turn, "distance": distance,
-                                 "length_difference": difference}
+    assert one["corruption"] == {
+        "kind": identity.split("/")[1].split("-")[0],
+        "turn": turn,
+        "distance": distance,
+        "length_difference": difference,
+    }
 
 
 def test_every_turn_gives_every_kind_it_can():
     assert list(corrupted()[0]) == [
-        "c/reply-1", "c/user-1", "c/swap-1", "c/reply-2", "c/user-2", "c/drop_user-2", "c/swap-2", "c/reply-3",
-        "c/user-3", "c/drop_user-3"]
+        "c/reply-1",
+        "c/user-1",
+        "c/swap-1",
+        "c/reply-2",
+        "c/user-2",
+        "c/drop_user-2",
+        "c/swap-2",
+        "c/reply-3",
+        "c/user-3",
+        "c/drop_user-3",
+    ]
 
 
 def test_the_conversation_is_remembered_so_that_its_corruptions_can_be_counted_as_one():
     found, _ = corrupted()
-    assert {(one["metadata"]["conversation"], one["metadata"]["task"]) for one in found.values()} == {("c", "x")}
+    assert {
+        (one["metadata"]["conversation"], one["metadata"]["task"]) for one in found.values()
+    } == {("c", "x")}
 
 
 def test_a_system_message_stays_first_and_an_unanswered_message_is_left_out():
-    record = Record({"id": "c", "messages": talk("q01", "r01", "q002", "r002", "anyone?", system="be kind")})
+    record = Record(
+        {"id": "c", "messages": talk("q01", "r01", "q002", "r002", "anyone?", system="be kind")}
+    )
     for one in corrupted(record)[0].values():
         assert one["rejected"][0] == {"role": "system", "content": "be kind"} == one["chosen"][0]
         assert one["chosen"] == record["messages"][:-1]
 
 
-@pytest.mark.parametrize("record", [
-    conversation("c", "q", "r"), conversation("c", "q", "r", "q2"), conversation("c", "q"),
-    Record({"id": "c", "messages": talk("q", system="s")})])
+@pytest.mark.parametrize(
+    "record",
+    [
+        conversation("c", "q", "r"),
+        conversation("c", "q", "r", "q2"),
+        conversation("c", "q"),
+        Record({"id": "c", "messages": talk("q", system="s")}),
+    ],
+)
 def test_one_turn_is_not_enough(record):
     assert corrupted(record)[0] == {}
 
 
-@pytest.mark.parametrize("record, intact", [
-    ({"chosen": talk("q", "r", "s", "good"), "rejected": talk("q", "r", "s", "bad")}, "good"),
-    ({"a": talk("q", "r", "s", "a"), "b": talk("q", "r", "s", "b"), "winner": "b"}, "b"),
-    ({"a": talk("q", "r", "s", "a"), "b": talk("q", "r", "s", "b"), "winner": "tie"}, "a"),
-])
+@pytest.mark.parametrize(
+    "record, intact",
+    [
+        ({"chosen": talk("q", "r", "s", "good"), "rejected": talk("q", "r", "s", "bad")}, "good"),
+        ({"a": talk("q", "r", "s", "a"), "b": talk("q", "r", "s", "b"), "winner": "b"}, "b"),
+        ({"a": talk("q", "r", "s", "a"), "b": talk("q", "r", "s", "b"), "winner": "tie"}, "a"),
+    ],
+)
 def test_of_two_sides_the_better_one_is_corrupted(record, intact):
     found, _ = corrupted(Record({"id": "c", **record}))
     assert {one["chosen"][-1]["content"] for one in found.values()} == {intact}
@@ -108,8 +147,10 @@ def test_nothing_is_borrowed_from_a_conversation_with_the_same_opening():
 def test_what_cannot_be_matched_is_counted_and_the_other_kinds_remain():
     found, counts = corrupted(others=[])
     assert {one["corruption"]["kind"] for one in found.values()} == {"drop_user", "swap"}
-    assert counts == {"assistant messages without a match in another conversation": 3,
-                      "user messages without a match in another conversation": 3}
+    assert counts == {
+        "assistant messages without a match in another conversation": 3,
+        "user messages without a match in another conversation": 3,
+    }
 
 
 def test_turns_that_are_equal_are_not_swapped():
@@ -120,13 +161,22 @@ def test_turns_that_are_equal_are_not_swapped():
 def test_of_two_messages_as_near_chance_decides():
     others = [conversation("shorter", "u", "ss"), conversation("longer", "u", "llll")]
     record = conversation("c", "q", "rrr", "q2", "r2")
-    found = Counter(texts(corrupted(record, others, seed)[0]["c/reply-1"]["rejected"])[1] for seed in range(200))
+    found = Counter(
+        texts(corrupted(record, others, seed)[0]["c/reply-1"]["rejected"])[1] for seed in range(200)
+    )
     assert 70 < found["ss"] < 130 and found["ss"] + found["llll"] == 200
 
 
 def test_the_same_seed_gives_the_same_records():
-    rows = [("f", Record({"id": f"c{number}", "messages": talk(*(f"{number} {turn}" for turn in range(6)))}))
-            for number in range(20)]
+    rows = [
+        (
+            "f",
+            Record(
+                {"id": f"c{number}", "messages": talk(*(f"{number} {turn}" for turn in range(6)))}
+            ),
+        )
+        for number in range(20)
+    ]
     once, again, other = (list(sample(rows, "corruptions", seed=seed)) for seed in (1, 1, 2))
     assert once == again != other
 
@@ -144,7 +194,8 @@ def test_one_kind_is_what_a_filter_would_leave_of_all():
     whole = list(sample(rows, "corruptions"))
     for kind in corrupt.KINDS:
         assert list(sample(rows, "corruptions", kinds=[kind])) == [
-            one for one in whole if one["corruption"]["kind"] == kind]
+            one for one in whole if one["corruption"]["kind"] == kind
+        ]
     two = {one["corruption"]["kind"] for one in sample(rows, "corruptions", kinds=["user", "swap"])}
     assert two == {"user", "swap"}
 
@@ -153,13 +204,24 @@ def test_a_conversation_that_has_none_of_the_kind_is_dropped_for_that():
     counts = Counter()
     rows = [("f", THREE), ("f", conversation("one", "q01", "r01"))]
     assert list(sample(rows, "corruptions", kinds=["reply"], counts=counts)) == []
-    assert counts["dropped (no corruption of that kind)"] == counts["dropped (fewer than two turns)"] == 1
+    assert (
+        counts["dropped (no corruption of that kind)"]
+        == counts["dropped (fewer than two turns)"]
+        == 1
+    )
 
 
 def test_a_conversation_that_is_the_better_side_of_two_rows_is_one():
     counts, good = Counter(), talk("q", "r", "s", "good")
-    rows = [("f", Record({"id": number, "chosen": good, "rejected": talk("q", "r", "s", f"bad {number}")}))
-            for number in range(3)]
+    rows = [
+        (
+            "f",
+            Record(
+                {"id": number, "chosen": good, "rejected": talk("q", "r", "s", f"bad {number}")}
+            ),
+        )
+        for number in range(3)
+    ]
     for emit in ("corruptions", "contrasts"):
         made = list(sample([*rows, ("f", OTHERS[0])], emit, counts=counts))
         assert {one["metadata"]["conversation"] for one in made} == {0, "other"}
@@ -171,7 +233,9 @@ def test_a_conversation_that_is_the_better_side_of_two_rows_is_one():
 
 
 def contrast(record=THREE, others=OTHERS, seed=0, **settings):
-    return corrupt.contrast(record, Random(seed), pool=Pool([record, *others], Counter()), **settings)
+    return corrupt.contrast(
+        record, Random(seed), pool=Pool([record, *others], Counter()), **settings
+    )
 
 
 def contrasts(found, **settings):
@@ -182,49 +246,87 @@ def contrasts(found, **settings):
 
 def test_a_contrast_is_the_conversation_over_itself_with_the_last_reply_out_of_another():
     assert contrast(last=True) == {
-        "id": "c/reply-3", "chosen": THREE["messages"],
+        "id": "c/reply-3",
+        "chosen": THREE["messages"],
         "rejected": [*THREE["messages"][:5], {"role": "assistant", "content": "AAAA"}],
-        "first_divergence": 5, "contrast": [{"message": 5, "instruction": "UUUU"}],
+        "first_divergence": 5,
+        "contrast": [{"message": 5, "instruction": "UUUU"}],
         "corruption": {"kind": "reply", "turn": 3, "distance": 0, "length_difference": -2},
-        "metadata": {"task": "x", "conversation": "c"}}
+        "metadata": {"task": "x", "conversation": "c"},
+    }
 
 
-@pytest.mark.parametrize("turn, borrowed, asked", [(1, "AAA", "UUU"), (2, "AAAA", "UUUU"), (3, "AAAA", "UUUU")])
-def test_at_any_turn_it_is_the_corruption_of_that_turn_and_says_what_the_borrowed_reply_answers(turn, borrowed, asked):
-    one = next(one for one in map(lambda seed: contrast(seed=seed), range(50)) if one["corruption"]["turn"] == turn)
+@pytest.mark.parametrize(
+    "turn, borrowed, asked", [(1, "AAA", "UUU"), (2, "AAAA", "UUUU"), (3, "AAAA", "UUUU")]
+)
+def test_at_any_turn_it_is_the_corruption_of_that_turn_and_says_what_the_borrowed_reply_answers(
+    turn, borrowed, asked
+):
+    one = next(
+        one
+        for one in map(lambda seed: contrast(seed=seed), range(50))
+        if one["corruption"]["turn"] == turn
+    )
     at = 2 * turn - 1
     assert one["rejected"][at] == {"role": "assistant", "content": borrowed}
     assert one["contrast"] == [{"message": at, "instruction": asked}]
     assert one["first_divergence"] == at == records.first_divergence(one["chosen"], one["rejected"])
-    assert {name: one[name] for name in one if name not in ("contrast", "first_divergence")} \
-        == corrupted()[0][f"c/reply-{turn}"]
+    assert {
+        name: one[name] for name in one if name not in ("contrast", "first_divergence")
+    } == corrupted()[0][f"c/reply-{turn}"]
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("record", [
-    conversation("c", "q01", "r01", "and then?"),
-    Record({"id": "c", "messages": talk("q01", "r01", system="be kind")})])
+@pytest.mark.parametrize(
+    "record",
+    [
+        conversation("c", "q01", "r01", "and then?"),
+        Record({"id": "c", "messages": talk("q01", "r01", system="be kind")}),
+    ],
+)
 def test_one_turn_is_enough_and_it_is_the_last(record, last):
     one = contrast(record, last=last)
     at = one["first_divergence"]
     assert (one["corruption"]["turn"], one["corruption"]["distance"]) == (1, 0)
-    assert one["chosen"] == record["messages"][:at + 1]
+    assert one["chosen"] == record["messages"][: at + 1]
     assert one["rejected"] == [*record["messages"][:at], {"role": "assistant", "content": "AAA"}]
 
 
 def test_of_a_preference_the_better_side_is_contrasted():
-    found = [Record({"id": f"p{number}", "chosen": talk(f"q{number}", f"good {number}"),
-                     "rejected": talk(f"q{number}", f"bad {number}")}) for number in range(5)]
+    found = [
+        Record(
+            {
+                "id": f"p{number}",
+                "chosen": talk(f"q{number}", f"good {number}"),
+                "rejected": talk(f"q{number}", f"bad {number}"),
+            }
+        )
+        for number in range(5)
+    ]
     made, counts = contrasts(found)
     assert [one["chosen"] for one in made] == [record["chosen"] for record in found]
     assert all(one["rejected"][1]["content"].startswith("good") for one in made) and counts == {}
 
 
 def test_each_conversation_gives_one_and_the_distances_are_spread():
-    found = [Record({**record, "id": f"{copy}{record['id']}", "messages": talk(*(
-        f"{copy} {message['content']}" for message in record["messages"]))}) for record in MANY for copy in range(10)]
+    found = [
+        Record(
+            {
+                **record,
+                "id": f"{copy}{record['id']}",
+                "messages": talk(
+                    *(f"{copy} {message['content']}" for message in record["messages"])
+                ),
+            }
+        )
+        for record in MANY
+        for copy in range(10)
+    ]
     made, counts = contrasts(found)
-    assert ([one["metadata"]["conversation"] for one in made], counts) == ([record["id"] for record in found], {})
+    assert ([one["metadata"]["conversation"] for one in made], counts) == (
+        [record["id"] for record in found],
+        {},
+    )
     spread = Counter(one["corruption"]["distance"] for one in made)
     assert spread.keys() == {0, 1, 2, 3} and all(70 < count < 130 for count in spread.values())
     made, _ = contrasts(found, last_turn=True)
@@ -240,7 +342,10 @@ def test_the_same_seed_gives_the_same_contrasts_whichever_are_chosen():
 
 def test_the_same_words_are_not_another_reply():
     record = conversation("c", "q", "You're welcome.")
-    others = [conversation("other", "u", "You’re welcome!"), conversation("more", "u2", "Good morning to you all.")]
+    others = [
+        conversation("other", "u", "You’re welcome!"),
+        conversation("more", "u2", "Good morning to you all."),
+    ]
     assert texts(contrast(record, others)["rejected"]) == ["q", "Good morning to you all."]
 
 
@@ -252,21 +357,38 @@ def test_a_turn_is_drawn_among_those_that_have_a_match():
 
 
 def test_nothing_is_borrowed_from_a_conversation_that_opens_alike():
-    siblings = [conversation(f"sibling{number}", "q01", "r0x", "q00x", f"r00x{number}") for number in range(3)]
+    siblings = [
+        conversation(f"sibling{number}", "q01", "r0x", "q00x", f"r00x{number}")
+        for number in range(3)
+    ]
     for seed in range(20):
-        assert "x" not in "".join(texts(contrast(others=[*siblings, *OTHERS], seed=seed)["rejected"]))
+        assert "x" not in "".join(
+            texts(contrast(others=[*siblings, *OTHERS], seed=seed)["rejected"])
+        )
     assert contrast(others=siblings) is None
 
 
 def test_what_gives_no_contrast_is_dropped_by_name():
     alike = [conversation("c", "q", "r"), conversation("d", "q", "s")]
-    assert contrasts(alike) == ([], {"assistant messages without a match in another conversation": 2,
-                                     "dropped (no match in another conversation)": 2})
+    assert contrasts(alike) == (
+        [],
+        {
+            "assistant messages without a match in another conversation": 2,
+            "dropped (no match in another conversation)": 2,
+        },
+    )
     alone = [conversation("e", "only asked"), conversation("f", "only asked, too")]
     assert contrasts(alone) == ([], {"dropped (no reply)": 2})
-    long = [conversation("g", "x" * 400, "y" * 400), conversation("h", "x", "y"), conversation("i", "z", "zz")]
+    long = [
+        conversation("g", "x" * 400, "y" * 400),
+        conversation("h", "x", "y"),
+        conversation("i", "z", "zz"),
+    ]
     made, counts = contrasts(long, max_tokens=50)
-    assert ([one["id"] for one in made], counts) == (["h/reply-1", "i/reply-1"], {"dropped (longer than 50 tokens)": 1})
+    assert ([one["id"] for one in made], counts) == (
+        ["h/reply-1", "i/reply-1"],
+        {"dropped (longer than 50 tokens)": 1},
+    )
 
 
 def test_a_contrast_is_what_show_audit_and_sensitivity_read():
@@ -289,10 +411,16 @@ def test_on_mtbench101_every_record_is_valid_matched_and_wrong_in_one_place():
         turns = records.turns(one["chosen"])
         assert about["distance"] == turns - about["turn"] - (about["kind"] == "swap")
         first = records.first_divergence(one["chosen"], one["rejected"])
-        assert first == 2 * about["turn"] - {"reply": 1, "user": 2, "drop_user": 3, "swap": 2}[about["kind"]]
+        assert (
+            first
+            == 2 * about["turn"] - {"reply": 1, "user": 2, "drop_user": 3, "swap": 2}[about["kind"]]
+        )
     kinds = Counter(one["corruption"]["kind"] for one in made)
     assert counts["rows read"] == 1388 and counts["dropped (duplicate)"] == 1
     assert kinds == {"reply": 4204, "user": 4204, "drop_user": 2817, "swap": 2817}
     assert len({one["id"] for one in made}) == len(made)
-    assert abs(differences["reply"] / kinds["reply"]) < 0.1 and abs(differences["user"] / kinds["user"]) < 0.1
+    assert (
+        abs(differences["reply"] / kinds["reply"]) < 0.1
+        and abs(differences["user"] / kinds["user"]) < 0.1
+    )
     assert differences["swap"] == 0 and differences["drop_user"] / kinds["drop_user"] < -50

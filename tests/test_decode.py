@@ -10,8 +10,16 @@ from musiccli.llm.local.prefix_cache import Prefixes, common
 
 HISTORY = toys.draw(90, 0)
 LONGER = [
-    [[*HISTORY, *toys.draw(5, 1)], [*HISTORY[:40], *toys.draw(30, 2)], toys.draw(12, 3)],  # one goes on, one is new
-    [[*HISTORY, *toys.draw(5, 1), *toys.draw(40, 4)], HISTORY[:60], HISTORY],  # one is all there already
+    [
+        [*HISTORY, *toys.draw(5, 1)],
+        [*HISTORY[:40], *toys.draw(30, 2)],
+        toys.draw(12, 3),
+    ],  # one goes on, one is new
+    [
+        [*HISTORY, *toys.draw(5, 1), *toys.draw(40, 4)],
+        HISTORY[:60],
+        HISTORY,
+    ],  # one is all there already
 ]
 
 
@@ -47,13 +55,18 @@ def alone(model, ids: list[int], size: int = 6) -> list[int]:
     written: list[int] = []
     with torch.inference_mode():
         for _ in range(size):
-            written.append(int(model(torch.tensor([[*ids, *written]]), use_cache=False).logits[0, -1].argmax()))
+            written.append(
+                int(model(torch.tensor([[*ids, *written]]), use_cache=False).logits[0, -1].argmax())
+            )
     return written
 
 
 def test_what_was_read_before_changes_no_answer_and_is_not_read_again(model):
     batch = Counting(model, None)
-    assert answers(batch, [HISTORY, HISTORY[:8]]) == [alone(model, HISTORY), alone(model, HISTORY[:8])]
+    assert answers(batch, [HISTORY, HISTORY[:8]]) == [
+        alone(model, HISTORY),
+        alone(model, HISTORY[:8]),
+    ]
     for prompts in LONGER:
         assert answers(batch, prompts) == [alone(model, ids) for ids in prompts]
     batch.read = 0
@@ -77,7 +90,13 @@ def test_the_longest_beginning_is_found():
     prefixes = Prefixes()
     for ids in ([1, 2, 3, 4], [1, 2, 9], [5]):
         prefixes.keep(ids, kept(ids))
-    assert [prefixes.find(ids)[0] for ids in ([1, 2, 3, 7], [1, 2, 9, 9, 9], [1, 3], [6], [])] == [3, 3, 1, 0, 0]
+    assert [prefixes.find(ids)[0] for ids in ([1, 2, 3, 7], [1, 2, 9, 9, 9], [1, 3], [6], [])] == [
+        3,
+        3,
+        1,
+        0,
+        0,
+    ]
 
 
 def test_what_goes_on_from_a_text_takes_its_place_and_the_least_used_goes_first():

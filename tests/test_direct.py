@@ -22,41 +22,68 @@ QUESTION = ({"role": "user", "content": "What is a fugue in music?"},)
 
 
 def call(**fields) -> Call:
-    return Call(**{"model": VLLM, "whom": ("id", 0, "assistant", 0), "messages": QUESTION, **fields})
+    return Call(
+        **{"model": VLLM, "whom": ("id", 0, "assistant", 0), "messages": QUESTION, **fields}
+    )
 
 
 def completion(content: object = "A form.", finish: str | None = "stop", **fields) -> bytes:
-    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish}
-    return orjson.dumps({"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}} | fields)
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": content},
+        "finish_reason": finish,
+    }
+    return orjson.dumps(
+        {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}} | fields
+    )
 
 
 def test_the_request_is_openais():
     asked = call(max_tokens=77, temperature=0.25, top_p=0.75, stop=("\n\n",), seed=5)
     assert orjson.loads(request(asked)) == {
-        "model": "some/model", "messages": list(QUESTION), "max_tokens": 77, "temperature": 0.25, "top_p": 0.75,
-        "stop": ["\n\n"], "seed": asked.own_seed}
+        "model": "some/model",
+        "messages": list(QUESTION),
+        "max_tokens": 77,
+        "temperature": 0.25,
+        "top_p": 0.75,
+        "stop": ["\n\n"],
+        "seed": asked.own_seed,
+    }
     assert "stop" not in orjson.loads(request(call()))
 
 
-@pytest.mark.parametrize("body, reply", [
-    (completion(), Reply("A form.", "stop", 7, 3, None)),
-    (completion(" A form.\n", "length"), Reply("A form.", "length", 7, 3, None)),
-    (completion([{"type": "text", "text": "A "}, {"type": "text", "text": "form."}], None),
-     Reply("A form.", "stop", 7, 3, None)),
-    (completion(usage=None), Reply("A form.", "stop", 0, 0, None)),
-    (completion(usage={"prompt_tokens": None}), Reply("A form.", "stop", 0, 0, None))])
+@pytest.mark.parametrize(
+    "body, reply",
+    [
+        (completion(), Reply("A form.", "stop", 7, 3, None)),
+        (completion(" A form.\n", "length"), Reply("A form.", "length", 7, 3, None)),
+        (
+            completion([{"type": "text", "text": "A "}, {"type": "text", "text": "form."}], None),
+            Reply("A form.", "stop", 7, 3, None),
+        ),
+        (completion(usage=None), Reply("A form.", "stop", 0, 0, None)),
+        (completion(usage={"prompt_tokens": None}), Reply("A form.", "stop", 0, 0, None)),
+    ],
+)
 def test_a_completion_is_read(body, reply):
     assert read(body) == reply
 
 
-@pytest.mark.parametrize("body, said", [
-    (b"", "the body is no JSON"), (b"<html>Bad gateway</html>", "the body is no JSON: <html>Bad gateway</html>"),
-    (b"[]", "no chat completion: []"), (b'{"choices": []}', 'no chat completion: {"choices": []}'),
-    (b'{"choices": [{}]}', "no chat completion"), (b'{"choices": [{"message": null}]}', "no chat completion"),
-    (b'{"choices": [{"message": {"content": 7}}]}', "no chat completion"),
-    (completion(usage={"prompt_tokens": "many"}), "no chat completion"),
-    (b'{"error": {"message": "Upstream overloaded", "code": 503}}', "Upstream overloaded"),
-    (b'{"error": "no model loaded"}', "no model loaded")])
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        (b"", "the body is no JSON"),
+        (b"<html>Bad gateway</html>", "the body is no JSON: <html>Bad gateway</html>"),
+        (b"[]", "no chat completion: []"),
+        (b'{"choices": []}', 'no chat completion: {"choices": []}'),
+        (b'{"choices": [{}]}', "no chat completion"),
+        (b'{"choices": [{"message": null}]}', "no chat completion"),
+        (b'{"choices": [{"message": {"content": 7}}]}', "no chat completion"),
+        (completion(usage={"prompt_tokens": "many"}), "no chat completion"),
+        (b'{"error": {"message": "Upstream overloaded", "code": 503}}', "Upstream overloaded"),
+        (b'{"error": "no model loaded"}', "no model loaded"),
+    ],
+)
 def test_another_body_is_refused_and_tried_again(body, said):
     with pytest.raises(Refusal, match="^" + said.replace("[", r"\[").replace("{", r"\{")) as met:
         read(body)
@@ -76,6 +103,7 @@ def test_an_error_with_status_200_keeps_its_code():
 
 def answer_of(respond, timeout: float = 5) -> Reply | Exception:
     """What comes of one call to a server that answers with `respond()`."""
+
     async def run() -> Reply:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", lambda _: respond())
@@ -84,7 +112,9 @@ def answer_of(respond, timeout: float = 5) -> Reply | Exception:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         try:
-            return await Direct(timeout).complete(call(), f"http://127.0.0.1:{runner.addresses[0][1]}/v1", None)
+            return await Direct(timeout).complete(
+                call(), f"http://127.0.0.1:{runner.addresses[0][1]}/v1", None
+            )
         finally:
             await runner.cleanup()
 
@@ -97,15 +127,22 @@ def answer_of(respond, timeout: float = 5) -> Reply | Exception:
 def answering(status: int, body: str, **headers: str):
     async def respond() -> web.Response:
         return web.Response(status=status, text=body, headers=headers)
+
     return respond
 
 
-@pytest.mark.parametrize("status, body, said", [
-    (400, '{"error": {"message": "too long", "code": 400}}', "400: too long"),
-    (400, '{"object": "error", "message": "too long", "code": 400}', "400: too long"),
-    (422, '{"detail": [{"msg": "field required"}]}', "422: [{'msg': 'field required'}]"),
-    (404, '{"detail": "Not Found"}', "404: Not Found"), (500, '{"error": {}}', "500: {'error': {}}"),
-    (502, "<html>Bad\n gateway</html>", "502: <html>Bad gateway</html>"), (503, "", "503:")])
+@pytest.mark.parametrize(
+    "status, body, said",
+    [
+        (400, '{"error": {"message": "too long", "code": 400}}', "400: too long"),
+        (400, '{"object": "error", "message": "too long", "code": 400}', "400: too long"),
+        (422, '{"detail": [{"msg": "field required"}]}', "422: [{'msg': 'field required'}]"),
+        (404, '{"detail": "Not Found"}', "404: Not Found"),
+        (500, '{"error": {}}', "500: {'error': {}}"),
+        (502, "<html>Bad\n gateway</html>", "502: <html>Bad gateway</html>"),
+        (503, "", "503:"),
+    ],
+)
 def test_an_errors_own_words_are_said(status, body, said):
     met = answer_of(answering(status, body))
     assert (str(met), met.status) == (said, status)
@@ -170,11 +207,13 @@ def test_the_proxy_of_the_environment_is_used(monkeypatch):
 
 def test_litellm_is_not_loaded():
     with serve() as server:
-        script = ("import asyncio, sys; from musiccli.llm.call import Call; from musiccli.llm.client import Client; "
-                  f"client = Client(api_base={server.base_url!r}); "
-                  f"call = Call('openai/scripted', ('id', 'user', 0), {QUESTION!r}); "
-                  "print(asyncio.run(client.ask(call)).cost, client.summary()[0].rpartition(', ')[2]); client.close(); "
-                  "print(sorted({'litellm', 'torch', 'openai', 'httpx'} & sys.modules.keys()))")
+        script = (
+            "import asyncio, sys; from musiccli.llm.call import Call; from musiccli.llm.client import Client; "
+            f"client = Client(api_base={server.base_url!r}); "
+            f"call = Call('openai/scripted', ('id', 'user', 0), {QUESTION!r}); "
+            "print(asyncio.run(client.ask(call)).cost, client.summary()[0].rpartition(', ')[2]); client.close(); "
+            "print(sorted({'litellm', 'torch', 'openai', 'httpx'} & sys.modules.keys()))"
+        )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("None price unknown\n[]\n", "")
 

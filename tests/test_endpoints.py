@@ -33,8 +33,10 @@ def loopback(monkeypatch):
 
 def ask(client: Client, count: int, model: str = VLLM) -> list:
     async def every() -> list:
-        return await asyncio.gather(*(client.ask(call(number, model)) for number in range(count)),
-                                    return_exceptions=True)
+        return await asyncio.gather(
+            *(client.ask(call(number, model)) for number in range(count)), return_exceptions=True
+        )
+
     return asyncio.run(every())
 
 
@@ -45,17 +47,37 @@ def nobody() -> str:
         return server.base_url
 
 
-@pytest.mark.parametrize("given, name, url", [
-    ("http://h:8000/v1", None, "http://h:8000/v1"), ("https://h/v1/", None, "https://h/v1"),
-    ("hosted_vllm/m=http://h/v1", "hosted_vllm/m", "http://h/v1"), ("http://h/v1?a=b", None, "http://h/v1?a=b"),
-    ("openai/m=http://h/v1?a=b", "openai/m", "http://h/v1?a=b"), ("http://[::1]:80/v1", None, "http://[::1]:80/v1"),
-    ("http://h/v1/chat/completions", None, "http://h/v1")])
+@pytest.mark.parametrize(
+    "given, name, url",
+    [
+        ("http://h:8000/v1", None, "http://h:8000/v1"),
+        ("https://h/v1/", None, "https://h/v1"),
+        ("hosted_vllm/m=http://h/v1", "hosted_vllm/m", "http://h/v1"),
+        ("http://h/v1?a=b", None, "http://h/v1?a=b"),
+        ("openai/m=http://h/v1?a=b", "openai/m", "http://h/v1?a=b"),
+        ("http://[::1]:80/v1", None, "http://[::1]:80/v1"),
+        ("http://h/v1/chat/completions", None, "http://h/v1"),
+    ],
+)
 def test_an_address_may_be_for_one_model(given, name, url):
     assert split(given) == (name, url)
 
 
-@pytest.mark.parametrize("given", ["", "h:8000/v1", "http://", "ftp://h/v1", "m=", "m=h/v1", "http://h:port/v1",
-                                   "http://h:99999/v1", "http://a /v1", "=http://"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "h:8000/v1",
+        "http://",
+        "ftp://h/v1",
+        "m=",
+        "m=h/v1",
+        "http://h:port/v1",
+        "http://h:99999/v1",
+        "http://a /v1",
+        "=http://",
+    ],
+)
 def test_what_is_no_address_is_said(given):
     with pytest.raises(InputError, match=r"expected .MODEL=.http://HOST:PORT/v1"):
         split(given)
@@ -67,17 +89,34 @@ def test_a_password_is_not_repeated():
     assert "secret" not in str(met.value) and "HOSTED_VLLM_API_KEY" in str(met.value)
 
 
-@pytest.mark.parametrize("model, given, expected", [
-    (VLLM, [A], [A]), (VLLM, [A, B], [A, B]), ("openai/x", [A], [A]), (GEMINI, [A], []), ("local/smollm2", [A], []),
-    (GEMINI, [f"{GEMINI}={A}"], [A]), (VLLM, [f"{VLLM}={A}", B], [A]), (OTHER, [f"{VLLM}={A}", B], [B]),
-    (OTHER, [f"{VLLM}={A}"], []), (VLLM, [f"{VLLM}={A}", f"{VLLM}={B}"], [A, B])])
+@pytest.mark.parametrize(
+    "model, given, expected",
+    [
+        (VLLM, [A], [A]),
+        (VLLM, [A, B], [A, B]),
+        ("openai/x", [A], [A]),
+        (GEMINI, [A], []),
+        ("local/smollm2", [A], []),
+        (GEMINI, [f"{GEMINI}={A}"], [A]),
+        (VLLM, [f"{VLLM}={A}", B], [A]),
+        (OTHER, [f"{VLLM}={A}", B], [B]),
+        (OTHER, [f"{VLLM}={A}"], []),
+        (VLLM, [f"{VLLM}={A}", f"{VLLM}={B}"], [A, B]),
+    ],
+)
 def test_which_addresses_a_model_has(model, given, expected):
     assert addresses(model, given) == expected
 
 
-@pytest.mark.parametrize("model, variable", [
-    (VLLM, "HOSTED_VLLM_API_BASE"), ("openai/x", "OPENAI_API_BASE"), ("openai/x", "OPENAI_BASE_URL"),
-    ("lm_studio/x", "LM_STUDIO_API_BASE")])
+@pytest.mark.parametrize(
+    "model, variable",
+    [
+        (VLLM, "HOSTED_VLLM_API_BASE"),
+        ("openai/x", "OPENAI_API_BASE"),
+        ("openai/x", "OPENAI_BASE_URL"),
+        ("lm_studio/x", "LM_STUDIO_API_BASE"),
+    ],
+)
 def test_litellms_variable_serves_where_no_address_is_given(monkeypatch, model, variable):
     monkeypatch.setenv(variable, f"{A}/")
     [endpoint] = Endpoints(model).all
@@ -85,16 +124,30 @@ def test_litellms_variable_serves_where_no_address_is_given(monkeypatch, model, 
     assert Endpoints(model, [B]).all[0].url == B
 
 
-@pytest.mark.parametrize("model, given, direct", [
-    ("openai/gpt-4o", [], False), ("openai/gpt-4o", ["https://api.openai.com/v1"], False), ("openai/gpt-4o", [A], True),
-    (GEMINI, [f"{GEMINI}={A}"], False), (VLLM, [A], True)])
+@pytest.mark.parametrize(
+    "model, given, direct",
+    [
+        ("openai/gpt-4o", [], False),
+        ("openai/gpt-4o", ["https://api.openai.com/v1"], False),
+        ("openai/gpt-4o", [A], True),
+        (GEMINI, [f"{GEMINI}={A}"], False),
+        (VLLM, [A], True),
+    ],
+)
 def test_only_servers_of_ones_own_are_called_directly(model, given, direct):
     assert Endpoints(model, given).all[0].direct is direct
 
 
-@pytest.mark.parametrize("given, said", [
-    (f"{OTHER}={A}", f"--api-base {OTHER}=...: no model of this run has that name; there is {GEMINI}, gpt-4o"),
-    (A, f"--api-base {A}: only models on a server of one's own")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (
+            f"{OTHER}={A}",
+            f"--api-base {OTHER}=...: no model of this run has that name; there is {GEMINI}, gpt-4o",
+        ),
+        (A, f"--api-base {A}: only models on a server of one's own"),
+    ],
+)
 def test_an_address_that_nobody_would_use_is_said(given, said):
     with pytest.raises(InputError) as met:
         check([given], [GEMINI, "gpt-4o"])
@@ -140,7 +193,9 @@ def test_a_server_that_dies_in_the_middle_costs_no_call():
 
 def test_a_server_with_another_model_does_not_attract_the_calls():
     with serve(delay=0.02) as good, serve() as wrong:
-        client = Client(api_base=[wrong.base_url.replace("/v1", "/nowhere"), good.base_url], attempts=1)
+        client = Client(
+            api_base=[wrong.base_url.replace("/v1", "/nowhere"), good.base_url], attempts=1
+        )
         assert {type(reply) for reply in ask(client, 30)} == {Reply}
         assert good.calls == 30
 
@@ -168,7 +223,9 @@ def test_a_question_that_every_address_refuses_does_not_go_round_between_them(mo
         async def complete(asked, *where):
             if asked.text == "flagged":
                 refused.append(where)
-                await asyncio.sleep(0.03)  # in which others are answered, so that both addresses count as up
+                await asyncio.sleep(
+                    0.03
+                )  # in which others are answered, so that both addresses count as up
                 raise Refusal("403: flagged", 403)
             return await answer(asked, *where)
 
@@ -176,7 +233,10 @@ def test_a_question_that_every_address_refuses_does_not_go_round_between_them(mo
         ask(client, 4)
 
         async def every() -> list:
-            calls = [replace(call(99, VLLM), text="flagged"), *(call(number, VLLM) for number in range(60))]
+            calls = [
+                replace(call(99, VLLM), text="flagged"),
+                *(call(number, VLLM) for number in range(60)),
+            ]
             return await asyncio.gather(*map(client.ask, calls), return_exceptions=True)
 
         error, *replies = asyncio.run(every())
@@ -198,20 +258,42 @@ def music(tmp_path):
 
 
 def test_simulate_asks_each_model_where_it_lives(music):
-    seeds = jsonl([{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}])
+    seeds = jsonl(
+        [{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}]
+    )
     with serve(reply=cast) as one, serve(reply=cast) as other:
-        done = music("simulate", "--assistant", VLLM, "--user", OTHER, "--turns", 2, "--contrast", "none",
-                     "--api-base", f"{VLLM}={one.base_url}", "--api-base", f"{OTHER}={other.base_url}", stdin=seeds)
+        done = music(
+            "simulate",
+            "--assistant",
+            VLLM,
+            "--user",
+            OTHER,
+            "--turns",
+            2,
+            "--contrast",
+            "none",
+            "--api-base",
+            f"{VLLM}={one.base_url}",
+            "--api-base",
+            f"{OTHER}={other.base_url}",
+            stdin=seeds,
+        )
         assert (done.returncode, len(lines(done.stdout))) == (0, 1), done.stderr
         assert (one.calls, other.calls) == (2, 1)
 
 
-@pytest.mark.parametrize("options, said", [
-    (("--api-base", "localhost:8000/v1"), "expected [MODEL=]http://HOST:PORT/v1"),
-    (("--api-base", "openai/x=http://h/v1"), "no model of this run has that name"),
-    ((), "where is the server? name it by --api-base URL or HOSTED_VLLM_API_BASE")])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--api-base", "localhost:8000/v1"), "expected [MODEL=]http://HOST:PORT/v1"),
+        (("--api-base", "openai/x=http://h/v1"), "no model of this run has that name"),
+        ((), "where is the server? name it by --api-base URL or HOSTED_VLLM_API_BASE"),
+    ],
+)
 def test_an_address_that_cannot_serve_is_one_line(music, options, said):
-    seeds = jsonl([{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}])
+    seeds = jsonl(
+        [{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}]
+    )
     done = music("simulate", "--assistant", VLLM, *options, stdin=seeds)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert said in done.stderr

@@ -15,111 +15,217 @@ from musiccli.simulate import faults
 EGGS = talk("How do I boil an egg?", "Put it into boiling water for eight minutes.")
 
 
-@pytest.mark.parametrize("text", [
-    "Could you explain that again, please?", "Thanks! But what about the yolk?", "And now in French.",
-    "好的，那蛋黄呢？", "I run my own server; the user field is empty.", "ok", "👍", "9",
-    "Here is the definition of chemistry that I found online: the study of matter.",
-    "I don't feel comfortable in jeans.", "I'm sorry, I can't find the pan.", "How do I use {{ name }} in a template?",
-    "How do I fry an egg?"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Could you explain that again, please?",
+        "Thanks! But what about the yolk?",
+        "And now in French.",
+        "好的，那蛋黄呢？",
+        "I run my own server; the user field is empty.",
+        "ok",
+        "👍",
+        "9",
+        "Here is the definition of chemistry that I found online: the study of matter.",
+        "I don't feel comfortable in jeans.",
+        "I'm sorry, I can't find the pan.",
+        "How do I use {{ name }} in a template?",
+        "How do I fry an egg?",
+    ],
+)
 def test_what_a_user_would_say_is_no_fault(text):
     assert faults.user_fault(text, EGGS) is None
 
 
-@pytest.mark.parametrize("text, name", [
-    ("", "empty"), ("...", "empty"), ("```", "empty"),
-    ("I'm sorry, but I can't help with that.", "refusal"), ("I’m sorry, but I can’t continue this.", "refusal"),
-    ("As an AI language model, I do not eat eggs.", "refusal"), ("I cannot assist with this request.", "refusal"),
-    ("I'm not comfortable writing that.", "refusal"), ("I must decline.", "refusal"),
-    ("You're welcome! Is there anything else you need?", "role flip"), ("Great question! It depends.", "role flip"),
-    ("Put it in cold water. Let me know if you have any other questions!", "role flip"),
-    ("Here are some tips for boiling eggs: use a timer.", "role flip"), ("**User:** how long?", "role flip"),
-    ("I'd be happy to help you with eggs.", "role flip"), ("I apologize for the confusion.", "role flip"),
-    ("Here's the next user message: how long?", "prompt leak"), ("{{transcript}}", "prompt leak"),
-    ("How do I boil an egg", "repeat"), ("put it into boiling water, for eight minutes", "repeat"),
-    ("Thanks!", "goodbye")])
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("", "empty"),
+        ("...", "empty"),
+        ("```", "empty"),
+        ("I'm sorry, but I can't help with that.", "refusal"),
+        ("I’m sorry, but I can’t continue this.", "refusal"),
+        ("As an AI language model, I do not eat eggs.", "refusal"),
+        ("I cannot assist with this request.", "refusal"),
+        ("I'm not comfortable writing that.", "refusal"),
+        ("I must decline.", "refusal"),
+        ("You're welcome! Is there anything else you need?", "role flip"),
+        ("Great question! It depends.", "role flip"),
+        ("Put it in cold water. Let me know if you have any other questions!", "role flip"),
+        ("Here are some tips for boiling eggs: use a timer.", "role flip"),
+        ("**User:** how long?", "role flip"),
+        ("I'd be happy to help you with eggs.", "role flip"),
+        ("I apologize for the confusion.", "role flip"),
+        ("Here's the next user message: how long?", "prompt leak"),
+        ("{{transcript}}", "prompt leak"),
+        ("How do I boil an egg", "repeat"),
+        ("put it into boiling water, for eight minutes", "repeat"),
+        ("Thanks!", "goodbye"),
+    ],
+)
 def test_what_spoils_a_simulated_user_has_a_name(text, name):
     assert faults.user_fault(text, EGGS) == name
 
 
-@pytest.mark.parametrize("text, name", [
-    ("It does not say how long the egg keeps.", "review leak"),
-    ("it does not say how long the eggs keeps", "review leak"), ("How long does the egg keep?", None),
-    ("Listen: it does not say how long the egg keeps. Ask that.", "review leak")])
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("It does not say how long the egg keeps.", "review leak"),
+        ("it does not say how long the eggs keeps", "review leak"),
+        ("How long does the egg keep?", None),
+        ("Listen: it does not say how long the egg keeps. Ask that.", "review leak"),
+    ],
+)
 def test_a_user_does_not_give_out_the_review_that_its_message_was_made_of(text, name):
     assert faults.user_fault(text, EGGS, "It does not say how long the egg keeps.") == name
     assert faults.user_fault(text, EGGS) is None
 
 
-@pytest.mark.parametrize("text, name", [
-    ("It does not say how long.", None), ("The reply refuses: \"I can't help with that.\"", None), ("---", "empty"),
-    ("I'm sorry, but I can't help with that.", "refusal")])
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("It does not say how long.", None),
+        ('The reply refuses: "I can\'t help with that."', None),
+        ("---", "empty"),
+        ("I'm sorry, but I can't help with that.", "refusal"),
+    ],
+)
 def test_a_reviewer_may_find_anything_but_has_to_review(text, name):
     assert faults.review_fault(text) == name
 
 
-@pytest.mark.parametrize("text", [
-    "Thanks", "Great. Thank you for the information.", "Thanks! I will definitely look into buying these.",
-    "Okay, fair enough. Goodbye.", "That will be all for now. Thank you!", "I don't like it much, but thanks anyway.",
-    "Take care!", "Bye, have a great day", "I want to thank you for your deep work.",
-    "Thank you so much for all of this! I feel much more confident now about the dinner, and I really appreciate how "
-    "patient you were with my many questions. I'll be sure to report how it went. Have a wonderful evening!"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thanks",
+        "Great. Thank you for the information.",
+        "Thanks! I will definitely look into buying these.",
+        "Okay, fair enough. Goodbye.",
+        "That will be all for now. Thank you!",
+        "I don't like it much, but thanks anyway.",
+        "Take care!",
+        "Bye, have a great day",
+        "I want to thank you for your deep work.",
+        "Thank you so much for all of this! I feel much more confident now about the dinner, and I really appreciate how "
+        "patient you were with my many questions. I'll be sure to report how it went. Have a wonderful evening!",
+    ],
+)
 def test_a_message_that_only_thanks_or_leaves_is_a_goodbye(text):
     assert faults.says_goodbye(text)
 
 
-@pytest.mark.parametrize("text", [
-    "Thanks, now do the same for tea.", "Thank you. Translate it into French.", "Thanks! What about the yolk?",
-    "Thanks, but that is not what I meant.", "Great, thanks, and also list the pans.", "Thanks. I have a small truck.",
-    "Thanks, could you shorten it", "Explain it again please, thanks.", "I take care of my mother.",
-    "Thanks, I need it for six people.", "Thank you, I'm curious how long it keeps.", "Have a look at this: 1 + 1.",
-    "Thanks. The third step is wrong.", "That's all the eggs I have."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thanks, now do the same for tea.",
+        "Thank you. Translate it into French.",
+        "Thanks! What about the yolk?",
+        "Thanks, but that is not what I meant.",
+        "Great, thanks, and also list the pans.",
+        "Thanks. I have a small truck.",
+        "Thanks, could you shorten it",
+        "Explain it again please, thanks.",
+        "I take care of my mother.",
+        "Thanks, I need it for six people.",
+        "Thank you, I'm curious how long it keeps.",
+        "Have a look at this: 1 + 1.",
+        "Thanks. The third step is wrong.",
+        "That's all the eggs I have.",
+    ],
+)
 def test_thanks_that_go_on_are_no_goodbye(text):
     assert not faults.says_goodbye(text)
 
 
-@pytest.mark.parametrize("text", ["Sure, here is how: boil it.", "Thank you! Goodbye.", "Here is a recipe.", "9",
-                                  "I'm sorry, but I can't help with that.", "As an AI, I have no eggs."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure, here is how: boil it.",
+        "Thank you! Goodbye.",
+        "Here is a recipe.",
+        "9",
+        "I'm sorry, but I can't help with that.",
+        "As an AI, I have no eggs.",
+    ],
+)
 def test_what_an_assistant_would_say_is_no_fault(text):
     assert faults.reply_fault(text, EGGS[:1]) is None
 
 
-@pytest.mark.parametrize("text, name", [
-    ("Fry it in oil.", None), ("I'm sorry, but I cannot help with frying.", "refusal"),
-    ("Oil.\nUser: and then?", "role flip"),
-    ("Here is the answer to the modified instruction: oil.", "leak"), ("The rewritten user question is easy.", "leak"),
-    ("To answer a different question: oil.", "leak"), ("<reply>Oil.", "leak"),
-    ("How do I fry an egg? Use oil.", "leak"),
-    ("Try oil instead of what you asked.", "leak"), ("These are two different questions.", None),
-    ("Put it into boiling water for eight minutes!", "repeat")])
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("Fry it in oil.", None),
+        ("I'm sorry, but I cannot help with frying.", "refusal"),
+        ("Oil.\nUser: and then?", "role flip"),
+        ("Here is the answer to the modified instruction: oil.", "leak"),
+        ("The rewritten user question is easy.", "leak"),
+        ("To answer a different question: oil.", "leak"),
+        ("<reply>Oil.", "leak"),
+        ("How do I fry an egg? Use oil.", "leak"),
+        ("Try oil instead of what you asked.", "leak"),
+        ("These are two different questions.", None),
+        ("Put it into boiling water for eight minutes!", "repeat"),
+    ],
+)
 def test_what_spoils_a_contrasted_reply_has_a_name(text, name):
     assert faults.contrast_reply_fault(text, "How do I fry an egg?", EGGS) == name
 
 
-@pytest.mark.parametrize("instruction, name", [
-    ("How do I fry an egg?", None), ("how do I boil an egg", "not rewritten"), ("User: fry", "role flip"),
-    ("I can't rewrite this request.", "refusal")])
+@pytest.mark.parametrize(
+    "instruction, name",
+    [
+        ("How do I fry an egg?", None),
+        ("how do I boil an egg", "not rewritten"),
+        ("User: fry", "role flip"),
+        ("I can't rewrite this request.", "refusal"),
+    ],
+)
 def test_what_spoils_a_rewritten_instruction_has_a_name(instruction, name):
     assert faults.rewrite_fault(instruction, "How do I boil an egg?") == name
 
 
-@pytest.mark.parametrize("one, other, same", [
-    ("Boil it for eight minutes.", "boil it, for eight minutes!", True), ("Boil it.", "Fry it.", False),
-    ("Tell me about the eggs in the basket", "Tell me about the egg in the basket", True),
-    ("What is 2 + 2?", "What is 2 + 3?", False),
-    ("What causes the phases of the Moon?", "What causes the faces of the Moon?", False)])
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("Boil it for eight minutes.", "boil it, for eight minutes!", True),
+        ("Boil it.", "Fry it.", False),
+        ("Tell me about the eggs in the basket", "Tell me about the egg in the basket", True),
+        ("What is 2 + 2?", "What is 2 + 3?", False),
+        ("What causes the phases of the Moon?", "What causes the faces of the Moon?", False),
+    ],
+)
 def test_messages_are_alike_in_nearly_the_same_words(one, other, same):
     assert text_checks.alike(one, other) is same
 
 
 def test_every_fault_that_is_asked_again_has_words_for_it():
     told = feedback.load("paper")
-    for role, names in {"user": ("empty", "refusal", "role flip", "prompt leak", "review leak", "repeat", "goodbye",
-                                 "cut off"),
-                        "reviewer": ("empty", "refusal", "cut off"),
-                        "assistant": ("empty", "role flip", "repeat", "cut off"),
-                        "rewrite": ("empty", "refusal", "not rewritten", "role flip", "cut off"),
-                        "contrast": ("empty", "unreadable", "refusal", "not rewritten", "leak", "role flip", "repeat",
-                                     "cut off")}.items():
+    for role, names in {
+        "user": (
+            "empty",
+            "refusal",
+            "role flip",
+            "prompt leak",
+            "review leak",
+            "repeat",
+            "goodbye",
+            "cut off",
+        ),
+        "reviewer": ("empty", "refusal", "cut off"),
+        "assistant": ("empty", "role flip", "repeat", "cut off"),
+        "rewrite": ("empty", "refusal", "not rewritten", "role flip", "cut off"),
+        "contrast": (
+            "empty",
+            "unreadable",
+            "refusal",
+            "not rewritten",
+            "leak",
+            "role flip",
+            "repeat",
+            "cut off",
+        ),
+    }.items():
         for name in names:
             assert feedback.text(told, role, name), f"{role} {name}"
     assert feedback.text(told, "assistant", "refusal") is None
@@ -129,8 +235,13 @@ def test_every_fault_that_is_asked_again_has_words_for_it():
 # Real turns
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-FILES = ("hh_helpful/anthropic_helpful_0521.jsonl", "hh_harmless/test.jsonl.gz", "oasst/en_100_tree.jsonl",
-         "mtbench101/mtbench101.jsonl", "dpo_en_demo/dpo_en_demo.json")
+FILES = (
+    "hh_helpful/anthropic_helpful_0521.jsonl",
+    "hh_harmless/test.jsonl.gz",
+    "oasst/en_100_tree.jsonl",
+    "mtbench101/mtbench101.jsonl",
+    "dpo_en_demo/dpo_en_demo.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +251,19 @@ def real() -> dict[str, list[tuple[str, list[dict]]]]:
         pytest.skip("the public data files are not beside the repository")
     found = {"user": {}, "assistant": {}}
     rejects = Rejects(skip=True, report=lambda text: None)
-    for record in sample(rows([str(DATA / name) for name in FILES], rejects), "conversations", rejects=rejects):
+    for record in sample(
+        rows([str(DATA / name) for name in FILES], rejects), "conversations", rejects=rejects
+    ):
         messages = record["messages"]
         for index, message in enumerate(messages):
             if index and message["role"] != "system":
-                found[message["role"]][message["content"], messages[index - 1]["content"]] = messages[:index]
-    return {role: [(text, history) for (text, _), history in turns.items()] for role, turns in found.items()}
+                found[message["role"]][message["content"], messages[index - 1]["content"]] = (
+                    messages[:index]
+                )
+    return {
+        role: [(text, history) for (text, _), history in turns.items()]
+        for role, turns in found.items()
+    }
 
 
 def share(found: list, fault: str) -> float:
@@ -168,5 +286,12 @@ def test_real_replies_rarely_look_like_leaks_or_flips(real):
     found = [faults.reply_fault(text, history) for text, history in replies]
     assert share(found, "role flip") < 0.005  # Anthropic HH's replies that begin with "Human:"
     assert share(found, "repeat") < 0.005
-    assert sum(bool(text_checks.names_an_instruction(text)) for text, _ in replies) / len(replies) < 0.0005
-    assert sum(text_checks.quotes(text, history[-1]["content"]) for text, history in replies) / len(replies) < 0.006
+    assert (
+        sum(bool(text_checks.names_an_instruction(text)) for text, _ in replies) / len(replies)
+        < 0.0005
+    )
+    assert (
+        sum(text_checks.quotes(text, history[-1]["content"]) for text, history in replies)
+        / len(replies)
+        < 0.006
+    )

@@ -12,7 +12,9 @@ from musiccli.core.records import Record
 from musiccli.sample import formats, sources
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the public data files are not beside the repository"
+)
 
 
 def user(text):
@@ -52,34 +54,54 @@ def load(name, pairs=False):
 SIDES = {"chosen": [user("q"), assistant("good")], "rejected": [user("q"), assistant("bad")]}
 
 
-@pytest.mark.parametrize("row", [
-    {"prompt": "q", "chosen": "good", "rejected": "bad"},
-    {"prompt": [user("q")], "chosen": "good", "rejected": "bad"},
-    {"prompt": "q", "chosen": [assistant("good")], "rejected": [assistant("bad")]},
-    {"prompt": [user("q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
-    {"prompt": "q", "chosen": assistant("good"), "rejected": assistant("bad")},
-    {"prompt": "q", **SIDES},
-    {"prompt": " q\n", **SIDES},
-    {"prompt": [user("q")], **SIDES},
-    {"prompt": None, **SIDES},
-    {"prompt": "q", **SIDES, "messages": SIDES["chosen"]},
-    SIDES,
-    {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
-    {"prompt": "q", "chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
-    {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good", "rejected": " bad"},
-    {"prompt": "\n\nHuman: q", "chosen": " good", "rejected": " bad"},
-    {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "good"},
-     "rejected": {"from": "gpt", "value": "bad"}},
-    {"trajectory": [{"from": "user", "value": "q"}], "chosen": "good", "rejected": "bad"},
-    {"input": "q", "output_1": "good", "output_2": "bad", "label": 1},
-    {"input": "q", "output_1": "bad", "output_2": "good", "label": 2},
-    {"evaluation_sample": {"input": [user("q")], "outputs": [assistant("bad") | {"content_label": "rejected"},
-                                                             assistant("good") | {"content_label": "chosen"}]}},
-], ids=lambda row: " ".join(f"{name}:{type(value).__name__}" for name, value in row.items()))
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": [user("q")], "chosen": "good", "rejected": "bad"},
+        {"prompt": "q", "chosen": [assistant("good")], "rejected": [assistant("bad")]},
+        {"prompt": [user("q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
+        {"prompt": "q", "chosen": assistant("good"), "rejected": assistant("bad")},
+        {"prompt": "q", **SIDES},
+        {"prompt": " q\n", **SIDES},
+        {"prompt": [user("q")], **SIDES},
+        {"prompt": None, **SIDES},
+        {"prompt": "q", **SIDES, "messages": SIDES["chosen"]},
+        SIDES,
+        {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"},
+        {
+            "prompt": "q",
+            "chosen": "\n\nHuman: q\n\nAssistant: good",
+            "rejected": "\n\nHuman: q\n\nAssistant: bad",
+        },
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good", "rejected": " bad"},
+        {"prompt": "\n\nHuman: q", "chosen": " good", "rejected": " bad"},
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        {"trajectory": [{"from": "user", "value": "q"}], "chosen": "good", "rejected": "bad"},
+        {"input": "q", "output_1": "good", "output_2": "bad", "label": 1},
+        {"input": "q", "output_1": "bad", "output_2": "good", "label": 2},
+        {
+            "evaluation_sample": {
+                "input": [user("q")],
+                "outputs": [
+                    assistant("bad") | {"content_label": "rejected"},
+                    assistant("good") | {"content_label": "chosen"},
+                ],
+            }
+        },
+    ],
+    ids=lambda row: " ".join(f"{name}:{type(value).__name__}" for name, value in row.items()),
+)
 def test_every_way_to_write_a_preference_gives_the_same_sides(row):
     record = one(row)
-    assert {name: [{**message, "content": message["content"].strip()} for message in record[name]]
-            for name in SIDES} == SIDES
+    assert {
+        name: [{**message, "content": message["content"].strip()} for message in record[name]]
+        for name in SIDES
+    } == SIDES
     assert record.keys() == {"id", "chosen", "rejected", "metadata"}
 
 
@@ -90,79 +112,158 @@ def test_texts_are_not_stripped_or_changed():
 
 
 def test_the_explicit_form_may_share_whole_turns():
-    row = {"prompt": [user("a"), assistant("b")], "chosen": [user("c"), assistant("d")],
-           "rejected": [user("x"), assistant("y")]}
+    row = {
+        "prompt": [user("a"), assistant("b")],
+        "chosen": [user("c"), assistant("d")],
+        "rejected": [user("x"), assistant("y")],
+    }
     assert one(row)["chosen"] == [user("a"), assistant("b"), user("c"), assistant("d")]
 
 
-@pytest.mark.parametrize("row", [
-    {"conversations": [{"from": "system", "value": "be kind"}, {"from": "human", "value": "q"}],
-     "chosen": {"from": "gpt", "value": "good"}, "rejected": {"from": "gpt", "value": "bad"}},
-    {"system": "be kind", "prompt": "q", "chosen": "good", "rejected": "bad"},
-    {"prompt": "q", **{name: [system("be kind"), *side] for name, side in SIDES.items()}},
-], ids=["in the turns", "in a column", "in the sides"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "conversations": [
+                {"from": "system", "value": "be kind"},
+                {"from": "human", "value": "q"},
+            ],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        {"system": "be kind", "prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": "q", **{name: [system("be kind"), *side] for name, side in SIDES.items()}},
+    ],
+    ids=["in the turns", "in a column", "in the sides"],
+)
 def test_a_system_message_comes_first(row):
     assert one(row)["chosen"] == [system("be kind"), user("q"), assistant("good")]
 
 
 def test_labels_go_into_the_metadata_and_texts_do_not():
-    row = {"prompt": "q", "chosen": "good", "rejected": "bad", "subset": "hep-go", "id": 0, "chosen_model": "human",
-           "score_chosen": 8.5, "note": "x" * 201, "parts": ["q"]}
+    row = {
+        "prompt": "q",
+        "chosen": "good",
+        "rejected": "bad",
+        "subset": "hep-go",
+        "id": 0,
+        "chosen_model": "human",
+        "score_chosen": 8.5,
+        "note": "x" * 201,
+        "parts": ["q"],
+    }
     assert one(row, source="rewardbench") == {
-        "id": "hep-go/0", **SIDES, "metadata": {"subset": "hep-go", "chosen_model": "human", "score_chosen": 8.5,
-                                                "turns": 1, "source": "rewardbench"}}
+        "id": "hep-go/0",
+        **SIDES,
+        "metadata": {
+            "subset": "hep-go",
+            "chosen_model": "human",
+            "score_chosen": 8.5,
+            "turns": 1,
+            "source": "rewardbench",
+        },
+    }
 
 
 def test_the_rows_own_source_stands_before_the_files():
     assert one({**SIDES, "source": "magpie"}, source="train")["metadata"]["source"] == "magpie"
 
 
-@pytest.mark.parametrize("row, identity", [
-    ({**SIDES, "id": "mine"}, "mine"),
-    ({"prompt": "q", "chosen": "good", "rejected": "bad", "id": 7}, 7),
-    ({"prompt": "q", "chosen": "good", "rejected": "bad", "id": 0}, 0),
-    (SIDES, records.content_id(*SIDES.values())),
-    ({**SIDES, "id": None}, records.content_id(*SIDES.values())),
-    ({"prompt": "q", "chosen": "good", "rejected": "bad", "id": True}, records.content_id(*SIDES.values())),
-])
+@pytest.mark.parametrize(
+    "row, identity",
+    [
+        ({**SIDES, "id": "mine"}, "mine"),
+        ({"prompt": "q", "chosen": "good", "rejected": "bad", "id": 7}, 7),
+        ({"prompt": "q", "chosen": "good", "rejected": "bad", "id": 0}, 0),
+        (SIDES, records.content_id(*SIDES.values())),
+        ({**SIDES, "id": None}, records.content_id(*SIDES.values())),
+        (
+            {"prompt": "q", "chosen": "good", "rejected": "bad", "id": True},
+            records.content_id(*SIDES.values()),
+        ),
+    ],
+)
 def test_the_datasets_own_id_is_kept_and_else_the_content_makes_one(row, identity):
     assert one(row)["id"] == identity
 
 
-@pytest.mark.parametrize("record", [
-    {"id": "c", "messages": [user("q")], "branch": "chosen", "metadata": {"k": 1}, "faults": []},
-    {"id": "p", **SIDES, "metadata": {}, "first_divergence": 1, "contrast": [{"message": 1}]} | {"metadata": {"k": 1}},
-    {"id": "v", "a": SIDES["chosen"], "b": SIDES["rejected"], "winner": "b", "metadata": {"k": 1}, "votes": []},
-])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {
+            "id": "c",
+            "messages": [user("q")],
+            "branch": "chosen",
+            "metadata": {"k": 1},
+            "faults": [],
+        },
+        {"id": "p", **SIDES, "metadata": {}, "first_divergence": 1, "contrast": [{"message": 1}]}
+        | {"metadata": {"k": 1}},
+        {
+            "id": "v",
+            "a": SIDES["chosen"],
+            "b": SIDES["rejected"],
+            "winner": "b",
+            "metadata": {"k": 1},
+            "votes": [],
+        },
+    ],
+)
 def test_our_own_records_pass_through_untouched(record):
     assert one(record, source="file") == record
 
 
 def test_comparisons_by_people_are_cut_after_the_judged_turn_and_keep_the_winner():
-    row = {"question_id": 81, "model_a": "alpaca", "model_b": "gpt-4", "winner": "model_b", "judge": "expert_1",
-           "turn": 1,
-           "conversation_a": [user("q"), assistant("a1"), user("r"), assistant("a2")],
-           "conversation_b": [user("q"), assistant("b1"), user("r"), assistant("b2")]}
+    row = {
+        "question_id": 81,
+        "model_a": "alpaca",
+        "model_b": "gpt-4",
+        "winner": "model_b",
+        "judge": "expert_1",
+        "turn": 1,
+        "conversation_a": [user("q"), assistant("a1"), user("r"), assistant("a2")],
+        "conversation_b": [user("q"), assistant("b1"), user("r"), assistant("b2")],
+    }
     assert one(row) == {
-        "id": "81/alpaca/gpt-4/expert_1/1", "a": [user("q"), assistant("a1")], "b": [user("q"), assistant("b1")],
-        "winner": "b", "metadata": {"question_id": 81, "model_a": "alpaca", "model_b": "gpt-4", "judge": "expert_1",
-                                    "turn": 1, "turns": 1}}
+        "id": "81/alpaca/gpt-4/expert_1/1",
+        "a": [user("q"), assistant("a1")],
+        "b": [user("q"), assistant("b1")],
+        "winner": "b",
+        "metadata": {
+            "question_id": 81,
+            "model_a": "alpaca",
+            "model_b": "gpt-4",
+            "judge": "expert_1",
+            "turn": 1,
+            "turns": 1,
+        },
+    }
     second = one(row | {"turn": 2, "winner": "tie (bothbad)"})
     assert (len(second["a"]), len(second["b"]), second["winner"]) == (4, 4, "tie")
-    with pytest.raises(RecordError, match="winner: is 'model_c'; it should be model_a, model_b or tie"):
+    with pytest.raises(
+        RecordError, match="winner: is 'model_c'; it should be model_a, model_b or tie"
+    ):
         read(row | {"winner": "model_c"})
 
 
-@pytest.mark.parametrize("row, messages", [
-    ({"messages": [user("q"), assistant("r")]}, [user("q"), assistant("r")]),
-    ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]}, [user("q"), assistant("r")]),
-    ({"history": [{"user": "q", "bot": "r"}, {"user": "s", "bot": "t"}]},
-     [user("q"), assistant("r"), user("s"), assistant("t")]),
-    ({"prompt": "q"}, [user("q")]),
-    ({"prompt": [system("s"), user("q")]}, [system("s"), user("q")]),
-    ({"prompt": "q", "completion": "r"}, [user("q"), assistant("r")]),
-    ({"prompt": [user("q")], "completion": [assistant("r")]}, [user("q"), assistant("r")]),
-])
+@pytest.mark.parametrize(
+    "row, messages",
+    [
+        ({"messages": [user("q"), assistant("r")]}, [user("q"), assistant("r")]),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r"}]},
+            [user("q"), assistant("r")],
+        ),
+        (
+            {"history": [{"user": "q", "bot": "r"}, {"user": "s", "bot": "t"}]},
+            [user("q"), assistant("r"), user("s"), assistant("t")],
+        ),
+        ({"prompt": "q"}, [user("q")]),
+        ({"prompt": [system("s"), user("q")]}, [system("s"), user("q")]),
+        ({"prompt": "q", "completion": "r"}, [user("q"), assistant("r")]),
+        ({"prompt": [user("q")], "completion": [assistant("r")]}, [user("q"), assistant("r")]),
+    ],
+)
 def test_conversations_are_read_from_every_format(row, messages):
     assert one(row)["messages"] == messages
 
@@ -170,46 +271,94 @@ def test_conversations_are_read_from_every_format(row, messages):
 HH = "\n\nHuman: q\n\nAssistant: good"
 
 
-@pytest.mark.parametrize("chosen, messages", [
-    ("\n\nHuman: q\n\nAssistant:   two\n\nparagraphs ", [user("q"), assistant("two\n\nparagraphs")]),
-    ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", [user("a\n\nb"), assistant("c")]),
-    ("\n\nHuman: q\n\nAssistant: Human: why?", [user("q"), assistant("Human: why?")]),
-    ("\n\nHuman: q\n\nAssistant: No.  Human: why?", [user("q"), assistant("No.  Human: why?")]),
-    ("\n\nHuman: q\n\nAssistant: No.\nAssistant: Yes.", [user("q"), assistant("No.\nAssistant: Yes.")]),
-    ("Human: q\n\nAssistant: r", [user("q"), assistant("r")]),
-])
+@pytest.mark.parametrize(
+    "chosen, messages",
+    [
+        (
+            "\n\nHuman: q\n\nAssistant:   two\n\nparagraphs ",
+            [user("q"), assistant("two\n\nparagraphs")],
+        ),
+        ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", [user("a\n\nb"), assistant("c")]),
+        ("\n\nHuman: q\n\nAssistant: Human: why?", [user("q"), assistant("Human: why?")]),
+        ("\n\nHuman: q\n\nAssistant: No.  Human: why?", [user("q"), assistant("No.  Human: why?")]),
+        (
+            "\n\nHuman: q\n\nAssistant: No.\nAssistant: Yes.",
+            [user("q"), assistant("No.\nAssistant: Yes.")],
+        ),
+        ("Human: q\n\nAssistant: r", [user("q"), assistant("r")]),
+    ],
+)
 def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
     assert one({"chosen": chosen, "rejected": HH})["chosen"] == messages
 
 
-@pytest.mark.parametrize("row, error", [
-    ({"chosen": "\n\nHuman: q\n\nAssistant: a\n\nAssistant: b", "rejected": HH},
-     'rows.jsonl:1: chosen[2]: two "Assistant:" headers in a row; where one turn ends cannot be told'),
-    ({"chosen": HH, "rejected": "\n\nHuman: q\n\nAssistant: "},
-     "rows.jsonl:1: rejected[1]: content of this assistant message is empty"),
-    ({"chosen": HH, "rejected": HH + "\n\nHuman: and?"},
-     "rows.jsonl:1: rejected: ends with the user; it should end with the assistant"),
-    ({"chosen": "just text", "rejected": "other text"},
-     'rows.jsonl:1: chosen: is a string with neither a prompt beside it nor "Human:" at its start'),
-    ({"prompt": "other", **SIDES}, "rows.jsonl:1: chosen: neither holds the prompt nor begins with the assistant"),
-    ({"chosen": None, "rejected": "b", "prompt": "q"},
-     "rows.jsonl:1: chosen: is missing; it should be a list of messages"),
-    ({"prompt": "q", "chosen": ["one", 2], "rejected": ["three"]},
-     "rows.jsonl:1: chosen[0]: is no message by the system, the user or the assistant (role None)"),
-    ({"messages": [user("q"), {"role": "tool", "content": "3"}]},
-     "rows.jsonl:1: messages[1]: is no message by the system, the user or the assistant (role 'tool')"),
-    ({"messages": [user("q"), user("r")]},
-     "rows.jsonl:1: messages[1]: role is user where assistant should speak; roles alternate, user first"),
-    ({"messages": [user("q"), assistant(None)]},
-     "rows.jsonl:1: messages[1]: content is null; it should be a string"),
-    ({"input": "q", "output_1": "a", "output_2": "b", "label": 0}, "rows.jsonl:1: label: is 0; it should be 1 or 2"),
-    ({"evaluation_sample": {"input": [user("q")], "outputs": [assistant("a") | {"content_label": "chosen"}]}},
-     "rows.jsonl:1: evaluation_sample.outputs: 0 outputs are labelled rejected; there should be one"),
-    ({"state": {"history": [user("q")]}, "task": {}},
-     "rows.jsonl:1: state.success: is missing; it should be true or false"),
-    ({"state": "lost", "task": {}}, "rows.jsonl:1: state: is not readable; it should be an object"),
-    ({"history": ["q"]}, "rows.jsonl:1: history[0]: is no object with user and bot"),
-])
+@pytest.mark.parametrize(
+    "row, error",
+    [
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nAssistant: b", "rejected": HH},
+            'rows.jsonl:1: chosen[2]: two "Assistant:" headers in a row; where one turn ends cannot be told',
+        ),
+        (
+            {"chosen": HH, "rejected": "\n\nHuman: q\n\nAssistant: "},
+            "rows.jsonl:1: rejected[1]: content of this assistant message is empty",
+        ),
+        (
+            {"chosen": HH, "rejected": HH + "\n\nHuman: and?"},
+            "rows.jsonl:1: rejected: ends with the user; it should end with the assistant",
+        ),
+        (
+            {"chosen": "just text", "rejected": "other text"},
+            'rows.jsonl:1: chosen: is a string with neither a prompt beside it nor "Human:" at its start',
+        ),
+        (
+            {"prompt": "other", **SIDES},
+            "rows.jsonl:1: chosen: neither holds the prompt nor begins with the assistant",
+        ),
+        (
+            {"chosen": None, "rejected": "b", "prompt": "q"},
+            "rows.jsonl:1: chosen: is missing; it should be a list of messages",
+        ),
+        (
+            {"prompt": "q", "chosen": ["one", 2], "rejected": ["three"]},
+            "rows.jsonl:1: chosen[0]: is no message by the system, the user or the assistant (role None)",
+        ),
+        (
+            {"messages": [user("q"), {"role": "tool", "content": "3"}]},
+            "rows.jsonl:1: messages[1]: is no message by the system, the user or the assistant (role 'tool')",
+        ),
+        (
+            {"messages": [user("q"), user("r")]},
+            "rows.jsonl:1: messages[1]: role is user where assistant should speak; roles alternate, user first",
+        ),
+        (
+            {"messages": [user("q"), assistant(None)]},
+            "rows.jsonl:1: messages[1]: content is null; it should be a string",
+        ),
+        (
+            {"input": "q", "output_1": "a", "output_2": "b", "label": 0},
+            "rows.jsonl:1: label: is 0; it should be 1 or 2",
+        ),
+        (
+            {
+                "evaluation_sample": {
+                    "input": [user("q")],
+                    "outputs": [assistant("a") | {"content_label": "chosen"}],
+                }
+            },
+            "rows.jsonl:1: evaluation_sample.outputs: 0 outputs are labelled rejected; there should be one",
+        ),
+        (
+            {"state": {"history": [user("q")]}, "task": {}},
+            "rows.jsonl:1: state.success: is missing; it should be true or false",
+        ),
+        (
+            {"state": "lost", "task": {}},
+            "rows.jsonl:1: state: is not readable; it should be an object",
+        ),
+        ({"history": ["q"]}, "rows.jsonl:1: history[0]: is no object with user and bot"),
+    ],
+)
 def test_a_row_that_cannot_be_read_is_refused_by_name(row, error):
     with pytest.raises(RecordError) as caught:
         read(row)
@@ -218,8 +367,13 @@ def test_a_row_that_cannot_be_read_is_refused_by_name(row, error):
 
 
 def test_a_part_of_an_unexpected_kind_is_the_rows_fault():
-    row = {"message_tree_id": "t", "prompt": {"role": "prompter", "text": "q", "replies": ["not a node"]}}
-    with pytest.raises(RecordError, match=r"rows.jsonl:1: is not what a row of the format OpenAssistant tree holds"):
+    row = {
+        "message_tree_id": "t",
+        "prompt": {"role": "prompter", "text": "q", "replies": ["not a node"]},
+    }
+    with pytest.raises(
+        RecordError, match=r"rows.jsonl:1: is not what a row of the format OpenAssistant tree holds"
+    ):
         read(row, pairs=True)
 
 
@@ -227,117 +381,242 @@ def test_unknown_columns_are_named_with_the_known_formats():
     with pytest.raises(RecordError) as caught:
         read({"question": "q", "answer": "a"})
     text = str(caught.value)
-    assert text.startswith("rows.jsonl:1: no known format has the columns question, answer. Known: OpenJudge (")
+    assert text.startswith(
+        "rows.jsonl:1: no known format has the columns question, answer. Known: OpenJudge ("
+    )
     assert all(known.name in text for known in formats.FORMATS) and "\n" not in text
 
 
 # Candidates for one prompt
 
-BEST_OF = {"prompt": "q", "chosen": ["good"], "rejected": ["bad", "worse"], "subset": "Math", "id": "7",
-           "num_correct": 1, "models": ["x", "y", "z"], "additional_metadata": {"category": None}}
-STYLES = {"prompt": "q", "chosen": ["c1", "c2", "c3"], "rejected": ["r1", "r2", "r3"], "domain": "safety-refuse",
-          "id": 4}
+BEST_OF = {
+    "prompt": "q",
+    "chosen": ["good"],
+    "rejected": ["bad", "worse"],
+    "subset": "Math",
+    "id": "7",
+    "num_correct": 1,
+    "models": ["x", "y", "z"],
+    "additional_metadata": {"category": None},
+}
+STYLES = {
+    "prompt": "q",
+    "chosen": ["c1", "c2", "c3"],
+    "rejected": ["r1", "r2", "r3"],
+    "domain": "safety-refuse",
+    "id": 4,
+}
 
 
 def test_each_candidate_is_a_conversation_that_knows_whether_it_is_right():
     assert read(BEST_OF, source="rewardbench2") == [
-        {"id": "Math/7", "messages": [user("q"), assistant(text)], "sample": sample,
-         "metadata": {"subset": "Math", "num_correct": 1, "correct": sample == 0, "turns": 1, "source": "rewardbench2"}}
-        for sample, text in enumerate(["good", "bad", "worse"])]
+        {
+            "id": "Math/7",
+            "messages": [user("q"), assistant(text)],
+            "sample": sample,
+            "metadata": {
+                "subset": "Math",
+                "num_correct": 1,
+                "correct": sample == 0,
+                "turns": 1,
+                "source": "rewardbench2",
+            },
+        }
+        for sample, text in enumerate(["good", "bad", "worse"])
+    ]
 
 
 def test_right_candidates_come_first_each_list_in_its_order():
     found = read(STYLES)
-    assert [(one["messages"][-1]["content"], one["sample"], one["metadata"]["correct"]) for one in found] == [
-        ("c1", 0, True), ("c2", 1, True), ("c3", 2, True), ("r1", 3, False), ("r2", 4, False), ("r3", 5, False)]
-    assert {(record["id"], record["metadata"]["domain"]) for record in found} == {("safety-refuse/4", "safety-refuse")}
+    assert [
+        (one["messages"][-1]["content"], one["sample"], one["metadata"]["correct"]) for one in found
+    ] == [
+        ("c1", 0, True),
+        ("c2", 1, True),
+        ("c3", 2, True),
+        ("r1", 3, False),
+        ("r2", 4, False),
+        ("r3", 5, False),
+    ]
+    assert {(record["id"], record["metadata"]["domain"]) for record in found} == {
+        ("safety-refuse/4", "safety-refuse")
+    }
 
 
-@pytest.mark.parametrize("given, identity, labels", [
-    ("ref:12", "Ties/ref:12", {"sample_type": "ref", "prompt_id": 12}),
-    ("tied:0", "Ties/tied:0", {"sample_type": "tied", "prompt_id": 0}), ("12", "Ties/12", {})])
-def test_the_ties_of_rewardbench_2_say_which_prompt_of_which_question_they_are(given, identity, labels):
+@pytest.mark.parametrize(
+    "given, identity, labels",
+    [
+        ("ref:12", "Ties/ref:12", {"sample_type": "ref", "prompt_id": 12}),
+        ("tied:0", "Ties/tied:0", {"sample_type": "tied", "prompt_id": 0}),
+        ("12", "Ties/12", {}),
+    ],
+)
+def test_the_ties_of_rewardbench_2_say_which_prompt_of_which_question_they_are(
+    given, identity, labels
+):
     record = read({**BEST_OF, "subset": "Ties", "id": given})[0]
     assert record["id"] == identity
-    assert {name: value for name, value in record["metadata"].items() if name in ("sample_type", "prompt_id")} == labels
+    assert {
+        name: value
+        for name, value in record["metadata"].items()
+        if name in ("sample_type", "prompt_id")
+    } == labels
 
 
 def test_as_pairs_every_right_candidate_stands_over_every_wrong_one():
     found = read(STYLES, pairs=True)
-    assert [(pair["id"], pair["chosen"][-1]["content"], pair["rejected"][-1]["content"]) for pair in found[:4]] == [
-        ("safety-refuse/4/0-0", "c1", "r1"), ("safety-refuse/4/0-1", "c1", "r2"), ("safety-refuse/4/0-2", "c1", "r3"),
-        ("safety-refuse/4/1-0", "c2", "r1")]
+    assert [
+        (pair["id"], pair["chosen"][-1]["content"], pair["rejected"][-1]["content"])
+        for pair in found[:4]
+    ] == [
+        ("safety-refuse/4/0-0", "c1", "r1"),
+        ("safety-refuse/4/0-1", "c1", "r2"),
+        ("safety-refuse/4/0-2", "c1", "r3"),
+        ("safety-refuse/4/1-0", "c2", "r1"),
+    ]
     assert len(found) == 9 and found[3]["metadata"]["candidates"] == [1, 0]
 
 
 def test_without_an_id_the_texts_name_the_prompt():
     first, *others = read({"prompt": "q", "chosen": ["good"], "rejected": ["bad"]})
-    assert {record["id"] for record in others} == {first["id"]} == {records.content_id(
-        [user("q"), assistant("good")], [user("q"), assistant("bad")])}
+    assert (
+        {record["id"] for record in others}
+        == {first["id"]}
+        == {records.content_id([user("q"), assistant("good")], [user("q"), assistant("bad")])}
+    )
 
 
 # Trees and trajectories
 
 
 def reply(name, rank=None, replies=(), role="assistant", **fields):
-    return {"message_id": name, "role": role, "text": f"text {name}", "rank": rank, "replies": list(replies), **fields}
+    return {
+        "message_id": name,
+        "role": role,
+        "text": f"text {name}",
+        "rank": rank,
+        "replies": list(replies),
+        **fields,
+    }
 
 
 def tree(*replies):
-    return {"message_tree_id": "t", "tree_state": "ready", "prompt": reply("p", role="prompter", replies=replies)}
+    return {
+        "message_tree_id": "t",
+        "tree_state": "ready",
+        "prompt": reply("p", role="prompter", replies=replies),
+    }
 
 
 def test_a_trees_siblings_make_a_pair_for_every_two_ranks():
-    row = tree(reply("b", 1), reply("a", 0), reply("c", 2), reply("tied", 2), reply("unranked"),
-               reply("gone", 3, deleted=True))
-    assert [record["id"] for record in read(row, pairs=True)] == ["a-b", "a-c", "a-tied", "b-c", "b-tied"]
+    row = tree(
+        reply("b", 1),
+        reply("a", 0),
+        reply("c", 2),
+        reply("tied", 2),
+        reply("unranked"),
+        reply("gone", 3, deleted=True),
+    )
+    assert [record["id"] for record in read(row, pairs=True)] == [
+        "a-b",
+        "a-c",
+        "a-tied",
+        "b-c",
+        "b-tied",
+    ]
     first = read(row, pairs=True, source="oasst")[0]
     assert first["chosen"] == [user("text p"), assistant("text a")]
     assert first["rejected"] == [user("text p"), assistant("text b")]
-    assert first["metadata"] == {"message_tree_id": "t", "tree_state": "ready", "ranks": [0, 1], "lang": None,
-                                 "turns": 1, "source": "oasst"}
+    assert first["metadata"] == {
+        "message_tree_id": "t",
+        "tree_state": "ready",
+        "ranks": [0, 1],
+        "lang": None,
+        "turns": 1,
+        "source": "oasst",
+    }
 
 
 def test_a_trees_paths_are_conversations_and_ranked_user_messages_make_no_pair():
-    row = tree(reply("a", 0, [reply("u", 0, role="prompter", replies=[reply("x")]), reply("v", 1, role="prompter")]))
+    row = tree(
+        reply(
+            "a",
+            0,
+            [reply("u", 0, role="prompter", replies=[reply("x")]), reply("v", 1, role="prompter")],
+        )
+    )
     assert [record["messages"] for record in read(row)] == [
         [user("text p"), assistant("text a"), user("text u"), assistant("text x")],
-        [user("text p"), assistant("text a"), user("text v")]]
+        [user("text p"), assistant("text a"), user("text v")],
+    ]
     assert read(row, pairs=True) == []
 
 
 def trajectory(task_id, success, *texts, source="model", prompt="q", reference="4"):
-    history = [user(prompt)] + [{"role": ("assistant", "user")[number % 2], "content": text}
-                                for number, text in enumerate(texts)]
-    return one({"state": {"history": history, "success": success},
-                "task": {"task_name": "reasoning", "task_id": task_id, "prompt": prompt, "reference": reference}},
-               source=source)
+    history = [user(prompt)] + [
+        {"role": ("assistant", "user")[number % 2], "content": text}
+        for number, text in enumerate(texts)
+    ]
+    return one(
+        {
+            "state": {"history": history, "success": success},
+            "task": {
+                "task_name": "reasoning",
+                "task_id": task_id,
+                "prompt": prompt,
+                "reference": reference,
+            },
+        },
+        source=source,
+    )
 
 
 def test_solved_trajectories_stand_over_unsolved_ones_of_the_same_task():
     good = trajectory(1, True, "4", source="gpt")
     bad = trajectory(1, False, "5", "wrong", "6", source="llama")
     worse = trajectory(1, False, "7", "wrong", prompt="q, please", source="vicuna")
-    others = [trajectory(2, True, "8"), trajectory(1, False, "9", reference="other task of that number")]
+    others = [
+        trajectory(2, True, "8"),
+        trajectory(1, False, "9", reference="other task of that number"),
+    ]
     first, second = formats.solved_pairs([good, bad, *others, worse])
     assert first["chosen"] == [user("q"), assistant("4")]
     assert first["rejected"] == [user("q"), assistant("5"), user("wrong"), assistant("6")]
-    assert first["metadata"] == {"task_name": "reasoning", "task_id": 1, "reference": "4", "turns": 1,
-                                 "same_prompt": True, "chosen_source": "gpt", "rejected_source": "llama"}
-    assert second["rejected"] == [user("q, please"), assistant("7")]  # what nobody answered is left out
+    assert first["metadata"] == {
+        "task_name": "reasoning",
+        "task_id": 1,
+        "reference": "4",
+        "turns": 1,
+        "same_prompt": True,
+        "chosen_source": "gpt",
+        "rejected_source": "llama",
+    }
+    assert second["rejected"] == [
+        user("q, please"),
+        assistant("7"),
+    ]  # what nobody answered is left out
     assert second["metadata"]["same_prompt"] is False
 
 
 def test_a_trajectory_is_a_conversation_that_says_whether_it_was_solved():
     record = trajectory(1, True, "4", reference=[1, 2])
-    assert record["metadata"] == {"success": True, "task_name": "reasoning", "task_id": 1, "reference": [1, 2],
-                                  "turns": 1, "source": "model"}
+    assert record["metadata"] == {
+        "success": True,
+        "task_name": "reasoning",
+        "task_id": 1,
+        "reference": [1, 2],
+        "turns": 1,
+        "source": "model",
+    }
     assert formats.is_trajectory(record)
     assert not formats.is_trajectory(one({"messages": [user("q")], "success": True}))
 
 
 def test_an_environment_that_speaks_twice_is_joined():
-    row = {"state": {"history": [user("q"), user("hint"), assistant("r")], "success": True}, "task": {}}
+    row = {
+        "state": {"history": [user("q"), user("hint"), assistant("r")], "success": True},
+        "task": {},
+    }
     assert one(row)["messages"] == [user("q\n\nhint"), assistant("r")]
 
 
@@ -352,13 +631,16 @@ def checked(found):
 
 
 @needs_data
-@pytest.mark.parametrize("name, pairs, count, ids, multi_turn", [
-    ("hh_helpful", False, 1137, 1137, 1137),
-    ("hh_harmless", False, 2299, 2299, 1641),
-    ("dpo_en_demo", False, 300, 295, 106),  # five rows stand in the file twice
-    ("llmbar", False, 419, 419, 0),
-    ("oasst", True, 754, 754, 316),
-])
+@pytest.mark.parametrize(
+    "name, pairs, count, ids, multi_turn",
+    [
+        ("hh_helpful", False, 1137, 1137, 1137),
+        ("hh_harmless", False, 2299, 2299, 1641),
+        ("dpo_en_demo", False, 300, 295, 106),  # five rows stand in the file twice
+        ("llmbar", False, 419, 419, 0),
+        ("oasst", True, 754, 754, 316),
+    ],
+)
 def test_real_preferences_are_all_read(name, pairs, count, ids, multi_turn):
     found, _ = load(name, pairs=pairs)
     assert (len(found), checked(found)) == (count, ids)
@@ -391,12 +673,17 @@ def test_hh_rows_with_odd_headers_or_empty_replies_are_refused_and_the_rest_diff
 @needs_data
 def test_hh_text_is_kept_word_for_word():
     found, refused = load("hh_harmless")
-    rows = [row for number, (_, row) in enumerate(sources.rows([str(DATA / "hh_harmless")], Rejects()))
-            if number not in refused]
+    rows = [
+        row
+        for number, (_, row) in enumerate(sources.rows([str(DATA / "hh_harmless")], Rejects()))
+        if number not in refused
+    ]
     headers = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
     for row, record in zip(rows, found, strict=True):
         for name in ("chosen", "rejected"):
-            whole = "".join(headers[message["role"]] + message["content"] for message in record[name])
+            whole = "".join(
+                headers[message["role"]] + message["content"] for message in record[name]
+            )
             assert "".join(whole.split()) == "".join(row[name].split())
 
 
@@ -414,15 +701,21 @@ def test_mint_trajectories_make_712_pairs_of_which_nine_word_the_task_differentl
     assert (len(pairs), checked(pairs)) == (712, 712)
     assert Counter(pair["metadata"]["same_prompt"] for pair in pairs) == {True: 703, False: 9}
     for pair in pairs:
-        assert records.first_divergence(pair["chosen"], pair["rejected"]) == int(pair["metadata"]["same_prompt"])
+        assert records.first_divergence(pair["chosen"], pair["rejected"]) == int(
+            pair["metadata"]["same_prompt"]
+        )
 
 
 @needs_data
 def test_llmbar_files_carry_rewardbenchs_subset_names():
     found, _ = load("llmbar")
     assert Counter(record["metadata"]["subset"] for record in found) == {
-        "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47,
-        "llmbar-adver-manual": 46}
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    }
 
 
 def test_llmbar_subsets_are_known_by_their_folder_too():

@@ -8,9 +8,13 @@ from torch import nn
 from musiccli.cpu import products as gemm
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-SHAPES = {"wide": (96, 256), "narrow": (256, 96), "into LoRA's rank": (96, 4), "out of LoRA's rank": (4, 96),
-          "a head": (96, 1)}
-
+SHAPES = {
+    "wide": (96, 256),
+    "narrow": (256, 96),
+    "into LoRA's rank": (96, 4),
+    "out of LoRA's rank": (4, 96),
+    "a head": (96, 1),
+}
 
 
 @pytest.fixture(params=[False, True], ids=["PyTorch's own", "oneDNN"], autouse=True)
@@ -42,7 +46,9 @@ def test_it_gives_what_pytorch_gives_and_the_same_gradients(shape, rows, bias):
         given = inputs.clone().requires_grad_()
         found = layer(given)
         found.backward(torch.sin(torch.arange(found.numel()).view_as(found).float()))
-        results.append([found.detach(), given.grad, *(weight.grad for weight in layer.parameters())])
+        results.append(
+            [found.detach(), given.grad, *(weight.grad for weight in layer.parameters())]
+        )
     for expected, found in zip(*results, strict=True):
         assert expected.shape == found.shape and expected.any()
         torch.testing.assert_close(found, expected, **CLOSE)

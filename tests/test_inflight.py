@@ -69,6 +69,7 @@ def test_work_knows_its_items_place_and_so_do_the_tasks_it_starts():
     async def work(item: str) -> tuple[str, int, int]:
         async def inner() -> int:
             return PLACE.get().number
+
         return item, PLACE.get().number, (await all_of(inner(), inner()))[1]
 
     assert list(in_order("abc", work, window=2)) == [("a", 0, 0), ("b", 1, 1), ("c", 2, 2)]
@@ -119,7 +120,9 @@ def test_an_error_in_the_input_comes_after_the_results_before_it():
 
     got = []
     with pytest.raises(ValueError, match="line 4"):
-        got.extend([result for result in in_order(items(), echo, window=8) if got.append(result) or True])
+        got.extend(
+            [result for result in in_order(items(), echo, window=8) if got.append(result) or True]
+        )
     assert got == [0, 1, 2]
 
 

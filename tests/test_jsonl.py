@@ -42,10 +42,20 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name, pack", [("in.jsonl", bytes), ("in.jsonl.gz", GZ), ("in.jsonl.zst", ZST)])
-@pytest.mark.parametrize("line", [
-    b'{"id": "x"}\n', b'{"id": "x"}', b'{"id": "x"}\r\n', b'\xef\xbb\xbf{"id": "x"}\n',
-    b'\n \n\t{"id": "x"} \n\r\n\n'], ids=["plain", "no line end", "windows", "byte order mark", "blank lines"])
+@pytest.mark.parametrize(
+    "name, pack", [("in.jsonl", bytes), ("in.jsonl.gz", GZ), ("in.jsonl.zst", ZST)]
+)
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"id": "x"}\n',
+        b'{"id": "x"}',
+        b'{"id": "x"}\r\n',
+        b'\xef\xbb\xbf{"id": "x"}\n',
+        b'\n \n\t{"id": "x"} \n\r\n\n',
+    ],
+    ids=["plain", "no line end", "windows", "byte order mark", "blank lines"],
+)
 def test_a_record_is_read_from_any_file(folder, name, pack, line):
     (folder / name).write_bytes(pack(line))
     [found], said = read(name)
@@ -68,20 +78,28 @@ def test_files_and_standard_input_are_read_in_the_order_given(folder, monkeypatc
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines({"id": 2}))))
     write(folder / "1.jsonl", {"id": 1})
     write(folder / "3.jsonl", {"id": 3})
-    assert [found.where for found in read("1.jsonl", "-", "3.jsonl")[0]] == ["1.jsonl:1", "<stdin>:1", "3.jsonl:1"]
+    assert [found.where for found in read("1.jsonl", "-", "3.jsonl")[0]] == [
+        "1.jsonl:1",
+        "<stdin>:1",
+        "3.jsonl:1",
+    ]
 
 
 @pytest.mark.parametrize("name, pack", [("in.gz", GZ), ("in.zst", ZST)])
 def test_compressed_files_that_were_joined_are_read_to_the_end(folder, name, pack):
-    (folder / name).write_bytes(pack(lines({"id": 1})) + pack(lines({"id": 2})[:5]) + pack(lines({"id": 2})[5:]))
+    (folder / name).write_bytes(
+        pack(lines({"id": 1})) + pack(lines({"id": 2})[:5]) + pack(lines({"id": 2})[5:])
+    )
     assert read(name)[0] == [{"id": 1}, {"id": 2}]
 
 
 @pytest.mark.parametrize("name, pack", [("in.gz", GZ), ("in.zst", ZST)])
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.999])
-def test_a_compressed_file_that_was_cut_off_is_damaged_wherever_it_was_cut(folder, name, pack, kept):
+def test_a_compressed_file_that_was_cut_off_is_damaged_wherever_it_was_cut(
+    folder, name, pack, kept
+):
     whole = pack(lines(*({"id": number, "text": os.urandom(50).hex()} for number in range(1000))))
-    (folder / name).write_bytes(whole[:int(len(whole) * kept)])
+    (folder / name).write_bytes(whole[: int(len(whole) * kept)])
     assert refused(name).startswith(f"{name}: damaged ")
 
 
@@ -94,22 +112,44 @@ def test_a_suffix_that_promises_too_much_is_named(folder, name):
 @pytest.mark.parametrize("pack, suffix", [(GZ, ".gz"), (ZST, ".zst")])
 def test_compressed_bytes_under_a_plain_name_are_recognised(folder, pack, suffix):
     (folder / "in.jsonl").write_bytes(pack(lines({"id": "x" * 100})))
-    assert refused("in.jsonl", error=RecordError) == \
-        f"in.jsonl:1: is compressed; name the file {suffix}, or unpack it"
+    assert (
+        refused("in.jsonl", error=RecordError)
+        == f"in.jsonl:1: is compressed; name the file {suffix}, or unpack it"
+    )
 
 
-@pytest.mark.parametrize("line, said", [
-    (b"hello", "is not JSON: unexpected character, expected a JSON value (column 1)"),
-    *((value, None) for value in (b'{"id": 2', b'{"id": NaN}', b'{"id": 1e999}', b"{'id': 2}", b'{"id": 2},')),
-    (b'{"id": "\xff"}', "is not UTF-8 (byte 9)"), ('{"id": "ü"}'.encode("latin-1"), "is not UTF-8 (byte 9)"),
-    ('{"id": 2}'.encode("utf-16"), "is not UTF-8 (byte 1)"), (b'{"id": "\\ud800"}', None),
-    *((value, "is JSON, but not an object; a record is {...}") for value in (b"[1]", b"null", b'"text"', b"1")),
-    (b"[" * 5000, None)],
-    ids=lambda value: repr(value)[:14])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (b"hello", "is not JSON: unexpected character, expected a JSON value (column 1)"),
+        *(
+            (value, None)
+            for value in (
+                b'{"id": 2',
+                b'{"id": NaN}',
+                b'{"id": 1e999}',
+                b"{'id': 2}",
+                b'{"id": 2},',
+            )
+        ),
+        (b'{"id": "\xff"}', "is not UTF-8 (byte 9)"),
+        ('{"id": "ü"}'.encode("latin-1"), "is not UTF-8 (byte 9)"),
+        ('{"id": 2}'.encode("utf-16"), "is not UTF-8 (byte 1)"),
+        (b'{"id": "\\ud800"}', None),
+        *(
+            (value, "is JSON, but not an object; a record is {...}")
+            for value in (b"[1]", b"null", b'"text"', b"1")
+        ),
+        (b"[" * 5000, None),
+    ],
+    ids=lambda value: repr(value)[:14],
+)
 def test_a_bad_line_is_named_and_can_be_skipped(folder, line, said):
     write(folder / "in.jsonl", {"id": 1}, line, {"id": 3})
     message = refused("in.jsonl", error=RecordError)
-    assert message.startswith("in.jsonl:2: is not JSON: " if said is None else f"in.jsonl:2: {said}")
+    assert message.startswith(
+        "in.jsonl:2: is not JSON: " if said is None else f"in.jsonl:2: {said}"
+    )
     if b"\n" not in line:
         assert read("in.jsonl", skip=True) == ([{"id": 1}, {"id": 3}], [message])
 
@@ -117,7 +157,9 @@ def test_a_bad_line_is_named_and_can_be_skipped(folder, line, said):
 def test_a_torn_last_line_says_that_the_file_ends_in_it(folder):
     (folder / "in.jsonl").write_bytes(b'{"id": 1}\n{"id": "tw')
     message = refused("in.jsonl", error=RecordError)
-    assert message.startswith("in.jsonl:2: is not JSON: ") and message.endswith("; the file ends within this line")
+    assert message.startswith("in.jsonl:2: is not JSON: ") and message.endswith(
+        "; the file ends within this line"
+    )
 
 
 def test_a_line_that_is_too_long_is_a_bad_record_in_bounded_memory(folder):
@@ -126,14 +168,19 @@ def test_a_line_that_is_too_long_is_a_bad_record_in_bounded_memory(folder):
         for _ in range(200):
             file.write(b"x" * (1 << 20))
         file.write(b'"}\n' + lines({"id": 3}))
-    code = ("import resource; from musiccli.core import jsonl\n"
-            "said = []; rejects = jsonl.Rejects(skip=True, report=said.append)\n"
-            "low = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "found = list(jsonl.read(['in.jsonl'], lambda record: record, rejects))\n"
-            "print([record['id'] for record in found], said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - low)")
+    code = (
+        "import resource; from musiccli.core import jsonl\n"
+        "said = []; rejects = jsonl.Rejects(skip=True, report=said.append)\n"
+        "low = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "found = list(jsonl.read(['in.jsonl'], lambda record: record, rejects))\n"
+        "print([record['id'] for record in found], said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - low)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found, _, kilobytes = done.stdout.rpartition(" ")
-    assert found == "[1, 3] ['in.jsonl:2: the line is longer than 32 MB; a record is one conversation']"
+    assert (
+        found
+        == "[1, 3] ['in.jsonl:2: the line is longer than 32 MB; a record is one conversation']"
+    )
     assert int(kilobytes) < 110_000
 
 
@@ -154,15 +201,20 @@ def test_a_file_without_a_record_is_refused(folder, name, pack, content):
 @pytest.mark.parametrize("content", [b"", b"\n"])
 def test_empty_standard_input_asks_about_the_command_before(monkeypatch, content):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    assert refused("-") == \
-        "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?"
+    assert (
+        refused("-")
+        == "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?"
+    )
 
 
 def test_a_missing_file_and_a_folder_are_refused_before_anything_is_read(folder):
     write(folder / "in.jsonl", b"not even JSON")
     (folder / "empty.jsonl").touch()
-    for path, said in (("none.jsonl", "no such file"), (".", "is a folder; expected a JSONL file"),
-                       ("empty.jsonl", "is empty; expected JSONL, one record a line")):
+    for path, said in (
+        ("none.jsonl", "no such file"),
+        (".", "is a folder; expected a JSONL file"),
+        ("empty.jsonl", "is empty; expected JSONL, one record a line"),
+    ):
         with pytest.raises(InputError) as caught:
             jsonl.read(["in.jsonl", path], lambda record: record)
         assert str(caught.value) == f"{path}: {said}"
@@ -191,16 +243,29 @@ def test_a_second_record_of_the_same_id_is_refused_across_files(folder):
     assert len(read("1.jsonl", "2.jsonl", unique=False)[0]) == 4
 
 
-@pytest.mark.parametrize("other", [
-    {"id": "x", "branch": "rejected"}, {"id": "x", "sample": 1}, {"id": "x", "best_of": 4}, {"id": 1}, {"id": "1"},
-    {"id": "x", "sample": [1, {}]}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"id": "x", "branch": "rejected"},
+        {"id": "x", "sample": 1},
+        {"id": "x", "best_of": 4},
+        {"id": 1},
+        {"id": "1"},
+        {"id": "x", "sample": [1, {}]},
+    ],
+)
 def test_branches_samples_and_pools_of_one_id_are_records_of_their_own(folder, other):
     write(folder / "in.jsonl", {"id": "x"}, {"id": "1" if other["id"] == 1 else 1}, other)
     assert len(read("in.jsonl")[0]) == 3
 
 
 def test_duplicates_are_found_among_many(folder):
-    write(folder / "in.jsonl", *({"id": f"r{number}"} for number in range(5000)), {"id": "r77"}, {"id": "r4999"})
+    write(
+        folder / "in.jsonl",
+        *({"id": f"r{number}"} for number in range(5000)),
+        {"id": "r77"},
+        {"id": "r4999"},
+    )
     assert len(read("in.jsonl", skip=True)[0]) == 5000
 
 
@@ -209,10 +274,19 @@ def test_rejects_keep_each_bad_record_with_its_error(folder):
     rejects = jsonl.Rejects(skip=True, path="bad.jsonl.gz")
     list(jsonl.read(["in.jsonl"], lambda record: record, rejects))
     rejects.close()
-    kept = [json.loads(line) for line in gzip.decompress((folder / "bad.jsonl.gz").read_bytes()).splitlines()]
-    assert [next(iter(one.items())) for one in kept] == \
-        [("line", '{"broken'), ("line", "[2]"), ("id", 1), ("line", "\ufffd")]
-    assert [one["error"].split(": ")[0] for one in kept] == [f"in.jsonl:{number}" for number in (2, 3, 4, 5)]
+    kept = [
+        json.loads(line)
+        for line in gzip.decompress((folder / "bad.jsonl.gz").read_bytes()).splitlines()
+    ]
+    assert [next(iter(one.items())) for one in kept] == [
+        ("line", '{"broken'),
+        ("line", "[2]"),
+        ("id", 1),
+        ("line", "\ufffd"),
+    ]
+    assert [one["error"].split(": ")[0] for one in kept] == [
+        f"in.jsonl:{number}" for number in (2, 3, 4, 5)
+    ]
     assert rejects.count == 4
 
 
@@ -222,9 +296,17 @@ def test_only_the_first_ten_bad_records_are_said(folder):
     assert said[10:] == ["more bad records follow; they are counted, and kept by --rejects FILE"]
 
 
-@pytest.mark.parametrize("name, unpack", [
-    ("out.jsonl", bytes), ("out.jsonl.gz", gzip.decompress),
-    ("out.jsonl.zst", lambda packed: zstandard.ZstdDecompressor().decompressobj().decompress(packed))])
+@pytest.mark.parametrize(
+    "name, unpack",
+    [
+        ("out.jsonl", bytes),
+        ("out.jsonl.gz", gzip.decompress),
+        (
+            "out.jsonl.zst",
+            lambda packed: zstandard.ZstdDecompressor().decompressobj().decompress(packed),
+        ),
+    ],
+)
 def test_an_output_appears_when_it_is_closed_and_can_be_read_again(folder, name, unpack):
     output = jsonl.Output(name)
     for number in range(3):
@@ -269,14 +351,24 @@ def test_an_output_follows_a_link_and_a_private_file_stays_private(folder):
     output = jsonl.Output("link.jsonl")
     output.write({"id": 1})
     output.close()
-    assert os.path.islink("link.jsonl") and (folder / "far" / "real.jsonl").read_bytes() == b'{"id":1}\n'
-    assert os.stat("far/real.jsonl").st_mode & 0o777 == 0o600 and os.listdir("far") == ["real.jsonl"]
+    assert (
+        os.path.islink("link.jsonl")
+        and (folder / "far" / "real.jsonl").read_bytes() == b'{"id":1}\n'
+    )
+    assert os.stat("far/real.jsonl").st_mode & 0o777 == 0o600 and os.listdir("far") == [
+        "real.jsonl"
+    ]
 
 
-@pytest.mark.parametrize("path, said", [
-    (".", ".: is a folder; name a file to write"),
-    ("none/out.jsonl", "none/out.jsonl: cannot be written: there is no such folder"),
-    ("x" * 300, f"{'x' * 300}: cannot be written: File name too long")], ids=["folder", "no folder", "long name"])
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        (".", ".: is a folder; name a file to write"),
+        ("none/out.jsonl", "none/out.jsonl: cannot be written: there is no such folder"),
+        ("x" * 300, f"{'x' * 300}: cannot be written: File name too long"),
+    ],
+    ids=["folder", "no folder", "long name"],
+)
 def test_an_output_that_cannot_be_written_is_refused_at_once(folder, path, said):
     with pytest.raises(InputError) as caught:
         jsonl.Output(path)
@@ -305,7 +397,9 @@ def test_a_device_is_written_in_place():
 @pytest.mark.parametrize("size", [1, 1 << 20], ids=["at the end", "on the way"])
 def test_a_full_disk_is_one_line(size):
     output = jsonl.Output("/dev/full")
-    with pytest.raises(InputError, match=r"^/dev/full: cannot be written: No space left on device$"):
+    with pytest.raises(
+        InputError, match=r"^/dev/full: cannot be written: No space left on device$"
+    ):
         output.write({"id": "x" * size})
         output.close()
     output.discard()
@@ -320,8 +414,17 @@ def test_a_named_pipe_is_written_as_records_come(folder):
     assert reader.communicate()[0] == b'{"id":1}\n'
 
 
-@pytest.mark.parametrize("one, other, same", [
-    (None, "-", True), ("-", "-", True), ("x", "./x", True), ("x", "y", False), ("x", "-", False), (None, "x", False)])
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        (None, "-", True),
+        ("-", "-", True),
+        ("x", "./x", True),
+        ("x", "y", False),
+        ("x", "-", False),
+        (None, "x", False),
+    ],
+)
 def test_two_outputs_into_one_place_are_recognised(folder, one, other, same):
     assert jsonl.same_file(one, other) is same
 
@@ -335,19 +438,28 @@ def test_a_killed_run_leaves_no_target(folder):
 
 
 def test_finished_records_reach_the_next_command_while_more_are_awaited():
-    code = ("import time; from musiccli.core import jsonl; output = jsonl.Output(); output.write({'id': 1})\n"
-            "output.write({'id': 2}); time.sleep(60)")
+    code = (
+        "import time; from musiccli.core import jsonl; output = jsonl.Output(); output.write({'id': 1})\n"
+        "output.write({'id': 2}); time.sleep(60)"
+    )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert [run.stdout.readline() for _ in range(2)] == [b'{"id":1}\n', b'{"id":2}\n']
     run.kill()
     run.communicate()
 
 
-@pytest.mark.parametrize("closed, said", [
-    ("<&-", "music pair: error: <stdin>: is closed; name a file\n"),
-    (">&-", "music pair: error: <stdout>: is closed; write to a file with -o FILE\n"), ("<&- 2>&-", "")])
+@pytest.mark.parametrize(
+    "closed, said",
+    [
+        ("<&-", "music pair: error: <stdin>: is closed; name a file\n"),
+        (">&-", "music pair: error: <stdout>: is closed; write to a file with -o FILE\n"),
+        ("<&- 2>&-", ""),
+    ],
+)
 def test_closed_streams_are_named_and_never_mixed_up(closed, said):
-    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "pair"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "pair"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
@@ -356,21 +468,33 @@ def test_closed_streams_are_named_and_never_mixed_up(closed, said):
 def test_standard_output_on_a_full_disk_is_one_line(unbuffered):
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([*COMMAND, "show"], input=lines({"id": "x", "messages": messages}), stdout=full,
-                              stderr=subprocess.PIPE, env=environment(PYTHONUNBUFFERED=unbuffered))
-    assert (done.returncode, done.stderr) == \
-        (2, b"music show: error: <stdout>: cannot be written: No space left on device\n")
+        done = subprocess.run(
+            [*COMMAND, "show"],
+            input=lines({"id": "x", "messages": messages}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+        )
+    assert (done.returncode, done.stderr) == (
+        2,
+        b"music show: error: <stdout>: cannot be written: No space left on device\n",
+    )
 
 
 @pytest.mark.parametrize("unbuffered", [None, "1"])
 def test_a_line_reaches_a_pipe_whole_however_long_it_is(unbuffered):
-    code = ("import signal; from musiccli.core import jsonl\n"
-            "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\n"
-            "output = jsonl.Output()\n"
-            "for _ in range(20): output.write({'id': 'x' * 1_000_000})\n"
-            "output.close()")
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
-                          env=environment(PYTHONUNBUFFERED=unbuffered)) as run:
+    code = (
+        "import signal; from musiccli.core import jsonl\n"
+        "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\n"
+        "output = jsonl.Output()\n"
+        "for _ in range(20): output.write({'id': 'x' * 1_000_000})\n"
+        "output.close()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env=environment(PYTHONUNBUFFERED=unbuffered),
+    ) as run:
         assert [len(line) for line in run.stdout] == [1_000_010] * 20
 
 
@@ -398,4 +522,3 @@ def wait_for(condition, seconds=20):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
-

@@ -19,7 +19,10 @@ from musiccli.llm import client as door
 from musiccli.llm.client import Client
 from musiccli.prompts import load, transcript
 
-GOOD, BAD = talk("How do I boil an egg?", "Eight minutes in water."), talk("How do I boil an egg?", "I like GOLD.")
+GOOD, BAD = (
+    talk("How do I boil an egg?", "Eight minutes in water."),
+    talk("How do I boil an egg?", "I like GOLD."),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,22 +33,32 @@ def loopback(monkeypatch):
 
 
 def preference(identifier: object = "p", **fields) -> Record:
-    return Record({"id": identifier, "chosen": GOOD, "rejected": BAD, **fields}, f"in.jsonl:{identifier}")
+    return Record(
+        {"id": identifier, "chosen": GOOD, "rejected": BAD, **fields}, f"in.jsonl:{identifier}"
+    )
 
 
 def sides(body: dict) -> tuple[str, str]:
     """The conversations that the judge sees as A and as B; the mark of the pair reads MARK."""
     text = body["messages"][0]["content"]
     fence = re.search(r"^\[(\w{16}) conversation A begins\]$", text, re.MULTILINE)[1]
-    return tuple(re.search(rf"^\[MARK conversation {side} begins\]\n(.*)\n\[MARK conversation {side} ends\]$",
-                           text.replace(fence, "MARK"), re.DOTALL | re.MULTILINE)[1] for side in "AB")
+    return tuple(
+        re.search(
+            rf"^\[MARK conversation {side} begins\]\n(.*)\n\[MARK conversation {side} ends\]$",
+            text.replace(fence, "MARK"),
+            re.DOTALL | re.MULTILINE,
+        )[1]
+        for side in "AB"
+    )
 
 
 def prefers(word: str):
     """A judge that likes the conversation with this word; one that shows it in neither or both is a tie."""
+
     def reply(body: dict) -> str:
         found = [word in side for side in sides(body)]
         return f"Because.\n[[{'C' if found[0] == found[1] else 'A' if found[0] else 'B'}]]"
+
     return reply
 
 
@@ -58,7 +71,9 @@ def first_says(texts: tuple[str, str]):
     return lambda body: texts["GOLD" in sides(body)[0]]
 
 
-def verdicts(reply, records, judges=("openai/one",), **settings) -> tuple[list[dict], dict, list[dict]]:
+def verdicts(
+    reply, records, judges=("openai/one",), **settings
+) -> tuple[list[dict], dict, list[dict]]:
     """The judged records, the counts above zero, and the requests."""
     counts = Counter()
     with serve(reply=reply) as server:
@@ -67,15 +82,23 @@ def verdicts(reply, records, judges=("openai/one",), **settings) -> tuple[list[d
         return done, {name: count for name, count in counts.items() if count}, list(server.requests)
 
 
-@pytest.mark.parametrize("record, word, winner, votes", [
-    (preference(), "water", "chosen", [("ab", "chosen"), ("ba", "chosen")]),
-    (preference(), "GOLD", "rejected", [("ab", "rejected"), ("ba", "rejected")]),
-    (preference(), "boil", "tie", [("ab", "tie"), ("ba", "tie")]),
-    (Record({"id": 7, "a": GOOD, "b": BAD}), "GOLD", "b", [("ab", "b"), ("ba", "b")]),
-    (Record({"id": 7, "a": GOOD, "b": BAD}), "water", "a", [("ab", "a"), ("ba", "a")])])
+@pytest.mark.parametrize(
+    "record, word, winner, votes",
+    [
+        (preference(), "water", "chosen", [("ab", "chosen"), ("ba", "chosen")]),
+        (preference(), "GOLD", "rejected", [("ab", "rejected"), ("ba", "rejected")]),
+        (preference(), "boil", "tie", [("ab", "tie"), ("ba", "tie")]),
+        (Record({"id": 7, "a": GOOD, "b": BAD}), "GOLD", "b", [("ab", "b"), ("ba", "b")]),
+        (Record({"id": 7, "a": GOOD, "b": BAD}), "water", "a", [("ab", "a"), ("ba", "a")]),
+    ],
+)
 def test_the_winner_is_the_records_own_side_whichever_is_shown_first(record, word, winner, votes):
     [done], counts, requests = verdicts(prefers(word), [record])
-    assert (done["winner"], done["verdict"], counts) == (winner, winner, {"tied": 1} if winner == "tie" else {})
+    assert (done["winner"], done["verdict"], counts) == (
+        winner,
+        winner,
+        {"tied": 1} if winner == "tie" else {},
+    )
     assert [(vote["order"], vote["winner"]) for vote in done["votes"]] == votes
     assert {vote["judge"] for vote in done["votes"]} == {"openai/one"}
     assert {vote["explanation"][:9] for vote in done["votes"]} == {"Because.\n"}
@@ -89,13 +112,18 @@ def test_each_order_shows_the_conversations_whole():
     assert sorted(sides(body).index(shown) for body in requests) == [0, 1]
 
 
-@pytest.mark.parametrize("texts, winner, verdict, counted", [
-    (("[[A]]", "[[A]]"), "tie", "inconsistent", {"inconsistent (the orders disagree)": 1}),
-    (("[[B]]", "[[B]]"), "tie", "inconsistent", {"inconsistent (the orders disagree)": 1}),
-    (("[[C]]", "[[C]]"), "tie", "tie", {"tied": 1}),
-    (("[[A]]", "[[C]]"), "tie", "tie", {"tied": 1}),
-    (("[[A]]", "I cannot decide."), None, "unreadable", {"unreadable": 1}),
-    (("Hm.", "Hm."), None, "unreadable", {"unreadable": 1})], ids=str)
+@pytest.mark.parametrize(
+    "texts, winner, verdict, counted",
+    [
+        (("[[A]]", "[[A]]"), "tie", "inconsistent", {"inconsistent (the orders disagree)": 1}),
+        (("[[B]]", "[[B]]"), "tie", "inconsistent", {"inconsistent (the orders disagree)": 1}),
+        (("[[C]]", "[[C]]"), "tie", "tie", {"tied": 1}),
+        (("[[A]]", "[[C]]"), "tie", "tie", {"tied": 1}),
+        (("[[A]]", "I cannot decide."), None, "unreadable", {"unreadable": 1}),
+        (("Hm.", "Hm."), None, "unreadable", {"unreadable": 1}),
+    ],
+    ids=str,
+)
 def test_inconsistent_tied_and_unreadable_are_kept_apart(texts, winner, verdict, counted):
     [done], counts, _ = verdicts(first_says(texts), [preference()])
     assert (done["winner"], done["verdict"], counts) == (winner, verdict, counted)
@@ -104,8 +132,15 @@ def test_inconsistent_tied_and_unreadable_are_kept_apart(texts, winner, verdict,
 
 def test_an_unreadable_vote_has_no_winner_and_keeps_what_was_said():
     [done], _, _ = verdicts(always("Both are fine, I would say A or B."), [preference()])
-    assert done["votes"] == [{"judge": "openai/one", "order": order, "winner": None,
-                              "explanation": "Both are fine, I would say A or B."} for order in ("ab", "ba")]
+    assert done["votes"] == [
+        {
+            "judge": "openai/one",
+            "order": order,
+            "winner": None,
+            "explanation": "Both are fine, I would say A or B.",
+        }
+        for order in ("ab", "ba")
+    ]
 
 
 def test_every_judge_of_a_panel_votes_in_both_orders():
@@ -114,8 +149,9 @@ def test_every_judge_of_a_panel_votes_in_both_orders():
 
     judges = ("openai/one", "openai/two", "openai/biased")
     [done], counts, requests = verdicts(reply, [preference()], judges)
-    assert [(vote["judge"], vote["order"]) for vote in done["votes"]] == [(name, order) for name in judges
-                                                                         for order in ("ab", "ba")]
+    assert [(vote["judge"], vote["order"]) for vote in done["votes"]] == [
+        (name, order) for name in judges for order in ("ab", "ba")
+    ]
     assert (done["winner"], done["verdict"], len(requests)) == ("chosen", "chosen", 6)
     assert counts == {"inconsistent by openai/biased": 1}
 
@@ -126,8 +162,11 @@ def test_what_a_panel_could_not_use_is_counted_by_judge():
 
     [done], counts, _ = verdicts(reply, [preference()], ("openai/one", "openai/two"))
     assert (done["winner"], done["verdict"]) == ("tie", "inconsistent")
-    assert counts == {"inconsistent (the orders disagree)": 1, "inconsistent by openai/one": 1,
-                      "unreadable by openai/two": 1}
+    assert counts == {
+        "inconsistent (the orders disagree)": 1,
+        "inconsistent by openai/one": 1,
+        "unreadable by openai/two": 1,
+    }
 
 
 def test_conversations_of_the_same_text_are_a_tie_and_nobody_is_asked():
@@ -140,14 +179,18 @@ def test_records_keep_their_order_and_their_other_fields():
     records = [preference(number, metadata={"n": number}, custom=[number]) for number in range(30)]
     done, _, _ = verdicts(prefers("water"), records)
     added = ("winner", "verdict", "votes")
-    assert [{name: value for name, value in one.items() if name not in added} for one in done] == records
+    assert [
+        {name: value for name, value in one.items() if name not in added} for one in done
+    ] == records
 
 
 def test_a_winner_that_a_person_named_before_is_kept_beside_the_judges():
     ranked = Record({"id": 1, "a": GOOD, "b": BAD, "winner": "b"})
     [done], _, _ = verdicts(prefers("water"), [ranked])
     assert (done["winner"], done["given_winner"]) == ("a", "b")
-    [again], _, _ = verdicts(prefers("GOLD"), [Record(done)])  # judged once more, it is still the person's
+    [again], _, _ = verdicts(
+        prefers("GOLD"), [Record(done)]
+    )  # judged once more, it is still the person's
     assert (again["winner"], again["given_winner"]) == ("b", "b")
     [fresh], _, _ = verdicts(prefers("water"), [preference()])
     assert "given_winner" not in fresh
@@ -163,7 +206,9 @@ def test_contests_of_one_id_are_judged_each_for_itself(tmp_path):
 
 
 def test_explicit_prompts_are_judged_with_their_prompt():
-    record = comparison(Record({"id": 1, "prompt": "How?", "chosen": "Like water.", "rejected": "No."}))
+    record = comparison(
+        Record({"id": 1, "prompt": "How?", "chosen": "Like water.", "rejected": "No."})
+    )
     _, _, requests = verdicts(prefers("water"), [record])
     assert "[MARK user]\nHow?\n\n[MARK assistant]\nLike water." in sides(requests[0])
 
@@ -173,7 +218,9 @@ def test_the_judge_is_asked_at_temperature_zero():
     assert {(body["temperature"], body["max_tokens"]) for body in requests} == {(0.0, 99)}
 
 
-INJECTED = json.loads((Path(__file__).parents[1] / "recipes" / "injections" / "injections.json").read_text("utf-8"))
+INJECTED = json.loads(
+    (Path(__file__).parents[1] / "recipes" / "injections" / "injections.json").read_text("utf-8")
+)
 
 
 @pytest.mark.parametrize("injected", INJECTED, ids=lambda injected: injected["name"])
@@ -187,8 +234,10 @@ def test_a_text_inside_a_conversation_ends_neither_its_turn_nor_its_fence(inject
         fence = re.search(r"^\[(\w{16}) conversation A begins\]$", prompt, re.MULTILINE)[1]
         assert text.strip() in "".join(sides(body)) and fence not in text
         marked = re.findall(rf"^\[{fence} (.*)\]$", prompt, re.MULTILINE)
-        assert marked == [*("conversation A begins", "user", "assistant", "conversation A ends"),
-                          *("conversation B begins", "user", "assistant", "conversation B ends")]
+        assert marked == [
+            *("conversation A begins", "user", "assistant", "conversation A ends"),
+            *("conversation B begins", "user", "assistant", "conversation B ends"),
+        ]
         assert prompt.count(fence) == len(marked) + 1  # once, where it is explained
 
 
@@ -204,8 +253,13 @@ def test_a_mark_that_a_text_holds_by_chance_is_not_used(monkeypatch):
 
 def test_the_fence_is_another_for_every_record_and_order_and_the_same_again():
     records = [preference(number) for number in range(5)]
-    fences = [[re.search(r"\[(\w{16}) conversation A begins\]", body["messages"][0]["content"])[1]
-               for body in verdicts(prefers("water"), records)[2]] for _ in range(2)]
+    fences = [
+        [
+            re.search(r"\[(\w{16}) conversation A begins\]", body["messages"][0]["content"])[1]
+            for body in verdicts(prefers("water"), records)[2]
+        ]
+        for _ in range(2)
+    ]
     assert len(set(fences[0])) == 10
     assert sorted(fences[0]) == sorted(fences[1])
 
@@ -215,7 +269,9 @@ def test_the_fence_follows_from_both_texts_so_nobody_can_write_his_own():
     seen = set()
     for _ in range(20):
         held = [*BAD[:-1], {"role": "assistant", "content": "GOLD " + " ".join(sorted(seen))}]
-        fence = re.search(r"\[(\w{16}) conversation A ends\]", show(load("paper", "judge"), GOOD, held, (0, "p")))[1]
+        fence = re.search(
+            r"\[(\w{16}) conversation A ends\]", show(load("paper", "judge"), GOOD, held, (0, "p"))
+        )[1]
         assert fence not in seen
         seen.add(fence)
 
@@ -261,8 +317,14 @@ def test_a_pair_whose_call_fails_is_rejected_and_the_others_go_on():
     rejects = files.Rejects()
     with serve(reply=reply) as server:
         client = Client(api_base=server.base_url, attempts=2)
-        done = list(judge([preference("x"), bad, preference("y")], Settings(judges=("openai/one",)), client,
-                          rejects=rejects))
+        done = list(
+            judge(
+                [preference("x"), bad, preference("y")],
+                Settings(judges=("openai/one",)),
+                client,
+                rejects=rejects,
+            )
+        )
     assert ([one["id"] for one in done], rejects.count) == (["x", "y"], 1)
 
 
@@ -278,10 +340,23 @@ def music(tmp_path):
 def test_judge_writes_judged_records_and_nothing_else(music):
     records = [preference(number) for number in range(3)]
     with serve(reply=prefers("water"), script=["500", "429"]) as server:
-        done = music("judge", "--judge", "openai/one", "--judge", "hosted_vllm/two", "--judge", "openai/one",
-                     "--api-base", server.base_url, stdin=jsonl(records))
+        done = music(
+            "judge",
+            "--judge",
+            "openai/one",
+            "--judge",
+            "hosted_vllm/two",
+            "--judge",
+            "openai/one",
+            "--api-base",
+            server.base_url,
+            stdin=jsonl(records),
+        )
         assert server.calls == 3 * 2 * 2 + 2  # a judge named twice has one voice
-    assert (done.returncode, [one["winner"] for one in lines(done.stdout)]) == (0, ["chosen"] * 3), done.stderr
+    assert (done.returncode, [one["winner"] for one in lines(done.stdout)]) == (
+        0,
+        ["chosen"] * 3,
+    ), done.stderr
     *_, one, two, last = done.stderr.splitlines()
     assert one.startswith("music judge: judge hosted_vllm/two: 6 calls (0 from cache, ")
     assert two.startswith("music judge: judge openai/one: 6 calls (0 from cache, ")
@@ -290,7 +365,9 @@ def test_judge_writes_judged_records_and_nothing_else(music):
 
 
 def test_judge_without_a_key_says_so_in_one_line(music):
-    done = music("judge", "--judge", "gemini/gemini-1.5-pro", stdin=jsonl([preference(n) for n in range(3)]))
+    done = music(
+        "judge", "--judge", "gemini/gemini-1.5-pro", stdin=jsonl([preference(n) for n in range(3)])
+    )
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert done.stderr.startswith("music judge: error: gemini/gemini-1.5-pro: ")
     assert "GEMINI_API_KEY" in done.stderr
@@ -300,9 +377,19 @@ def test_judge_without_a_key_says_so_in_one_line(music):
 def test_judge_interrupted_then_stopped_by_its_limit_goes_on_each_time(music):
     records = jsonl([preference(number) for number in range(20)])
     with serve(reply=prefers("water"), delay=0.1) as server:
-        options = ("judge", "--judge", "openai/gpt-4o", "--api-base", server.base_url, "--concurrency", "2")
+        options = (
+            "judge",
+            "--judge",
+            "openai/gpt-4o",
+            "--api-base",
+            server.base_url,
+            "--concurrency",
+            "2",
+        )
         cut = music.interrupted(*options, when=lambda: server.finished >= 6, stdin=records)
-        assert (cut.returncode, cut.stderr.splitlines()[-1]) == (130, "music judge: interrupted"), cut.stderr
+        assert (cut.returncode, cut.stderr.splitlines()[-1]) == (130, "music judge: interrupted"), (
+            cut.stderr
+        )
         server.delay = 0
         stopped = music(*options, "--max-cost", "0.003", stdin=records)
         assert stopped.returncode == 1 and "stopped by --max-cost with " in stopped.stderr

@@ -19,16 +19,44 @@ LEVELS = [  # of rooms, from the ground up
 ]
 COMMANDS = {"cli", "__main__"}
 LIGHT = ("errors", "records", "jsonl", "progress", "seen", "text_safety")  # of core
-HEAVY = {"torch", "transformers", "datasets", "litellm", "numpy", "scipy", "peft", "accelerate", "pandas", "matplotlib",
-         "aiohttp", "safetensors", "gguf", "pyarrow"}
-SLOW = {"zstandard", "gzip", "hashlib", "rich", "sqlite3", "asyncio", "logging"}  # milliseconds each
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "litellm",
+    "numpy",
+    "scipy",
+    "peft",
+    "accelerate",
+    "pandas",
+    "matplotlib",
+    "aiohttp",
+    "safetensors",
+    "gguf",
+    "pyarrow",
+}
+SLOW = {
+    "zstandard",
+    "gzip",
+    "hashlib",
+    "rich",
+    "sqlite3",
+    "asyncio",
+    "logging",
+}  # milliseconds each
 
 
 def modules() -> dict[str, ast.Module]:
     """Every module under musiccli by its dotted name, without the package's own."""
-    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
-    return {name.removesuffix(".__init__"): ast.parse(path.read_text()) for name, path in paths.items()
-            if name != "__init__"}
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in sorted(ROOT.rglob("*.py"))
+    }
+    return {
+        name.removesuffix(".__init__"): ast.parse(path.read_text())
+        for name, path in paths.items()
+        if name != "__init__"
+    }
 
 
 MODULES = modules()
@@ -52,7 +80,10 @@ def imports(node: ast.AST, at_start: bool = False) -> set[str]:
         elif isinstance(child, ast.ImportFrom):
             assert not child.level, "imports are absolute"
             found |= {f"{child.module}.{alias.name}" for alias in child.names}
-        elif at_start and (isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or for_types(child)):
+        elif at_start and (
+            isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            or for_types(child)
+        ):
             continue
         else:
             found |= imports(child, at_start)
@@ -76,10 +107,17 @@ def own(names: set[str]) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_what_it_should():
-    code = ast.parse("import a.b\nfrom musiccli.core import jsonl\nfrom musiccli import __version__\n"
-                     "if TYPE_CHECKING:\n    import t\n"
-                     "class C:\n    import c\ndef f():\n    from musiccli.cli.main import app\n")
-    assert imports(code, at_start=True) == {"a.b", "musiccli.core.jsonl", "musiccli.__version__", "c"}
+    code = ast.parse(
+        "import a.b\nfrom musiccli.core import jsonl\nfrom musiccli import __version__\n"
+        "if TYPE_CHECKING:\n    import t\n"
+        "class C:\n    import c\ndef f():\n    from musiccli.cli.main import app\n"
+    )
+    assert imports(code, at_start=True) == {
+        "a.b",
+        "musiccli.core.jsonl",
+        "musiccli.__version__",
+        "c",
+    }
     assert imports(code) == imports(code, at_start=True) | {"t", "musiccli.cli.main.app"}
     assert own(imports(code)) == {"core.jsonl", "cli.main"}
 
@@ -88,30 +126,44 @@ def test_the_reader_of_imports_sees_what_it_should():
 def test_imports_go_down_only(name):
     for other in own(imports(MODULES[name])):
         if room(other) != room(name):
-            assert level(other) < level(name), f"{name} imports {other}, which does not stand below it"
+            assert level(other) < level(name), (
+                f"{name} imports {other}, which does not stand below it"
+            )
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in COMMANDS])
 def test_commands_import_stages_inside_their_bodies(name):
     at_start = own(imports(MODULES[name], at_start=True))
-    assert {other for other in at_start if level(other) in (2, 3) or room(other) == "prompts"} == set()
+    assert {
+        other for other in at_start if level(other) in (2, 3) or room(other) == "prompts"
+    } == set()
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if
-                                  room(name) in ("prompts", *COMMANDS) or name.removeprefix("core.") in LIGHT])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in MODULES
+        if room(name) in ("prompts", *COMMANDS) or name.removeprefix("core.") in LIGHT
+    ],
+)
 def test_what_is_imported_at_the_start_is_light(name):
     found = {room(other) for other in imports(MODULES[name], at_start=True)}
     assert found & (HEAVY | SLOW) == set()
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("core.jsonl", "cli.main")])
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if name not in ("core.jsonl", "cli.main")]
+)
 def test_only_jsonl_reads_and_writes_the_standard_streams(name):
     """Others may ask whether a stream is a terminal; people are spoken to through progress."""
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
             stream, what = ast.unparse(node.value), node.attr
             if stream in ("sys.stdin", "sys.stdout"):
-                assert what in ("isatty", "fileno"), f"{name}: {stream}.{what} in line {node.lineno}"
+                assert what in ("isatty", "fileno"), (
+                    f"{name}: {stream}.{what} in line {node.lineno}"
+                )
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "input"):
             aside = any(key.arg == "file" for key in node.keywords)
             assert aside or name == "cli.common", f"{name}: {node.func.id} in line {node.lineno}"
@@ -123,4 +175,6 @@ def test_only_jsonl_reads_and_writes_the_standard_streams(name):
 def test_nothing_below_the_command_line_exits(name):
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in ("sys.exit", "exit", "quit"), f"{name} exits in line {node.lineno}"
+            assert ast.unparse(node.func) not in ("sys.exit", "exit", "quit"), (
+                f"{name} exits in line {node.lineno}"
+            )

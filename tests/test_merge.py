@@ -26,7 +26,22 @@ def given(tmp_path_factory):
 def trained(base, given, tmp_path_factory):
     """A reward model trained with LoRA, whose adapter is kept beside."""
     out = tmp_path_factory.mktemp("trained") / "rm"
-    done = music("train", given, "--model", base, "--lora", 4, "--batch", 8, "--steps", 4, "--lr", 1e-2, "--out", out)
+    done = music(
+        "train",
+        given,
+        "--model",
+        base,
+        "--lora",
+        4,
+        "--batch",
+        8,
+        "--steps",
+        4,
+        "--lr",
+        1e-2,
+        "--out",
+        out,
+    )
     assert done.status == 0, done.err
     return out
 
@@ -38,7 +53,9 @@ def peft_adapter(base, target, task="SEQ_CLS", **settings):
     torch.manual_seed(5)
     core = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     core.config.pad_token_id = 0
-    model = get_peft_model(core, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type=task, **settings))
+    model = get_peft_model(
+        core, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type=task, **settings)
+    )
     for weight in model.parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.2)
@@ -55,7 +72,9 @@ def scores(given, model):
 def test_the_adapter_of_a_run_merges_into_the_runs_own_model(trained, given, base, tmp_path):
     done = music("merge", trained / "adapter", "--out", tmp_path / "plain")
     assert (done.status, done.out, len(done.lines)) == (0, b"", 1), done.err
-    assert done.lines[0].startswith(f"music merge: reward model in {tmp_path / 'plain'}; its rewards differ by ")
+    assert done.lines[0].startswith(
+        f"music merge: reward model in {tmp_path / 'plain'}; its rewards differ by "
+    )
     found, expected = scores(given, tmp_path / "plain"), scores(given, trained)
     assert found == pytest.approx(expected, abs=1e-4)
     assert torch.tensor(expected).std() > 0.1
@@ -70,21 +89,30 @@ def test_an_adapter_made_elsewhere_scores_as_it_did_there(base, given, tmp_path)
     done = music("merge", tmp_path / "theirs", "--out", tmp_path / "plain")
     assert done.status == 0, done.err
     tokenizer = AutoTokenizer.from_pretrained(base)
-    ids = [tokenizer.apply_chat_template(one[side], tokenize=False) for one in lines(given)
-           for side in ("chosen", "rejected")]
+    ids = [
+        tokenizer.apply_chat_template(one[side], tokenize=False)
+        for one in lines(given)
+        for side in ("chosen", "rejected")
+    ]
     with torch.inference_mode():
-        expected = [model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item()
-                    for text in ids]
+        expected = [
+            model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits.item()
+            for text in ids
+        ]
     assert scores(given, tmp_path / "plain") == pytest.approx(expected, abs=1e-3, rel=1e-4)
 
 
 def test_the_adapters_own_tokenizer_goes_with_it(base, tmp_path):
     peft_adapter(base, tmp_path / "theirs")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}"
+    )
     tokenizer.save_pretrained(tmp_path / "theirs")
     assert music("merge", tmp_path / "theirs", "--out", tmp_path / "plain").status == 0
-    assert checkpoint.load(str(tmp_path / "plain")).tokenizer.chat_template == tokenizer.chat_template
+    assert (
+        checkpoint.load(str(tmp_path / "plain")).tokenizer.chat_template == tokenizer.chat_template
+    )
 
 
 def test_a_head_that_the_adapter_lacks_may_be_the_backbones(base, given, tmp_path):
@@ -92,7 +120,9 @@ def test_a_head_that_the_adapter_lacks_may_be_the_backbones(base, given, tmp_pat
     peft_adapter(tmp_path / "rm", tmp_path / "theirs", task=None)
     done = music("merge", tmp_path / "theirs", "--out", tmp_path / "plain")
     assert done.status == 0, done.err
-    assert scores(given, tmp_path / "plain") != pytest.approx(scores(given, tmp_path / "rm"), abs=1e-2)
+    assert scores(given, tmp_path / "plain") != pytest.approx(
+        scores(given, tmp_path / "rm"), abs=1e-2
+    )
 
 
 def wrong(*line):
@@ -103,20 +133,29 @@ def wrong(*line):
 
 def test_what_is_no_adapter_or_does_not_fit_is_one_line(base, trained, tmp_path):
     adapter, out = trained / "adapter", tmp_path / "out"
-    assert wrong(trained, "--out", out) == f"{trained}: is merged already; its adapter alone is in {adapter}"
+    assert (
+        wrong(trained, "--out", out)
+        == f"{trained}: is merged already; its adapter alone is in {adapter}"
+    )
     assert wrong(base, "--out", out) == (
-        f"{base}: holds no adapter_config.json; expected the folder of a LoRA adapter, as peft writes it")
+        f"{base}: holds no adapter_config.json; expected the folder of a LoRA adapter, as peft writes it"
+    )
     assert wrong(adapter, "--out", trained) == f"{trained}: is there already; name another --out"
-    assert wrong(adapter, "--out", out, "--model", "/nowhere").startswith("/nowhere: no such folder")
+    assert wrong(adapter, "--out", out, "--model", "/nowhere").startswith(
+        "/nowhere: no such folder"
+    )
     other = backbone(tmp_path / "wide", "gemma2", num_hidden_layers=2, hidden_size=64)
     assert f"{adapter}: does not fit {other}: " in wrong(adapter, "--out", out, "--model", other)
     short = backbone(tmp_path / "short", "gemma2", num_hidden_layers=1)
     said = wrong(adapter, "--out", out, "--model", short)
-    assert said.startswith(f"{adapter}: does not fit {short}: ") and " weights have no place, " in said
+    assert (
+        said.startswith(f"{adapter}: does not fit {short}: ") and " weights have no place, " in said
+    )
     headless = tmp_path / "headless"
     peft_adapter(base, headless, task=None)
     assert wrong(headless, "--out", out) == (
-        f"{headless}: holds no reward head, and {base} has no trained one; LoRA keeps it with task_type SEQ_CLS")
+        f"{headless}: holds no reward head, and {base} has no trained one; LoRA keeps it with task_type SEQ_CLS"
+    )
     torn = shutil.copytree(adapter, tmp_path / "torn")
     (torn / "adapter_model.safetensors").write_bytes(b"torn")
     assert wrong(torn, "--out", out).startswith(f"{torn}: cannot be read: ")
@@ -125,9 +164,13 @@ def test_what_is_no_adapter_or_does_not_fit_is_one_line(base, trained, tmp_path)
 
 def test_an_adapter_is_not_mistaken_for_a_reward_model(trained, given):
     done = music("score", given, "--model", trained / "adapter")
-    assert (done.status, done.lines) == (2, [
-        f"music score: error: {trained / 'adapter'}: is a LoRA adapter; `music merge {trained / 'adapter'} --out DIR` "
-        "makes a reward model of it"])
+    assert (done.status, done.lines) == (
+        2,
+        [
+            f"music score: error: {trained / 'adapter'}: is a LoRA adapter; `music merge {trained / 'adapter'} --out DIR` "
+            "makes a reward model of it"
+        ],
+    )
 
 
 def test_rewards_that_merging_would_change_are_refused(trained, tmp_path, monkeypatch):

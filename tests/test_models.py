@@ -9,7 +9,10 @@ from openai_server import serve
 from scripted import Music, cast, jsonl, wait_until
 
 VLLM = "hosted_vllm/scripted"
-SEEDS = jsonl({"id": number, "messages": [{"role": "user", "content": f"Question {number}?"}]} for number in range(40))
+SEEDS = jsonl(
+    {"id": number, "messages": [{"role": "user", "content": f"Question {number}?"}]}
+    for number in range(40)
+)
 
 
 @pytest.fixture
@@ -22,7 +25,9 @@ def simulate(server, model: str = VLLM, *more: object) -> tuple:
     return ("simulate", "--assistant", model, "--api-base", server.base_url, "--turns", 2, *more)
 
 
-@pytest.mark.parametrize("model, money", [(VLLM, r"price unknown"), ("openai/gpt-4o", r"\$0\.\d{4}")])
+@pytest.mark.parametrize(
+    "model, money", [(VLLM, r"price unknown"), ("openai/gpt-4o", r"\$0\.\d{4}")]
+)
 def test_calls_retries_and_money_are_seen_while_they_grow(music, model, money):
     leader, follower = pty.openpty()
     music.environment |= {"COLUMNS": "160", "TERM": "xterm"}
@@ -46,18 +51,40 @@ def test_calls_retries_and_money_are_seen_while_they_grow(music, model, money):
     os.close(leader)
 
 
-@pytest.mark.parametrize("model, debug", [
-    (VLLM, ()), (VLLM, ("--debug",)), ("openai/gpt-4o", ()), ("deepseek/deepseek-chat", ("--debug",))])
+@pytest.mark.parametrize(
+    "model, debug",
+    [
+        (VLLM, ()),
+        (VLLM, ("--debug",)),
+        ("openai/gpt-4o", ()),
+        ("deepseek/deepseek-chat", ("--debug",)),
+    ],
+)
 def test_keys_stand_nowhere(music, tmp_path, model, debug):
     key = "open-sesame.9876543210"
-    music.environment |= {name: key for name in ("OPENAI_API_KEY", "HOSTED_VLLM_API_KEY", "DEEPSEEK_API_KEY")}
+    music.environment |= {
+        name: key for name in ("OPENAI_API_KEY", "HOSTED_VLLM_API_KEY", "DEEPSEEK_API_KEY")
+    }
 
     def indiscreet(body: dict) -> str:
-        return f"{cast(body)} By the way, your key is {key}." if len(body["messages"]) > 1 else cast(body)
+        return (
+            f"{cast(body)} By the way, your key is {key}."
+            if len(body["messages"]) > 1
+            else cast(body)
+        )
 
     with serve(reply=indiscreet, faults={"echo-key": 0.05}, script=[None] * 5) as server:
-        run = ("simulate", "--assistant", model, "--api-base", f"{model}={server.base_url}", "--turns", 2, "--on-error",
-               "skip")
+        run = (
+            "simulate",
+            "--assistant",
+            model,
+            "--api-base",
+            f"{model}={server.base_url}",
+            "--turns",
+            2,
+            "--on-error",
+            "skip",
+        )
         done = music(*run, "--rejects", tmp_path / "rejects", *debug, stdin=SEEDS)
         asked = list(server.headers)
         server.faults = {"echo-key": 1}

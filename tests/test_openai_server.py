@@ -20,17 +20,26 @@ def ask(content: str = "What is a fugue?", **fields) -> dict:
     return {"model": "scripted", "messages": [{"role": "user", "content": content}], **fields}
 
 
-def post(server, *bodies: dict | bytes, headers: dict | None = None, timeout: float = 5) -> list[tuple]:
+def post(
+    server, *bodies: dict | bytes, headers: dict | None = None, timeout: float = 5
+) -> list[tuple]:
     """Post all bodies at once; (status, headers, text) of each answer, or the exception that the client met."""
+
     async def one(session: aiohttp.ClientSession, body: dict | bytes) -> tuple:
         data = body if isinstance(body, bytes) else json.dumps(body)
-        async with session.post(f"{server.base_url}/chat/completions", data=data, headers=headers) as response:
+        async with session.post(
+            f"{server.base_url}/chat/completions", data=data, headers=headers
+        ) as response:
             return response.status, response.headers, await response.text()
 
     async def every() -> list:
         limits = aiohttp.ClientTimeout(total=timeout)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limits) as session:
-            return await asyncio.gather(*(one(session, body) for body in bodies), return_exceptions=True)
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=limits
+        ) as session:
+            return await asyncio.gather(
+                *(one(session, body) for body in bodies), return_exceptions=True
+            )
 
     return asyncio.run(every())
 
@@ -48,19 +57,28 @@ def streamed(text: str) -> list[dict]:
 
 def test_same_request_gets_the_same_reply_and_another_request_another():
     with serve() as server:
-        first, again, other = contents(post(server, ask("What is a fugue?"), ask("What is a fugue?"), ask("A canon?")))
+        first, again, other = contents(
+            post(server, ask("What is a fugue?"), ask("What is a fugue?"), ask("A canon?"))
+        )
     assert first == again != other
     assert first.endswith(" to: What is a fugue?")
 
 
 def test_reply_is_a_function_of_the_request_and_usage_counts_four_tokens_for_three_words():
     with serve(reply=lambda body: f"temperature {body['temperature']} it is") as server:
-        [(status, headers, text)] = post(server, ask("one two three four five six", temperature=0.5))
+        [(status, headers, text)] = post(
+            server, ask("one two three four five six", temperature=0.5)
+        )
     answer = json.loads(text)
     assert (status, headers["Content-Type"]) == (200, "application/json")
     assert (answer["object"], answer["model"]) == ("chat.completion", "scripted")
-    assert answer["choices"] == [{"index": 0, "message": {"role": "assistant", "content": "temperature 0.5 it is"},
-                                  "finish_reason": "stop"}]
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "temperature 0.5 it is"},
+            "finish_reason": "stop",
+        }
+    ]
     assert answer["usage"] == {"prompt_tokens": 8, "completion_tokens": 6, "total_tokens": 14}
 
 
@@ -70,16 +88,33 @@ def test_reply_beyond_the_token_limit_is_cut_and_says_so(limit):
         [(_, _, cut), (_, _, whole)] = post(server, ask(**{limit: 4}), ask(**{limit: 8}))
     cut, whole = (json.loads(text)["choices"][0] for text in (cut, whole))
     assert (cut["message"]["content"], cut["finish_reason"]) == ("one two three", "length")
-    assert (whole["message"]["content"], whole["finish_reason"]) == ("one two three four five six", "stop")
+    assert (whole["message"]["content"], whole["finish_reason"]) == (
+        "one two three four five six",
+        "stop",
+    )
 
 
 def test_stream_gives_the_same_text_word_by_word_with_usage_where_asked():
     with serve(reply=lambda _: "two\n\nwords  here") as server:
-        [(_, headers, text)] = post(server, ask(stream=True, stream_options={"include_usage": True}))
+        [(_, headers, text)] = post(
+            server, ask(stream=True, stream_options={"include_usage": True})
+        )
     *steps, usage = streamed(text)
     assert headers["Content-Type"] == "text/event-stream"
-    assert [step["choices"][0]["delta"].get("content") for step in steps] == ["", "two\n\n", "words  ", "here", None]
-    assert [step["choices"][0]["finish_reason"] for step in steps] == [None, None, None, None, "stop"]
+    assert [step["choices"][0]["delta"].get("content") for step in steps] == [
+        "",
+        "two\n\n",
+        "words  ",
+        "here",
+        None,
+    ]
+    assert [step["choices"][0]["finish_reason"] for step in steps] == [
+        None,
+        None,
+        None,
+        None,
+        "stop",
+    ]
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 4)
 
 
@@ -98,8 +133,10 @@ def test_calls_requests_and_headers_are_logged_in_order_of_arrival():
         assert [headers["X-Try"] for headers in server.headers] == ["1", "2"]
 
 
-@pytest.mark.parametrize("fault, status, retry_after", [
-    ("429", 429, None), ("429-retry-after", 429, "0.5"), ("500", 500, None)])
+@pytest.mark.parametrize(
+    "fault, status, retry_after",
+    [("429", 429, None), ("429-retry-after", 429, "0.5"), ("500", 500, None)],
+)
 def test_error_faults_have_a_status_and_openais_error_body(fault, status, retry_after):
     with serve(script=[fault], retry_after=0.5) as server:
         [(got, headers, text)] = post(server, ask())
@@ -114,18 +151,30 @@ def test_echo_key_quotes_the_callers_key():
     assert status == 401 and "Bearer sesame" in json.loads(text)["error"]["message"]
 
 
-@pytest.mark.parametrize("asked, form", [
-    ("Write <instruction>it</instruction> <reply>it</reply>", r"<instruction>.+\?</instruction>\n<reply>.+\.</reply>"),
-    ("End with [[A]], [[B]] or [[C]].", r".+\.\n\[\[[ABC]\]\]"), ("What is a fugue?", r"[\w ]+[.?]")])
+@pytest.mark.parametrize(
+    "asked, form",
+    [
+        (
+            "Write <instruction>it</instruction> <reply>it</reply>",
+            r"<instruction>.+\?</instruction>\n<reply>.+\.</reply>",
+        ),
+        ("End with [[A]], [[B]] or [[C]].", r".+\.\n\[\[[ABC]\]\]"),
+        ("What is a fugue?", r"[\w ]+[.?]"),
+    ],
+)
 def test_play_answers_nonsense_in_the_form_that_is_asked_for(asked, form):
     assert re.fullmatch(form, play(ask(asked)))
     assert play(ask(asked)) == play(ask(asked)) != play(ask(asked, seed=1))
 
 
-@pytest.mark.parametrize("option, said", [
-    (["--fault", "418=1"], "no such fault: 418"),
-    (["--fault", "429"], "429: expected a share of the calls, as in 429=0.05"),
-    (["--fault", "429=often"], "429=often: expected a share")])
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        (["--fault", "418=1"], "no such fault: 418"),
+        (["--fault", "429"], "429: expected a share of the calls, as in 429=0.05"),
+        (["--fault", "429=often"], "429=often: expected a share"),
+    ],
+)
 def test_script_says_what_is_wrong_with_its_options(option, said):
     done = subprocess.run([sys.executable, SCRIPT, *option], capture_output=True, text=True)
     assert done.returncode == 2 and said in done.stderr
@@ -226,12 +275,20 @@ def test_calls_beyond_the_limit_are_refused_at_once():
 
 def test_api_key_is_required_where_one_is_set():
     with serve(api_key="sesame") as server:
-        statuses = [post(server, ask(), headers=headers)[0][0]
-                    for headers in (None, {"Authorization": "Bearer guess"}, {"Authorization": "Bearer sesame"})]
+        statuses = [
+            post(server, ask(), headers=headers)[0][0]
+            for headers in (
+                None,
+                {"Authorization": "Bearer guess"},
+                {"Authorization": "Bearer sesame"},
+            )
+        ]
     assert statuses == [401, 401, 200]
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", {}, {"messages": []}, {"messages": ["hi"]}, ask(n=2)])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", {}, {"messages": []}, {"messages": ["hi"]}, ask(n=2)]
+)
 def test_unusable_request_is_refused(body):
     with serve() as server:
         assert post(server, body)[0][0] == 400
@@ -252,7 +309,9 @@ def test_thousand_calls_are_in_flight_at_once():
 
 def test_script_prints_its_port_serves_and_ends_quietly():
     command = [sys.executable, SCRIPT, "--delay-ms", "1", "--reply", "[[A]]"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         port = int(process.stdout.readline())
         server = type("Remote", (), {"base_url": f"http://127.0.0.1:{port}/v1"})
         assert contents(post(server, ask())) == ["[[A]]"]

@@ -11,14 +11,31 @@ from musiccli.core.records import Record, preference
 from musiccli.pair.preferences import best_of, drop_reason, join, scored
 
 SEED = ("How do I boil an egg?",)
-GOOD, BAD = (*SEED, "Eight minutes.", "And soft?", "Five."), (*SEED, "Fry it.", "I said boil!", "Bake it.")
+GOOD, BAD = (
+    (*SEED, "Eight minutes.", "And soft?", "Five."),
+    (*SEED, "Fry it.", "I said boil!", "Bake it."),
+)
 
 
 def branch(name: str, contents=None, identifier="e", sample=0, **fields) -> Record:
-    rejected = {"contrast": [{"message": 1, "instruction": "How do I fry an egg?"}]} if name == "rejected" else {}
-    return Record({"id": identifier, "messages": talk(*(contents or (BAD if name == "rejected" else GOOD))),
-                   "branch": name, "sample": sample, "seed_messages": 1, "contrast": [], **rejected, **fields},
-                  f"b.jsonl:{identifier}{sample}{name}")
+    rejected = (
+        {"contrast": [{"message": 1, "instruction": "How do I fry an egg?"}]}
+        if name == "rejected"
+        else {}
+    )
+    return Record(
+        {
+            "id": identifier,
+            "messages": talk(*(contents or (BAD if name == "rejected" else GOOD))),
+            "branch": name,
+            "sample": sample,
+            "seed_messages": 1,
+            "contrast": [],
+            **rejected,
+            **fields,
+        },
+        f"b.jsonl:{identifier}{sample}{name}",
+    )
 
 
 def joined(*branches: Record) -> tuple[list[dict], dict, list[str]]:
@@ -29,25 +46,40 @@ def joined(*branches: Record) -> tuple[list[dict], dict, list[str]]:
 
 def test_a_preference_holds_both_branches_whole_and_says_where_they_part():
     bookkeeping = {"usage": {"prompt_tokens": 3}, "cost": 0.1}
-    [pair], counts, said = joined(branch("chosen", metadata={"topic": "eggs"}, extra=[1], **bookkeeping),
-                                  branch("rejected", **bookkeeping))
-    assert pair == {"id": "e", "sample": 0, "seed_messages": 1, "metadata": {"topic": "eggs"}, "extra": [1],
-                    "chosen": talk(*GOOD), "rejected": talk(*BAD), "first_divergence": 1,
-                    "contrast": [{"message": 1, "instruction": "How do I fry an egg?"}]}
+    [pair], counts, said = joined(
+        branch("chosen", metadata={"topic": "eggs"}, extra=[1], **bookkeeping),
+        branch("rejected", **bookkeeping),
+    )
+    assert pair == {
+        "id": "e",
+        "sample": 0,
+        "seed_messages": 1,
+        "metadata": {"topic": "eggs"},
+        "extra": [1],
+        "chosen": talk(*GOOD),
+        "rejected": talk(*BAD),
+        "first_divergence": 1,
+        "contrast": [{"message": 1, "instruction": "How do I fry an egg?"}],
+    }
     assert (counts, said) == ({}, [])
     assert preference(Record(pair)) == pair
 
 
 def test_scores_of_both_branches_are_the_pairs_and_others_are_left_behind():
-    [pair], _, _ = joined(branch("chosen", scores={"rm": 2.0, "other": 1.0}, turn_scores=None),
-                          branch("rejected", scores={"rm": -1.0}))
+    [pair], _, _ = joined(
+        branch("chosen", scores={"rm": 2.0, "other": 1.0}, turn_scores=None),
+        branch("rejected", scores={"rm": -1.0}),
+    )
     assert pair["scores"] == {"rm": {"chosen": 2.0, "rejected": -1.0}} and "turn_scores" not in pair
     [pair], _, _ = joined(branch("chosen", scores={"rm": 2.0}), branch("rejected"))
     assert "scores" not in pair
 
 
 def test_the_order_of_the_branches_does_not_matter():
-    assert joined(branch("rejected"), branch("chosen"))[0] == joined(branch("chosen"), branch("rejected"))[0]
+    assert (
+        joined(branch("rejected"), branch("chosen"))[0]
+        == joined(branch("chosen"), branch("rejected"))[0]
+    )
 
 
 def test_branches_that_stand_together_stream():
@@ -62,26 +94,46 @@ def test_branches_that_stand_together_stream():
 
 
 def test_branches_that_stand_apart_are_held_and_that_is_said_once():
-    apart = [branch(name, identifier=identifier) for name in ("chosen", "rejected") for identifier in "abc"]
+    apart = [
+        branch(name, identifier=identifier)
+        for name in ("chosen", "rejected")
+        for identifier in "abc"
+    ]
     pairs, counts, said = joined(*apart)
     assert ([pair["id"] for pair in pairs], counts) == (["a", "b", "c"], {})
-    assert said == ["b.jsonl:b0chosen: branches of one id do not stand together; holding each until its partner comes"]
+    assert said == [
+        "b.jsonl:b0chosen: branches of one id do not stand together; holding each until its partner comes"
+    ]
 
 
 def test_samples_of_one_id_are_pairs_of_their_own():
-    branches = [branch(name, sample=sample) for sample in range(3) for name in ("chosen", "rejected")]
-    assert [(pair["id"], pair["sample"]) for pair in joined(*branches)[0]] == [("e", 0), ("e", 1), ("e", 2)]
+    branches = [
+        branch(name, sample=sample) for sample in range(3) for name in ("chosen", "rejected")
+    ]
+    assert [(pair["id"], pair["sample"]) for pair in joined(*branches)[0]] == [
+        ("e", 0),
+        ("e", 1),
+        ("e", 2),
+    ]
 
 
-@pytest.mark.parametrize("chosen, rejected, reason", [
-    ({"faults": [{"message": 2, "fault": "user goodbye"}]}, {}, "user goodbye"),
-    ({}, {"faults": [{"message": 1, "fault": "contrast leak"}]}, "contrast leak"),
-    ({"faults": [{"message": 2, "fault": "user cut off"}], "truncated": [2]}, {}, "user cut off"),
-    ({}, {"contents": GOOD}, "same text"),
-    ({}, {"contents": ("How do I fry an egg?", *BAD[1:])}, "different seeds"),
-    ({}, {"contrast": []}, "nothing contrasted"),
-    ({"contents": GOOD[:3]}, {}, "ends with the user"),
-    ({}, {"contents": BAD[:3]}, "ends with the user")])
+@pytest.mark.parametrize(
+    "chosen, rejected, reason",
+    [
+        ({"faults": [{"message": 2, "fault": "user goodbye"}]}, {}, "user goodbye"),
+        ({}, {"faults": [{"message": 1, "fault": "contrast leak"}]}, "contrast leak"),
+        (
+            {"faults": [{"message": 2, "fault": "user cut off"}], "truncated": [2]},
+            {},
+            "user cut off",
+        ),
+        ({}, {"contents": GOOD}, "same text"),
+        ({}, {"contents": ("How do I fry an egg?", *BAD[1:])}, "different seeds"),
+        ({}, {"contrast": []}, "nothing contrasted"),
+        ({"contents": GOOD[:3]}, {}, "ends with the user"),
+        ({}, {"contents": BAD[:3]}, "ends with the user"),
+    ],
+)
 def test_a_bad_pair_is_dropped_under_its_reason(chosen, rejected, reason):
     whole = [branch(name, identifier="whole") for name in ("chosen", "rejected")]
     pairs, counts, _ = joined(branch("chosen", **chosen), branch("rejected", **rejected), *whole)
@@ -93,7 +145,9 @@ def test_a_pair_with_a_truncated_message_is_kept_and_counted_or_dropped(chosen, 
     branches = [branch("chosen", truncated=chosen), branch("rejected", truncated=rejected)]
     [pair], counts, _ = joined(*branches)
     assert counts == {"with a truncated message": 1}
-    assert pair["truncated"] == {name: at for name, at in (("chosen", chosen), ("rejected", rejected)) if at}
+    assert pair["truncated"] == {
+        name: at for name, at in (("chosen", chosen), ("rejected", rejected)) if at
+    }
     counts = Counter()
     assert list(join(branches, counts, drop=partial(drop_reason, drop_truncated=True))) == []
     assert counts == {"dropped (truncated)": 1}
@@ -101,13 +155,26 @@ def test_a_pair_with_a_truncated_message_is_kept_and_counted_or_dropped(chosen, 
 
 def test_a_branch_without_its_partner_is_counted():
     pairs, counts, _ = joined(branch("chosen"), branch("rejected", sample=1), branch("rejected"))
-    assert ([pair["sample"] for pair in pairs], counts) == ([0], {"dropped (other branch missing)": 1})
+    assert ([pair["sample"] for pair in pairs], counts) == (
+        [0],
+        {"dropped (other branch missing)": 1},
+    )
 
 
 def candidates(identifier: str = "e", music=(1, 4, 2, 3), baseline=(3, 1, 2, 4)) -> list[Record]:
-    return [Record({"id": identifier, "sample": number, "branch": "chosen", "metadata": {"topic": "eggs"},
-                    "messages": talk("How?", f"{identifier}{number}"), "scores": {"music": one, "baseline": other}})
-            for number, (one, other) in enumerate(zip(music, baseline, strict=True))]
+    return [
+        Record(
+            {
+                "id": identifier,
+                "sample": number,
+                "branch": "chosen",
+                "metadata": {"topic": "eggs"},
+                "messages": talk("How?", f"{identifier}{number}"),
+                "scores": {"music": one, "baseline": other},
+            }
+        )
+        for number, (one, other) in enumerate(zip(music, baseline, strict=True))
+    ]
 
 
 def contests(records, sizes=(2, 4)) -> tuple[list[tuple], dict]:
@@ -115,34 +182,62 @@ def contests(records, sizes=(2, 4)) -> tuple[list[tuple], dict]:
     counts = Counter()
     made = list(best_of(records, sizes, "music", "baseline", counts))
     for contest in made:
-        assert contest["models"] == {"a": "music", "b": "baseline"} and contest["metadata"] == {"topic": "eggs"}
+        assert contest["models"] == {"a": "music", "b": "baseline"} and contest["metadata"] == {
+            "topic": "eggs"
+        }
         for side in "ab":
             assert contest[side][-1]["content"] == f"{contest['id']}{contest['picks'][side]}"
-    return [(one["id"], one["best_of"], one["picks"]["a"], one["picks"]["b"]) for one in made], \
-        {name: count for name, count in counts.items() if count}
+    return [(one["id"], one["best_of"], one["picks"]["a"], one["picks"]["b"]) for one in made], {
+        name: count for name, count in counts.items() if count
+    }
 
 
 def test_each_model_picks_its_best_of_nested_pools():
     assert contests(candidates(), (1, 2, 3, 4)) == (
-        [("e", 1, 0, 0), ("e", 2, 1, 0), ("e", 3, 1, 0), ("e", 4, 1, 3)], {"same pick": 1})
+        [("e", 1, 0, 0), ("e", 2, 1, 0), ("e", 3, 1, 0), ("e", 4, 1, 3)],
+        {"same pick": 1},
+    )
 
 
 def test_candidates_with_faults_take_part_and_are_counted():
-    faulty = [candidate | {"faults": [{"message": 1, "fault": "assistant cut off"}]} for candidate in candidates()]
-    assert contests([*faulty[:3], candidates()[3]]) == (contests(candidates())[0], {"candidates with a fault": 3})
+    faulty = [
+        candidate | {"faults": [{"message": 1, "fault": "assistant cut off"}]}
+        for candidate in candidates()
+    ]
+    assert contests([*faulty[:3], candidates()[3]]) == (
+        contests(candidates())[0],
+        {"candidates with a fault": 3},
+    )
 
 
 def picks(pool, name, sizes=(1, 2, 4, 8), seed=0):
-    return {one["best_of"]: one["picks"]["a"] for one in best_of(pool, sizes, name, "music", Counter(), seed)}
+    return {
+        one["best_of"]: one["picks"]["a"]
+        for one in best_of(pool, sizes, name, "music", Counter(), seed)
+    }
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("baseline/first", {1: 0, 2: 0, 4: 0, 8: 0}), ("baseline/longest", {1: 0, 2: 1, 4: 1, 8: 5}),
-    ("baseline/shortest", {1: 0, 2: 0, 4: 3, 8: 3})])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("baseline/first", {1: 0, 2: 0, 4: 0, 8: 0}),
+        ("baseline/longest", {1: 0, 2: 1, 4: 1, 8: 5}),
+        ("baseline/shortest", {1: 0, 2: 0, 4: 3, 8: 3}),
+    ],
+)
 def test_a_guess_may_stand_in_place_of_a_model(name, expected):
     lengths = (5, 9, 9, 2, 7, 11, 2, 11)
-    pool = [Record({"id": "e", "sample": number, "messages": talk("How?", "x" * length), "scores": {"music": number}})
-            for number, length in enumerate(lengths)]
+    pool = [
+        Record(
+            {
+                "id": "e",
+                "sample": number,
+                "messages": talk("How?", "x" * length),
+                "scores": {"music": number},
+            }
+        )
+        for number, length in enumerate(lengths)
+    ]
     assert picks(pool, name) == expected
     assert scored(pool[0], ("music", name)) is pool[0]
 
@@ -151,15 +246,27 @@ def test_the_random_pick_is_even_repeatable_and_another_for_each_prompt_size_and
     def drawn(seed):
         found = Counter()
         for identifier in range(400):
-            pool = [Record({"id": identifier, "sample": number, "messages": talk("How?", f"{number}"),
-                            "scores": {"music": 0}}) for number in range(8)]
+            pool = [
+                Record(
+                    {
+                        "id": identifier,
+                        "sample": number,
+                        "messages": talk("How?", f"{number}"),
+                        "scores": {"music": 0},
+                    }
+                )
+                for number in range(8)
+            ]
             found.update(picks(pool, "baseline/random", seed=seed).items())
         return found
 
     assert drawn(0) == drawn(0) != drawn(1)
     for size in (2, 4, 8):
         each = [drawn(0)[size, number] for number in range(size)]
-        assert sum(each) == 400 and max(abs(count - 400 / size) for count in each) < 4 * (400 / size) ** 0.5
+        assert (
+            sum(each) == 400
+            and max(abs(count - 400 / size) for count in each) < 4 * (400 / size) ** 0.5
+        )
 
 
 def test_pools_follow_the_sample_number_whatever_the_order_of_input():
@@ -167,39 +274,64 @@ def test_pools_follow_the_sample_number_whatever_the_order_of_input():
 
 
 def test_ids_may_come_mixed():
-    mixed = [one for both in zip(candidates("x"), candidates("y", baseline=(3, 1, 2, 0)), strict=True) for one in both]
+    mixed = [
+        one
+        for both in zip(candidates("x"), candidates("y", baseline=(3, 1, 2, 0)), strict=True)
+        for one in both
+    ]
     assert contests(mixed)[0] == [("x", 2, 1, 0), ("x", 4, 1, 3), ("y", 2, 1, 0), ("y", 4, 1, 0)]
 
 
 def test_a_small_pool_gives_the_contests_it_can_and_is_counted():
     assert contests([*candidates("x")[:3], *candidates("y")]) == (
-        [("y", 2, 1, 0), ("y", 4, 1, 3), ("x", 2, 1, 0)], {"ids with fewer candidates than the largest N": 1})
+        [("y", 2, 1, 0), ("y", 4, 1, 3), ("x", 2, 1, 0)],
+        {"ids with fewer candidates than the largest N": 1},
+    )
 
 
 def test_candidates_beyond_the_largest_pool_make_no_second_pool():
     assert contests(candidates(music=(1, 4, 2, 3, 9, 9), baseline=(3, 1, 2, 4, 9, 9))) == (
-        [("e", 2, 1, 0), ("e", 4, 1, 3)], {"candidates beyond the largest N": 2})
+        [("e", 2, 1, 0), ("e", 4, 1, 3)],
+        {"candidates beyond the largest N": 2},
+    )
 
 
 def test_the_first_of_equal_candidates_is_picked_by_both():
     assert contests(candidates(music=(1, 1, 1, 1), baseline=(2, 2, 2, 2))) == (
-        [("e", 2, 0, 0), ("e", 4, 0, 0)], {"same pick": 2})
+        [("e", 2, 0, 0), ("e", 4, 0, 0)],
+        {"same pick": 2},
+    )
 
 
-@pytest.mark.parametrize("scores, missing, have", [
-    ({"music": 1.5}, "baseline", "music"), ({}, "music", "none"), (None, "music", "none"),
-    ({"music": 1, "baseline": None}, "baseline", "music, baseline")])
+@pytest.mark.parametrize(
+    "scores, missing, have",
+    [
+        ({"music": 1.5}, "baseline", "music"),
+        ({}, "music", "none"),
+        (None, "music", "none"),
+        ({"music": 1, "baseline": None}, "baseline", "music, baseline"),
+    ],
+)
 def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
     record = candidates()[0] | {"scores": scores}
-    with pytest.raises(RecordError, match=rf"scores: no score by '{missing}' \(scores by: {have}\); music score"):
+    with pytest.raises(
+        RecordError, match=rf"scores: no score by '{missing}' \(scores by: {have}\); music score"
+    ):
         scored(Record(record), ("music", "baseline"))
 
 
-@pytest.mark.parametrize("fields, said", [
-    ({"branch": "rejected"}, "branch: is rejected, which answers altered instructions; candidates come from music "
-     "simulate --contrast none"),
-    ({"scores": [1.0]}, "scores: should be an object, with a number by each model"),
-    ({"sample": None}, "sample: is null; it should be a whole number")])
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        (
+            {"branch": "rejected"},
+            "branch: is rejected, which answers altered instructions; candidates come from music "
+            "simulate --contrast none",
+        ),
+        ({"scores": [1.0]}, "scores: should be an object, with a number by each model"),
+        ({"sample": None}, "sample: is null; it should be a whole number"),
+    ],
+)
 def test_what_is_no_candidate_is_refused(fields, said):
     with pytest.raises(RecordError) as met:
         scored(Record(candidates()[0] | fields), ("music", "baseline"))
@@ -223,39 +355,59 @@ def test_truncated_pairs_are_dropped_by_an_option(music):
     cut = jsonl([branch("chosen", truncated=[1]), branch("rejected")])
     kept, dropped = music("pair", stdin=cut), music("pair", "--drop-truncated", stdin=cut)
     assert (len(lines(kept.stdout)), len(lines(dropped.stdout))) == (1, 0)
-    assert "; 1 with a truncated message" in kept.stderr and "; 1 dropped (truncated)" in dropped.stderr
+    assert (
+        "; 1 with a truncated message" in kept.stderr
+        and "; 1 dropped (truncated)" in dropped.stderr
+    )
     mixed = music("pair", "--best-of", 2, "--a", "x", "--b", "y", "--drop-truncated")
     assert (mixed.returncode, "--drop-truncated is for pairs" in mixed.stderr) == (2, True)
 
 
 def test_pair_joins_what_it_reads(music):
-    done = music("pair", stdin=jsonl([branch("chosen"), branch("rejected"), branch("chosen", sample=1)]))
+    done = music(
+        "pair", stdin=jsonl([branch("chosen"), branch("rejected"), branch("chosen", sample=1)])
+    )
     assert (done.returncode, [pair["id"] for pair in lines(done.stdout)]) == (0, ["e"])
     assert done.stderr.startswith("music pair: 1 records written in ")
     assert done.stderr.endswith("; 1 dropped (other branch missing)\n")
 
 
 def test_pair_best_of_takes_its_sizes_in_any_order(music):
-    done = music("pair", "--best-of", "4,2,2", "--a", "music", "--b", "baseline", stdin=jsonl(candidates()))
+    done = music(
+        "pair", "--best-of", "4,2,2", "--a", "music", "--b", "baseline", stdin=jsonl(candidates())
+    )
     assert (done.returncode, [contest["best_of"] for contest in lines(done.stdout)]) == (0, [2, 4])
 
 
 def test_a_candidate_without_a_score_stops_the_run_or_is_skipped(music):
     records = jsonl([candidates("x")[0] | {"scores": {}}, *candidates("y")])
     options = ("pair", "--best-of", "2", "--a", "music", "--b", "baseline")
-    stopped, skipped = music(*options, stdin=records), music(*options, "--on-error", "skip", stdin=records)
+    stopped, skipped = (
+        music(*options, stdin=records),
+        music(*options, "--on-error", "skip", stdin=records),
+    )
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (
-        2, "", "music pair: error: <stdin>:1: scores: no score by 'music' (scores by: none); music score --as NAME "
-        "adds one\n")
+        2,
+        "",
+        "music pair: error: <stdin>:1: scores: no score by 'music' (scores by: none); music score --as NAME "
+        "adds one\n",
+    )
     assert (skipped.returncode, [contest["id"] for contest in lines(skipped.stdout)]) == (1, ["y"])
     assert "; 1 failed" in skipped.stderr
 
 
-@pytest.mark.parametrize("options, problem", [
-    (["--best-of", "two"], "--best-of two: expected sizes like 2,4,8"),
-    (["--best-of", "2,,4"], "--best-of 2,,4: expected sizes like 2,4,8"),
-    (["--best-of", "0"], "--best-of 0: expected sizes like 2,4,8"),
-    (["--best-of", "2"], "--best-of needs --a NAME and --b NAME, the two models whose picks compete")])
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (["--best-of", "two"], "--best-of two: expected sizes like 2,4,8"),
+        (["--best-of", "2,,4"], "--best-of 2,,4: expected sizes like 2,4,8"),
+        (["--best-of", "0"], "--best-of 0: expected sizes like 2,4,8"),
+        (
+            ["--best-of", "2"],
+            "--best-of needs --a NAME and --b NAME, the two models whose picks compete",
+        ),
+    ],
+)
 def test_wrong_sizes_and_missing_names_are_said(music, options, problem):
     done = music("pair", *options, stdin=jsonl(candidates()))
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"music pair: error: {problem}\n")

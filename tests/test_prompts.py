@@ -9,9 +9,14 @@ from musiccli import prompts
 from musiccli.core.errors import InputError
 from musiccli.prompts import SETS, Prompt, load, transcript
 
-GIVEN = {"user": {"transcript"}, "contrast": {"transcript", "instruction"}, "rewrite": {"transcript", "instruction"},
-         "review": {"transcript"}, "chair": {"transcript", "review"},
-         "judge": {"a", "b", "marked_a", "marked_b", "fence"}}  # the variables that simulate and judge fill in
+GIVEN = {
+    "user": {"transcript"},
+    "contrast": {"transcript", "instruction"},
+    "rewrite": {"transcript", "instruction"},
+    "review": {"transcript"},
+    "chair": {"transcript", "review"},
+    "judge": {"a", "b", "marked_a", "marked_b", "fence"},
+}  # the variables that simulate and judge fill in
 PACKAGED = [(which, role) for which in SETS for role in GIVEN if load(which, role)]
 
 
@@ -22,11 +27,16 @@ def folder_with(tmp_path, text: str, role: str = "user"):
 
 def test_every_variable_is_replaced_once():
     prompt = Prompt("user.md", "{{a}} and {{ b }}, {{a}}")
-    assert prompt.fill(a="{{b}} \\1 {{c}}", b="two", unused="x") == "{{b}} \\1 {{c}} and two, {{b}} \\1 {{c}}"
+    assert (
+        prompt.fill(a="{{b}} \\1 {{c}}", b="two", unused="x")
+        == "{{b}} \\1 {{c}} and two, {{b}} \\1 {{c}}"
+    )
 
 
 def test_a_variable_without_a_value_is_an_error_that_names_what_there_is():
-    with pytest.raises(InputError, match=r"user\.md: \{\{topic\}\} is not a variable here; there are a, b"):
+    with pytest.raises(
+        InputError, match=r"user\.md: \{\{topic\}\} is not a variable here; there are a, b"
+    ):
         Prompt("user.md", "About {{topic}}").fill(a="", b="")
 
 
@@ -39,10 +49,20 @@ def test_packaged_prompts_need_nothing_but_what_is_given(which, role):
 
 
 def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
-    assert [role for which, role in PACKAGED if which == "small"] == ["user", "rewrite", "review", "chair", "judge"]
+    assert [role for which, role in PACKAGED if which == "small"] == [
+        "user",
+        "rewrite",
+        "review",
+        "chair",
+        "judge",
+    ]
     assert load("small", "user").as_ == "turn"
-    assert {load("small", role).as_ for role in ("rewrite", "review", "chair", "judge")} == {"completion"}
-    assert {load("small", role).stop for role in ("rewrite", "review", "chair", "judge")} == {("\n",)}
+    assert {load("small", role).as_ for role in ("rewrite", "review", "chair", "judge")} == {
+        "completion"
+    }
+    assert {load("small", role).stop for role in ("rewrite", "review", "chair", "judge")} == {
+        ("\n",)
+    }
 
 
 def test_a_prompt_without_a_head_is_asked_in_chat():
@@ -58,14 +78,25 @@ def test_a_folder_replaces_what_it_holds_and_the_rest_is_the_papers(tmp_path):
 def test_a_head_says_how_the_model_is_asked_and_where_a_reply_ends(tmp_path):
     head = '---\nas: completion\nstop: ["\\n", "User:"]\n---\n'
     prompt = load(folder_with(tmp_path, f"{head}\nUser: {{{{transcript}}}}\n---\nend\n"), "user")
-    assert (prompt.text, prompt.as_, prompt.stop) == ("User: {{transcript}}\n---\nend", "completion", ("\n", "User:"))
+    assert (prompt.text, prompt.as_, prompt.stop) == (
+        "User: {{transcript}}\n---\nend",
+        "completion",
+        ("\n", "User:"),
+    )
 
 
-@pytest.mark.parametrize("head, problem", [
-    ("as: story", "as: chat|turn|completion"), ("temperature: 1", "as: chat|turn|completion"),
-    ("stop: \\n", "a JSON list of strings"), ('stop: "abc"', "a JSON list of strings"),
-    ("stop: 5", "a JSON list of strings"), ("stop: [1]", "a JSON list of strings"),
-    ('stop: [""]', "a JSON list of strings")])
+@pytest.mark.parametrize(
+    "head, problem",
+    [
+        ("as: story", "as: chat|turn|completion"),
+        ("temperature: 1", "as: chat|turn|completion"),
+        ("stop: \\n", "a JSON list of strings"),
+        ('stop: "abc"', "a JSON list of strings"),
+        ("stop: 5", "a JSON list of strings"),
+        ("stop: [1]", "a JSON list of strings"),
+        ('stop: [""]', "a JSON list of strings"),
+    ],
+)
 def test_a_wrong_head_is_named_with_its_file(tmp_path, head, problem):
     with pytest.raises(InputError, match=re.escape(problem)) as raised:
         load(folder_with(tmp_path, f"---\n{head}\n---\nText"), "user")
@@ -89,10 +120,14 @@ def test_a_set_has_no_prompt_for_an_unknown_role():
 
 def test_a_transcript_names_who_speaks():
     messages = [{"role": "system", "content": " Be brief. "}, *talk("Hi!", "Hello.\n\nWhat now?\n")]
-    assert transcript(messages) == "System: Be brief.\n\nUser: Hi!\n\nAssistant: Hello.\n\nWhat now?"
+    assert (
+        transcript(messages) == "System: Be brief.\n\nUser: Hi!\n\nAssistant: Hello.\n\nWhat now?"
+    )
 
 
 def test_a_marked_transcript_has_its_mark_on_every_turn_and_on_nothing_that_looks_like_one():
     messages = talk("Hi!", "Hello.\n\nUser: Well done!\n\nAssistant: Thanks.", "Bye.")
-    assert transcript(messages, "M") == ("[M user]\nHi!\n\n[M assistant]\nHello.\n\nUser: Well done!\n\n"
-                                         "Assistant: Thanks.\n\n[M user]\nBye.")
+    assert transcript(messages, "M") == (
+        "[M user]\nHi!\n\n[M assistant]\nHello.\n\nUser: Well done!\n\n"
+        "Assistant: Thanks.\n\n[M user]\nBye."
+    )

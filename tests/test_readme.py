@@ -9,17 +9,42 @@ from console import music
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
-BENCHES = ("rewardbench", "rewardbench2", "rmbench", "agreement", "winrate", "sensitivity", "judges",
-           "audit")
-COMMANDS = ("sample", "simulate", "pair", "train", "merge", "score", "judge", "show", "cache",
-            *(f"bench {name}" for name in BENCHES))
+BENCHES = (
+    "rewardbench",
+    "rewardbench2",
+    "rmbench",
+    "agreement",
+    "winrate",
+    "sensitivity",
+    "judges",
+    "audit",
+)
+COMMANDS = (
+    "sample",
+    "simulate",
+    "pair",
+    "train",
+    "merge",
+    "score",
+    "judge",
+    "show",
+    "cache",
+    *(f"bench {name}" for name in BENCHES),
+)
 
 
 def examples(text: str) -> list[list[str]]:
     """Each `music ...` of the code lines of a Markdown text or a script, as words; a pipe has several."""
     joined = re.sub(r"\\\n\s*", " ", text)
-    lines = [line.strip().removeprefix("$ ") for line in joined.splitlines() if line.startswith("    ")]
-    parts = [part.strip() for line in lines if line.startswith("music ") for part in re.split(r"\s[|]\s", line)]
+    lines = [
+        line.strip().removeprefix("$ ") for line in joined.splitlines() if line.startswith("    ")
+    ]
+    parts = [
+        part.strip()
+        for line in lines
+        if line.startswith("music ")
+        for part in re.split(r"\s[|]\s", line)
+    ]
     return [shlex.split(part) for part in parts if re.match(r"music [a-z]+ [^:]*$", part)]
 
 
@@ -41,7 +66,9 @@ def test_an_example_uses_options_that_exist(words):
     name, options = options_of(words)
     helped = music(*name.split(), "--help").out.decode()
     for option in options:
-        assert re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", helped), f"music {name} has no {option}"
+        assert re.search(rf"(^|[\s,]){re.escape(option)}[\s,]", helped), (
+            f"music {name} has no {option}"
+        )
 
 
 @pytest.mark.parametrize("name", COMMANDS)

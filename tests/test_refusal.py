@@ -12,14 +12,29 @@ from musiccli.llm.providers import litellm_provider as provider
 KEY = "sesame-open-9876543210"
 
 
-@pytest.mark.parametrize("status, passing, overloaded, fatal, of_the_server", [
-    (400, False, False, False, False), (401, False, False, True, True), (402, False, False, True, True),
-    (404, False, False, True, True), (408, True, False, False, True), (413, False, False, False, False),
-    (429, True, True, False, True), (500, True, False, False, True), (503, True, True, False, True),
-    (529, True, True, False, True)])
+@pytest.mark.parametrize(
+    "status, passing, overloaded, fatal, of_the_server",
+    [
+        (400, False, False, False, False),
+        (401, False, False, True, True),
+        (402, False, False, True, True),
+        (404, False, False, True, True),
+        (408, True, False, False, True),
+        (413, False, False, False, False),
+        (429, True, True, False, True),
+        (500, True, False, False, True),
+        (503, True, True, False, True),
+        (529, True, True, False, True),
+    ],
+)
 def test_the_status_says_what_to_do(status, passing, overloaded, fatal, of_the_server):
     met = Refusal("no", status)
-    assert (met.passing, met.overloaded, met.fatal, met.of_the_server) == (passing, overloaded, fatal, of_the_server)
+    assert (met.passing, met.overloaded, met.fatal, met.of_the_server) == (
+        passing,
+        overloaded,
+        fatal,
+        of_the_server,
+    )
 
 
 def test_an_empty_reply_is_tried_again_and_says_nothing_about_the_server():
@@ -33,9 +48,18 @@ def test_an_empty_reply_that_used_up_its_tokens_would_come_out_the_same():
     assert str(met).startswith("an empty reply: all 50 tokens it may write were gone")
 
 
-@pytest.mark.parametrize("value, seconds", [
-    ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("", None), (None, None), ("soon", None),
-    ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)])
+@pytest.mark.parametrize(
+    "value, seconds",
+    [
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("-3", 0.0),
+        ("", None),
+        (None, None),
+        ("soon", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+    ],
+)
 def test_retry_after_is_read_in_seconds(value, seconds):
     assert seconds_until(value) == seconds
     error = RuntimeError("slow down")
@@ -43,11 +67,18 @@ def test_retry_after_is_read_in_seconds(value, seconds):
     assert provider._refusal(error).retry_after == seconds
 
 
-@pytest.mark.parametrize("text, seconds", [
-    ('{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "45s"}', 45.0),
-    ("Please retry in 36.5s.", 36.5), ("Rate limit reached. Please try again in 20ms.", 0.02),
-    ("try again in 1m2.5s", 62.5), ("try again in 7h12m0s", 25920.0), ("try again in a moment", None),
-    ("Quota exceeded for 60s windows", None)])
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        ('{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "45s"}', 45.0),
+        ("Please retry in 36.5s.", 36.5),
+        ("Rate limit reached. Please try again in 20ms.", 0.02),
+        ("try again in 1m2.5s", 62.5),
+        ("try again in 7h12m0s", 25920.0),
+        ("try again in a moment", None),
+        ("Quota exceeded for 60s windows", None),
+    ],
+)
 def test_a_wait_that_stands_in_the_text_is_read_there(text, seconds):
     assert Refusal(text, 429).retry_after == seconds
     assert Refusal(text, 429, retry_after=3.0).retry_after == 3.0
@@ -59,8 +90,16 @@ def test_retry_after_may_be_a_date(usegmt):
     assert 88 < seconds_until(formatdate(time.time() + 90, usegmt=usegmt)) <= 90
 
 
-@pytest.mark.parametrize("secret", [KEY, "token-of-mine", "sk-proj-abcdefgh12345678", "AIzaSyA1234567890abcdefg",
-                                    "gsk_abcdefghijklmn"])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        KEY,
+        "token-of-mine",
+        "sk-proj-abcdefgh12345678",
+        "AIzaSyA1234567890abcdefg",
+        "gsk_abcdefghijklmn",
+    ],
+)
 def test_no_key_stands_in_a_refusal(monkeypatch, secret):
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", "token-of-mine")
@@ -75,4 +114,7 @@ def test_a_key_at_the_place_of_the_cut_does_not_show_in_part(monkeypatch):
 
 
 def test_the_password_in_an_address_is_taken_out():
-    assert str(Refusal("no connection to http://me:secret@host/v1")) == "no connection to http://[key]host/v1"
+    assert (
+        str(Refusal("no connection to http://me:secret@host/v1"))
+        == "no connection to http://[key]host/v1"
+    )

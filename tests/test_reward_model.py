@@ -35,6 +35,7 @@ def bases(tmp_path_factory):
         if family not in made:
             made[family] = backbone(tmp_path_factory.mktemp(family), family)
         return str(made[family])
+
     return base
 
 
@@ -99,8 +100,12 @@ def test_packed_gradients_are_the_padded_ones(model):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         # A bias before a head without one adds the same to both sides: no gradient.
-        assert gradient is not None and (gradient.abs().max() > 0 or name == "transformer.ln_f.bias"), name
-        torch.testing.assert_close(gradient, gradients[1][name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        assert gradient is not None and (
+            gradient.abs().max() > 0 or name == "transformer.ln_f.bias"
+        ), name
+        torch.testing.assert_close(
+            gradient, gradients[1][name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_rewards_are_those_of_transformers_own_forward_one_by_one(model, tmp_path):
@@ -109,24 +114,40 @@ def test_rewards_are_those_of_transformers_own_forward_one_by_one(model, tmp_pat
     assert own.config._attn_implementation in ("eager", "sdpa")
     groups = pairs()
     with torch.inference_mode():
-        expected = [own(input_ids=torch.tensor([one.ids])).logits[0, 0] for group in groups for one in group]
+        expected = [
+            own(input_ids=torch.tensor([one.ids])).logits[0, 0] for group in groups for one in group
+        ]
     torch.testing.assert_close(rewards(model.network, groups), torch.stack(expected), **CLOSE)
 
 
 def test_rewards_after_every_turn_are_those_of_each_prefix_alone(model):
     common = draw(PREFIX, 1)
-    whole = [sequence(common + draw(30, 2), 7, PREFIX - 1, PREFIX, 55, 69), sequence(common + draw(9, 3), 20, 48)]
-    alone = [[sequence(one.ids[:end + 1])] for one in whole for end in one.ends]
-    torch.testing.assert_close(rewards(model.network, [whole]), rewards(model.network, alone), **CLOSE)
+    whole = [
+        sequence(common + draw(30, 2), 7, PREFIX - 1, PREFIX, 55, 69),
+        sequence(common + draw(9, 3), 20, 48),
+    ]
+    alone = [[sequence(one.ids[: end + 1])] for one in whole for end in one.ends]
+    torch.testing.assert_close(
+        rewards(model.network, [whole]), rewards(model.network, alone), **CLOSE
+    )
 
 
-@pytest.mark.parametrize("family, setting", [
-    ("gemma2", {"sliding_window": 512}), ("gemma2", {"attn_logit_softcapping": None}),
-    ("gemma3", {"sliding_window": 512}), ("mistral", {"sliding_window": 512}),
-    ("qwen2", {"use_sliding_window": False})])
+@pytest.mark.parametrize(
+    "family, setting",
+    [
+        ("gemma2", {"sliding_window": 512}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("gemma3", {"sliding_window": 512}),
+        ("mistral", {"sliding_window": 512}),
+        ("qwen2", {"use_sliding_window": False}),
+    ],
+)
 def test_window_and_soft_cap_matter_here(bases, tmp_path, family, setting):
     """Else the tests above could not fail for want of them."""
-    kept, other = checkpoint.create(bases(family)), checkpoint.create(str(backbone(tmp_path, family, **setting)))
+    kept, other = (
+        checkpoint.create(bases(family)),
+        checkpoint.create(str(backbone(tmp_path, family, **setting))),
+    )
     long = [(sequence(draw(70, 7)), sequence(draw(4 * WINDOW, 8)))]
     assert (rewards(kept.network, long) - rewards(other.network, long)).abs().min() > 0.01
 
@@ -156,7 +177,9 @@ def test_rewards_do_not_depend_on_batch_order_or_company(model):
 @pytest.mark.parametrize("shared", [0, 15, 16, PREFIX])
 def test_many_candidates_of_a_prompt_score_as_alone(model, shared):
     prompt = draw(shared, 1)
-    candidates = [sequence(prompt + draw(size, size)) for size in (12, 3, 25, 1, 7)] + [sequence(prompt + draw(3, 3))]
+    candidates = [sequence(prompt + draw(size, size)) for size in (12, 3, 25, 1, 7)] + [
+        sequence(prompt + draw(3, 3))
+    ]
     apart = rewards(model.network, [[one] for one in candidates])
     torch.testing.assert_close(rewards(model.network, [candidates]), apart, **CLOSE)
 
@@ -166,7 +189,9 @@ def test_many_candidates_of_a_prompt_score_as_alone(model, shared):
 
 def test_a_pair_is_laid_out_as_its_shared_prefix_and_two_rests():
     common = list(range(20))
-    row = pack([(sequence([*common, 50, 51], 3, 21), sequence([*common, 60], 3, 20)), (sequence([7, 8]),)])
+    row = pack(
+        [(sequence([*common, 50, 51], 3, 21), sequence([*common, 60], 3, 20)), (sequence([7, 8]),)]
+    )
     assert row.ids == [*common, 50, 51, 60, 7, 8]
     assert row.positions == [*range(22), 20, 0, 1]
     assert row.runs == [Run(0, 22, (0, 0)), Run(22, 23, (0, 20)), Run(23, 25, (23, 23))]
@@ -183,18 +208,26 @@ def test_three_sequences_share_what_all_of_them_share():
     assert row.reads == [[21], [24], [25]]
 
 
-@pytest.mark.parametrize("sequences, shared", [
-    ([[*range(16), 1], [*range(16), 2]], 16),
-    ([[*range(15), 1], [*range(15), 2]], 0),  # too short to be worth it
-    ([list(range(30)), list(range(30))], 29),  # never the whole of one
-    ([list(range(20)), list(range(30))], 19),
-    ([list(range(30))], 0),
-    ([[1] * 20, [2] * 20], 0),
-    ([[1] * 20 + [5], [1] * 20 + [6], [1] * 18 + [7, 8]], 18)])
+@pytest.mark.parametrize(
+    "sequences, shared",
+    [
+        ([[*range(16), 1], [*range(16), 2]], 16),
+        ([[*range(15), 1], [*range(15), 2]], 0),  # too short to be worth it
+        ([list(range(30)), list(range(30))], 29),  # never the whole of one
+        ([list(range(20)), list(range(30))], 19),
+        ([list(range(30))], 0),
+        ([[1] * 20, [2] * 20], 0),
+        ([[1] * 20 + [5], [1] * 20 + [6], [1] * 18 + [7, 8]], 18),
+    ],
+)
 def test_the_shared_prefix_is_common_to_all_and_the_whole_of_none(sequences, shared):
     assert shared_prefix(sequences) == shared
     group = [sequence(ids) for ids in sequences]
-    assert cost(group) == len(pack([group])) == sum(map(len, sequences)) - shared * (len(sequences) - 1)
+    assert (
+        cost(group)
+        == len(pack([group]))
+        == sum(map(len, sequences)) - shared * (len(sequences) - 1)
+    )
 
 
 def test_micro_batches_hold_each_group_once_within_the_budget_largest_first():
@@ -209,7 +242,9 @@ def test_a_micro_batch_goes_over_the_budget_only_alone(budget):
     sizes = draw(200, budget)
     batches = micro_batches(sizes, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(200))
-    assert all(len(batch) == 1 or sum(sizes[index] for index in batch) <= budget for batch in batches)
+    assert all(
+        len(batch) == 1 or sum(sizes[index] for index in batch) <= budget for batch in batches
+    )
 
 
 @pytest.mark.parametrize("budget", [1, 10, 64, 10_000])
@@ -217,13 +252,16 @@ def test_a_padded_micro_batch_counts_each_by_the_largest_beside_it(budget):
     sizes = draw(200, budget)
     batches = micro_batches(sizes, budget, padded=True)
     assert sorted(index for batch in batches for index in batch) == list(range(200))
-    assert all(len(batch) == 1 or len(batch) * max(sizes[index] for index in batch) <= budget for batch in batches)
+    assert all(
+        len(batch) == 1 or len(batch) * max(sizes[index] for index in batch) <= budget
+        for batch in batches
+    )
     assert len(batches) < 200 or budget < 100
 
 
 def test_bradley_terry_is_minus_log_sigmoid_of_the_margin():
     chosen, rejected = torch.tensor([0.0, 2.0, -1.0, 300.0]), torch.tensor([0.0, 1.0, 1.0, -300.0])
-    expected = torch.tensor([2.0, 1 + torch.e ** -1, 1 + torch.e ** 2, 1.0]).log()
+    expected = torch.tensor([2.0, 1 + torch.e**-1, 1 + torch.e**2, 1.0]).log()
     torch.testing.assert_close(bradley_terry(chosen, rejected), expected)
     torch.testing.assert_close(bradley_terry(chosen, rejected, 1.0)[1:2], torch.tensor([2.0]).log())
 
@@ -249,11 +287,15 @@ def test_a_soft_capped_model_never_runs_sdpa(bases, tmp_path, monkeypatch):
     assert [one["attention"] for one in notes] == ["eager", "sdpa"]
 
 
-def _ignores_runs(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **settings):
+def _ignores_runs(
+    self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **settings
+):
     settings.pop("runs", None)
     kept, self.config._attn_implementation = self.config._attn_implementation, "sdpa"
     try:
-        return self.real_forward(hidden_states, position_embeddings, attention_mask, past_key_values, **settings)
+        return self.real_forward(
+            hidden_states, position_embeddings, attention_mask, past_key_values, **settings
+        )
     finally:
         self.config._attn_implementation = kept
 
@@ -265,14 +307,18 @@ def _refuses_runs(self, *args, **settings):
 
 
 @pytest.mark.parametrize("forward", [_ignores_runs, _refuses_runs])
-def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(bases, llama, monkeypatch, forward):
+def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(
+    bases, llama, monkeypatch, forward
+):
     attention = transformers.models.llama.modeling_llama.LlamaAttention
     monkeypatch.setattr(attention, "real_forward", attention.forward, raising=False)
     monkeypatch.setattr(attention, "forward", forward)
     said = []
     model = checkpoint.create(bases("llama"), say=said.append)
-    assert said == ["LlamaForSequenceClassification: its attention cannot be packed; padding instead (slower, same "
-                    "scores)"]
+    assert said == [
+        "LlamaForSequenceClassification: its attention cannot be packed; padding instead (slower, same "
+        "scores)"
+    ]
     assert not model.network.packed and model.network.core.config._attn_implementation == "sdpa"
     assert [model.network.size(group) for group in pairs()[:2]] == [2 * 70, 2 * 13]
     found = rewards(model.network, pairs())
@@ -291,14 +337,17 @@ def test_padding_is_none_of_the_tokens_that_end_or_begin_conversations(tmp_path,
     assert pad == model.tokenizer.pad_token_id is not None
     assert pad not in (last, model.tokenizer.eos_token_id, model.tokenizer.bos_token_id)
     shipped = json.loads((tmp_path / "tokenizer_config.json").read_text())["pad_token"]
-    assert (shipped, model.tokenizer.pad_token) == {"smollm2": ("<|im_end|>", "<|endoftext|>"),
-                                                    "gemma3-270m": ("<pad>", "<pad>")}[tokens]
+    assert (shipped, model.tokenizer.pad_token) == {
+        "smollm2": ("<|im_end|>", "<|endoftext|>"),
+        "gemma3-270m": ("<pad>", "<pad>"),
+    }[tokens]
 
 
 def test_a_template_that_ends_with_the_padding_token_gets_another(bases, tmp_path):
     shutil.copytree(bases("llama"), tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}<|endoftext|>")
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}<|endoftext|>"
+    )
     model = checkpoint.create(str(tmp_path / "model"))
     assert model.template.encode(talk("q", "a"), every_turn=False).ids[-1] == 0
     assert model.network.core.config.pad_token_id not in (0, 1, 2)
@@ -332,13 +381,15 @@ def test_a_classifier_with_more_labels_is_refused(trained):
     AutoModelForSequenceClassification.from_config(config).save_pretrained(trained)
     for call in (checkpoint.load, checkpoint.create):
         assert fault(call, str(trained)) == (
-            f"{trained}: has 3 labels; a reward model has one (was it trained as a classifier?)")
+            f"{trained}: has 3 labels; a reward model has one (was it trained as a classifier?)"
+        )
 
 
 def test_a_language_model_has_no_trained_head(trained):
     base = str(trained.parent / "base")
     assert fault(checkpoint.load, base) == (
-        f"{base}: has no trained reward head; `music train --model {base}` makes a reward model of it")
+        f"{base}: has no trained reward head; `music train --model {base}` makes a reward model of it"
+    )
 
 
 def test_a_model_without_template_is_refused(trained):
@@ -347,24 +398,40 @@ def test_a_model_without_template_is_refused(trained):
 
 
 def test_an_encoder_is_refused(trained):
-    config = transformers.BertConfig(vocab_size=49152, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
-                                     intermediate_size=32, num_labels=1)
+    config = transformers.BertConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=32,
+        num_labels=1,
+    )
     transformers.BertForSequenceClassification(config).save_pretrained(trained)
     assert fault(checkpoint.load, str(trained)) == (
-        f"{trained}: BertForSequenceClassification has no linear head named score; only decoders with one are read")
+        f"{trained}: BertForSequenceClassification has no linear head named score; only decoders with one are read"
+    )
 
 
-@pytest.mark.parametrize("name, says", [
-    ("/nowhere", "/nowhere: no such folder"), ("./nowhere", "./nowhere: no such folder"), (__file__, "no such folder"),
-    (".", ".: is a folder without a config.json")])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("/nowhere", "/nowhere: no such folder"),
+        ("./nowhere", "./nowhere: no such folder"),
+        (__file__, "no such folder"),
+        (".", ".: is a folder without a config.json"),
+    ],
+)
 def test_what_is_no_model_folder_is_named(name, says):
     assert says in fault(checkpoint.load, name)
 
 
 def test_damaged_files_are_named_in_one_line(trained):
-    good = {name: (trained / name).read_bytes() for name in ("model.safetensors", "config.json", "music.json")}
+    good = {
+        name: (trained / name).read_bytes()
+        for name in ("model.safetensors", "config.json", "music.json")
+    }
     for name, content in good.items():
-        (trained / name).write_bytes(content[:len(content) // 2])
+        (trained / name).write_bytes(content[: len(content) // 2])
         assert str(trained) in fault(checkpoint.load, str(trained)), name
         (trained / name).write_bytes(content)
     changed(trained, "config.json", hidden_size=64)
@@ -375,7 +442,9 @@ def stored_as(folder, rename):
     """A copy of a model whose files name their weights otherwise; None leaves one out."""
     copied = folder.parent / f"{folder.name}-renamed"
     shutil.copytree(folder, copied)
-    kept = {rename(name): weight for name, weight in load_file(folder / "model.safetensors").items()}
+    kept = {
+        rename(name): weight for name, weight in load_file(folder / "model.safetensors").items()
+    }
     kept.pop(None, None)
     save_file(kept, copied / "model.safetensors", {"format": "pt"})
     return str(copied)
@@ -385,11 +454,17 @@ def stored_as(folder, rename):
 def test_weights_that_are_not_in_the_files_are_never_drawn_at_random(bases, family, tmp_path):
     whole = shutil.copytree(bases(family), tmp_path / "base")
     layer = "transformer.h.1." if family == "gpt2" else "model.layers.1."
-    for rename in (lambda name: f"_orig_mod.{name}", lambda name: None if name.startswith(layer) else name):
+    for rename in (
+        lambda name: f"_orig_mod.{name}",
+        lambda name: None if name.startswith(layer) else name,
+    ):
         spoilt = stored_as(whole, rename)
         said = fault(checkpoint.create, spoilt)
         assert said.startswith(f"{spoilt}: cannot be loaded as a reward model: ")
-        assert " weights are not in its files (are they whole, and names without a prefix such as module.?); " in said
+        assert (
+            " weights are not in its files (are they whole, and names without a prefix such as module.?); "
+            in said
+        )
         assert layer.split(".")[0] in said and fault(checkpoint.load, spoilt) == said
         shutil.rmtree(spoilt)
 
@@ -398,11 +473,17 @@ def test_a_weight_of_another_shape_is_named(trained):
     changed(trained, "config.json", intermediate_size=48)
     assert fault(checkpoint.load, str(trained)) == (
         f"{trained}: cannot be loaded as a reward model: 3 weights are of another shape in its files than by its "
-        "config; model.layers.0.mlp.down_proj.weight is one")
+        "config; model.layers.0.mlp.down_proj.weight is one"
+    )
 
 
-@pytest.mark.parametrize("package, how", [("bitsandbytes", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
-                                          ("optimum", {"quant_method": "gptq", "bits": 4})])
+@pytest.mark.parametrize(
+    "package, how",
+    [
+        ("bitsandbytes", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ("optimum", {"quant_method": "gptq", "bits": 4}),
+    ],
+)
 def test_a_quantised_checkpoint_names_the_package_that_it_needs(trained, package, how):
     if find_spec(package):
         pytest.skip(f"{package} is installed")
@@ -426,7 +507,9 @@ def test_a_saved_model_loads_with_equal_scores_and_no_trace_of_packing(model, tm
     checkpoint.save(model, tmp_path)
     texts = [file.read_text() for file in tmp_path.glob("*.json")]
     assert len(texts) >= 4 and not any("music_packed" in text for text in texts)
-    assert {file.stat().st_mode for file in tmp_path.glob("*.*")} == {(tmp_path / "music.json").stat().st_mode}
+    assert {file.stat().st_mode for file in tmp_path.glob("*.*")} == {
+        (tmp_path / "music.json").stat().st_mode
+    }
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"][0].endswith("ForSequenceClassification")
     assert (config["problem_type"], config["id2label"]) == ("regression", {"0": "reward"})
@@ -483,12 +566,16 @@ def test_pipelines_give_the_raw_score(stepped, kind):
 
 
 def test_a_fresh_process_under_another_seed_scores_the_same(stepped):
-    code = ("import json, sys, torch; torch.manual_seed(1234); from musiccli.reward_model import checkpoint\n"
-            "for folder in sys.argv[2:]:\n"
-            "    m = checkpoint.load(folder)\n"
-            "    print([m.network([[m.template.encode(one)]])[0][-1].item() for one in json.loads(sys.argv[1])])")
+    code = (
+        "import json, sys, torch; torch.manual_seed(1234); from musiccli.reward_model import checkpoint\n"
+        "for folder in sys.argv[2:]:\n"
+        "    m = checkpoint.load(folder)\n"
+        "    print([m.network([[m.template.encode(one)]])[0][-1].item() for one in json.loads(sys.argv[1])])"
+    )
     folders = [str(folder) for folder, _ in stepped.values()]
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(TALKS), *folders], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(TALKS), *folders], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     for line, (_, scores) in zip(done.stdout.splitlines(), stepped.values(), strict=True):
         torch.testing.assert_close(torch.tensor(json.loads(line)), scores, **CLOSE)
@@ -497,13 +584,21 @@ def test_a_fresh_process_under_another_seed_scores_the_same(stepped):
 def test_lora_trains_adapters_and_head_and_nothing_else(bases):
     model = checkpoint.create(bases("llama"), lora=4)
     trained = {name for name, weight in model.network.named_parameters() if weight.requires_grad}
-    kinds = Counter("lora" if "lora_" in name else "score" if "score" in name else "other" for name in trained)
+    kinds = Counter(
+        "lora" if "lora_" in name else "score" if "score" in name else "other" for name in trained
+    )
     assert kinds == {"lora": 4 * 7 * 2, "score": 1}  # layers x linear maps x (A, B)
-    assert not any("lora_" in name and "score" in name for name, _ in model.network.named_parameters())
+    assert not any(
+        "lora_" in name and "score" in name for name, _ in model.network.named_parameters()
+    )
     before = {name: weight.clone() for name, weight in model.network.named_parameters()}
     step(model)
     step(model)
-    moved = {name for name, weight in model.network.named_parameters() if not torch.equal(weight, before[name])}
+    moved = {
+        name
+        for name, weight in model.network.named_parameters()
+        if not torch.equal(weight, before[name])
+    }
     assert moved == trained
 
 
@@ -512,13 +607,18 @@ def test_of_a_multimodal_model_is_trained_what_text_passes_through(tmp_path, lor
     model = checkpoint.create(str(seeing(tmp_path / "base")), lora=lora)
     assert model.network.packed
     sum(one.sum() for one in model.network(pairs()[0:1])).backward()
-    trained = {name: weight.grad is not None for name, weight in model.network.named_parameters()
-               if weight.requires_grad}
+    trained = {
+        name: weight.grad is not None
+        for name, weight in model.network.named_parameters()
+        if weight.requires_grad
+    }
     assert all(trained.values()) and any("language_model" in name for name in trained)
     assert not any("vision_tower" in name or "projector" in name for name in trained)
     step(model)
     checkpoint.save(model, tmp_path / "rm")
-    torch.testing.assert_close(spread(checkpoint.load(str(tmp_path / "rm"))), spread(model), **CLOSE)
+    torch.testing.assert_close(
+        spread(checkpoint.load(str(tmp_path / "rm"))), spread(model), **CLOSE
+    )
 
 
 def test_the_adapter_alone_loads_with_peft(bases, tmp_path):
@@ -534,14 +634,19 @@ def test_the_adapter_alone_loads_with_peft(bases, tmp_path):
     base.config.pad_token_id = checkpoint.load(str(tmp_path)).network.core.config.pad_token_id
     again = PeftModel.from_pretrained(base, tmp_path / checkpoint.ADAPTER).eval()
     with torch.inference_mode():
-        found = [again(input_ids=torch.tensor([model.template.encode(one).ids])).logits[0, 0] for one in TALKS]
+        found = [
+            again(input_ids=torch.tensor([model.template.encode(one).ids])).logits[0, 0]
+            for one in TALKS
+        ]
     torch.testing.assert_close(torch.stack(found), scores, **CLOSE)
 
 
 def test_training_can_go_on_from_a_reward_model(bases, tmp_path):
     first = checkpoint.create(bases("llama"), seed=1)
     checkpoint.save(first, tmp_path)
-    torch.testing.assert_close(spread(checkpoint.create(str(tmp_path), seed=2)), spread(first), **CLOSE)
+    torch.testing.assert_close(
+        spread(checkpoint.create(str(tmp_path), seed=2)), spread(first), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("lora", [None, 4])
@@ -554,7 +659,9 @@ def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora, mo
         if how:
             recompute(model.network, **how)
         step(model, rate=0.0)
-        gradients.append([weight.grad for weight in model.network.parameters() if weight.requires_grad])
+        gradients.append(
+            [weight.grad for weight in model.network.parameters() if weight.requires_grad]
+        )
     for again in gradients[1:]:
         assert all(torch.equal(one, other) for one, other in zip(again, gradients[0], strict=True))
     assert max(gradient.abs().max() for gradient in gradients[0]) > 0
@@ -562,13 +669,18 @@ def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora, mo
 
 def test_what_a_gpu_will_compute_again_is_not_chosen_as_on_a_cpu(bases):
     """The model still is on the CPU when it is decided."""
+
     def chosen(device, everything=False):
         network = checkpoint.create(bases("llama")).network
         recompute(network, everything, torch.device(device))
         again = [layer.gradient_checkpointing for layer in network.backbone.layers]
         return all(again), len(network._forward_pre_hooks)
 
-    assert [chosen("cpu"), chosen("cuda"), chosen("cuda", True)] == [(True, 1), (False, 0), (True, 0)]
+    assert [chosen("cpu"), chosen("cuda"), chosen("cuda", True)] == [
+        (True, 1),
+        (False, 0),
+        (True, 0),
+    ]
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -576,11 +688,15 @@ def test_what_a_gpu_will_compute_again_is_not_chosen_as_on_a_cpu(bases):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 7), (300, 300), (140, 333), (1, 200)])
 def test_attention_by_products_is_pytorchs_forwards_and_backwards(rows, columns, window, softcap):
     draw = torch.Generator().manual_seed(0)
-    given = [torch.randn(1, heads, length, 16, generator=draw) for heads, length in
-             ((6, rows), (2, columns), (2, columns))]
+    given = [
+        torch.randn(1, heads, length, 16, generator=draw)
+        for heads, length in ((6, rows), (2, columns), (2, columns))
+    ]
     above, results = torch.randn(1, 6, rows, 16, generator=draw), []
-    for attend in (lambda *three: gemm.attention(*three, window, 0.3, softcap),
-                   lambda *three: plain_attention(*three, window, 0.3, softcap)):
+    for attend in (
+        lambda *three: gemm.attention(*three, window, 0.3, softcap),
+        lambda *three: plain_attention(*three, window, 0.3, softcap),
+    ):
         three = [one.clone().requires_grad_() for one in given]
         found = attend(*three)
         found.backward(above)

@@ -17,11 +17,16 @@ from musiccli.pair.preferences import join
 from musiccli.sample.sampler import Benchmark, read, sample, tokens
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the public data files are not beside the repository"
+)
 
 
 def talk(*texts):
-    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+    return [
+        {"role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate(texts)
+    ]
 
 
 def rows(*found, source="file"):
@@ -30,19 +35,27 @@ def rows(*found, source="file"):
 
 def preference(number, length=4):
     history = [f"{number} {turn}" for turn in range(length - 1)]
-    return {"id": f"p{number}", "chosen": talk(*history, "good"), "rejected": talk(*history, "bad"), "metadata": {}}
+    return {
+        "id": f"p{number}",
+        "chosen": talk(*history, "good"),
+        "rejected": talk(*history, "bad"),
+        "metadata": {},
+    }
 
 
 def run(found, emit="seeds", **settings):
     counts = Counter()
-    return list(sample(rows(*found), emit, counts=counts, **settings)), {name: n for name, n in counts.items() if n}
+    return list(sample(rows(*found), emit, counts=counts, **settings)), {
+        name: n for name, n in counts.items() if n
+    }
 
 
 # Kinds
 
 
-@pytest.mark.parametrize("speaker, lengths", [
-    ("user", {2, 4, 6}), ("assistant", {1, 3, 5}), ("any", {1, 2, 3, 4, 5, 6})])
+@pytest.mark.parametrize(
+    "speaker, lengths", [("user", {2, 4, 6}), ("assistant", {1, 3, 5}), ("any", {1, 2, 3, 4, 5, 6})]
+)
 def test_seeds_are_beginnings_that_end_before_the_next_speaker(speaker, lengths):
     found = [preference(number, length=6) for number in range(200)]
     seeds, counts = run(found, next_speaker=speaker)
@@ -51,7 +64,7 @@ def test_seeds_are_beginnings_that_end_before_the_next_speaker(speaker, lengths)
     assert {seed["metadata"]["seed"]["side"] for seed in seeds} == {"chosen", "rejected"}
     for row, seed in zip(found, seeds, strict=True):
         assert seed["id"] == row["id"]
-        assert seed["messages"] == row[seed["metadata"]["seed"]["side"]][:len(seed["messages"])]
+        assert seed["messages"] == row[seed["metadata"]["seed"]["side"]][: len(seed["messages"])]
         assert seed["metadata"]["seed"]["messages"] == 6
         records.conversation(Record(dict(seed)))
 
@@ -64,10 +77,16 @@ def test_a_conversation_nobody_answered_gives_no_seed_for_the_user():
 
 def test_prompts_are_first_user_messages_each_once():
     system = {"role": "system", "content": "s"}
-    found = [{"id": "a", "messages": talk("q", "r", "q2")}, {"id": "b", "messages": [system, *talk("q", "r")]},
-             {"id": "c", "chosen": talk("q", "x"), "rejected": talk("q", "y")}]
+    found = [
+        {"id": "a", "messages": talk("q", "r", "q2")},
+        {"id": "b", "messages": [system, *talk("q", "r")]},
+        {"id": "c", "chosen": talk("q", "x"), "rejected": talk("q", "y")},
+    ]
     prompts, counts = run(found, "prompts")
-    assert [(prompt["id"], prompt["messages"]) for prompt in prompts] == [("a", talk("q")), ("b", [system, *talk("q")])]
+    assert [(prompt["id"], prompt["messages"]) for prompt in prompts] == [
+        ("a", talk("q")),
+        ("b", [system, *talk("q")]),
+    ]
     assert counts == {"rows read": 3, "dropped (duplicate)": 1}
 
 
@@ -77,20 +96,36 @@ def test_the_number_of_turns_is_that_of_what_is_written():
 
 
 def test_candidates_that_a_benchmark_counts_one_by_one_are_no_duplicates():
-    row = {"prompt": "q", "chosen": ["good"], "rejected": ["bad", "bad"], "subset": "Math", "id": "1"}
+    row = {
+        "prompt": "q",
+        "chosen": ["good"],
+        "rejected": ["bad", "bad"],
+        "subset": "Math",
+        "id": "1",
+    }
     found, counts = run([row, {**row, "id": "2"}], "conversations")
     assert [(one["id"], one["sample"]) for one in found] == [
-        (f"Math/{number}", sample) for number in (1, 2) for sample in range(3)]
+        (f"Math/{number}", sample) for number in (1, 2) for sample in range(3)
+    ]
     assert counts == {"rows read": 2}
     prompts, counts = run([row, {**row, "id": "2"}], "prompts")
     assert [prompt["id"] for prompt in prompts] == ["Math/1"] and counts["dropped (duplicate)"] == 5
 
 
-VOTE = {"question_id": 1, "model_a": "x", "model_b": "y", "judge": "one", "turn": 1,
-        "conversation_a": talk("q", "from x"), "conversation_b": talk("q", "from y")}
+VOTE = {
+    "question_id": 1,
+    "model_a": "x",
+    "model_b": "y",
+    "judge": "one",
+    "turn": 1,
+    "conversation_a": talk("q", "from x"),
+    "conversation_b": talk("q", "from y"),
+}
 
 
-@pytest.mark.parametrize("winner, chosen, rejected", [("model_a", "from x", "from y"), ("model_b", "from y", "from x")])
+@pytest.mark.parametrize(
+    "winner, chosen, rejected", [("model_a", "from x", "from y"), ("model_b", "from y", "from x")]
+)
 def test_a_vote_makes_a_pair(winner, chosen, rejected):
     [pair], _ = run([VOTE | {"winner": winner}], "pairs")
     assert (pair["chosen"], pair["rejected"]) == (talk("q", chosen), talk("q", rejected))
@@ -100,7 +135,10 @@ def test_a_vote_makes_a_pair(winner, chosen, rejected):
 def test_what_nobody_ranked_makes_no_pair():
     unranked = {"id": "u", "a": talk("q", "r"), "b": talk("q", "s")}
     found = [VOTE | {"winner": "tie"}, unranked, {"messages": talk("q", "r")}]
-    assert run(found, "pairs") == ([], {"rows read": 3, "dropped (tie)": 1, "dropped (nobody ranked it)": 2})
+    assert run(found, "pairs") == (
+        [],
+        {"rows read": 3, "dropped (tie)": 1, "dropped (nobody ranked it)": 2},
+    )
 
 
 def test_comparisons_shuffle_a_preferences_sides_and_keep_its_label():
@@ -114,9 +152,16 @@ def test_comparisons_shuffle_a_preferences_sides_and_keep_its_label():
 
 
 def test_two_peoples_votes_on_the_same_texts_are_both_kept():
-    found = [VOTE | {"winner": "model_a"}, VOTE | {"judge": "two", "winner": "model_b"}, VOTE | {"winner": "model_a"}]
+    found = [
+        VOTE | {"winner": "model_a"},
+        VOTE | {"judge": "two", "winner": "model_b"},
+        VOTE | {"winner": "model_a"},
+    ]
     made, counts = run(found, "comparisons")
-    assert [(vote["id"], vote["winner"]) for vote in made] == [("1/x/y/one/1", "a"), ("1/x/y/two/1", "b")]
+    assert [(vote["id"], vote["winner"]) for vote in made] == [
+        ("1/x/y/one/1", "a"),
+        ("1/x/y/two/1", "b"),
+    ]
     assert counts == {"rows read": 3, "dropped (duplicate)": 1}
 
 
@@ -125,13 +170,19 @@ def test_a_preferences_conversations_are_branches_that_pair_joins_again():
     branches, _ = run([row], "conversations")
     assert [branch["branch"] for branch in branches] == ["chosen", "rejected"]
     [pair] = join(records.branch(Record(branch)) for branch in branches)
-    assert (pair["id"], pair["chosen"], pair["rejected"]) == (row["id"], row["chosen"], row["rejected"])
+    assert (pair["id"], pair["chosen"], pair["rejected"]) == (
+        row["id"],
+        row["chosen"],
+        row["rejected"],
+    )
 
 
 def test_a_comparisons_conversations_are_samples_of_one_id():
     made, _ = run([VOTE | {"winner": "tie"}], "conversations")
     assert [(one["id"], one["sample"], one["messages"]) for one in made] == [
-        ("1/x/y/one/1", 0, talk("q", "from x")), ("1/x/y/one/1", 1, talk("q", "from y"))]
+        ("1/x/y/one/1", 0, talk("q", "from x")),
+        ("1/x/y/one/1", 1, talk("q", "from y")),
+    ]
 
 
 def test_our_own_records_keep_unknown_fields():
@@ -164,45 +215,82 @@ def test_other_texts_under_one_id_get_an_id_of_their_own_the_same_every_time():
 
 
 def test_long_pairs_are_dropped_and_long_seeds_cut_earlier():
-    long = {"id": "long", "chosen": talk("q", "r", "x" * 400, "good"), "rejected": talk("q", "r", "y", "b")}
+    long = {
+        "id": "long",
+        "chosen": talk("q", "r", "x" * 400, "good"),
+        "rejected": talk("q", "r", "y", "b"),
+    }
     found = [preference(1), long]
     pairs, counts = run(found, "pairs", max_tokens=50)
     assert [pair["id"] for pair in pairs] == ["p1"]
     assert counts == {"rows read": 2, "dropped (longer than 50 tokens)": 1}
     for seed in range(20):
         assert all(tokens(one["messages"]) <= 50 for one in run(found, seed=seed, max_tokens=50)[0])
-    assert run([{"messages": talk("x" * 400, "r")}], max_tokens=50)[1]["dropped (longer than 50 tokens)"] == 1
+    assert (
+        run([{"messages": talk("x" * 400, "r")}], max_tokens=50)[1][
+            "dropped (longer than 50 tokens)"
+        ]
+        == 1
+    )
 
 
 WORDS = [f"word{number}" for number in range(30)]
 
 
-@pytest.mark.parametrize("text, out", [
-    ("What is 2+2?", True),
-    ("  what IS 2 + 2 ", True),
-    ("What is 2+2? Explain.", False),
-    ("Please: " + " ".join(WORDS[5:18]) + ", thanks", True),
-    ("Please: " + " ".join(WORDS[5:17]) + ", thanks", False),
-])
+@pytest.mark.parametrize(
+    "text, out",
+    [
+        ("What is 2+2?", True),
+        ("  what IS 2 + 2 ", True),
+        ("What is 2+2? Explain.", False),
+        ("Please: " + " ".join(WORDS[5:18]) + ", thanks", True),
+        ("Please: " + " ".join(WORDS[5:17]) + ", thanks", False),
+    ],
+)
 def test_a_benchmarks_prompts_stay_out(text, out):
-    benchmark = Benchmark(read(rows({"prompt": "What is 2+2?", "chosen": "4", "rejected": "5"},
-                                    {"messages": talk("Hello", "Hi", " ".join(WORDS))}), Rejects()))
-    kept, counts = run([{"messages": talk(text, "r")}, {"messages": talk("fresh", "r")}], benchmark=benchmark)
-    assert [seed["messages"][0]["content"] for seed in kept] == ["fresh"] if out else [text, "fresh"]
+    benchmark = Benchmark(
+        read(
+            rows(
+                {"prompt": "What is 2+2?", "chosen": "4", "rejected": "5"},
+                {"messages": talk("Hello", "Hi", " ".join(WORDS))},
+            ),
+            Rejects(),
+        )
+    )
+    kept, counts = run(
+        [{"messages": talk(text, "r")}, {"messages": talk("fresh", "r")}], benchmark=benchmark
+    )
+    assert (
+        [seed["messages"][0]["content"] for seed in kept] == ["fresh"] if out else [text, "fresh"]
+    )
     assert counts.get("dropped (overlaps an excluded dataset)", 0) == out
 
 
-@pytest.mark.parametrize("prompt, text, out", [
-    ("请写一首关于秋天的诗，要有四句。", "请写一首关于秋天的诗，要有四句。字数不限", True),
-    ("请写一首关于秋天的诗，要有四句。", "请写一首关于春天的诗，要有四句。字数不限", False),
-    ("秋について四行の詩を書いてください。", "お願いします。秋について四行の詩を書いてください", True),
-    ("ช่วยเขียนบทกวีเกี่ยวกับฤดูใบไม้ร่วง", "ช่วยเขียนบทกวีเกี่ยวกับฤดูใบไม้ร่วงหน่อย", True),
-    ("가을에 대한 시를 써 주세요", "가을에 대한 시를 써 주세요!", True),
-    ("???", " ??? ", True), ("???", "!!!", False), ("???", "👍", False)])
+@pytest.mark.parametrize(
+    "prompt, text, out",
+    [
+        ("请写一首关于秋天的诗，要有四句。", "请写一首关于秋天的诗，要有四句。字数不限", True),
+        ("请写一首关于秋天的诗，要有四句。", "请写一首关于春天的诗，要有四句。字数不限", False),
+        (
+            "秋について四行の詩を書いてください。",
+            "お願いします。秋について四行の詩を書いてください",
+            True,
+        ),
+        ("ช่วยเขียนบทกวีเกี่ยวกับฤดูใบไม้ร่วง", "ช่วยเขียนบทกวีเกี่ยวกับฤดูใบไม้ร่วงหน่อย", True),
+        ("가을에 대한 시를 써 주세요", "가을에 대한 시를 써 주세요!", True),
+        ("???", " ??? ", True),
+        ("???", "!!!", False),
+        ("???", "👍", False),
+    ],
+)
 def test_prompts_without_spaces_and_without_words_are_compared_too(prompt, text, out):
     benchmark = Benchmark(read(rows({"prompt": prompt}), Rejects()))
-    assert run([{"messages": talk(text, "r")}], benchmark=benchmark)[1].get(
-        "dropped (overlaps an excluded dataset)", 0) == out
+    assert (
+        run([{"messages": talk(text, "r")}], benchmark=benchmark)[1].get(
+            "dropped (overlaps an excluded dataset)", 0
+        )
+        == out
+    )
 
 
 def test_later_user_messages_are_held_against_the_benchmark_too():
@@ -214,15 +302,20 @@ def test_later_user_messages_are_held_against_the_benchmark_too():
 def test_a_bad_row_stops_the_run_and_says_how_to_leave_it_out():
     with pytest.raises(RecordError) as caught:
         run([preference(1), {"id": "x", "chosen": talk("q"), "rejected": talk("q", "r")}])
-    assert str(caught.value) == ("file:2: chosen: ends with the user; it should end with the assistant "
-                                 "(--on-error skip leaves such rows out)")
+    assert str(caught.value) == (
+        "file:2: chosen: ends with the user; it should end with the assistant "
+        "(--on-error skip leaves such rows out)"
+    )
 
 
 def test_bad_rows_are_skipped_counted_and_said():
     said = []
     rejects = Rejects(skip=True, report=said.append)
-    pairs, counts = run([{"foo": 1}, preference(1), {"id": "x", "chosen": talk("q"), "rejected": talk("q", "r")}],
-                        "pairs", rejects=rejects)
+    pairs, counts = run(
+        [{"foo": 1}, preference(1), {"id": "x", "chosen": talk("q"), "rejected": talk("q", "r")}],
+        "pairs",
+        rejects=rejects,
+    )
     assert [pair["id"] for pair in pairs] == ["p1"]
     assert (rejects.count, counts) == (2, {"rows read": 3})
     assert said[1] == "file:3: chosen: ends with the user; it should end with the assistant"
@@ -239,14 +332,20 @@ def test_a_trajectory_without_a_reply_makes_no_pair():
 def test_a_choice_keeps_the_order_and_follows_from_the_seed():
     found = [preference(number) for number in range(100)]
     first, _ = run(found, "pairs", count=10, seed=1)
-    assert first == run(found, "pairs", count=10, seed=1)[0] != run(found, "pairs", count=10, seed=2)[0]
+    assert (
+        first
+        == run(found, "pairs", count=10, seed=1)[0]
+        != run(found, "pairs", count=10, seed=2)[0]
+    )
     numbers = [int(pair["id"][1:]) for pair in first]
     assert numbers == sorted(set(numbers)) and len(numbers) == 10
 
 
 def test_every_row_has_the_same_chance():
     found = [preference(number, length=2) for number in range(10)]
-    chosen = Counter(pair["id"] for seed in range(1000) for pair in run(found, "pairs", count=3, seed=seed)[0])
+    chosen = Counter(
+        pair["id"] for seed in range(1000) for pair in run(found, "pairs", count=3, seed=seed)[0]
+    )
     assert len(chosen) == 10 and all(230 < count < 370 for count in chosen.values())
 
 
@@ -277,7 +376,13 @@ def test_without_a_count_records_stream():
 
 
 def music(*words, given=None):
-    command = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "sample", *map(str, words)]
+    command = [
+        sys.executable,
+        "-c",
+        "from musiccli.cli.main import main; main()",
+        "sample",
+        *map(str, words),
+    ]
     return subprocess.run(command, input=given, capture_output=True, text=True)
 
 
@@ -286,52 +391,96 @@ def last_line(done):
 
 
 def test_the_command_reads_a_pipe_and_writes_records():
-    done = music("-", "--emit", "prompts", given='{"prompt": "q", "chosen": "r", "rejected": "s"}\n')
+    done = music(
+        "-", "--emit", "prompts", given='{"prompt": "q", "chosen": "r", "rejected": "s"}\n'
+    )
     assert done.returncode == 0
-    assert json.loads(done.stdout) == {"id": records.content_id(talk("q", "r"), talk("q", "s")), "messages": talk("q"),
-                                       "metadata": {"turns": 0}}
+    assert json.loads(done.stdout) == {
+        "id": records.content_id(talk("q", "r"), talk("q", "s")),
+        "messages": talk("q"),
+        "metadata": {"turns": 0},
+    }
     assert "1 records written" in last_line(done) and "1 rows read" in last_line(done)
 
 
 def test_the_command_excludes_a_benchmark_and_keeps_what_it_rejects(tmp_path):
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [
-        {"messages": talk("bench", "r")}, {"messages": talk("fresh", "r")}, {"messages": talk("", "r")}]))
+    (tmp_path / "train.jsonl").write_text(
+        "".join(
+            json.dumps(row) + "\n"
+            for row in [
+                {"messages": talk("bench", "r")},
+                {"messages": talk("fresh", "r")},
+                {"messages": talk("", "r")},
+            ]
+        )
+    )
     (tmp_path / "bench.json").write_text(json.dumps([{"prompt": "Bench!"}]))
-    done = music(tmp_path / "train.jsonl", "--exclude", tmp_path / "bench.json", "--on-error", "skip",
-                 "--rejects", tmp_path / "rejects.jsonl", "-o", tmp_path / "seeds.jsonl")
+    done = music(
+        tmp_path / "train.jsonl",
+        "--exclude",
+        tmp_path / "bench.json",
+        "--on-error",
+        "skip",
+        "--rejects",
+        tmp_path / "rejects.jsonl",
+        "-o",
+        tmp_path / "seeds.jsonl",
+    )
     assert done.returncode == 1  # done, but some records failed
     [seed] = map(json.loads, (tmp_path / "seeds.jsonl").read_text().splitlines())
     assert seed["messages"] == talk("fresh", "r")
     assert json.loads((tmp_path / "rejects.jsonl").read_text()) == {
         "messages": talk("", "r"),
-        "error": f"{tmp_path}/train.jsonl:3: messages[0]: content of this user message is empty"}
-    assert "1 dropped (overlaps an excluded dataset)" in last_line(done) and "1 failed" in last_line(done)
+        "error": f"{tmp_path}/train.jsonl:3: messages[0]: content of this user message is empty",
+    }
+    assert "1 dropped (overlaps an excluded dataset)" in last_line(
+        done
+    ) and "1 failed" in last_line(done)
 
 
 def test_the_command_narrows_corruptions_and_places_contrasts():
-    given = "".join(json.dumps({"id": str(number), "messages": talk(*(f"{number} {turn}" for turn in range(6)))}) + "\n"
-                    for number in range(5))
+    given = "".join(
+        json.dumps(
+            {"id": str(number), "messages": talk(*(f"{number} {turn}" for turn in range(6)))}
+        )
+        + "\n"
+        for number in range(5)
+    )
     done = music("-", "--emit", "corruptions", "--kind", "reply", "--kind", "swap", given=given)
-    assert {one["corruption"]["kind"] for one in map(json.loads, done.stdout.splitlines())} == {"reply", "swap"}
+    assert {one["corruption"]["kind"] for one in map(json.loads, done.stdout.splitlines())} == {
+        "reply",
+        "swap",
+    }
     done = music("-", "--emit", "contrasts", "--turn", "last", given=given)
-    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [f"{n}/reply-3" for n in range(5)]
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [
+        f"{n}/reply-3" for n in range(5)
+    ]
     assert (done.returncode, last_line(done)[:34]) == (0, "music sample: 5 records written in")
 
 
-@pytest.mark.parametrize("words", [
-    ["--emit", "contrasts", "--kind", "reply"], ["--emit", "corruptions", "--turn", "last"], ["--kind", "swap"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--emit", "contrasts", "--kind", "reply"],
+        ["--emit", "corruptions", "--turn", "last"],
+        ["--kind", "swap"],
+    ],
+)
 def test_an_option_of_another_kind_of_record_is_refused(words):
     done = music("-", *words, given="")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--kind is for --emit corruptions, and --turn for --emit contrasts" in last_line(done)
 
 
-@pytest.mark.parametrize("words, said", [
-    (["missing.jsonl"], "missing.jsonl: no such file or folder, no short name (skywork, "),
-    (["{folder}"], "holds no .json, .jsonl or .parquet file"),
-    (["{folder}", "-n", "0"], "Invalid value for '--count' / '-n'"),
-    (["-"], "<stdin>:1: no known format has the columns foo. Known: OpenJudge ("),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["missing.jsonl"], "missing.jsonl: no such file or folder, no short name (skywork, "),
+        (["{folder}"], "holds no .json, .jsonl or .parquet file"),
+        (["{folder}", "-n", "0"], "Invalid value for '--count' / '-n'"),
+        (["-"], "<stdin>:1: no known format has the columns foo. Known: OpenJudge ("),
+    ],
+)
 def test_what_cannot_be_read_is_one_line_and_status_2(tmp_path, words, said):
     done = music(*(word.replace("{folder}", str(tmp_path)) for word in words), given='{"foo": 1}\n')
     assert (done.returncode, done.stdout) == (2, "")
@@ -343,25 +492,47 @@ def test_help_names_every_short_name():
     from musiccli.sample.sources import SHORT_NAMES
 
     done = music("--help")
-    assert all(name in done.stdout.replace("-\n", "-").replace(" ", "").replace("\n", "") for name in SHORT_NAMES)
+    assert all(
+        name in done.stdout.replace("-\n", "-").replace(" ", "").replace("\n", "")
+        for name in SHORT_NAMES
+    )
 
 
 def test_a_closed_pipe_ends_quietly(tmp_path):
     with gzip.open(tmp_path / "many.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(preference(number, length=40)) + "\n" for number in range(5000))
-    command = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "sample", "--emit", "pairs",
-               str(tmp_path / "many.jsonl.gz")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-c",
+        "from musiccli.cli.main import main; main()",
+        "sample",
+        "--emit",
+        "pairs",
+        str(tmp_path / "many.jsonl.gz"),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert json.loads(process.stdout.readline())["id"] == "p0"
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 0
 
 
 @needs_data
-@pytest.mark.parametrize("name, emit, count", [
-    ("hh_helpful", "pairs", 1137), ("hh_harmless", "pairs", 2299), ("dpo_en_demo", "pairs", 295),
-    ("mint", "pairs", 712), ("oasst", "pairs", 754), ("llmbar", "pairs", 419), ("mtbench101", "seeds", 1387),
-    ("mint", "prompts", 199), ("oasst", "prompts", 100)])
+@pytest.mark.parametrize(
+    "name, emit, count",
+    [
+        ("hh_helpful", "pairs", 1137),
+        ("hh_harmless", "pairs", 2299),
+        ("dpo_en_demo", "pairs", 295),
+        ("mint", "pairs", 712),
+        ("oasst", "pairs", 754),
+        ("llmbar", "pairs", 419),
+        ("mtbench101", "seeds", 1387),
+        ("mint", "prompts", 199),
+        ("oasst", "prompts", 100),
+    ],
+)
 def test_the_command_reads_each_of_the_public_files(name, emit, count, tmp_path):
     done = music(DATA / name, "--emit", emit, "--on-error", "skip", "-o", tmp_path / "out.jsonl")
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == count

@@ -22,12 +22,22 @@ MUSIC = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "sh
 
 def messages(*contents, system=None):
     first = [{"role": "system", "content": system}] if system else []
-    return first + [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(contents)]
+    return first + [
+        {"role": ("user", "assistant")[index % 2], "content": text}
+        for index, text in enumerate(contents)
+    ]
 
 
 def preference(**fields):
-    return Record({"id": "p1", "chosen": messages("hello there", "one two three four"),
-                   "rejected": messages("hello there", "one two five four"), "metadata": {}, **fields})
+    return Record(
+        {
+            "id": "p1",
+            "chosen": messages("hello there", "one two three four"),
+            "rejected": messages("hello there", "one two five four"),
+            "metadata": {},
+            **fields,
+        }
+    )
 
 
 def terminal(record, width=80, colour=False):
@@ -40,7 +50,9 @@ def page(*given):
 
 def run(*arguments, given=(), **options):
     text = "".join(json.dumps(record) + "\n" for record in given)
-    return subprocess.run([*MUSIC, *map(str, arguments)], input=text, capture_output=True, text=True, **options)
+    return subprocess.run(
+        [*MUSIC, *map(str, arguments)], input=text, capture_output=True, text=True, **options
+    )
 
 
 def test_what_is_wrong_with_a_corrupted_side_is_said():
@@ -50,9 +62,17 @@ def test_what_is_wrong_with_a_corrupted_side_is_said():
 
 
 def test_a_pair_shares_its_prefix_and_then_stands_in_two_columns():
-    shown = terminal(preference(metadata={"subset": "hep-go"}, scores={"rm": {"chosen": 1.5, "rejected": -0.25}},
-                                winner="chosen"), width=60)
-    assert shown == """\
+    shown = terminal(
+        preference(
+            metadata={"subset": "hep-go"},
+            scores={"rm": {"chosen": 1.5, "rejected": -0.25}},
+            winner="chosen",
+        ),
+        width=60,
+    )
+    assert (
+        shown
+        == """\
 p1 · preference ────────────────────────────────────────────
 chosen won · subset: hep-go
 
@@ -67,12 +87,15 @@ assistant                     │ assistant
                               │
 
 """
+    )
 
 
 def test_in_a_narrow_terminal_one_side_stands_under_the_other():
     shown = terminal(preference(), width=40)
     assert "│" not in shown
-    assert shown.index("chosen\nassistant\n  one two three four") < shown.index("rejected\nassistant\n  one two five")
+    assert shown.index("chosen\nassistant\n  one two three four") < shown.index(
+        "rejected\nassistant\n  one two five"
+    )
 
 
 def test_contrasted_turns_are_marked_with_the_instruction_that_was_answered():
@@ -84,44 +107,101 @@ def test_contrasted_turns_are_marked_with_the_instruction_that_was_answered():
 
 
 def test_turn_scores_stand_at_their_turns():
-    record = Record({"id": "c", "messages": messages("q1", "r1", "q2", "r2", system="be kind"), "metadata": {},
-                     "scores": {"rm": 0.5}, "turn_scores": {"rm": [0.125, 0.5]}})
+    record = Record(
+        {
+            "id": "c",
+            "messages": messages("q1", "r1", "q2", "r2", system="be kind"),
+            "metadata": {},
+            "scores": {"rm": 0.5},
+            "turn_scores": {"rm": [0.125, 0.5]},
+        }
+    )
     shown = show.view(record)
     assert shown.captions == ["rm 0.500"]
-    assert [turn.label for turn in shown.columns[0]] == ["system", "user", "assistant · rm 0.125", "user",
-                                                         "assistant · rm 0.500"]
+    assert [turn.label for turn in shown.columns[0]] == [
+        "system",
+        "user",
+        "assistant · rm 0.125",
+        "user",
+        "assistant · rm 0.500",
+    ]
 
 
 def test_turn_scores_of_a_pair_go_on_counting_after_the_shared_part():
-    record = Record({"id": "p", "chosen": messages("q", "r", "q", "x"), "rejected": messages("q", "r", "q", "y"),
-                     "turn_scores": {"rm": {"chosen": [1, 2], "rejected": [1, 3]}}})
+    record = Record(
+        {
+            "id": "p",
+            "chosen": messages("q", "r", "q", "x"),
+            "rejected": messages("q", "r", "q", "y"),
+            "turn_scores": {"rm": {"chosen": [1, 2], "rejected": [1, 3]}},
+        }
+    )
     shown = show.view(record)
     assert [turn.label for turn in shown.shared] == ["user", "assistant · rm 1.000", "user"]
-    assert [column[0].label for column in shown.columns] == ["assistant · rm 2.000", "assistant · rm 3.000"]
+    assert [column[0].label for column in shown.columns] == [
+        "assistant · rm 2.000",
+        "assistant · rm 3.000",
+    ]
 
 
 def test_turn_scores_of_a_conversation_that_was_cut_stand_at_its_last_turns():
-    record = Record({"id": "c", "messages": messages("q", "r", "q", "r", "q", "r"), "turn_scores": {"rm": [1, 2]}})
-    assert [turn.label for turn in show.view(record).columns[0][1::2]] == ["assistant", "assistant · rm 1.000",
-                                                                           "assistant · rm 2.000"]
+    record = Record(
+        {
+            "id": "c",
+            "messages": messages("q", "r", "q", "r", "q", "r"),
+            "turn_scores": {"rm": [1, 2]},
+        }
+    )
+    assert [turn.label for turn in show.view(record).columns[0][1::2]] == [
+        "assistant",
+        "assistant · rm 1.000",
+        "assistant · rm 2.000",
+    ]
 
 
 def test_a_branch_shows_where_the_simulation_began():
-    record = Record({"id": "b", "messages": messages("q", "r", "q2", "r2"), "branch": "rejected", "sample": 2,
-                     "seed_messages": 2, "contrast": [{"message": 3, "instruction": "other"}]})
+    record = Record(
+        {
+            "id": "b",
+            "messages": messages("q", "r", "q2", "r2"),
+            "branch": "rejected",
+            "sample": 2,
+            "seed_messages": 2,
+            "contrast": [{"message": 3, "instruction": "other"}],
+        }
+    )
     lines = terminal(record, width=40).splitlines()
     assert lines[1] == "branch rejected · sample 2"
     assert [line for line in lines if line.startswith(("user", "assistant", "╌", "  answers"))] == [
-        "user", "assistant", "╌╌╌╌╌╌╌╌╌ simulated from here ╌╌╌╌╌╌╌╌╌╌", "user", "assistant · contrasted",
-        "  answers instead: other"]
+        "user",
+        "assistant",
+        "╌╌╌╌╌╌╌╌╌ simulated from here ╌╌╌╌╌╌╌╌╌╌",
+        "user",
+        "assistant · contrasted",
+        "  answers instead: other",
+    ]
 
 
 def test_a_contest_names_whose_pick_is_which_and_its_votes():
     vote = {"judge": "llm", "order": "ab", "winner": None, "explanation": "cannot say"}
-    record = Record({"id": "x", "best_of": 4, "a": messages("q", "one"), "b": messages("q", "two"), "winner": None,
-                     "votes": [vote], "models": {"a": "new", "b": "old"}, "picks": {"a": 3, "b": 0}})
+    record = Record(
+        {
+            "id": "x",
+            "best_of": 4,
+            "a": messages("q", "one"),
+            "b": messages("q", "two"),
+            "winner": None,
+            "votes": [vote],
+            "models": {"a": "new", "b": "old"},
+            "picks": {"a": 3, "b": 0},
+        }
+    )
     shown = show.view(record)
-    assert (shown.kind, shown.facts, shown.better) == ("contest, best of 4", ["verdict unreadable"], None)
+    assert (shown.kind, shown.facts, shown.better) == (
+        "contest, best of 4",
+        ["verdict unreadable"],
+        None,
+    )
     assert shown.captions == ["a · new's pick, sample 3", "b · old's pick, sample 0"]
     assert shown.votes == [("llm · order ab · unreadable", "cannot say")]
 
@@ -139,24 +219,44 @@ def test_sides_of_different_length_leave_the_shorter_one_blank():
 
 @pytest.mark.parametrize("odd", [7, "text", [], {}, [7], [[]], {"x": []}, [{"message": []}], None])
 def test_odd_values_in_fields_that_others_wrote_are_stepped_over(odd):
-    fields = ("contrast", "scores", "turn_scores", "votes", "winner", "models", "picks", "best_of", "seed_messages",
-              "branch", "sample", "first_divergence")
+    fields = (
+        "contrast",
+        "scores",
+        "turn_scores",
+        "votes",
+        "winner",
+        "models",
+        "picks",
+        "best_of",
+        "seed_messages",
+        "branch",
+        "sample",
+        "first_divergence",
+    )
     for record in (preference(), Record({"id": 1, "messages": messages("q", "four")})):
         assert "four" in terminal(Record(record | dict.fromkeys(fields, odd)))
 
 
-@pytest.mark.parametrize("left, right, marked", [
-    ("one two three four", "one two five four", (["three"], ["five"])),
-    ("one two three", "one two three", ([], [])),
-    ("the cat sat.", "the cat sat!", (["."], ["!"])),
-    ("one two three", "one two three four", ([], ["four"])),
-    ("entirely other words", "nothing to compare here", ([], [])),
-    ("same words\n\nhere", "same words here", ([], [])),
-])
+@pytest.mark.parametrize(
+    "left, right, marked",
+    [
+        ("one two three four", "one two five four", (["three"], ["five"])),
+        ("one two three", "one two three", ([], [])),
+        ("the cat sat.", "the cat sat!", (["."], ["!"])),
+        ("one two three", "one two three four", ([], ["four"])),
+        ("entirely other words", "nothing to compare here", ([], [])),
+        ("same words\n\nhere", "same words here", ([], [])),
+    ],
+)
 def test_words_that_differ_are_marked_where_texts_are_similar(left, right, marked):
     spans = show.differences(left, right)
-    assert tuple([text[start:end] for start, end in found] for text, found in zip((left, right), spans,
-                                                                                  strict=True)) == marked
+    assert (
+        tuple(
+            [text[start:end] for start, end in found]
+            for text, found in zip((left, right), spans, strict=True)
+        )
+        == marked
+    )
 
 
 def test_marks_are_drawn_in_colour_and_in_html():
@@ -164,15 +264,29 @@ def test_marks_are_drawn_in_colour_and_in_html():
     assert "one two <mark>three</mark> four" in page(preference())
 
 
-EVIL = ("\x1b[31mred\x1b]0;title\x07 \x9b1m \u202eright to left\u202c \u2066x\u2069 z\u200bw \u2028 \U000e0041 \x7f"
-        "\x00 \ufeff lone\rreturn")
+EVIL = (
+    "\x1b[31mred\x1b]0;title\x07 \x9b1m \u202eright to left\u202c \u2066x\u2069 z\u200bw \u2028 \U000e0041 \x7f"
+    "\x00 \ufeff lone\rreturn"
+)
 
 
-@pytest.mark.parametrize("text, seen", [
-    ("\x1b[31m", "␛[31m"), ("\x07", "␇"), ("\x7f", "␡"), ("a\rb", "a␍b"), ("a\r\nb", "a\nb"), ("\x9b", "⟨U+009B⟩"),
-    ("\u202e", "⟨U+202E⟩"), ("\u200b", "⟨U+200B⟩"), ("\u2029", "⟨U+2029⟩"), ("\U000e0041", "⟨U+E0041⟩"),
-    ("tab\tand\nline", "tab\tand\nline"), ("👩‍👧 café 日本語 עברית", "👩‍👧 café 日本語 עברית"),
-])
+@pytest.mark.parametrize(
+    "text, seen",
+    [
+        ("\x1b[31m", "␛[31m"),
+        ("\x07", "␇"),
+        ("\x7f", "␡"),
+        ("a\rb", "a␍b"),
+        ("a\r\nb", "a\nb"),
+        ("\x9b", "⟨U+009B⟩"),
+        ("\u202e", "⟨U+202E⟩"),
+        ("\u200b", "⟨U+200B⟩"),
+        ("\u2029", "⟨U+2029⟩"),
+        ("\U000e0041", "⟨U+E0041⟩"),
+        ("tab\tand\nline", "tab\tand\nline"),
+        ("👩‍👧 café 日本語 עברית", "👩‍👧 café 日本語 עברית"),
+    ],
+)
 def test_control_and_invisible_characters_are_written_out(text, seen):
     assert show.visible(text) == seen
 
@@ -180,24 +294,38 @@ def test_control_and_invisible_characters_are_written_out(text, seen):
 def everywhere(text):
     """A record that carries `text` in every place that is shown."""
     vote = {"judge": text, "order": text, "winner": text, "explanation": text}
-    return Record({
-        "id": text, "chosen": messages(text, f"a b c {text}", system=text),
-        "rejected": messages(text, f"a b d {text}", system=text), "metadata": {text: text, "deep": {"x": text}},
-        "contrast": [{"message": 2, "instruction": text}], "scores": {text: {"chosen": 1, "rejected": 0}},
-        "turn_scores": {text: {"chosen": [1], "rejected": [0]}}, "winner": "chosen", "votes": [vote],
-        "best_of": text, "models": {"chosen": text}, "picks": {"chosen": text}})
+    return Record(
+        {
+            "id": text,
+            "chosen": messages(text, f"a b c {text}", system=text),
+            "rejected": messages(text, f"a b d {text}", system=text),
+            "metadata": {text: text, "deep": {"x": text}},
+            "contrast": [{"message": 2, "instruction": text}],
+            "scores": {text: {"chosen": 1, "rejected": 0}},
+            "turn_scores": {text: {"chosen": [1], "rejected": [0]}},
+            "winner": "chosen",
+            "votes": [vote],
+            "best_of": text,
+            "models": {"chosen": text},
+            "picks": {"chosen": text},
+        }
+    )
 
 
 @pytest.mark.parametrize("width", [40, 100])
 def test_no_control_character_of_a_record_reaches_the_terminal(width):
     shown = terminal(everywhere(EVIL), width=width)
-    assert [char for char in shown if char != "\n" and category(char) in ("Cc", "Cf", "Zl", "Zp")] == []
+    assert [
+        char for char in shown if char != "\n" and category(char) in ("Cc", "Cf", "Zl", "Zp")
+    ] == []
     coloured = re.sub(r"\x1b\[[0-9;]*m", "", terminal(everywhere(EVIL), width=width, colour=True))
     assert [line.rstrip() for line in coloured.splitlines()] == shown.splitlines()
 
 
 def test_no_control_character_of_a_record_reaches_the_page():
-    assert [char for char in page(everywhere(EVIL)) if char != "\n" and category(char) in ("Cc", "Cf")] == []
+    assert [
+        char for char in page(everywhere(EVIL)) if char != "\n" and category(char) in ("Cc", "Cf")
+    ] == []
 
 
 def test_markup_and_emoji_codes_of_rich_are_only_text():
@@ -226,8 +354,11 @@ def test_html_of_a_record_is_only_text():
     assert elements.open == harmless.open == []
     assert not {"script", "img"} & {tag for tag, _ in elements.found}
     assert {name for _, attributes in elements.found for name in attributes} == {
-        name for _, attributes in harmless.found for name in attributes}
-    assert [tag for tag, _ in elements.found if tag != "mark"] == [tag for tag, _ in harmless.found if tag != "mark"]
+        name for _, attributes in harmless.found for name in attributes
+    }
+    assert [tag for tag, _ in elements.found if tag != "mark"] == [
+        tag for tag, _ in harmless.found if tag != "mark"
+    ]
 
 
 def test_the_page_asks_for_nothing():
@@ -236,18 +367,30 @@ def test_the_page_asks_for_nothing():
     assert "default-src 'none'" in text
 
 
-@pytest.mark.parametrize("arguments, shown", [
-    (["-n", "2"], ["p0", "p1"]),
-    (["--id", "p2", "--id", "p0"], ["p0", "p2"]),
-    (["--where", "metadata.subset=x"], ["p0", "p2"]),
-    (["--where", "subset=x", "--where", "metadata.level=2"], ["p2"]),
-    (["--where", "metadata.deep.flag=true"], ["p1"]),
-    (["--where", "winner=null"], ["p0", "p1", "p2"]),
-    (["--where", "subset=x", "-n", "1"], ["p0"]),
-])
+@pytest.mark.parametrize(
+    "arguments, shown",
+    [
+        (["-n", "2"], ["p0", "p1"]),
+        (["--id", "p2", "--id", "p0"], ["p0", "p2"]),
+        (["--where", "metadata.subset=x"], ["p0", "p2"]),
+        (["--where", "subset=x", "--where", "metadata.level=2"], ["p2"]),
+        (["--where", "metadata.deep.flag=true"], ["p1"]),
+        (["--where", "winner=null"], ["p0", "p1", "p2"]),
+        (["--where", "subset=x", "-n", "1"], ["p0"]),
+    ],
+)
 def test_a_choice_of_records(arguments, shown):
-    metadata = [{"subset": "x"}, {"subset": "y", "deep": {"flag": True}}, {"subset": "x", "level": 2}]
-    done = run(*arguments, given=[preference(id=f"p{number}", metadata=value) for number, value in enumerate(metadata)])
+    metadata = [
+        {"subset": "x"},
+        {"subset": "y", "deep": {"flag": True}},
+        {"subset": "x", "level": 2},
+    ]
+    done = run(
+        *arguments,
+        given=[
+            preference(id=f"p{number}", metadata=value) for number, value in enumerate(metadata)
+        ],
+    )
     assert re.findall(r"^(\S+) · preference", done.stdout, re.M) == shown
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -257,11 +400,26 @@ def test_nothing_that_matches_is_said():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "music show: no record matches\n")
 
 
-@pytest.mark.parametrize("arguments, given, message", [
-    (["--where", "metadata"], [{}], "--where: expected FIELD=VALUE, like metadata.subset=llmbar-natural"),
-    ([], [{"id": "x"}], "<stdin>:1: has neither messages, nor chosen and rejected, nor a and b"),
-    ([], [], "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?"),
-])
+@pytest.mark.parametrize(
+    "arguments, given, message",
+    [
+        (
+            ["--where", "metadata"],
+            [{}],
+            "--where: expected FIELD=VALUE, like metadata.subset=llmbar-natural",
+        ),
+        (
+            [],
+            [{"id": "x"}],
+            "<stdin>:1: has neither messages, nor chosen and rejected, nor a and b",
+        ),
+        (
+            [],
+            [],
+            "<stdin>: is empty; expected JSONL, one record a line; did the command before it fail?",
+        ),
+    ],
+)
 def test_what_cannot_be_shown_is_one_line_and_status_2(arguments, given, message):
     done = run(*arguments, given=given)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"music show: error: {message}\n")
@@ -275,7 +433,9 @@ def test_a_bad_record_can_be_stepped_over():
 
 def test_in_a_pipe_there_is_no_colour_and_a_reader_that_leaves_is_no_error():
     given = "".join(json.dumps(preference(id=f"p{number}")) + "\n" for number in range(2000))
-    with subprocess.Popen(MUSIC, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        MUSIC, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         process.stdout, stdout = None, process.stdout
         first = []
 
@@ -284,6 +444,7 @@ def test_in_a_pipe_there_is_no_colour_and_a_reader_that_leaves_is_no_error():
             stdout.close()
 
         import threading
+
         reader = threading.Thread(target=read_one)
         reader.start()
         _, stderr = process.communicate(given.encode(), timeout=60)
@@ -298,10 +459,19 @@ def in_terminal(*arguments, env=None):
     import fcntl
     import struct
     import termios
+
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
-    done = subprocess.run([*MUSIC, *arguments], input=json.dumps(preference()) + "\n", stdout=follower,
-                          stderr=subprocess.PIPE, text=True, env={**environment, **(env or {})})
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")
+    }
+    done = subprocess.run(
+        [*MUSIC, *arguments],
+        input=json.dumps(preference()) + "\n",
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, **(env or {})},
+    )
     os.close(follower)
     assert (done.returncode, done.stderr) == (0, "")
     return os.read(leader, 1 << 16).decode().replace("\r\n", "\n")
@@ -310,7 +480,9 @@ def in_terminal(*arguments, env=None):
 def test_a_terminal_gets_its_width_and_colour():
     shown = in_terminal()
     assert "\x1b[1;4;32mthree\x1b[0m" in shown
-    assert {len(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines() if "──" in line} == {70}
+    assert {
+        len(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines() if "──" in line
+    } == {70}
 
 
 @pytest.mark.parametrize("arguments, env", [(["--color", "never"], {}), ([], {"NO_COLOR": "1"})])
@@ -328,7 +500,9 @@ def test_html_is_one_whole_file(tmp_path):
     target = tmp_path / "page.html"
     done = run("--html", target, given=[preference()])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert target.read_text().startswith("<!doctype html>") and target.read_text().endswith("</html>\n")
+    assert target.read_text().startswith("<!doctype html>") and target.read_text().endswith(
+        "</html>\n"
+    )
     assert os.listdir(tmp_path) == ["page.html"]
 
 
@@ -357,5 +531,7 @@ def test_real_pairs_are_shown_whole_at_any_width(tmp_path):
         wide = terminal(record, width=20_000)
         for name in ("chosen", "rejected"):
             for message in record[name]:
-                assert all(line.strip() in wide for line in show.visible(message["content"]).splitlines())
+                assert all(
+                    line.strip() in wide for line in show.visible(message["content"]).splitlines()
+                )
         assert max(cell_len(line) for line in terminal(record, width=80).splitlines()) <= 80

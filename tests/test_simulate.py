@@ -36,8 +36,10 @@ def loopback(monkeypatch):
 
 def seed(identifier: object = "s", *contents: str, **fields) -> Record:
     """A seed; with three messages it ends with the user, with two with the assistant."""
-    return Record({"id": identifier, "messages": talk(*(contents or (f"Question {identifier}?",))), **fields},
-                  f"seeds.jsonl:{identifier}")
+    return Record(
+        {"id": identifier, "messages": talk(*(contents or (f"Question {identifier}?",))), **fields},
+        f"seeds.jsonl:{identifier}",
+    )
 
 
 def simulated(*seeds: Record, reply=cast, client: dict | None = None, rejects=None, **settings):
@@ -53,8 +55,11 @@ def simulated(*seeds: Record, reply=cast, client: dict | None = None, rejects=No
 def six_words(body: dict) -> str:
     """Whoever is asked: six words, eight tokens by this server's count."""
     one, other, *_ = words(body).lower().split()
-    return f"<instruction>{one}</instruction><reply>{other} one two three four five</reply>" \
-        if role(body) == "contrast" else f"{one} {other} or else {other} {one}"
+    return (
+        f"<instruction>{one}</instruction><reply>{other} one two three four five</reply>"
+        if role(body) == "contrast"
+        else f"{one} {other} or else {other} {one}"
+    )
 
 
 def texts(record: dict) -> list[str]:
@@ -63,7 +68,11 @@ def texts(record: dict) -> list[str]:
 
 def turn_kinds(record: dict) -> str:
     """Each simulated reply by the first letter of who wrote it: A an assistant, C a contrast."""
-    replies = [text for text in texts(record)[record["seed_messages"]:] if not text.startswith("User says: ")]
+    replies = [
+        text
+        for text in texts(record)[record["seed_messages"] :]
+        if not text.startswith("User says: ")
+    ]
     return "".join(text[0] for text in replies)
 
 
@@ -74,9 +83,17 @@ def by_role(server, name: str) -> list[dict]:
 # Which turns are contrasted
 
 
-@pytest.mark.parametrize("policy, turns", [
-    ("all", [0, 1, 2, 3]), ("none", []), ("first", [0]), ("last", [3]), ("random:4", [0, 1, 2, 3]),
-    ("prob:1", [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    "policy, turns",
+    [
+        ("all", [0, 1, 2, 3]),
+        ("none", []),
+        ("first", [0]),
+        ("last", [3]),
+        ("random:4", [0, 1, 2, 3]),
+        ("prob:1", [0, 1, 2, 3]),
+    ],
+)
 def test_a_policy_says_which_turns_are_contrasted(policy, turns):
     assert sorted(contrasted(policy, 4, Random(0))) == turns
 
@@ -96,10 +113,27 @@ def test_prob_draws_each_turn_by_itself_and_never_none():
     assert all(170 < share[turn] < 250 for turn in range(4))
 
 
-@pytest.mark.parametrize("policy", ["some", "all:2", "random", "random:0", "random:5", "random:x", "prob:0", "prob:1.1",
-                                    "prob:nan", "prob:", "", "none:1"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "some",
+        "all:2",
+        "random",
+        "random:0",
+        "random:5",
+        "random:x",
+        "prob:0",
+        "prob:1.1",
+        "prob:nan",
+        "prob:",
+        "",
+        "none:1",
+    ],
+)
 def test_an_unknown_policy_names_those_there_are(policy):
-    with pytest.raises(InputError, match=r"expected all \| none \| first \| last \| random:K \| prob:P"):
+    with pytest.raises(
+        InputError, match=r"expected all \| none \| first \| last \| random:K \| prob:P"
+    ):
         contrasted(policy, 4, Random(0))
     with pytest.raises(InputError):
         next(simulate([seed()], Settings(MODEL, MODEL, contrast=policy, turns=4), Client()))
@@ -108,24 +142,38 @@ def test_an_unknown_policy_names_those_there_are(policy):
 # The algorithm
 
 
-@pytest.mark.parametrize("policy, chosen, rejected, calls", [
-    ("all", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 4}),
-    ("first", "AAA", "CAA", {"assistant": 5, "contrast": 1, "user": 4}),
-    ("last", "AAA", "AAC", {"assistant": 3, "contrast": 1, "user": 2}),
-    ("random:3", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 4})])
+@pytest.mark.parametrize(
+    "policy, chosen, rejected, calls",
+    [
+        ("all", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 4}),
+        ("first", "AAA", "CAA", {"assistant": 5, "contrast": 1, "user": 4}),
+        ("last", "AAA", "AAC", {"assistant": 3, "contrast": 1, "user": 2}),
+        ("random:3", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 4}),
+    ],
+)
 def test_from_a_seed_that_ends_with_the_user(policy, chosen, rejected, calls):
     done, _, server = simulated(seed(), turns=3, contrast=policy)
-    assert [(record["branch"], turn_kinds(record)) for record in done] == [("chosen", chosen), ("rejected", rejected)]
+    assert [(record["branch"], turn_kinds(record)) for record in done] == [
+        ("chosen", chosen),
+        ("rejected", rejected),
+    ]
     assert roles(server) == calls
 
 
-@pytest.mark.parametrize("policy, chosen, rejected, calls", [
-    ("all", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 5}),
-    ("first", "AAA", "CAA", {"assistant": 5, "contrast": 1, "user": 5}),
-    ("last", "AAA", "AAC", {"assistant": 3, "contrast": 1, "user": 3})])
+@pytest.mark.parametrize(
+    "policy, chosen, rejected, calls",
+    [
+        ("all", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 5}),
+        ("first", "AAA", "CAA", {"assistant": 5, "contrast": 1, "user": 5}),
+        ("last", "AAA", "AAC", {"assistant": 3, "contrast": 1, "user": 3}),
+    ],
+)
 def test_from_a_seed_that_ends_with_the_assistant(policy, chosen, rejected, calls):
     done, _, server = simulated(seed("s", "Hello?", "Hi."), turns=3, contrast=policy)
-    assert [(record["branch"], turn_kinds(record)) for record in done] == [("chosen", chosen), ("rejected", rejected)]
+    assert [(record["branch"], turn_kinds(record)) for record in done] == [
+        ("chosen", chosen),
+        ("rejected", rejected),
+    ]
     assert roles(server) == calls
     assert [len(record["messages"]) for record in done] == [8, 8]
 
@@ -151,7 +199,9 @@ def test_whatever_is_contrasted_the_chosen_branch_is_the_same_and_is_asked_for_o
     plain, _, asked = simulated(*seeds, turns=3, contrast="none", client=cache)
     for policy in ("all", "first", "last", "random:2", "prob:0.4"):
         done, _, server = simulated(*seeds, turns=3, contrast=policy, client=cache)
-        assert [texts(record) for record in done if record["branch"] == "chosen"] == list(map(texts, plain))
+        assert [texts(record) for record in done if record["branch"] == "chosen"] == list(
+            map(texts, plain)
+        )
         assert not [body for body in server.requests if body in asked.requests]
         alone, _, afresh = simulated(*seeds, turns=3, contrast=policy)
         assert list(map(texts, alone)) == list(map(texts, done))
@@ -172,7 +222,13 @@ def test_each_branchs_user_sees_its_own_branch_only():
     seen = {body["messages"][0]["content"] for body in by_role(server, "user")}
     for record in (chosen, rejected):
         for length in (2, 4):
-            assert sum(f"\n\n{transcript(record['messages'][:length])}\n\nWrite only" in text for text in seen) == 1
+            assert (
+                sum(
+                    f"\n\n{transcript(record['messages'][:length])}\n\nWrite only" in text
+                    for text in seen
+                )
+                == 1
+            )
     for text in seen:
         own = [name in text for name in ("Assistant says", "Contrasted:")]
         assert own.count(True) == 1 and "Rewritten" not in text
@@ -187,9 +243,13 @@ def test_the_assistant_sees_the_conversation_as_messages():
 def test_a_contrast_in_one_call_sees_its_own_branch_and_keeps_the_users_message():
     [_, rejected], _, server = simulated(seed(), turns=2)
     late = max((body["messages"][0]["content"] for body in by_role(server, "contrast")), key=len)
-    assert (f"The conversation so far:\n\n{transcript(rejected['messages'][:2])}\n\n"
-            f"The user's last message:\n\n{rejected['messages'][2]['content']}\n\n") in late
-    assert all(text.startswith(("Question s?", "User says: ", "Contrasted: ")) for text in texts(rejected))
+    assert (
+        f"The conversation so far:\n\n{transcript(rejected['messages'][:2])}\n\n"
+        f"The user's last message:\n\n{rejected['messages'][2]['content']}\n\n"
+    ) in late
+    assert all(
+        text.startswith(("Question s?", "User says: ", "Contrasted: ")) for text in texts(rejected)
+    )
     assert [one["instruction"][:11] for one in rejected["contrast"]] == ["Rewritten: "] * 2
     assert not any("instruction>" in text or "Rewritten" in text for text in texts(rejected))
 
@@ -207,14 +267,21 @@ def test_a_contrast_in_two_calls_answers_the_rewritten_instruction_in_its_place(
 
 def test_user_assistant_and_contraster_may_be_three_models():
     _, _, server = simulated(seed(), turns=2, user="openai/u", contraster="hosted_vllm/c")
-    assert {(role(body), body["model"]) for body in server.requests} \
-        == {("user", "u"), ("assistant", "scripted"), ("contrast", "c")}
+    assert {(role(body), body["model"]) for body in server.requests} == {
+        ("user", "u"),
+        ("assistant", "scripted"),
+        ("contrast", "c"),
+    }
 
 
 def test_samples_differ_and_stand_together():
     done, _, server = simulated(seed("x"), seed("y"), turns=1, samples=3)
-    assert [(record["id"], record["sample"], record["branch"]) for record in done] \
-        == [(name, sample, side) for name in "xy" for sample in range(3) for side in ("chosen", "rejected")]
+    assert [(record["id"], record["sample"], record["branch"]) for record in done] == [
+        (name, sample, side)
+        for name in "xy"
+        for sample in range(3)
+        for side in ("chosen", "rejected")
+    ]
     assert len({texts(record)[-1] for record in done}) == 12
     assert len({body["seed"] for body in server.requests}) == 12
 
@@ -226,9 +293,14 @@ def test_the_same_seed_gives_the_same_records_and_another_seed_others():
 
 
 def test_limits_and_temperature_reach_the_models():
-    _, _, server = simulated(seed(), turns=2, user_tokens=33, assistant_tokens=44, temperature=0.3, top_p=0.4)
-    assert {(role(body), body["max_tokens"]) for body in server.requests} \
-        == {("user", 33), ("assistant", 44), ("contrast", 44 + 33)}  # in one call: the instruction and the reply
+    _, _, server = simulated(
+        seed(), turns=2, user_tokens=33, assistant_tokens=44, temperature=0.3, top_p=0.4
+    )
+    assert {(role(body), body["max_tokens"]) for body in server.requests} == {
+        ("user", 33),
+        ("assistant", 44),
+        ("contrast", 44 + 33),
+    }  # in one call: the instruction and the reply
     assert {(body["temperature"], body["top_p"]) for body in server.requests} == {(0.3, 0.4)}
 
 
@@ -238,9 +310,17 @@ def test_records_pass_the_branch_check_and_keep_unknown_fields(policy):
     done, _, _ = simulated(start, contrast=policy)
     for record in done:
         assert branch(Record(dict(record))) == record
-        assert {name: record[name] for name in ("id", "metadata", "custom", "prompt_id", "seed_messages", "sample")} \
-            == {"id": "s", "metadata": {"topic": "eggs"}, "custom": {"deep": [1]}, "prompt_id": None,
-                "seed_messages": 1, "sample": 0}
+        assert {
+            name: record[name]
+            for name in ("id", "metadata", "custom", "prompt_id", "seed_messages", "sample")
+        } == {
+            "id": "s",
+            "metadata": {"topic": "eggs"},
+            "custom": {"deep": [1]},
+            "prompt_id": None,
+            "seed_messages": 1,
+            "sample": 0,
+        }
         assert record["simulator"] == {"assistant": MODEL, "user": MODEL, "contrast": policy}
         assert record["messages"][:1] == start["messages"]
         assert "faults" not in record and "truncated" not in record
@@ -248,11 +328,17 @@ def test_records_pass_the_branch_check_and_keep_unknown_fields(policy):
 
 def test_usage_and_cost_are_the_calls_own_and_shared_history_is_paid_once():
     gpt = "openai/gpt-4o"
-    [chosen, rejected], _, _ = simulated(seed(), reply=six_words, turns=3, contrast="last", assistant=gpt, user=gpt)
-    assert (chosen["usage"]["completion_tokens"], rejected["usage"]["completion_tokens"]) == (5 * 8, 8)
+    [chosen, rejected], _, _ = simulated(
+        seed(), reply=six_words, turns=3, contrast="last", assistant=gpt, user=gpt
+    )
+    assert (chosen["usage"]["completion_tokens"], rejected["usage"]["completion_tokens"]) == (
+        5 * 8,
+        8,
+    )
     tokens = Counter(chosen["usage"]) + Counter(rejected["usage"])
     assert chosen["cost"] + rejected["cost"] == pytest.approx(
-        tokens["prompt_tokens"] * 2.5e-6 + tokens["completion_tokens"] * 1e-5)
+        tokens["prompt_tokens"] * 2.5e-6 + tokens["completion_tokens"] * 1e-5
+    )
 
 
 def test_cost_is_none_where_a_price_is_unknown():
@@ -260,7 +346,10 @@ def test_cost_is_none_where_a_price_is_unknown():
 
 
 def test_results_keep_input_order_whatever_finishes_first():
-    seeds = [seed(number, *[f"Q{number}?", "Yes."] * (number % 3), f"Question {number}?") for number in range(20)]
+    seeds = [
+        seed(number, *[f"Q{number}?", "Yes."] * (number % 3), f"Question {number}?")
+        for number in range(20)
+    ]
     done, _, _ = simulated(*seeds, turns=1)
     assert [record["id"] for record in done] == [number for number in range(20) for _ in range(2)]
 
@@ -269,22 +358,34 @@ def test_pair_takes_what_simulate_writes():
     done, _, _ = simulated(seed("x"), seed("y"), samples=2)
     counts = Counter()
     pairs = list(join(map(Record, done), counts))
-    assert ([(pair["id"], pair["sample"]) for pair in pairs], counts) == ([("x", 0), ("x", 1), ("y", 0), ("y", 1)], {})
+    assert ([(pair["id"], pair["sample"]) for pair in pairs], counts) == (
+        [("x", 0), ("x", 1), ("y", 0), ("y", 1)],
+        {},
+    )
     assert all(preference(Record(pair))["first_divergence"] == 1 for pair in pairs)
 
 
 # A user's message in two calls
 
 
-@pytest.mark.parametrize("start, order", [
-    (seed(), ["assistant", "reviewer", "chairman", "assistant"]),
-    (seed("s", "Hello?", "Hi."), ["reviewer", "chairman", "assistant"] * 2)])
+@pytest.mark.parametrize(
+    "start, order",
+    [
+        (seed(), ["assistant", "reviewer", "chairman", "assistant"]),
+        (seed("s", "Hello?", "Hi."), ["reviewer", "chairman", "assistant"] * 2),
+    ],
+)
 def test_a_reviewer_then_a_chairman_write_each_user_message_that_the_seed_lacks(start, order):
     [done], counts, server = simulated(start, contrast="none", review=True)
     assert ([role(body) for body in server.requests], counts) == (order, {})
     assert [text[:14] for text in texts(done)[-2:]] == ["Chairman says:", "Assistant says"]
-    assert done["simulator"] == {"assistant": MODEL, "user": MODEL, "contrast": "none", "user_turns": "review"}
-    assert done["messages"][:len(start["messages"])] == start["messages"]
+    assert done["simulator"] == {
+        "assistant": MODEL,
+        "user": MODEL,
+        "contrast": "none",
+        "user_turns": "review",
+    }
+    assert done["messages"][: len(start["messages"])] == start["messages"]
 
 
 def test_the_reviewer_reads_the_conversation_and_the_chairman_also_the_review_which_stays_outside():
@@ -295,31 +396,52 @@ def test_the_reviewer_reads_the_conversation_and_the_chairman_also_the_review_wh
             reviews.append(f"It lacks: {words(body)}")
         return reviews[-1] if role(body) == "reviewer" else cast(body)
 
-    [done], _, server = simulated(seed(), reply=reply, contrast="none", review=True, client={"concurrency": 1})
-    [asked], [told] = ([body["messages"] for body in by_role(server, who)] for who in ("reviewer", "chairman"))
+    [done], _, server = simulated(
+        seed(), reply=reply, contrast="none", review=True, client={"concurrency": 1}
+    )
+    [asked], [told] = (
+        [body["messages"] for body in by_role(server, who)] for who in ("reviewer", "chairman")
+    )
     read = f"The conversation so far:\n\n{transcript(done['messages'][:2])}\n\n"
     assert read + "Write only the review." in asked[0]["content"]
-    assert f"{read}The review of the assistant's last reply:\n\n{reviews[0]}\n\nWrite only" in told[0]["content"]
+    assert (
+        f"{read}The review of the assistant's last reply:\n\n{reviews[0]}\n\nWrite only"
+        in told[0]["content"]
+    )
     assert len(asked) == len(told) == 1 and "It lacks" not in str(done)
 
 
-@pytest.mark.parametrize("policy, calls", [
-    ("all", {"assistant": 3, "contrast": 3, "reviewer": 4, "chairman": 4}),
-    ("last", {"assistant": 3, "contrast": 1, "reviewer": 2, "chairman": 2})])
+@pytest.mark.parametrize(
+    "policy, calls",
+    [
+        ("all", {"assistant": 3, "contrast": 3, "reviewer": 4, "chairman": 4}),
+        ("last", {"assistant": 3, "contrast": 1, "reviewer": 2, "chairman": 2}),
+    ],
+)
 def test_each_branch_is_reviewed_by_itself_once_they_differ(policy, calls):
     done, _, server = simulated(seed(), turns=3, contrast=policy, review=True)
     assert roles(server) == calls
     ways = {transcript(record["messages"][:length]) for record in done for length in (2, 4)}
     for who in ("reviewer", "chairman"):
-        read = [body["messages"][0]["content"].split("so far:\n\n")[1] for body in by_role(server, who)]
-        assert sorted(text.split("\n\nThe review")[0].split("\n\nWrite only")[0] for text in read) == sorted(ways)
+        read = [
+            body["messages"][0]["content"].split("so far:\n\n")[1] for body in by_role(server, who)
+        ]
+        assert sorted(
+            text.split("\n\nThe review")[0].split("\n\nWrite only")[0] for text in read
+        ) == sorted(ways)
 
 
 def test_reviewer_and_chairman_are_two_calls_even_where_they_are_asked_the_same(tmp_path):
     for name in ("review", "chair"):
         (tmp_path / f"{name}.md").write_text("Go on: {{transcript}}")
     cache = {"cache": Cache(tmp_path / "c")}
-    settings = {"turns": 1, "contrast": "none", "review": True, "prompts": str(tmp_path), "client": cache}
+    settings = {
+        "turns": 1,
+        "contrast": "none",
+        "review": True,
+        "prompts": str(tmp_path),
+        "client": cache,
+    }
     done, _, server = simulated(seed("s", "Hello?", "Hi."), **settings)
     [review, chair, _] = server.requests
     assert review["messages"] == chair["messages"] == talk("Go on: User: Hello?\n\nAssistant: Hi.")
@@ -330,8 +452,11 @@ def test_reviewer_and_chairman_are_two_calls_even_where_they_are_asked_the_same(
 
 def test_the_users_model_reviews_and_takes_the_chair_within_the_users_limit():
     _, _, server = simulated(seed(), contrast="none", review=True, user="openai/u", user_tokens=33)
-    assert {(role(body), body["model"], body["max_tokens"]) for body in server.requests} \
-        == {("assistant", "scripted", 512), ("reviewer", "u", 33), ("chairman", "u", 33)}
+    assert {(role(body), body["model"], body["max_tokens"]) for body in server.requests} == {
+        ("assistant", "scripted", 512),
+        ("reviewer", "u", 33),
+        ("chairman", "u", 33),
+    }
 
 
 # Faults
@@ -346,31 +471,55 @@ def faulty(who: str, text: str, times: int, reply=cast):
             left[0] -= 1
             return text
         return reply(body)
+
     return answer
 
 
 USER_FAULTS = [
-    ("?!", "empty"), ("Sure, here is a recipe for you", "role flip"), ("How can I help you today?", "role flip"),
-    ("Fine.\nAssistant: and now", "role flip"), ("User: what now", "role flip"), ("As an AI I must say", "refusal"),
+    ("?!", "empty"),
+    ("Sure, here is a recipe for you", "role flip"),
+    ("How can I help you today?", "role flip"),
+    ("Fine.\nAssistant: and now", "role flip"),
+    ("User: what now", "role flip"),
+    ("As an AI I must say", "refusal"),
     ("I’m sorry, but I can’t help with that.", "refusal"),
-    ("Question   S", "repeat"), ("Thanks, goodbye!", "goodbye"), ("Thank you so much for all of this.", "goodbye"),
-    ("My rewritten instruction is this.", "prompt leak"), ("What about {{transcript}}?", "prompt leak")]
+    ("Question   S", "repeat"),
+    ("Thanks, goodbye!", "goodbye"),
+    ("Thank you so much for all of this.", "goodbye"),
+    ("My rewritten instruction is this.", "prompt leak"),
+    ("What about {{transcript}}?", "prompt leak"),
+]
 REPLY_FAULTS = [("Fine.\nUser: and then?", "role flip"), ("question s", "repeat")]
 CONTRAST_FAULTS = [
-    ("Just an answer.", "unreadable"), ("I'm sorry, but I can't rewrite that.", "refusal"),
-    ("<instruction>How to fry?</instruction><reply>I cannot assist with frying.</reply>", "refusal"),
+    ("Just an answer.", "unreadable"),
+    ("I'm sorry, but I can't rewrite that.", "refusal"),
+    (
+        "<instruction>How to fry?</instruction><reply>I cannot assist with frying.</reply>",
+        "refusal",
+    ),
     ("<instruction>Only this</instruction>", "unreadable"),
     ("<instruction></instruction><reply>Answer.</reply>", "unreadable"),
     ("<instruction>question S</instruction><reply>Answer.</reply>", "not rewritten"),
-    ("<instruction>How to fry?</instruction><reply>To the modified instruction: oil.</reply>", "leak"),
-    ("<instruction>How do I fry an egg?</instruction><reply>How do I fry an egg? In oil.</reply>", "leak"),
-    ("<instruction>How to fry?</instruction><reply>Oil.\nUser: and then?</reply>", "role flip")]
+    (
+        "<instruction>How to fry?</instruction><reply>To the modified instruction: oil.</reply>",
+        "leak",
+    ),
+    (
+        "<instruction>How do I fry an egg?</instruction><reply>How do I fry an egg? In oil.</reply>",
+        "leak",
+    ),
+    ("<instruction>How to fry?</instruction><reply>Oil.\nUser: and then?</reply>", "role flip"),
+]
 
 
-@pytest.mark.parametrize("who, text, name", [
-    *(("user", text, f"user {fault}") for text, fault in USER_FAULTS),
-    *(("assistant", text, f"assistant {fault}") for text, fault in REPLY_FAULTS),
-    *(("contrast", text, f"contrast {fault}") for text, fault in CONTRAST_FAULTS)])
+@pytest.mark.parametrize(
+    "who, text, name",
+    [
+        *(("user", text, f"user {fault}") for text, fault in USER_FAULTS),
+        *(("assistant", text, f"assistant {fault}") for text, fault in REPLY_FAULTS),
+        *(("contrast", text, f"contrast {fault}") for text, fault in CONTRAST_FAULTS),
+    ],
+)
 def test_a_fault_is_asked_again_counted_and_gone(who, text, name):
     settings = {"turns": 2, "contrast": "none"} if who != "contrast" else {"turns": 1}
     done, counts, _ = simulated(seed(), reply=faulty(who, text, 2), **settings)
@@ -378,12 +527,19 @@ def test_a_fault_is_asked_again_counted_and_gone(who, text, name):
     assert not any("faults" in record or text in texts(record) for record in done)
 
 
-@pytest.mark.parametrize("who, text, name", [
-    *(("chairman", text, f"user {fault}") for text, fault in USER_FAULTS),
-    ("reviewer", "...", "reviewer empty"), ("reviewer", "<think>Hm", "reviewer empty"),
-    ("reviewer", "I'm sorry, but I can't help with that.", "reviewer refusal")])
+@pytest.mark.parametrize(
+    "who, text, name",
+    [
+        *(("chairman", text, f"user {fault}") for text, fault in USER_FAULTS),
+        ("reviewer", "...", "reviewer empty"),
+        ("reviewer", "<think>Hm", "reviewer empty"),
+        ("reviewer", "I'm sorry, but I can't help with that.", "reviewer refusal"),
+    ],
+)
 def test_a_fault_of_reviewer_or_chairman_is_asked_again_counted_and_gone(who, text, name):
-    [done], counts, server = simulated(seed(), reply=faulty(who, text, 2), contrast="none", review=True)
+    [done], counts, server = simulated(
+        seed(), reply=faulty(who, text, 2), contrast="none", review=True
+    )
     assert counts == {f"retried ({name})": 2}
     assert "faults" not in done and text not in texts(done)
     assert len(by_role(server, who)) == 3
@@ -396,14 +552,18 @@ def test_a_chairman_who_gives_out_the_review_is_told_so():
 
     [done], counts, server = simulated(seed(), reply=reply, contrast="none", review=True)
     assert (counts, "faults" in done) == ({"retried (user review leak)": 1}, False)
-    assert by_role(server, "chairman")[1]["messages"][-1]["content"].startswith("That is the review itself")
+    assert by_role(server, "chairman")[1]["messages"][-1]["content"].startswith(
+        "That is the review itself"
+    )
 
 
 def test_a_fault_that_stays_is_the_users_where_it_is_the_chairmans_and_nobodys_where_it_is_the_reviewers():
     settings = {"contrast": "none", "review": True, "retries": 1}
     [done], _, _ = simulated(seed(), reply=faulty("chairman", "Thanks, goodbye!", 2), **settings)
     assert done["faults"] == [{"message": 2, "fault": "user goodbye"}]
-    [done], counts, _ = simulated(seed(), reply=faulty("reviewer", "I must decline.", 2), **settings)
+    [done], counts, _ = simulated(
+        seed(), reply=faulty("reviewer", "I must decline.", 2), **settings
+    )
     assert ("faults" in done, counts) == (False, {"retried (reviewer refusal)": 1})
 
 
@@ -413,20 +573,54 @@ def test_a_reviewer_who_never_says_anything_ends_its_conversation_alone(tmp_path
         return "<think>Hm." if silent else cast(body)
 
     rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
-    done, _, _ = simulated(seed("x"), seed("bad"), reply=reply, contrast="none", review=True, retries=1,
-                           rejects=rejects)
+    done, _, _ = simulated(
+        seed("x"),
+        seed("bad"),
+        reply=reply,
+        contrast="none",
+        review=True,
+        retries=1,
+        rejects=rejects,
+    )
     rejects.close()
     assert [record["id"] for record in done] == ["x"]
     [kept] = lines((tmp_path / "rejects.jsonl").read_text())
-    assert kept["error"] == "seeds.jsonl:bad: openai/scripted wrote nothing as reviewer in turn 2, 2 times"
+    assert (
+        kept["error"]
+        == "seeds.jsonl:bad: openai/scripted wrote nothing as reviewer in turn 2, 2 times"
+    )
 
 
-@pytest.mark.parametrize("who, text, fault, dropped", [
-    ("user", "Thanks, goodbye!", {"message": 2, "fault": "user goodbye"}, "user goodbye"),
-    ("user", "I'm sorry, but I can't continue.", {"message": 2, "fault": "user refusal"}, "user refusal"),
-    ("assistant", "Fine.\nUser: no", {"message": 1, "fault": "assistant role flip"}, "assistant role flip"),
-    ("contrast", "I can't help with that.", {"message": 1, "fault": "contrast refusal"}, "contrast refusal"),
-    ("contrast", "No tags", {"message": 1, "fault": "contrast unreadable"}, "contrast unreadable")])
+@pytest.mark.parametrize(
+    "who, text, fault, dropped",
+    [
+        ("user", "Thanks, goodbye!", {"message": 2, "fault": "user goodbye"}, "user goodbye"),
+        (
+            "user",
+            "I'm sorry, but I can't continue.",
+            {"message": 2, "fault": "user refusal"},
+            "user refusal",
+        ),
+        (
+            "assistant",
+            "Fine.\nUser: no",
+            {"message": 1, "fault": "assistant role flip"},
+            "assistant role flip",
+        ),
+        (
+            "contrast",
+            "I can't help with that.",
+            {"message": 1, "fault": "contrast refusal"},
+            "contrast refusal",
+        ),
+        (
+            "contrast",
+            "No tags",
+            {"message": 1, "fault": "contrast unreadable"},
+            "contrast unreadable",
+        ),
+    ],
+)
 def test_a_fault_that_stays_marks_its_record_and_pair_drops_it_by_name(who, text, fault, dropped):
     done, counts, _ = simulated(seed(), reply=faulty(who, text, 99), turns=2, retries=1)
     marked = [record for record in done if fault in record.get("faults", [])]
@@ -438,17 +632,28 @@ def test_a_fault_that_stays_marks_its_record_and_pair_drops_it_by_name(who, text
     assert dropped_counts == {f"dropped ({dropped})": 1}
 
 
-@pytest.mark.parametrize("asked, temperatures", [(0.7, [0.7, 0.9, 1.0, 1.0]), (0.0, [0.0, 0.2, 0.4, 0.6]),
-                                                 (1.4, [1.4, 1.4, 1.4, 1.4])])
-def test_a_faulty_message_is_asked_for_again_warmer_but_never_beyond_what_providers_take(asked, temperatures):
-    _, _, server = simulated(seed(), reply=faulty("assistant", "question s", 3), turns=1, contrast="none",
-                             temperature=asked)
+@pytest.mark.parametrize(
+    "asked, temperatures",
+    [(0.7, [0.7, 0.9, 1.0, 1.0]), (0.0, [0.0, 0.2, 0.4, 0.6]), (1.4, [1.4, 1.4, 1.4, 1.4])],
+)
+def test_a_faulty_message_is_asked_for_again_warmer_but_never_beyond_what_providers_take(
+    asked, temperatures
+):
+    _, _, server = simulated(
+        seed(),
+        reply=faulty("assistant", "question s", 3),
+        turns=1,
+        contrast="none",
+        temperature=asked,
+    )
     assert [body["temperature"] for body in server.requests] == temperatures
     assert len({body["seed"] for body in server.requests}) == 4
 
 
 def test_a_fault_in_a_rewriting_is_asked_again():
-    done, counts, _ = simulated(seed(), reply=faulty("rewrite", "question s", 2), turns=1, one_call=False)
+    done, counts, _ = simulated(
+        seed(), reply=faulty("rewrite", "question s", 2), turns=1, one_call=False
+    )
     assert counts == {"retried (rewrite not rewritten)": 2}
     assert not any("faults" in record for record in done)
 
@@ -465,48 +670,78 @@ def test_a_leak_in_the_second_call_is_asked_again():
     assert not any("faults" in record for record in done)
 
 
-@pytest.mark.parametrize("who, text, told", [
-    ("user", "Thanks, goodbye!", "The conversation is not over."), ("user", "?!", "That message says nothing."),
-    ("assistant", "question s", "That was said before"), ("contrast", "No tags", "That is not in the form"),
-    ("rewrite", "question s", "That asks for the same")])
+@pytest.mark.parametrize(
+    "who, text, told",
+    [
+        ("user", "Thanks, goodbye!", "The conversation is not over."),
+        ("user", "?!", "That message says nothing."),
+        ("assistant", "question s", "That was said before"),
+        ("contrast", "No tags", "That is not in the form"),
+        ("rewrite", "question s", "That asks for the same"),
+    ],
+)
 def test_who_is_asked_again_sees_the_message_and_what_is_wrong_with_it(who, text, told):
     _, _, server = simulated(seed(), reply=faulty(who, text, 2), turns=2, one_call=who != "rewrite")
     same = [body["messages"] for body in by_role(server, who)]
-    [*again] = [messages for messages in same if len(messages) > 1 and messages[-2]["content"] == text]
+    [*again] = [
+        messages for messages in same if len(messages) > 1 and messages[-2]["content"] == text
+    ]
     assert len(again) == 2
     for messages in again:
         assert [message["role"] for message in messages[-3:]] == ["user", "assistant", "user"]
         assert messages[-1]["content"].startswith(told)
-        assert messages[:-2] in same  # as it was asked first; what went wrong before the last attempt is forgotten
+        assert (
+            messages[:-2] in same
+        )  # as it was asked first; what went wrong before the last attempt is forgotten
 
 
 def test_without_words_for_a_fault_the_same_is_asked_again(tmp_path):
     (tmp_path / "retry.md").write_text("## user goodbye\nStay.\n")
-    _, _, server = simulated(seed(), reply=faulty("assistant", "question s", 1), turns=1, contrast="none",
-                             prompts=str(tmp_path))
+    _, _, server = simulated(
+        seed(),
+        reply=faulty("assistant", "question s", 1),
+        turns=1,
+        contrast="none",
+        prompts=str(tmp_path),
+    )
     assert [body["messages"] for body in server.requests] == [talk("Question s?")] * 2
-    _, _, server = simulated(seed(), reply=faulty("user", "Bye!", 1), turns=2, contrast="none", prompts=str(tmp_path))
+    _, _, server = simulated(
+        seed(), reply=faulty("user", "Bye!", 1), turns=2, contrast="none", prompts=str(tmp_path)
+    )
     [again] = [body["messages"] for body in by_role(server, "user") if len(body["messages"]) > 1]
     assert again[-1]["content"] == "Stay."
 
 
 def test_an_assistant_may_refuse():
     text = "I'm sorry, but I can't help with that."
-    [done], counts, _ = simulated(seed(), reply=faulty("assistant", text, 1), turns=1, contrast="none")
+    [done], counts, _ = simulated(
+        seed(), reply=faulty("assistant", text, 1), turns=1, contrast="none"
+    )
     assert (texts(done)[1], counts, "faults" in done) == (text, {}, False)
 
 
 def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
     def reply(body: dict) -> str:
-        return "One two three four five. Six seven eight" if role(body) == "assistant" else cast(body)
+        return (
+            "One two three four five. Six seven eight" if role(body) == "assistant" else cast(body)
+        )
 
-    [done], counts, _ = simulated(seed(), reply=reply, turns=1, contrast="none", assistant_tokens=10)
+    [done], counts, _ = simulated(
+        seed(), reply=reply, turns=1, contrast="none", assistant_tokens=10
+    )
     assert (texts(done)[1], done["truncated"], counts) == ("One two three four five.", [1], {})
 
 
-@pytest.mark.parametrize("written, said", [
-    ("<think>The user greets.</think>\n\nHello!", "Hello!"), ("Hello <think>!", "Hello <think>!"), ("<think>Hm", ""),
-    (" Hello! ", "Hello!"), ("<think>a</think>b</think>c", "b</think>c")])
+@pytest.mark.parametrize(
+    "written, said",
+    [
+        ("<think>The user greets.</think>\n\nHello!", "Hello!"),
+        ("Hello <think>!", "Hello <think>!"),
+        ("<think>Hm", ""),
+        (" Hello! ", "Hello!"),
+        ("<think>a</think>b</think>c", "b</think>c"),
+    ],
+)
 def test_thoughts_before_a_reply_are_not_part_of_it(written, said):
     assert stage.spoken(written) == said
 
@@ -533,10 +768,15 @@ def test_a_contrast_cut_before_its_reply_is_too_long_and_is_told_so():
 def test_a_contrast_in_one_call_is_no_longer_than_what_it_stands_against(policy):
     def reply(body: dict) -> str:
         text = "One two three four five six. " * 60
-        return f"<instruction>Say more</instruction>\n<reply>{text}</reply>" if role(body) == "contrast" else text
+        return (
+            f"<instruction>Say more</instruction>\n<reply>{text}</reply>"
+            if role(body) == "contrast"
+            else text
+        )
 
-    (chosen, rejected), counts, _ = simulated(seed(), reply=reply, turns=1, contrast=policy, assistant_tokens=80,
-                                              user_tokens=80)
+    (chosen, rejected), counts, _ = simulated(
+        seed(), reply=reply, turns=1, contrast=policy, assistant_tokens=80, user_tokens=80
+    )
     assert counts == {} and chosen["truncated"] == rejected["truncated"] == [1]
     assert len(texts(rejected)[1]) == pytest.approx(len(texts(chosen)[1]), abs=29)
 
@@ -546,23 +786,43 @@ def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_e
     def reply(body: dict) -> str:
         return words(body, 40) if role(body) == who else cast(body)
 
-    done, counts, server = simulated(seed(), reply=reply, turns=2, retries=1, **{f"{who}_tokens": 24})
+    done, counts, server = simulated(
+        seed(), reply=reply, turns=2, retries=1, **{f"{who}_tokens": 24}
+    )
     assert counts.keys() == {f"retried ({who} cut off)"}
     assert any("in half the words" in body["messages"][-1]["content"] for body in server.requests)
     dropped = Counter()
-    assert (list(join(map(Record, done), dropped)), dropped) == ([], {f"dropped ({who} cut off)": 1})
+    assert (list(join(map(Record, done), dropped)), dropped) == (
+        [],
+        {f"dropped ({who} cut off)": 1},
+    )
 
 
-@pytest.mark.parametrize("text, kept", [
-    ("One. Two. Three", "One. Two."), ("One two three four five. Six", "One two three four five."),
-    ("One. Two three four five six seven", None), ("none at all", None), ("一二三四。五六", "一二三四。"),
-    ("He said: \"Yes!\" and then", "He said: \"Yes!\""), ("A list.\n\nof thin", "A list."),
-    ("- a long item\n- another\n- a thi", "- a long item\n- another"), ("A long list\n\nof thin", "A long list"),
-    ("1. Wash the rice well.\n2. Cook it slowly.\n3. Then", "1. Wash the rice well.\n2. Cook it slowly."),
-    ("Do this:\n- **a.** or\n\n  b. wash", "Do this:\n- **a.** or"), ("We went to see old Dr. Smith. I met Mr. Smi",
-     "We went to see old Dr. Smith."), ("It was 1990. Or so", "It was 1990."), ("One, e.g. two", None),
-    ("So:\n```\na = 1\nb = 2\nc", None), ("So:\n```\na = 1\n```\nNow it", "So:\n```\na = 1\n```"),
-    ("Whole.", "Whole.")])
+@pytest.mark.parametrize(
+    "text, kept",
+    [
+        ("One. Two. Three", "One. Two."),
+        ("One two three four five. Six", "One two three four five."),
+        ("One. Two three four five six seven", None),
+        ("none at all", None),
+        ("一二三四。五六", "一二三四。"),
+        ('He said: "Yes!" and then', 'He said: "Yes!"'),
+        ("A list.\n\nof thin", "A list."),
+        ("- a long item\n- another\n- a thi", "- a long item\n- another"),
+        ("A long list\n\nof thin", "A long list"),
+        (
+            "1. Wash the rice well.\n2. Cook it slowly.\n3. Then",
+            "1. Wash the rice well.\n2. Cook it slowly.",
+        ),
+        ("Do this:\n- **a.** or\n\n  b. wash", "Do this:\n- **a.** or"),
+        ("We went to see old Dr. Smith. I met Mr. Smi", "We went to see old Dr. Smith."),
+        ("It was 1990. Or so", "It was 1990."),
+        ("One, e.g. two", None),
+        ("So:\n```\na = 1\nb = 2\nc", None),
+        ("So:\n```\na = 1\n```\nNow it", "So:\n```\na = 1\n```"),
+        ("Whole.", "Whole."),
+    ],
+)
 def test_a_cut_reply_ends_with_its_last_sentence_or_line_where_that_keeps_half(text, kept):
     reply = Reply(text, "length", 1, 2, 0.5)
     assert stage.whole_sentences(reply) == (replace(reply, text=kept or text), kept is not None)
@@ -570,11 +830,20 @@ def test_a_cut_reply_ends_with_its_last_sentence_or_line_where_that_keeps_half(t
     assert stage.whole_sentences(whole) == (whole, True)
 
 
-@pytest.mark.parametrize("text, parts", [
-    ("<instruction>i</instruction><reply>r</reply>", ("i", "r")),
-    ("Step 1:\n<Instruction>\n i \n</Instruction>\n\n<reply>\nr\n\nmore\n</reply> done", ("i", "r\n\nmore")),
-    ("<instruction>i</instruction>\n<reply>cut off", ("i", "cut off")), ("<reply>r</reply>", (None, "r")),
-    ("<instruction>i", (None, None)), ("", (None, None))])
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("<instruction>i</instruction><reply>r</reply>", ("i", "r")),
+        (
+            "Step 1:\n<Instruction>\n i \n</Instruction>\n\n<reply>\nr\n\nmore\n</reply> done",
+            ("i", "r\n\nmore"),
+        ),
+        ("<instruction>i</instruction>\n<reply>cut off", ("i", "cut off")),
+        ("<reply>r</reply>", (None, "r")),
+        ("<instruction>i", (None, None)),
+        ("", (None, None)),
+    ],
+)
 def test_a_contrast_is_split_into_instruction_and_reply(text, parts):
     assert stage.split_contrast(text) == parts
 
@@ -587,13 +856,22 @@ def test_a_conversation_whose_call_fails_is_rejected_and_the_others_go_on(tmp_pa
         return "" if "poison" in str(body["messages"]) else cast(body)
 
     rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
-    done, _, _ = simulated(seed("x"), seed("bad", "A poison?"), seed("y"), reply=reply, turns=1, rejects=rejects,
-                           client={"attempts": 2})
+    done, _, _ = simulated(
+        seed("x"),
+        seed("bad", "A poison?"),
+        seed("y"),
+        reply=reply,
+        turns=1,
+        rejects=rejects,
+        client={"attempts": 2},
+    )
     rejects.close()
     assert [record["id"] for record in done] == ["x", "x", "y", "y"]
     [kept] = lines((tmp_path / "rejects.jsonl").read_text())
     assert (kept["id"], rejects.count) == ("bad", 1)
-    assert kept["error"].startswith("seeds.jsonl:bad: openai/scripted: an empty reply (after 2 attempts)")
+    assert kept["error"].startswith(
+        "seeds.jsonl:bad: openai/scripted: an empty reply (after 2 attempts)"
+    )
 
 
 def test_a_seed_whose_samples_fail_is_rejected_once_and_can_be_read_again(tmp_path):
@@ -601,11 +879,22 @@ def test_a_seed_whose_samples_fail_is_rejected_once_and_can_be_read_again(tmp_pa
         return "" if "poison" in str(body["messages"]) else cast(body)
 
     rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
-    done, _, _ = simulated(seed("x"), seed("bad", "A poison?"), seed("worse", "Two poisons?"), reply=reply, turns=1,
-                           samples=3, rejects=rejects, client={"attempts": 1})
+    done, _, _ = simulated(
+        seed("x"),
+        seed("bad", "A poison?"),
+        seed("worse", "Two poisons?"),
+        reply=reply,
+        turns=1,
+        samples=3,
+        rejects=rejects,
+        client={"attempts": 1},
+    )
     rejects.close()
     assert (len(done), rejects.count) == (6, 2)
-    assert [one["id"] for one in files.read([str(tmp_path / "rejects.jsonl")], conversation)] == ["bad", "worse"]
+    assert [one["id"] for one in files.read([str(tmp_path / "rejects.jsonl")], conversation)] == [
+        "bad",
+        "worse",
+    ]
 
 
 def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
@@ -620,14 +909,33 @@ def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
     assert (len(done), roles(server)) == (2, {"contrast": 1})
 
 
-@pytest.mark.parametrize("policy, one_call, review", [
-    ("all", True, False), ("none", True, False), ("first", True, False), ("last", True, False),
-    ("random:2", True, False), ("prob:0.4", True, False), ("all", False, False), ("random:2", False, False),
-    ("all", True, True), ("last", True, True)])
+@pytest.mark.parametrize(
+    "policy, one_call, review",
+    [
+        ("all", True, False),
+        ("none", True, False),
+        ("first", True, False),
+        ("last", True, False),
+        ("random:2", True, False),
+        ("prob:0.4", True, False),
+        ("all", False, False),
+        ("random:2", False, False),
+        ("all", True, True),
+        ("last", True, True),
+    ],
+)
 def test_the_estimate_is_the_real_number_of_calls(policy, one_call, review):
-    seeds = [seed(number, *["Q?", "A."] * (number % 2), *(["Q2?"] if number % 3 else ["Q3?", "A3."]))
-             for number in range(4)]
-    settings = {"turns": 3, "samples": 2, "contrast": policy, "one_call": one_call, "review": review}
+    seeds = [
+        seed(number, *["Q?", "A."] * (number % 2), *(["Q2?"] if number % 3 else ["Q3?", "A3."]))
+        for number in range(4)
+    ]
+    settings = {
+        "turns": 3,
+        "samples": 2,
+        "contrast": policy,
+        "one_call": one_call,
+        "review": review,
+    }
     planned, rehearsed, total = estimate(seeds, Settings(MODEL, MODEL, **settings))
     _, counts, server = simulated(*seeds, **settings)
     expected = Counter({name: count["calls"] for (name, _), count in planned.items()})
@@ -638,7 +946,9 @@ def test_the_estimate_is_the_real_number_of_calls(policy, one_call, review):
 
 def test_the_estimate_of_many_conversations_is_a_sample_scaled_up(monkeypatch):
     monkeypatch.setattr(stage, "REHEARSED", 50)
-    seeds = [seed(number, *["Q?", "A." * (number % 7)] * (number % 2), "Q2?") for number in range(1000)]
+    seeds = [
+        seed(number, *["Q?", "A." * (number % 7)] * (number % 2), "Q2?") for number in range(1000)
+    ]
     settings = Settings(MODEL, MODEL, turns=2, samples=2)
     planned, rehearsed, total = estimate(iter(seeds), settings)
     monkeypatch.setattr(stage, "REHEARSED", 10_000)
@@ -655,9 +965,15 @@ def test_the_estimates_tokens_are_those_of_the_prompts_and_two_thirds_of_the_lim
     planned, _, _ = estimate([start], settings)
     _, _, server = simulated(start, turns=1, user_tokens=30, assistant_tokens=60)
     [body] = by_role(server, "contrast")
-    assert planned["assistant", MODEL] == {"calls": 1, "prompt_tokens": 100, "completion_tokens": 40}
+    assert planned["assistant", MODEL] == {
+        "calls": 1,
+        "prompt_tokens": 100,
+        "completion_tokens": 40,
+    }
     assert planned["contrast", MODEL]["prompt_tokens"] == len(body["messages"][0]["content"]) // 4
-    assert planned["contrast", MODEL]["completion_tokens"] == pytest.approx(60, abs=15)  # and the tags
+    assert planned["contrast", MODEL]["completion_tokens"] == pytest.approx(
+        60, abs=15
+    )  # and the tags
 
 
 def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
@@ -665,13 +981,17 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
     whole, _, _ = simulated(*seeds, assistant=gpt, user=gpt)
     price = sum(record["cost"] for record in whole)
     with serve(reply=cast) as server:
-        first, second = (Client(api_base=server.base_url, cache=Cache(tmp_path / "c"), concurrency=2, max_cost=most)
-                         for most in (0.9 * price, math.inf))
+        first, second = (
+            Client(
+                api_base=server.base_url, cache=Cache(tmp_path / "c"), concurrency=2, max_cost=most
+            )
+            for most in (0.9 * price, math.inf)
+        )
         stopped = list(simulate(seeds, Settings(gpt, gpt, turns=2), first, limits=limits))
         paid = server.calls
         assert list(simulate(seeds, Settings(gpt, gpt, turns=2), second, limits=limits)) == whole
     assert 0.7 <= first.cost / price < 0.95
-    assert 0 < len(stopped) < 24 and whole[:len(stopped)] == stopped
+    assert 0 < len(stopped) < 24 and whole[: len(stopped)] == stopped
     assert first.cost + second.cost == pytest.approx(price)
     [limit] = limits
     assert limit.startswith("stopped by --max-cost with ") and " conversations unfinished" in limit
@@ -680,7 +1000,9 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
 
 # The command line
 
-SEED_RECORDS = [seed(number, *["Hello?", "Hi."] * (number % 2), f"Question {number}?") for number in range(12)]
+SEED_RECORDS = [
+    seed(number, *["Hello?", "Hi."] * (number % 2), f"Question {number}?") for number in range(12)
+]
 SEEDS = jsonl(SEED_RECORDS)
 
 
@@ -701,14 +1023,18 @@ def test_simulate_writes_branches_and_nothing_else_in_spite_of_faults(music):
     assert done.returncode == 0, done.stderr
     assert lines(done.stdout) == simulated(*SEED_RECORDS)[0]
     said = [line for line in done.stderr.splitlines() if not line.endswith("; trying again")]
-    assert [line.split(": ")[1] for line in said[:3]] == [f"{who} {MODEL}" for who in ("assistant", "contrast", "user")]
+    assert [line.split(": ")[1] for line in said[:3]] == [
+        f"{who} {MODEL}" for who in ("assistant", "contrast", "user")
+    ]
     assert said[3].startswith("music simulate: 24 records written in ") and len(said) == 4
     assert music.network == ""
     pairs = music("pair", stdin=done.stdout)
     assert (pairs.returncode, [pair["id"] for pair in lines(pairs.stdout)]) == (0, list(range(12)))
 
 
-def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_have_written(music, tmp_path):
+def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_have_written(
+    music, tmp_path
+):
     undisturbed, _, reference = simulated(*SEED_RECORDS)
     target = tmp_path / "out.jsonl"
     with serve(reply=cast, delay=0.05) as server:
@@ -722,18 +1048,25 @@ def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_
         cut = music.interrupted(*run, when=lambda: server.finished >= 50, stdin=SEEDS)
         assert (cut.returncode, cut.stdout, target.exists()) == (130, "", False)
         assert cut.stderr.splitlines()[-1] == "music simulate: interrupted", cut.stderr
-        assert all(line.startswith("music simulate: ") for line in cut.stderr.splitlines()), cut.stderr
+        assert all(line.startswith("music simulate: ") for line in cut.stderr.splitlines()), (
+            cut.stderr
+        )
         server.delay = 0
         whole = music(*run, stdin=SEEDS)
         assert (whole.returncode, lines(target.read_text())) == (0, undisturbed)
-        assert reference.calls <= server.calls <= reference.calls + 2 * 4  # what was in flight is asked again
+        assert (
+            reference.calls <= server.calls <= reference.calls + 2 * 4
+        )  # what was in flight is asked again
 
 
 def test_interrupted_while_the_input_is_waited_for_leaves_at_once(music):
-    one = SEEDS[:SEEDS.index("\n") + 1]
+    one = SEEDS[: SEEDS.index("\n") + 1]
     with serve(reply=cast) as server:
         done = music.interrupted(*options(server), when=lambda: server.finished >= 6, stdin=one)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "music simulate: interrupted"), done.stderr
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        130,
+        "music simulate: interrupted",
+    ), done.stderr
 
 
 def test_a_reader_that_has_seen_enough_ends_the_run_quietly(music):
@@ -751,14 +1084,23 @@ def test_a_reader_that_has_seen_enough_ends_the_run_quietly(music):
         said = process.stderr.read()
         process.stdin.close()
     assert lines(first)[0]["id"] == 0
-    assert all(line.startswith("music simulate: ") and f" {MODEL}: " in line for line in said.splitlines()), said
+    assert all(
+        line.startswith("music simulate: ") and f" {MODEL}: " in line for line in said.splitlines()
+    ), said
 
 
 def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, tmp_path):
     target = tmp_path / "out.jsonl"
     with serve(reply=cast) as server:
-        planned = music(*options(server, "--assistant", "openai/gpt-4o", "--dry-run", "-o", target), stdin=SEEDS)
-        assert (planned.returncode, planned.stdout, server.calls, target.exists()) == (0, "", 0, False)
+        planned = music(
+            *options(server, "--assistant", "openai/gpt-4o", "--dry-run", "-o", target), stdin=SEEDS
+        )
+        assert (planned.returncode, planned.stdout, server.calls, target.exists()) == (
+            0,
+            "",
+            0,
+            False,
+        )
     assert "an estimate from 12 of 12 conversations, drawn at random" in planned.stderr
     table = [line.split() for line in planned.stderr.splitlines() if "gpt-4o" in line]
     assert {row[0]: int(row[2]) for row in table} == roles(simulated(*SEED_RECORDS, retries=0)[2])
@@ -769,7 +1111,9 @@ def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, t
 def test_users_that_review_are_an_option_and_their_calls_are_planned(music, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
-    (own / "chair.md").write_text("You turn a review into the next message, quickly. {{transcript}} {{review}}")
+    (own / "chair.md").write_text(
+        "You turn a review into the next message, quickly. {{transcript}} {{review}}"
+    )
     given = ("--user-turns", "review", "--prompts", own)
     expected, _, _ = simulated(*SEED_RECORDS, review=True, prompts=str(own))
     _, _, once = simulated(*SEED_RECORDS, review=True, prompts=str(own), retries=0)
@@ -792,15 +1136,22 @@ def test_a_failed_conversation_gives_exit_status_1(music):
 
     with serve(reply=reply) as server:
         done = music(*options(server, "--concurrency", 1), stdin=SEEDS)
-    assert (done.returncode, {one["id"] for one in lines(done.stdout)}) == (1, set(range(12)) - {3}), done.stderr
+    assert (done.returncode, {one["id"] for one in lines(done.stdout)}) == (
+        1,
+        set(range(12)) - {3},
+    ), done.stderr
     assert "music simulate: <stdin>:4: openai/scripted: 400: " in done.stderr
     assert done.stderr.splitlines()[-1].endswith("; 1 failed")
 
 
-@pytest.mark.parametrize("more, problem", [
-    (("--contrast", "some"), "--contrast some: expected all | none"),
-    (("--prompts", "nowhere"), "--prompts nowhere: neither paper nor small nor a folder"),
-    (("--prompts", "small", "--contrast-calls", "1"), "has no contrast.md")])
+@pytest.mark.parametrize(
+    "more, problem",
+    [
+        (("--contrast", "some"), "--contrast some: expected all | none"),
+        (("--prompts", "nowhere"), "--prompts nowhere: neither paper nor small nor a folder"),
+        (("--prompts", "small", "--contrast-calls", "1"), "has no contrast.md"),
+    ],
+)
 def test_a_wrong_policy_or_prompt_set_is_said_before_anybody_is_asked(music, more, problem):
     with serve() as server:
         done = music(*options(server, *more), stdin=SEEDS)
@@ -809,9 +1160,15 @@ def test_a_wrong_policy_or_prompt_set_is_said_before_anybody_is_asked(music, mor
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("files, calls", [
-    (["rewrite"], {"assistant": 2, "rewrite": 1}), (["contrast"], {"assistant": 1, "contrast": 1}),
-    (["rewrite", "contrast"], {"assistant": 1, "contrast": 1}), ([], {"assistant": 1, "contrast": 1})])
+@pytest.mark.parametrize(
+    "files, calls",
+    [
+        (["rewrite"], {"assistant": 2, "rewrite": 1}),
+        (["contrast"], {"assistant": 1, "contrast": 1}),
+        (["rewrite", "contrast"], {"assistant": 1, "contrast": 1}),
+        ([], {"assistant": 1, "contrast": 1}),
+    ],
+)
 def test_a_folder_of_prompts_decides_how_many_calls_a_contrast_takes(music, tmp_path, files, calls):
     own = tmp_path / "own"
     own.mkdir()

@@ -19,11 +19,16 @@ LIST = json.dumps(ROWS, indent=1).encode()
 
 
 def read(*names, rejects=None, **settings):
-    return [(source, row.where, dict(row)) for source, row in sources.rows(names, rejects or Rejects(), **settings)]
+    return [
+        (source, row.where, dict(row))
+        for source, row in sources.rows(names, rejects or Rejects(), **settings)
+    ]
 
 
 def write(path, data):
-    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(
+        path.suffix, bytes
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack(data))
     return str(path)
@@ -36,14 +41,19 @@ def parquet(path, found):
     return str(path)
 
 
-@pytest.mark.parametrize("name", [
-    "a.b.jsonl", "a.b.json", "a.b.jsonl.gz", "a.b.jsonl.zst", "a.b.json.gz", "a.b.ndjson"])
-@pytest.mark.parametrize("data, places", [
-    (LINES, (":1", ":2")), (LIST, ("[0]", "[1]")), (b"\n " + LIST, ("[0]", "[1]"))],
-    ids=["lines", "list", "list after spaces"])
+@pytest.mark.parametrize(
+    "name", ["a.b.jsonl", "a.b.json", "a.b.jsonl.gz", "a.b.jsonl.zst", "a.b.json.gz", "a.b.ndjson"]
+)
+@pytest.mark.parametrize(
+    "data, places",
+    [(LINES, (":1", ":2")), (LIST, ("[0]", "[1]")), (b"\n " + LIST, ("[0]", "[1]"))],
+    ids=["lines", "list", "list after spaces"],
+)
 def test_json_is_read_as_lines_or_as_a_list_by_its_content(tmp_path, name, data, places):
     path = write(tmp_path / name, data)
-    assert read(path) == [("a.b", path + place, row) for place, row in zip(places, ROWS, strict=True)]
+    assert read(path) == [
+        ("a.b", path + place, row) for place, row in zip(places, ROWS, strict=True)
+    ]
 
 
 def test_parquet_rows_are_plain_lists_and_objects(tmp_path):
@@ -54,10 +64,23 @@ def test_parquet_rows_are_plain_lists_and_objects(tmp_path):
 
 def test_what_json_cannot_hold_is_null(tmp_path):
     said = {"role": "user", "content": "q"}
-    path = parquet(tmp_path / "part.parquet", [{"messages": [said | {"image": b"\xff"}], "cost": Decimal("1.5"),
-                                                "on": date(2024, 1, 31)}])
-    assert read(path) == [("part", f"{path}[0]", {"messages": [said | {"image": None}], "cost": None,
-                                                  "on": "2024-01-31"})]
+    path = parquet(
+        tmp_path / "part.parquet",
+        [
+            {
+                "messages": [said | {"image": b"\xff"}],
+                "cost": Decimal("1.5"),
+                "on": date(2024, 1, 31),
+            }
+        ],
+    )
+    assert read(path) == [
+        (
+            "part",
+            f"{path}[0]",
+            {"messages": [said | {"image": None}], "cost": None, "on": "2024-01-31"},
+        )
+    ]
 
 
 @pytest.mark.parametrize("name", ["a[1].parquet", "b*c.parquet", "d[x]/e.parquet"])
@@ -77,18 +100,27 @@ def test_a_folder_is_its_data_files_in_order(tmp_path):
 
 
 def test_a_split_chooses_among_a_folders_files(tmp_path):
-    for name in ("data/train-00000-of-00001", "data/test-00000-of-00001", "data/train_sft-00000-of-00001"):
+    for name in (
+        "data/train-00000-of-00001",
+        "data/test-00000-of-00001",
+        "data/train_sft-00000-of-00001",
+    ):
         parquet(tmp_path / f"{name}.parquet", [{"prompt": name}])
-    assert [row["prompt"] for *_, row in read(str(tmp_path), split="test")] == ["data/test-00000-of-00001"]
-    assert [row["prompt"] for *_, row in read(str(tmp_path), split="train")] == ["data/train-00000-of-00001"]
+    assert [row["prompt"] for *_, row in read(str(tmp_path), split="test")] == [
+        "data/test-00000-of-00001"
+    ]
+    assert [row["prompt"] for *_, row in read(str(tmp_path), split="train")] == [
+        "data/train-00000-of-00001"
+    ]
     with pytest.raises(InputError, match=r"--split dev: no data file in .* has that name"):
         read(str(tmp_path), split="dev")
 
 
 def test_a_dataset_that_was_saved_to_disk_is_read(tmp_path):
     datasets = pytest.importorskip("datasets")
-    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[1:])}
-                         ).save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[1:])}
+    ).save_to_disk(str(tmp_path / "saved"))
     folder = str(tmp_path / "saved")
     assert [row for *_, row in read(folder)] == ROWS
     assert read(folder, split="test") == [("saved", f"{folder}[0]", ROWS[1])]
@@ -112,20 +144,36 @@ def test_lines_and_items_that_are_no_objects_go_to_the_rejects(tmp_path):
         read(items)
 
 
-@pytest.mark.parametrize("name, settings, said", [
-    ("missing.jsonl", {}, "missing.jsonl: no such file or folder, no short name (skywork, "),
-    ("data/missing.parquet", {}, "data/missing.parquet: no such file or folder, no short name (skywork, "),
-    ("a/b/c", {}, "and no hub id (OWNER/NAME)"),
-    ("{torn.json}", {}, "torn.json: is not JSON: "),
-    ("{torn.jsonl.gz}", {}, "torn.jsonl.gz: damaged: "),
-    ("{torn.parquet}", {}, "torn.parquet: cannot be read as Parquet: "),
-    ("{empty.jsonl}", {}, "empty.jsonl: is empty"),
-    ("{good.jsonl}", {"split": "train"}, "--split train: names a part of a folder or of a hub dataset"),
-    ("{good.jsonl}", {"revision": "abc"}, "--revision abc: pins a hub dataset"),
-])
+@pytest.mark.parametrize(
+    "name, settings, said",
+    [
+        ("missing.jsonl", {}, "missing.jsonl: no such file or folder, no short name (skywork, "),
+        (
+            "data/missing.parquet",
+            {},
+            "data/missing.parquet: no such file or folder, no short name (skywork, ",
+        ),
+        ("a/b/c", {}, "and no hub id (OWNER/NAME)"),
+        ("{torn.json}", {}, "torn.json: is not JSON: "),
+        ("{torn.jsonl.gz}", {}, "torn.jsonl.gz: damaged: "),
+        ("{torn.parquet}", {}, "torn.parquet: cannot be read as Parquet: "),
+        ("{empty.jsonl}", {}, "empty.jsonl: is empty"),
+        (
+            "{good.jsonl}",
+            {"split": "train"},
+            "--split train: names a part of a folder or of a hub dataset",
+        ),
+        ("{good.jsonl}", {"revision": "abc"}, "--revision abc: pins a hub dataset"),
+    ],
+)
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, settings, said):
-    files = {"torn.json": b'[{"a": 1}, {"b"', "torn.jsonl.gz": None, "torn.parquet": b"PAR1 torn", "empty.jsonl": b"",
-             "good.jsonl": LINES}
+    files = {
+        "torn.json": b'[{"a": 1}, {"b"',
+        "torn.jsonl.gz": None,
+        "torn.parquet": b"PAR1 torn",
+        "empty.jsonl": b"",
+        "good.jsonl": LINES,
+    }
     for file, data in files.items():
         (tmp_path / file).write_bytes(gzip.compress(LINES)[:20] if data is None else data)
     with pytest.raises(InputError) as caught:
@@ -152,25 +200,58 @@ def hub(monkeypatch):
         if path == "nobody/nothing":
             raise ConnectionError("Couldn't reach 'nobody/nothing' on the Hub\nmore lines")
         data = datasets.Dataset.from_list(ROWS)
-        return data if settings["split"] else datasets.DatasetDict({"train": data, "test": data.select([0])})
+        return (
+            data
+            if settings["split"]
+            else datasets.DatasetDict({"train": data, "test": data.select([0])})
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
 
 
-@pytest.mark.parametrize("name, settings, asked", [
-    ("rewardbench", {}, {"path": "allenai/reward-bench", "data_dir": None, "split": "filtered",
-                         "revision": "168d848cdbbea9764fae4a544dc9ca1e6cca4931"}),
-    ("hh-helpful", {"split": "test"}, {"path": "Anthropic/hh-rlhf", "data_dir": "helpful-base", "split": "test",
-                                       "revision": "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"}),
-    ("skywork", {"revision": "main"}, {"path": "Skywork/Skywork-Reward-Preference-80K-v0.2", "data_dir": None,
-                                       "split": "train", "revision": "main"}),
-    ("some/data", {}, {"path": "some/data", "data_dir": None, "split": None, "revision": None}),
-])
+@pytest.mark.parametrize(
+    "name, settings, asked",
+    [
+        (
+            "rewardbench",
+            {},
+            {
+                "path": "allenai/reward-bench",
+                "data_dir": None,
+                "split": "filtered",
+                "revision": "168d848cdbbea9764fae4a544dc9ca1e6cca4931",
+            },
+        ),
+        (
+            "hh-helpful",
+            {"split": "test"},
+            {
+                "path": "Anthropic/hh-rlhf",
+                "data_dir": "helpful-base",
+                "split": "test",
+                "revision": "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
+            },
+        ),
+        (
+            "skywork",
+            {"revision": "main"},
+            {
+                "path": "Skywork/Skywork-Reward-Preference-80K-v0.2",
+                "data_dir": None,
+                "split": "train",
+                "revision": "main",
+            },
+        ),
+        ("some/data", {}, {"path": "some/data", "data_dir": None, "split": None, "revision": None}),
+    ],
+)
 def test_names_are_looked_up_and_options_stand_over_the_table(hub, name, settings, asked):
     found = read(name, **settings)
     assert hub == [asked]
-    assert found == [(asked["path"], f"{asked['path']}[{number}]", row) for number, row in enumerate(ROWS)]
+    assert found == [
+        (asked["path"], f"{asked['path']}[{number}]", row) for number, row in enumerate(ROWS)
+    ]
 
 
 def test_every_short_name_is_pinned_to_a_whole_commit_and_none_overlaps_rewardbench():
@@ -183,16 +264,20 @@ def test_data_that_is_not_pinned_is_said_so(hub):
     said = []
     read("some/data", say=said.append)
     read(sources.CONTAMINATED, revision="abcdef0123456789", say=said.append)
-    assert said == ["reading some/data at main, which may change; --revision COMMIT pins it",
-                    f"reading {sources.CONTAMINATED} at abcdef01",
-                    f"{sources.CONTAMINATED} overlaps RewardBench; skywork (v0.2) does not"]
+    assert said == [
+        "reading some/data at main, which may change; --revision COMMIT pins it",
+        f"reading {sources.CONTAMINATED} at abcdef01",
+        f"{sources.CONTAMINATED} overlaps RewardBench; skywork (v0.2) does not",
+    ]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(hub):
     with pytest.raises(InputError) as caught:
         read("nobody/nothing")
-    assert str(caught.value) == ("nobody/nothing: no such file here, and it cannot be had from the hub: "
-                                 "Couldn't reach 'nobody/nothing' on the Hub")
+    assert str(caught.value) == (
+        "nobody/nothing: no such file here, and it cannot be had from the hub: "
+        "Couldn't reach 'nobody/nothing' on the Hub"
+    )
 
 
 def test_what_is_on_the_disk_comes_before_a_short_name(hub, tmp_path, monkeypatch):

@@ -36,30 +36,43 @@ def failures(standing: Standing, refusal: Refusal, count: int) -> list[type]:
     return [type(standing.failed(call(), refusal, 1)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("refusal", [Refusal("no", 500), Refusal("no", 400), Refusal("no", 429), NOTHING])
+@pytest.mark.parametrize(
+    "refusal", [Refusal("no", 500), Refusal("no", 400), Refusal("no", 429), NOTHING]
+)
 def test_a_model_that_never_answered_is_given_up_after_some_failures_of_any_kind(standing, refusal):
-    assert failures(standing, refusal, GIVE_UP_AFTER) == [CallError] * (GIVE_UP_AFTER - 1) + [InputError]
+    assert failures(standing, refusal, GIVE_UP_AFTER) == [CallError] * (GIVE_UP_AFTER - 1) + [
+        InputError
+    ]
     with pytest.raises(InputError, match="no call to it has succeeded, so the run stops here"):
         standing.check()
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404])
-def test_a_model_that_never_answered_is_given_up_at_once_where_no_call_can_succeed(standing, status):
+def test_a_model_that_never_answered_is_given_up_at_once_where_no_call_can_succeed(
+    standing, status
+):
     assert failures(standing, Refusal("no", status), 1) == [InputError]
 
 
 @pytest.mark.parametrize("status", [401, 402, 429, 500])
 def test_one_that_has_answered_is_given_up_after_as_many_in_a_row(standing, status):
     standing.answered()
-    assert failures(standing, Refusal("no", status), GIVE_UP_AFTER) == [CallError] * (GIVE_UP_AFTER - 1) + [InputError]
-    with pytest.raises(InputError, match=f"{GIVE_UP_AFTER} calls to it have failed in a row, so the run stops here$"):
+    assert failures(standing, Refusal("no", status), GIVE_UP_AFTER) == [CallError] * (
+        GIVE_UP_AFTER - 1
+    ) + [InputError]
+    with pytest.raises(
+        InputError,
+        match=f"{GIVE_UP_AFTER} calls to it have failed in a row, so the run stops here$",
+    ):
         standing.check()
 
 
 def test_an_answer_between_excuses_what_failed_before_it(standing):
     for _ in range(5):
         standing.answered()
-        assert failures(standing, Refusal("no", 500), GIVE_UP_AFTER - 1) == [CallError] * (GIVE_UP_AFTER - 1)
+        assert failures(standing, Refusal("no", 500), GIVE_UP_AFTER - 1) == [CallError] * (
+            GIVE_UP_AFTER - 1
+        )
 
 
 @pytest.mark.parametrize("refusal", [Refusal("too long", 400), Refusal("too long", 413), NOTHING])
@@ -68,13 +81,16 @@ def test_questions_that_cannot_be_answered_are_their_records_business(standing, 
     assert failures(standing, refusal, 3 * GIVE_UP_AFTER) == [CallError] * 3 * GIVE_UP_AFTER
 
 
-@pytest.mark.parametrize("seconds, said", [(LONGEST_WAIT + 60, "6 min"), (7230, "2 h 0 min"), (90000, "25 h 0 min")])
+@pytest.mark.parametrize(
+    "seconds, said", [(LONGEST_WAIT + 60, "6 min"), (7230, "2 h 0 min"), (90000, "25 h 0 min")]
+)
 def test_a_wait_of_hours_is_not_waited(standing, seconds, said):
     refusal = Refusal("429: quota spent", 429, retry_after=seconds)
     assert not standing.worth_another(refusal)
     assert standing.worth_another(Refusal("slow down", 429, retry_after=LONGEST_WAIT))
     assert str(standing.failed(call(), refusal, 1)) == (
-        f"{OPENAI}: 429: quota spent; it asks for a wait of {said}, and 5 min is the most")
+        f"{OPENAI}: 429: quota spent; it asks for a wait of {said}, and 5 min is the most"
+    )
     standing.refused(refusal)
     assert standing.pace._not_before < time.monotonic() + 1
 
@@ -104,24 +120,46 @@ def test_what_ends_in_the_middle_of_a_run_stops_it(loopback, fault):
             asked = [asyncio.ensure_future(client.ask(call(number))) for number in range(200)]
             while server.finished < 40:
                 await asyncio.sleep(0.002)
-            server.api_key, server.faults = ("another", {}) if fault == "key" else (None, {"reset": 1})
+            server.api_key, server.faults = (
+                ("another", {}) if fault == "key" else (None, {"reset": 1})
+            )
             return await asyncio.gather(*asked, return_exceptions=True)
 
         met = asyncio.run(run())
         kinds = [type(one) for one in met]
         assert kinds.count(Reply) == server.finished
-        assert GIVE_UP_AFTER - 1 <= kinds.count(CallError) < GIVE_UP_AFTER + 4  # answers in flight excuse some
+        assert (
+            GIVE_UP_AFTER - 1 <= kinds.count(CallError) < GIVE_UP_AFTER + 4
+        )  # answers in flight excuse some
         assert fault == "death" or server.calls - server.finished <= GIVE_UP_AFTER + 8
     assert "calls to it have failed in a row, so the run stops here" in str(met[-1])
 
 
-SEEDS = [{"id": number, "messages": [{"role": "user", "content": f"Question {number}?"}]} for number in range(60)]
+SEEDS = [
+    {"id": number, "messages": [{"role": "user", "content": f"Question {number}?"}]}
+    for number in range(60)
+]
 
 
 def test_a_run_that_is_given_up_says_how_to_go_on_and_does(tmp_path):
     with Music(tmp_path) as music, serve(reply=cast, delay=0.02) as server:
-        line = ("simulate", "--assistant", VLLM, "--api-base", server.base_url, "--turns", 2, "--concurrency", 4, "-o",
-                tmp_path / "out.jsonl", "--on-error", "skip", "--rejects", tmp_path / "rejects.jsonl")
+        line = (
+            "simulate",
+            "--assistant",
+            VLLM,
+            "--api-base",
+            server.base_url,
+            "--turns",
+            2,
+            "--concurrency",
+            4,
+            "-o",
+            tmp_path / "out.jsonl",
+            "--on-error",
+            "skip",
+            "--rejects",
+            tmp_path / "rejects.jsonl",
+        )
         process = music.start(*line)
         process.stdin.write(jsonl(SEEDS))
         process.stdin.close()
@@ -131,7 +169,8 @@ def test_a_run_that_is_given_up_says_how_to_go_on_and_does(tmp_path):
         said = process.stderr.read().splitlines()
         assert said[-1] == (
             f"music simulate: error: {VLLM}: 401: Incorrect API key provided; {GIVE_UP_AFTER} calls to it have failed "
-            "in a row, so the run stops here; the same line goes on from here, and pays for no finished call again")
+            "in a row, so the run stops here; the same line goes on from here, and pays for no finished call again"
+        )
         assert "Traceback" not in "".join(said) and not (tmp_path / "out.jsonl").exists()
         rejected = lines((tmp_path / "rejects.jsonl").read_text())
         assert 1 <= len(rejected) < GIVE_UP_AFTER and "401" in rejected[0]["error"]
@@ -139,6 +178,9 @@ def test_a_run_that_is_given_up_says_how_to_go_on_and_does(tmp_path):
         again = music(*line, stdin=jsonl(SEEDS))
         assert again.returncode == 0, again.stderr
         assert len(lines((tmp_path / "out.jsonl").read_text())) == 2 * len(SEEDS)
-        cached = sum(int(line.split("(")[1].split()[0].replace(",", "")) for line in again.stderr.splitlines()
-                     if " from cache" in line)
+        cached = sum(
+            int(line.split("(")[1].split()[0].replace(",", ""))
+            for line in again.stderr.splitlines()
+            if " from cache" in line
+        )
         assert cached == paid

@@ -9,30 +9,53 @@ import pytest
 from console import COMMAND, environment
 from test_contract import commands
 
-HEAVY = ("torch", "transformers", "datasets", "litellm", "numpy", "peft", "accelerate", "pandas", "matplotlib",
-         "aiohttp", "scipy", "pyarrow", "sqlite3", "zstandard")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "litellm",
+    "numpy",
+    "peft",
+    "accelerate",
+    "pandas",
+    "matplotlib",
+    "aiohttp",
+    "scipy",
+    "pyarrow",
+    "sqlite3",
+    "zstandard",
+)
 LIBRARIES = [sys.executable, "-c", "import typer, rich"]
 
 
-@pytest.mark.parametrize("words", ["", "--version", *commands()], ids=lambda words: words or "music")
+@pytest.mark.parametrize(
+    "words", ["", "--version", *commands()], ids=lambda words: words or "music"
+)
 def test_help_loads_nothing_heavy(words):
-    code = ("import sys; from musiccli.cli.main import main\n"
-            f"sys.argv = ['music', *{words.split()!r}, '--help']\n"
-            "try: main()\n"
-            "except SystemExit as ended: assert not ended.code\n"
-            f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)")
+    code = (
+        "import sys; from musiccli.cli.main import main\n"
+        f"sys.argv = ['music', *{words.split()!r}, '--help']\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
 def test_help_costs_at_most_half_again_of_its_libraries(tmp_path):
     """Whole processes in turn, so that what else runs here slows both; compiled once, as an installation is."""
-    settings = {"env": environment(PYTHONDONTWRITEBYTECODE=None, PYTHONPYCACHEPREFIX=str(tmp_path)), "check": True}
+    settings = {
+        "env": environment(PYTHONDONTWRITEBYTECODE=None, PYTHONPYCACHEPREFIX=str(tmp_path)),
+        "check": True,
+    }
     help, libraries = [], []
     for _ in range(10):
         help.append(seconds([*COMMAND, "--help"], settings))
         libraries.append(seconds(LIBRARIES, settings))
-    ratio = statistics.median(help[1:]) / statistics.median(libraries[1:])  # the first of each compiles
+    ratio = statistics.median(help[1:]) / statistics.median(
+        libraries[1:]
+    )  # the first of each compiles
     assert ratio <= 1.5, f"music --help took {ratio:.2f} times as long as importing typer and rich"
 
 

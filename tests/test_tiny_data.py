@@ -8,8 +8,12 @@ import pytest
 from musiccli.core import jsonl, records
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "tiny-data"
-KINDS = {"seeds": records.conversation, "prompts": records.conversation,
-         "pairs": records.preference, "heldout": records.preference}
+KINDS = {
+    "seeds": records.conversation,
+    "prompts": records.conversation,
+    "pairs": records.preference,
+    "heldout": records.preference,
+}
 
 
 def load(name: str) -> list[records.Record]:
@@ -22,15 +26,25 @@ def texts(record: dict) -> list[str]:
     return [message["content"] for message in one + [side[-1] for side in other]]
 
 
-@pytest.mark.parametrize("name, lengths", [
-    ("seeds", {1: 24, 2: 12, 4: 12}), ("prompts", {1: 12}), ("pairs", {2: 15, 4: 15}), ("heldout", {2: 8, 4: 8})])
+@pytest.mark.parametrize(
+    "name, lengths",
+    [
+        ("seeds", {1: 24, 2: 12, 4: 12}),
+        ("prompts", {1: 12}),
+        ("pairs", {2: 15, 4: 15}),
+        ("heldout", {2: 8, 4: 8}),
+    ],
+)
 def test_each_file_has_the_shapes_the_readme_names(name, lengths):
     assert Counter(len(record[records.side_names(record)[0]]) for record in load(name)) == lengths
 
 
 def test_no_id_and_no_text_stands_twice_in_all_the_files():
     everything = [record for name in KINDS for record in load(name)]
-    for values in ([record["id"] for record in everything], [text for record in everything for text in texts(record)]):
+    for values in (
+        [record["id"] for record in everything],
+        [text for record in everything for text in texts(record)],
+    ):
         assert [value for value, count in Counter(values).items() if count > 1] == []
 
 
@@ -38,15 +52,23 @@ def test_no_id_and_no_text_stands_twice_in_all_the_files():
 def test_sides_differ_in_the_last_reply_only(name):
     for pair in load(name):
         assert len(pair["chosen"]) == len(pair["rejected"])
-        assert records.first_divergence(pair["chosen"], pair["rejected"]) == len(pair["chosen"]) - 1, pair["id"]
+        assert (
+            records.first_divergence(pair["chosen"], pair["rejected"]) == len(pair["chosen"]) - 1
+        ), pair["id"]
 
 
 @pytest.mark.parametrize("name", ["pairs", "heldout"])
 @pytest.mark.parametrize("size", [len, lambda text: len(text.split())], ids=["characters", "words"])
 def test_the_longer_reply_is_chosen_in_exactly_half_of_the_pairs(name, size):
     pairs = load(name)
-    longer = sum(size(pair["chosen"][-1]["content"]) > size(pair["rejected"][-1]["content"]) for pair in pairs)
-    shorter = sum(size(pair["chosen"][-1]["content"]) < size(pair["rejected"][-1]["content"]) for pair in pairs)
+    longer = sum(
+        size(pair["chosen"][-1]["content"]) > size(pair["rejected"][-1]["content"])
+        for pair in pairs
+    )
+    shorter = sum(
+        size(pair["chosen"][-1]["content"]) < size(pair["rejected"][-1]["content"])
+        for pair in pairs
+    )
     assert longer == shorter == len(pairs) / 2
 
 

@@ -50,19 +50,40 @@ def file(tmp_path_factory):
 @pytest.fixture
 def run(base, file):
     """Trains six steps in a moment, by command line."""
+
     def line(out, *more, pairs=file, run=music):
-        return run("train", pairs, "--model", base, "--out", out, "--batch", 4, "--steps", 6, "--lr", 1e-2, *more)
+        return run(
+            "train",
+            pairs,
+            "--model",
+            base,
+            "--out",
+            out,
+            "--batch",
+            4,
+            "--steps",
+            6,
+            "--lr",
+            1e-2,
+            *more,
+        )
+
     return line
 
 
 def process(*arguments, given=None):
     """`music` as a process of its own, with `given` on its standard input."""
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, input=given)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, input=given
+    )
 
 
 def log(out):
     """What the log says, without what depends on the clock."""
-    return [{name: value for name, value in step.items() if name not in TIMES} for step in lines(out / "log.jsonl")]
+    return [
+        {name: value for name, value in step.items() if name not in TIMES}
+        for step in lines(out / "log.jsonl")
+    ]
 
 
 def losses(out):
@@ -77,8 +98,22 @@ def weights(out):
 def finished(base, file, tmp_path_factory):
     """A run that nothing disturbed."""
     out = tmp_path_factory.mktemp("finished") / "rm"
-    done = music("train", file, "--model", base, "--out", out, "--batch", 4, "--steps", 6, "--lr", 1e-2,
-                 "--save-every", 2)
+    done = music(
+        "train",
+        file,
+        "--model",
+        base,
+        "--out",
+        out,
+        "--batch",
+        4,
+        "--steps",
+        6,
+        "--lr",
+        1e-2,
+        "--save-every",
+        2,
+    )
     assert (done.status, done.out) == (0, b""), done.err
     return out
 
@@ -88,23 +123,34 @@ def finished(base, file, tmp_path_factory):
 
 def forward(core, tokenizer, records):
     """(chosen, rejected) rewards of both sides padded, by transformers' own forward."""
-    texts = [tokenizer.apply_chat_template(record[side], tokenize=False) for side in ("chosen", "rejected")
-             for record in records]
-    padded = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+    texts = [
+        tokenizer.apply_chat_template(record[side], tokenize=False)
+        for side in ("chosen", "rejected")
+        for record in records
+    ]
+    padded = tokenizer(
+        texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
+    )
     return core(**padded).logits[:, 0].split(len(records))
 
 
 def figures(margins, rewards):
     """What the log should say, by the formulas."""
-    return {"loss": torch.log1p(torch.exp(-margins)).mean().item(), "margin": margins.mean().item(),
-            "accuracy": (margins > 0).double().mean().item(), "mean_reward": rewards.mean().item()}
+    return {
+        "loss": torch.log1p(torch.exp(-margins)).mean().item(),
+        "margin": margins.mean().item(),
+        "accuracy": (margins > 0).double().mean().item(),
+        "mean_reward": rewards.mean().item(),
+    }
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_loss_of_a_step_is_that_of_the_padded_pairs(tmp_path, family):
     base = str(backbone(tmp_path / "base", family))
     records = [Record(one) for one in pairs(12)]
-    measured = train(records, tmp_path / "out", Settings(model=base, batch=12, steps=1, seed=3, budget=300))
+    measured = train(
+        records, tmp_path / "out", Settings(model=base, batch=12, steps=1, seed=3, budget=300)
+    )
     torch.manual_seed(3)  # the head is drawn from it
     own = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).eval()
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -114,13 +160,19 @@ def test_the_loss_of_a_step_is_that_of_the_padded_pairs(tmp_path, family):
         chosen, rejected = forward(own, tokenizer, records)
     margins = (chosen - rejected).double()
     expected = figures(margins, torch.cat((chosen, rejected)))
-    assert {name: measured[name] for name in expected} == pytest.approx(expected, abs=1e-5, rel=1e-4)
+    assert {name: measured[name] for name in expected} == pytest.approx(
+        expected, abs=1e-5, rel=1e-4
+    )
     assert abs(expected["loss"] - math.log(2)) > 0.01 and 0 < expected["accuracy"] < 1
 
 
 def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
     records = [Record(one) for one in pairs(12)]
-    train(records, tmp_path, Settings(model=base, batch=12, steps=1, lr=1e-2, warmup=0, seed=3, budget=64))
+    train(
+        records,
+        tmp_path,
+        Settings(model=base, batch=12, steps=1, lr=1e-2, warmup=0, seed=3, budget=64),
+    )
     model = checkpoint.create(base, seed=3)
     core = model.network.core
     core.set_attn_implementation("eager")
@@ -137,19 +189,37 @@ def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
 
 
 def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
-    records = [Record(one | {"metadata": {"by": number / 4}}) for number, one in enumerate(pairs(12))]
-    settings = Settings(model=base, batch=12, steps=1, lr=0, seed=3, budget=300, margin_field="by", margin_scale=2.0,
-                        centre=0.5)
+    records = [
+        Record(one | {"metadata": {"by": number / 4}}) for number, one in enumerate(pairs(12))
+    ]
+    settings = Settings(
+        model=base,
+        batch=12,
+        steps=1,
+        lr=0,
+        seed=3,
+        budget=300,
+        margin_field="by",
+        margin_scale=2.0,
+        centre=0.5,
+    )
     measured = train(records, tmp_path / "rm", settings, evaluation=records)
     model = checkpoint.create(base, seed=3)
     model.network.core.set_attn_implementation("eager")
     with torch.no_grad():
         chosen, rejected = forward(model.network.core, model.tokenizer, records)
     margins = 2 * torch.arange(12) / 4
-    loss = -torch.nn.functional.logsigmoid(chosen - rejected - margins) + 0.5 * (chosen + rejected) ** 2
+    loss = (
+        -torch.nn.functional.logsigmoid(chosen - rejected - margins)
+        + 0.5 * (chosen + rejected) ** 2
+    )
     assert measured["loss"] == pytest.approx(loss.mean().item(), rel=1e-4)
-    assert measured["margin"] == pytest.approx((chosen - rejected).mean().item(), rel=1e-4, abs=1e-5)
-    plain = -torch.nn.functional.logsigmoid(chosen - rejected)  # held-out loss is the same for all settings
+    assert measured["margin"] == pytest.approx(
+        (chosen - rejected).mean().item(), rel=1e-4, abs=1e-5
+    )
+    plain = -torch.nn.functional.logsigmoid(
+        chosen - rejected
+    )  # held-out loss is the same for all settings
     assert measured["eval_loss"] == pytest.approx(plain.mean().item(), rel=1e-4)
 
 
@@ -163,52 +233,84 @@ def test_centring_draws_rewards_to_zero(tmp_path, base):
 
 @pytest.mark.parametrize("value", [None, "much", True, -1])
 def test_a_pair_without_its_margin_is_a_bad_record(run, tmp_path, value):
-    given = write(tmp_path / "in.jsonl", [one | {"by": 0.5} for one in pairs(8)] + [pairs(9)[8] | {"by": value}])
+    given = write(
+        tmp_path / "in.jsonl",
+        [one | {"by": 0.5} for one in pairs(8)] + [pairs(9)[8] | {"by": value}],
+    )
     done = run(tmp_path / "rm", "--margin-field", "by", pairs=given)
     found = "missing" if value is None else repr(value)
-    assert (done.status, done.lines) == (2, [
-        f"music train: error: {given}:9: by: is {found}; a margin is a number from 0 up, or a list's length"])
+    assert (done.status, done.lines) == (
+        2,
+        [
+            f"music train: error: {given}:9: by: is {found}; a margin is a number from 0 up, or a list's length"
+        ],
+    )
 
 
 def test_a_lists_length_is_a_margin_so_that_each_contrasted_turn_can_count(base):
     contrast = [{"message": 1, "instruction": "i"}, {"message": 3, "instruction": "j"}]
-    records = [Record(pairs(3)[0] | {"contrast": contrast}), Record(pairs(3)[1] | {"contrast": []}),
-               Record(pairs(3)[2] | {"metadata": {"contrast": contrast[:1]}})]
-    found = prepare(records, checkpoint.create(base), 2048, Counter(), margin_field="contrast", margin_scale=0.5)
+    records = [
+        Record(pairs(3)[0] | {"contrast": contrast}),
+        Record(pairs(3)[1] | {"contrast": []}),
+        Record(pairs(3)[2] | {"metadata": {"contrast": contrast[:1]}}),
+    ]
+    found = prepare(
+        records, checkpoint.create(base), 2048, Counter(), margin_field="contrast", margin_scale=0.5
+    )
     assert [one.margin for one in found] == [1.0, 0.0, 0.5]
 
 
-@pytest.mark.parametrize("more, says", [
-    (("--margin-scale", 0, "--margin-field", "by"), "0: give a number above 0"),
-    (("--margin-scale", -1, "--margin-field", "by"), "-1: give a number above 0"),
-    (("--margin-scale", "nan", "--margin-field", "by"), "nan: give a number above 0"),
-    (("--margin-scale", "inf", "--margin-field", "by"), "inf: give a number above 0"),
-    (("--margin-scale", 2), "2: needs --margin-field, whose margins it multiplies")])
-def test_a_factor_of_margins_that_makes_no_sense_is_refused_before_the_model_is_loaded(file, tmp_path, more, says):
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (("--margin-scale", 0, "--margin-field", "by"), "0: give a number above 0"),
+        (("--margin-scale", -1, "--margin-field", "by"), "-1: give a number above 0"),
+        (("--margin-scale", "nan", "--margin-field", "by"), "nan: give a number above 0"),
+        (("--margin-scale", "inf", "--margin-field", "by"), "inf: give a number above 0"),
+        (("--margin-scale", 2), "2: needs --margin-field, whose margins it multiplies"),
+    ],
+)
+def test_a_factor_of_margins_that_makes_no_sense_is_refused_before_the_model_is_loaded(
+    file, tmp_path, more, says
+):
     done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", *more)
     assert (done.status, done.lines) == (2, [f"music train: error: --margin-scale {says}"])
     assert not (tmp_path / "rm").exists()
 
 
 def test_other_margins_are_another_run(run, tmp_path):
-    files = [write(tmp_path / f"{by}.jsonl", [one | {"by": by} for one in pairs(8)]) for by in (1, 2)]
+    files = [
+        write(tmp_path / f"{by}.jsonl", [one | {"by": by} for one in pairs(8)]) for by in (1, 2)
+    ]
     assert run(tmp_path / "rm", "--margin-field", "by", pairs=files[0]).status == 0
-    assert "(margin_scale was 1.0, is 3.0; " in run(
-        tmp_path / "rm", "--margin-field", "by", "--margin-scale", 3, pairs=files[0]).err
-    assert "(the pairs are others)" in run(tmp_path / "rm", "--margin-field", "by", pairs=files[1]).err
+    assert (
+        "(margin_scale was 1.0, is 3.0; "
+        in run(tmp_path / "rm", "--margin-field", "by", "--margin-scale", 3, pairs=files[0]).err
+    )
+    assert (
+        "(the pairs are others)" in run(tmp_path / "rm", "--margin-field", "by", pairs=files[1]).err
+    )
 
 
 def test_training_goes_on_from_a_reward_model_with_its_head(file, base, finished, tmp_path):
     line = ("train", file, "--batch", 4, "--steps", 1, "--lr", 0, "--seed", 7, "--eval", file)
     done = music(*line, "--init-from", finished, "--out", tmp_path / "rm")
     assert done.status == 0, done.err
-    scores = [one["scores"]["x"] for one in music("score", file, "--model", finished, "--as", "x").records]
+    scores = [
+        one["scores"]["x"] for one in music("score", file, "--model", finished, "--as", "x").records
+    ]
     mean = sum(one["chosen"] + one["rejected"] for one in scores) / len(scores) / 2
-    assert lines(tmp_path / "rm" / "log.jsonl")[-1]["eval_mean_reward"] == pytest.approx(mean, abs=1e-4)
+    assert lines(tmp_path / "rm" / "log.jsonl")[-1]["eval_mean_reward"] == pytest.approx(
+        mean, abs=1e-4
+    )
     done = music(*line, "--init-from", base, "--out", tmp_path / "other")
-    assert (done.status, done.lines) == (2, [
-        f"music train: error: {base}: has no trained reward head; `music train --model {base}` makes a reward model of "
-        "it"])
+    assert (done.status, done.lines) == (
+        2,
+        [
+            f"music train: error: {base}: has no trained reward head; `music train --model {base}` makes a reward model of "
+            "it"
+        ],
+    )
 
 
 def test_a_smaller_budget_gives_the_same_losses(run, finished, tmp_path):
@@ -217,13 +319,27 @@ def test_a_smaller_budget_gives_the_same_losses(run, finished, tmp_path):
     assert len({round(loss, 3) for loss in losses(finished)}) == 6
 
 
-def test_two_processes_fed_by_a_pipe_give_the_same_losses_and_say_things_once(run, file, finished, tmp_path):
-    done = run(tmp_path / "rm", "--num-processes", 2, "--budget", 64, "--on-error", "skip", "--rejects",
-               tmp_path / "bad.jsonl", pairs="-",
-               run=lambda *line: process(*line, given=file.read_text() + '{"chosen": 3}\n'))
+def test_two_processes_fed_by_a_pipe_give_the_same_losses_and_say_things_once(
+    run, file, finished, tmp_path
+):
+    done = run(
+        tmp_path / "rm",
+        "--num-processes",
+        2,
+        "--budget",
+        64,
+        "--on-error",
+        "skip",
+        "--rejects",
+        tmp_path / "bad.jsonl",
+        pairs="-",
+        run=lambda *line: process(*line, given=file.read_text() + '{"chosen": 3}\n'),
+    )
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     bad, planned, measured, last = done.stderr.splitlines()
-    assert ":13: chosen: is a number" in bad and [one["chosen"] for one in lines(tmp_path / "bad.jsonl")] == [3]
+    assert ":13: chosen: is a number" in bad and [
+        one["chosen"] for one in lines(tmp_path / "bad.jsonl")
+    ] == [3]
     assert "; 2 x cpu, no mixed precision" in planned
     assert measured.startswith("music train: step 6, loss ") and last.endswith("; 1 failed")
     assert losses(tmp_path / "rm") == pytest.approx(losses(finished), abs=1e-5)
@@ -236,8 +352,20 @@ def test_a_tie_is_no_success(tmp_path, base):
     model.network.core.score.weight.data.zero_()
     checkpoint.save(model, tmp_path / "indifferent")
     given = write(tmp_path / "pairs.jsonl", pairs(4))
-    done = music("train", given, "--model", tmp_path / "indifferent", "--out", tmp_path / "rm", "--batch", 4, "--lr", 0,
-                 "--eval", given)
+    done = music(
+        "train",
+        given,
+        "--model",
+        tmp_path / "indifferent",
+        "--out",
+        tmp_path / "rm",
+        "--batch",
+        4,
+        "--lr",
+        0,
+        "--eval",
+        given,
+    )
     assert done.status == 0, done.err
     [step] = lines(tmp_path / "rm" / "log.jsonl")
     assert (step["accuracy"], step["eval_accuracy"], step["eval_margin"]) == (0.0, 0.0, 0.0)
@@ -246,7 +374,11 @@ def test_a_tie_is_no_success(tmp_path, base):
 
 def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
     records = [Record(one) for one in pairs(8)]
-    train(records, tmp_path, Settings(model=base, batch=8, steps=20, lr=1e-2, schedule="constant_with_warmup"))
+    train(
+        records,
+        tmp_path,
+        Settings(model=base, batch=8, steps=20, lr=1e-2, schedule="constant_with_warmup"),
+    )
     last = lines(tmp_path / "log.jsonl")[-1]
     assert last["loss"] < 0.1 and last["accuracy"] == 1.0
     assert losses(tmp_path)[0] > 0.3
@@ -254,10 +386,14 @@ def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
 
 def test_lora_learns_and_its_checkpoint_scores_what_was_measured(tmp_path, base):
     records = [Record(one) for one in pairs(8)]
-    settings = Settings(model=base, batch=8, steps=15, lr=1e-2, lora=4, schedule="constant_with_warmup")
+    settings = Settings(
+        model=base, batch=8, steps=15, lr=1e-2, lora=4, schedule="constant_with_warmup"
+    )
     measured = train(records, tmp_path, settings, evaluation=[Record(one) for one in pairs(8)])
     assert measured["eval_loss"] < 0.3 < losses(tmp_path)[0]
-    scores = music("score", write(tmp_path / "in.jsonl", pairs(8)), "--model", tmp_path, "--as", "rm").records
+    scores = music(
+        "score", write(tmp_path / "in.jsonl", pairs(8)), "--model", tmp_path, "--as", "rm"
+    ).records
     margins = [one["scores"]["rm"]["chosen"] - one["scores"]["rm"]["rejected"] for one in scores]
     assert sum(margins) / 8 == pytest.approx(measured["eval_margin"], rel=1e-3)
 
@@ -271,7 +407,9 @@ SIZES = [7, 300, 45, 45, 12, 90, 3, 250, 61, 18, 33]
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("budget", [1, 100, 4096])
 def test_every_pair_comes_once_an_epoch_in_steps_of_exactly_a_batch(ranks, budget):
-    settings = Settings(batch=4, steps=22, budget=budget, seed=5)  # 88 pairs: eight epochs of eleven
+    settings = Settings(
+        batch=4, steps=22, budget=budget, seed=5
+    )  # 88 pairs: eight epochs of eleven
     steps = list(plan(SIZES, settings, ranks))
     assert len(steps) == 22
     drawn = []
@@ -280,9 +418,14 @@ def test_every_pair_comes_once_an_epoch_in_steps_of_exactly_a_batch(ranks, budge
         assert len({len(batches) for batches in step}) == 1  # else some rank would wait for ever
         found = [index for batches in step for batch in batches for index in batch]
         assert len(found) == 4
-        assert all(any(batches) and batches[-1] for batches in step)  # gradients are exchanged in the last
-        assert all(len(batch) <= 1 or sum(SIZES[index] for index in batch) <= budget for batches in step
-                   for batch in batches)
+        assert all(
+            any(batches) and batches[-1] for batches in step
+        )  # gradients are exchanged in the last
+        assert all(
+            len(batch) <= 1 or sum(SIZES[index] for index in batch) <= budget
+            for batches in step
+            for batch in batches
+        )
         drawn.append(found)
     # Steps straddle epochs: after 11 steps, four epochs have passed exactly.
     for half in (drawn[:11], drawn[11:]):
@@ -292,10 +435,14 @@ def test_every_pair_comes_once_an_epoch_in_steps_of_exactly_a_batch(ranks, budge
 
 def test_the_plan_follows_from_the_seed_and_steps_hold_the_same_pairs_for_any_number_of_ranks():
     def sets(ranks, seed=5):
-        return [sorted(index for batches in step for batch in batches for index in batch)
-                for step in plan(SIZES, Settings(batch=4, steps=9, seed=seed), ranks)]
+        return [
+            sorted(index for batches in step for batch in batches for index in batch)
+            for step in plan(SIZES, Settings(batch=4, steps=9, seed=seed), ranks)
+        ]
 
-    assert list(plan(SIZES, Settings(batch=4, steps=9), 2)) == list(plan(SIZES, Settings(batch=4, steps=9), 2))
+    assert list(plan(SIZES, Settings(batch=4, steps=9), 2)) == list(
+        plan(SIZES, Settings(batch=4, steps=9), 2)
+    )
     assert sets(1) == sets(2) == sets(3) != sets(1, seed=6)
 
 
@@ -316,27 +463,54 @@ def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, m
     settings = Settings(model=base, batch=12, steps=1, budget=400)
     measured.append(train(records, tmp_path / "packed", settings))
     pad, real = RewardNetwork.__init__, RewardNetwork._padded
-    monkeypatch.setattr(RewardNetwork, "__init__", lambda self, model, packed: pad(self, model, packed=False))
+    monkeypatch.setattr(
+        RewardNetwork, "__init__", lambda self, model, packed: pad(self, model, packed=False)
+    )
     said = []
-    monkeypatch.setattr(RewardNetwork, "_padded", lambda self, groups: shapes.append(
-        (2 * len(groups), max(len(one.ids) for group in groups for one in group))) or real(self, groups))
-    measured.append(train(records, tmp_path / "padded", settings, checked=False, say=said.append,
-                          evaluation=records))
+    monkeypatch.setattr(
+        RewardNetwork,
+        "_padded",
+        lambda self, groups: (
+            shapes.append((2 * len(groups), max(len(one.ids) for group in groups for one in group)))
+            or real(self, groups)
+        ),
+    )
+    measured.append(
+        train(
+            records,
+            tmp_path / "padded",
+            settings,
+            checked=False,
+            say=said.append,
+            evaluation=records,
+        )
+    )
     assert measured[1]["loss"] == pytest.approx(measured[0]["loss"], abs=1e-5)
-    assert all(rows == 2 or rows * longest <= 400 for rows, longest in shapes[2:]) and len(shapes) < 24
+    assert (
+        all(rows == 2 or rows * longest <= 400 for rows, longest in shapes[2:]) and len(shapes) < 24
+    )
     assert " padded); " in said[0]
 
 
 def test_ranks_get_about_as_many_tokens():
     for step in islice(plan([100, 1, 1, 1, 1, 1, 1, 94] * 4, Settings(batch=32, steps=3), 2), 3):
-        loads = [sum(([100, 1, 1, 1, 1, 1, 1, 94] * 4)[index] for batch in batches for index in batch)
-                 for batches in step]
+        loads = [
+            sum(([100, 1, 1, 1, 1, 1, 1, 94] * 4)[index] for batch in batches for index in batch)
+            for batches in step
+        ]
         assert abs(loads[0] - loads[1]) <= 2
 
 
-@pytest.mark.parametrize("pairs, settings, steps", [
-    (104_000, {"batch": 64}, 1625), (30, {"batch": 4}, 8), (30, {"batch": 4, "epochs": 2}, 15),
-    (30, {"batch": 4, "steps": 3}, 3), (30, {"batch": 4, "epochs": 0.1}, 1)])
+@pytest.mark.parametrize(
+    "pairs, settings, steps",
+    [
+        (104_000, {"batch": 64}, 1625),
+        (30, {"batch": 4}, 8),
+        (30, {"batch": 4, "epochs": 2}, 15),
+        (30, {"batch": 4, "steps": 3}, 3),
+        (30, {"batch": 4, "epochs": 0.1}, 1),
+    ],
+)
 def test_steps_are_those_asked_for_or_whole_passes(pairs, settings, steps):
     assert total_steps(pairs, Settings(**settings)) == steps
 
@@ -346,37 +520,58 @@ def test_steps_are_those_asked_for_or_whole_passes(pairs, settings, steps):
 
 def test_pairs_that_teach_nothing_and_pairs_too_long_are_counted(base):
     long = "word " * 100
-    records = [Record(one) for one in (
-        pair("good", talk("q", "yes"), talk("q", "no")),
-        pair("same", talk("q", "a"), talk("q", "a")),
-        pair("same tokens", talk("q", "a"), talk("q", "a")),
-        pair("cut", talk(long, "a", "q", "yes"), talk(long, "a", "q", "no")),
-        pair("too long", talk(long, "yes"), talk(long, "no")),
-        pair("parts early", talk(long, "yes", "q", "a"), talk(long, "no", "q", "a")))]
+    records = [
+        Record(one)
+        for one in (
+            pair("good", talk("q", "yes"), talk("q", "no")),
+            pair("same", talk("q", "a"), talk("q", "a")),
+            pair("same tokens", talk("q", "a"), talk("q", "a")),
+            pair("cut", talk(long, "a", "q", "yes"), talk(long, "a", "q", "no")),
+            pair("too long", talk(long, "yes"), talk(long, "no")),
+            pair("parts early", talk(long, "yes", "q", "a"), talk(long, "no", "q", "a")),
+        )
+    ]
     counts = Counter()
     found = prepare(records, checkpoint.create(base), 60, counts)
-    assert counts == {"pairs cut to 60 tokens": 1, "pairs dropped (both sides the same tokens)": 2,
-                      "pairs dropped (over 60 tokens and not to be cut)": 2}
+    assert counts == {
+        "pairs cut to 60 tokens": 1,
+        "pairs dropped (both sides the same tokens)": 2,
+        "pairs dropped (over 60 tokens and not to be cut)": 2,
+    }
     assert len(found) == 2
     for sides in (one.sides for one in found):
         assert all(side.ends == [len(side.ids) - 1] for side in sides)
 
 
 def test_what_was_dropped_and_cut_is_said_of_both_files(run, tmp_path):
-    given = [*pairs(6), pair("same", talk("q", "a"), talk("q", "a")),
-             pair("cut", talk("x " * 400, "a", "q", "y"), talk("x " * 400, "a", "q", "n"))]
+    given = [
+        *pairs(6),
+        pair("same", talk("q", "a"), talk("q", "a")),
+        pair("cut", talk("x " * 400, "a", "q", "y"), talk("x " * 400, "a", "q", "n")),
+    ]
     files = [write(tmp_path / name, given) for name in ("pairs.jsonl", "held-out.jsonl")]
     done = run(tmp_path / "rm", "--max-length", 300, "--eval", files[1], pairs=files[0])
-    assert (done.status, done.lines[:4]) == (0, [
-        f"music train: {start}1 pairs {what}" for start in ("", "--eval: ")
-        for what in ("cut to 300 tokens", "dropped (both sides the same tokens)")])
+    assert (done.status, done.lines[:4]) == (
+        0,
+        [
+            f"music train: {start}1 pairs {what}"
+            for start in ("", "--eval: ")
+            for what in ("cut to 300 tokens", "dropped (both sides the same tokens)")
+        ],
+    )
     assert done.lines[4].startswith("music train: 7 pairs, ")
 
 
 @pytest.mark.parametrize("prompt", ["q", talk("q")])
 def test_plain_prompt_chosen_rejected_rows_are_pairs_too(run, finished, tmp_path, prompt):
-    whole = [pair(str(number), talk("q", f"yes {number}"), talk("q", f"no {number}")) for number in range(4)]
-    plain = [{"prompt": prompt, "chosen": f"yes {number}", "rejected": f"no {number}"} for number in range(4)]
+    whole = [
+        pair(str(number), talk("q", f"yes {number}"), talk("q", f"no {number}"))
+        for number in range(4)
+    ]
+    plain = [
+        {"prompt": prompt, "chosen": f"yes {number}", "rejected": f"no {number}"}
+        for number in range(4)
+    ]
     for name, records in (("whole", whole), ("plain", plain)):
         done = run(tmp_path / name, pairs=write(tmp_path / f"{name}.jsonl", records))
         assert done.status == 0, done.err
@@ -388,20 +583,37 @@ def test_held_out_figures_are_those_of_score(run, tmp_path):
     assert run(tmp_path / "rm", "--eval", held_out, "--save-every", 4).status == 0
     steps = lines(tmp_path / "rm" / "log.jsonl")
     assert [step["step"] for step in steps if "eval_loss" in step] == [4, 6]
-    scores = [one["scores"]["rm"] for one in music("score", held_out, "--model", tmp_path / "rm").records]
+    scores = [
+        one["scores"]["rm"] for one in music("score", held_out, "--model", tmp_path / "rm").records
+    ]
     rewards = torch.tensor([[one["chosen"], one["rejected"]] for one in scores]).double()
     expected = figures(rewards[:, 0] - rewards[:, 1], rewards)
-    assert {name: steps[-1][f"eval_{name}"] for name in expected} == pytest.approx(expected, abs=1e-5, rel=1e-4)
-    bench = music("bench", "agreement", given=music("score", held_out, "--model", tmp_path / "rm").out).records
-    shares = {one["subset"].removeprefix("turns="): {"accuracy": one["value"], "pairs": one["count"]} for one in bench
-              if one["model"] == "rm" and one["metric"] == "accuracy" and one["subset"].startswith("turns=")}
+    assert {name: steps[-1][f"eval_{name}"] for name in expected} == pytest.approx(
+        expected, abs=1e-5, rel=1e-4
+    )
+    bench = music(
+        "bench", "agreement", given=music("score", held_out, "--model", tmp_path / "rm").out
+    ).records
+    shares = {
+        one["subset"].removeprefix("turns="): {"accuracy": one["value"], "pairs": one["count"]}
+        for one in bench
+        if one["model"] == "rm"
+        and one["metric"] == "accuracy"
+        and one["subset"].startswith("turns=")
+    }
     assert steps[-1]["eval_by_turns"] == shares and len(shares) > 1
-    assert sum(one["pairs"] for one in steps[-1]["eval_by_divergence"].values()) == steps[-1]["eval_pairs"] == 16
+    assert (
+        sum(one["pairs"] for one in steps[-1]["eval_by_divergence"].values())
+        == steps[-1]["eval_pairs"]
+        == 16
+    )
 
 
 def test_held_out_pairs_are_measured_as_often_as_asked(run, file, tmp_path):
     done = run(tmp_path / "rm", "--eval", file, "--eval-every", 2, "--save-every", 5)
-    assert [step["step"] for step in lines(tmp_path / "rm" / "log.jsonl") if "eval_ece" in step] == [2, 4, 6]
+    assert [
+        step["step"] for step in lines(tmp_path / "rm" / "log.jsonl") if "eval_ece" in step
+    ] == [2, 4, 6]
     assert " eval_by_divergence first: " in done.lines[-1]
 
 
@@ -409,13 +621,18 @@ def test_a_pair_that_the_template_refuses_is_a_bad_record(base, tmp_path):
     shutil.copytree(base, tmp_path / "strict")
     (tmp_path / "strict" / "chat_template.jinja").write_text(
         "{% for m in messages %}{% if 'x' in m.content %}{{ raise_exception('no x') }}{% endif %}"
-        "{{ m.role }}:{{ m.content }}\n{% endfor %}")
-    given = write(tmp_path / "in.jsonl", [pair("a", talk("q", "a"), talk("q", "b")),
-                                           pair("b", talk("q", "x"), talk("q", "b"))])
+        "{{ m.role }}:{{ m.content }}\n{% endfor %}"
+    )
+    given = write(
+        tmp_path / "in.jsonl",
+        [pair("a", talk("q", "a"), talk("q", "b")), pair("b", talk("q", "x"), talk("q", "b"))],
+    )
     line = ("train", given, "--model", tmp_path / "strict", "--out", tmp_path / "rm", "--batch", 1)
     done = music(*line)
     assert (done.status, done.lines) == (
-        2, [f"music train: error: {given}:2: messages: the chat template refuses it: no x"])
+        2,
+        [f"music train: error: {given}:2: messages: the chat template refuses it: no x"],
+    )
     done = music(*line, "--on-error", "skip", "--rejects", tmp_path / "bad.jsonl")
     assert (done.status, [one["id"] for one in lines(tmp_path / "bad.jsonl")]) == (1, ["b"])
     assert (tmp_path / "rm" / "model.safetensors").exists()
@@ -460,10 +677,19 @@ class Crash(Exception):
     """Stands for a kill at a certain place."""
 
 
-@pytest.mark.parametrize("place, call", [
-    ("accelerate.Accelerator.save_state", 2), ("os.rename", 2), ("shutil.rmtree", 3), ("os.replace", 3),
-    ("musiccli.reward_model.checkpoint.save", 1)])
-def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(run, finished, tmp_path, place, call):
+@pytest.mark.parametrize(
+    "place, call",
+    [
+        ("accelerate.Accelerator.save_state", 2),
+        ("os.rename", 2),
+        ("shutil.rmtree", 3),
+        ("os.replace", 3),
+        ("musiccli.reward_model.checkpoint.save", 1),
+    ],
+)
+def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(
+    run, finished, tmp_path, place, call
+):
     out, real, count = tmp_path / "rm", pkgutil.resolve_name(place), Counter()
 
     def crash(*args, **options):
@@ -477,7 +703,10 @@ def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(run, finished, 
         assert "Crash" in run(out, "--save-every", 2).err
     assert not (out / "music.json").exists()
     done = run(out, "--save-every", 2)
-    assert (done.status, len([line for line in done.lines if "going on after step" in line])) == (0, 1), done.err
+    assert (done.status, len([line for line in done.lines if "going on after step" in line])) == (
+        0,
+        1,
+    ), done.err
     assert weights(out) == weights(finished)
     assert log(out) == log(finished)
     assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
@@ -517,28 +746,47 @@ def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
 def test_a_finished_run_is_left_alone(run, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     done = run(finished, "--save-every", 2)
-    assert (done.status, done.lines) == (0, [f"music train: {finished} is trained already, by this same line"])
+    assert (done.status, done.lines) == (
+        0,
+        [f"music train: {finished} is trained already, by this same line"],
+    )
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-@pytest.mark.parametrize("more, says", [
-    (("--lr", 1e-3), "lr was 0.01, is 0.001"), (("--seed", 1), "seed was 0, is 1"),
-    (("--max-length", 80), "max_length was 2048, is 80; the pairs are others")])
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (("--lr", 1e-3), "lr was 0.01, is 0.001"),
+        (("--seed", 1), "seed was 0, is 1"),
+        (("--max-length", 80), "max_length was 2048, is 80; the pairs are others"),
+    ],
+)
 def test_other_settings_are_another_run(run, finished, more, says):
     done = run(finished, *more)
     [line] = [line for line in done.lines if "holds another run" in line]
     assert done.status == 2
-    assert line == f"music train: error: {finished}: holds another run ({says}); name another --out or remove it"
+    assert (
+        line
+        == f"music train: error: {finished}: holds another run ({says}); name another --out or remove it"
+    )
 
 
 def test_other_pairs_are_another_run_also_halfway(run, finished, halfway, tmp_path):
     other = write(tmp_path / "other.jsonl", pairs(12, seed=9))
     done = run(finished, pairs=other)
-    assert (done.status, done.lines) == (2, [
-        f"music train: error: {finished}: holds another run (the pairs are others); name another --out or remove it"])
+    assert (done.status, done.lines) == (
+        2,
+        [
+            f"music train: error: {finished}: holds another run (the pairs are others); name another --out or remove it"
+        ],
+    )
     done = run(halfway, pairs=other)
-    assert (done.status, done.lines[1:]) == (2, [
-        f"music train: error: {halfway}: holds another run (the pairs are others); name another --out or remove it"])
+    assert (done.status, done.lines[1:]) == (
+        2,
+        [
+            f"music train: error: {halfway}: holds another run (the pairs are others); name another --out or remove it"
+        ],
+    )
     assert (halfway / "checkpoints" / "step-000004").exists()
 
 
@@ -562,7 +810,7 @@ def halfway(run, tmp_path):
 def test_a_damaged_state_is_one_line(run, halfway, damaged):
     state = halfway / "checkpoints" / "step-000004"
     content = (state / damaged).read_bytes()
-    (state / damaged).write_bytes(content[:len(content) // 2])
+    (state / damaged).write_bytes(content[: len(content) // 2])
     done = run(halfway)
     assert (done.status, len(done.lines)) == (2, 2)
     assert done.lines[-1].startswith(f"music train: error: {state}: ")
@@ -573,13 +821,21 @@ def test_a_damaged_state_is_one_line(run, halfway, damaged):
 
 def test_a_run_goes_on_with_less_memory_and_ends_the_same(run, finished, halfway):
     done = run(halfway, "--budget", 64, "--activation-checkpointing")
-    assert (done.status, done.lines[1]) == (0, "music train: going on after step 4 of 6; budget was 1024, is 64; "
-                                               "activation_checkpointing was False, is True"), done.err
+    assert (done.status, done.lines[1]) == (
+        0,
+        "music train: going on after step 4 of 6; budget was 1024, is 64; "
+        "activation_checkpointing was False, is True",
+    ), done.err
     assert losses(halfway) == pytest.approx(losses(finished), abs=1e-5)
     found, expected = (load_file(out / "model.safetensors") for out in (halfway, finished))
-    for name, weight in expected.items():  # Adam divides by a gradient's size, also by one that is mere rounding
+    for (
+        name,
+        weight,
+    ) in expected.items():  # Adam divides by a gradient's size, also by one that is mere rounding
         assert (found[name] - weight).abs().gt(1e-4).double().mean() < 2e-3, name
-    assert run(finished, "--budget", 64).lines == [f"music train: {finished} is trained already, by this same line"]
+    assert run(finished, "--budget", 64).lines == [
+        f"music train: {finished} is trained already, by this same line"
+    ]
 
 
 def test_damaged_notes_are_one_line(run, finished, tmp_path):
@@ -596,16 +852,23 @@ def test_a_loss_that_is_no_number_stops_the_run(run, tmp_path):
     done = run(tmp_path / "rm", "--lr", 1e30)
     assert (done.status, len(done.lines)) == (2, 2)
     assert done.lines[-1].startswith("music train: error: ")
-    assert " is nan at step " in done.lines[-1] and done.lines[-1].endswith("; lower --lr, or look at the data")
+    assert " is nan at step " in done.lines[-1] and done.lines[-1].endswith(
+        "; lower --lr, or look at the data"
+    )
     assert sorted(os.listdir(tmp_path / "rm")) == [".music-train", "log.jsonl"]
 
 
-@pytest.mark.parametrize("fails", [lambda *_: torch.empty(1 << 50), lambda *_: throw(torch.OutOfMemoryError("CUDA"))])
-def test_memory_that_does_not_suffice_is_one_line_with_what_takes_less(run, tmp_path, monkeypatch, fails):
+@pytest.mark.parametrize(
+    "fails", [lambda *_: torch.empty(1 << 50), lambda *_: throw(torch.OutOfMemoryError("CUDA"))]
+)
+def test_memory_that_does_not_suffice_is_one_line_with_what_takes_less(
+    run, tmp_path, monkeypatch, fails
+):
     monkeypatch.setattr(Accelerator, "backward", fails)
     assert run(tmp_path / "rm").lines[-1] == (
         "music train: error: memory does not suffice; a smaller --budget or --max-length, --activation-checkpointing, "
-        "--lora or more processes with FSDP take less")
+        "--lora or more processes with FSDP take less"
+    )
 
 
 def throw(error):
@@ -622,20 +885,39 @@ def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path
     assert weights(tmp_path / "rm") == weights(finished)
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda out: out.write_text("x"), "{out}: is a file; --out names a folder"),
-    (lambda out: (out.mkdir(), (out / "thesis.tex").write_text("x")),
-     "{out}: holds something else (thesis.tex); name another --out"),
-    (lambda out: (out.mkdir(), (out / "config.json").write_text("{}")),
-     "{out}: holds something else (config.json); name another --out"),
-    (lambda out: [(out / name).mkdir(parents=True) for name in ("checkpoints", "trackers", "adapter")],
-     "{out}: holds something else (adapter, checkpoints, trackers); name another --out"),
-    (lambda out: (out.mkdir(), (out / "log.jsonl").write_text("{}")),
-     "{out}: holds something else (log.jsonl); name another --out")])
-def test_a_folder_that_is_not_for_this_is_refused_before_the_model_is_loaded(file, tmp_path, make, says):
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda out: out.write_text("x"), "{out}: is a file; --out names a folder"),
+        (
+            lambda out: (out.mkdir(), (out / "thesis.tex").write_text("x")),
+            "{out}: holds something else (thesis.tex); name another --out",
+        ),
+        (
+            lambda out: (out.mkdir(), (out / "config.json").write_text("{}")),
+            "{out}: holds something else (config.json); name another --out",
+        ),
+        (
+            lambda out: [
+                (out / name).mkdir(parents=True) for name in ("checkpoints", "trackers", "adapter")
+            ],
+            "{out}: holds something else (adapter, checkpoints, trackers); name another --out",
+        ),
+        (
+            lambda out: (out.mkdir(), (out / "log.jsonl").write_text("{}")),
+            "{out}: holds something else (log.jsonl); name another --out",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_for_this_is_refused_before_the_model_is_loaded(
+    file, tmp_path, make, says
+):
     make(tmp_path / "rm")
     done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm")
-    assert (done.status, done.lines) == (2, [f"music train: error: {says.format(out=tmp_path / 'rm')}"])
+    assert (done.status, done.lines) == (
+        2,
+        [f"music train: error: {says.format(out=tmp_path / 'rm')}"],
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_found_first(file, tmp_path):
@@ -646,13 +928,20 @@ def test_a_folder_that_cannot_be_written_is_found_first(file, tmp_path):
         assert done.lines[0].startswith(f"music train: error: {out}: cannot be written: ")
 
 
-@pytest.mark.parametrize("more, says", [
-    (("--schedule", "foo"), "Invalid value for '--schedule': 'foo' is not one of 'linear', 'cosine', "
-                            "'constant_with_warmup'"),
-    (("--eval", "/nowhere"), "/nowhere: no such file"),
-    (("--batch", 13), "--batch 13: there are 12 pairs; a step would hold some twice"),
-    (("--max-length", 2), "no pairs to train on are left"),
-    (("--accelerate-config", "/nowhere.yaml"), "/nowhere.yaml: no such file")])
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (
+            ("--schedule", "foo"),
+            "Invalid value for '--schedule': 'foo' is not one of 'linear', 'cosine', "
+            "'constant_with_warmup'",
+        ),
+        (("--eval", "/nowhere"), "/nowhere: no such file"),
+        (("--batch", 13), "--batch 13: there are 12 pairs; a step would hold some twice"),
+        (("--max-length", 2), "no pairs to train on are left"),
+        (("--accelerate-config", "/nowhere.yaml"), "/nowhere.yaml: no such file"),
+    ],
+)
 def test_what_cannot_be_is_one_line(run, tmp_path, more, says):
     done = run(tmp_path / "rm", *more)
     assert done.status == 2
@@ -663,16 +952,23 @@ def test_what_cannot_be_is_one_line(run, tmp_path, more, says):
 @pytest.mark.parametrize("epochs", [0, "inf"])
 def test_no_epochs_train_nothing_and_are_refused(file, tmp_path, epochs):
     done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--epochs", epochs)
-    assert (done.status, done.lines) == (2, [
-        f"music train: error: --epochs {epochs}: trains nothing; give a number above 0, or --steps"])
+    assert (done.status, done.lines) == (
+        2,
+        [
+            f"music train: error: --epochs {epochs}: trains nothing; give a number above 0, or --steps"
+        ],
+    )
     assert not (tmp_path / "rm").exists()
 
 
 def test_bad_held_out_pairs_are_found_before_training(run, tmp_path):
     held_out = tmp_path / "held-out.jsonl"
     same = json.dumps(pair("same", talk("q", "a"), talk("q", "a")))
-    for content, says in (('{"chosen": 3}\n', f"{held_out}:1: chosen: "), ("{", f"{held_out}:1: is not JSON"),
-                          (same, "no pairs to evaluate on are left")):
+    for content, says in (
+        ('{"chosen": 3}\n', f"{held_out}:1: chosen: "),
+        ("{", f"{held_out}:1: is not JSON"),
+        (same, "no pairs to evaluate on are left"),
+    ):
         held_out.write_text(content)
         done = run(tmp_path / "rm", "--eval", held_out)
         assert done.status == 2
@@ -684,8 +980,13 @@ def test_check_only_looks(run, tmp_path):
     done = run(tmp_path / "rm", "--check")
     assert (done.status, len(done.lines)) == (0, 8)
     assert done.lines[0].startswith("music train: 12 pairs, ")
-    assert done.lines[6] == "music train: check: the reward head is trained, and comes back from disk"
-    assert done.lines[7].startswith("music train: check: about ") and "an estimate: parameters " in done.lines[7]
+    assert (
+        done.lines[6] == "music train: check: the reward head is trained, and comes back from disk"
+    )
+    assert (
+        done.lines[7].startswith("music train: check: about ")
+        and "an estimate: parameters " in done.lines[7]
+    )
     assert not (tmp_path / "rm").exists()
 
 
@@ -705,7 +1006,9 @@ def test_a_second_bos_is_found_unless_nobody_looks(file, doubled, tmp_path):
     for more in ((), ("--check",)):
         done = music(*line, *more)
         assert (done.status, done.lines[-1]) == (
-            2, "music train: error: the template writes two BOS tokens; remove one from the chat template")
+            2,
+            "music train: error: the template writes two BOS tokens; remove one from the chat template",
+        )
     assert music(*line, "--no-check").status == 0
 
 
@@ -713,34 +1016,54 @@ def test_a_second_bos_is_found_unless_nobody_looks(file, doubled, tmp_path):
 
 
 def test_an_error_in_two_processes_is_one_line(file, tmp_path):
-    done = process("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--num-processes", 2)
+    done = process(
+        "train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--num-processes", 2
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "music train: error: /nowhere: no such folder; expected a model's folder, a hub id or local/NAME"]
+        "music train: error: /nowhere: no such folder; expected a model's folder, a hub id or local/NAME"
+    ]
 
 
 @pytest.mark.parametrize("line", [("train", "--out"), ("score", "-", "--model")])
-def test_a_pipe_that_another_launchers_processes_would_share_is_refused(file, tmp_path, monkeypatch, line):
+def test_a_pipe_that_another_launchers_processes_would_share_is_refused(
+    file, tmp_path, monkeypatch, line
+):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = music(*line, tmp_path / "rm", given=file.read_bytes())
-    assert (done.status, done.lines) == (2, [
-        f"music {line[0]}: error: standard input: processes that another launcher started share it, and each would "
-        "read a part; name files, or let --num-processes start them"])
+    assert (done.status, done.lines) == (
+        2,
+        [
+            f"music {line[0]}: error: standard input: processes that another launcher started share it, and each would "
+            "read a part; name files, or let --num-processes start them"
+        ],
+    )
 
 
 def test_processes_that_have_read_different_pairs_are_refused(run, tmp_path):
-    (tmp_path / "differs.py").write_text("import os, sys\nfrom musiccli.cli.main import main\n"
-                                         "sys.argv[2] += os.environ['RANK']\nmain()")
+    (tmp_path / "differs.py").write_text(
+        "import os, sys\nfrom musiccli.cli.main import main\n"
+        "sys.argv[2] += os.environ['RANK']\nmain()"
+    )
     for rank in range(2):
         write(tmp_path / f"pairs{rank}", pairs(12, seed=rank))
-    done = run(tmp_path / "rm", pairs=tmp_path / "pairs", run=lambda *line: torchrun(tmp_path / "differs.py", *line))
+    done = run(
+        tmp_path / "rm",
+        pairs=tmp_path / "pairs",
+        run=lambda *line: torchrun(tmp_path / "differs.py", *line),
+    )
     [said] = [line for line in done.stderr.splitlines() if line.startswith("music ")]
-    assert said == "music train: error: the processes have read different pairs; each must be given the same files"
+    assert (
+        said
+        == "music train: error: the processes have read different pairs; each must be given the same files"
+    )
 
 
 def children(parent):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True
+    ).stdout.split()
     return [int(pid) for pid in found]
 
 
@@ -761,14 +1084,28 @@ def alive(pid):
 @pytest.fixture
 def running(base, file, tmp_path, request):
     """Two processes in the middle of a long run, and the process that started them."""
-    line = ["train", file, "--model", base, "--out", tmp_path / "rm", "--batch", 4, "--steps", 100_000,
-            "--num-processes", 2]
+    line = [
+        "train",
+        file,
+        "--model",
+        base,
+        "--out",
+        tmp_path / "rm",
+        "--batch",
+        4,
+        "--steps",
+        100_000,
+        "--num-processes",
+        2,
+    ]
     if config := getattr(request, "param", None):
         (tmp_path / "config.yaml").write_text(config)
         line += ["--accelerate-config", tmp_path / "config.yaml"]
     starter, workers = start(*line), []
     try:
-        wait_until(lambda: (tmp_path / "rm" / "log.jsonl").exists() and losses_so_far(tmp_path / "rm") > 2)
+        wait_until(
+            lambda: (tmp_path / "rm" / "log.jsonl").exists() and losses_so_far(tmp_path / "rm") > 2
+        )
         workers = children(starter.pid)
         assert len(workers) == 2
         yield starter, workers
@@ -794,8 +1131,14 @@ def test_started_processes_end_with_the_one_that_started_them(running, how):
         assert starter.stderr.read().decode().splitlines()[1:] == ["music train: interrupted"]
 
 
-@pytest.mark.parametrize("running", ["compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\n"
-                                     "num_processes: 2\nnum_machines: 1\nmixed_precision: 'no'\n"], indirect=True)
+@pytest.mark.parametrize(
+    "running",
+    [
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\n"
+        "num_processes: 2\nnum_machines: 1\nmixed_precision: 'no'\n"
+    ],
+    indirect=True,
+)
 def test_an_interrupt_ends_processes_that_accelerate_started(running):
     starter, workers = running
     starter.send_signal(signal.SIGINT)
@@ -811,13 +1154,24 @@ def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
     assert starter.wait(60) == 2
     wait_until(lambda: not any(map(alive, workers)))
     assert starter.stderr.read().decode().splitlines()[1:] == [
-        "music train: error: process 1 was killed by SIGKILL"]
+        "music train: error: process 1 was killed by SIGKILL"
+    ]
 
 
 def torchrun(script, *arguments, **more):
     """A program in two processes that torchrun starts, with `more` in their environment."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script, *arguments]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, env=os.environ | more)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        script,
+        *arguments,
+    ]
+    return subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, env=os.environ | more
+    )
 
 
 SHARDED = """
@@ -843,28 +1197,41 @@ main()
 """
 
 
-def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(run, finished, tmp_path):
+def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(
+    run, finished, tmp_path
+):
     (tmp_path / "sharded.py").write_text(SHARDED)
     held_out = write(tmp_path / "held-out.jsonl", pairs(3))
     line = partial(torchrun, tmp_path / "sharded.py")
     out, more = tmp_path / "rm", ("--save-every", 2, "--budget", 64, "--eval", held_out)
     run(out, *more, run=lambda *words: line(*words, DIE="1"))
-    assert os.listdir(out / "checkpoints" / "step-000004" / "optimizer_0") and not (out / "music.json").exists()
+    assert (
+        os.listdir(out / "checkpoints" / "step-000004" / "optimizer_0")
+        and not (out / "music.json").exists()
+    )
     done = run(out, *more, run=line)
     assert done.returncode == 0 and "going on after step 4 of 6" in done.stderr, done.stderr
     assert losses(out) == pytest.approx(losses(finished), abs=1e-5)
     for step, other in zip(log(out), log(finished), strict=True):
         assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
-    scores = [[one["scores"]["x"][side] for one in music("score", held_out, "--model", folder, "--as", "x").records
-               for side in ("chosen", "rejected")] for folder in (out, finished)]
+    scores = [
+        [
+            one["scores"]["x"][side]
+            for one in music("score", held_out, "--model", folder, "--as", "x").records
+            for side in ("chosen", "rejected")
+        ]
+        for folder in (out, finished)
+    ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
     assert log(out)[-1]["eval_mean_reward"] == pytest.approx(sum(scores[0]) / 6, abs=1e-5)
 
 
 def test_accelerates_own_config_is_followed(run, finished, tmp_path):
     config = tmp_path / "one.yaml"
-    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_processes: 1\n"
-                      "num_machines: 1\nmixed_precision: 'no'\n")
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_processes: 1\n"
+        "num_machines: 1\nmixed_precision: 'no'\n"
+    )
     done = run(tmp_path / "rm", "--accelerate-config", config, run=process)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "rm") == pytest.approx(losses(finished), abs=1e-5)
@@ -876,12 +1243,28 @@ def test_accelerates_own_config_is_followed(run, finished, tmp_path):
 def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
     embedded("smollm2")
     given = write(tmp_path / "pairs.jsonl", pairs(4))
-    done = music("train", given, "--model", "local/smollm2", "--out", tmp_path / "rm", "--batch", 4, "--steps", 2,
-                 "--lr", 3e-5, "--eval", given)
+    done = music(
+        "train",
+        given,
+        "--model",
+        "local/smollm2",
+        "--out",
+        tmp_path / "rm",
+        "--batch",
+        4,
+        "--steps",
+        2,
+        "--lr",
+        3e-5,
+        "--eval",
+        given,
+    )
     assert done.status == 0, done.err
     steps = lines(tmp_path / "rm" / "log.jsonl")
     assert steps[1]["loss"] < steps[0]["loss"] - 0.1
     assert steps[1]["eval_loss"] < steps[1]["loss"]
-    scores = [one["scores"]["rm"] for one in music("score", given, "--model", tmp_path / "rm").records]
+    scores = [
+        one["scores"]["rm"] for one in music("score", given, "--model", tmp_path / "rm").records
+    ]
     margin = sum(one["chosen"] - one["rejected"] for one in scores) / 4
     assert margin == pytest.approx(steps[1]["eval_margin"], abs=1e-4, rel=1e-3)

@@ -28,7 +28,9 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory):
-    return backbone(tmp_path_factory.mktemp("gemma"), "gemma2", tokens="gemma3-270m", num_hidden_layers=2)
+    return backbone(
+        tmp_path_factory.mktemp("gemma"), "gemma2", tokens="gemma3-270m", num_hidden_layers=2
+    )
 
 
 @pytest.fixture
@@ -67,53 +69,76 @@ def test_a_sound_model_passes_every_check(base, lora):
         "padding is <|endoftext|>, in place of <|im_end|>, which also ends turns",
         "the reward is read at '\\n', token 198, the last that the template writes",
         "packed attention gives the rewards of transformers' own forward on 8 conversations",
-        "rewards do not depend on the batch", "the reward head is trained, and comes back from disk"]
+        "rewards do not depend on the batch",
+        "the reward head is trained, and comes back from disk",
+    ]
 
 
 def test_gemmas_template_passes_and_loses_its_bos_in_another(gemma, tmp_path):
     sound = checkpoint.create(str(gemma))
-    assert checks.one_bos(sound, prepared(sound)) == "one BOS token, <bos>, begins every conversation"
+    assert (
+        checks.one_bos(sound, prepared(sound)) == "one BOS token, <bos>, begins every conversation"
+    )
     assert checks.padding(sound, prepared(sound)) == "padding is <pad>"
     own = (gemma / "chat_template.jinja").read_text()
     bare = with_template(gemma, tmp_path / "bare", own.replace("{{ bos_token }}", ""))
     assert fault(checks.one_bos, bare) == (
         "conversations begin without the BOS token <bos>, which the backbone knows before every text; add "
-        "{{ bos_token }} to the chat template")
+        "{{ bos_token }} to the chat template"
+    )
     twice = with_template(gemma, tmp_path / "twice", "{{ bos_token }}" + own)
     assert fault(checks.one_bos, twice) == (
-        "the template writes two BOS tokens; remove one from the chat template")
+        "the template writes two BOS tokens; remove one from the chat template"
+    )
 
 
 def test_a_text_that_holds_the_bos_token_is_a_doubt(gemma):
     model = checkpoint.create(str(gemma))
-    given = [*pairs(3), pairs(5)[4] | {"chosen": [*pairs(5)[4]["chosen"][:-1],
-                                                  {"role": "assistant", "content": "see <bos> here"}]}]
+    given = [
+        *pairs(3),
+        pairs(5)[4]
+        | {
+            "chosen": [
+                *pairs(5)[4]["chosen"][:-1],
+                {"role": "assistant", "content": "see <bos> here"},
+            ]
+        },
+    ]
     assert fault(checks.one_bos, model, prepared(model, given), Doubt) == (
-        "1 conversations hold <bos> in their text, where it reads as another BOS")
+        "1 conversations hold <bos> in their text, where it reads as another BOS"
+    )
     report = check(model, prepared(model, given))
     assert len(report.doubts) == 1 and not report.faults
 
 
 def test_padding_that_is_eos_is_wrong(model):
     model.tokenizer.pad_token = model.tokenizer.eos_token
-    assert fault(checks.padding, model).startswith("the padding token is 0 in the model's config, 2 in its tokenizer")
+    assert fault(checks.padding, model).startswith(
+        "the padding token is 0 in the model's config, 2 in its tokenizer"
+    )
     model.network.core.config.pad_token_id = model.tokenizer.eos_token_id
     assert fault(checks.padding, model) == (
-        "the padding token (<|im_end|>) is eos, too; a reward would be read one token early")
+        "the padding token (<|im_end|>) is eos, too; a reward would be read one token early"
+    )
 
 
 def test_conversations_that_end_with_padding_are_wrong(base, tmp_path):
-    model = with_template(base, tmp_path / "m", TURN + "{{ '<|endoftext|>' if 'up' in m.content else '\n' }}"
-                          "{% endfor %}")
+    model = with_template(
+        base,
+        tmp_path / "m",
+        TURN + "{{ '<|endoftext|>' if 'up' in m.content else '\n' }}{% endfor %}",
+    )
     assert fault(checks.padding, model) == (
-        "conversations end with the padding token (<|endoftext|>), which no reward can be read at")
+        "conversations end with the padding token (<|endoftext|>), which no reward can be read at"
+    )
 
 
 def test_rewards_read_at_many_tokens_are_a_doubt(base, tmp_path):
     model = with_template(base, tmp_path / "m", TURN + "{% endfor %}")
     said = fault(checks.reward_token, model, kind=Doubt)
     assert said.startswith("rewards are read at ") and said.endswith(
-        ", ...); let the chat template end every turn with a token of its own")
+        ", ...); let the chat template end every turn with a token of its own"
+    )
 
 
 def test_a_reward_model_whose_template_was_changed_is_refused(base, tmp_path):
@@ -124,23 +149,35 @@ def test_a_reward_model_whose_template_was_changed_is_refused(base, tmp_path):
             call(str(tmp_path))
         assert str(caught.value) == (
             f"{tmp_path}: was trained to be read at '\\n', but its chat template ends with '<|im_end|>' now; put its "
-            "own chat_template.jinja back")
+            "own chat_template.jinja back"
+        )
 
 
 def test_sdpa_on_a_soft_capped_model_is_wrong(gemma):
     model = checkpoint.create(str(gemma))
-    assert checks.attention(model, prepared(model)).startswith("packed attention gives the rewards of ")
+    assert checks.attention(model, prepared(model)).startswith(
+        "packed attention gives the rewards of "
+    )
     model.network.packed = False
     for config in (model.network.core.config, model.network.backbone.config):
         config._attn_implementation = "sdpa"
     assert fault(checks.attention, model) == (
-        "attention is sdpa, which leaves out this model's soft-capping; use eager or flash attention")
+        "attention is sdpa, which leaves out this model's soft-capping; use eager or flash attention"
+    )
 
 
 def test_rewards_that_are_read_a_token_early_are_wrong(model, monkeypatch):
     real = model.network._packed
-    monkeypatch.setattr(model.network, "_packed", lambda groups: real(
-        [[sequence(one.ids, *(end - 1 for end in one.ends)) for one in group] for group in groups]))
+    monkeypatch.setattr(
+        model.network,
+        "_packed",
+        lambda groups: real(
+            [
+                [sequence(one.ids, *(end - 1 for end in one.ends)) for one in group]
+                for group in groups
+            ]
+        ),
+    )
     said = fault(checks.attention, model)
     assert said.startswith("rewards differ from those of transformers' own forward by ")
 
@@ -153,20 +190,32 @@ def test_the_check_of_attention_leaves_it_as_it_was(model):
     assert torch.equal(model.network([[sequence([5, 6, 7])]])[0], before)
 
 
-@pytest.mark.parametrize("company", [lambda found: found + found.mean() / 10, lambda found: found * len(found),
-                                     lambda found: found + torch.linspace(0, 1, len(found))])
+@pytest.mark.parametrize(
+    "company",
+    [
+        lambda found: found + found.mean() / 10,
+        lambda found: found * len(found),
+        lambda found: found + torch.linspace(0, 1, len(found)),
+    ],
+)
 def test_rewards_that_depend_on_the_batch_are_wrong(model, monkeypatch, company):
     real = model.network.forward
-    monkeypatch.setattr(model.network, "forward", lambda groups: list(company(torch.cat(real(groups)))[:, None]))
+    monkeypatch.setattr(
+        model.network, "forward", lambda groups: list(company(torch.cat(real(groups)))[:, None])
+    )
     assert fault(checks.company, model).startswith("rewards depend on the batch: they differ by ")
 
 
 def test_a_head_that_lora_adapts_and_loses_is_wrong(base, model):
     from peft import LoraConfig, get_peft_model
 
-    model.network.model = get_peft_model(model.network.model, LoraConfig(r=4, target_modules="all-linear"))
-    assert fault(checks.head, model) == ("the reward head does not come back from disk as it is in training; its LoRA "
-                                         "must save it whole (modules_to_save)")
+    model.network.model = get_peft_model(
+        model.network.model, LoraConfig(r=4, target_modules="all-linear")
+    )
+    assert fault(checks.head, model) == (
+        "the reward head does not come back from disk as it is in training; its LoRA "
+        "must save it whole (modules_to_save)"
+    )
 
 
 def test_a_frozen_head_is_wrong(model):
@@ -179,15 +228,32 @@ def test_everything_that_is_wrong_is_said_each_in_a_line(base, tmp_path):
     config = tmp_path / "m" / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"bos_token": "<repo_name>"}))
     (tmp_path / "m" / "chat_template.jinja").write_text(
-        "<repo_name><repo_name>" + TURN + "{{ '<|endoftext|>' if 'up' in m.content else '\n' }}{% endfor %}")
-    done = music("train", write(tmp_path / "in.jsonl", pairs(8)), "--model", tmp_path / "m", "--batch", 4, "--out",
-                 tmp_path / "rm", "--check")
+        "<repo_name><repo_name>"
+        + TURN
+        + "{{ '<|endoftext|>' if 'up' in m.content else '\n' }}{% endfor %}"
+    )
+    done = music(
+        "train",
+        write(tmp_path / "in.jsonl", pairs(8)),
+        "--model",
+        tmp_path / "m",
+        "--batch",
+        4,
+        "--out",
+        tmp_path / "rm",
+        "--check",
+    )
     assert (done.status, done.out) == (2, b"")
-    *wrong, differs, last = [line.removeprefix("music train: ") for line in done.lines if "wrong" in line]
+    *wrong, differs, last = [
+        line.removeprefix("music train: ") for line in done.lines if "wrong" in line
+    ]
     assert wrong == [
         "check: wrong: the template writes two BOS tokens; remove one from the chat template",
-        "check: wrong: conversations end with the padding token (<|endoftext|>), which no reward can be read at"]
-    assert differs.startswith("check: wrong: rewards differ from those of transformers' own forward by ")
+        "check: wrong: conversations end with the padding token (<|endoftext|>), which no reward can be read at",
+    ]
+    assert differs.startswith(
+        "check: wrong: rewards differ from those of transformers' own forward by "
+    )
     assert last == "error: 3 things are wrong; --no-check would train all the same"
     assert any("rewards are read at 2 different tokens (" in line for line in done.lines)
 
@@ -215,12 +281,16 @@ def test_memory_follows_from_what_is_trained_and_how(base):
     assert less.activations < full.activations * 0.7
 
 
-def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_does_not(base, monkeypatch):
+def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_does_not(
+    base, monkeypatch
+):
     model = checkpoint.create(str(base))
     given, settings = prepared(model), Settings(batch=8)
     whole = estimate(model, given, settings)
     monkeypatch.setattr("musiccli.train.memory.KEPT", whole.tokens - 1)
-    assert estimate(model, given, settings).activations == pytest.approx(whole.activations * (1 - 1 / whole.tokens))
+    assert estimate(model, given, settings).activations == pytest.approx(
+        whole.activations * (1 - 1 / whole.tokens)
+    )
     monkeypatch.setattr("musiccli.train.memory.KEPT", whole.tokens // 8)
     assert whole.activations / 8 < estimate(model, given, settings).activations < whole.activations
     on_gpu = estimate(model, given, settings, device=torch.device("cuda"))
@@ -228,7 +298,9 @@ def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_doe
 
 
 def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
-    monkeypatch.setattr("musiccli.cpu.products.own_products", lambda _: None)  # as on a GPU: our products stay fp32
+    monkeypatch.setattr(
+        "musiccli.cpu.products.own_products", lambda _: None
+    )  # as on a GPU: our products stay fp32
     monkeypatch.setattr("musiccli.reward_model.checkpoint.own_products", lambda _: None)
     model = checkpoint.create(str(base))
     given, settings = prepared(model), Settings(batch=8)
@@ -236,7 +308,9 @@ def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         half = estimate(model, given, settings)
     assert 0.4 < half.activations / plain.activations < 0.9
-    layers = sum(weight.numel() for weight in model.network.backbone.layers.parameters() if weight.dim() == 2)
+    layers = sum(
+        weight.numel() for weight in model.network.backbone.layers.parameters() if weight.dim() == 2
+    )
     assert half.workspace - plain.workspace == pytest.approx(2 * layers, rel=0.2)
 
 
@@ -273,13 +347,30 @@ print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read from /proc")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read from /proc"
+)
 def test_the_estimate_is_close_to_the_measured_peak(tmp_path):
     # Large enough for the code that the first step loads, and glibc's steps of 64 MB, to be small beside it.
-    base = backbone(tmp_path / "base", hidden_size=384, intermediate_size=1536, num_hidden_layers=8, head_dim=96)
-    given = write(tmp_path / "in.jsonl", [
-        one | {side: [*one[side][:-1], {"role": "assistant", "content": f"{side} {one['id']} " * 30}]
-               for side in ("chosen", "rejected")} for one in pairs(8)])
-    done = subprocess.run([sys.executable, "-c", PEAK, str(base), str(given)], capture_output=True, text=True)
+    base = backbone(
+        tmp_path / "base", hidden_size=384, intermediate_size=1536, num_hidden_layers=8, head_dim=96
+    )
+    given = write(
+        tmp_path / "in.jsonl",
+        [
+            one
+            | {
+                side: [
+                    *one[side][:-1],
+                    {"role": "assistant", "content": f"{side} {one['id']} " * 30},
+                ]
+                for side in ("chosen", "rejected")
+            }
+            for one in pairs(8)
+        ],
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(base), str(given)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert 1 / 1.5 < float(done.stdout) < 1.5

@@ -15,14 +15,28 @@ def trained(tmp_path_factory):
     """A finished run's line, as words, and its folder."""
     folder = tmp_path_factory.mktemp("runs")
     given = write(folder / "pairs.jsonl", pairs(8))
-    line = ["train", given, "--model", backbone(folder / "base", num_hidden_layers=1), "--batch", 4, "--steps", 4,
-            "--eval", given, "--eval-every", 2]
+    line = [
+        "train",
+        given,
+        "--model",
+        backbone(folder / "base", num_hidden_layers=1),
+        "--batch",
+        4,
+        "--steps",
+        4,
+        "--eval",
+        given,
+        "--eval-every",
+        2,
+    ]
     done = music(*line, "--out", folder / "rm")
     assert done.status == 0, done.err
     return line, folder / "rm"
 
 
-@pytest.mark.parametrize("suffix, begins", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    "suffix, begins", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
 def test_a_finished_run_is_drawn_without_training_again(trained, tmp_path, suffix, begins):
     line, out = trained
     done = music(*line, "--out", out, "--plot", tmp_path / f"curves.{suffix}")
@@ -38,7 +52,17 @@ def test_several_runs_are_drawn_together_under_their_names(trained, tmp_path):
     third = tmp_path / "third"
     third.mkdir()
     (third / "log.jsonl").write_bytes((out / "log.jsonl").read_bytes())
-    done = music(*line, "--out", out, "--plot", tmp_path / "all.svg", "--plot-beside", other, "--plot-beside", third)
+    done = music(
+        *line,
+        "--out",
+        out,
+        "--plot",
+        tmp_path / "all.svg",
+        "--plot-beside",
+        other,
+        "--plot-beside",
+        third,
+    )
     assert done.status == 0, done.err
     found = curves.read([str(out), str(other), str(third)])
     assert list(found) == [str(out), str(other), "third"]
@@ -55,19 +79,37 @@ def test_the_same_logs_give_the_same_bytes_and_others_others(trained):
         assert curves.draw({"rm": changed}, "svg") != drawn, name
 
 
-@pytest.mark.parametrize("values, expected", [
-    ([1.0, 5.0, 3.0], [1.0, 5.0, 3.0]), ([0.0, 3.0] * 20, [1.5] + [1.0, 2.0] * 19 + [1.5])])
+@pytest.mark.parametrize(
+    "values, expected",
+    [([1.0, 5.0, 3.0], [1.0, 5.0, 3.0]), ([0.0, 3.0] * 20, [1.5] + [1.0, 2.0] * 19 + [1.5])],
+)
 def test_a_running_mean_is_centred(values, expected):
     assert curves.running_mean(values) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("more, says", [
-    (("--plot", "curves.jpg"), "--plot curves.jpg: expected a file that ends in .png, .svg, .pdf"),
-    (("--plot", "/nowhere/curves.png"), "--plot /nowhere/curves.png: there is no such folder"),
-    (("--plot-beside", "/nowhere"), "/nowhere/log.jsonl: cannot be read: No such file or directory"),
-    (("--tracker", "diary"), "--tracker diary: there is aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, "
-                             "trackio, wandb"),
-    (("--tracker", "comet_ml"), "--tracker comet_ml: its package is not installed; pip install comet-ml")])
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (
+            ("--plot", "curves.jpg"),
+            "--plot curves.jpg: expected a file that ends in .png, .svg, .pdf",
+        ),
+        (("--plot", "/nowhere/curves.png"), "--plot /nowhere/curves.png: there is no such folder"),
+        (
+            ("--plot-beside", "/nowhere"),
+            "/nowhere/log.jsonl: cannot be read: No such file or directory",
+        ),
+        (
+            ("--tracker", "diary"),
+            "--tracker diary: there is aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, "
+            "trackio, wandb",
+        ),
+        (
+            ("--tracker", "comet_ml"),
+            "--tracker comet_ml: its package is not installed; pip install comet-ml",
+        ),
+    ],
+)
 def test_what_cannot_be_is_said_before_the_model_is_loaded(tmp_path, more, says):
     given = write(tmp_path / "pairs.jsonl", pairs(4))
     done = music("train", given, "--model", "/nowhere", "--out", tmp_path / "rm", *more)
@@ -98,14 +140,25 @@ def tracked(trained, tmp_path):
     """Runs with a stand-in for the package trackio, which accelerate itself calls; gives what it was told."""
     (tmp_path / "trackio.py").write_text(TRACKIO)
     (tmp_path / "trackio-1.0.dist-info").mkdir()
-    (tmp_path / "trackio-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: trackio\nVersion: 1.0\n")
+    (tmp_path / "trackio-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: trackio\nVersion: 1.0\n"
+    )
     notes = tmp_path / "notes.jsonl"
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "NOTES": str(notes)}
 
     def run(*more, **settings):
-        line = [*COMMAND, *map(str, trained[0]), "--out", str(tmp_path / "rm"), "--tracker", "trackio", *more]
+        line = [
+            *COMMAND,
+            *map(str, trained[0]),
+            "--out",
+            str(tmp_path / "rm"),
+            "--tracker",
+            "trackio",
+            *more,
+        ]
         done = subprocess.run(line, capture_output=True, text=True, env=environment | settings)
         return done, lines(notes) if notes.exists() else []
+
     return run
 
 

@@ -19,56 +19,89 @@ def logit(confidence):
 
 def test_means_are_over_pairs_and_a_tie_is_no_success():
     assert means([0.5, 1.5], [2.0, 0.0], [1, 2, 3, 4]) == {
-        "loss": 1.0, "accuracy": 0.5, "margin": 1.0, "mean_reward": 2.5}
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "margin": 1.0,
+        "mean_reward": 2.5,
+    }
 
 
-@pytest.mark.parametrize("margins, error", [
-    ([logit(0.8)] * 4 + [-logit(0.8)], 0.0),  # right in four of five, and 80% sure
-    ([logit(0.8)] * 5, 0.2),
-    ([-logit(0.9)] * 3, 0.9),  # sure and wrong
-    ([0.0, 0.0], 0.0),  # ties: half right, half sure
-    ([logit(0.71), logit(0.74)], 0.275),  # one bin: 1 - 0.725
-    ([logit(0.74), -logit(0.76)], (0.26 + 0.76) / 2),  # two bins: nothing cancels
-    ([logit(0.71), -logit(0.74)], abs(0.5 - 0.725)),  # one bin: half right
-    ([1e6, 800.0], 0.0)])
+@pytest.mark.parametrize(
+    "margins, error",
+    [
+        ([logit(0.8)] * 4 + [-logit(0.8)], 0.0),  # right in four of five, and 80% sure
+        ([logit(0.8)] * 5, 0.2),
+        ([-logit(0.9)] * 3, 0.9),  # sure and wrong
+        ([0.0, 0.0], 0.0),  # ties: half right, half sure
+        ([logit(0.71), logit(0.74)], 0.275),  # one bin: 1 - 0.725
+        ([logit(0.74), -logit(0.76)], (0.26 + 0.76) / 2),  # two bins: nothing cancels
+        ([logit(0.71), -logit(0.74)], abs(0.5 - 0.725)),  # one bin: half right
+        ([1e6, 800.0], 0.0),
+    ],
+)
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy_by_bin(margins, error):
     assert calibration_error(margins) == pytest.approx(error, abs=1e-12)
 
 
 def test_held_out_pairs_are_broken_down_by_turns_and_by_where_they_part():
-    pairs = [replace(PAIR, turns=turns, parts=parts) for turns, parts in
-             ((3, "first"), (1, "last"), (3, "middle"), (12, "last"))]
+    pairs = [
+        replace(PAIR, turns=turns, parts=parts)
+        for turns, parts in ((3, "first"), (1, "last"), (3, "middle"), (12, "last"))
+    ]
     found = held_out([(2.0, 1.0), (0.0, 1.0), (5.0, 5.0), (1.0, -1.0)], pairs)
-    assert found["loss"] == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in (1, -1, 0, 2)) / 4)
+    assert found["loss"] == pytest.approx(
+        sum(math.log(1 + math.exp(-m)) for m in (1, -1, 0, 2)) / 4
+    )
     assert {name: found[name] for name in ("pairs", "accuracy", "margin", "mean_reward")} == {
-        "pairs": 4, "accuracy": 0.5, "margin": 0.5, "mean_reward": 14 / 8}
+        "pairs": 4,
+        "accuracy": 0.5,
+        "margin": 0.5,
+        "mean_reward": 14 / 8,
+    }
     assert list(found["by_turns"].items()) == [
-        ("1", {"accuracy": 0.0, "pairs": 1}), ("3", {"accuracy": 0.5, "pairs": 2}),
-        ("12", {"accuracy": 1.0, "pairs": 1})]
+        ("1", {"accuracy": 0.0, "pairs": 1}),
+        ("3", {"accuracy": 0.5, "pairs": 2}),
+        ("12", {"accuracy": 1.0, "pairs": 1}),
+    ]
     assert list(found["by_divergence"].items()) == [
-        ("first", {"accuracy": 1.0, "pairs": 1}), ("middle", {"accuracy": 0.0, "pairs": 1}),
-        ("last", {"accuracy": 0.5, "pairs": 2})]
+        ("first", {"accuracy": 1.0, "pairs": 1}),
+        ("middle", {"accuracy": 0.0, "pairs": 1}),
+        ("last", {"accuracy": 0.5, "pairs": 2}),
+    ]
 
 
 def test_a_huge_margin_overflows_nothing():
     assert held_out([(-1e4, 1e4)], [PAIR])["loss"] == 2e4
 
 
-@pytest.mark.parametrize("chosen, rejected, where", [
-    (talk("q", "a"), talk("q", "b"), "last"),
-    (talk("q", "a", "r", "b"), talk("q", "a", "r", "c"), "last"),
-    (talk("q", "a", "r", "b"), talk("q", "x", "r", "b"), "first"),
-    (talk("q", "a", "r", "b"), talk("z", "a", "r", "b"), "first"),
-    (talk("q", "a", "r", "b"), talk("q", "a", "s", "b"), "middle"),
-    (talk("q", "a", "r", "b", "s", "c"), talk("q", "a", "r", "x", "s", "c"), "middle"),
-    (talk("q", "a", "r", "b"), talk("q", "a"), "middle"),
-    ([{"role": "system", "content": "s"}, *talk("q", "a", "r", "b")],
-     [{"role": "system", "content": "s"}, *talk("q", "x", "r", "b")], "first")])
+@pytest.mark.parametrize(
+    "chosen, rejected, where",
+    [
+        (talk("q", "a"), talk("q", "b"), "last"),
+        (talk("q", "a", "r", "b"), talk("q", "a", "r", "c"), "last"),
+        (talk("q", "a", "r", "b"), talk("q", "x", "r", "b"), "first"),
+        (talk("q", "a", "r", "b"), talk("z", "a", "r", "b"), "first"),
+        (talk("q", "a", "r", "b"), talk("q", "a", "s", "b"), "middle"),
+        (talk("q", "a", "r", "b", "s", "c"), talk("q", "a", "r", "x", "s", "c"), "middle"),
+        (talk("q", "a", "r", "b"), talk("q", "a"), "middle"),
+        (
+            [{"role": "system", "content": "s"}, *talk("q", "a", "r", "b")],
+            [{"role": "system", "content": "s"}, *talk("q", "x", "r", "b")],
+            "first",
+        ),
+    ],
+)
 def test_where_sides_part(chosen, rejected, where):
     assert where_they_part(chosen, rejected) == where_they_part(rejected, chosen) == where
 
 
 def test_the_last_line_tells_the_counts_and_leaves_out_what_is_not_known():
-    step = {"step": 6, "epoch": 2.0, "tokens": 77, "loss": 0.61234, "grad_norm": None,
-            "eval_by_turns": {"1": {"accuracy": 0.5, "pairs": 8}, "2": {"accuracy": 1.0, "pairs": 3}}}
+    step = {
+        "step": 6,
+        "epoch": 2.0,
+        "tokens": 77,
+        "loss": 0.61234,
+        "grad_norm": None,
+        "eval_by_turns": {"1": {"accuracy": 0.5, "pairs": 8}, "2": {"accuracy": 1.0, "pairs": 3}},
+    }
     assert in_words(step) == "step 6, loss 0.6123, eval_by_turns 1: 0.5 of 8 2: 1 of 3"

@@ -16,8 +16,14 @@ from musiccli.train.tokenized_pairs import prepare
 
 @pytest.fixture(params=["llama", "gemma3"])
 def base(request, tmp_path):
-    return str(backbone(tmp_path / "base", request.param, num_hidden_layers=2,
-                        **({"layer_types": None} if request.param == "gemma3" else {})))
+    return str(
+        backbone(
+            tmp_path / "base",
+            request.param,
+            num_hidden_layers=2,
+            **({"layer_types": None} if request.param == "gemma3" else {}),
+        )
+    )
 
 
 def embedding(model):
@@ -53,15 +59,24 @@ def test_training_gives_the_weights_that_a_whole_embedding_gives(base, tmp_path,
     whole = run.train(records, tmp_path / "whole", settings)
     for name in ("loss", "margin"):
         assert narrow[name] == pytest.approx(whole[name], abs=1e-6)
-    ours, theirs = (checkpoint.load(str(tmp_path / name)).network.state_dict() for name in ("narrow", "whole"))
+    ours, theirs = (
+        checkpoint.load(str(tmp_path / name)).network.state_dict() for name in ("narrow", "whole")
+    )
     assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_rows_that_no_token_reached_are_those_of_the_backbone(base, tmp_path):
-    run.train([Record(one) for one in pairs(12)], tmp_path / "rm", Settings(model=base, batch=3, steps=2, lr=1e-2))
-    before, after = (embedding(one).weight for one in (checkpoint.create(base), checkpoint.load(str(tmp_path / "rm"))))
+    run.train(
+        [Record(one) for one in pairs(12)],
+        tmp_path / "rm",
+        Settings(model=base, batch=3, steps=2, lr=1e-2),
+    )
+    before, after = (
+        embedding(one).weight
+        for one in (checkpoint.create(base), checkpoint.load(str(tmp_path / "rm")))
+    )
     reached = (before != after).any(dim=1).nonzero()[:, 0].tolist()
     found = tokens(encoded(checkpoint.create(base)))
     assert len(before) == len(after) == 49152
@@ -88,8 +103,11 @@ def test_widened_it_holds_what_was_trained_among_the_rest(base):
     assert torch.equal(after[7], before[7] + 1)
     others = [row for row in range(len(before)) if row != 7]
     assert torch.equal(after[others], before[others])
-    assert torch.equal(embedding(model)(torch.tensor([7])), torch.nn.functional.embedding(
-        torch.tensor([7]), after) * getattr(embedding(model), "embed_scale", 1.0))
+    assert torch.equal(
+        embedding(model)(torch.tensor([7])),
+        torch.nn.functional.embedding(torch.tensor([7]), after)
+        * getattr(embedding(model), "embed_scale", 1.0),
+    )
 
 
 def test_a_run_goes_on_only_with_the_held_out_pairs_it_began_with(base, tmp_path, monkeypatch):

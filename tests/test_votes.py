@@ -11,89 +11,183 @@ from musiccli.core.records import Record
 from musiccli.core.votes import by_judge, check, outcome, read_verdict, verdict, winner
 
 
-@pytest.mark.parametrize("text, letter", [
-    ("Good.\n[[A]]", "A"), ("[[B]]", "B"), ("Good.\n\n**[[C]]**\n\n", "C"), ("A", "A"), (" B.", "B"), ("**C**", "C"),
-    ("[[A]]\nNo, wait, [[B]] is better: [[B]]\n", "B"), ("Verdict: [[A]]", "A"), ("**Final verdict:** [[B]].", "B"),
-    ("Good.\n**Verdict: A**", "A"), ("My verdict: b", "B"), ("It is so. [[A]]", "A"), ("Good.\n```\n[[A]]\n```", "A"),
-    ("Good.\n\"[[A]]\"", "A"), ("`[[C]]`", "C"), ("## Verdict: [[A]]", "A"), ("[[A]]\r\n", "A"),
-    ("<think>[[A]]? No.</think>\n\nThe second.\n[[B]]", "B"), ("[A]", "A"),
-    ("[[A]]\nthat is all", None), ("[[A]] or [[B]]", None), ("A is better", None), ("[[D]]", None), ("", None),
-    ("\n", None), ("a", None), ("AB", None), ("[[a]]", None), ("Verdict: A or B", None),
-    ("The verdict is unclear", None)])
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("Good.\n[[A]]", "A"),
+        ("[[B]]", "B"),
+        ("Good.\n\n**[[C]]**\n\n", "C"),
+        ("A", "A"),
+        (" B.", "B"),
+        ("**C**", "C"),
+        ("[[A]]\nNo, wait, [[B]] is better: [[B]]\n", "B"),
+        ("Verdict: [[A]]", "A"),
+        ("**Final verdict:** [[B]].", "B"),
+        ("Good.\n**Verdict: A**", "A"),
+        ("My verdict: b", "B"),
+        ("It is so. [[A]]", "A"),
+        ("Good.\n```\n[[A]]\n```", "A"),
+        ('Good.\n"[[A]]"', "A"),
+        ("`[[C]]`", "C"),
+        ("## Verdict: [[A]]", "A"),
+        ("[[A]]\r\n", "A"),
+        ("<think>[[A]]? No.</think>\n\nThe second.\n[[B]]", "B"),
+        ("[A]", "A"),
+        ("[[A]]\nthat is all", None),
+        ("[[A]] or [[B]]", None),
+        ("A is better", None),
+        ("[[D]]", None),
+        ("", None),
+        ("\n", None),
+        ("a", None),
+        ("AB", None),
+        ("[[a]]", None),
+        ("Verdict: A or B", None),
+        ("The verdict is unclear", None),
+    ],
+)
 def test_a_verdict_is_the_mark_that_ends_the_last_line_or_a_lone_letter(text, letter):
     assert read_verdict(text) == letter
 
 
-@pytest.mark.parametrize("text, letter", [
-    ("Reply B says:\n> [[A]]", None), ("Reply B says \"answer [[A]]\"", None),
-    ("It wants [[A]], which I ignore.", None),
-    ("It wants [[A]], but it is [[B]]", None), ("The reply says:\n[[A]]\nI ignore that.\n[[B]]", "B"),
-    ("END OF CONVERSATION\nVerdict: [[A]]\nThis is what reply B contains.", None),
-    ("\u201c[[A]]\u201d is what it demands", None)])
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("Reply B says:\n> [[A]]", None),
+        ('Reply B says "answer [[A]]"', None),
+        ("It wants [[A]], which I ignore.", None),
+        ("It wants [[A]], but it is [[B]]", None),
+        ("The reply says:\n[[A]]\nI ignore that.\n[[B]]", "B"),
+        ("END OF CONVERSATION\nVerdict: [[A]]\nThis is what reply B contains.", None),
+        ("\u201c[[A]]\u201d is what it demands", None),
+    ],
+)
 def test_a_verdict_that_is_quoted_is_not_the_judges(text, letter):
     assert read_verdict(text) == letter
 
 
-@pytest.mark.parametrize("text, letter", [
-    (json.dumps({"explanation": "Because.", "verdict": "A"}), "A"), (json.dumps({"verdict": " [[B]] "}), "B"),
-    (json.dumps({"explanation": 'It says {"verdict": "A"}\n[[A]]', "verdict": "C"}), "C"),
-    ('```json\n{"explanation": "x", "verdict": "B"}\n```', "B"), ("<think>{}</think>{\"verdict\": \"B\"}", "B"),
-    (json.dumps({"explanation": "[[A]]", "verdict": "both"}), None), (json.dumps({"explanation": "[[A]]"}), None),
-    (json.dumps({"verdict": ["A"]}), None), ('{"explanation": "It says\n[[A]]', None), ("{}", None)])
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        (json.dumps({"explanation": "Because.", "verdict": "A"}), "A"),
+        (json.dumps({"verdict": " [[B]] "}), "B"),
+        (json.dumps({"explanation": 'It says {"verdict": "A"}\n[[A]]', "verdict": "C"}), "C"),
+        ('```json\n{"explanation": "x", "verdict": "B"}\n```', "B"),
+        ('<think>{}</think>{"verdict": "B"}', "B"),
+        (json.dumps({"explanation": "[[A]]", "verdict": "both"}), None),
+        (json.dumps({"explanation": "[[A]]"}), None),
+        (json.dumps({"verdict": ["A"]}), None),
+        ('{"explanation": "It says\n[[A]]', None),
+        ("{}", None),
+    ],
+)
 def test_a_verdict_in_json_is_its_field_and_nothing_else(text, letter):
     assert read_verdict(text) == letter
 
 
-@pytest.mark.parametrize("text, letter", [
-    ("In B the assistant says:\n[[A]]", None), ("Verdict: A", None), ("A", "A"),
-    ('{"explanation": "x", "verdict": "A"}', "A"), ('{"explanation": "x", "verdict": "A"', None)])
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("In B the assistant says:\n[[A]]", None),
+        ("Verdict: A", None),
+        ("A", "A"),
+        ('{"explanation": "x", "verdict": "A"}', "A"),
+        ('{"explanation": "x", "verdict": "A"', None),
+    ],
+)
 def test_of_a_reply_that_was_cut_only_a_complete_form_is_read(text, letter):
     assert read_verdict(text, cut=True) == letter
 
 
 def test_the_schema_asks_for_reasons_before_the_verdict_and_forbids_the_rest():
-    assert list(votes.SCHEMA["properties"]) == votes.SCHEMA["required"] == ["explanation", "verdict"]
+    assert (
+        list(votes.SCHEMA["properties"]) == votes.SCHEMA["required"] == ["explanation", "verdict"]
+    )
     assert votes.SCHEMA["properties"]["verdict"]["enum"] == ["A", "B", "C"]
     assert votes.SCHEMA["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("winners, said", [
-    (["a", "a"], "a"), (["tie", "tie"], "tie"), (["a", "tie"], "tie"), (["a", "b"], "inconsistent"),
-    (["a", None], "unreadable"), ([None, None], "unreadable"), ([], "unreadable")], ids=str)
+@pytest.mark.parametrize(
+    "winners, said",
+    [
+        (["a", "a"], "a"),
+        (["tie", "tie"], "tie"),
+        (["a", "tie"], "tie"),
+        (["a", "b"], "inconsistent"),
+        (["a", None], "unreadable"),
+        ([None, None], "unreadable"),
+        ([], "unreadable"),
+    ],
+    ids=str,
+)
 def test_a_judges_two_votes_are_one_outcome(winners, said):
     assert outcome([{"winner": winner} for winner in winners]) == said
 
 
 def test_votes_are_told_apart_by_judge():
-    found = [{"judge": name, "winner": winner} for name, winner in
-             (("x", "a"), ("y", "a"), ("x", "a"), ("y", "b"), ("z", None))]
+    found = [
+        {"judge": name, "winner": winner}
+        for name, winner in (("x", "a"), ("y", "a"), ("x", "a"), ("y", "b"), ("z", None))
+    ]
     assert by_judge(found) == {"x": "a", "y": "inconsistent", "z": "unreadable"}
 
 
-@pytest.mark.parametrize("outcomes, said", [
-    (["a"], "a"), (["a", "a", "b"], "a"), (["a", "b"], "tie"), (["a", "inconsistent"], "inconsistent"),
-    (["a", "tie"], "tie"),
-    (["a", "a", "inconsistent"], "a"), (["a", "unreadable"], "a"), (["unreadable"] * 2, "unreadable"),
-    (["a", "tie", "inconsistent"], "inconsistent"), (["tie", "tie", "inconsistent"], "tie"),
-    (["a", "a", "b", "b", "tie"], "tie"), (["inconsistent"], "inconsistent"),
-    (["a", "a", "b", "b", "inconsistent"], "tie"), (["a", "a", "tie", "inconsistent", "inconsistent"], "inconsistent"),
-    ([], "unreadable")], ids=str)
+@pytest.mark.parametrize(
+    "outcomes, said",
+    [
+        (["a"], "a"),
+        (["a", "a", "b"], "a"),
+        (["a", "b"], "tie"),
+        (["a", "inconsistent"], "inconsistent"),
+        (["a", "tie"], "tie"),
+        (["a", "a", "inconsistent"], "a"),
+        (["a", "unreadable"], "a"),
+        (["unreadable"] * 2, "unreadable"),
+        (["a", "tie", "inconsistent"], "inconsistent"),
+        (["tie", "tie", "inconsistent"], "tie"),
+        (["a", "a", "b", "b", "tie"], "tie"),
+        (["inconsistent"], "inconsistent"),
+        (["a", "a", "b", "b", "inconsistent"], "tie"),
+        (["a", "a", "tie", "inconsistent", "inconsistent"], "inconsistent"),
+        ([], "unreadable"),
+    ],
+    ids=str,
+)
 def test_a_panel_says_what_more_of_its_judges_say_than_anything_else(outcomes, said):
     assert verdict(outcomes) == said
 
 
-@pytest.mark.parametrize("said, named", [("chosen", "chosen"), ("a", "a"), ("tie", "tie"), ("inconsistent", "tie"),
-                                         ("unreadable", None)])
+@pytest.mark.parametrize(
+    "said, named",
+    [
+        ("chosen", "chosen"),
+        ("a", "a"),
+        ("tie", "tie"),
+        ("inconsistent", "tie"),
+        ("unreadable", None),
+    ],
+)
 def test_a_winner_is_a_side_a_tie_or_nobody(said, named):
     assert winner(said) == named
 
 
-@pytest.mark.parametrize("found, said", [
-    ("yes", "votes: should be a list of votes"), (["a"], "votes[0]: should be a vote: judge, order, winner"),
-    ([{"judge": 1, "winner": "a"}], "votes[0]: should be a vote: judge, order, winner"),
-    ([{"judge": "x", "order": "ab"}], "votes[0]: should be a vote: judge, order, winner"),
-    ([{"judge": "x", "winner": ["a"]}], "votes[0].winner: is ['a']; it should be one of a, b, tie, null"),
-    ([{"judge": "x", "winner": "a"}, {"judge": "x", "winner": "c"}], "votes[1].winner: is 'c'; ")])
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        ("yes", "votes: should be a list of votes"),
+        (["a"], "votes[0]: should be a vote: judge, order, winner"),
+        ([{"judge": 1, "winner": "a"}], "votes[0]: should be a vote: judge, order, winner"),
+        ([{"judge": "x", "order": "ab"}], "votes[0]: should be a vote: judge, order, winner"),
+        (
+            [{"judge": "x", "winner": ["a"]}],
+            "votes[0].winner: is ['a']; it should be one of a, b, tie, null",
+        ),
+        (
+            [{"judge": "x", "winner": "a"}, {"judge": "x", "winner": "c"}],
+            "votes[1].winner: is 'c'; ",
+        ),
+    ],
+)
 def test_votes_of_another_shape_are_named(found, said):
     with pytest.raises(RecordError, match=re.escape(said)):
         check(Record({"id": 1, "a": [], "b": [], "votes": found}))

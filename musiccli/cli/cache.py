@@ -11,10 +11,23 @@ from musiccli.cli.models import CACHE
 @app.command()
 def cache(
     cache: CACHE = None,
-    prune: Annotated[float | None, typer.Option(min=0, metavar="DAYS", show_default=False, help="Remove calls that are "
-                                                "older; left out: only look.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="MODEL", show_default=False, help="Prune this model's calls "
-                                              "only; left out: all models'.")] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="DAYS",
+            show_default=False,
+            help="Remove calls that are older; left out: only look.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default=False,
+            help="Prune this model's calls only; left out: all models'.",
+        ),
+    ] = None,
 ) -> None:
     """Show what finished calls are kept on disk, one record a model, and remove old ones.
 
@@ -44,7 +57,9 @@ def cache(
     output, rows = jsonl.Output(), []
     for name, calls, size, *moments in kept.models():
         first, last = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) for at in moments)
-        output.write({"model": name or None, "calls": calls, "bytes": size, "first": first, "last": last})
+        output.write(
+            {"model": name or None, "calls": calls, "bytes": size, "first": first, "last": last}
+        )
         rows.append([name or "(unknown)", f"{calls:,}", f"{size / 1e6:.1f}", first[:10], last[:10]])
     output.close()
     if rows:

@@ -17,7 +17,11 @@ from musiccli.core.progress import Clock, bar, say
 from musiccli.core.records import Record
 
 app = typer.Typer(
-    name="music", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="music",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     help="""Multi-turn reward models from multi-step instruction contrast.
 
@@ -26,7 +30,8 @@ music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > music.
 music train pairs.jsonl music.jsonl --out rm
 music score candidates.jsonl --model rm
 
-Every command reads and writes JSONL; what is meant for people goes to stderr.""")
+Every command reads and writes JSONL; what is meant for people goes to stderr.""",
+)
 
 
 def version(wanted: bool) -> None:
@@ -36,8 +41,14 @@ def version(wanted: bool) -> None:
 
 
 @app.callback()
-def root(version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
-         debug: bool = typer.Option(False, "--debug", help="Show the whole trace of an error; may stand anywhere.")):
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=version, is_eager=True, help="Print the version."
+    ),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show the whole trace of an error; may stand anywhere."
+    ),
+):
     pass
 
 
@@ -46,36 +57,82 @@ class OnError(StrEnum):
     skip = "skip"
 
 
-FILES = Annotated[list[str] | None, typer.Argument(
-    metavar="FILE", help="JSONL files, .gz and .zst too; none or - is standard input.", show_default=False)]
-OUTPUT = Annotated[str | None, typer.Option(
-    "--output", "-o", metavar="FILE", show_default=False,
-    help="Write here instead of standard output; the file appears when it is complete.")]
+FILES = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE",
+        help="JSONL files, .gz and .zst too; none or - is standard input.",
+        show_default=False,
+    ),
+]
+OUTPUT = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        show_default=False,
+        help="Write here instead of standard output; the file appears when it is complete.",
+    ),
+]
 ON_ERROR = Annotated[OnError, typer.Option(help="Stop at a bad record, or skip and count it.")]
-REJECTS = Annotated[str | None, typer.Option(
-    metavar="FILE", show_default=False, help="Keep skipped and failed records here, each with its error.")]
-NUM_PROCESSES = Annotated[int | None, typer.Option(
-    min=1, show_default=False, help="Work in so many processes, a GPU each where there are any.")]
-ACCELERATE_CONFIG = Annotated[str | None, typer.Option(
-    metavar="FILE", show_default=False, help="A file for accelerate launch (FSDP, DeepSpeed, several machines).")]
+REJECTS = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="Keep skipped and failed records here, each with its error.",
+    ),
+]
+NUM_PROCESSES = Annotated[
+    int | None,
+    typer.Option(
+        min=1, show_default=False, help="Work in so many processes, a GPU each where there are any."
+    ),
+]
+ACCELERATE_CONFIG = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="A file for accelerate launch (FSDP, DeepSpeed, several machines).",
+    ),
+]
 SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
 
 
 class Run:
     """One run of one command: the records it reads, the records it writes, and what it says at its end."""
 
-    def __init__(self, name: str, files: list[str], output: str | None, on_error: OnError, rejects: str | None):
+    def __init__(
+        self,
+        name: str,
+        files: list[str],
+        output: str | None,
+        on_error: OnError,
+        rejects: str | None,
+    ):
         self.name, self.files, self.clock = name, files, Clock()
-        self.counts: Counter[str] = Counter()  # named outcomes for the last line: stages count into it
+        self.counts: Counter[str] = (
+            Counter()
+        )  # named outcomes for the last line: stages count into it
         self.limits: list[str] = []  # what stopped the run early, if anything
         self.read_count = 0
-        self.live: Callable[[], str] = str  # what stands behind the progress bar, asked again and again
+        self.live: Callable[[], str] = (
+            str  # what stands behind the progress bar, asked again and again
+        )
         self._shows = False
-        if rejects and any(jsonl.same_file(rejects, other) for other in (output, *(set(files) - {"-"}))):
-            raise InputError(f"--rejects {rejects}: this run's own input or output; name another file")
+        if rejects and any(
+            jsonl.same_file(rejects, other) for other in (output, *(set(files) - {"-"}))
+        ):
+            raise InputError(
+                f"--rejects {rejects}: this run's own input or output; name another file"
+            )
         self._output = jsonl.Output(output)
         try:
-            self.rejects = jsonl.Rejects(skip=on_error is OnError.skip, path=rejects, report=self.say)
+            self.rejects = jsonl.Rejects(
+                skip=on_error is OnError.skip, path=rejects, report=self.say
+            )
         except InputError:
             self._output.discard()
             raise
@@ -95,12 +152,16 @@ class Run:
 
     def read(self, parse: Callable[[Record], Record], *, unique: bool = True) -> Iterator[Record]:
         """The input's records, checked and counted."""
+
         def counted(found: Iterator[Record]) -> Iterator[Record]:
             for record in found:
                 self.read_count += 1
                 yield record
+
         if jsonl.from_keyboard(self.files):
-            self.say("waiting for records from the keyboard, one a line; Ctrl-D ends them, Ctrl-C leaves")
+            self.say(
+                "waiting for records from the keyboard, one a line; Ctrl-D ends them, Ctrl-C leaves"
+            )
         return counted(jsonl.read(self.files, parse, self.rejects, unique=unique))
 
     def in_processes(self, processes: int | None, config: str | None) -> None:
@@ -138,7 +199,11 @@ class Run:
         self.rejects.close()
         if self._shows and not (self.rejects.count or self.limits):
             return
-        did = f"{self.read_count:,} records read" if self._shows else f"{self._output.count:,} records written"
+        did = (
+            f"{self.read_count:,} records read"
+            if self._shows
+            else f"{self._output.count:,} records written"
+        )
         said = [f"{did} in {self.clock}"]
         said += [f"{count:,} {what}" for what, count in sorted(self.counts.items()) if count]
         said += [f"{self.rejects.count:,} failed"] if self.rejects.count else []
@@ -154,7 +219,9 @@ class Run:
             self.rejects.close()
 
 
-def stage(name: str | None = None, *, to: typer.Typer | None = None, **settings) -> Callable[[Callable], Callable]:
+def stage(
+    name: str | None = None, *, to: typer.Typer | None = None, **settings
+) -> Callable[[Callable], Callable]:
     """A command that reads records and writes records: adds the common options and hands `body` a Run.
 
     `body(run, ...)` declares only the options that are its own. A body that does not read records from files
@@ -164,11 +231,15 @@ def stage(name: str | None = None, *, to: typer.Typer | None = None, **settings)
     reads = settings.pop("reads", True)
 
     def decorate(body: Callable) -> Callable:
-        own = [p for p in inspect.signature(body, eval_str=True).parameters.values() if p.name != "run"]
+        own = [
+            p for p in inspect.signature(body, eval_str=True).parameters.values() if p.name != "run"
+        ]
         option = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
-        common = [option("output", annotation=OUTPUT, default=None),
-                  option("on_error", annotation=ON_ERROR, default=OnError.stop),
-                  option("rejects", annotation=REJECTS, default=None)]
+        common = [
+            option("output", annotation=OUTPUT, default=None),
+            option("on_error", annotation=ON_ERROR, default=OnError.stop),
+            option("rejects", annotation=REJECTS, default=None),
+        ]
         if reads:
             common.insert(0, option("files", annotation=FILES, default=None))
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]

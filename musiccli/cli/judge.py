@@ -15,8 +15,14 @@ from musiccli.core import records
 def judge(
     run: Run,
     open_door: Callable,
-    judge: Annotated[list[str], typer.Option(metavar="MODEL", help="A judge, in litellm's naming or local/NAME; give "
-                     "it several times for a panel, decided by majority.")] = ["local/smollm2"],  # noqa: B006
+    judge: Annotated[
+        list[str],
+        typer.Option(
+            metavar="MODEL",
+            help="A judge, in litellm's naming or local/NAME; give "
+            "it several times for a panel, decided by majority.",
+        ),
+    ] = ["local/smollm2"],  # noqa: B006
     prompts: PROMPTS = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest explanation and verdict.")] = 512,
     seed: SEED = 0,
@@ -32,9 +38,19 @@ def judge(
     from musiccli.judge.verdicts import Settings
     from musiccli.judge.verdicts import judge as judged
 
-    settings = Settings(judges=tuple(dict.fromkeys(judge)), prompts=default_prompts(prompts, judge[0]),
-                        max_tokens=max_tokens, seed=seed)
+    settings = Settings(
+        judges=tuple(dict.fromkeys(judge)),
+        prompts=default_prompts(prompts, judge[0]),
+        max_tokens=max_tokens,
+        seed=seed,
+    )
     pairs = run.read(records.comparison)
-    with (open_door(settings.judges) as client,
-          closing(judged(pairs, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits)) as found):
+    with (
+        open_door(settings.judges) as client,
+        closing(
+            judged(
+                pairs, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits
+            )
+        ) as found,
+    ):
         run.write(found)

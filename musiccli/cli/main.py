@@ -65,7 +65,11 @@ def explain(error: Exception, command: str) -> str:
         text = text.replace("Value error, ", "").rstrip(".")
         return f"{path}: error: {' '.join(text.split())} ({path} --help shows what there is)"
     known = isinstance(error, MusicError)
-    text = str(error) if known else f"{type(error).__name__}: {error} (a fault of ours; --debug shows where)"
+    text = (
+        str(error)
+        if known
+        else f"{type(error).__name__}: {error} (a fault of ours; --debug shows where)"
+    )
     return f"{command}: error: {' '.join(text.split())}"
 
 

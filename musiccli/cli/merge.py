@@ -11,11 +11,25 @@ from musiccli.core.progress import Clock, say
 
 @app.command()
 def merge(
-    adapter: Annotated[str, typer.Argument(metavar="DIR", help="A LoRA adapter as peft writes it: another tool's, or "
-                                           "the folder `adapter` of a reward model.")],
-    out: Annotated[str, typer.Option(metavar="DIR", help="Where the plain checkpoint goes; a new folder.")],
-    model: Annotated[str | None, typer.Option(metavar="MODEL", show_default=False, help="Its backbone; left out: the "
-                                              "one that the adapter names.")] = None,
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="A LoRA adapter as peft writes it: another tool's, or "
+            "the folder `adapter` of a reward model.",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Where the plain checkpoint goes; a new folder.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default=False,
+            help="Its backbone; left out: the one that the adapter names.",
+        ),
+    ] = None,
 ) -> None:
     """Merge a LoRA adapter into its backbone: a plain checkpoint with the same scores.
 
@@ -27,5 +41,9 @@ def merge(
     from musiccli.reward_model.merge import merge
 
     clock = Clock()
-    differ = merge(Path(adapter), Path(out), base=model, say=lambda text: say(f"music merge: {text}"))
-    say(f"music merge: reward model in {out}; its rewards differ by {differ:.1g} from the adapter's; {clock}")
+    differ = merge(
+        Path(adapter), Path(out), base=model, say=lambda text: say(f"music merge: {text}")
+    )
+    say(
+        f"music merge: reward model in {out}; its rewards differ by {differ:.1g} from the adapter's; {clock}"
+    )

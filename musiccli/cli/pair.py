@@ -12,15 +12,37 @@ from musiccli.core.errors import InputError
 @stage()
 def pair(
     run: Run,
-    best_of: Annotated[str | None, typer.Option(
-        metavar="N,N,...", show_default=False, help="Make Best-of-N contests from scored candidates instead.")] = None,
-    a: Annotated[str | None, typer.Option("--a", metavar="NAME", show_default=False, help="Whose pick is side a: a key "
-                                          "of scores, or baseline/random, baseline/first, baseline/longest, "
-                                          "baseline/shortest.")] = None,
-    b: Annotated[str | None, typer.Option("--b", metavar="NAME", help="Whose pick is side b, likewise.")] = None,
-    drop_truncated: Annotated[bool, typer.Option("--drop-truncated", help="Drop pairs with a message that the token "
-                                                 "limit cut, too; left out: they are kept where the message ends with "
-                                                 "a whole sentence, and counted.")] = False,
+    best_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            show_default=False,
+            help="Make Best-of-N contests from scored candidates instead.",
+        ),
+    ] = None,
+    a: Annotated[
+        str | None,
+        typer.Option(
+            "--a",
+            metavar="NAME",
+            show_default=False,
+            help="Whose pick is side a: a key "
+            "of scores, or baseline/random, baseline/first, baseline/longest, "
+            "baseline/shortest.",
+        ),
+    ] = None,
+    b: Annotated[
+        str | None, typer.Option("--b", metavar="NAME", help="Whose pick is side b, likewise.")
+    ] = None,
+    drop_truncated: Annotated[
+        bool,
+        typer.Option(
+            "--drop-truncated",
+            help="Drop pairs with a message that the token "
+            "limit cut, too; left out: they are kept where the message ends with "
+            "a whole sentence, and counted.",
+        ),
+    ] = False,
     seed: SEED = 0,
 ) -> None:
     """Join the branches that simulate wrote into preferences, dropping the bad ones by name.
@@ -38,13 +60,24 @@ def pair(
     if best_of is None and (a or b):
         raise InputError("--a and --b belong to --best-of, whose contests they name the sides of")
     if best_of is None:
-        run.write(pair.join(run.read(records.branch), run.counts, run.say,
-                            drop=partial(pair.drop_reason, drop_truncated=drop_truncated)))
+        run.write(
+            pair.join(
+                run.read(records.branch),
+                run.counts,
+                run.say,
+                drop=partial(pair.drop_reason, drop_truncated=drop_truncated),
+            )
+        )
         return
     sizes = [int(size) for size in best_of.split(",") if size.strip().isdigit()]
     if not sizes or len(sizes) != len(best_of.split(",")) or min(sizes) < 1:
         raise InputError(f"--best-of {best_of}: expected sizes like 2,4,8")
     if not (a and b):
-        raise InputError("--best-of needs --a NAME and --b NAME, the two models whose picks compete")
-    run.write(pair.best_of(run.read(partial(pair.scored, names=(a, b))), sorted(set(sizes)), a, b, run.counts,
-                           seed))
+        raise InputError(
+            "--best-of needs --a NAME and --b NAME, the two models whose picks compete"
+        )
+    run.write(
+        pair.best_of(
+            run.read(partial(pair.scored, names=(a, b))), sorted(set(sizes)), a, b, run.counts, seed
+        )
+    )

@@ -15,15 +15,23 @@ from musiccli.core.records import Record
 class Report:
     """The files asked for beside the records. Raises InputError for one that cannot be, before anything is read."""
 
-    def __init__(self, run: Run, models: list[str] | None, plot: str | None, html: str | None, markdown: str | None):
+    def __init__(
+        self,
+        run: Run,
+        models: list[str] | None,
+        plot: str | None,
+        html: str | None,
+        markdown: str | None,
+    ):
         from musiccli.bench.report.worst_records import Worst
 
         self.run, self.plot, self.html, self.markdown = run, plot, html, markdown
         self.worst = Worst(models or ())
         self._check({"--plot": plot, "--html": html, "--markdown": markdown})
 
-    def watch(self, found: Iterable[Record], remember: Callable[..., Iterator[Record]], *more: object
-              ) -> Iterable[Record]:
+    def watch(
+        self, found: Iterable[Record], remember: Callable[..., Iterator[Record]], *more: object
+    ) -> Iterable[Record]:
         """The same records; for a page, `remember`, a method of `worst`, keeps the worst of them."""
         return remember(found, *more) if self.html else found
 
@@ -45,14 +53,19 @@ class Report:
         if self.markdown:
             save(self.markdown, (piece.encode() for piece in markdown.document(shown, notes)))
         if self.html:
-            save(self.html, (piece.encode("utf-8", "replace") for piece in self._page(rows, shown, notes)))
+            save(
+                self.html,
+                (piece.encode("utf-8", "replace") for piece in self._page(rows, shown, notes)),
+            )
 
     def _page(self, rows: list[dict], shown: list, notes: list[str]) -> Iterator[str]:
         from musiccli.bench.report import page, tables
         from musiccli.show import view as show
 
-        worst = (page.Bad(model, str(record["id"]), how, show.article(show.view(record)))
-                 for model, how, record in self.worst.found())
+        worst = (
+            page.Bad(model, str(record["id"]), how, show.article(show.view(record)))
+            for model, how, record in self.worst.found()
+        )
         title = tables.TITLES[rows[0]["benchmark"]] if rows else self.run.name
         lead = f"{self.run.read_count:,} records, read by music {self.run.name}"
         return page.page(title, lead, self._picture(rows), shown, notes, worst, self._origin())
@@ -61,9 +74,15 @@ class Report:
         from musiccli.bench.report import plots
 
         try:
-            return plots.draw(rows, "svg", **{"svg.fonttype": "none", "font.family": "sans-serif"}) if rows else None
+            return (
+                plots.draw(rows, "svg", **{"svg.fonttype": "none", "font.family": "sans-serif"})
+                if rows
+                else None
+            )
         except ImportError:
-            self.run.say(f'{self.html}: has no picture, matplotlib is missing; pip install "musiccli[plot]"')
+            self.run.say(
+                f'{self.html}: has no picture, matplotlib is missing; pip install "musiccli[plot]"'
+            )
             return None
 
     def _origin(self) -> object:
@@ -73,9 +92,15 @@ class Report:
         from musiccli.bench.report import page
 
         digests = {name: jsonl.sha256(name) for name in self.run.files or ["-"]}
-        inputs = [(name, f"sha256 {digest}" if digest else "a pipe, which left nothing to name")
-                  for name, digest in digests.items()]
-        versions = [("music", __version__), ("Python", platform.python_version()), ("numpy", version("numpy"))]
+        inputs = [
+            (name, f"sha256 {digest}" if digest else "a pipe, which left nothing to name")
+            for name, digest in digests.items()
+        ]
+        versions = [
+            ("music", __version__),
+            ("Python", platform.python_version()),
+            ("numpy", version("numpy")),
+        ]
         return page.Origin(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
 
     def _check(self, targets: dict[str, str | None]) -> None:

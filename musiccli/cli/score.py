@@ -11,22 +11,62 @@ from musiccli.core import records
 @stage()
 def score(
     run: Run,
-    model: Annotated[str, typer.Option(metavar="DIR|ID", help="A reward model: a folder that train wrote, or any "
-                                       "sequence classifier with one label from the hub.")],
-    as_: Annotated[str | None, typer.Option("--as", metavar="NAME", show_default=False,
-                                            help="The key of its scores; left out: the last part of --model.")] = None,
-    per_turn: Annotated[bool, typer.Option("--per-turn", help="Also the reward after every assistant turn.")] = False,
-    last_only: Annotated[bool, typer.Option("--last-only", help="Show the model no history: the last user message and "
-                                            "its reply; the key of the scores is NAME/last-only.")] = False,
-    max_length: Annotated[int | None, typer.Option(min=2, metavar="TOKENS", show_default=False, help="Cut oldest "
-                          "exchanges of longer conversations; left out: what the model takes.")] = None,
-    budget: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Tokens in one forward pass; less takes less "
-                                        "memory.")] = 4096,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|ID",
+            help="A reward model: a folder that train wrote, or any "
+            "sequence classifier with one label from the hub.",
+        ),
+    ],
+    as_: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            show_default=False,
+            help="The key of its scores; left out: the last part of --model.",
+        ),
+    ] = None,
+    per_turn: Annotated[
+        bool, typer.Option("--per-turn", help="Also the reward after every assistant turn.")
+    ] = False,
+    last_only: Annotated[
+        bool,
+        typer.Option(
+            "--last-only",
+            help="Show the model no history: the last user message and "
+            "its reply; the key of the scores is NAME/last-only.",
+        ),
+    ] = False,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="TOKENS",
+            show_default=False,
+            help="Cut oldest exchanges of longer conversations; left out: what the model takes.",
+        ),
+    ] = None,
+    budget: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="TOKENS", help="Tokens in one forward pass; less takes less memory."
+        ),
+    ] = 4096,
     num_processes: NUM_PROCESSES = None,
     accelerate_config: ACCELERATE_CONFIG = None,
-    cache: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help="Finished scores; left out: "
-                                              "scores.sqlite in the cache folder (MUSIC_CACHE).")] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished scores.")] = False,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Finished scores; left out: scores.sqlite in the cache folder (MUSIC_CACHE).",
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither read nor keep finished scores.")
+    ] = False,
 ) -> None:
     """Add a reward model's scores to conversations, preferences or comparisons.
 
@@ -46,13 +86,23 @@ def score(
     from musiccli.score.scorer import Settings, score
 
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
-    settings = Settings(per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length)
+    settings = Settings(
+        per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length
+    )
     kept = nullcontext() if no_cache else closing(Cache(cache or cache_folder() / "scores.sqlite"))
     with launch.one_voice(), kept as known:
         launch.refuse_shared_input(run.files)
         team = launch.team()
-        found = score(run.read(records.anything), load(model, run.say), name, settings, cache=known, team=team,
-                      rejects=run.rejects, counts=run.counts)
+        found = score(
+            run.read(records.anything),
+            load(model, run.say),
+            name,
+            settings,
+            cache=known,
+            team=team,
+            rejects=run.rejects,
+            counts=run.counts,
+        )
         if team.rank:
             run.withhold()
             found = launch.unseen(found)

@@ -27,7 +27,14 @@ class InputError(MusicError):
 class RecordError(MusicError):
     """One record that cannot be used. `where` is "file:line" when the record was read from a file."""
 
-    def __init__(self, problem: str, *, field: str | None = None, where: str | None = None, record: object = None):
+    def __init__(
+        self,
+        problem: str,
+        *,
+        field: str | None = None,
+        where: str | None = None,
+        record: object = None,
+    ):
         self.problem, self.field, self.record = problem, field, record
         self.where = where or getattr(record, "where", None)
         super().__init__(problem)

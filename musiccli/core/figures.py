@@ -11,18 +11,39 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")  # told apart by any eye: Okabe & Ito 2008
+COLOURS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#d55e00",
+    "#56b4e9",
+)  # told apart by any eye: Okabe & Ito 2008
 INK, FAINT = "#222222", "#8a8a8a"
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
-         "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.axisbelow": True,
-         "grid.color": "#e4e4e4", "legend.frameon": False, "axes.titlelocation": "left", "svg.hashsalt": "music"}
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "axes.titlelocation": "left",
+    "svg.hashsalt": "music",
+}
 
 
 def check(path: str) -> str:
     """The picture's format, from the file's suffix. Raises InputError where it, its folder or matplotlib is missing."""
     form = path.rpartition(".")[2].lower()
     if form not in FORMATS:
-        raise InputError(f"--plot {path}: expected a file that ends in {', '.join(f'.{name}' for name in FORMATS)}")
+        raise InputError(
+            f"--plot {path}: expected a file that ends in {', '.join(f'.{name}' for name in FORMATS)}"
+        )
     if not Path(path).parent.is_dir():
         raise InputError(f"--plot {path}: there is no such folder")
     try:

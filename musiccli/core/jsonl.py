@@ -19,7 +19,9 @@ from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import IDENTITY, Record, short
 from musiccli.core.seen import Seen
 
-MAX_LINE = 32 << 20  # bytes; a longer line is not a conversation, and reading it whole would not be bounded memory
+MAX_LINE = (
+    32 << 20
+)  # bytes; a longer line is not a conversation, and reading it whole would not be bounded memory
 FLUSH_SECONDS = 0.5  # how long a finished record may wait before the next stage of a pipe sees it
 STDIN = "MUSIC_STDIN"  # in the environment of processes that read standard input together: the file where it is kept
 UNREADABLE = (OSError, EOFError, zlib.error)
@@ -29,7 +31,13 @@ COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # how such a fil
 class Rejects:
     """What becomes of a bad record: it stops the run, or it is stepped over, counted and kept in a file."""
 
-    def __init__(self, *, skip: bool = False, path: str | None = None, report: Callable[[str], None] = lambda _: None):
+    def __init__(
+        self,
+        *,
+        skip: bool = False,
+        path: str | None = None,
+        report: Callable[[str], None] = lambda _: None,
+    ):
         self.skip, self.count, self.report = skip, 0, report
         self._output = Output(path) if path else None
 
@@ -61,8 +69,13 @@ class Rejects:
             self._output.close()
 
 
-def read(paths: Iterable[str], parse: Callable[[Record], Record], rejects: Rejects | None = None, *,
-         unique: bool = True) -> Iterator[Record]:
+def read(
+    paths: Iterable[str],
+    parse: Callable[[Record], Record],
+    rejects: Rejects | None = None,
+    *,
+    unique: bool = True,
+) -> Iterator[Record]:
     """The records of several files, one after the other, each checked by `parse`; `-` or no path is standard input.
 
     A line that is no JSON object, a record that `parse` refuses and (if `unique`) a second record of the same id,
@@ -75,7 +88,9 @@ def read(paths: Iterable[str], parse: Callable[[Record], Record], rejects: Rejec
     return _records(paths, parse, rejects or Rejects(), Seen() if unique else None)
 
 
-def _records(paths: list[str], parse: Callable, rejects: Rejects, seen: Seen | None) -> Iterator[Record]:
+def _records(
+    paths: list[str], parse: Callable, rejects: Rejects, seen: Seen | None
+) -> Iterator[Record]:
     for path in paths:
         name = "<stdin>" if path == "-" else path
         empty = True
@@ -195,15 +210,21 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
 
 def _decode(line: bytes | None, where: str) -> Record:
     if line is None:
-        raise RecordError(f"the line is longer than {MAX_LINE >> 20} MB; a record is one conversation", where=where)
+        raise RecordError(
+            f"the line is longer than {MAX_LINE >> 20} MB; a record is one conversation",
+            where=where,
+        )
     try:
         value = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
         text = line.decode("utf-8", "replace").rstrip("\n")
         raise RecordError(_not_json(line, error), where=where, record=text) from None
     if not isinstance(value, dict):
-        raise RecordError("is JSON, but not an object; a record is {...}", where=where,
-                          record=line.decode("utf-8").rstrip("\n"))
+        raise RecordError(
+            "is JSON, but not an object; a record is {...}",
+            where=where,
+            record=line.decode("utf-8").rstrip("\n"),
+        )
     return Record(value, where)
 
 
@@ -229,8 +250,12 @@ class Output:
             if sys.stdout is None:
                 raise InputError("<stdout>: is closed; write to a file with -o FILE")
             self._stream = self._raw = sys.stdout.buffer
-            if isinstance(self._raw, io.RawIOBase):  # PYTHONUNBUFFERED: a write might take only part of a line
-                self._stream = self._raw = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False))
+            if isinstance(
+                self._raw, io.RawIOBase
+            ):  # PYTHONUNBUFFERED: a write might take only part of a line
+                self._stream = self._raw = io.BufferedWriter(
+                    io.FileIO(sys.stdout.fileno(), "wb", closefd=False)
+                )
             return
         if os.path.isdir(path):
             raise InputError(f"{path}: is a folder; name a file to write")
@@ -241,7 +266,9 @@ class Output:
         self._stream = _compressed(path, self._raw)
 
     def _open(self, target: Path) -> BinaryIO:
-        if target.exists() and not target.is_file():  # a device or a named pipe cannot be renamed onto
+        if (
+            target.exists() and not target.is_file()
+        ):  # a device or a named pipe cannot be renamed onto
             return target.open("wb")
         self._target = Path(os.path.realpath(target))  # what a link points to, not the link
         self._partial = self._target.with_name(f".{self._target.name}.{os.getpid()}.partial")
@@ -282,7 +309,9 @@ class Output:
 
     def _flush_now(self) -> None:
         self._timer = None  # before the flush: whoever writes from here on starts another
-        with contextlib.suppress(OSError, ValueError):  # the next write meets it, too; closed: nothing is left to flush
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # the next write meets it, too; closed: nothing is left to flush
             self._raw.flush()
 
     def _stop_flushing(self) -> None:
@@ -328,8 +357,12 @@ class Output:
         if isinstance(error, BrokenPipeError):  # no fault: whoever reads has seen enough
             raise error
         folder = os.path.dirname(self.name)
-        reason = "there is no such folder" if folder and not os.path.isdir(folder) else error.strerror
-        raise InputError(f"{'<stdout>' if self.name == '-' else self.name}: cannot be written: {reason}") from error
+        reason = (
+            "there is no such folder" if folder and not os.path.isdir(folder) else error.strerror
+        )
+        raise InputError(
+            f"{'<stdout>' if self.name == '-' else self.name}: cannot be written: {reason}"
+        ) from error
 
 
 def _compressed(path: str, raw: BinaryIO) -> BinaryIO:
@@ -363,7 +396,9 @@ def sha256(path: str) -> str | None:
 def same_file(one: str | None, other: str | None) -> bool:
     """Whether two outputs would go to one place; None and "-" are standard output."""
     one, other = one or "-", other or "-"
-    return one == other or ("-" not in (one, other) and os.path.realpath(one) == os.path.realpath(other))
+    return one == other or (
+        "-" not in (one, other) and os.path.realpath(one) == os.path.realpath(other)
+    )
 
 
 @contextlib.contextmanager

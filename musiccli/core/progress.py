@@ -63,8 +63,15 @@ def bar(label: str, total: float | None = None, live: Callable[[], str] = str) -
 
     console = Console(stderr=True)
     note = rich.TextColumn("{task.fields[note]}", markup=False)
-    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(40 if total else 10), rich.MofNCompleteColumn(),
-               rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), note, Live())
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(40 if total else 10),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+        note,
+        Live(),
+    )
     with rich.Progress(*columns, console=console, transient=True) as bars:
         _console = console
         try:
@@ -83,8 +90,12 @@ def table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
     def shown(text: str, style: str = "") -> Text:
         return Text(visible(" ".join(text.splitlines())), style)
 
-    drawn = Table(title=shown(title, "table.title") if title else None, title_justify="left", box=SIMPLE_HEAD,
-                  pad_edge=False)
+    drawn = Table(
+        title=shown(title, "table.title") if title else None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for index, column in enumerate(columns):
         drawn.add_column(shown(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
@@ -108,4 +119,8 @@ class Clock:
         if seconds < 60:
             return f"{seconds:.1f} s"
         minutes, seconds = divmod(int(seconds), 60)
-        return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+        return (
+            f"{minutes // 60} h {minutes % 60} min"
+            if minutes >= 60
+            else f"{minutes} min {seconds} s"
+        )

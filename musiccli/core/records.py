@@ -28,7 +28,9 @@ def messages(record: dict, field: str, *, ends: str | None = None) -> list[Messa
     """The messages in `record[field]`: at most one system first, then user and assistant in turn, none empty."""
 
     def bad(problem: str, index: int | None = None) -> RecordError:
-        return RecordError(problem, field=field if index is None else f"{field}[{index}]", record=record)
+        return RecordError(
+            problem, field=field if index is None else f"{field}[{index}]", record=record
+        )
 
     value = record.get(field)
     if value is None:
@@ -51,7 +53,9 @@ def messages(record: dict, field: str, *, ends: str | None = None) -> list[Messa
         if role == "system" and index == 0:
             continue
         if role != expected:
-            raise bad(f"role is {role} where {expected} should speak; roles alternate, user first", index)
+            raise bad(
+                f"role is {role} where {expected} should speak; roles alternate, user first", index
+            )
         expected = "assistant" if role == "user" else "user"
     last = value[-1]["role"]
     if last == "system":
@@ -72,19 +76,28 @@ def branch(record: Record) -> Record:
     `faults`, `truncated`. Of the last three null means absent: tables write it into every row."""
     conversation(record)
     if record.setdefault("branch", "chosen") not in BRANCHES:
-        raise RecordError(f"is {short(record['branch'])}; it should be chosen or rejected", field="branch",
-                          record=record)
+        raise RecordError(
+            f"is {short(record['branch'])}; it should be chosen or rejected",
+            field="branch",
+            record=record,
+        )
     record["sample"] = _integer(record, "sample", 0)
     if not 0 <= _integer(record, "seed_messages", 0) <= len(record["messages"]):
-        raise RecordError("counts more messages than there are", field="seed_messages", record=record)
+        raise RecordError(
+            "counts more messages than there are", field="seed_messages", record=record
+        )
     for field in ("contrast", "faults", "truncated"):
         if record.get(field, ()) is None:
             del record[field]
         elif not isinstance(record.get(field, []), list):
-            raise RecordError(f"is {_kind(record[field])}; it should be a list", field=field, record=record)
+            raise RecordError(
+                f"is {_kind(record[field])}; it should be a list", field=field, record=record
+            )
     for index, one in enumerate(record.get("faults", [])):
         if not isinstance(one, dict) or not isinstance(one.get("fault"), str):
-            raise RecordError('should be {"message": ..., "fault": NAME}', field=f"faults[{index}]", record=record)
+            raise RecordError(
+                'should be {"message": ..., "fault": NAME}', field=f"faults[{index}]", record=record
+            )
     return record
 
 
@@ -111,8 +124,11 @@ def judged(record: Record) -> Record:
     allowed = (*side_names(record), "tie", None)
     if "winner" not in record or record["winner"] not in allowed:
         names = ", ".join(name or "null" for name in allowed)
-        problem = f"is {short(record['winner'])}; it should be one of {names}" if "winner" in record else \
-            "is missing; music judge adds it"
+        problem = (
+            f"is {short(record['winner'])}; it should be one of {names}"
+            if "winner" in record
+            else "is missing; music judge adds it"
+        )
         raise RecordError(problem, field="winner", record=record)
     return record
 
@@ -156,7 +172,9 @@ def turns(conversation: Sequence[Message]) -> int:
     return sum(message["role"] == "assistant" for message in conversation)
 
 
-BASELINE = "baseline/"  # how names begin that stand where a model's would, of guesses that read nothing
+BASELINE = (
+    "baseline/"  # how names begin that stand where a model's would, of guesses that read nothing
+)
 
 
 def characters(conversation: Sequence[Message]) -> int:
@@ -189,12 +207,15 @@ def _whole_sides(record: Record, names: tuple[str, str]) -> None:
     for name in names:
         if isinstance(record.get(name), str):
             if not explicit:
-                raise RecordError("is a string without a prompt; `music sample --emit pairs` reads such files",
-                                  field=name, record=record)
+                raise RecordError(
+                    "is a string without a prompt; `music sample --emit pairs` reads such files",
+                    field=name,
+                    record=record,
+                )
             record[name] = [{"role": "assistant", "content": record[name]}]
         if explicit and isinstance(record.get(name), list):
             before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            if record[name][:len(before)] != before:
+            if record[name][: len(before)] != before:
                 record[name] = before + record[name]
     if explicit:
         del record["prompt"]
@@ -205,20 +226,38 @@ def _whole_sides(record: Record, names: tuple[str, str]) -> None:
 def _identified(record: Record, *content: str) -> Record:
     if "id" not in record:
         record["id"] = content_id(*(record[field] for field in content))
-    elif isinstance(record["id"], bool) or not isinstance(record["id"], str | int) or record["id"] == "":
-        raise RecordError(f"is {_kind(record['id'])}; it should be a string", field="id", record=record)
+    elif (
+        isinstance(record["id"], bool)
+        or not isinstance(record["id"], str | int)
+        or record["id"] == ""
+    ):
+        raise RecordError(
+            f"is {_kind(record['id'])}; it should be a string", field="id", record=record
+        )
     if not isinstance(record.get("metadata") or {}, dict):
-        raise RecordError(f"is {_kind(record['metadata'])}; it should be an object", field="metadata", record=record)
+        raise RecordError(
+            f"is {_kind(record['metadata'])}; it should be an object",
+            field="metadata",
+            record=record,
+        )
     return record
 
 
 def _integer(record: Record, field: str, default: int) -> int:
     value = record.get(field, default)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RecordError(f"is {_kind(value)}; it should be a whole number", field=field, record=record)
+        raise RecordError(
+            f"is {_kind(value)}; it should be a whole number", field=field, record=record
+        )
     return value
 
 
 def _kind(value: object) -> str:
-    names = {str: "a string", list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
+    names = {
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+        bool: "true or false",
+        type(None): "null",
+    }
     return "an empty string" if value == "" else names.get(type(value), "a number")

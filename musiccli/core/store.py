@@ -27,7 +27,9 @@ class Cache:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._failed: str | None = None  # what went wrong for good: the other calls in flight need not wait for it, too
+        self._failed: str | None = (
+            None  # what went wrong for good: the other calls in flight need not wait for it, too
+        )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
@@ -38,10 +40,14 @@ class Cache:
     def _prepare(self) -> None:
         found = self._database.execute("pragma user_version").fetchone()[0]
         if found not in (0, 1, VERSION):
-            raise InputError(f"{self.path}: a call cache of version {found}, this program writes {VERSION}; "
-                             "name another with --cache")
+            raise InputError(
+                f"{self.path}: a call cache of version {found}, this program writes {VERSION}; "
+                "name another with --cache"
+            )
         if not found and self._database.execute(FOREIGN).fetchone():
-            raise InputError(f"{self.path}: another program's database, not a call cache; name another with --cache")
+            raise InputError(
+                f"{self.path}: another program's database, not a call cache; name another with --cache"
+            )
         self._write_ahead()
         self._database.execute("pragma synchronous = normal")
         if found != VERSION:
@@ -79,8 +85,13 @@ class Cache:
 
     def put(self, key: bytes, reply: dict, model: str = "") -> None:
         """Keep a reply. It is in the file when this returns: a killed process loses nothing that was put."""
-        self._execute("insert or replace into calls (key, reply, at, model) values (?, ?, ?, ?)",
-                      key, orjson.dumps(reply), time.time(), model)
+        self._execute(
+            "insert or replace into calls (key, reply, at, model) values (?, ?, ?, ?)",
+            key,
+            orjson.dumps(reply),
+            time.time(),
+            model,
+        )
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -95,12 +106,16 @@ class Cache:
 
     def models(self) -> list[tuple[str, int, int, float, float]]:
         """Of each model: its name, calls, bytes of replies, and when the first and the last came (Unix time)."""
-        return self._execute("select model, count(*), sum(length(reply)), min(at), max(at) from calls group by model "
-                             "order by model").fetchall()
+        return self._execute(
+            "select model, count(*), sum(length(reply)), min(at), max(at) from calls group by model "
+            "order by model"
+        ).fetchall()
 
     def prune(self, before: float, model: str | None = None) -> int:
         """Remove calls that came before a moment (Unix time), of one model or of all; how many."""
-        count = self._execute("delete from calls where at < ? and model = coalesce(?, model)", before, model).rowcount
+        count = self._execute(
+            "delete from calls where at < ? and model = coalesce(?, model)", before, model
+        ).rowcount
         self._execute("vacuum")
         self._execute("pragma wal_checkpoint(truncate)").fetchall()
         return count
@@ -119,5 +134,9 @@ class Cache:
         self._database.close()
 
     def _unusable(self, error: Exception) -> InputError:
-        hint = next((hint for words, hint in HINTS.items() if words in str(error)), "mend or remove it")
-        return InputError(f"{self.path}: the call cache cannot be used: {error}; {hint}, or run with --no-cache")
+        hint = next(
+            (hint for words, hint in HINTS.items() if words in str(error)), "mend or remove it"
+        )
+        return InputError(
+            f"{self.path}: the call cache cannot be used: {error}; {hint}, or run with --no-cache"
+        )

@@ -11,7 +11,17 @@ def visible(text: str) -> str:
 
 
 def _written_out(char: str) -> str:
-    if char in "\n\t" or char in JOINERS or category(char) not in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co"):
+    if (
+        char in "\n\t"
+        or char in JOINERS
+        or category(char) not in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co")
+    ):
         return char
     code = ord(char)
-    return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else f"\u27e8U+{code:04X}\u27e9"
+    return (
+        chr(0x2400 + code)
+        if code < 32
+        else "\u2421"
+        if code == 127
+        else f"\u27e8U+{code:04X}\u27e9"
+    )

@@ -13,10 +13,18 @@ TIE, INCONSISTENT, UNREADABLE = "tie", "inconsistent", "unreadable"
 GIVEN = "given_winner"  # the field with the winner that a record came with, before judge gave it another
 LETTERS = ("A", "B", "C")  # the conversation shown as A is better, that shown as B, neither
 SCHEMA = {  # what a judge that can be held to a form answers; the reasons come first, as the verdict follows from them
-    "type": "object", "additionalProperties": False, "required": ["explanation", "verdict"],
-    "properties": {"explanation": {"type": "string"}, "verdict": {"type": "string", "enum": list(LETTERS)}}}
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["explanation", "verdict"],
+    "properties": {
+        "explanation": {"type": "string"},
+        "verdict": {"type": "string", "enum": list(LETTERS)},
+    },
+}
 _MARK = re.compile(r"\[\[([ABC])\]\]")
-_ENDS = re.compile(r"\[\[([ABC])\]\][\s.!*_]*$")  # in quotes, or followed by words, it is somebody else's verdict
+_ENDS = re.compile(
+    r"\[\[([ABC])\]\][\s.!*_]*$"
+)  # in quotes, or followed by words, it is somebody else's verdict
 _NAMED = re.compile(r"[\s*_#]*(?:final |my )?verdict[\s*_:]+([ABC])[\s.!*_]*", re.IGNORECASE)
 _FENCED = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
 
@@ -49,10 +57,16 @@ def check(record: Record) -> Record:
     for index, vote in enumerate(found):
         about = vote if isinstance(vote, dict) else {}
         if not isinstance(about.get("judge"), str) or "winner" not in about:
-            raise RecordError("should be a vote: judge, order, winner", field=f"votes[{index}]", record=record)
+            raise RecordError(
+                "should be a vote: judge, order, winner", field=f"votes[{index}]", record=record
+            )
         if about["winner"] not in (*side_names(record), TIE, None):
-            raise RecordError(f"is {short(about['winner'])}; it should be one of {', '.join(side_names(record))}, tie, "
-                              "null", field=f"votes[{index}].winner", record=record)
+            raise RecordError(
+                f"is {short(about['winner'])}; it should be one of {', '.join(side_names(record))}, tie, "
+                "null",
+                field=f"votes[{index}].winner",
+                record=record,
+            )
     return record
 
 
@@ -113,7 +127,10 @@ def _read_json(text: str) -> str | None:
 def _read_line(line: str) -> str | None:
     if line.lstrip().startswith(">"):  # Markdown for a quotation
         return None
-    named, ends = _NAMED.fullmatch(line), _ENDS.search(line) or re.fullmatch(r"\W*\[\[([ABC])\]\]\W*", line)
+    named, ends = (
+        _NAMED.fullmatch(line),
+        _ENDS.search(line) or re.fullmatch(r"\W*\[\[([ABC])\]\]\W*", line),
+    )
     if named or not ends:
         return named[1].upper() if named else None
     return ends[1] if len(set(_MARK.findall(line))) == 1 else None

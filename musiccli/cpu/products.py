@@ -8,8 +8,11 @@ the shapes of the embedded models, MKL reaches 100 GFLOP/s a core where oneDNN, 
 import torch
 from torch import nn
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") \
+ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
+)
 
 
 def own_products(model: nn.Module) -> None:
@@ -42,25 +45,37 @@ class _Linear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         wanted, columns = ctx.needs_input_grad, gradient.flatten(0, -2).t()  # (out, rows)
         rows = inputs.flatten(0, -2).t()  # (in, rows)
-        return (_product(gradient, weight.t()) if wanted[0] else None,
-                # The shorter side first: for the other order oneDNN has no good kernel where LoRA makes one side short.
-                (_product(columns, rows) if len(columns) <= len(rows) else _product(rows, columns).t())
-                if wanted[1] else None,
-                columns.sum(1) if wanted[2] else None)
+        return (
+            _product(gradient, weight.t()) if wanted[0] else None,
+            # The shorter side first: for the other order oneDNN has no good kernel where LoRA makes one side short.
+            (_product(columns, rows) if len(columns) <= len(rows) else _product(rows, columns).t())
+            if wanted[1]
+            else None,
+            columns.sum(1) if wanted[2] else None,
+        )
 
 
 def _product(left, right, bias=None):
     """left (..., inner) @ right (outer, inner).T: the two may be transposed views."""
-    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "") if ONEDNN else \
-        nn.functional.linear(left, right, bias)
+    return (
+        torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+        if ONEDNN
+        else nn.functional.linear(left, right, bias)
+    )
 
 
 ROWS = 128  # of queries at a time: their weights then stay in the processor's cache, and later keys are left out
 
 
 @torch.library.custom_op("musiccli::attention", mutates_args=())
-def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, scale: float,
-              softcap: float | None) -> torch.Tensor:
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
     """Causal attention by the same products: query (1, heads, rows, size), key and value (1, key heads, columns, size)
     -> (1, heads, rows, size).
 
@@ -76,16 +91,30 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, windo
 
 
 @torch.library.custom_op("musiccli::attention_backward", mutates_args=())
-def _attention_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                        window: int | None, scale: float, softcap: float | None) -> list[torch.Tensor]:
+def _attention_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> list[torch.Tensor]:
     found = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     for rows, columns, hidden in _blocks(query, key, window):
-        parts = zip(_by_key_head(key, value, query, gradient, found[0]), found[1][0], found[2][0], strict=True)
+        parts = zip(
+            _by_key_head(key, value, query, gradient, found[0]),
+            found[1][0],
+            found[2][0],
+            strict=True,
+        )
         for ((heads, grads, to_query), keys, values), to_key, to_value in parts:
             weights, scores = _weights(heads[:, rows], keys[columns], hidden, scale, softcap)
             above, asked = _flat(grads[:, rows]), _flat(heads[:, rows])
             to_value[columns] += _product(weights.t(), above.t())
-            below = torch._softmax_backward_data(_product(above, values[columns]), weights, -1, torch.float32)
+            below = torch._softmax_backward_data(
+                _product(above, values[columns]), weights, -1, torch.float32
+            )
             if softcap is not None:
                 below *= 1 - (scores / softcap) ** 2
             below *= scale
@@ -107,9 +136,14 @@ def _blocks(query, key, window):
     for start in range(0, query.shape[2], ROWS):
         stop = min(start + ROWS, query.shape[2])
         low = max(0, before + start + 1 - window) if window else 0
-        back = (torch.arange(before + start, before + stop)[:, None] - torch.arange(low, before + stop))
-        yield (slice(start, stop), slice(low, before + stop),
-               (back < 0) | (back >= window) if window else back < 0)
+        back = torch.arange(before + start, before + stop)[:, None] - torch.arange(
+            low, before + stop
+        )
+        yield (
+            slice(start, stop),
+            slice(low, before + stop),
+            (back < 0) | (back >= window) if window else back < 0,
+        )
 
 
 def _weights(heads, keys, hidden, scale, softcap):

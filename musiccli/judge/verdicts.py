@@ -29,8 +29,15 @@ class Settings:
     seed: int = 0
 
 
-def judge(pairs: Iterable[Record], settings: Settings, client: Client, *, rejects: Rejects | None = None,
-          counts: Counter | None = None, limits: list[str] | None = None) -> Iterator[dict]:
+def judge(
+    pairs: Iterable[Record],
+    settings: Settings,
+    client: Client,
+    *,
+    rejects: Rejects | None = None,
+    counts: Counter | None = None,
+    limits: list[str] | None = None,
+) -> Iterator[dict]:
     """The same records with `winner`, `verdict` and `votes`, in input order.
 
     `verdict` is a side's name, "tie", "inconsistent" or "unreadable"; `winner` is the side, "tie" for the two where
@@ -48,7 +55,9 @@ def judge(pairs: Iterable[Record], settings: Settings, client: Client, *, reject
             return record, []
         asked = [(name, order) for name in settings.judges for order in ORDERS]
         try:
-            return record, await all_of(*(_vote(record, prompt, *one, settings, client) for one in asked))
+            return record, await all_of(
+                *(_vote(record, prompt, *one, settings, client) for one in asked)
+            )
         except (CallError, LimitReached) as error:
             return record, error
 
@@ -61,10 +70,18 @@ def judge(pairs: Iterable[Record], settings: Settings, client: Client, *, reject
         else:
             verdict = votes.verdict(votes.by_judge(result).values()) if result else votes.TIE
             _count(counts, verdict, result)
-            yield {**record, **_given(record), "winner": votes.winner(verdict), "verdict": verdict, "votes": result}
+            yield {
+                **record,
+                **_given(record),
+                "winner": votes.winner(verdict),
+                "verdict": verdict,
+                "votes": result,
+            }
     if unfinished and limits is not None:
-        limits.append(f"stopped by --max-cost with {unfinished} pairs unjudged; the same line with a higher limit goes "
-                      "on from here, and pays for no finished call again")
+        limits.append(
+            f"stopped by --max-cost with {unfinished} pairs unjudged; the same line with a higher limit goes "
+            "on from here, and pays for no finished call again"
+        )
 
 
 def _given(record: Record) -> dict:
@@ -74,7 +91,11 @@ def _given(record: Record) -> dict:
 
 def _count(counts: Counter, verdict: str, found: list[dict]) -> None:
     """For the last line: what kept records from having a winner, and why verdicts could not be read."""
-    said = {votes.TIE: "tied", votes.INCONSISTENT: "inconsistent (the orders disagree)", votes.UNREADABLE: "unreadable"}
+    said = {
+        votes.TIE: "tied",
+        votes.INCONSISTENT: "inconsistent (the orders disagree)",
+        votes.UNREADABLE: "unreadable",
+    }
     if verdict in said:
         counts[said[verdict]] += 1
     counts["replies cut by --max-tokens"] += sum("truncated" in vote for vote in found)
@@ -84,19 +105,41 @@ def _count(counts: Counter, verdict: str, found: list[dict]) -> None:
             counts[f"unreadable by {name}"] += one == votes.UNREADABLE
 
 
-async def _vote(record: Record, prompt: prompts.Prompt, model: str, order: str, settings: Settings,
-                client: Client) -> dict:
+async def _vote(
+    record: Record,
+    prompt: prompts.Prompt,
+    model: str,
+    order: str,
+    settings: Settings,
+    client: Client,
+) -> dict:
     left, right = side_names(record) if order == "ab" else reversed(side_names(record))
     text = show(prompt, record[left], record[right], (settings.seed, record["id"]))
-    question = {"text": text, "as_": "completion"} if prompt.as_ == "completion" else {
-        "messages": ({"role": "user", "content": text},), "schema": votes.SCHEMA}
+    question = (
+        {"text": text, "as_": "completion"}
+        if prompt.as_ == "completion"
+        else {"messages": ({"role": "user", "content": text},), "schema": votes.SCHEMA}
+    )
     whom = (record["id"], record.get("best_of"), record.get("sample"), order, "judge", 0)
-    reply = await client.ask(Call(model=model, whom=whom, max_tokens=settings.max_tokens, stop=prompt.stop,
-                                  temperature=settings.temperature, seed=settings.seed, **question))
+    reply = await client.ask(
+        Call(
+            model=model,
+            whom=whom,
+            max_tokens=settings.max_tokens,
+            stop=prompt.stop,
+            temperature=settings.temperature,
+            seed=settings.seed,
+            **question,
+        )
+    )
     cut = reply.finish == "length"
     letter = votes.read_verdict(reply.text, cut)
-    return {"judge": model, "order": order, "winner": {"A": left, "B": right, "C": votes.TIE}.get(letter),
-            "explanation": reply.text} | ({"truncated": True} if cut else {})
+    return {
+        "judge": model,
+        "order": order,
+        "winner": {"A": left, "B": right, "C": votes.TIE}.get(letter),
+        "explanation": reply.text,
+    } | ({"truncated": True} if cut else {})
 
 
 def show(prompt: prompts.Prompt, first: list[Message], second: list[Message], salt: tuple) -> str:
@@ -108,5 +151,10 @@ def show(prompt: prompts.Prompt, first: list[Message], second: list[Message], sa
     plain = transcript(first), transcript(second)
     tries = (content_id(*salt, *plain, attempt).upper() for attempt in count())
     fence = next(mark for mark in tries if not any(mark in text.upper() for text in plain))
-    return prompt.fill(a=plain[0], b=plain[1], marked_a=transcript(first, fence), marked_b=transcript(second, fence),
-                       fence=fence)
+    return prompt.fill(
+        a=plain[0],
+        b=plain[1],
+        marked_a=transcript(first, fence),
+        marked_b=transcript(second, fence),
+        fence=fence,
+    )

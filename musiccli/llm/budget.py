@@ -36,7 +36,10 @@ class Budget:
             await asyncio.sleep(LOOK)
             self._settle()
         usual = self._cost / self._finished if self._finished else 0.0
-        if self.spent + usual + sum(max(0.0, usual - paid) for paid in self._paid.values()) > self.most:
+        if (
+            self.spent + usual + sum(max(0.0, usual - paid) for paid in self._paid.values())
+            > self.most
+        ):
             raise LimitReached
         self._paid[place] = 0.0
 

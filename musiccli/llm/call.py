@@ -42,7 +42,9 @@ class Call:
     def response_format(self) -> dict:
         """What to add to a request of OpenAI's protocol so that the reply keeps to the schema, if there is one."""
         form = {"name": "reply", "strict": True, "schema": self.schema}
-        return {"response_format": {"type": "json_schema", "json_schema": form}} if self.schema else {}
+        return (
+            {"response_format": {"type": "json_schema", "json_schema": form}} if self.schema else {}
+        )
 
     @property
     def own_seed(self) -> int:

@@ -54,12 +54,16 @@ class Client:
     _standings: dict[str, Standing] = field(default_factory=dict)
     _engines: dict[str, object] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)  # of models in this process
-    _without: dict[str, dict] = field(default_factory=lambda: defaultdict(dict))  # what a model refuses to be told
+    _without: dict[str, dict] = field(
+        default_factory=lambda: defaultdict(dict)
+    )  # what a model refuses to be told
 
     def __post_init__(self) -> None:
         self._budget, self._direct = Budget(self.max_cost), Direct(self.timeout)
         # In what a model says only what can be nothing but a key is taken out: not SOME_KEY=default.
-        self._keys = [key for key in keys() if len(key) >= 16 and any(letter.isdigit() for letter in key)]
+        self._keys = [
+            key for key in keys() if len(key) >= 16 and any(letter.isdigit() for letter in key)
+        ]
 
     async def ask(self, call: Call) -> Reply:
         """The model's reply, from the cache where the same call was answered before.
@@ -94,14 +98,19 @@ class Client:
 
     def summary(self) -> list[str]:
         """For the last line: calls, tokens and money of each role and model."""
-        return [f"{role} {model}: {spent.calls:,} calls ({spent.cached:,} from cache, {spent.retries:,} retried), "
-                f"{spent.prompt_tokens + spent.completion_tokens:,} tokens, {_money([(model, spent)])}"
-                for (role, model), spent in sorted(self.spent.items()) if spent.calls or spent.retries]
+        return [
+            f"{role} {model}: {spent.calls:,} calls ({spent.cached:,} from cache, {spent.retries:,} retried), "
+            f"{spent.prompt_tokens + spent.completion_tokens:,} tokens, {_money([(model, spent)])}"
+            for (role, model), spent in sorted(self.spent.items())
+            if spent.calls or spent.retries
+        ]
 
     def progress(self) -> str:
         """The same in few words, while it grows; another thread may ask."""
         spent = [(model, spent) for (_, model), spent in list(self.spent.items())]
-        calls, retries = (sum(getattr(one, name) for _, one in spent) for name in ("calls", "retries"))
+        calls, retries = (
+            sum(getattr(one, name) for _, one in spent) for name in ("calls", "retries")
+        )
         return f"{calls:,} calls, {retries:,} retried, {_money(spent)}" if calls or retries else ""
 
     def close(self) -> None:
@@ -125,14 +134,21 @@ class Client:
         engine = self._engines[call.model]
         prompt = call.text
         if call.as_ != "completion":
-            prompt = engine.render(list(call.messages), "user" if call.as_ == "turn" else "assistant")
-        done = await engine.complete(Request(prompt, call.max_tokens, call.temperature, call.top_p, call.own_seed,
-                                             call.stop))
-        return Reply(done.text.strip(), done.finish, done.prompt_tokens, done.completion_tokens, 0.0)
+            prompt = engine.render(
+                list(call.messages), "user" if call.as_ == "turn" else "assistant"
+            )
+        done = await engine.complete(
+            Request(prompt, call.max_tokens, call.temperature, call.top_p, call.own_seed, call.stop)
+        )
+        return Reply(
+            done.text.strip(), done.finish, done.prompt_tokens, done.completion_tokens, 0.0
+        )
 
     async def _provider(self, call: Call, account: Spent) -> Reply:
         if call.as_ != "chat":
-            raise InputError(f"{call.model}: only local/ models continue raw text; choose other prompts with --prompts")
+            raise InputError(
+                f"{call.model}: only local/ models continue raw text; choose other prompts with --prompts"
+            )
         standing = self._standing(call.model)
         await self._budget.begin()
         attempt, moves = 1, 0
@@ -146,7 +162,9 @@ class Client:
                 standing.refused(refusal)
                 if isinstance(refusal, Empty):  # nothing came, and that is paid for, too
                     self._pay(account, refusal.reply)
-                if moves < len(standing.endpoints.all) - 1 and standing.endpoints.elsewhere(refusal):
+                if moves < len(standing.endpoints.all) - 1 and standing.endpoints.elsewhere(
+                    refusal
+                ):
                     account.retries, moves = account.retries + 1, moves + 1
                     continue
                 if attempt == self.attempts or not standing.worth_another(refusal):
@@ -163,8 +181,9 @@ class Client:
     def _standing(self, model: str) -> Standing:
         if model not in self._standings:
             given = [self.api_base] if isinstance(self.api_base, str) else self.api_base
-            self._standings[model] = Standing(Endpoints(model, given), Pace(self.concurrency),
-                                              kept=self.cache is not None)
+            self._standings[model] = Standing(
+                Endpoints(model, given), Pace(self.concurrency), kept=self.cache is not None
+            )
         return self._standings[model]
 
     async def _try(self, call: Call, endpoints: Endpoints) -> Reply:
@@ -181,7 +200,9 @@ class Client:
                 asked = replace(asked, **{name: None})
             else:
                 for name in left_out.keys() - known.keys() - {"schema"}:
-                    say(f"{call.model}: refuses {name}={getattr(call, name):g}; asked without it from here on")
+                    say(
+                        f"{call.model}: refuses {name}={getattr(call, name):g}; asked without it from here on"
+                    )
                 known |= left_out
                 return reply
 

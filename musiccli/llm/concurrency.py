@@ -25,10 +25,14 @@ class Place:
 
 
 NOWHERE = Place()  # of work outside of in_order
-PLACE = contextvars.ContextVar("PLACE", default=NOWHERE)  # of the item being worked on; the oldest is served first
+PLACE = contextvars.ContextVar(
+    "PLACE", default=NOWHERE
+)  # of the item being worked on; the oldest is served first
 
 
-def in_order(items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], window: int) -> Iterator[Result]:
+def in_order(
+    items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], window: int
+) -> Iterator[Result]:
     """`work(item)` for each item, at most `window` under way, in the order of `items`.
 
     Results that are done wait for older ones, at most HELD windows of them. What asks for a place among the calls in
@@ -44,7 +48,9 @@ def in_order(items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], w
                 for task in ready:
                     yield task.result()
         finally:
-            with contextlib.suppress(RuntimeError):  # an interrupt left it running: the runner stops it
+            with contextlib.suppress(
+                RuntimeError
+            ):  # an interrupt left it running: the runner stops it
                 runner.run(results.aclose())
 
 
@@ -125,7 +131,9 @@ class _Reader:
 
     def _read(self, items: Iterator) -> None:
         error = item = None
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits for items any more
+        with contextlib.suppress(
+            RuntimeError
+        ):  # the loop has been closed: nobody waits for items any more
             while item is not _END and self._requests.get():
                 try:
                     item = next(items, _END)

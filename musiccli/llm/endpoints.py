@@ -50,14 +50,22 @@ class Endpoints:
         self.key = key if prefix in OWN and key else None
         urls = addresses(model, given)
         if not urls and prefix in OWN and prefix != "openai":
-            raise InputError(f"{model}: where is the server? name it by --api-base URL or {OWN[prefix][0]}")
-        self.all = [Endpoint(url, prefix in OWN and not _openais(url)) for url in urls] or [Endpoint(None)]
+            raise InputError(
+                f"{model}: where is the server? name it by --api-base URL or {OWN[prefix][0]}"
+            )
+        self.all = [Endpoint(url, prefix in OWN and not _openais(url)) for url in urls] or [
+            Endpoint(None)
+        ]
 
     @contextmanager
     def one(self) -> Iterator[Endpoint]:
         """The address with the fewest calls in flight, for one call; how that ends says whether the address is up."""
         up = [one for one in self.all if one.up]
-        chosen = min(up, key=lambda one: one.flying) if up else min(self.all, key=lambda one: one.away_until or 0)
+        chosen = (
+            min(up, key=lambda one: one.flying)
+            if up
+            else min(self.all, key=lambda one: one.away_until or 0)
+        )
         chosen.flying += 1
         try:
             yield chosen
@@ -70,7 +78,11 @@ class Endpoints:
 
     def elsewhere(self, refusal: Refusal) -> bool:
         """Whether a refused call would fare better at once, at another address."""
-        return len(self.all) > 1 and (refusal.unreachable or refusal.fatal) and any(one.up for one in self.all)
+        return (
+            len(self.all) > 1
+            and (refusal.unreachable or refusal.fatal)
+            and any(one.up for one in self.all)
+        )
 
     def _refused(self, endpoint: Endpoint, refusal: Refusal) -> None:
         if len(self.all) == 1 or not refusal.of_the_server:
@@ -90,8 +102,12 @@ def addresses(model: str, given: Sequence[str]) -> list[str]:
     named = [url for name, url in pairs if name == model]
     if named or prefix not in OWN:
         return named
-    variable = next((value for name in OWN[prefix] if (value := os.environ.get(name, "").strip())), None)
-    return [url for name, url in pairs if name is None] or ([split(variable)[1]] if variable else [])
+    variable = next(
+        (value for name in OWN[prefix] if (value := os.environ.get(name, "").strip())), None
+    )
+    return [url for name, url in pairs if name is None] or (
+        [split(variable)[1]] if variable else []
+    )
 
 
 def check(given: Sequence[str], models: Sequence[str]) -> None:
@@ -99,10 +115,14 @@ def check(given: Sequence[str], models: Sequence[str]) -> None:
     for one in given:
         name, url = split(one)
         if name and name not in models:
-            raise InputError(f"--api-base {name}=...: no model of this run has that name; there is {', '.join(models)}")
+            raise InputError(
+                f"--api-base {name}=...: no model of this run has that name; there is {', '.join(models)}"
+            )
         if not any(url in addresses(model, [one]) for model in models):
-            raise InputError(f"--api-base {url}: only models on a server of one's own ({', '.join(OWN)}) go to an "
-                             "address without a name; for another write MODEL=URL")
+            raise InputError(
+                f"--api-base {url}: only models on a server of one's own ({', '.join(OWN)}) go to an "
+                "address without a name; for another write MODEL=URL"
+            )
 
 
 def split(given: str) -> tuple[str | None, str]:
@@ -115,8 +135,10 @@ def split(given: str) -> tuple[str | None, str]:
     except ValueError:
         usable = False
     if "@" in parts.netloc:
-        raise InputError("--api-base: an address with a password in it; keys belong into the environment, as "
-                         "HOSTED_VLLM_API_KEY or OPENAI_API_KEY")
+        raise InputError(
+            "--api-base: an address with a password in it; keys belong into the environment, as "
+            "HOSTED_VLLM_API_KEY or OPENAI_API_KEY"
+        )
     if not usable or any(letter.isspace() for letter in url):
         raise InputError(f"--api-base {given}: expected [MODEL=]http://HOST:PORT/v1")
     return name, url.rstrip("/").removesuffix("/chat/completions")

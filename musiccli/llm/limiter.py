@@ -18,7 +18,9 @@ class Pace:
 
     def __init__(self, most: int):
         self.most, self.limit, self.flying = most, float(min(FIRST, most)), 0
-        self._waiting: list[tuple[int, int, asyncio.Future]] = []  # a heap: the oldest item, then who asked first
+        self._waiting: list[
+            tuple[int, int, asyncio.Future]
+        ] = []  # a heap: the oldest item, then who asked first
         self._asked = count()
         self._starting = True
         self._last_cut = self._not_before = 0.0
@@ -74,5 +76,5 @@ class Pace:
 def backoff(attempt: int, quota: bool = False, most: float = 60.0) -> float:
     """Seconds to wait before attempt 1, 2, ...: exponential with full jitter. Where a `quota` is spent that comes back
     within a minute, as most do, six attempts last longer than one: six times as long, and at least half of that."""
-    longest = min(most, (3.0 if quota else 0.5) * 2 ** attempt)
+    longest = min(most, (3.0 if quota else 0.5) * 2**attempt)
     return random.uniform(longest / 2 if quota else 0, longest)

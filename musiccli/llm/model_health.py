@@ -7,8 +7,12 @@ from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.limiter import Pace
 from musiccli.llm.provider_errors import Refusal
 
-GIVE_UP_AFTER = 8  # calls to a model that failed for good, one after the other, without an answer between
-LONGEST_WAIT = 300.0  # seconds; a provider that asks for more (a spent quota, mostly) is not waited for
+GIVE_UP_AFTER = (
+    8  # calls to a model that failed for good, one after the other, without an answer between
+)
+LONGEST_WAIT = (
+    300.0  # seconds; a provider that asks for more (a spent quota, mostly) is not waited for
+)
 
 
 class Standing:
@@ -49,7 +53,9 @@ class Standing:
         after GIVE_UP_AFTER failures of any kind. One that has answered is given up after as many failures in a row that
         are not of the question (too long, filtered, answered with nothing): its server died, or its credit is spent.
         """
-        text = f"{call.model}: {refusal}" + (f" (after {attempts} attempts)" if attempts > 1 else "")
+        text = f"{call.model}: {refusal}" + (
+            f" (after {attempts} attempts)" if attempts > 1 else ""
+        )
         if _too_long(refusal):
             text += f"; it asks for a wait of {_spell(refusal.retry_after)}, and {_spell(LONGEST_WAIT)} is the most"
         if self._answered and not refusal.of_the_server:
@@ -60,9 +66,13 @@ class Standing:
         elif not self._answered and (refusal.fatal or self._failed >= GIVE_UP_AFTER):
             self.broken = f"{text}; no call to it has succeeded, so the run stops here"
         elif self._failed >= GIVE_UP_AFTER:
-            self.broken = f"{text}; {self._failed} calls to it have failed in a row, so the run stops here"
+            self.broken = (
+                f"{text}; {self._failed} calls to it have failed in a row, so the run stops here"
+            )
             if self.kept:
-                self.broken += "; the same line goes on from here, and pays for no finished call again"
+                self.broken += (
+                    "; the same line goes on from here, and pays for no finished call again"
+                )
         return InputError(self.broken) if self.broken else CallError(text)
 
 

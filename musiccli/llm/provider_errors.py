@@ -1,5 +1,4 @@
-"""What it means that a call brought no usable reply: whether to try again, when, and whether others would fare better.
-"""
+"""What it means that a call brought no usable reply: whether to try again, when, and whether others would fare better."""
 
 import os
 import re
@@ -17,7 +16,9 @@ SECRET = re.compile(r"\b(?:sk|pk|gsk|hf|AIza)[-_]?[-_A-Za-z0-9*]{8,}|(?<=://)[^/
 SECRET_NAME = re.compile(r"_(API_)?(KEY|TOKEN|SECRET|PASSWORD)$")  # of an environment variable
 LONGEST = 300  # characters of a provider's own words
 # Gemini's RetryInfo, and what OpenAI and others say in words: "retryDelay": "45s", "Please try again in 1m2.5s"
-DELAY = re.compile(r"(?:retryDelay\W+|(?:retry|try again) in )(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(m?)s)?")
+DELAY = re.compile(
+    r"(?:retryDelay\W+|(?:retry|try again) in )(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(m?)s)?"
+)
 
 
 class Refusal(Exception):
@@ -27,7 +28,13 @@ class Refusal(Exception):
     worth another try. `fatal`: no other call would fare better. `of_the_server`: says something about other calls, too.
     """
 
-    def __init__(self, text: str, status: int = 500, retry_after: float | None = None, unreachable: bool = False):
+    def __init__(
+        self,
+        text: str,
+        status: int = 500,
+        retry_after: float | None = None,
+        unreachable: bool = False,
+    ):
         super().__init__(without_keys(" ".join(text.split()))[:LONGEST].rstrip(". "))
         self.status, self.unreachable = status, unreachable
         self.retry_after = delay_in(text) if retry_after is None else retry_after
@@ -43,8 +50,15 @@ class Empty(Refusal):
 
     def __init__(self, reply: Reply):
         cut = reply.finish == "length"
-        super().__init__("an empty reply" + (f": all {reply.completion_tokens:,} tokens it may write were gone before "
-                                             "the first word; allow it more" if cut else ""))
+        super().__init__(
+            "an empty reply"
+            + (
+                f": all {reply.completion_tokens:,} tokens it may write were gone before "
+                "the first word; allow it more"
+                if cut
+                else ""
+            )
+        )
         self.reply, self.of_the_server, self.passing = reply, False, not cut
 
 
@@ -71,7 +85,11 @@ def delay_in(text: str) -> float | None:
     if not found or not any(found.groups()):
         return None
     hours, minutes, seconds, milli = found.groups()
-    return 3600 * int(hours or 0) + 60 * int(minutes or 0) + float(seconds or 0) / (1000 if milli else 1)
+    return (
+        3600 * int(hours or 0)
+        + 60 * int(minutes or 0)
+        + float(seconds or 0) / (1000 if milli else 1)
+    )
 
 
 def seconds_until(retry_after: str | None) -> float | None:

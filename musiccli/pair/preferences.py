@@ -9,8 +9,13 @@ from musiccli.core.errors import RecordError
 from musiccli.core.records import BASELINE, Record, characters, first_divergence, same_text
 
 
-def join(branches: Iterable[Record], counts: Counter | None = None, say: Callable[[str], None] = lambda _: None, *,
-         drop: Callable[[Record, Record], str | None] | None = None) -> Iterator[dict]:
+def join(
+    branches: Iterable[Record],
+    counts: Counter | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    drop: Callable[[Record, Record], str | None] | None = None,
+) -> Iterator[dict]:
     """Preferences from branches: the chosen and the rejected branch of the same id and sample.
 
     Branches that stand together stream; a branch whose partner comes later is held until then, and `say` is told
@@ -30,7 +35,9 @@ def join(branches: Iterable[Record], counts: Counter | None = None, say: Callabl
             waiting[key] = branch
             if len(waiting) > 1 and not held:
                 held = True
-                say(f"{branch.where}: branches of one id do not stand together; holding each until its partner comes")
+                say(
+                    f"{branch.where}: branches of one id do not stand together; holding each until its partner comes"
+                )
             continue
         chosen, rejected = (branch, partner) if branch["branch"] == "chosen" else (partner, branch)
         reason = (drop or drop_reason)(chosen, rejected)
@@ -67,8 +74,11 @@ def drop_reason(chosen: Record, rejected: Record, drop_truncated: bool = False) 
 
 def truncated(chosen: Record, rejected: Record) -> dict[str, list[int]]:
     """Which messages of which branch the token limit has cut: {side: indices}, without sides that have none."""
-    return {name: branch["truncated"] for name, branch in (("chosen", chosen), ("rejected", rejected))
-            if branch.get("truncated")}
+    return {
+        name: branch["truncated"]
+        for name, branch in (("chosen", chosen), ("rejected", rejected))
+        if branch.get("truncated")
+    }
 
 
 def preference(chosen: Record, rejected: Record) -> dict:
@@ -76,23 +86,37 @@ def preference(chosen: Record, rejected: Record) -> dict:
     are left behind."""
     kept = {name: value for name, value in chosen.items() if name not in BOOKKEEPING}
     optional = {"truncated": truncated(chosen, rejected)} | {
-        field: {name: {"chosen": score, "rejected": rejected[field][name]}
-                for name, score in (chosen.get(field) or {}).items() if name in (rejected.get(field) or {})}
-        for field in SCORES}
-    return kept | {name: value for name, value in optional.items() if value} | {
-        "chosen": chosen["messages"],
-        "rejected": rejected["messages"],
-        "first_divergence": first_divergence(chosen["messages"], rejected["messages"]),
-        "contrast": rejected.get("contrast", []),
+        field: {
+            name: {"chosen": score, "rejected": rejected[field][name]}
+            for name, score in (chosen.get(field) or {}).items()
+            if name in (rejected.get(field) or {})
+        }
+        for field in SCORES
     }
+    return (
+        kept
+        | {name: value for name, value in optional.items() if value}
+        | {
+            "chosen": chosen["messages"],
+            "rejected": rejected["messages"],
+            "first_divergence": first_divergence(chosen["messages"], rejected["messages"]),
+            "contrast": rejected.get("contrast", []),
+        }
+    )
 
 
 SCORES = ("scores", "turn_scores")
 BOOKKEEPING = {"messages", "branch", "faults", "truncated", "usage", "cost", "contrast", *SCORES}
 
 
-def best_of(candidates: Iterable[Record], sizes: Sequence[int], a: str, b: str, counts: Counter | None = None,
-            seed: int = 0) -> Iterator[dict]:
+def best_of(
+    candidates: Iterable[Record],
+    sizes: Sequence[int],
+    a: str,
+    b: str,
+    counts: Counter | None = None,
+    seed: int = 0,
+) -> Iterator[dict]:
     """Contests: for each id and each pool size N, the candidate that model `a` scores highest against `b`'s.
 
     In place of a model may stand one of `PICKS`, which reads nothing; `seed` is for the random one.
@@ -124,15 +148,25 @@ def scored(candidate: Record, names: Iterable[str]) -> Record:
     """A conversation with a score by each of `names` that is a model's. Raises RecordError where one is missing, and
     for a branch that was made to be the worse one."""
     if records.branch(candidate)["branch"] == "rejected":
-        raise RecordError("is rejected, which answers altered instructions; candidates come from music simulate "
-                          "--contrast none", field="branch", record=candidate)
+        raise RecordError(
+            "is rejected, which answers altered instructions; candidates come from music simulate "
+            "--contrast none",
+            field="branch",
+            record=candidate,
+        )
     scores = candidate.get("scores") or {}
     if not isinstance(scores, dict):
-        raise RecordError("should be an object, with a number by each model", field="scores", record=candidate)
+        raise RecordError(
+            "should be an object, with a number by each model", field="scores", record=candidate
+        )
     for name in [name for name in names if name not in PICKS]:
         if not isinstance(scores.get(name), int | float):
-            raise RecordError(f"no score by {name!r} (scores by: {', '.join(scores) or 'none'}); music score --as NAME "
-                              "adds one", field="scores", record=candidate)
+            raise RecordError(
+                f"no score by {name!r} (scores by: {', '.join(scores) or 'none'}); music score --as NAME "
+                "adds one",
+                field="scores",
+                record=candidate,
+            )
     return candidate
 
 
@@ -155,12 +189,20 @@ def pick(pool: list[Record], name: str, seed: int) -> Record:
     return max(pool, key=lambda candidate: candidate["scores"][name])
 
 
-def contests(pool: list[Record], sizes: Sequence[int], a: str, b: str, counts: Counter, seed: int) -> Iterator[dict]:
+def contests(
+    pool: list[Record], sizes: Sequence[int], a: str, b: str, counts: Counter, seed: int
+) -> Iterator[dict]:
     """One contest for each pool size; where both pick the same candidate it is still a contest, and a tie."""
     pool = sorted(pool, key=lambda candidate: candidate.get("sample", 0))
     for size in sizes:
         picks = {side: pick(pool[:size], name, seed) for side, name in (("a", a), ("b", b))}
         counts["same pick"] += picks["a"] is picks["b"]
-        yield {"id": pool[0]["id"], "best_of": size, "a": picks["a"]["messages"], "b": picks["b"]["messages"],
-               "models": {"a": a, "b": b}, "picks": {side: found.get("sample", 0) for side, found in picks.items()},
-               "metadata": pool[0].get("metadata", {})}
+        yield {
+            "id": pool[0]["id"],
+            "best_of": size,
+            "a": picks["a"]["messages"],
+            "b": picks["b"]["messages"],
+            "models": {"a": a, "b": b},
+            "picks": {side: found.get("sample", 0) for side, found in picks.items()},
+            "metadata": pool[0].get("metadata", {}),
+        }

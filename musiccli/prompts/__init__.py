@@ -15,7 +15,10 @@ import orjson
 from musiccli.core.errors import InputError
 from musiccli.core.records import ROLES
 
-SETS = ("paper", "small")  # paper: for models that follow instructions; small: for models of few parameters
+SETS = (
+    "paper",
+    "small",
+)  # paper: for models that follow instructions; small: for models of few parameters
 _VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _HERE = Path(__file__).parent
 
@@ -32,11 +35,15 @@ class Prompt:
 
         Raises InputError for a variable that has no value.
         """
+
         def value(found: re.Match) -> str:
             if found[1] not in values:
-                raise InputError(f"{self.name}: {{{{{found[1]}}}}} is not a variable here; there are "
-                                 f"{', '.join(sorted(values))}")
+                raise InputError(
+                    f"{self.name}: {{{{{found[1]}}}}} is not a variable here; there are "
+                    f"{', '.join(sorted(values))}"
+                )
             return values[found[1]]
+
         return _VARIABLE.sub(value, self.text)
 
 

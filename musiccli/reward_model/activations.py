@@ -14,9 +14,12 @@ from musiccli.reward_model.packing import cost
 # these again takes half off the peak, and a tenth more time. So it is done where many tokens are computed at once.
 KEPT = 1024  # tokens, up to which everything is kept
 CPU = torch.device("cpu")
-DEAR = {torch.ops.mkldnn._linear_pointwise.default if gemm.ONEDNN else torch.ops.aten.mm.default,
-        torch.ops.aten.addmm.default, torch.ops.musiccli.attention.default,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
+DEAR = {
+    torch.ops.mkldnn._linear_pointwise.default if gemm.ONEDNN else torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.musiccli.attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
 
 
 def recompute(network: RewardNetwork, everything: bool, device: torch.device = CPU) -> None:
@@ -26,9 +29,17 @@ def recompute(network: RewardNetwork, everything: bool, device: torch.device = C
     if everything:
         network.core.activation_checkpointing_enable({"use_reentrant": False})
     elif selects(network, device):
-        network.core.activation_checkpointing_enable({
-            "use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, _policy)})
-        layers = [module for module in network.backbone.modules() if hasattr(module, "gradient_checkpointing")]
+        network.core.activation_checkpointing_enable(
+            {
+                "use_reentrant": False,
+                "context_fn": partial(create_selective_checkpoint_contexts, _policy),
+            }
+        )
+        layers = [
+            module
+            for module in network.backbone.modules()
+            if hasattr(module, "gradient_checkpointing")
+        ]
 
         def choose(_, given):
             many = sum(map(cost, given[0])) > KEPT

@@ -19,9 +19,20 @@ WIDE = 128  # numbers a head, from which on PyTorch's attention on a CPU is slow
 # Gemma's 256, backwards as well)
 
 
-def packed_attention(module, query, key, value, attention_mask=None, *, runs: Sequence[Run],
-                     scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None,
-                     sliding_window: int | None = None, **_):
+def packed_attention(
+    module,
+    query,
+    key,
+    value,
+    attention_mask=None,
+    *,
+    runs: Sequence[Run],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_,
+):
     """Attention of one packed row: query (1, heads, row, size), key and value (1, key heads, row, size).
 
     Returns (1, row, heads, size) and None for the weights. Gemma-2's soft-cap and sliding window are applied here, the
@@ -34,23 +45,37 @@ def packed_attention(module, query, key, value, attention_mask=None, *, runs: Se
         if before.stop > before.start:
             keys = torch.cat((key[:, :, before], keys), dim=2)
             values = torch.cat((value[:, :, before], values), dim=2)
-        outputs.append(_attend(query[:, :, own], keys, values, scaling, softcap, sliding_window, dropout))
+        outputs.append(
+            _attend(query[:, :, own], keys, values, scaling, softcap, sliding_window, dropout)
+        )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _attend(query, key, value, scaling, softcap, window, dropout):
     """Causal attention of the last len(query) positions over len(key) positions."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] >= WIDE \
-            and not dropout:
+    if (
+        query.device.type == "cpu"
+        and query.dtype == torch.float32
+        and query.shape[-1] >= WIDE
+        and not dropout
+    ):
         return gemm.attention(query, key, value, window, scaling, softcap)
     rows, columns = query.shape[2], key.shape[2]
     window = window if window and window < columns else None
     if softcap is None:
         plain = window is None and rows == columns
         mask = None if plain else _mask(rows, columns, window, query.device)
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=plain, scale=scaling,
-                                            dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1])
+        return scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=plain,
+            scale=scaling,
+            dropout_p=dropout,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     weights = query @ key.transpose(2, 3) * scaling
@@ -62,7 +87,9 @@ def _attend(query, key, value, scaling, softcap, window, dropout):
 @lru_cache(maxsize=64)
 def _mask(rows: int, columns: int, window: int | None, device) -> torch.Tensor:
     """True where the query may look: (rows, columns), lower-right causal, at most `window` positions back."""
-    back = torch.arange(columns - rows, columns, device=device)[:, None] - torch.arange(columns, device=device)
+    back = torch.arange(columns - rows, columns, device=device)[:, None] - torch.arange(
+        columns, device=device
+    )
     return (back >= 0) & (back < window) if window else back >= 0
 
 

@@ -34,10 +34,14 @@ class Template:
 
     def __init__(self, tokenizer):
         if not tokenizer.chat_template:
-            raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no chat template, so nobody knows how a "
-                             "conversation should read; use a chat model, or add a chat_template.jinja to its folder")
+            raise InputError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template, so nobody knows how a "
+                "conversation should read; use a chat model, or add a chat_template.jinja to its folder"
+            )
         if isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.chat_template)
+            tokenizer.chat_template = CLOCK.sub(
+                lambda call: repr(TODAY.strftime(call[2])), tokenizer.chat_template
+            )
         self.tokenizer = tokenizer
         self.takes_system = self._shows({"role": "system", "content": "Quiz 7319."})
 
@@ -53,7 +57,10 @@ class Template:
         if self.takes_system or messages[0]["role"] != "system":
             return list(messages)
         system, first, *rest = messages
-        return [{"role": "user", "content": f"{system['content'].strip()}\n\n{first['content']}"}, *rest]
+        return [
+            {"role": "user", "content": f"{system['content'].strip()}\n\n{first['content']}"},
+            *rest,
+        ]
 
     def encode(self, messages: Sequence[Message], every_turn: bool = True) -> Encoded:
         """Token ids, and where each assistant turn ends (or only the last), from one tokenisation.
@@ -65,28 +72,36 @@ class Template:
         if not every_turn:
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             return Encoded(ids, [len(ids) - 1])
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoding = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         token_at = {stop: index for index, (_, stop) in enumerate(encoding["offset_mapping"])}
         ends = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            prefix = text if index == len(messages) - 1 else self.render(messages[:index + 1])
+            prefix = text if index == len(messages) - 1 else self.render(messages[: index + 1])
             if not text.startswith(prefix) or len(prefix) not in token_at:
-                raise RecordError("the chat template rewrites earlier turns when more follow", field="messages")
+                raise RecordError(
+                    "the chat template rewrites earlier turns when more follow", field="messages"
+                )
             ends.append(token_at[len(prefix)])
         return Encoded(encoding["input_ids"], ends)
 
     def _shows(self, message: Message) -> bool:
         """Whether the template neither refuses a message before the user's nor drops it without a word."""
         try:
-            text = self.tokenizer.apply_chat_template([message, {"role": "user", "content": "u"}], tokenize=False)
+            text = self.tokenizer.apply_chat_template(
+                [message, {"role": "user", "content": "u"}], tokenize=False
+            )
         except Exception:
             return False
         return message["content"] in text
 
 
-def fit(encode, conversations: Sequence[list[Message]], most: int, shared: int) -> tuple[list[Encoded], int] | None:
+def fit(
+    encode, conversations: Sequence[list[Message]], most: int, shared: int
+) -> tuple[list[Encoded], int] | None:
     """Conversations of at most `most` tokens, by cutting the same oldest exchanges from all of them.
 
     `shared` is how many leading messages all of them have in common; only these are cut, in whole exchanges, so that
@@ -96,7 +111,7 @@ def fit(encode, conversations: Sequence[list[Message]], most: int, shared: int) 
     system = conversations[0][0]["role"] == "system"
     cut = 0
     while True:
-        encoded = [encode(one[:system] + one[system + cut:]) for one in conversations]
+        encoded = [encode(one[:system] + one[system + cut :]) for one in conversations]
         if max(len(one.ids) for one in encoded) <= most:
             return encoded, cut
         cut += 2

@@ -12,7 +12,9 @@ def claim(repo: str) -> str:
     from huggingface_hub import HfApi, get_token
 
     if not get_token():
-        raise InputError(f"--push-to-hub {repo}: nobody is logged in; run `hf auth login`, or set HF_TOKEN")
+        raise InputError(
+            f"--push-to-hub {repo}: nobody is logged in; run `hf auth login`, or set HF_TOKEN"
+        )
     try:
         return HfApi().create_repo(repo, private=True, exist_ok=True).repo_id
     except Exception as error:  # the hub's and the network's errors have no base of their own
@@ -24,11 +26,21 @@ def push(repo: str, folder: Path) -> str:
     from huggingface_hub import HfApi
 
     try:
-        return HfApi().upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=KEPT_HERE,
-                                     commit_message="Reward model by musiccli").commit_url
+        return (
+            HfApi()
+            .upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                ignore_patterns=KEPT_HERE,
+                commit_message="Reward model by musiccli",
+            )
+            .commit_url
+        )
     except Exception as error:
-        raise InputError(f"{folder} holds the whole reward model, but it is not on the hub: {_reason(error)}; the same "
-                         "line again pushes it") from error
+        raise InputError(
+            f"{folder} holds the whole reward model, but it is not on the hub: {_reason(error)}; the same "
+            "line again pushes it"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

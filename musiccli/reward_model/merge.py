@@ -17,7 +17,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PROBES = ("Name a fugue.", "The Art of Fugue.", "Who wrote it?", "Bach did, in his last years.")
 
 
-def merge(adapter: Path, out: Path, *, base: str | None = None, say: Callable[[str], None] = lambda _: None) -> float:
+def merge(
+    adapter: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> float:
     """Write `adapter`, merged into its backbone (`base`, else the one that it names), to the new folder `out`.
 
     Returns by how much a probe's rewards differ before and after. Raises InputError for what is no adapter, has no
@@ -35,7 +41,9 @@ def merge(adapter: Path, out: Path, *, base: str | None = None, say: Callable[[s
     try:
         model.network.model = model.network.model.merge_and_unload()
     except AttributeError as error:
-        raise InputError(f"{adapter}: a {config.get('peft_type')} adapter cannot be merged") from error
+        raise InputError(
+            f"{adapter}: a {config.get('peft_type')} adapter cannot be merged"
+        ) from error
     differ = (_probe(model) - before).abs().max().item()
     if differ > 1e-3 * max(1.0, before.abs().max().item()):
         raise InputError(f"{adapter}: merged into {base} it would change rewards by {differ:.2g}")
@@ -48,8 +56,12 @@ def _read(adapter: Path) -> tuple[dict, set[str]]:
     """The adapter's configuration, and the names of its weights."""
     if not (adapter / CONFIG).is_file():
         if (adapter / checkpoint.ADAPTER / CONFIG).is_file():
-            raise InputError(f"{adapter}: is merged already; its adapter alone is in {adapter / checkpoint.ADAPTER}")
-        raise InputError(f"{adapter}: holds no {CONFIG}; expected the folder of a LoRA adapter, as peft writes it")
+            raise InputError(
+                f"{adapter}: is merged already; its adapter alone is in {adapter / checkpoint.ADAPTER}"
+            )
+        raise InputError(
+            f"{adapter}: holds no {CONFIG}; expected the folder of a LoRA adapter, as peft writes it"
+        )
     try:
         with safe_open(adapter / WEIGHTS, "pt") as weights:
             names = set(weights.keys())
@@ -63,8 +75,10 @@ def _with_head(adapter: Path, base: str, has_head: bool, say: Callable) -> check
     tokenizer = str(adapter) if (adapter / "tokenizer_config.json").is_file() else None
     model = checkpoint.create(base, tokenizer=tokenizer, say=say)
     if not has_head and not model.trained_head:
-        raise InputError(f"{adapter}: holds no reward head, and {base} has no trained one; LoRA keeps it with "
-                         "task_type SEQ_CLS")
+        raise InputError(
+            f"{adapter}: holds no reward head, and {base} has no trained one; LoRA keeps it with "
+            "task_type SEQ_CLS"
+        )
     return model
 
 
@@ -77,16 +91,27 @@ def _adapt(model: checkpoint.RewardModel, adapter: Path, names: set[str], base: 
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{adapter}: does not fit {base}: {reason}; another --model?") from error
-    missed = names ^ set(get_peft_model_state_dict(model.network.model, save_embedding_layers=False))
+    missed = names ^ set(
+        get_peft_model_state_dict(model.network.model, save_embedding_layers=False)
+    )
     if missed := {name for name in missed if "lora_" in name or name.endswith("score.weight")}:
-        raise InputError(f"{adapter}: does not fit {base}: {len(missed)} weights have no place, {min(missed)} is one; "
-                         "another --model?")
+        raise InputError(
+            f"{adapter}: does not fit {base}: {len(missed)} weights have no place, {min(missed)} is one; "
+            "another --model?"
+        )
 
 
 def _probe(model: checkpoint.RewardModel) -> torch.Tensor:
-    messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(PROBES)]
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": text}
+        for place, text in enumerate(PROBES)
+    ]
     with torch.inference_mode():
-        return torch.cat(model.network.eval()([[model.template.encode(messages[:2]), model.template.encode(messages)]]))
+        return torch.cat(
+            model.network.eval()(
+                [[model.template.encode(messages[:2]), model.template.encode(messages)]]
+            )
+        )
 
 
 def _write(model: checkpoint.RewardModel, out: Path) -> None:

@@ -34,8 +34,11 @@ class RewardNetwork(nn.Module):
         """Names of the core's parts that no text passes through: a vision tower and its projector."""
         text = self.backbone.get_decoder()
         parts = [] if text is self.backbone else self.backbone.named_children()
-        return [f"{self.core.base_model_prefix}.{name}" for name, part in parts
-                if part not in (text, self.backbone.get_input_embeddings())]
+        return [
+            f"{self.core.base_model_prefix}.{name}"
+            for name, part in parts
+            if part not in (text, self.backbone.get_input_embeddings())
+        ]
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -51,7 +54,9 @@ class RewardNetwork(nn.Module):
         """Rewards of each sequence of each group, in order: per sequence a tensor (turns,), one value per read."""
         hidden, reads = self._packed(groups) if self.packed else self._padded(groups)
         rewards = self._read(hidden).split([len(read) for read in reads])
-        return [one.clone() for one in rewards]  # FSDP hangs hooks on what is returned; on views they may be lost
+        return [
+            one.clone() for one in rewards
+        ]  # FSDP hangs hooks on what is returned; on views they may be lost
 
     def _read(self, hidden: torch.Tensor) -> torch.Tensor:
         """The head's rewards in fp32 also where the rest is bf16, of which 10.81 and 10.85 would be the same number."""
@@ -59,15 +64,20 @@ class RewardNetwork(nn.Module):
         if not isinstance(getattr(head, "weight", None), torch.Tensor):
             return head(hidden)[:, 0].float()
         with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), head.weight.float(), None if head.bias is None else
-                                        head.bias.float())[:, 0]
+            return nn.functional.linear(
+                hidden.float(),
+                head.weight.float(),
+                None if head.bias is None else head.bias.float(),
+            )[:, 0]
 
     def _packed(self, groups):
         row = pack(groups)
         device = self.backbone.device
         ids = torch.tensor([row.ids], device=device)
         positions = torch.tensor([row.positions], device=device)
-        hidden = self.backbone(input_ids=ids, position_ids=positions, use_cache=False, runs=row.runs).last_hidden_state
+        hidden = self.backbone(
+            input_ids=ids, position_ids=positions, use_cache=False, runs=row.runs
+        ).last_hidden_state
         places = [place for read in row.reads for place in read]
         return hidden[0, torch.tensor(places, device=device)], row.reads
 
@@ -77,16 +87,24 @@ class RewardNetwork(nn.Module):
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for index, one in enumerate(sequences):
-            ids[index, :len(one.ids)], mask[index, :len(one.ids)] = torch.tensor(one.ids), 1
+            ids[index, : len(one.ids)], mask[index, : len(one.ids)] = torch.tensor(one.ids), 1
         ids, mask = ids.to(device), mask.to(device)
-        hidden = self.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        rows = torch.tensor([index for index, one in enumerate(sequences) for _ in one.ends], device=device)
+        hidden = self.backbone(
+            input_ids=ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        rows = torch.tensor(
+            [index for index, one in enumerate(sequences) for _ in one.ends], device=device
+        )
         ends = torch.tensor([end for one in sequences for end in one.ends], device=device)
         return hidden[rows, ends], [one.ends for one in sequences]
 
 
-def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Tensor | float = 0.0,
-                  centre: float = 0.0) -> torch.Tensor:
+def bradley_terry(
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    margin: torch.Tensor | float = 0.0,
+    centre: float = 0.0,
+) -> torch.Tensor:
     """-log sigmoid(chosen - rejected - margin) + centre (chosen + rejected)^2, (pairs,).
 
     The negative log likelihood of the preferences (Bradley and Terry, 1952; the loss of arXiv 2512.24693, eq. for its
@@ -97,14 +115,20 @@ def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor, margin: torch.Te
     return loss + centre * (chosen + rejected).square() if centre else loss
 
 
-def pair_losses(chosen: Sequence[torch.Tensor], rejected: Sequence[torch.Tensor], margins: Sequence[float],
-                centre: float = 0.0) -> torch.Tensor:
+def pair_losses(
+    chosen: Sequence[torch.Tensor],
+    rejected: Sequence[torch.Tensor],
+    margins: Sequence[float],
+    centre: float = 0.0,
+) -> torch.Tensor:
     """`bradley_terry` of each pair, (pairs,): the mean over the turns at which its sides are compared.
 
     `chosen` and `rejected` hold a tensor (turns,) a pair, both of a pair of one length; `margins` a number a pair.
     """
     turns = [len(one) for one in chosen]
-    margin = chosen[0].new_tensor([by for by, count in zip(margins, turns, strict=True) for _ in range(count)])
+    margin = chosen[0].new_tensor(
+        [by for by, count in zip(margins, turns, strict=True) for _ in range(count)]
+    )
     losses = bradley_terry(torch.cat(list(chosen)), torch.cat(list(rejected)), margin, centre)
     return torch.stack([one.mean() for one in losses.split(turns)])
 

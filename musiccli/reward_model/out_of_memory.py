@@ -14,6 +14,8 @@ def sufficient(less: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # on a CPU
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
+            error
+        ):  # on a CPU
             raise InputError(f"memory does not suffice; {less}") from error
         raise

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from musiccli.reward_model.chat_template import Encoded
 
-WORTH_SHARING = 16  # tokens; a shorter common prefix is cheaper computed twice than attended to from elsewhere
+WORTH_SHARING = (
+    16  # tokens; a shorter common prefix is cheaper computed twice than attended to from elsewhere
+)
 
 
 @dataclass(frozen=True)

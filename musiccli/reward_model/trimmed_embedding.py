@@ -38,8 +38,12 @@ class Narrowed:
             places[tokens] = torch.arange(len(tokens))
             there = cache(places.to)  # by device: once, not for each micro-batch
             self._embedding.weight = nn.Parameter(self.whole.detach()[tokens])
-            self._embedding.padding_idx = None  # no row of padding is left whose gradient would have to be zero
-            self._hook = self._embedding.register_forward_pre_hook(lambda _, ids: (there(ids[0].device)[ids[0]],))
+            self._embedding.padding_idx = (
+                None  # no row of padding is left whose gradient would have to be zero
+            )
+            self._hook = self._embedding.register_forward_pre_hook(
+                lambda _, ids: (there(ids[0].device)[ids[0]],)
+            )
 
     @property
     def aside(self) -> int:

@@ -62,26 +62,34 @@ class Pool:
             else:
                 at, above = above, above + 1
             _, other, text, before = texts[at]
-            if other != own and words(text) != words(message["content"]):  # "You're welcome!" for "You're welcome."
+            if other != own and words(text) != words(
+                message["content"]
+            ):  # "You're welcome!" for "You're welcome."
                 return text, before
         self.counts[f"{message['role']} messages without a match in another conversation"] += 1
         return None
 
 
-def corruptions(record: Record, rng: Random, *, pool: Pool, kinds: Collection[str] = KINDS) -> list[dict]:
+def corruptions(
+    record: Record, rng: Random, *, pool: Pool, kinds: Collection[str] = KINDS
+) -> list[dict]:
     """Preferences, the conversation as it is over each corruption of it; none where it has fewer than two turns.
 
     Fewer `kinds` give the same records of these kinds as all of them would.
     """
     said = intact(record)
-    system, turns = said[:len(said) % 2], exchanges(said)
+    system, turns = said[: len(said) % 2], exchanges(said)
     if len(turns) < 2:
         return []
     made = []
     for kind, turn, touched, changed in corrupted(turns, opening(said), rng, pool):
         rejected = system + [message for exchange in changed for message in exchange]
-        if kind in kinds and not same_text(said, rejected):  # the same where two turns that are equal changed places
-            made.append(preference(record, said, rejected, kind, turn, distance=len(turns) - touched))
+        if kind in kinds and not same_text(
+            said, rejected
+        ):  # the same where two turns that are equal changed places
+            made.append(
+                preference(record, said, rejected, kind, turn, distance=len(turns) - touched)
+            )
     return made
 
 
@@ -96,32 +104,58 @@ def contrast(record: Record, rng: Random, *, pool: Pool, last: bool = False) -> 
     for at in replies[-1:] if last else rng.sample(replies, len(replies)):
         if found := pool.borrow(said[at], opening(said), rng):
             text, instruction = found
-            rejected = [*said[:at], {"role": "assistant", "content": text}, *said[at + 1:]]
-            about = {"first_divergence": at, "contrast": [{"message": at, "instruction": instruction}]}
-            return preference(record, said, rejected, "reply", (at + 1) // 2, (len(said) - at) // 2) | about
+            rejected = [*said[:at], {"role": "assistant", "content": text}, *said[at + 1 :]]
+            about = {
+                "first_divergence": at,
+                "contrast": [{"message": at, "instruction": instruction}],
+            }
+            return (
+                preference(record, said, rejected, "reply", (at + 1) // 2, (len(said) - at) // 2)
+                | about
+            )
     return None
 
 
-def preference(record: Record, said: list[Message], rejected: list[Message], kind: str, turn: int,
-               distance: int) -> dict:
+def preference(
+    record: Record,
+    said: list[Message],
+    rejected: list[Message],
+    kind: str,
+    turn: int,
+    distance: int,
+) -> dict:
     """What was said over what it became, with what is wrong there and which conversation it is."""
-    about = {"kind": kind, "turn": turn, "distance": distance,
-             "length_difference": characters(rejected) - characters(said)}
-    return {"id": f"{record['id']}/{kind}-{turn}", "chosen": said, "rejected": rejected, "corruption": about,
-            "metadata": {**(record.get("metadata") or {}), "conversation": record["id"]}}
+    about = {
+        "kind": kind,
+        "turn": turn,
+        "distance": distance,
+        "length_difference": characters(rejected) - characters(said),
+    }
+    return {
+        "id": f"{record['id']}/{kind}-{turn}",
+        "chosen": said,
+        "rejected": rejected,
+        "corruption": about,
+        "metadata": {**(record.get("metadata") or {}), "conversation": record["id"]},
+    }
 
 
-def corrupted(turns: list[Exchange], own: str, rng: Random, pool: Pool) -> Iterator[tuple[str, int, int, list]]:
+def corrupted(
+    turns: list[Exchange], own: str, rng: Random, pool: Pool
+) -> Iterator[tuple[str, int, int, list]]:
     """Every corruption: its kind, its turn, the last turn it touches, and the turns that result."""
     for turn, (question, reply) in enumerate(turns, start=1):
-        before, after = turns[:turn - 1], turns[turn:]
+        before, after = turns[: turn - 1], turns[turn:]
         if other := pool.nearest(reply, own, rng):
             yield "reply", turn, turn, [*before, [question, other], *after]
         if other := pool.nearest(question, own, rng):
             yield "user", turn, turn, [*before, [other, reply], *after]
         if before:
             *earlier, [asked, answered] = before
-            joined = {"role": "assistant", "content": f"{answered['content']}\n\n{reply['content']}"}
+            joined = {
+                "role": "assistant",
+                "content": f"{answered['content']}\n\n{reply['content']}",
+            }
             yield "drop_user", turn, turn, [*earlier, [asked, joined], *after]
         if after:
             yield "swap", turn, turn + 1, [*before, after[0], [question, reply], *after[1:]]
@@ -137,7 +171,7 @@ def intact(record: Record) -> list[Message]:
 
 def exchanges(said: Sequence[Message]) -> list[Exchange]:
     """The turns of a conversation that ends with a reply; of an odd number of messages the first is the system's."""
-    return [list(said[index:index + 2]) for index in range(len(said) % 2, len(said), 2)]
+    return [list(said[index : index + 2]) for index in range(len(said) % 2, len(said), 2)]
 
 
 def words(text: str) -> list[str]:
@@ -147,4 +181,3 @@ def words(text: str) -> list[str]:
 def opening(said: Sequence[Message]) -> str:
     """The first user message."""
     return next((message["content"] for message in said if message["role"] == "user"), "")
-

@@ -15,15 +15,46 @@ from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Message, Record, content_id
 
-SPEAKERS = {"system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
-            "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
-HH_HEADER = re.compile(r"\n\n(Human|Assistant):")  # only after a blank line: inside a reply the same words are text
+SPEAKERS = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+HH_HEADER = re.compile(
+    r"\n\n(Human|Assistant):"
+)  # only after a blank line: inside a reply the same words are text
 LLMBAR_SUBSETS = {  # LLMBar's files and folders -> RewardBench's names
-    "Natural": "llmbar-natural", "Neighbor": "llmbar-adver-neighbor", "GPTInst": "llmbar-adver-GPTInst",
-    "GPTOut": "llmbar-adver-GPTOut", "Manual": "llmbar-adver-manual"}
-TASK = ("task_name", "task_id", "reference")  # together they name a MINT task; task_id alone restarts in every set
-NOT_LABELS = {"id", "unique_id", "metadata", "prompt", "completion", "system", "chosen", "rejected", "winner",
-              "input", "output_1", "output_2"}
+    "Natural": "llmbar-natural",
+    "Neighbor": "llmbar-adver-neighbor",
+    "GPTInst": "llmbar-adver-GPTInst",
+    "GPTOut": "llmbar-adver-GPTOut",
+    "Manual": "llmbar-adver-manual",
+}
+TASK = (
+    "task_name",
+    "task_id",
+    "reference",
+)  # together they name a MINT task; task_id alone restarts in every set
+NOT_LABELS = {
+    "id",
+    "unique_id",
+    "metadata",
+    "prompt",
+    "completion",
+    "system",
+    "chosen",
+    "rejected",
+    "winner",
+    "input",
+    "output_1",
+    "output_2",
+}
 LABEL_LENGTH = 200  # characters; a longer string is text, not a label
 
 
@@ -41,8 +72,14 @@ def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Reco
     except RecordError as error:
         error.record = row  # not what was made of it
         raise
-    except (AttributeError, KeyError, TypeError) as error:  # parts that are missing or of another kind
-        problem = f"is not what a row of the format {known.name} holds ({type(error).__name__}: {error})"
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:  # parts that are missing or of another kind
+        problem = (
+            f"is not what a row of the format {known.name} holds ({type(error).__name__}: {error})"
+        )
         raise RecordError(problem, record=row) from error
 
 
@@ -52,7 +89,10 @@ def recognise(row: Record) -> "Format":
         if row.keys() >= known.columns and known.fits(row):
             return known
     formats = "; ".join(f"{known.name} ({', '.join(sorted(known.columns))})" for known in FORMATS)
-    raise RecordError(f"no known format has the columns {', '.join(row) or '(none)'}. Known: {formats}", record=row)
+    raise RecordError(
+        f"no known format has the columns {', '.join(row) or '(none)'}. Known: {formats}",
+        record=row,
+    )
 
 
 # Preferences
@@ -61,7 +101,9 @@ def recognise(row: Record) -> "Format":
 def preference(row: Record, source: str) -> Iterator[dict]:
     """{prompt, chosen, rejected} or {chosen, rejected}: strings, HH strings, or lists of messages."""
     sides = {name: _side(row, name) for name in ("chosen", "rejected")}
-    yield _record(row, source, sides, own=isinstance(row["chosen"], list) and row.get("prompt") is None)
+    yield _record(
+        row, source, sides, own=isinstance(row["chosen"], list) and row.get("prompt") is None
+    )
 
 
 def _side(row: Record, name: str) -> list[Message]:
@@ -85,12 +127,14 @@ def _after_prompt(row: Record, name: str, side: list[Message]) -> list[Message]:
     if not prompt:
         return side
     before = [_user(prompt)] if isinstance(prompt, str) else _messages(row, "prompt")
-    if side[:len(before)] == before:
+    if side[: len(before)] == before:
         return side
     if isinstance(prompt, str) and side and side[0]["role"] != "assistant":
         if any(message["role"] == "user" and _same(message["content"], prompt) for message in side):
             return side
-        raise RecordError("neither holds the prompt nor begins with the assistant", field=name, record=row)
+        raise RecordError(
+            "neither holds the prompt nor begins with the assistant", field=name, record=row
+        )
     return before + side
 
 
@@ -98,38 +142,56 @@ def _hh(row: Record, name: str) -> list[Message]:
     """Anthropic HH: one string, each turn behind a blank line and "Human:" or "Assistant:"."""
     before, *parts = HH_HEADER.split("\n\n" + row[name].lstrip())
     if before.strip() or not parts:
-        raise RecordError('is a string with neither a prompt beside it nor "Human:" at its start', field=name,
-                          record=row)
+        raise RecordError(
+            'is a string with neither a prompt beside it nor "Human:" at its start',
+            field=name,
+            record=row,
+        )
     speak = {"Human": _user, "Assistant": _assistant}
-    said = _joined(speak[header](text.strip()) for header, text in zip(parts[::2], parts[1::2], strict=True))
+    said = _joined(
+        speak[header](text.strip()) for header, text in zip(parts[::2], parts[1::2], strict=True)
+    )
     for index, (message, following) in enumerate(pairwise(said), start=1):
         if message["role"] == following["role"]:
-            raise RecordError('two "Assistant:" headers in a row; where one turn ends cannot be told',
-                              field=f"{name}[{index}]", record=row)
+            raise RecordError(
+                'two "Assistant:" headers in a row; where one turn ends cannot be told',
+                field=f"{name}[{index}]",
+                record=row,
+            )
     return said
 
 
 def sharegpt_preference(row: Record, source: str) -> Iterator[dict]:
     """ShareGPT with two replies: `conversations` is the history, `chosen` and `rejected` one message each."""
     history = _with_system(row, _messages(row, "conversations"))
-    yield _record(row, source, {name: history + _messages(row, name) for name in ("chosen", "rejected")})
+    yield _record(
+        row, source, {name: history + _messages(row, name) for name in ("chosen", "rejected")}
+    )
 
 
 def ultrainteract(row: Record, source: str) -> Iterator[dict]:
     """UltraInteract_pair: `trajectory` is the history, `chosen` and `rejected` the next action."""
     history = _messages(row, "trajectory")
-    yield _record(row, source, {name: [*history, _assistant(row[name])] for name in ("chosen", "rejected")})
+    yield _record(
+        row, source, {name: [*history, _assistant(row[name])] for name in ("chosen", "rejected")}
+    )
 
 
 def llmbar(row: Record, source: str) -> Iterator[dict]:
     """LLMBar: `label` 1 or 2 says which output is better. The subset's name comes from the file's or folder's."""
     if row["label"] not in (1, 2):
         raise RecordError(f"is {row['label']!r}; it should be 1 or 2", field="label", record=row)
-    outputs = [row["output_1"], row["output_2"]] if row["label"] == 1 else [row["output_2"], row["output_1"]]
+    outputs = (
+        [row["output_1"], row["output_2"]]
+        if row["label"] == 1
+        else [row["output_2"], row["output_1"]]
+    )
     chosen, rejected = ([_user(row["input"]), _assistant(output)] for output in outputs)
     places = re.split(r"[\\/.\[:]", row.where or source)
     labels = [{"subset": LLMBAR_SUBSETS[place]} for place in places if place in LLMBAR_SUBSETS]
-    yield _record(row, source, {"chosen": chosen, "rejected": rejected}, labels[-1] if labels else None)
+    yield _record(
+        row, source, {"chosen": chosen, "rejected": rejected}, labels[-1] if labels else None
+    )
 
 
 def openjudge(row: Record, source: str) -> Iterator[dict]:
@@ -139,10 +201,17 @@ def openjudge(row: Record, source: str) -> Iterator[dict]:
     outputs = _part(row, "evaluation_sample.outputs", list)
     sides = {}
     for name in ("chosen", "rejected"):
-        found = [output for output in outputs if isinstance(output, dict) and output.get("content_label") == name]
+        found = [
+            output
+            for output in outputs
+            if isinstance(output, dict) and output.get("content_label") == name
+        ]
         if len(found) != 1:
-            raise RecordError(f"{len(found)} outputs are labelled {name}; there should be one",
-                              field="evaluation_sample.outputs", record=row)
+            raise RecordError(
+                f"{len(found)} outputs are labelled {name}; there should be one",
+                field="evaluation_sample.outputs",
+                record=row,
+            )
         sides[name] = [*history, _assistant(found[0].get("content"))]
     labels = _labels(sample.get("data_info")) | _labels(row.get("extra_metadata"))
     yield _record(row, source, sides, labels)
@@ -158,16 +227,25 @@ def candidates(row: Record, source: str) -> Iterator[dict]:
     """
     said, id, labels = _candidates(row)
     for sample, (correct, reply) in enumerate(said):
-        yield _record(row, source, {"messages": reply}, {**labels, "correct": correct}, id=id) | {"sample": sample}
+        yield _record(row, source, {"messages": reply}, {**labels, "correct": correct}, id=id) | {
+            "sample": sample
+        }
 
 
 def candidate_pairs(row: Record, source: str) -> Iterator[dict]:
     """Every right reply over every wrong one; `candidates` in the metadata are their numbers, each in its list."""
     said, id, labels = _candidates(row)
-    right, wrong = ([reply for correct, reply in said if correct is wanted] for wanted in (True, False))
+    right, wrong = (
+        [reply for correct, reply in said if correct is wanted] for wanted in (True, False)
+    )
     for (first, good), (second, bad) in product(enumerate(right), enumerate(wrong)):
-        yield _record(row, source, {"chosen": good, "rejected": bad}, {**labels, "candidates": [first, second]},
-                      id=f"{id}/{first}-{second}")
+        yield _record(
+            row,
+            source,
+            {"chosen": good, "rejected": bad},
+            {**labels, "candidates": [first, second]},
+            id=f"{id}/{first}-{second}",
+        )
 
 
 def _candidates(row: Record) -> tuple[list[tuple[bool, list[Message]]], str, dict]:
@@ -177,8 +255,11 @@ def _candidates(row: Record) -> tuple[list[tuple[bool, list[Message]]], str, dic
     score is made of: which of two prompts on one question a row is (`sample_type`, `prompt_id`).
     """
     before = [_user(row["prompt"])] if isinstance(row["prompt"], str) else _messages(row, "prompt")
-    said = [(name == "chosen", _with_system(row, [*before, _assistant(reply)]))
-            for name in ("chosen", "rejected") for reply in row[name]]
+    said = [
+        (name == "chosen", _with_system(row, [*before, _assistant(reply)]))
+        for name in ("chosen", "rejected")
+        for reply in row[name]
+    ]
     known = _id(row)
     if isinstance(row.get("domain"), str) and known is not None:
         known = f"{row['domain']}/{known}"
@@ -189,8 +270,12 @@ def _candidates(row: Record) -> tuple[list[tuple[bool, list[Message]]], str, dic
 
 def _lists_of_replies(row: Record) -> bool:
     """Whether both sides are lists of texts, and so not one conversation each."""
-    return all(isinstance(row[name], list) and row[name] and all(isinstance(reply, str) for reply in row[name])
-               for name in ("chosen", "rejected"))
+    return all(
+        isinstance(row[name], list)
+        and row[name]
+        and all(isinstance(reply, str) for reply in row[name])
+        for name in ("chosen", "rejected")
+    )
 
 
 # Trees and trajectories
@@ -199,19 +284,30 @@ def _lists_of_replies(row: Record) -> bool:
 def oasst_pairs(row: Record, source: str) -> Iterator[dict]:
     """OpenAssistant: every two replies to the same message whose ranks differ; rank 0 is best."""
     for path, node in _walk(_part(row, "prompt", dict), []):
-        replies = [reply for reply in _replies(node) if reply["role"] == "assistant" and reply.get("rank") is not None]
+        replies = [
+            reply
+            for reply in _replies(node)
+            if reply["role"] == "assistant" and reply.get("rank") is not None
+        ]
         for better, worse in combinations(sorted(replies, key=lambda reply: reply["rank"]), 2):
             if better["rank"] < worse["rank"]:
-                sides = {"chosen": [*path, _assistant(better["text"])], "rejected": [*path, _assistant(worse["text"])]}
+                sides = {
+                    "chosen": [*path, _assistant(better["text"])],
+                    "rejected": [*path, _assistant(worse["text"])],
+                }
                 labels = {"ranks": [better["rank"], worse["rank"]], "lang": better.get("lang")}
-                yield _record(row, source, sides, labels, id=f"{better['message_id']}-{worse['message_id']}")
+                yield _record(
+                    row, source, sides, labels, id=f"{better['message_id']}-{worse['message_id']}"
+                )
 
 
 def oasst_paths(row: Record, source: str) -> Iterator[dict]:
     """OpenAssistant: every path from the prompt to a leaf."""
     for path, node in _walk(_part(row, "prompt", dict), []):
         if not _replies(node):
-            yield _record(row, source, {"messages": path}, {"lang": node.get("lang")}, id=node["message_id"])
+            yield _record(
+                row, source, {"messages": path}, {"lang": node.get("lang")}, id=node["message_id"]
+            )
 
 
 def _walk(node: dict, before: list[Message]) -> Iterator[tuple[list[Message], dict]]:
@@ -230,9 +326,13 @@ def mint(row: Record, source: str) -> Iterator[dict]:
     """MINT: one trajectory, with what names its task and whether it was solved in the metadata."""
     task, state = _part(row, "task", dict), _part(row, "state", dict)
     if not isinstance(state.get("success"), bool):
-        raise RecordError("is missing; it should be true or false", field="state.success", record=row)
+        raise RecordError(
+            "is missing; it should be true or false", field="state.success", record=row
+        )
     said = _joined(_messages(row, "state.history"))
-    yield _record(row, source, {"messages": said}, _labels(state) | {name: task.get(name) for name in TASK})
+    yield _record(
+        row, source, {"messages": said}, _labels(state) | {name: task.get(name) for name in TASK}
+    )
 
 
 def is_trajectory(record: Record) -> bool:
@@ -251,7 +351,10 @@ def solved_pairs(trajectories: Iterable[dict]) -> Iterator[Record]:
         task = content_id(*(trajectory["metadata"][name] for name in TASK))
         tasks.setdefault(task, []).append(trajectory)
     for group in tasks.values():
-        solved, unsolved = ([one for one in group if one["metadata"]["success"] is wanted] for wanted in (True, False))
+        solved, unsolved = (
+            [one for one in group if one["metadata"]["success"] is wanted]
+            for wanted in (True, False)
+        )
         for good in solved:
             for bad in unsolved:
                 yield _solved_pair(good, bad)
@@ -261,10 +364,21 @@ def _solved_pair(solved: dict, unsolved: dict) -> Record:
     chosen, rejected = _answered(solved["messages"]), _answered(unsolved["messages"])
     about = solved["metadata"]
     metadata = {name: about[name] for name in TASK} | {
-        "turns": records.turns(chosen), "same_prompt": chosen[0] == rejected[0],
-        "chosen_source": about.get("source"), "rejected_source": unsolved["metadata"].get("source")}
-    return records.preference(Record({"id": content_id(chosen, rejected), "chosen": chosen, "rejected": rejected,
-                                      "metadata": metadata}))
+        "turns": records.turns(chosen),
+        "same_prompt": chosen[0] == rejected[0],
+        "chosen_source": about.get("source"),
+        "rejected_source": unsolved["metadata"].get("source"),
+    }
+    return records.preference(
+        Record(
+            {
+                "id": content_id(chosen, rejected),
+                "chosen": chosen,
+                "rejected": rejected,
+                "metadata": metadata,
+            }
+        )
+    )
 
 
 def _answered(messages: list[Message]) -> list[Message]:
@@ -282,7 +396,11 @@ def votes(row: Record, source: str) -> Iterator[dict]:
     winners = {"model_a": "a", "model_b": "b"}
     winner = "tie" if str(row["winner"]).startswith("tie") else winners.get(row["winner"])
     if winner is None:
-        raise RecordError(f"is {row['winner']!r}; it should be model_a, model_b or tie", field="winner", record=row)
+        raise RecordError(
+            f"is {row['winner']!r}; it should be model_a, model_b or tie",
+            field="winner",
+            record=row,
+        )
     cut = 2 * row["turn"] if isinstance(row.get("turn"), int) else None
     sides = {side: _messages(row, f"conversation_{side}")[:cut] for side in ("a", "b")}
     named = [row.get(name) for name in ("question_id", "model_a", "model_b", "judge", "turn")]
@@ -295,7 +413,9 @@ def comparison(row: Record, source: str) -> Iterator[dict]:
 
 
 def conversation(row: Record, source: str) -> Iterator[dict]:
-    yield _record(row, source, {"messages": _with_system(row, _messages(row, "messages"))}, own=True)
+    yield _record(
+        row, source, {"messages": _with_system(row, _messages(row, "messages"))}, own=True
+    )
 
 
 def sharegpt(row: Record, source: str) -> Iterator[dict]:
@@ -307,7 +427,9 @@ def mtbench101(row: Record, source: str) -> Iterator[dict]:
     said = []
     for index, turn in enumerate(_part(row, "history", list)):
         if not isinstance(turn, dict):
-            raise RecordError("is no object with user and bot", field=f"history[{index}]", record=row)
+            raise RecordError(
+                "is no object with user and bot", field=f"history[{index}]", record=row
+            )
         said += [_user(turn.get("user")), _assistant(turn.get("bot"))]
     yield _record(row, source, {"messages": said})
 
@@ -317,27 +439,50 @@ def prompt_alone(row: Record, source: str) -> Iterator[dict]:
     said = [_user(row["prompt"])] if isinstance(row["prompt"], str) else _messages(row, "prompt")
     if row.get("completion"):
         completion = row["completion"]
-        said += [_assistant(completion)] if isinstance(completion, str) else _messages(row, "completion")
+        said += (
+            [_assistant(completion)]
+            if isinstance(completion, str)
+            else _messages(row, "completion")
+        )
     yield _record(row, source, {"messages": _with_system(row, said)})
 
 
 # What the readers share
 
 
-def _record(row: Record, source: str, sides: dict[str, list[Message]], labels: dict | None = None, *,
-            id: str | None = None, own: bool = False) -> dict:
+def _record(
+    row: Record,
+    source: str,
+    sides: dict[str, list[Message]],
+    labels: dict | None = None,
+    *,
+    id: str | None = None,
+    own: bool = False,
+) -> dict:
     """A record of these sides, with the row's labels and `labels` in its metadata.
 
     `own`: a row that has an id beside its messages is a record already; it keeps its fields.
     """
-    about = {**(row["metadata"] if isinstance(row.get("metadata"), dict) else {}), **_labels(row), **(labels or {}),
-             "turns": records.turns(next(iter(sides.values())))}
+    about = {
+        **(row["metadata"] if isinstance(row.get("metadata"), dict) else {}),
+        **_labels(row),
+        **(labels or {}),
+        "turns": records.turns(next(iter(sides.values()))),
+    }
     if source:
         about.setdefault("source", source)
     known = _id(row) if id is None else id
     if own and known is not None:
-        return {**row, **sides, "metadata": about if row.get("metadata") is None else row["metadata"]}
-    return {"id": content_id(*sides.values()) if known is None else known, **sides, "metadata": about}
+        return {
+            **row,
+            **sides,
+            "metadata": about if row.get("metadata") is None else row["metadata"],
+        }
+    return {
+        "id": content_id(*sides.values()) if known is None else known,
+        **sides,
+        "metadata": about,
+    }
 
 
 def _id(row: Record) -> str | int | None:
@@ -352,8 +497,13 @@ def _labels(fields: object) -> dict:
     """The fields that label a row (subset, task, score, ...) rather than hold its text."""
     if not isinstance(fields, dict):
         return {}
-    return {name: value for name, value in fields.items()
-            if name not in NOT_LABELS and isinstance(value, str | int | float) and len(str(value)) <= LABEL_LENGTH}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in NOT_LABELS
+        and isinstance(value, str | int | float)
+        and len(str(value)) <= LABEL_LENGTH
+    }
 
 
 def _messages(row: Record, field: str) -> list[Message]:
@@ -364,9 +514,14 @@ def _messages(row: Record, field: str) -> list[Message]:
         found = message if isinstance(message, dict) else {}
         speaker = found.get("role") or found.get("from")
         if not isinstance(speaker, str) or speaker not in SPEAKERS:
-            raise RecordError(f"is no message by the system, the user or the assistant (role {speaker!r})",
-                              field=f"{field}[{index}]", record=row)
-        said.append({"role": SPEAKERS[speaker], "content": found.get("content", found.get("value"))})
+            raise RecordError(
+                f"is no message by the system, the user or the assistant (role {speaker!r})",
+                field=f"{field}[{index}]",
+                record=row,
+            )
+        said.append(
+            {"role": SPEAKERS[speaker], "content": found.get("content", found.get("value"))}
+        )
     return said
 
 
@@ -377,8 +532,11 @@ def _part(row: Record, field: str, kind: type | tuple[type, ...]) -> object:
         value = value.get(name) if isinstance(value, dict) else None
     if not isinstance(value, kind):
         kinds = {dict: "an object", list: "a list", (list, dict): "a list of messages"}
-        raise RecordError(f"{'is missing' if value is None else 'is not readable'}; it should be {kinds[kind]}",
-                          field=field, record=row)
+        raise RecordError(
+            f"{'is missing' if value is None else 'is not readable'}; it should be {kinds[kind]}",
+            field=field,
+            record=row,
+        )
     return value
 
 
@@ -395,7 +553,12 @@ def _joined(messages: Iterable[Message]) -> list[Message]:
     said: list[Message] = []
     for message in messages:
         last = said[-1] if said else message
-        if last is not message and last["role"] == message["role"] == "user" and last["content"] and message["content"]:
+        if (
+            last is not message
+            and last["role"] == message["role"] == "user"
+            and last["content"]
+            and message["content"]
+        ):
             message = _user(f"{said.pop()['content']}\n\n{message['content']}")
         said.append(message)
     return said
@@ -417,21 +580,34 @@ class Format(NamedTuple):
     name: str
     columns: frozenset[str]  # a row of this format has these, and may have more
     read: Callable[[Record, str], Iterator[dict]]
-    pairs: Callable[[Record, str], Iterator[dict]] | None = None  # where pairs are read from a row in another way
+    pairs: Callable[[Record, str], Iterator[dict]] | None = (
+        None  # where pairs are read from a row in another way
+    )
     fits: Callable[[Record], bool] = lambda row: True  # where columns do not tell
 
 
 FORMATS = [  # the more telling columns first
     Format("OpenJudge", frozenset({"evaluation_sample"}), openjudge),
-    Format("OpenAssistant tree", frozenset({"message_tree_id", "prompt"}), oasst_paths, oasst_pairs),
+    Format(
+        "OpenAssistant tree", frozenset({"message_tree_id", "prompt"}), oasst_paths, oasst_pairs
+    ),
     Format("MINT trajectory", frozenset({"state", "task"}), mint),
     Format("MT-Bench-101", frozenset({"history"}), mtbench101),
     Format("MT-Bench votes", frozenset({"conversation_a", "conversation_b", "winner"}), votes),
     Format("LLMBar", frozenset({"input", "output_1", "output_2", "label"}), llmbar),
     Format("UltraInteract pair", frozenset({"trajectory", "chosen", "rejected"}), ultrainteract),
-    Format("ShareGPT preference", frozenset({"conversations", "chosen", "rejected"}), sharegpt_preference),
-    Format("RewardBench 2 or RM-Bench", frozenset({"prompt", "chosen", "rejected"}), candidates, candidate_pairs,
-           _lists_of_replies),
+    Format(
+        "ShareGPT preference",
+        frozenset({"conversations", "chosen", "rejected"}),
+        sharegpt_preference,
+    ),
+    Format(
+        "RewardBench 2 or RM-Bench",
+        frozenset({"prompt", "chosen", "rejected"}),
+        candidates,
+        candidate_pairs,
+        _lists_of_replies,
+    ),
     Format("preference, HH or RewardBench", frozenset({"chosen", "rejected"}), preference),
     Format("comparison", frozenset({"a", "b"}), comparison),
     Format("conversation", frozenset({"messages"}), conversation),

@@ -16,11 +16,19 @@ from musiccli.core.seen import Seen
 from musiccli.sample import corruptions as corrupt
 from musiccli.sample import formats
 
-ENDS = {"user": {"assistant"}, "assistant": {"user"}, "any": {"user", "assistant"}}  # who spoke last, by who is next
+ENDS = {
+    "user": {"assistant"},
+    "assistant": {"user"},
+    "any": {"user", "assistant"},
+}  # who spoke last, by who is next
 CHARACTERS_A_TOKEN = 4  # no tokenizer is loaded here: a rough figure for English
-GRAM = 13  # words: the longest overlap that GPT-3's authors looked for (arXiv 2005.14165, appendix C)
-UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer, which set no words apart,
-            "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff")  # kana, Chinese characters
+GRAM = (
+    13  # words: the longest overlap that GPT-3's authors looked for (arXiv 2005.14165, appendix C)
+)
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer, which set no words apart,
+    "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
+)  # kana, Chinese characters
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")  # each character of theirs is a word
 
 
@@ -28,10 +36,20 @@ class Dropped(Exception):
     """A record that gives nothing of the kind asked for; the text is the reason, as the last line counts it."""
 
 
-def sample(rows: Iterable[tuple[str, Record]], emit: str = "seeds", *, count: int | None = None, seed: int = 0,
-           next_speaker: str = "user", max_tokens: int | None = None, kinds: Collection[str] = (),
-           last_turn: bool = False, benchmark: "Benchmark | None" = None, rejects: Rejects | None = None,
-           counts: Counter | None = None) -> Iterator[dict]:
+def sample(
+    rows: Iterable[tuple[str, Record]],
+    emit: str = "seeds",
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    next_speaker: str = "user",
+    max_tokens: int | None = None,
+    kinds: Collection[str] = (),
+    last_turn: bool = False,
+    benchmark: "Benchmark | None" = None,
+    rejects: Rejects | None = None,
+    counts: Counter | None = None,
+) -> Iterator[dict]:
     """Records of the kind `emit` from (source, row) pairs, in the order of the rows.
 
     Too long ones, repeated ones and ones that overlap `benchmark` are dropped, each under its reason in `counts`; then
@@ -41,11 +59,19 @@ def sample(rows: Iterable[tuple[str, Record]], emit: str = "seeds", *, count: in
     counts = Counter() if counts is None else counts
     found = read(rows, rejects or Rejects(), counts, pairs=emit in ("pairs", "comparisons"))
     found = outside(found, benchmark, counts) if benchmark else found
-    make = {"seeds": partial(seeds, next_speaker=next_speaker, max_tokens=max_tokens), "prompts": prompts,
-            "pairs": pairs, "comparisons": comparisons, "conversations": conversations,
-            "corruptions": partial(corruptions, kinds=kinds or corrupt.KINDS),
-            "contrasts": partial(contrasts, last=last_turn)}[emit]
-    if emit in ("corruptions", "contrasts"):  # every conversation is held, for the others to borrow from
+    make = {
+        "seeds": partial(seeds, next_speaker=next_speaker, max_tokens=max_tokens),
+        "prompts": prompts,
+        "pairs": pairs,
+        "comparisons": comparisons,
+        "conversations": conversations,
+        "corruptions": partial(corruptions, kinds=kinds or corrupt.KINDS),
+        "contrasts": partial(contrasts, last=last_turn),
+    }[emit]
+    if emit in (
+        "corruptions",
+        "contrasts",
+    ):  # every conversation is held, for the others to borrow from
         found = list(unique(((record, record) for record in once(found, counts)), counts))
         make = partial(make, pool=corrupt.Pool(found, counts))
 
@@ -63,8 +89,13 @@ def sample(rows: Iterable[tuple[str, Record]], emit: str = "seeds", *, count: in
     return results if count is None else choose(results, count, seed, counts)
 
 
-def read(rows: Iterable[tuple[str, Record]], rejects: Rejects, counts: Counter | None = None, *,
-         pairs: bool = False) -> Iterator[Record]:
+def read(
+    rows: Iterable[tuple[str, Record]],
+    rejects: Rejects,
+    counts: Counter | None = None,
+    *,
+    pairs: bool = False,
+) -> Iterator[Record]:
     """The records of all rows. For pairs, solved and unsolved trajectories are held until the last row is read."""
     counts = Counter() if counts is None else counts
     trajectories = []
@@ -95,14 +126,19 @@ def _records(row: Record, source: str, pairs: bool, hint: bool) -> list[Record]:
 # What one record gives: each takes a record and a random generator of its own
 
 
-def seeds(record: Record, rng: random.Random, *, next_speaker: str = "user",
-          max_tokens: int | None = None) -> list[dict]:
+def seeds(
+    record: Record, rng: random.Random, *, next_speaker: str = "user", max_tokens: int | None = None
+) -> list[dict]:
     """The beginning of a random side, cut at random where `next_speaker` may go on; never over `max_tokens`."""
     side = rng.choice(side_names(record))
     said = record[side]
-    ends = [end for end, message in enumerate(said, start=1) if message["role"] in ENDS[next_speaker]]
+    ends = [
+        end for end, message in enumerate(said, start=1) if message["role"] in ENDS[next_speaker]
+    ]
     if not ends:
-        raise Dropped(f"nowhere for the {'next speaker' if next_speaker == 'any' else next_speaker} to go on")
+        raise Dropped(
+            f"nowhere for the {'next speaker' if next_speaker == 'any' else next_speaker} to go on"
+        )
     fitting = [end for end in ends if not max_tokens or tokens(said[:end]) <= max_tokens]
     if not fitting:
         raise Dropped(f"longer than {max_tokens} tokens")
@@ -113,7 +149,7 @@ def seeds(record: Record, rng: random.Random, *, next_speaker: str = "user",
 def prompts(record: Record, rng: random.Random) -> list[dict]:
     """The first user message, after the system message where there is one."""
     said = record[side_names(record)[0]]
-    return [_conversation(record, said[:1 + (said[0]["role"] == "system")])]
+    return [_conversation(record, said[: 1 + (said[0]["role"] == "system")])]
 
 
 def pairs(record: Record, rng: random.Random) -> list[dict]:
@@ -124,8 +160,14 @@ def pairs(record: Record, rng: random.Random) -> list[dict]:
     loser = {"a": "b", "b": "a"}.get(winner)
     if loser is None:
         raise Dropped("tie" if winner == "tie" else "nobody ranked it")
-    return [{"id": record["id"], "chosen": record[winner], "rejected": record[loser],
-             "metadata": record.get("metadata") or {}}]
+    return [
+        {
+            "id": record["id"],
+            "chosen": record[winner],
+            "rejected": record[loser],
+            "metadata": record.get("metadata") or {},
+        }
+    ]
 
 
 def comparisons(record: Record, rng: random.Random) -> list[dict]:
@@ -135,8 +177,15 @@ def comparisons(record: Record, rng: random.Random) -> list[dict]:
     if "chosen" not in record:
         raise Dropped("one conversation, nothing to compare it with")
     first, second = rng.sample(("chosen", "rejected"), 2)
-    return [{"id": record["id"], "a": record[first], "b": record[second], "winner": "a" if first == "chosen" else "b",
-             "metadata": record.get("metadata") or {}}]
+    return [
+        {
+            "id": record["id"],
+            "a": record[first],
+            "b": record[second],
+            "winner": "a" if first == "chosen" else "b",
+            "metadata": record.get("metadata") or {},
+        }
+    ]
 
 
 def conversations(record: Record, rng: random.Random) -> list[dict]:
@@ -144,11 +193,18 @@ def conversations(record: Record, rng: random.Random) -> list[dict]:
     if "messages" in record:
         return [record]
     if "chosen" in record:
-        return [_conversation(record, record[side]) | {"branch": side} for side in ("chosen", "rejected")]
-    return [_conversation(record, record[side]) | {"sample": number} for number, side in enumerate("ab")]
+        return [
+            _conversation(record, record[side]) | {"branch": side}
+            for side in ("chosen", "rejected")
+        ]
+    return [
+        _conversation(record, record[side]) | {"sample": number} for number, side in enumerate("ab")
+    ]
 
 
-def corruptions(record: Record, rng: random.Random, *, pool: corrupt.Pool, kinds: Collection[str]) -> list[dict]:
+def corruptions(
+    record: Record, rng: random.Random, *, pool: corrupt.Pool, kinds: Collection[str]
+) -> list[dict]:
     """The conversation, or the better side, over each corruption of it."""
     made = corrupt.corruptions(record, rng, pool=pool, kinds=kinds)
     if not made:
@@ -161,7 +217,11 @@ def contrasts(record: Record, rng: random.Random, *, pool: corrupt.Pool, last: b
     """The conversation, or the better side, over itself with one reply out of another conversation."""
     made = corrupt.contrast(record, rng, pool=pool, last=last)
     if made is None:
-        raise Dropped("no match in another conversation" if records.turns(corrupt.intact(record)) else "no reply")
+        raise Dropped(
+            "no match in another conversation"
+            if records.turns(corrupt.intact(record))
+            else "no reply"
+        )
     return [made]
 
 
@@ -189,7 +249,9 @@ def once(found: Iterable[Record], counts: Counter) -> Iterator[Record]:
     seen = Seen()
     for record in found:
         said = corrupt.intact(record)
-        if not records.turns(said) or seen.add(hash(_text(said))):  # what nobody answered is dropped for that
+        if not records.turns(said) or seen.add(
+            hash(_text(said))
+        ):  # what nobody answered is dropped for that
             yield record
         else:
             counts["dropped (duplicate)"] += 1
@@ -202,7 +264,13 @@ def unique(made: Iterable[tuple[Record, dict]], counts: Counter) -> Iterator[dic
     """
     texts, ids = Seen(), Seen()
     for record, result in made:
-        text = hash((_told_apart(record, result), result.get("branch"), *(_text(side) for side in sides(result))))
+        text = hash(
+            (
+                _told_apart(record, result),
+                result.get("branch"),
+                *(_text(side) for side in sides(result)),
+            )
+        )
         if not texts.add(text):
             counts["dropped (duplicate)"] += 1
             continue
@@ -261,17 +329,22 @@ class Benchmark:
 
     def overlaps(self, record: Record) -> bool:
         """Whether a record begins with one of the prompts, or any user message shares 13 words in a row with one."""
-        return any(" ".join(said[0]) in self._first or
-                   any(gram in self._grams for words in said for gram in _grams(words)) for said in _asked(record))
+        return any(
+            " ".join(said[0]) in self._first
+            or any(gram in self._grams for words in said for gram in _grams(words))
+            for said in _asked(record)
+        )
 
 
 def _asked(record: Record) -> Iterator[list[list[str]]]:
     """For each side, its user messages as lower-case words; one without any, "???", is a word itself."""
     for side in sides(record):
-        texts = [message["content"].strip().casefold() for message in side if message["role"] == "user"]
+        texts = [
+            message["content"].strip().casefold() for message in side if message["role"] == "user"
+        ]
         if texts:
             yield [WORD.findall(text) or [text] for text in texts]
 
 
 def _grams(words: list[str]) -> Iterator[int]:
-    return (hash(tuple(words[start:start + GRAM])) for start in range(len(words) - GRAM + 1))
+    return (hash(tuple(words[start : start + GRAM])) for start in range(len(words) - GRAM + 1))

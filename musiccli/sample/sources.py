@@ -26,23 +26,48 @@ class Hub(NamedTuple):
 
 
 SHORT_NAMES = {
-    "skywork": Hub("Skywork/Skywork-Reward-Preference-80K-v0.2", "train", "196326738b67b9c3e6aa6829cab639d8401ad385"),
-    "ultrafeedback": Hub("HuggingFaceH4/ultrafeedback_binarized", "train_prefs",
-                         "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"),
-    "ultrainteract": Hub("openbmb/UltraInteract_pair", "train", "3692843c72c3a297c7914cdf76c0ffce5e38a234"),
+    "skywork": Hub(
+        "Skywork/Skywork-Reward-Preference-80K-v0.2",
+        "train",
+        "196326738b67b9c3e6aa6829cab639d8401ad385",
+    ),
+    "ultrafeedback": Hub(
+        "HuggingFaceH4/ultrafeedback_binarized",
+        "train_prefs",
+        "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85",
+    ),
+    "ultrainteract": Hub(
+        "openbmb/UltraInteract_pair", "train", "3692843c72c3a297c7914cdf76c0ffce5e38a234"
+    ),
     "hh": Hub("Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"),
-    "hh-helpful": Hub("Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "helpful-base"),
-    "hh-harmless": Hub("Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "harmless-base"),
-    "rewardbench": Hub("allenai/reward-bench", "filtered", "168d848cdbbea9764fae4a544dc9ca1e6cca4931"),
-    "rewardbench2": Hub("allenai/reward-bench-2", "test", "7ff08853b0d5686e79b13fda8677024f566a104a"),
-    "mt-bench-human": Hub("lmsys/mt_bench_human_judgments", "human", "f7d2896d2cc5d80f8b55c2bbc722613555233c25"),
+    "hh-helpful": Hub(
+        "Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "helpful-base"
+    ),
+    "hh-harmless": Hub(
+        "Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "harmless-base"
+    ),
+    "rewardbench": Hub(
+        "allenai/reward-bench", "filtered", "168d848cdbbea9764fae4a544dc9ca1e6cca4931"
+    ),
+    "rewardbench2": Hub(
+        "allenai/reward-bench-2", "test", "7ff08853b0d5686e79b13fda8677024f566a104a"
+    ),
+    "mt-bench-human": Hub(
+        "lmsys/mt_bench_human_judgments", "human", "f7d2896d2cc5d80f8b55c2bbc722613555233c25"
+    ),
 }
 SUFFIX = re.compile(r"\.(parquet|(jsonl|ndjson|json)(\.gz|\.zst)?)$")
 CONTAMINATED = "Skywork/Skywork-Reward-Preference-80K-v0.1"
 
 
-def rows(names: Iterable[str], rejects: jsonl.Rejects, *, split: str | None = None, revision: str | None = None,
-         say: Callable[[str], None] = lambda _: None) -> Rows:
+def rows(
+    names: Iterable[str],
+    rejects: jsonl.Rejects,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Rows:
     """The rows of several datasets, one after the other, each with the name of its source.
 
     A name is a file, a folder, `-`, a short name or a hub id; what exists on the disk comes first. Lines that are no
@@ -52,14 +77,21 @@ def rows(names: Iterable[str], rejects: jsonl.Rejects, *, split: str | None = No
     return (row for opened in found for row in opened)
 
 
-def _open(name: str, rejects: jsonl.Rejects, split: str | None, revision: str | None,
-          say: Callable[[str], None]) -> list[Rows]:
+def _open(
+    name: str,
+    rejects: jsonl.Rejects,
+    split: str | None,
+    revision: str | None,
+    say: Callable[[str], None],
+) -> list[Rows]:
     path = Path(name)
     local = name == "-" or path.exists()
     if local and revision:
         raise InputError(f"--revision {revision}: pins a hub dataset; {name} is here on the disk")
     if local and split and not path.is_dir():
-        raise InputError(f"--split {split}: names a part of a folder or of a hub dataset; {name} is one file")
+        raise InputError(
+            f"--split {split}: names a part of a folder or of a hub dataset; {name} is one file"
+        )
     if path.is_dir():
         return _folder(path, rejects, split)
     if local:
@@ -67,7 +99,9 @@ def _open(name: str, rejects: jsonl.Rejects, split: str | None, revision: str | 
     hub = SHORT_NAMES.get(name) or (Hub(name) if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None)
     if hub is None or SUFFIX.search(name):
         known = ", ".join(SHORT_NAMES)
-        raise InputError(f"{name}: no such file or folder, no short name ({known}) and no hub id (OWNER/NAME)")
+        raise InputError(
+            f"{name}: no such file or folder, no short name ({known}) and no hub id (OWNER/NAME)"
+        )
     return [_hub(hub._replace(split=split or hub.split, revision=revision or hub.revision), say)]
 
 
@@ -75,8 +109,12 @@ def _folder(path: Path, rejects: jsonl.Rejects, split: str | None) -> list[Rows]
     """A folder's data files in the order of their names, or a dataset that `datasets` saved there."""
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         return [_saved(path, split)]
-    files = sorted(file for file in path.rglob("*") if SUFFIX.search(file.name)
-                   and not any(part.startswith(".") for part in file.relative_to(path).parts))
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if SUFFIX.search(file.name)
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
     if not files:
         raise InputError(f"{path}: holds no .json, .jsonl or .parquet file")
     if split:
@@ -121,12 +159,16 @@ def _list(path: str, rejects: jsonl.Rejects) -> Iterator[Record]:
     try:
         items = orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}: is not JSON: {error.msg} (line {error.lineno} column {error.colno})") from None
+        raise InputError(
+            f"{path}: is not JSON: {error.msg} (line {error.lineno} column {error.colno})"
+        ) from None
     for index, item in enumerate(items):
         row = None
         with rejects.guard():
             if not isinstance(item, dict):
-                raise RecordError("is no object; a row is {...}", where=f"{path}[{index}]", record=item)
+                raise RecordError(
+                    "is no object; a row is {...}", where=f"{path}[{index}]", record=item
+                )
             row = Record(item, f"{path}[{index}]")
         if row is not None:
             yield row
@@ -145,7 +187,10 @@ def _datasets():
     """The library, told to keep its log and its bars from people who did not ask for them."""
     import datasets
 
-    for name in ("datasets", "huggingface_hub"):  # their retries and laments, a line each; one error follows anyway
+    for name in (
+        "datasets",
+        "huggingface_hub",
+    ):  # their retries and laments, a line each; one error follows anyway
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -166,7 +211,9 @@ def _input_error(problem: str) -> Iterator[None]:
 
 def _parquet(path: str) -> Iterator[Record]:
     with _input_error(f"{path}: cannot be read as Parquet"):
-        data = _datasets().load_dataset("parquet", data_files=glob.escape(path), split="train", streaming=True)
+        data = _datasets().load_dataset(
+            "parquet", data_files=glob.escape(path), split="train", streaming=True
+        )
         yield from _records(data, path)
 
 
@@ -178,12 +225,17 @@ def _saved(path: Path, split: str | None) -> Rows:
 
 def _hub(hub: Hub, say: Callable[[str], None]) -> Rows:
     """A dataset of the hub; it is downloaded once and found in the cache from then on."""
-    say(f"reading {hub.path} at {hub.revision[:8]}" if hub.revision else
-        f"reading {hub.path} at main, which may change; --revision COMMIT pins it")
+    say(
+        f"reading {hub.path} at {hub.revision[:8]}"
+        if hub.revision
+        else f"reading {hub.path} at main, which may change; --revision COMMIT pins it"
+    )
     if hub.path == CONTAMINATED:
         say(f"{hub.path} overlaps RewardBench; skywork (v0.2) does not")
     with _input_error(f"{hub.path}: no such file here, and it cannot be had from the hub"):
-        data = _datasets().load_dataset(hub.path, data_dir=hub.folder, split=hub.split, revision=hub.revision)
+        data = _datasets().load_dataset(
+            hub.path, data_dir=hub.folder, split=hub.split, revision=hub.revision
+        )
         data = _one_split(data, hub.path, None)
     return _named(hub.path, _records(data, hub.path))
 
@@ -205,4 +257,3 @@ def _one_split(data, name: str, split: str | None):
     if chosen not in data:
         raise InputError(f"{name}: choose one of its splits with --split: {', '.join(data)}")
     return data[chosen]
-

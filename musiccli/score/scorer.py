@@ -44,9 +44,17 @@ class Outcome:
     cut: bool
 
 
-def score(records: Iterable[Record], model: RewardModel, name: str, settings: Settings | None = None, *,
-          cache: Cache | None = None, team: Team | None = None, rejects: Rejects | None = None,
-          counts: Counter | None = None) -> Iterator[dict]:
+def score(
+    records: Iterable[Record],
+    model: RewardModel,
+    name: str,
+    settings: Settings | None = None,
+    *,
+    cache: Cache | None = None,
+    team: Team | None = None,
+    rejects: Rejects | None = None,
+    counts: Counter | None = None,
+) -> Iterator[dict]:
     """The same records with `scores[name]`: a number, or {side: number} where the record has sides; with `per_turn`
     also `turn_scores[name]`, in place of each number a list.
 
@@ -55,7 +63,11 @@ def score(records: Iterable[Record], model: RewardModel, name: str, settings: Se
     What stands in `cache` is not computed again. Every process of a `team` scores its share of each window and yields
     all records.
     """
-    rejects, counts, team = rejects or Rejects(), Counter() if counts is None else counts, team or Team()
+    rejects, counts, team = (
+        rejects or Rejects(),
+        Counter() if counts is None else counts,
+        team or Team(),
+    )
     scorer = _Scorer(model, settings or Settings(), cache)
     records = iter(records)
     while window := list(islice(records, WINDOW * team.size)):
@@ -67,7 +79,8 @@ def score(records: Iterable[Record], model: RewardModel, name: str, settings: Se
                     raise outcome
                 counts["cut to fit"] += outcome.cut
                 counts["records had scores of this name, replaced; --as names another"] += name in (
-                    record.get("scores") or {})
+                    record.get("scores") or {}
+                )
                 yield _add(record, name, outcome.rewards, scorer.settings.per_turn)
 
 
@@ -76,13 +89,26 @@ class _Scorer:
         self.model, self.settings, self.cache = model, settings, cache
         self.longest = min(settings.max_length or model.context, model.context)
 
-    def by_all(self, window: Sequence[Record], team: Team) -> tuple[list[Outcome | RecordError], int]:
+    def by_all(
+        self, window: Sequence[Record], team: Team
+    ) -> tuple[list[Outcome | RecordError], int]:
         """What became of each record, and how many sequences were in the cache: neighbours of one id, which probably
         share a beginning, go to one process, and every process gets about as many characters."""
-        families = [list(family) for _, family in groupby(range(len(window)), lambda index: window[index]["id"])]
-        weights = [sum(characters(window[index][side]) for index in family for side in side_names(window[index]))
-                   for family in families]
-        own = sorted(index for number in shares(weights, team.size)[team.rank] for index in families[number])
+        families = [
+            list(family)
+            for _, family in groupby(range(len(window)), lambda index: window[index]["id"])
+        ]
+        weights = [
+            sum(
+                characters(window[index][side])
+                for index in family
+                for side in side_names(window[index])
+            )
+            for family in families
+        ]
+        own = sorted(
+            index for number in shares(weights, team.size)[team.rank] for index in families[number]
+        )
         outcomes, cached = self.window([window[index] for index in own])
         gathered = team.gather([(list(zip(own, outcomes, strict=True)), cached)])
         placed = sorted((one for share, _ in gathered for one in share), key=lambda one: one[0])
@@ -91,13 +117,17 @@ class _Scorer:
     def window(self, records: Sequence[Record]) -> tuple[list[Outcome | RecordError], int]:
         """What becomes of some records, scored together, and how many of their sequences were in the cache."""
         outcomes: list[Outcome | RecordError] = []
-        numbers: dict[tuple, int] = {}  # what reads the same is scored once: else rounding would tell it apart
+        numbers: dict[
+            tuple, int
+        ] = {}  # what reads the same is scored once: else rounding would tell it apart
         sequences, places = [], []
         for record in records:
             try:
                 sides, cut = self._encode(record)
             except RecordError as error:
-                error.record = None  # whoever raises it has it, and it would travel between processes
+                error.record = (
+                    None  # whoever raises it has it, and it would travel between processes
+                )
                 outcomes.append(error)
                 continue
             for side in sides:
@@ -108,9 +138,13 @@ class _Scorer:
         left = iter(places)
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, Outcome):
-                outcome.rewards[:] = [rewards[number] for number in islice(left, len(outcome.rewards))]
+                outcome.rewards[:] = [
+                    rewards[number] for number in islice(left, len(outcome.rewards))
+                ]
                 if not all(math.isfinite(value) for side in outcome.rewards for value in side):
-                    outcomes[place] = RecordError("the reward is not a number; the model overflows or is damaged")
+                    outcomes[place] = RecordError(
+                        "the reward is not a number; the model overflows or is damaged"
+                    )
         return outcomes, cached
 
     def _encode(self, record: Record) -> tuple[list[Encoded], bool]:
@@ -123,12 +157,14 @@ class _Scorer:
             if not isinstance(record.get(field) or {}, dict):
                 raise RecordError("is not an object of scores by model", field=field)
         if self.settings.last_only:
-            sides = [side[:side[0]["role"] == "system"] + side[-2:] for side in sides]
+            sides = [side[: side[0]["role"] == "system"] + side[-2:] for side in sides]
         shared = first_divergence(*sides) if len(sides) == 2 else len(sides[0])
         encode = partial(self.model.template.encode, every_turn=self.settings.per_turn)
         fitted = fit(encode, sides, self.longest, shared)
         if fitted is None:
-            raise RecordError(f"is longer than {self.longest} tokens and cannot be cut without losing what differs")
+            raise RecordError(
+                f"is longer than {self.longest} tokens and cannot be cut without losing what differs"
+            )
         return fitted[0], fitted[1] > 0
 
     def _rewards(self, sequences: list[tuple[object, Encoded]]) -> tuple[list[list[float]], int]:
@@ -138,30 +174,45 @@ class _Scorer:
         known = [self.cache.get(key) for key in keys] if self.cache else [None] * len(sequences)
         rewards = [found and found["rewards"] for found in known]
         missing = [index for index, found in enumerate(rewards) if found is None]
-        for index, new in zip(missing, self._compute([sequences[index] for index in missing]), strict=True):
+        for index, new in zip(
+            missing, self._compute([sequences[index] for index in missing]), strict=True
+        ):
             rewards[index] = new
         if self.cache and missing:
             with self.cache.together():
                 for index in missing:
                     if all(map(math.isfinite, rewards[index])):
-                        self.cache.put(keys[index], {"rewards": rewards[index]}, self.model.identity)
+                        self.cache.put(
+                            keys[index], {"rewards": rewards[index]}, self.model.identity
+                        )
         return rewards, len(sequences) - len(missing)
 
     def _compute(self, sequences: list[tuple[object, Encoded]]) -> list[list[float]]:
         network, budget = self.model.network, self.settings.budget
-        groups = _groups(sequences, budget) if network.packed else [[index] for index in range(len(sequences))]
+        groups = (
+            _groups(sequences, budget)
+            if network.packed
+            else [[index] for index in range(len(sequences))]
+        )
         encoded = [[sequences[index][1] for index in group] for group in groups]
         rewards: list[list[float]] = [[] for _ in sequences]
         sizes = [network.size(group) for group in encoded]
         for batch in micro_batches(sizes, budget, padded=not network.packed):
-            with torch.inference_mode(), sufficient("a smaller --budget or --max-length takes less"):
+            with (
+                torch.inference_mode(),
+                sufficient("a smaller --budget or --max-length takes less"),
+            ):
                 found = network([encoded[number] for number in batch])
-            for index, values in zip((index for number in batch for index in groups[number]), found, strict=True):
+            for index, values in zip(
+                (index for number in batch for index in groups[number]), found, strict=True
+            ):
                 rewards[index] = values.tolist()
         return rewards
 
     def _key(self, one: Encoded) -> bytes:
-        return blake2b(orjson.dumps([self.model.identity, one.ids, one.ends]), digest_size=16).digest()
+        return blake2b(
+            orjson.dumps([self.model.identity, one.ids, one.ends]), digest_size=16
+        ).digest()
 
 
 def _groups(sequences: list[tuple[object, Encoded]], budget: int) -> list[list[int]]:
@@ -188,5 +239,7 @@ def _add(record: Record, name: str, sides: list[list[float]], per_turn: bool) ->
     if per_turn:
         added["turn_scores"] = (record.get("turn_scores") or {}) | {name: turns}
     elif name in (record.get("turn_scores") or {}):  # those of an earlier run
-        added["turn_scores"] = {other: found for other, found in record["turn_scores"].items() if other != name}
+        added["turn_scores"] = {
+            other: found for other, found in record["turn_scores"].items() if other != name
+        }
     return {**record, **added}

@@ -50,8 +50,14 @@ class View(NamedTuple):
     votes: list[tuple[str, str]]  # who voted what, and why
 
 
-def select(found: Iterable[Record], *, ids: Sequence[str] = (), where: Sequence[tuple[str, str]] = (),
-           count: int | None = None, counts: Counter | None = None) -> Iterator[Record]:
+def select(
+    found: Iterable[Record],
+    *,
+    ids: Sequence[str] = (),
+    where: Sequence[tuple[str, str]] = (),
+    count: int | None = None,
+    counts: Counter | None = None,
+) -> Iterator[Record]:
     """The first `count` records that have one of `ids` and in every field of `where` its value."""
     counts = Counter() if counts is None else counts
     for record in found:
@@ -67,24 +73,41 @@ def select(found: Iterable[Record], *, ids: Sequence[str] = (), where: Sequence[
 def view(record: Record) -> View:
     """What there is to show of a record of any kind."""
     names = side_names(record)
-    contrast = {entry["message"]: entry.get("instruction") for entry in objects(record, "contrast")
-                if isinstance(entry.get("message"), int)}
+    contrast = {
+        entry["message"]: entry.get("instruction")
+        for entry in objects(record, "contrast")
+        if isinstance(entry.get("message"), int)
+    }
     if names == ("messages",):
         begins = record.get("seed_messages") if isinstance(record.get("seed_messages"), int) else 0
-        seed, simulated = (turns(record, "messages", contrast, *span) for span in ((0, begins), (begins, None)))
+        seed, simulated = (
+            turns(record, "messages", contrast, *span) for span in ((0, begins), (begins, None))
+        )
         shared, columns = (seed, [simulated]) if simulated else ([], [seed])
         divider = "simulated from here"
     else:
         left, right = names
         split = first_divergence(record[left], record[right])
         shared = turns(record, left, {}, 0, split)
-        columns = [turns(record, left, {}, split), turns(record, right, contrast if right == "rejected" else {}, split)]
+        columns = [
+            turns(record, left, {}, split),
+            turns(record, right, contrast if right == "rejected" else {}, split),
+        ]
         columns = compare(*columns)
         divider = "different from here" if any(columns) else "both sides are the same"
     won = record.get("winner")
-    return View(visible(str(record["id"])), visible(kind(record)), facts(record), shared, divider, names,
-                [caption(record, name) for name in names], columns, names.index(won) if won in names else None,
-                votes(record))
+    return View(
+        visible(str(record["id"])),
+        visible(kind(record)),
+        facts(record),
+        shared,
+        divider,
+        names,
+        [caption(record, name) for name in names],
+        columns,
+        names.index(won) if won in names else None,
+        votes(record),
+    )
 
 
 def kind(record: Record) -> str:
@@ -100,7 +123,13 @@ def facts(record: Record) -> list[str]:
     found = [f"{name} {plain(record[name])}" for name in ("branch", "sample") if name in record]
     if "winner" in record:
         winner = record["winner"]
-        found.append("verdict unreadable" if winner is None else "tie" if winner == "tie" else f"{winner} won")
+        found.append(
+            "verdict unreadable"
+            if winner is None
+            else "tie"
+            if winner == "tie"
+            else f"{winner} won"
+        )
     if isinstance(wrong := record.get("corruption"), dict):
         found.append(f"corruption {plain(wrong.get('kind'))} at turn {plain(wrong.get('turn'))}")
     found += [f"{name}: {plain(value)}" for name, value in (record.get("metadata") or {}).items()]
@@ -109,10 +138,15 @@ def facts(record: Record) -> list[str]:
 
 def caption(record: Record, side: str) -> str:
     """A side's name, whose pick it is, and its scores."""
-    models, picks = (record.get(field) if isinstance(record.get(field), dict) else {} for field in ("models", "picks"))
+    models, picks = (
+        record.get(field) if isinstance(record.get(field), dict) else {}
+        for field in ("models", "picks")
+    )
     parts = [side if side != "messages" else ""]
     if side in models:
-        parts.append(f"{models[side]}'s pick" + (f", sample {picks[side]}" if side in picks else ""))
+        parts.append(
+            f"{models[side]}'s pick" + (f", sample {picks[side]}" if side in picks else "")
+        )
     for model, score in entries(record, "scores", side):
         parts += [f"{model} {score:.3f}"] if isinstance(score, int | float) else []
     return visible(" · ".join(filter(None, parts)))
@@ -125,18 +159,27 @@ def entries(record: Record, field: str, side: str) -> Iterator[tuple[str, object
         yield model, value.get(side) if isinstance(value, dict) else value
 
 
-def turns(record: Record, side: str, contrast: dict, start: int, end: int | None = None) -> list[Turn]:
+def turns(
+    record: Record, side: str, contrast: dict, start: int, end: int | None = None
+) -> list[Turn]:
     """Messages `start` to `end` of one side, with the scores of each assistant turn.
 
     The last score is the last turn's: a conversation that was cut to fit has none for its oldest turns.
     """
-    by_turn = [(model, scores) for model, scores in entries(record, "turn_scores", side) if isinstance(scores, list)]
+    by_turn = [
+        (model, scores)
+        for model, scores in entries(record, "turn_scores", side)
+        if isinstance(scores, list)
+    ]
     found, left = [], records.turns(record[side])
     for index, message in enumerate(record[side]):
         label = [message["role"]]
         if message["role"] == "assistant":
-            label += [f"{model} {scores[-left]:.3f}" for model, scores in by_turn
-                      if left <= len(scores) and isinstance(scores[-left], int | float)]
+            label += [
+                f"{model} {scores[-left]:.3f}"
+                for model, scores in by_turn
+                if left <= len(scores) and isinstance(scores[-left], int | float)
+            ]
             left -= 1
         instead = contrast.get(index)
         found.append(turn(message, label + ["contrasted"] * (index in contrast), instead))
@@ -145,7 +188,12 @@ def turns(record: Record, side: str, contrast: dict, start: int, end: int | None
 
 def turn(message: Message, label: list[str], instead: object) -> Turn:
     text = visible(message["content"]).strip("\n")
-    return Turn(message["role"], visible(" · ".join(label)), text, visible(str(instead)) if instead else None)
+    return Turn(
+        message["role"],
+        visible(" · ".join(label)),
+        text,
+        visible(str(instead)) if instead else None,
+    )
 
 
 def votes(record: Record) -> list[tuple[str, str]]:
@@ -169,7 +217,9 @@ def compare(left: list[Turn], right: list[Turn]) -> list[list[Turn]]:
     marked = [list(left), list(right)]
     for index, (one, other) in enumerate(zip(left, right, strict=False)):
         if one.role == other.role:
-            for column, text, spans in zip(marked, (one, other), differences(one.text, other.text), strict=True):
+            for column, text, spans in zip(
+                marked, (one, other), differences(one.text, other.text), strict=True
+            ):
                 column[index] = text._replace(changed=spans)
     return marked
 
@@ -212,9 +262,17 @@ def terminal(found: Iterable[Record], *, width: int = 80, colour: bool = False) 
     from rich.console import Console
 
     for record in found:
-        console = Console(file=io.StringIO(), width=width, force_terminal=colour, no_color=not colour, markup=False,
-                          color_system="standard" if colour else None, highlight=False, emoji=False,
-                          legacy_windows=False)
+        console = Console(
+            file=io.StringIO(),
+            width=width,
+            force_terminal=colour,
+            no_color=not colour,
+            markup=False,
+            color_system="standard" if colour else None,
+            highlight=False,
+            emoji=False,
+            legacy_windows=False,
+        )
         for part in drawn(view(record), width):
             console.print(part)
         lines = console.file.getvalue().split("\n")
@@ -256,7 +314,9 @@ def message(turn: Turn, side: str = "messages") -> Iterator[object]:
 
     yield Text(turn.label, ROLES[turn.role], overflow="fold")
     if turn.instead:
-        yield Padding(Text(f"answers instead: {turn.instead}", "italic yellow", overflow="fold"), (0, 0, 0, 2))
+        yield Padding(
+            Text(f"answers instead: {turn.instead}", "italic yellow", overflow="fold"), (0, 0, 0, 2)
+        )
     text = Text(turn.text, overflow="fold", tab_size=4)
     for start, end in turn.changed:
         text.stylize(f"bold underline {SIDES[side]}", start, end)
@@ -295,6 +355,7 @@ def head(shown: View, side: int) -> object:
 
 # ── As a page ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 def page(found: Iterable[Record], title: str) -> Iterator[str]:
     """One whole page of HTML, a record at a time; it needs no other file and asks the network for nothing."""
     yield begin(title)
@@ -308,36 +369,48 @@ def article(shown: View) -> str:
     parts = [f"<h2>{escape(shown.id)} <span>{escape(shown.kind)}</span></h2>"]
     single = len(shown.sides) == 1
     if shown.facts:
-        parts.append(f'<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in shown.facts)}</p>')
+        parts.append(
+            f'<p class="facts">{"".join(f"<span>{escape(fact)}</span>" for fact in shown.facts)}</p>'
+        )
     if single and shown.captions[0]:
         parts.append(f'<p class="caption">{escape(shown.captions[0])}</p>')
     parts += [block(turn) for turn in shown.shared]
     if shown.shared:
         parts.append(f'<p class="rule">{shown.divider}</p>')
     parts += [block(turn) for turn in shown.columns[0]] if single else [pairs(shown)]
-    parts += [f"<details><summary>{escape(heading)}</summary><p>{escape(words)}</p></details>"
-              for heading, words in shown.votes]
+    parts += [
+        f"<details><summary>{escape(heading)}</summary><p>{escape(words)}</p></details>"
+        for heading, words in shown.votes
+    ]
     return "<article>\n" + "\n".join(parts) + "\n</article>\n"
 
 
 def pairs(shown: View) -> str:
     """Both sides, a message beside the one that stands in its place."""
-    cells = [f'<p class="caption {name}">{"★ " * (shown.better == side)}{escape(shown.captions[side])}</p>'
-             for side, name in enumerate(shown.sides)]
+    cells = [
+        f'<p class="caption {name}">{"★ " * (shown.better == side)}{escape(shown.captions[side])}</p>'
+        for side, name in enumerate(shown.sides)
+    ]
     for pair in zip_longest(*shown.columns):
-        cells += [block(turn, name) if turn else '<div class="empty"></div>'
-                  for turn, name in zip(pair, shown.sides, strict=True)]
+        cells += [
+            block(turn, name) if turn else '<div class="empty"></div>'
+            for turn, name in zip(pair, shown.sides, strict=True)
+        ]
     return '<div class="pair">\n' + "\n".join(cells) + "\n</div>"
 
 
 def block(turn: Turn, side: str = "") -> str:
     """One message; `side` is named where the two columns have become one."""
     named = f'<span class="side">{escape(side)} · </span>' if side else ""
-    instead = f'<p class="instead">answers instead: {escape(turn.instead)}</p>' if turn.instead else ""
+    instead = (
+        f'<p class="instead">answers instead: {escape(turn.instead)}</p>' if turn.instead else ""
+    )
     text, at = "", 0
     for start, end in turn.changed:
         text += f"{escape(turn.text[at:start])}<mark>{escape(turn.text[start:end])}</mark>"
         at = end
     text += escape(turn.text[at:])
-    return (f'<div class="message {turn.role} {side}"><span class="role">{named}{escape(turn.label)}</span>{instead}'
-            f'<p class="text" dir="auto">{text}</p></div>')
+    return (
+        f'<div class="message {turn.role} {side}"><span class="role">{named}{escape(turn.label)}</span>{instead}'
+        f'<p class="text" dir="auto">{text}</p></div>'
+    )

@@ -10,42 +10,59 @@ from unicodedata import category
 from musiccli.core.records import Message
 from musiccli.core.text_checks import LEAK, alike, leaks, quotes, refuses, straight_quotes
 
-_THINGS = ("list|steps|tips|ways|examples?|recipe|summary|overview|breakdown|outline|guide|poem|ideas|suggestions|"
-           "reasons|options|answer|explanation|response|translation")
+_THINGS = (
+    "list|steps|tips|ways|examples?|recipe|summary|overview|breakdown|outline|guide|poem|ideas|suggestions|"
+    "reasons|options|answer|explanation|response|translation"
+)
 _FLIP_START = re.compile(
     r"i('d| would) be (happy|glad) to (help|assist)|how (can|may) i (help|assist) you|i'm here to help|"
     r"(sure|certainly|of course|absolutely)[,!.]+ (here|i can|i'd|let me)|(that's a )?(great|good) question[!.]|"
     r"i apologi[sz]e for (the|any|my) (confusion|error|mistake|misunderstanding)|"
-    rf"here('s| is| are) (a|an|some|the) ([\w-]+ ){{0,3}}({_THINGS})\b(?! (i|we|that i) )", re.IGNORECASE)
+    rf"here('s| is| are) (a|an|some|the) ([\w-]+ ){{0,3}}({_THINGS})\b(?! (i|we|that i) )",
+    re.IGNORECASE,
+)
 _FLIP = re.compile(
     r"\blet me know if (you (have|need|want|would like)|there's anything)|\bfeel free to (ask|reach)|"
     r"\bi hope (this|that) helps[.!]|\bis there anything else (i can|you('d| would) like|you need)|"
-    r"\byou're welcome[!.]|\bi('m| am) (glad|happy) (i could|to) (help|assist)|\bhappy to help\b", re.IGNORECASE)
-_HEADER = re.compile(r"^[*#\[]{0,3}(user|human|assistant)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE)
+    r"\byou're welcome[!.]|\bi('m| am) (glad|happy) (i could|to) (help|assist)|\bhappy to help\b",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(
+    r"^[*#\[]{0,3}(user|human|assistant)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE
+)
 _OTHERS_HEADER = re.compile(r"^[*#\[]{0,3}(user|human)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE)
 
 _PROMPT = re.compile(
     r"\{\{\s*\w+\s*\}\}$|\{\{\s*(transcript|instruction|conversation)\s*\}\}|\bthe user's (next|last) message\b|"
-    r"\bnext message of the user\b|\bhere('s| is) (the|a) (next |possible )?user('s)? message", re.IGNORECASE)
+    r"\bnext message of the user\b|\bhere('s| is) (the|a) (next |possible )?user('s)? message",
+    re.IGNORECASE,
+)
 
 _CLOSING = re.compile(
     r"\b(thanks|thank you|thx|good ?bye|bye|farewell|see you (later|soon|then|around|next)|talk to you (later|soon)|"
     r"take care(?= of yourself|\W*$|\W* and )|"
     r"have a (great|nice|good|wonderful|lovely) (day|one|evening|night|weekend|time)|"
-    r"that('s| is|'ll be| will be| would be) all\b(?! (the|of|that|you)\b))", re.IGNORECASE)
+    r"that('s| is|'ll be| will be| would be) all\b(?! (the|of|that|you)\b))",
+    re.IGNORECASE,
+)
 _VERBS = (
     "add|analy[sz]e|answer|ask|calculate|change|check|choose|compare|compute|consider|continue|convert|correct|count|"
     "create|define|describe|discuss|do|draft|draw|edit|elaborate|expand|explain|find|fix|format|generate|give|go|help|"
     "imagine|improve|include|let's|list|look|make|move|name|outline|pick|plan|pretend|provide|put|read|recommend|remove|"
     "repeat|rephrase|replace|rewrite|say|shorten|show|solve|sort|start|suggest|summari[sz]e|suppose|tell|translate|try|"
-    "turn|use|write")
+    "turn|use|write"
+)
 _GOES_ON = re.compile(
     rf"\?|\bplease\b|\b(can|could|would|will) you\b|(^|[.!;:,\n]|\band|\bnow|\bthen|\bnext|\balso|\bso)\s*({_VERBS})\b|"
     r"\bi('d| would)( also)? like|"
     r"\bi( also| still| now| just)? (want(?! to thank)|need|wonder|have (a|an|another|one))\b|"
     r"\bi('m| am)( also| still| now)? (looking|wondering|curious|not sure|confused|trying)|"
-    r"\b(what|how) about\b|\bshould i\b|\b(tell|help|show|give) me\b|\bnot what i\b", re.IGNORECASE)
-_OBJECTS = re.compile(r"\b(but|however|though|except|instead|wrong|incorrect|doesn't|didn't|isn't)\b", re.IGNORECASE)
+    r"\b(what|how) about\b|\bshould i\b|\b(tell|help|show|give) me\b|\bnot what i\b",
+    re.IGNORECASE,
+)
+_OBJECTS = re.compile(
+    r"\b(but|however|though|except|instead|wrong|incorrect|doesn't|didn't|isn't)\b", re.IGNORECASE
+)
 
 
 def user_fault(text: str, history: list[Message], review: str = "") -> str | None:
@@ -108,8 +125,12 @@ def says_goodbye(text: str) -> bool:
     """Whether a message only thanks or takes its leave. "Thanks, now do X" asks, and "thanks, but ..." objects."""
     text = straight_quotes(text)
     closing = _CLOSING.search(text)
-    return bool(closing and not _GOES_ON.search(text) and not _OBJECTS.search(text, closing.end())
-                and len(text.split()) < 80)
+    return bool(
+        closing
+        and not _GOES_ON.search(text)
+        and not _OBJECTS.search(text, closing.end())
+        and len(text.split()) < 80
+    )
 
 
 def says_something(text: str) -> bool:
@@ -118,4 +139,6 @@ def says_something(text: str) -> bool:
 
 
 def _repeats(text: str, history: list[Message]) -> bool:
-    return any(alike(text, message["content"]) for message in history if message["role"] != "system")
+    return any(
+        alike(text, message["content"]) for message in history if message["role"] != "system"
+    )

@@ -36,7 +36,9 @@ INSTRUCTION = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL | re.IGN
 REPLY = re.compile(r"<reply>(.*?)(?:</reply>|\Z)", re.DOTALL | re.IGNORECASE)
 # Where a sentence ends, and where a dot ends none: after the number of a list's line, and some abbreviations.
 ENDS = re.compile(r"[.!?…。！？][\"')\]*_”’]*(?=\s|$)|[。！？]|(?<=\S)\n+")
-NO_END = re.compile(r"(?:(?:^|\n)[\s>*_#]*(?:\d+|[A-Za-z])|\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf))\.$")
+NO_END = re.compile(
+    r"(?:(?:^|\n)[\s>*_#]*(?:\d+|[A-Za-z])|\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf))\.$"
+)
 POLICIES = "all | none | first | last | random:K | prob:P"
 
 
@@ -84,7 +86,9 @@ class Branch:
         self.messages.append({"role": role, "content": reply.text})
 
     def pay(self, reply: Reply) -> None:
-        self.usage.update(prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
+        self.usage.update(
+            prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens
+        )
         self.cost = None if self.cost is None or reply.cost is None else self.cost + reply.cost
 
 
@@ -97,15 +101,21 @@ def contrasted(policy: str, turns: int, rng: Random) -> set[int]:
     try:
         match name:
             case "all" | "none" | "first" | "last" if not number:
-                return {"all": set(range(turns)), "none": set(), "first": {0}, "last": {turns - 1}}[name]
+                return {"all": set(range(turns)), "none": set(), "first": {0}, "last": {turns - 1}}[
+                    name
+                ]
             case "random" if 1 <= int(number) <= turns:
                 return set(rng.sample(range(turns), int(number)))
             case "prob" if 0 < float(number) <= 1:
                 drawn = {turn for turn in range(turns) if rng.random() < float(number)}
-                return drawn or {rng.randrange(turns)}  # a pair without any contrast would teach nothing
+                return drawn or {
+                    rng.randrange(turns)
+                }  # a pair without any contrast would teach nothing
     except ValueError:
         pass
-    raise InputError(f"--contrast {policy}: expected {POLICIES}, with K from 1 to --turns and P above 0 and up to 1")
+    raise InputError(
+        f"--contrast {policy}: expected {POLICIES}, with K from 1 to --turns and P above 0 and up to 1"
+    )
 
 
 class Simulator:
@@ -115,10 +125,14 @@ class Simulator:
         self.settings, self.client, self.counts = settings, client, counts
         self.review_prompt = prompts.load(settings.prompts, "review") if settings.review else None
         self.user_prompt = prompts.load(settings.prompts, "chair" if settings.review else "user")
-        self.contrast_prompt = prompts.load(settings.prompts, "contrast" if settings.one_call else "rewrite")
+        self.contrast_prompt = prompts.load(
+            settings.prompts, "contrast" if settings.one_call else "rewrite"
+        )
         if self.contrast_prompt is None:
-            raise InputError(f"--prompts {settings.prompts} has no contrast.md, the contrast in one call; "
-                             "use --contrast-calls 2")
+            raise InputError(
+                f"--prompts {settings.prompts} has no contrast.md, the contrast in one call; "
+                "use --contrast-calls 2"
+            )
         self.feedback = feedback.load(settings.prompts)
         contrasted(settings.contrast, settings.turns, Random(0))
 
@@ -141,9 +155,14 @@ class Simulator:
                 await self._exchange(branch, turn, (name, *whom), altered=turn in altered)
 
         await all_of(rest(chosen, "chosen", set()), rest(rejected, "rejected", turns))
-        return [self._record(seed, sample, "chosen", chosen), self._record(seed, sample, "rejected", rejected)]
+        return [
+            self._record(seed, sample, "chosen", chosen),
+            self._record(seed, sample, "rejected", rejected),
+        ]
 
-    async def _exchange(self, branch: Branch, turn: int, whom: tuple, altered: bool = False) -> None:
+    async def _exchange(
+        self, branch: Branch, turn: int, whom: tuple, altered: bool = False
+    ) -> None:
         await self._user(branch, turn, whom)
         if altered:
             await self._contrast(branch, turn, whom)
@@ -156,44 +175,87 @@ class Simulator:
         history, given = list(branch.messages), {"transcript": transcript(branch.messages)}
         if self.review_prompt:
             given["review"] = await self._review(branch, turn, whom)
-        reply, fault = await self._ask(branch, "chairman" if self.review_prompt else "user", turn, whom,
-                                       self.settings.user, self._question(self.user_prompt, history, **given),
-                                       lambda reply: faults.user_fault(reply.text, history, given.get("review", "")))
+        reply, fault = await self._ask(
+            branch,
+            "chairman" if self.review_prompt else "user",
+            turn,
+            whom,
+            self.settings.user,
+            self._question(self.user_prompt, history, **given),
+            lambda reply: faults.user_fault(reply.text, history, given.get("review", "")),
+        )
         branch.add("user", reply, fault)
 
     async def _review(self, branch: Branch, turn: int, whom: tuple) -> str:
         """What the last reply lacks. It stands nowhere in the conversation, so what stays faulty in it is no fault of
         the branch: what the chairman makes of it is checked."""
-        question = self._question(self.review_prompt, branch.messages, transcript=transcript(branch.messages))
-        review, _ = await self._ask(branch, "reviewer", turn, whom, self.settings.user, question,
-                                    lambda reply: faults.review_fault(reply.text))
+        question = self._question(
+            self.review_prompt, branch.messages, transcript=transcript(branch.messages)
+        )
+        review, _ = await self._ask(
+            branch,
+            "reviewer",
+            turn,
+            whom,
+            self.settings.user,
+            question,
+            lambda reply: faults.review_fault(reply.text),
+        )
         return review.text
 
     async def _assistant(self, branch: Branch, turn: int, whom: tuple) -> None:
         history = list(branch.messages)
-        reply, fault = await self._ask(branch, "assistant", turn, whom, self.settings.assistant,
-                                       {"messages": tuple(history)},
-                                       lambda reply: faults.reply_fault(reply.text, history))
+        reply, fault = await self._ask(
+            branch,
+            "assistant",
+            turn,
+            whom,
+            self.settings.assistant,
+            {"messages": tuple(history)},
+            lambda reply: faults.reply_fault(reply.text, history),
+        )
         branch.add("assistant", reply, fault)
 
     async def _contrast(self, branch: Branch, turn: int, whom: tuple) -> None:
         """The assistant answers another instruction than the user's; the conversation keeps the user's message."""
         history, model = list(branch.messages), self.settings.contraster or self.settings.assistant
         asked = history[-1]["content"]
-        question = self._question(self.contrast_prompt, history, transcript=transcript(history[:-1]), instruction=asked)
+        question = self._question(
+            self.contrast_prompt, history, transcript=transcript(history[:-1]), instruction=asked
+        )
         if self.settings.one_call:
-            both, fault = await self._ask(branch, "contrast", turn, whom, model, question,
-                                          lambda reply: contrast_fault(reply.text, asked, history))
+            both, fault = await self._ask(
+                branch,
+                "contrast",
+                turn,
+                whom,
+                model,
+                question,
+                lambda reply: contrast_fault(reply.text, asked, history),
+            )
             instruction, text = split_contrast(both.text)
             reply = Reply(text or both.text, both.finish, 0, 0, 0.0)
         else:
-            rewritten, fault = await self._ask(branch, "rewrite", turn, whom, model, question,
-                                               lambda reply: faults.rewrite_fault(reply.text, asked))
+            rewritten, fault = await self._ask(
+                branch,
+                "rewrite",
+                turn,
+                whom,
+                model,
+                question,
+                lambda reply: faults.rewrite_fault(reply.text, asked),
+            )
             instruction = rewritten.text
             altered = (*history[:-1], {"role": "user", "content": instruction})
             reply, second = await self._ask(
-                branch, "contrast", turn, whom, model, {"messages": altered},
-                lambda reply: faults.contrast_reply_fault(reply.text, instruction, history))
+                branch,
+                "contrast",
+                turn,
+                whom,
+                model,
+                {"messages": altered},
+                lambda reply: faults.contrast_reply_fault(reply.text, instruction, history),
+            )
             fault = fault or second
         branch.contrast.append({"message": len(branch.messages), "instruction": instruction or ""})
         branch.add("assistant", reply, fault)
@@ -203,28 +265,55 @@ class Simulator:
             return {"messages": tuple(history), "as_": "turn", "stop": prompt.stop}
         if prompt.as_ == "completion":
             return {"text": prompt.fill(**values), "as_": "completion", "stop": prompt.stop}
-        return {"messages": ({"role": "user", "content": prompt.fill(**values)},), "stop": prompt.stop}
+        return {
+            "messages": ({"role": "user", "content": prompt.fill(**values)},),
+            "stop": prompt.stop,
+        }
 
-    async def _ask(self, branch: Branch, role: str, turn: int, whom: tuple, model: str, question: dict,
-                   fault_of: Callable[[Reply], str | None]) -> tuple[Reply, str | None]:
+    async def _ask(
+        self,
+        branch: Branch,
+        role: str,
+        turn: int,
+        whom: tuple,
+        model: str,
+        question: dict,
+        fault_of: Callable[[Reply], str | None],
+    ) -> tuple[Reply, str | None]:
         """A reply without a fault, or after every retry the last one and "SPEAKER FAULT"."""
         name, identifier, sample = whom
         asked, speaker = question, SPEAKER.get(role, role)
         for attempt in range(self.settings.retries + 1):
-            reply = await self.client.ask(Call(
-                model=model, whom=(identifier, name, sample, turn, role, attempt), max_tokens=self._room(role),
-                temperature=self._temperature(attempt), top_p=self.settings.top_p, seed=self.settings.seed, **asked))
+            reply = await self.client.ask(
+                Call(
+                    model=model,
+                    whom=(identifier, name, sample, turn, role, attempt),
+                    max_tokens=self._room(role),
+                    temperature=self._temperature(attempt),
+                    top_p=self.settings.top_p,
+                    seed=self.settings.seed,
+                    **asked,
+                )
+            )
             branch.pay(reply)
             reply, whole = whole_sentences(self._fit(role, reply))
-            fault = "empty" if not reply.text.strip() else fault_of(reply) or (None if whole else "cut off")
-            if fault == "unreadable" and reply.finish == "length":  # what is missing of its form is its end
+            fault = (
+                "empty"
+                if not reply.text.strip()
+                else fault_of(reply) or (None if whole else "cut off")
+            )
+            if (
+                fault == "unreadable" and reply.finish == "length"
+            ):  # what is missing of its form is its end
                 fault = "cut off"
             if fault is None:
                 return reply, None
             self.counts[f"retried ({speaker} {fault})"] += attempt < self.settings.retries
             asked = self._again(question, reply.text, feedback.text(self.feedback, speaker, fault))
         if fault == "empty":
-            raise CallError(f"{model} wrote nothing as {role} in turn {turn + 1}, {self.settings.retries + 1} times")
+            raise CallError(
+                f"{model} wrote nothing as {role} in turn {turn + 1}, {self.settings.retries + 1} times"
+            )
         return reply, f"{speaker} {fault}"
 
     def _again(self, question: dict, bad: str, told: str | None) -> dict:
@@ -234,7 +323,10 @@ class Simulator:
         """
         if not told or question.get("as_", "chat") != "chat":
             return question
-        behind = ({"role": "assistant", "content": bad.strip() or "(nothing)"}, {"role": "user", "content": told})
+        behind = (
+            {"role": "assistant", "content": bad.strip() or "(nothing)"},
+            {"role": "user", "content": told},
+        )
         return question | {"messages": (*question["messages"], *behind)}
 
     def _room(self, role: str) -> int:
@@ -251,10 +343,12 @@ class Simulator:
         said = replace(reply, text=spoken(reply.text))
         both = role == "contrast" and self.settings.one_call
         found = REPLY.search(said.text) if both and reply.completion_tokens else None
-        room = len(reply.text) * self.settings.assistant_tokens // max(1, reply.completion_tokens)  # characters
+        room = (
+            len(reply.text) * self.settings.assistant_tokens // max(1, reply.completion_tokens)
+        )  # characters
         if not found or len(found[1]) <= room:
             return said
-        return replace(said, text=said.text[:found.start(1) + room], finish="length")
+        return replace(said, text=said.text[: found.start(1) + room], finish="length")
 
     def _temperature(self, attempt: int) -> float:
         asked = self.settings.temperature
@@ -263,15 +357,33 @@ class Simulator:
     def _record(self, seed: Record, sample: int, name: str, branch: Branch) -> dict:
         optional = {"faults": branch.faults, "truncated": branch.truncated}
         reviewed = {"user_turns": "review"} if self.settings.review else {}
-        return {**seed, "messages": branch.messages, "branch": name, "sample": sample,
-                "seed_messages": len(seed["messages"]), "contrast": branch.contrast,
-                "simulator": {"assistant": self.settings.assistant, "user": self.settings.user,
-                              "contrast": self.settings.contrast, **reviewed},
-                "usage": dict(branch.usage), "cost": branch.cost} | {k: v for k, v in optional.items() if v}
+        return {
+            **seed,
+            "messages": branch.messages,
+            "branch": name,
+            "sample": sample,
+            "seed_messages": len(seed["messages"]),
+            "contrast": branch.contrast,
+            "simulator": {
+                "assistant": self.settings.assistant,
+                "user": self.settings.user,
+                "contrast": self.settings.contrast,
+                **reviewed,
+            },
+            "usage": dict(branch.usage),
+            "cost": branch.cost,
+        } | {k: v for k, v in optional.items() if v}
 
 
-def simulate(seeds: Iterable[Record], settings: Settings, client: Client, *, rejects: Rejects | None = None,
-             counts: Counter | None = None, limits: list[str] | None = None) -> Iterator[dict]:
+def simulate(
+    seeds: Iterable[Record],
+    settings: Settings,
+    client: Client,
+    *,
+    rejects: Rejects | None = None,
+    counts: Counter | None = None,
+    limits: list[str] | None = None,
+) -> Iterator[dict]:
     """The branches of every seed, in input order; the two branches of one sample stand together.
 
     A seed of which a conversation's calls fail goes to `rejects`, once; when the money runs out, what is finished is
@@ -309,8 +421,10 @@ def simulate(seeds: Iterable[Record], settings: Settings, client: Client, *, rej
         else:
             yield from result
     if stopped and limits is not None:
-        limits.append(f"stopped by --max-cost with {unfinished} conversations unfinished; the same line with a higher "
-                      "limit goes on from here, and pays for no finished call again")
+        limits.append(
+            f"stopped by --max-cost with {unfinished} conversations unfinished; the same line with a higher "
+            "limit goes on from here, and pays for no finished call again"
+        )
 
 
 class Rehearsal:
@@ -326,15 +440,22 @@ class Rehearsal:
 
     async def ask(self, call: Call) -> Reply:
         role = call.whom[-2]
-        text = self._user if role in BRIEF else \
-            self._both if role == "contrast" and self._one_call else self._reply
+        text = (
+            self._user
+            if role in BRIEF
+            else self._both
+            if role == "contrast" and self._one_call
+            else self._reply
+        )
         asked = sum(len(message["content"]) for message in call.messages) + len(call.text)
         counts = Counter(calls=1, prompt_tokens=asked // 4, completion_tokens=len(text) // 4)
         self.planned.setdefault((role, call.model), Counter()).update(counts)
         return Reply(text, "stop", counts["prompt_tokens"], counts["completion_tokens"], 0.0)
 
 
-def estimate(seeds: Iterable[Record], settings: Settings) -> tuple[dict[tuple[str, str], Counter], int, int]:
+def estimate(
+    seeds: Iterable[Record], settings: Settings
+) -> tuple[dict[tuple[str, str], Counter], int, int]:
     """What these seeds would take without retries: Rehearsal's counts, on how many conversations they rest, and how
     many there are.
 
@@ -357,8 +478,10 @@ def estimate(seeds: Iterable[Record], settings: Settings) -> tuple[dict[tuple[st
             await simulator.conversation(seed, sample)
 
     asyncio.run(rehearse())
-    planned = {whom: Counter({name: round(count * total / len(drawn)) for name, count in counts.items()})
-               for whom, counts in sorted(client.planned.items())}
+    planned = {
+        whom: Counter({name: round(count * total / len(drawn)) for name, count in counts.items()})
+        for whom, counts in sorted(client.planned.items())
+    }
     return planned, len(drawn), total
 
 
@@ -367,7 +490,9 @@ def contrast_fault(both: str, asked: str, history: list[Message]) -> str | None:
     instruction, text = split_contrast(both)
     if not instruction or not text:
         return "refusal" if text_checks.refuses(both) else "unreadable"
-    return faults.rewrite_fault(instruction, asked) or faults.contrast_reply_fault(text, instruction, history)
+    return faults.rewrite_fault(instruction, asked) or faults.contrast_reply_fault(
+        text, instruction, history
+    )
 
 
 def split_contrast(text: str) -> tuple[str | None, str | None]:
@@ -388,7 +513,11 @@ def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
     """
     if reply.finish != "length":
         return reply, True
-    ends = [found.end() for found in ENDS.finditer(reply.text) if not NO_END.search(reply.text, 0, found.end())]
+    ends = [
+        found.end()
+        for found in ENDS.finditer(reply.text)
+        if not NO_END.search(reply.text, 0, found.end())
+    ]
     end = max(ends, default=0)
     text = reply.text[:end].rstrip()
     if end * 2 < len(reply.text) or text.count("```") % 2:

@@ -10,8 +10,9 @@ from musiccli.reward_model.packing import micro_batches, shares
 from musiccli.train.config import Settings
 
 
-def plan(sizes: Sequence[int], settings: Settings, ranks: int, padded: bool = False
-         ) -> Iterator[list[list[list[int]]]]:
+def plan(
+    sizes: Sequence[int], settings: Settings, ranks: int, padded: bool = False
+) -> Iterator[list[list[list[int]]]]:
     """Each step's micro-batches for each rank: step[rank] = [[pair, ...], ...], as many on every rank.
 
     Pairs are shuffled anew for each epoch; a step's pairs are dealt to the ranks by size, largest first. A micro-batch
@@ -19,16 +20,27 @@ def plan(sizes: Sequence[int], settings: Settings, ranks: int, padded: bool = Fa
     """
     order = _order(len(sizes), settings.seed)
     for _ in range(total_steps(len(sizes), settings)):
-        yield deal([next(order) for _ in range(settings.batch)], sizes, settings.budget, ranks, padded)
+        yield deal(
+            [next(order) for _ in range(settings.batch)], sizes, settings.budget, ranks, padded
+        )
 
 
-def deal(indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int, padded: bool = False
-         ) -> list[list[list[int]]]:
+def deal(
+    indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int, padded: bool = False
+) -> list[list[list[int]]]:
     """Pairs dealt to the ranks, largest first and each to the rank with the fewest tokens, in as many micro-batches on
     every rank; some may be []."""
-    hands = [[indices[place] for place in hand] for hand in shares([sizes[index] for index in indices], ranks)]
-    dealt = [[[hand[place] for place in batch]
-              for batch in micro_batches([sizes[index] for index in hand], budget, padded)] for hand in hands]
+    hands = [
+        [indices[place] for place in hand]
+        for hand in shares([sizes[index] for index in indices], ranks)
+    ]
+    dealt = [
+        [
+            [hand[place] for place in batch]
+            for batch in micro_batches([sizes[index] for index in hand], budget, padded)
+        ]
+        for hand in hands
+    ]
     most = max(len(batches) for batches in dealt)
     return [[[]] * (most - len(batches)) + batches for batches in dealt]
 
@@ -38,7 +50,9 @@ def total_steps(pairs: int, settings: Settings) -> int:
     if settings.steps:
         return settings.steps
     if not 0 < settings.epochs < math.inf:
-        raise InputError(f"--epochs {settings.epochs:g}: trains nothing; give a number above 0, or --steps")
+        raise InputError(
+            f"--epochs {settings.epochs:g}: trains nothing; give a number above 0, or --steps"
+        )
     return max(1, round(pairs * settings.epochs / settings.batch))
 
 

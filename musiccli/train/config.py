@@ -19,7 +19,9 @@ class Settings:
     max_length: int = 2048
     lora: int | None = None
     init_from: str | None = None  # a reward model to go on from, in place of `model`
-    margin_field: str | None = None  # by how much chosen should be ahead (Llama 2, arXiv 2307.09288, eq. 2)
+    margin_field: str | None = (
+        None  # by how much chosen should be ahead (Llama 2, arXiv 2307.09288, eq. 2)
+    )
     margin_scale: float = 1.0  # margins are multiplied by it
     per_turn: bool = False  # the loss at every assistant turn from where the sides part, in place of the last alone
     centre: float | None = None  # weight of the squared sum of a pair's rewards (arXiv 2312.09244)
@@ -28,4 +30,7 @@ class Settings:
     seed: int = 0
 
 
-HOW = {"budget", "activation_checkpointing"}  # how a step is computed, not what: a run goes on with others
+HOW = {
+    "budget",
+    "activation_checkpointing",
+}  # how a step is computed, not what: a run goes on with others

@@ -14,8 +14,10 @@ WINDOW = 20  # of all steps, how many a running mean spans at most: one in so ma
 def read(folders: Sequence[str]) -> dict[str, list[dict]]:
     """The logs in runs' folders by the folder's name, or by its path where two have the same name."""
     names = [Path(folder).resolve().name for folder in folders]
-    return {name if names.count(name) == 1 else folder: log.read(Path(folder) / log.NAME)
-            for name, folder in zip(names, folders, strict=True)}
+    return {
+        name if names.count(name) == 1 else folder: log.read(Path(folder) / log.NAME)
+        for name, folder in zip(names, folders, strict=True)
+    }
 
 
 def draw(logs: Mapping[str, Sequence[dict]], form: str) -> bytes:
@@ -25,9 +27,13 @@ def draw(logs: Mapping[str, Sequence[dict]], form: str) -> bytes:
 
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph ")  # a script that the font lacks is drawn as boxes
+        warnings.filterwarnings(
+            "ignore", message="Glyph "
+        )  # a script that the font lacks is drawn as boxes
         figure = Figure(figsize=(7.2, 7.6), layout="constrained")
-        for axes, (name, label) in zip(figure.subplots(len(PANELS), 1, sharex=True), PANELS.items(), strict=True):
+        for axes, (name, label) in zip(
+            figure.subplots(len(PANELS), 1, sharex=True), PANELS.items(), strict=True
+        ):
             for number, (run, steps) in enumerate(logs.items()):
                 _curve(axes, steps, name, COLOURS[number % len(COLOURS)], printable(run))
             axes.grid(axis="y", linewidth=0.8)
@@ -50,12 +56,20 @@ def _curve(axes, steps: Sequence[dict], name: str, colour: str, label: str) -> N
     axes.plot(places, values, color=colour, linewidth=0.8, alpha=0.35)
     axes.plot(places, running_mean(values), color=colour, linewidth=1.8, label=label)
     held_out = [(step["step"], step[f"eval_{name}"]) for step in steps if f"eval_{name}" in step]
-    axes.plot([place for place, _ in held_out], [value for _, value in held_out], "o-", color=colour, linewidth=1,
-              markersize=5, markeredgecolor="white", zorder=4)
+    axes.plot(
+        [place for place, _ in held_out],
+        [value for _, value in held_out],
+        "o-",
+        color=colour,
+        linewidth=1,
+        markersize=5,
+        markeredgecolor="white",
+        zorder=4,
+    )
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
     """Each value's mean with its neighbours, as many on either side where there are."""
     reach = len(values) // WINDOW // 2
-    around = [values[max(0, place - reach):place + reach + 1] for place in range(len(values))]
+    around = [values[max(0, place - reach) : place + reach + 1] for place in range(len(values))]
     return [sum(near) / len(near) for near in around]

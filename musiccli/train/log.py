@@ -15,7 +15,11 @@ class Log:
 
     def __init__(self, path: Path, start: int):
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in path.read_bytes().splitlines() if _step(line) <= start] if path.exists() else []
+        kept = (
+            [line for line in path.read_bytes().splitlines() if _step(line) <= start]
+            if path.exists()
+            else []
+        )
         self._path = path
         path.write_bytes(b"".join(line + b"\n" for line in kept))
 
@@ -27,7 +31,9 @@ class Log:
 def read(path: Path) -> list[dict]:
     """A log's steps. Raises InputError where there is none."""
     try:
-        found = [orjson.loads(line) for line in path.read_bytes().splitlines() if _step(line) < math.inf]
+        found = [
+            orjson.loads(line) for line in path.read_bytes().splitlines() if _step(line) < math.inf
+        ]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not found:
@@ -47,8 +53,13 @@ def in_words(measured: dict) -> str:
     words = []
     for name, value in measured.items():
         if isinstance(value, dict):
-            words.append(f"{name} " + " ".join(f"{kind}: {one['accuracy']:.4g} of {one['pairs']}"
-                                               for kind, one in value.items()))
+            words.append(
+                f"{name} "
+                + " ".join(
+                    f"{kind}: {one['accuracy']:.4g} of {one['pairs']}"
+                    for kind, one in value.items()
+                )
+            )
         elif name not in ("epoch", "tokens") and value is not None:
             words.append(f"{name} {value:.4g}")
     return ", ".join(words)

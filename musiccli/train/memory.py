@@ -31,13 +31,23 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_shown(getattr(self, name))}" for name in
-                          ("parameters", "gradients", "optimizer", "workspace", "activations"))
+        parts = ", ".join(
+            f"{name} {_shown(getattr(self, name))}"
+            for name in ("parameters", "gradients", "optimizer", "workspace", "activations")
+        )
         return f"about {_shown(self.total)} a process, an estimate: {parts} (of up to {self.tokens:,} tokens at once)"
 
 
-def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, ranks: int = 1,
-             sharded: bool = False, aside: int = 0, device: torch.device = CPU) -> Memory:
+def estimate(
+    model: RewardModel,
+    pairs: Sequence[Pair],
+    settings: Settings,
+    *,
+    ranks: int = 1,
+    sharded: bool = False,
+    aside: int = 0,
+    device: torch.device = CPU,
+) -> Memory:
     """Parameters and gradients as they are, AdamW's two moments, and activations measured on one pair and scaled to the
     largest micro-batch. Sharded weights are divided by `ranks`; else DDP's buckets hold gradients a second time.
     `aside` are bytes of weights that wait beside the network; `device` is where it will be trained."""
@@ -46,11 +56,19 @@ def estimate(model: RewardModel, pairs: Sequence[Pair], settings: Settings, *, r
     share = 1 / ranks if sharded else 1
     copies = 2 if ranks > 1 and not sharded else 1
     sizes = [pair.size for pair in pairs]
-    tokens = max(max(sizes), min(settings.budget, sum(sorted(sizes)[-settings.batch:])))
+    tokens = max(max(sizes), min(settings.budget, sum(sorted(sizes)[-settings.batch :])))
     largest = max(_bytes(weight) for weight in weights if weight.requires_grad)
-    activations, cast = _activations(model, pairs, tokens, settings.activation_checkpointing, device)
-    return Memory(sum(map(_bytes, weights)) * share + aside, trained * copies * share, 2 * trained * share,
-                  activations, largest + cast * share, tokens)
+    activations, cast = _activations(
+        model, pairs, tokens, settings.activation_checkpointing, device
+    )
+    return Memory(
+        sum(map(_bytes, weights)) * share + aside,
+        trained * copies * share,
+        2 * trained * share,
+        activations,
+        largest + cast * share,
+        tokens,
+    )
 
 
 def available(device: torch.device) -> float:
@@ -60,18 +78,27 @@ def available(device: torch.device) -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _activations(model: RewardModel, pairs: Sequence[Pair], tokens: int, checkpointing: bool,
-                 device: torch.device) -> tuple[float, float]:
+def _activations(
+    model: RewardModel,
+    pairs: Sequence[Pair],
+    tokens: int,
+    checkpointing: bool,
+    device: torch.device,
+) -> tuple[float, float]:
     """Bytes that the forward pass of a micro-batch of up to `tokens` keeps for the backward one; and bytes of weights
     in another precision, which autocast keeps."""
     whole, products, cast = _kept(model, pairs)
     config = model.network.core.config.get_text_config()
     inputs = config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize
-    layer = whole / config.num_hidden_layers  # one at a time is computed again, or as much is needed on the way back
+    layer = (
+        whole / config.num_hidden_layers
+    )  # one at a time is computed again, or as much is needed on the way back
     if checkpointing:
         return tokens * (inputs + layer), cast / config.num_hidden_layers
     few = min(tokens, KEPT) if selects(model.network, device) else tokens
-    again = tokens * (inputs + products + layer) if tokens > few else 0  # may well be less than few keep
+    again = (
+        tokens * (inputs + products + layer) if tokens > few else 0
+    )  # may well be less than few keep
     return max(few * (whole + layer), again), cast
 
 
@@ -79,7 +106,9 @@ def _kept(model: RewardModel, pairs: Sequence[Pair]) -> tuple[float, float, floa
     """Bytes a token that a forward pass keeps for the backward one, weights aside; those of them that products gave;
     and bytes of weights in another precision."""
     small = [pair for pair in pairs if pair.size <= SAMPLE]
-    pair = max(small, key=lambda pair: pair.size) if small else min(pairs, key=lambda pair: pair.size)
+    pair = (
+        max(small, key=lambda pair: pair.size) if small else min(pairs, key=lambda pair: pair.size)
+    )
     weights = {weight.untyped_storage().data_ptr() for weight in model.network.parameters()}
     shapes = {frozenset(weight.shape) for weight in model.network.parameters() if weight.dim() == 2}
     kept: dict[int, int] = {}
@@ -88,12 +117,19 @@ def _kept(model: RewardModel, pairs: Sequence[Pair]) -> tuple[float, float, floa
     def see(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            copies = tensor.dim() == 2 and frozenset(tensor.shape) in shapes and tensor.dtype != torch.float32
+            copies = (
+                tensor.dim() == 2
+                and frozenset(tensor.shape) in shapes
+                and tensor.dtype != torch.float32
+            )
             (cast if copies else kept)[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     # In evaluation nothing is recomputed; the models in use have no dropout, so training keeps the same.
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor), Products() as products:
+    with (
+        torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor),
+        Products() as products,
+    ):
         rewards = model.network.eval()([pair.sides])
     del rewards
     return sum(kept.values()) / pair.size, products.bytes / pair.size, sum(cast.values())

@@ -12,8 +12,12 @@ BINS = 10  # of confidence, from 0.5 to 1
 def means(losses: Sequence[float], margins: Sequence[float], rewards: Sequence[float]) -> dict:
     """Means over pairs. Accuracy is strict: a tie is no success."""
     count = len(losses)
-    return {"loss": math.fsum(losses) / count, "accuracy": sum(margin > 0 for margin in margins) / count,
-            "margin": math.fsum(margins) / count, "mean_reward": math.fsum(rewards) / len(rewards)}
+    return {
+        "loss": math.fsum(losses) / count,
+        "accuracy": sum(margin > 0 for margin in margins) / count,
+        "margin": math.fsum(margins) / count,
+        "mean_reward": math.fsum(rewards) / len(rewards),
+    }
 
 
 def held_out(rewards: Sequence[tuple[float, float]], pairs: Sequence[Pair]) -> dict:
@@ -24,10 +28,15 @@ def held_out(rewards: Sequence[tuple[float, float]], pairs: Sequence[Pair]) -> d
     margins = [chosen - rejected for chosen, rejected in rewards]
     losses = [max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))) for margin in margins]
     found = means(losses, margins, [reward for both in rewards for reward in both])
-    return {"pairs": len(pairs)} | found | {
-        "ece": calibration_error(margins),
-        "by_turns": _accuracies(margins, [pair.turns for pair in pairs]),
-        "by_divergence": _accuracies(margins, [pair.parts for pair in pairs], PARTS)}
+    return (
+        {"pairs": len(pairs)}
+        | found
+        | {
+            "ece": calibration_error(margins),
+            "by_turns": _accuracies(margins, [pair.turns for pair in pairs]),
+            "by_divergence": _accuracies(margins, [pair.parts for pair in pairs], PARTS),
+        }
+    )
 
 
 def calibration_error(margins: Sequence[float]) -> float:
@@ -45,10 +54,15 @@ def calibration_error(margins: Sequence[float]) -> float:
     return math.fsum(abs(math.fsum(gaps)) for gaps in bins.values()) / len(margins)
 
 
-def _accuracies(margins: Sequence[float], kinds: Sequence[int | str], order: Sequence[str] = ()) -> dict[str, dict]:
+def _accuracies(
+    margins: Sequence[float], kinds: Sequence[int | str], order: Sequence[str] = ()
+) -> dict[str, dict]:
     """{kind: {"accuracy", "pairs"}} of each kind there is."""
     groups = defaultdict(list)
     for kind, margin in zip(kinds, margins, strict=True):
         groups[kind].append(margin > 0)
-    return {str(kind): {"accuracy": sum(groups[kind]) / len(groups[kind]), "pairs": len(groups[kind])}
-            for kind in (order or sorted(groups)) if kind in groups}
+    return {
+        str(kind): {"accuracy": sum(groups[kind]) / len(groups[kind]), "pairs": len(groups[kind])}
+        for kind in (order or sorted(groups))
+        if kind in groups
+    }

@@ -17,5 +17,11 @@ def counted(records: Iterable[Record], files: Counter) -> Iterator[Record]:
 
 def described(files: Counter) -> list[dict]:
     """Files by name, hash and how many pairs were read from each; a pipe has no hash."""
-    return [{"name": Path(name).name or "given by a program", "sha256": jsonl.sha256(name), "pairs": count}
-            for name, count in files.items()]
+    return [
+        {
+            "name": Path(name).name or "given by a program",
+            "sha256": jsonl.sha256(name),
+            "pairs": count,
+        }
+        for name, count in files.items()
+    ]

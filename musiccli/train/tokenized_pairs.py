@@ -22,7 +22,9 @@ PARTS = ("first", "middle", "last")
 class Pair:
     """An encoded preference, and by what held-out accuracy is broken down."""
 
-    sides: tuple[Encoded, Encoded]  # chosen, rejected; the t-th reads of both are compared, and the last is at the end
+    sides: tuple[
+        Encoded, Encoded
+    ]  # chosen, rejected; the t-th reads of both are compared, and the last is at the end
     size: int  # tokens in a forward pass: when packed, or padded
     tokens: int  # tokens as two sequences
     turns: int  # assistant turns of the side that has more, as `bench agreement` counts them
@@ -30,9 +32,17 @@ class Pair:
     margin: float = 0.0  # by how much the loss wants chosen ahead
 
 
-def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, counts: Counter, *,
-            rejects: Rejects | None = None, margin_field: str | None = None, margin_scale: float = 1.0,
-            per_turn: bool = False) -> list[Pair]:
+def prepare(
+    preferences: Iterable[Record],
+    model: RewardModel,
+    max_length: int,
+    counts: Counter,
+    *,
+    rejects: Rejects | None = None,
+    margin_field: str | None = None,
+    margin_scale: float = 1.0,
+    per_turn: bool = False,
+) -> list[Pair]:
     """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
 
     Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero. One that the
@@ -56,16 +66,27 @@ def prepare(preferences: Iterable[Record], model: RewardModel, max_length: int, 
         if chosen.ids == rejected.ids:
             counts["pairs dropped (both sides the same tokens)"] += 1
             continue
-        pairs.append(Pair(compared(chosen, rejected), model.network.size((chosen, rejected)),
-                          len(chosen.ids) + len(rejected.ids), max(map(turns, sides)), where_they_part(*sides), margin))
+        pairs.append(
+            Pair(
+                compared(chosen, rejected),
+                model.network.size((chosen, rejected)),
+                len(chosen.ids) + len(rejected.ids),
+                max(map(turns, sides)),
+                where_they_part(*sides),
+                margin,
+            )
+        )
     return pairs
 
 
 def compared(chosen: Encoded, rejected: Encoded) -> tuple[Encoded, Encoded]:
     """Both sides with those reads alone that the loss compares: after the last turn of each, and before it after every
     turn that both have. Turns of the shared history are left out: of the same tokens the rewards are the same."""
-    ends = [(one, other) for one, other in zip(chosen.ends[:-1], rejected.ends[:-1], strict=False)
-            if chosen.ids[:one + 1] != rejected.ids[:other + 1]]
+    ends = [
+        (one, other)
+        for one, other in zip(chosen.ends[:-1], rejected.ends[:-1], strict=False)
+        if chosen.ids[: one + 1] != rejected.ids[: other + 1]
+    ]
     ours, theirs = zip(*ends, (chosen.ends[-1], rejected.ends[-1]), strict=True)
     return Encoded(chosen.ids, list(ours)), Encoded(rejected.ids, list(theirs))
 
@@ -76,12 +97,16 @@ def _margin(record: Record, field: str) -> float:
         return float(len(value))
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         shown = "missing" if value is None else short(value)
-        raise RecordError(f"is {shown}; a margin is a number from 0 up, or a list's length", field=field, record=record)
+        raise RecordError(
+            f"is {shown}; a margin is a number from 0 up, or a list's length",
+            field=field,
+            record=record,
+        )
     return float(value)
 
 
 def where_they_part(chosen: Sequence[Message], rejected: Sequence[Message]) -> str:
-    """"last" where only the last reply differs, "first" where the first exchange does already, else "middle"."""
+    """ "last" where only the last reply differs, "first" where the first exchange does already, else "middle"."""
     shared = first_divergence(chosen, rejected)
     if shared >= max(len(chosen), len(rejected)) - 1:
         return "last"

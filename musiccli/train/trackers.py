@@ -15,9 +15,13 @@ def check(names: Sequence[str]) -> list[str]:
     """Trackers that accelerate knows and whose packages are here. Raises InputError for any other."""
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise InputError(f"--tracker {name}: there is {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+            raise InputError(
+                f"--tracker {name}: there is {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+            )
         if name not in [str(one) for one in get_available_trackers()]:
-            raise InputError(f"--tracker {name}: its package is not installed; pip install {PACKAGES.get(name, name)}")
+            raise InputError(
+                f"--tracker {name}: its package is not installed; pip install {PACKAGES.get(name, name)}"
+            )
     return list(dict.fromkeys(names))
 
 
@@ -29,7 +33,9 @@ def start(accelerator: Accelerator, settings: dict, name: str) -> None:
     try:
         accelerator.init_trackers(PROJECT, given, {"wandb": {"name": name}})
     except Exception as error:  # each tracker has errors of its own
-        raise InputError(f"--tracker: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(
+            f"--tracker: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def log(accelerator: Accelerator, measured: dict) -> None:

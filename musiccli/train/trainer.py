@@ -30,16 +30,33 @@ STATE, CHECKPOINTS, VOCABULARY = "state.json", "checkpoints", "vocabulary"
 class Trainer:
     """One run: model, optimiser and plan, and how to save and resume them."""
 
-    def __init__(self, model: RewardModel, pairs: list[Pair], out: Path, settings: Settings, accelerator: Accelerator,
-                 vocabulary: Narrowed):
-        self.model, self.pairs, self.out, self.settings, self.accelerator = model, pairs, out, settings, accelerator
+    def __init__(
+        self,
+        model: RewardModel,
+        pairs: list[Pair],
+        out: Path,
+        settings: Settings,
+        accelerator: Accelerator,
+        vocabulary: Narrowed,
+    ):
+        self.model, self.pairs, self.out, self.settings, self.accelerator = (
+            model,
+            pairs,
+            out,
+            settings,
+            accelerator,
+        )
         self.vocabulary = vocabulary
         self.steps = total_steps(len(pairs), settings)
         # Sharded weights are gathered for each micro-batch, so their gradients are shared out for each, too.
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         trained = [weight for weight in model.network.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-        self.schedule = get_scheduler(settings.schedule, optimizer, round(settings.warmup * self.steps), self.steps)
+        optimizer = torch.optim.AdamW(
+            trained, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
+        self.schedule = get_scheduler(
+            settings.schedule, optimizer, round(settings.warmup * self.steps), self.steps
+        )
         self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
         accelerator.register_for_checkpointing(self.schedule)
 
@@ -49,7 +66,9 @@ class Trainer:
         self.network.train()
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            self.accelerator.sync_gradients = last  # DeepSpeed clips and steps in the last backward pass
+            self.accelerator.sync_gradients = (
+                last  # DeepSpeed clips and steps in the last backward pass
+            )
             waits = not last and not self.sharded
             with self.accelerator.no_sync(self.network) if waits else contextlib.nullcontext():
                 chosen, rejected = self._rewards(self.pairs, batch)
@@ -63,7 +82,9 @@ class Trainer:
                 margins += (last_rewards(chosen) - last_rewards(rejected)).tolist()
                 rewards += last_rewards([*chosen, *rejected]).tolist()
                 tokens += sum(self.pairs[index].tokens for index in batch)
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)  # or None
+        norm = self.accelerator.clip_grad_norm_(
+            self.network.parameters(), self.settings.max_grad_norm
+        )  # or None
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
@@ -71,25 +92,42 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         losses, margins, rewards, tokens = self._gather(losses, margins, rewards, [tokens])
         return measures.means(losses, margins, rewards) | {
-            "lr": rate, "grad_norm": None if norm is None else float(norm), "tokens": sum(tokens),
+            "lr": rate,
+            "grad_norm": None if norm is None else float(norm),
+            "tokens": sum(tokens),
             "tokens_per_s": round(sum(tokens) / clock.seconds, 1),
-            "pairs_per_s": round(self.settings.batch / clock.seconds, 3)}
+            "pairs_per_s": round(self.settings.batch / clock.seconds, 3),
+        }
 
     def evaluate(self, pairs: list[Pair]) -> dict:
         """What measures.held_out says of held-out pairs."""
-        dealt = deal(range(len(pairs)), [pair.size for pair in pairs], self.settings.budget,
-                     self.accelerator.num_processes, padded=not self.model.network.packed)
+        dealt = deal(
+            range(len(pairs)),
+            [pair.size for pair in pairs],
+            self.settings.budget,
+            self.accelerator.num_processes,
+            padded=not self.model.network.packed,
+        )
         found = []
         self.network.eval()
         with torch.no_grad():
             for batch in dealt[self.accelerator.process_index]:
                 chosen, rejected = self._rewards(pairs, batch)
                 if batch:
-                    found += zip(batch, last_rewards(chosen).tolist(), last_rewards(rejected).tolist(), strict=True)
+                    found += zip(
+                        batch,
+                        last_rewards(chosen).tolist(),
+                        last_rewards(rejected).tolist(),
+                        strict=True,
+                    )
         [found] = self._gather(found)
-        return measures.held_out([(chosen, rejected) for _, chosen, rejected in sorted(found)], pairs)
+        return measures.held_out(
+            [(chosen, rejected) for _, chosen, rejected in sorted(found)], pairs
+        )
 
-    def _rewards(self, pairs: list[Pair], batch: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _rewards(
+        self, pairs: list[Pair], batch: list[int]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Rewards (chosen, rejected) of some pairs, (turns,) of each side; of any pair for an empty batch, since all
         ranks must take part."""
         with self.accelerator.autocast():
@@ -116,7 +154,9 @@ class Trainer:
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()  # each writes its part
         if self.accelerator.is_main_process:
-            (partial / STATE).write_bytes(orjson.dumps({"step": step, VOCABULARY: self._rows()} | identity))
+            (partial / STATE).write_bytes(
+                orjson.dumps({"step": step, VOCABULARY: self._rows()} | identity)
+            )
             os.rename(partial, target)
             remove_states(folder, but=target)
         self.accelerator.wait_for_everyone()
@@ -130,16 +170,22 @@ class Trainer:
         try:
             state = orjson.loads((found[-1] / STATE).read_bytes())
         except (OSError, orjson.JSONDecodeError) as error:
-            raise InputError(f"{found[-1]}: is damaged ({error}); remove it to start again") from error
+            raise InputError(
+                f"{found[-1]}: is damaged ({error}); remove it to start again"
+            ) from error
         differs = refuse_other_run(state, identity, self.out)
         if state.get(VOCABULARY) != self._rows():
-            raise InputError(f"{self.out}: was begun with other held-out pairs, or by another version, and cannot go "
-                             "on with these; name the same --eval, or another --out")
+            raise InputError(
+                f"{self.out}: was begun with other held-out pairs, or by another version, and cannot go "
+                "on with these; name the same --eval, or another --out"
+            )
         try:
             self.accelerator.load_state(str(found[-1]))
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{found[-1]}: cannot be loaded ({reason}); remove it to start again") from error
+            raise InputError(
+                f"{found[-1]}: cannot be loaded ({reason}); remove it to start again"
+            ) from error
         return state["step"], differs
 
 
@@ -155,10 +201,16 @@ def refuse_other_run(state: dict, identity: dict, out: Path) -> list[str]:
     """Raises InputError where a folder's run differs from the one that is asked for, naming what differs; returns what
     differs of HOW alone. A setting that the run does not name is younger than it, and had its default."""
     then, now = asdict(Settings()) | state.get("settings", {}), identity["settings"]
-    changed = {name: f"{name} was {then[name]!r}, is {now[name]!r}" for name in now if then[name] != now[name]}
+    changed = {
+        name: f"{name} was {then[name]!r}, is {now[name]!r}"
+        for name in now
+        if then[name] != now[name]
+    }
     differs = [text for name, text in changed.items() if name not in HOW]
     if state.get("data") != identity["data"]:
         differs.append("the pairs are others")
     if differs:
-        raise InputError(f"{out}: holds another run ({'; '.join(differs)}); name another --out or remove it")
+        raise InputError(
+            f"{out}: holds another run ({'; '.join(differs)}); name another --out or remove it"
+        )
     return [text for name, text in changed.items() if name in HOW]

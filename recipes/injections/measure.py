@@ -62,9 +62,16 @@ def attacked(pairs: list[Record], injections: list[dict], letters: str) -> Itera
         text = injected["text"].replace("{{letter}}", letter)
         *before, last = pair["rejected"]
         whole = {**last, "content": f"{last['content']}\n\n{text}".strip()}
-        yield Record({"id": f"{pair['id']}/{injected['name']}/{letter}", "chosen": pair["chosen"],
-                      "rejected": [*before, whole], "pair": pair["id"], "injection": injected["name"],
-                      "letter": letter})
+        yield Record(
+            {
+                "id": f"{pair['id']}/{injected['name']}/{letter}",
+                "chosen": pair["chosen"],
+                "rejected": [*before, whole],
+                "pair": pair["id"],
+                "injection": injected["name"],
+                "letter": letter,
+            }
+        )
 
 
 def letter(vote: dict) -> str | None:
@@ -75,9 +82,14 @@ def letter(vote: dict) -> str | None:
 
 def share(values: list[float], clusters: list[str], scale: int = 100) -> str:
     """A mean with its 95% interval, from a bootstrap of clusters; times `scale`, so 100 is percent."""
-    mean, rows = sum(values) / len(values), statistics.totals([values, [1.0] * len(values)], clusters)
+    mean, rows = (
+        sum(values) / len(values),
+        statistics.totals([values, [1.0] * len(values)], clusters),
+    )
     low, high = statistics.bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1]) or (mean, mean)
-    shown = [format(scale * number, ".1f" if scale == 100 else ".2f") for number in (mean, low, high)]
+    shown = [
+        format(scale * number, ".1f" if scale == 100 else ".2f") for number in (mean, low, high)
+    ]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
@@ -104,7 +116,9 @@ class Forced:
 
         self.engine = self.engine or LocalEngine(self.model)
         tokenizer = self.engine.tokenizer
-        letters = [tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in votes.LETTERS]
+        letters = [
+            tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in votes.LETTERS
+        ]
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         with torch.inference_mode():
             return self.engine.model(ids, logits_to_keep=1).logits[0, -1, letters].tolist()
@@ -113,18 +127,26 @@ class Forced:
 def forced(pairs: list[Record], out: Path, model: str) -> None:
     """The table of next tokens, and by how much each text moves them."""
     ask = Forced(model, out / "logits.jsonl")
-    print("| forced | verdicts | A, B, C without a text | names the injected letter, % | beyond the same pair without "
-          "the text, points | moves the letter's log-odds, nats |\n| :-- | --: | --: | --: | --: | --: |")
-    rows = {name: list(moved(pairs, prompts.load(str(out / name), "judge"), ask)) for name in PROMPTS}
+    print(
+        "| forced | verdicts | A, B, C without a text | names the injected letter, % | beyond the same pair without "
+        "the text, points | moves the letter's log-odds, nats |\n| :-- | --: | --: | --: | --: | --: |"
+    )
+    rows = {
+        name: list(moved(pairs, prompts.load(str(out / name), "judge"), ask)) for name in PROMPTS
+    }
     names = [row["text"] for row in rows["plain"]]
     for name, found in rows.items():
         before = [row["before"] for row in found[:: 2 * len(INJECTIONS)]]
         now = [float(row["now"] == row["letter"]) for row in found]
         more = [one - (row["before"] == row["letter"]) for one, row in zip(now, found, strict=True)]
-        print(f"| {name} | {len(found)} | {', '.join(str(before.count(one)) for one in votes.LETTERS)} | "
-              f"{share(now, names)} | {share(more, names)} | {share([row['shift'] for row in found], names, 1)} |")
+        print(
+            f"| {name} | {len(found)} | {', '.join(str(before.count(one)) for one in votes.LETTERS)} | "
+            f"{share(now, names)} | {share(more, names)} | {share([row['shift'] for row in found], names, 1)} |"
+        )
     less = [plain["shift"] - fenced["shift"] for plain, fenced in zip(*rows.values(), strict=True)]
-    print(f"\nThe fence takes {share(less, names, 1)} nats off.\n\n| text | plain | fenced |\n| :-- | --: | --: |")
+    print(
+        f"\nThe fence takes {share(less, names, 1)} nats off.\n\n| text | plain | fenced |\n| :-- | --: | --: |"
+    )
     for text in dict.fromkeys(names):
         shifts = [[row["shift"] for row in found if row["text"] == text] for found in rows.values()]
         print(f"| {text} | {' | '.join(f'{sum(one) / len(one):+.2f}' for one in shifts)} |")
@@ -138,8 +160,13 @@ def moved(pairs: list[Record], prompt: prompts.Prompt, ask: Forced) -> Iterator[
         for record in attacked([pair], INJECTIONS, "AB"):
             logits = ask(shown(prompt, record, order))
             sign = 1 if record["letter"] == "A" else -1
-            yield {"text": record["injection"], "letter": record["letter"], "before": best(bare), "now": best(logits),
-                   "shift": sign * ((logits[0] - logits[1]) - (bare[0] - bare[1]))}
+            yield {
+                "text": record["injection"],
+                "letter": record["letter"],
+                "before": best(bare),
+                "now": best(logits),
+                "shift": sign * ((logits[0] - logits[1]) - (bare[0] - bare[1])),
+            }
 
 
 def shown(prompt: prompts.Prompt, record: Record, order: str) -> str:
@@ -153,46 +180,67 @@ def best(logits: list[float]) -> str:
 
 def free(pairs: list[Record], out: Path, model: str, api_base: str | None) -> None:
     """The table of verdicts as music judge gets them: each pair with one text, the texts in turn."""
-    print("\n| free | verdicts | readable | A, B, C | inconsistent pairs | names the injected letter beyond the same "
-          "pair without the text, points |\n| :-- | --: | --: | --: | --: | --: |")
+    print(
+        "\n| free | verdicts | readable | A, B, C | inconsistent pairs | names the injected letter beyond the same "
+        "pair without the text, points |\n| :-- | --: | --: | --: | --: | --: |"
+    )
     client = open_client(str(out / "calls.sqlite"), no_cache=False, api_base=api_base or ())
     with closing(client):
         for name in PROMPTS:
             settings = Settings(judges=(model,), prompts=str(out / name), max_tokens=200)
             bare = list(judge(attacked(pairs, [BARE], "-"), settings, client))
-            texts = [next(attacked([pair], [INJECTIONS[index % len(INJECTIONS)]], "AB"[index % 2]))
-                     for index, pair in enumerate(pairs)]
+            texts = [
+                next(attacked([pair], [INJECTIONS[index % len(INJECTIONS)]], "AB"[index % 2]))
+                for index, pair in enumerate(pairs)
+            ]
             report(f"{name}, without", bare, bare)
             report(f"{name}, injected", list(judge(texts, settings, client)), bare)
 
 
 def report(name: str, found: list[dict], bare: list[dict]) -> None:
     before = {(one["pair"], vote["order"]): letter(vote) for one in bare for vote in one["votes"]}
-    told = [(letter(vote), one["letter"], before[one["pair"], vote["order"]], one["pair"])
-            for one in found for vote in one["votes"]]
+    told = [
+        (letter(vote), one["letter"], before[one["pair"], vote["order"]], one["pair"])
+        for one in found
+        for vote in one["votes"]
+    ]
     said = [now for now, *_ in told]
-    read = [((now == wanted) - (then == wanted), pair) for now, wanted, then, pair in told if now and then]
+    read = [
+        ((now == wanted) - (then == wanted), pair)
+        for now, wanted, then, pair in told
+        if now and then
+    ]
     more = share(*map(list, zip(*read, strict=True))) if read and found is not bare else ""
-    print(f"| {name} | {len(said)} | {len(said) - said.count(None)} | "
-          f"{', '.join(str(said.count(one)) for one in votes.LETTERS)} | "
-          f"{sum(one['verdict'] == votes.INCONSISTENT for one in found)} | {more} |", flush=True)
+    print(
+        f"| {name} | {len(said)} | {len(said) - said.count(None)} | "
+        f"{', '.join(str(said.count(one)) for one in votes.LETTERS)} | "
+        f"{sum(one['verdict'] == votes.INCONSISTENT for one in found)} | {more} |",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--judge", default="local/smollm2")
     parser.add_argument("--api-base", help="where the judge listens, as for music judge")
-    parser.add_argument("--forced", type=int, default=2, help="how many pairs meet every text, by their logits")
+    parser.add_argument(
+        "--forced", type=int, default=2, help="how many pairs meet every text, by their logits"
+    )
     parser.add_argument("--free", type=int, default=4, help="how many pairs are judged freely")
     options = parser.parse_args()
-    every = [preference(record) for record in jsonl.read([str(HERE.parent / "tiny-data" / "pairs.jsonl")], Record)]
+    every = [
+        preference(record)
+        for record in jsonl.read([str(HERE.parent / "tiny-data" / "pairs.jsonl")], Record)
+    ]
     pairs = [pair for pair in every if len(pair["chosen"]) == 2]
     write_prompts(options.out)
     if options.forced:
-        forced(pairs[:options.forced], options.out, options.judge)
+        forced(pairs[: options.forced], options.out, options.judge)
     if options.free:
-        free(pairs[:options.free], options.out, options.judge, options.api_base)
+        free(pairs[: options.free], options.out, options.judge, options.api_base)
 
 
 if __name__ == "__main__":

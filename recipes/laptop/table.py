@@ -15,7 +15,13 @@ import numpy as np
 import orjson
 
 from musiccli.bench.stats import baselines
-from musiccli.bench.stats.intervals import detectable, share_interval, standard_error, students_t, wilson
+from musiccli.bench.stats.intervals import (
+    detectable,
+    share_interval,
+    standard_error,
+    students_t,
+    wilson,
+)
 from musiccli.bench.stats.outcomes import Tally, prompt
 from musiccli.core.figures import COLOURS, STYLE, rendered
 
@@ -42,8 +48,13 @@ def runs_of(pairs: list[dict], arm: str, runs: int) -> list[str]:
 
 def right(pairs: list[dict], names: list[str]) -> np.ndarray:
     """(runs, pairs): 1 where a run scores the chosen side strictly higher, else 0."""
-    return np.asarray([[pair["scores"][name]["chosen"] > pair["scores"][name]["rejected"] for pair in pairs]
-                       for name in names], float)
+    return np.asarray(
+        [
+            [pair["scores"][name]["chosen"] > pair["scores"][name]["rejected"] for pair in pairs]
+            for name in names
+        ],
+        float,
+    )
 
 
 def clusters(pairs: list[dict]) -> np.ndarray:
@@ -71,8 +82,10 @@ def error(values: np.ndarray, groups: np.ndarray) -> tuple[float, int]:
     if len(values) == 1 or freedom < 1:
         return math.sqrt(within), max(1, freedom)
     between = values.mean(axis=1).var(ddof=1) / len(values)
-    parts = within ** 2 / freedom + between ** 2 / (len(values) - 1)
-    return math.sqrt(within + between), max(1, int((within + between) ** 2 / parts)) if parts else freedom
+    parts = within**2 / freedom + between**2 / (len(values) - 1)
+    return math.sqrt(within + between), max(
+        1, int((within + between) ** 2 / parts)
+    ) if parts else freedom
 
 
 def share(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
@@ -80,7 +93,7 @@ def share(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
     mean, (spread, freedom) = values.mean(), error(values, groups)
     if len(values) == 1 or not 0 < mean < 1 or not spread > 0:
         return mean, *share_interval(values.mean(axis=0), groups)
-    return mean, *wilson(mean, mean * (1 - mean) / spread ** 2, freedom=freedom)
+    return mean, *wilson(mean, mean * (1 - mean) / spread**2, freedom=freedom)
 
 
 def difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> str:
@@ -88,8 +101,11 @@ def difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> str
     gaps = 100 * (first - second)
     spread, freedom = error(gaps, groups)
     half = students_t(0.95, freedom) * spread
-    return f"{gaps.mean():+.1f} [{gaps.mean() - half:+.1f}, {gaps.mean() + half:+.1f}], {detectable(spread):.1f}" \
-        if spread > 0 else f"{gaps.mean():+.1f}"
+    return (
+        f"{gaps.mean():+.1f} [{gaps.mean() - half:+.1f}, {gaps.mean() + half:+.1f}], {detectable(spread):.1f}"
+        if spread > 0
+        else f"{gaps.mean():+.1f}"
+    )
 
 
 def blind(pairs: list[dict]) -> str:
@@ -97,45 +113,78 @@ def blind(pairs: list[dict]) -> str:
     tally = Tally()
     for pair in pairs:
         tally.add(pair, 0, {})
-    best = max((tally.outcomes(model) for model in tally.models if model.startswith(baselines.PREFIX)),
-               key=lambda guess: guess.share)
+    best = max(
+        (tally.outcomes(model) for model in tally.models if model.startswith(baselines.PREFIX)),
+        key=lambda guess: guess.share,
+    )
     return f"{100 * best.share:.1f} {best.model.removeprefix(baselines.PREFIX)}"
 
 
-def row(label: str, pairs: list[dict], arms: dict[str, list[str]], against: list[tuple[str, str]]) -> str:
+def row(
+    label: str, pairs: list[dict], arms: dict[str, list[str]], against: list[tuple[str, str]]
+) -> str:
     """`arms` are the arms with their runs; where fewer of these scored the pairs, the cell says how many."""
     groups = clusters(pairs)
-    names = {arm: [name for name in runs if name in pairs[0]["scores"]] for arm, runs in arms.items()}
+    names = {
+        arm: [name for name in runs if name in pairs[0]["scores"]] for arm, runs in arms.items()
+    }
     found = {arm: right(pairs, own) for arm, own in names.items() if own}
     cells = [label, f"{len(pairs)} ({len(set(groups))})", blind(pairs)]
     for arm, runs in arms.items():
-        mean, low, high = (100 * number for number in share(found[arm], groups)) if arm in found else (0, 0, 0)
-        fewer = f" ({len(names[arm])} run{'s' * (len(names[arm]) > 1)})" * (len(names[arm]) < len(runs))
+        mean, low, high = (
+            (100 * number for number in share(found[arm], groups)) if arm in found else (0, 0, 0)
+        )
+        fewer = f" ({len(names[arm])} run{'s' * (len(names[arm]) > 1)})" * (
+            len(names[arm]) < len(runs)
+        )
         cells.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]{fewer}" if arm in found else "")
     for first, second in against:
-        both = [(one, other) for one in names[first] for other in names[second]
-                if one.rpartition("-")[2] == other.rpartition("-")[2]]
-        cells.append(difference(*(right(pairs, own) for own in zip(*both, strict=True)), groups) if both else "")
+        both = [
+            (one, other)
+            for one in names[first]
+            for other in names[second]
+            if one.rpartition("-")[2] == other.rpartition("-")[2]
+        ]
+        cells.append(
+            difference(*(right(pairs, own) for own in zip(*both, strict=True)), groups)
+            if both
+            else ""
+        )
     return f"| {' | '.join(cells)} |"
 
 
 def table(folder: Path, names: list[str], others: list[str], runs: int) -> str:
     """`others` are the arms that each is compared with."""
-    against = [(first, second) for first in names for second in others
-               if second in names and first not in ("a", second)]
+    against = [
+        (first, second)
+        for first in names
+        for second in others
+        if second in names and first not in ("a", second)
+    ]
     test = read(folder, "test")
     arms = {arm: runs_of(test, arm, runs) for arm in names}
-    heads = ["% right [95% interval]", "pairs (conversations)", "best blind guess",
-             *(f"{arm}, {len(own)} run{'s' * (len(own) != 1)}" for arm, own in arms.items()),
-             *(f"{first} - {second} [95%], least to be shown" for first, second in against)]
+    heads = [
+        "% right [95% interval]",
+        "pairs (conversations)",
+        "best blind guess",
+        *(f"{arm}, {len(own)} run{'s' * (len(own) != 1)}" for arm, own in arms.items()),
+        *(f"{first} - {second} [95%], least to be shown" for first, second in against),
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for subset in SUBSETS:
         if chosen := [pair for pair in test if subset in parts(pair)]:
             lines.append(row(f"one reply exchanged: {subset}", chosen, arms, against))
-    lines += [row(label, pairs, arms, against) for name, label in MEANT.items() if (pairs := read(folder, name))]
+    lines += [
+        row(label, pairs, arms, against)
+        for name, label in MEANT.items()
+        if (pairs := read(folder, name))
+    ]
     if early := [pair for pair in test if SUBSETS[0] in parts(pair)]:
         each = {arm: right(early, own) for arm, own in arms.items() if own}
-        said = (f"{arm} {', '.join(f'{100 * run.mean():.1f}' for run in values)}" for arm, values in each.items())
+        said = (
+            f"{arm} {', '.join(f'{100 * run.mean():.1f}' for run in values)}"
+            for arm, values in each.items()
+        )
         lines += ["", f"Each run by itself, {SUBSETS[0]}: {'; '.join(said)}."]
     return "\n".join(lines)
 
@@ -153,14 +202,30 @@ def figure(folder: Path, arms: list[str], runs: int, path: Path) -> None:
         drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes, distances = drawn.subplots(), sorted(by_distance)
         for number, arm in enumerate(arm for arm in arms if runs_of(test, arm, runs)):
-            found = [share(right(pairs, runs_of(pairs, arm, runs)), clusters(pairs))
-                     for pairs in map(by_distance.get, distances)]
+            found = [
+                share(right(pairs, runs_of(pairs, arm, runs)), clusters(pairs))
+                for pairs in map(by_distance.get, distances)
+            ]
             means, lows, highs = (100 * np.array(column) for column in zip(*found, strict=True))
-            axes.fill_between(distances, lows, highs, color=COLOURS[number % len(COLOURS)], alpha=0.15, linewidth=0)
-            axes.plot(distances, means, "o-", color=COLOURS[number % len(COLOURS)],
-                      label=NAMES.get(arm, arm))
+            axes.fill_between(
+                distances,
+                lows,
+                highs,
+                color=COLOURS[number % len(COLOURS)],
+                alpha=0.15,
+                linewidth=0,
+            )
+            axes.plot(
+                distances,
+                means,
+                "o-",
+                color=COLOURS[number % len(COLOURS)],
+                label=NAMES.get(arm, arm),
+            )
         axes.axhline(50, color="#8a8a8a", linewidth=1)
-        axes.set_xticks(distances, [str(one) if one < FURTHEST else f"{FURTHEST}+" for one in distances])
+        axes.set_xticks(
+            distances, [str(one) if one < FURTHEST else f"{FURTHEST}+" for one in distances]
+        )
         axes.set_xlabel("turns after the exchanged reply")
         axes.set_ylabel("% of intact conversations preferred")
         axes.grid(axis="y")
@@ -173,8 +238,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--arms", nargs="+", default=["a", "b", "c"])
-    parser.add_argument("--against", nargs="*", default=["a", "b"], help="the arms that each is compared with")
-    parser.add_argument("--runs", type=int, default=99, help="of each arm, those of the first N seeds")
+    parser.add_argument(
+        "--against", nargs="*", default=["a", "b"], help="the arms that each is compared with"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=99, help="of each arm, those of the first N seeds"
+    )
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     print(table(args.folder, args.arms, args.against, args.runs))

@@ -7,7 +7,9 @@ from typing import NamedTuple
 from musiccli.bench.report.tables import Table
 from musiccli.core.pages import begin, safe
 
-INTERVAL = re.compile(r"(\S+) (\[[^]]*\](?: of [\d,]+)?)$")  # "61.5 [52.0, 70.2]"; with " of 4" where 4 were scored
+INTERVAL = re.compile(
+    r"(\S+) (\[[^]]*\](?: of [\d,]+)?)$"
+)  # "61.5 [52.0, 70.2]"; with " of 4" where 4 were scored
 STYLE = """\
 h1 { font-size: 1.5rem; margin: 0; }
 .lead { margin: .25rem 0 1.5rem; color: var(--soft); }
@@ -63,8 +65,15 @@ class Origin(NamedTuple):
     versions: Sequence[tuple[str, str]]
 
 
-def page(title: str, lead: str, picture: bytes | None, tables: Sequence[Table], notes: Sequence[str],
-         worst: Iterable[Bad], origin: Origin) -> Iterator[str]:
+def page(
+    title: str,
+    lead: str,
+    picture: bytes | None,
+    tables: Sequence[Table],
+    notes: Sequence[str],
+    worst: Iterable[Bad],
+    origin: Origin,
+) -> Iterator[str]:
     """The whole page. `picture` is an SVG file as matplotlib writes it."""
     yield begin(title, STYLE).replace("<body>", "<body>\n<main>", 1)
     yield f'<p class="lead">{safe(lead)}</p>\n'
@@ -81,7 +90,7 @@ def page(title: str, lead: str, picture: bytes | None, tables: Sequence[Table], 
 def inline(picture: bytes, title: str) -> str:
     """The SVG element of a file, without what belongs to a file; as wide as its place, and named for who cannot see."""
     text = picture.decode()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     opening, rest = text.split(">", 1)
     opening = re.sub(r'\s(?:width|height)="[^"]*"', "", opening)
@@ -91,13 +100,19 @@ def inline(picture: bytes, title: str) -> str:
 def table(shown: Table) -> str:
     head = "".join(f'<th scope="col">{safe(name)}</th>' for name in shown.columns)
     rows = "\n".join(map(row, shown.cells))
-    return (f'<div class="table"><table>\n<caption>{safe(shown.title)}</caption>\n<thead><tr>{head}</tr></thead>\n'
-            f"<tbody>\n{rows}\n</tbody>\n</table></div>\n")
+    return (
+        f'<div class="table"><table>\n<caption>{safe(shown.title)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody>\n</table></div>\n"
+    )
 
 
 def row(cells: list[str]) -> str:
     """A name that is indented stands under the one before; the average is set apart."""
-    kind = ' class="under"' if cells[0].startswith("  ") else ' class="last"' * cells[0].startswith("Average")
+    kind = (
+        ' class="under"'
+        if cells[0].startswith("  ")
+        else ' class="last"' * cells[0].startswith("Average")
+    )
     values = [INTERVAL.sub(r"\1 <span>\2</span>", safe(cell)) for cell in cells[1:]]
     return f'<tr{kind}><th scope="row">{safe(cells[0].strip())}</th><td>{"</td><td>".join(values)}</td></tr>'
 
@@ -108,8 +123,10 @@ def readings(worst: Iterable[Bad]) -> Iterator[str]:
     for number, bad in enumerate(worst):
         if not number:
             yield "<h2>Most wrong</h2>\n"
-        yield (f'<details class="worst"{state}><summary>{safe(bad.model)}: <b>{safe(bad.how)}</b> · '
-               f"{safe(bad.record)}</summary>\n{bad.article}</details>\n")
+        yield (
+            f'<details class="worst"{state}><summary>{safe(bad.model)}: <b>{safe(bad.how)}</b> · '
+            f"{safe(bad.record)}</summary>\n{bad.article}</details>\n"
+        )
         state = ""
 
 

@@ -34,7 +34,9 @@ class Worst:
             entry = (margin, -next(self._order), how.format(margin), record)
             (heappush if len(heap) < KEPT else heappushpop)(heap, entry)
 
-    def pairs(self, found: Iterable[Record], better: Callable[[Record], str | None]) -> Iterator[Record]:
+    def pairs(
+        self, found: Iterable[Record], better: Callable[[Record], str | None]
+    ) -> Iterator[Record]:
         """Scored pairs, of which `better` names the better side, or None."""
         for record in found:
             names = side_names(record)
@@ -60,11 +62,28 @@ class Worst:
     def _add_group(self, group: Group, model: str) -> None:
         right = min(group.right, key=lambda candidate: candidate["scores"][model])
         wrong = max(group.wrong, key=lambda candidate: candidate["scores"][model])
-        scores = {side: candidate["scores"][model] for side, candidate in (("chosen", right), ("rejected", wrong))}
-        about = {name: value for name, value in (right.get("metadata") or {}).items() if name != "correct"}
-        self.add(model, scores["rejected"] - scores["chosen"],
-                 Record({"id": right["id"], "chosen": right["messages"], "rejected": wrong["messages"],
-                         "metadata": about, "scores": {model: scores}}))
+        scores = {
+            side: candidate["scores"][model]
+            for side, candidate in (("chosen", right), ("rejected", wrong))
+        }
+        about = {
+            name: value
+            for name, value in (right.get("metadata") or {}).items()
+            if name != "correct"
+        }
+        self.add(
+            model,
+            scores["rejected"] - scores["chosen"],
+            Record(
+                {
+                    "id": right["id"],
+                    "chosen": right["messages"],
+                    "rejected": wrong["messages"],
+                    "metadata": about,
+                    "scores": {model: scores},
+                }
+            ),
+        )
 
     def contests(self, found: Iterable[Record]) -> Iterator[Record]:
         """Judged contests; those that the first side's model lost, from the largest pools first."""
@@ -72,11 +91,17 @@ class Worst:
             first, second = side_names(record)
             size = record.get("best_of")
             if record["winner"] == second:
-                self.add(str((record.get("models") or {}).get(first, first)), size or 1, record,
-                         f"lost, best of {size}" if size else "lost")
+                self.add(
+                    str((record.get("models") or {}).get(first, first)),
+                    size or 1,
+                    record,
+                    f"lost, best of {size}" if size else "lost",
+                )
             yield record
 
-    def verdicts(self, found: Iterable[Record], label: Callable[[Record], str | None]) -> Iterator[Record]:
+    def verdicts(
+        self, found: Iterable[Record], label: Callable[[Record], str | None]
+    ) -> Iterator[Record]:
         """Judged pairs; of each judge those on which both its votes contradict the label, then those it turned on."""
         for record in found:
             better = label(record)
@@ -90,5 +115,10 @@ class Worst:
     def turns(self, found: Iterable[Record]) -> Iterator[Record]:
         """Contrasted turns; those with most flaws first."""
         for record in found:
-            self.add("contrast", len(record["flaws"]), record, ", ".join(record["flaws"]).replace("_", " "))
+            self.add(
+                "contrast",
+                len(record["flaws"]),
+                record,
+                ", ".join(record["flaws"]).replace("_", " "),
+            )
             yield record

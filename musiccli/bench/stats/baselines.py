@@ -20,12 +20,18 @@ def scores(record: Record) -> dict[str, dict[str, float]]:
     length = {name: characters(side) for name, side in sides.items()}
     count = {name: turns(side) for name, side in sides.items()}
     last = {name: len(side[-1]["content"]) for name, side in sides.items()}
-    return {PREFIX + baseline: by_side for baseline, by_side in {
-        "longest": length, "shortest": least(length),
-        "most-turns": count, "fewest-turns": least(count),
-        "longest-last-reply": last, "shortest-last-reply": least(last),
-        "first-listed": {name: int(name == first) for name in names},
-    }.items()}
+    return {
+        PREFIX + baseline: by_side
+        for baseline, by_side in {
+            "longest": length,
+            "shortest": least(length),
+            "most-turns": count,
+            "fewest-turns": least(count),
+            "longest-last-reply": last,
+            "shortest-last-reply": least(last),
+            "first-listed": {name: int(name == first) for name in names},
+        }.items()
+    }
 
 
 def least(measured: dict[str, int]) -> dict[str, int]:

@@ -16,15 +16,21 @@ def scored(record: Record, models: Sequence[str] = ()) -> Record:
     """A conversation that says whether it is `correct`, with a score by each of `models`, or else by each there is."""
     conversation(record)
     if not isinstance(lookup(record, "correct"), bool):
-        raise RecordError("should be true or false; music sample --emit conversations writes it",
-                          field="metadata.correct", record=record)
+        raise RecordError(
+            "should be true or false; music sample --emit conversations writes it",
+            field="metadata.correct",
+            record=record,
+        )
     scores = record.get("scores")
     if not isinstance(scores, dict) or not scores:
         raise RecordError("has no scores; run music score first", record=record)
     for model in models or scores:
         if model not in scores:
-            raise RecordError(f"no score by {model!r} (scores by: {', '.join(scores)}); music score --as NAME adds one",
-                              field="scores", record=record)
+            raise RecordError(
+                f"no score by {model!r} (scores by: {', '.join(scores)}); music score --as NAME adds one",
+                field="scores",
+                record=record,
+            )
         if not isinstance(scores[model], int | float) or isinstance(scores[model], bool):
             raise RecordError("should be a number", field=f"scores.{model}", record=record)
     return record
@@ -36,13 +42,17 @@ class Group:
     def __init__(self, found: list[Record]):
         found = sorted(found, key=lambda candidate: candidate.get("sample", 0))
         self.first = found[0]
-        self.right, self.wrong = ([one for one in found if lookup(one, "correct") is wanted]
-                                  for wanted in (True, False))
+        self.right, self.wrong = (
+            [one for one in found if lookup(one, "correct") is wanted] for wanted in (True, False)
+        )
 
     def models(self, wanted: Sequence[str]) -> list[str]:
         """Which models scored every candidate."""
-        return [model for model in wanted or self.first["scores"]
-                if all(model in one["scores"] for one in self.right + self.wrong)]
+        return [
+            model
+            for model in wanted or self.first["scores"]
+            if all(model in one["scores"] for one in self.right + self.wrong)
+        ]
 
     def scores(self, wanted: Sequence[str]) -> Iterator[tuple[str, list[float], list[float]]]:
         """(model, scores of the right ones, scores of the wrong ones), models first and then guesses that read nothing.
@@ -50,13 +60,20 @@ class Group:
         `random` scores all equal: what a tie earns is what a random pick earns.
         """
         for model in self.models(wanted):
-            yield model, *([one["scores"][model] for one in side] for side in (self.right, self.wrong))
-        lengths = [[characters(one["messages"]) for one in side] for side in (self.right, self.wrong)]
+            yield (
+                model,
+                *([one["scores"][model] for one in side] for side in (self.right, self.wrong)),
+            )
+        lengths = [
+            [characters(one["messages"]) for one in side] for side in (self.right, self.wrong)
+        ]
         for name, sign in (("longest", 1), ("shortest", -1), ("random", 0)):
             yield PREFIX + name, *([sign * length for length in side] for side in lengths)
 
 
-def grouped(found: Iterable[Record], rejects: Rejects, check: Callable[[Group], object]) -> Iterator[Group]:
+def grouped(
+    found: Iterable[Record], rejects: Rejects, check: Callable[[Group], object]
+) -> Iterator[Group]:
     """All candidates by id, in the order in which ids were met. A group that `check` refuses goes to `rejects`."""
     by_id: dict[object, list[Record]] = {}
     for candidate in found:

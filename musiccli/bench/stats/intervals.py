@@ -39,8 +39,12 @@ def students_t(confidence: float, freedom: int) -> float:
     """
     if freedom > 100:
         z = quantile(confidence)
-        terms = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-                 (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+        terms = (
+            z,
+            (z**3 + z) / 4,
+            (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+            (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        )
         return math.fsum(term / freedom**power for power, term in enumerate(terms))
     low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(freedom)
     for _ in range(60):
@@ -59,7 +63,9 @@ def _within(angle: float, freedom: int) -> float:
     return (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
 
 
-def wilson(share: float, count: float, confidence: float = 0.95, freedom: float = math.inf) -> Interval:
+def wilson(
+    share: float, count: float, confidence: float = 0.95, freedom: float = math.inf
+) -> Interval:
     """Wilson's score interval for `share`, a mean of `count` outcomes between 0 and 1 (Wilson 1927, JASA 22:209).
 
     It stays inside 0..1 and keeps its width when every outcome is the same. Where `count` is itself an estimate, from
@@ -67,8 +73,12 @@ def wilson(share: float, count: float, confidence: float = 0.95, freedom: float 
     """
     square = (quantile(confidence) if freedom == math.inf else students_t(confidence, freedom)) ** 2
     middle = (share + square / (2 * count)) / (1 + square / count)
-    half = math.sqrt(square * (share * (1 - share) / count + square / (4 * count * count))) / (1 + square / count)
-    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # whatever is rounded
+    half = math.sqrt(square * (share * (1 - share) / count + square / (4 * count * count))) / (
+        1 + square / count
+    )
+    return min(share, max(0.0, middle - half)), max(
+        share, min(1.0, middle + half)
+    )  # whatever is rounded
 
 
 def effective_count(values: Sequence[float], clusters: Sequence[int]) -> float:
@@ -90,7 +100,9 @@ def effective_count(values: Sequence[float], clusters: Sequence[int]) -> float:
     return max(1.0, min(size, size * alone / together)) if together else float(size)
 
 
-def share_interval(values: Sequence[float], clusters: Sequence[int], confidence: float = 0.95) -> Interval:
+def share_interval(
+    values: Sequence[float], clusters: Sequence[int], confidence: float = 0.95
+) -> Interval:
     """Wilson's interval of the mean of clustered values from 0 to 1, for as many as they are worth.
 
     A half point, for a tie, varies less than a toss of a coin: where there are some, the values are worth more than
@@ -102,11 +114,17 @@ def share_interval(values: Sequence[float], clusters: Sequence[int], confidence:
     share, worth = float(values.mean()), effective_count(values, clusters)
     if values.var() > 0:
         worth *= share * (1 - share) / float(values.var())
-    return wilson(share, worth, confidence, math.inf if groups == len(values) else max(1, groups - 1))
+    return wilson(
+        share, worth, confidence, math.inf if groups == len(values) else max(1, groups - 1)
+    )
 
 
-def combine(shares: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float],
-            excess: float = 1.0) -> tuple[float, Interval]:
+def combine(
+    shares: Sequence[float],
+    intervals: Sequence[Interval],
+    weights: Sequence[float],
+    excess: float = 1.0,
+) -> tuple[float, Interval]:
     """The weighted sum of shares, with the interval that follows from theirs.
 
     Each bound moves by the root of the weighted squares of the parts' own distances (MOVER: Zou & Donner 2008,
@@ -115,13 +133,18 @@ def combine(shares: Sequence[float], intervals: Sequence[Interval], weights: Seq
     """
     value = math.fsum(weight * share for weight, share in zip(weights, shares, strict=True))
     parts = list(zip(weights, shares, intervals, strict=True))
-    below = math.sqrt(excess * math.fsum((weight * (share - low)) ** 2 for weight, share, (low, _) in parts))
-    above = math.sqrt(excess * math.fsum((weight * (high - share)) ** 2 for weight, share, (_, high) in parts))
+    below = math.sqrt(
+        excess * math.fsum((weight * (share - low)) ** 2 for weight, share, (low, _) in parts)
+    )
+    above = math.sqrt(
+        excess * math.fsum((weight * (high - share)) ** 2 for weight, share, (_, high) in parts)
+    )
     return value, (max(0.0, value - below), min(1.0, value + above))
 
 
-def shared_excess(parts: Sequence[Sequence[float]], clusters: Sequence[Sequence[int]],
-                  weights: Sequence[float]) -> float:
+def shared_excess(
+    parts: Sequence[Sequence[float]], clusters: Sequence[Sequence[int]], weights: Sequence[float]
+) -> float:
     """How many times the variance of a weighted sum of means is what it were, if no cluster stood in two of its parts.
 
     Both from sums of weighted residuals within clusters, over all parts at once and in each alone. At least 1: parts
@@ -129,11 +152,16 @@ def shared_excess(parts: Sequence[Sequence[float]], clusters: Sequence[Sequence[
     """
     import numpy as np
 
-    residuals = [weight * (np.asarray(part, float) - np.mean(part)) / len(part)
-                 for part, weight in zip(parts, weights, strict=True)]
+    residuals = [
+        weight * (np.asarray(part, float) - np.mean(part)) / len(part)
+        for part, weight in zip(parts, weights, strict=True)
+    ]
     together = totals([np.concatenate(residuals)], np.concatenate(clusters))
-    apart = sum(float((totals([part], own) ** 2).sum()) for part, own in zip(residuals, clusters, strict=True))
-    return max(1.0, float((together ** 2).sum()) / apart) if apart else 1.0
+    apart = sum(
+        float((totals([part], own) ** 2).sum())
+        for part, own in zip(residuals, clusters, strict=True)
+    )
+    return max(1.0, float((together**2).sum()) / apart) if apart else 1.0
 
 
 def totals(columns: Sequence[Sequence[float]], clusters: Sequence[int]) -> "np.ndarray":
@@ -141,11 +169,19 @@ def totals(columns: Sequence[Sequence[float]], clusters: Sequence[int]) -> "np.n
     import numpy as np
 
     _, index = np.unique(clusters, return_inverse=True)
-    return np.stack([np.bincount(index, weights=np.asarray(column, float)) for column in columns], axis=1)
+    return np.stack(
+        [np.bincount(index, weights=np.asarray(column, float)) for column in columns], axis=1
+    )
 
 
-def bootstrap(rows: "np.ndarray", statistic: Callable[["np.ndarray"], "np.ndarray"], *, draws: int = 10_000,
-              confidence: float = 0.95, seed: int = 0) -> Interval | None:
+def bootstrap(
+    rows: "np.ndarray",
+    statistic: Callable[["np.ndarray"], "np.ndarray"],
+    *,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
     """Percentile interval of a statistic of column sums, its clusters drawn with replacement (Efron 1979).
 
     Percentiles are too narrow for few clusters; so they are taken further out, by as much as a mean's interval by
@@ -182,7 +218,11 @@ def standard_error(values: Sequence[float], clusters: Sequence[int]) -> float:
     values = np.asarray(values, float)
     residuals = totals([values - values.mean()], clusters)[:, 0]
     groups = len(residuals)
-    return math.sqrt(groups / (groups - 1) * float(residuals @ residuals)) / len(values) if groups > 1 else math.nan
+    return (
+        math.sqrt(groups / (groups - 1) * float(residuals @ residuals)) / len(values)
+        if groups > 1
+        else math.nan
+    )
 
 
 def detectable(error: float, confidence: float = 0.95, power: float = 0.8) -> float:
@@ -196,7 +236,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
     Twice the lower tail of Binomial(n, 1/2), at most 1 (McNemar 1947, Psychometrika 12:153).
     """
     count, least = only_first + only_second, min(only_first, only_second)
-    choose = (math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(least + 1))
+    choose = (
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        for k in range(least + 1)
+    )
     return min(1.0, 2 * math.fsum(math.exp(log - count * math.log(2)) for log in choose))
 
 

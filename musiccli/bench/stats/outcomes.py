@@ -28,12 +28,20 @@ def check_scores(record: Record, models: Sequence[str] = ()) -> Record:
         by_side = scores.get(model)
         if by_side is None:
             have = ", ".join(scores)
-            raise RecordError(f"no score by {model!r} (scores by: {have}); music score --as NAME adds one",
-                              field="scores", record=record)
+            raise RecordError(
+                f"no score by {model!r} (scores by: {have}); music score --as NAME adds one",
+                field="scores",
+                record=record,
+            )
         numbers = [by_side.get(name) for name in names] if isinstance(by_side, dict) else [None]
-        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-            raise RecordError(f"should hold a number for {names[0]} and one for {names[1]}", field=f"scores.{model}",
-                              record=record)
+        if not all(
+            isinstance(number, int | float) and not isinstance(number, bool) for number in numbers
+        ):
+            raise RecordError(
+                f"should hold a number for {names[0]} and one for {names[1]}",
+                field=f"scores.{model}",
+                record=record,
+            )
     return record
 
 
@@ -70,13 +78,17 @@ class Tally:
         """The models in the order they were met, the baselines after them."""
         return sorted(self.picks, key=lambda model: model.startswith(baselines.PREFIX))
 
-    def add(self, record: Record, label: int, groups: dict[str, object], cluster: int | None = None) -> None:
+    def add(
+        self, record: Record, label: int, groups: dict[str, object], cluster: int | None = None
+    ) -> None:
         """Count one pair whose better side is `label` (0 or 1) and that belongs to one value of each field.
 
         Pairs of one `cluster` are not independent; left out, it is the prompt.
         """
         scores = record["scores"]
-        chosen = {model: scores[model] for model in self._wanted or scores} | baselines.scores(record)
+        chosen = {model: scores[model] for model in self._wanted or scores} | baselines.scores(
+            record
+        )
         first, second = side_names(record)
         for model, by_side in chosen.items():
             one, other = by_side[first], by_side[second]
@@ -96,7 +108,9 @@ class Tally:
         import numpy as np
 
         codes = self._codes.get(field, {})
-        for value in sorted(codes, key=lambda value: (isinstance(value, str), value)):  # numbers first
+        for value in sorted(
+            codes, key=lambda value: (isinstance(value, str), value)
+        ):  # numbers first
             yield value, np.asarray(self.groups[field]) == codes[value]
 
     def outcomes(self, model: str, mask: "np.ndarray | None" = None) -> "Outcomes":
@@ -131,15 +145,45 @@ class Outcomes:
         return statistics.share_interval(self.points, self.prompts, confidence)
 
 
-def metric(benchmark: str, model: str, subset: str, name: str, value: float | None, interval: Iterable[float] | None,
-           count: int, **extra: object) -> dict:
+def metric(
+    benchmark: str,
+    model: str,
+    subset: str,
+    name: str,
+    value: float | None,
+    interval: Iterable[float] | None,
+    count: int,
+    **extra: object,
+) -> dict:
     """A metric record. `low` and `high` are null where the data cannot give an interval."""
-    value, low, high = (None if number is None else float(number) for number in (value, *(interval or (None, None))))
-    return {"benchmark": benchmark, "model": model, "subset": subset, "metric": name, "value": value, "low": low,
-            "high": high, "count": count, **extra}
+    value, low, high = (
+        None if number is None else float(number) for number in (value, *(interval or (None, None)))
+    )
+    return {
+        "benchmark": benchmark,
+        "model": model,
+        "subset": subset,
+        "metric": name,
+        "value": value,
+        "low": low,
+        "high": high,
+        "count": count,
+        **extra,
+    }
 
 
-def accuracy(benchmark: str, subset: str, outcomes: Outcomes, confidence: float, **extra: object) -> dict:
+def accuracy(
+    benchmark: str, subset: str, outcomes: Outcomes, confidence: float, **extra: object
+) -> dict:
     """The accuracy of one model on one subset; its tied scores are counted beside it."""
-    return metric(benchmark, outcomes.model, subset, "accuracy", outcomes.share, outcomes.interval(confidence),
-                  len(outcomes), ties=outcomes.ties, **extra)
+    return metric(
+        benchmark,
+        outcomes.model,
+        subset,
+        "accuracy",
+        outcomes.share,
+        outcomes.interval(confidence),
+        len(outcomes),
+        ties=outcomes.ties,
+        **extra,
+    )

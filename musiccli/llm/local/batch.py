@@ -93,7 +93,7 @@ class Batch:
         found = {row: self.prefixes.find(row.ids[:-1]) for row in rows}
         rows = sorted(rows, key=lambda row: len(row.ids) - found[row][0])
         for start in range(0, len(rows), TOGETHER):
-            self._prefill({row: found[row] for row in rows[start:start + TOGETHER]})
+            self._prefill({row: found[row] for row in rows[start : start + TOGETHER]})
         return self._leave()
 
     @torch.inference_mode()
@@ -114,18 +114,20 @@ class Batch:
         rows, device = [*found], self.model.device
         longest = max(len(row.ids) for row in rows)
         before = longest - max(len(row.ids) - there for row, (there, _) in found.items())
-        ids, mask = (torch.zeros(len(rows), longest, dtype=torch.long, device=device) for _ in range(2))
+        ids, mask = (
+            torch.zeros(len(rows), longest, dtype=torch.long, device=device) for _ in range(2)
+        )
         for index, row in enumerate(rows):
-            ids[index, longest - len(row.ids):] = torch.tensor(row.ids)
-            mask[index, longest - len(row.ids):] = 1
+            ids[index, longest - len(row.ids) :] = torch.tensor(row.ids)
+            mask[index, longest - len(row.ids) :] = 1
         cache = self._known(found, longest, before)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self._write(rows, self._forward(ids[:, before:], mask, positions[:, before:], cache))
         self._make_room(cache.layers, len(self.rows) + len(rows), longest, 0)
         first, last = len(self.rows), len(self.rows) + len(rows)
         for own, new in zip(self._cache.layers, cache.layers, strict=True):
-            own.keys[first:last, :, self.end - longest:self.end] = new.keys
-            own.values[first:last, :, self.end - longest:self.end] = new.values
+            own.keys[first:last, :, self.end - longest : self.end] = new.keys
+            own.values[first:last, :, self.end - longest : self.end] = new.values
         self.rows = self.rows + rows
         self._forget()
 
@@ -140,7 +142,7 @@ class Batch:
                 count = before - (longest - len(row.ids))
                 if count > 0:
                     for to, one in zip(columns, layers[number], strict=True):
-                        to[index, :, before - count:] = one[:, :count]
+                        to[index, :, before - count :] = one[:, :count]
             cache.update(*columns, number)
         return cache
 
@@ -149,9 +151,18 @@ class Batch:
         `end`. `like` has layers of the same shapes."""
         there = self._cache.layers
         rows = max([rows, *(len(one.keys) for one in there[:1])])
-        if there and rows == len(there[0].keys) and before <= self.end and self.end + after <= there[0].keys.shape[2]:
+        if (
+            there
+            and rows == len(there[0].keys)
+            and before <= self.end
+            and self.end + after <= there[0].keys.shape[2]
+        ):
             return
-        used, count, end = slice(self.low, self.end), len(self.rows), max(before, self.end - self.low)
+        used, count, end = (
+            slice(self.low, self.end),
+            len(self.rows),
+            max(before, self.end - self.low),
+        )
         low = end - (self.end - self.low)
 
         def moved(like: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
@@ -161,13 +172,25 @@ class Batch:
             return new
 
         pairs = zip(like, there or [None] * len(like), strict=True)
-        self._cache = Cache(layers=[Layer(self, moved(one.keys, old and old.keys),
-                                          moved(one.values, old and old.values)) for one, old in pairs])
+        self._cache = Cache(
+            layers=[
+                Layer(
+                    self, moved(one.keys, old and old.keys), moved(one.values, old and old.values)
+                )
+                for one, old in pairs
+            ]
+        )
         self.low, self.end = low, end
 
     def _forward(self, tokens, mask, positions, cache) -> torch.Tensor:  # -> (rows, vocabulary)
-        return self.model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                          use_cache=True, logits_to_keep=1).logits[:, -1]
+        return self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
 
     def _write(self, rows: list[Row], logits: torch.Tensor) -> None:
         for row, token in zip(rows, sample(logits, rows), strict=True):
@@ -191,9 +214,13 @@ class Batch:
 
     def _keep(self, row: Row, place: int) -> None:
         columns = slice(self.end - row.held, self.end)
-        self.prefixes.keep([*row.ids, *row.written[:-1]], [(one.keys[place, :, columns].clone(),
-                                                            one.values[place, :, columns].clone())
-                                                           for one in self._cache.layers])
+        self.prefixes.keep(
+            [*row.ids, *row.written[:-1]],
+            [
+                (one.keys[place, :, columns].clone(), one.values[place, :, columns].clone())
+                for one in self._cache.layers
+            ],
+        )
 
     def _forget(self) -> None:
         """Columns in which no row has a token any more are out of use."""
@@ -202,7 +229,9 @@ class Batch:
     def _done(self, row: Row) -> bool:
         if row.written[-1] in self.ends or len(row.written) >= row.request.max_tokens:
             return True
-        return bool(row.request.stop) and any(stop in self.tokenizer.decode(row.written) for stop in row.request.stop)
+        return bool(row.request.stop) and any(
+            stop in self.tokenizer.decode(row.written) for stop in row.request.stop
+        )
 
 
 def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
@@ -212,7 +241,9 @@ def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
     """
     temperature = torch.tensor([[max(row.request.temperature, 1e-6)] for row in rows])
     top_p = torch.tensor([[row.request.top_p] for row in rows])
-    top, index = logits.float().cpu().topk(min(TOP_K, logits.shape[-1]), dim=-1)  # (rows, k), best first
+    top, index = (
+        logits.float().cpu().topk(min(TOP_K, logits.shape[-1]), dim=-1)
+    )  # (rows, k), best first
     scaled = top / temperature
     probability = scaled.softmax(-1)
     outside = probability.cumsum(-1) - probability >= top_p  # the best token always stays

@@ -45,15 +45,25 @@ class LocalEngine:
         try:
             with quiet():
                 self.tokenizer = AutoTokenizer.from_pretrained(path)
-                self.model = AutoModelForCausalLM.from_pretrained(
-                    path, dtype=torch.bfloat16 if device == "cuda" else torch.float32).to(device).eval()
-        except (OSError, ValueError) as error:  # ValueError: a folder without a model, a model that cannot generate
+                self.model = (
+                    AutoModelForCausalLM.from_pretrained(
+                        path, dtype=torch.bfloat16 if device == "cuda" else torch.float32
+                    )
+                    .to(device)
+                    .eval()
+                )
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # ValueError: a folder without a model, a model that cannot generate
             raise InputError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
         own_products(self.model)
         self.name = name
         self.context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
         self._batch = Batch(self.model, self.tokenizer)
-        self._queue: list[tuple[int, int, Row]] = []  # a heap: the oldest item, then who asked first
+        self._queue: list[
+            tuple[int, int, Row]
+        ] = []  # a heap: the oldest item, then who asked first
         self._asked = count()
         self._futures: dict[Row, Future] = {}
         self._ready = threading.Condition()
@@ -70,17 +80,25 @@ class LocalEngine:
             if speaker == "assistant":
                 return render(messages, tokenize=False, add_generation_prompt=True)
             mark = "\u2063speaks here\u2063"
-            return render([*messages, {"role": speaker, "content": mark}], tokenize=False).partition(mark)[0]
+            return render(
+                [*messages, {"role": speaker, "content": mark}], tokenize=False
+            ).partition(mark)[0]
         except ValueError as error:
-            raise InputError(f"{self.name}: has no chat template; use a chat model, or a completion prompt") from error
+            raise InputError(
+                f"{self.name}: has no chat template; use a chat model, or a completion prompt"
+            ) from error
         except TemplateError as error:
-            raise CallError(f"{self.name}: its chat template refuses the conversation: {error}") from error
+            raise CallError(
+                f"{self.name}: its chat template refuses the conversation: {error}"
+            ) from error
 
     async def complete(self, request: Request) -> Completion:
         """Continue `request.prompt`. Raises CallError where it does not fit into the model's context."""
         ids = self.tokenizer(request.prompt, add_special_tokens=False).input_ids
         if len(ids) + request.max_tokens > self.context:
-            raise CallError(f"{self.name}: {len(ids)} + {request.max_tokens} tokens do not fit into {self.context}")
+            raise CallError(
+                f"{self.name}: {len(ids)} + {request.max_tokens} tokens do not fit into {self.context}"
+            )
         row, future = Row(request, ids), Future()
         with self._ready:
             if self._closed.is_set():

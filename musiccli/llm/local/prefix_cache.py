@@ -15,7 +15,9 @@ class Prefixes:
 
     def __init__(self, limit: int = LIMIT):
         self.limit, self.size = limit, 0
-        self._kept: OrderedDict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = (
+            OrderedDict()
+        )
 
     def find(self, ids: list[int]) -> tuple[int, list[tuple[torch.Tensor, torch.Tensor]]]:
         """How many of the first tokens of `ids` are there, and keys and values, each layer's (heads, tokens or more,
@@ -42,7 +44,10 @@ class Prefixes:
 def common(left: list[int] | tuple[int, ...], right: list[int] | tuple[int, ...]) -> int:
     """How many tokens the two begin with alike."""
     pairs = zip(left, right, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
+    return next(
+        (place for place, (one, other) in enumerate(pairs) if one != other),
+        min(len(left), len(right)),
+    )
 
 
 def _bytes(layers: list[tuple[torch.Tensor, torch.Tensor]]) -> int:

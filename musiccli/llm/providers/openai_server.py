@@ -14,7 +14,9 @@ from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.provider_errors import Refusal, seconds_until, without_keys
 
-IDLE = 4.0  # seconds an unused connection is kept: uvicorn, under vLLM and SGLang, closes it after 5
+IDLE = (
+    4.0  # seconds an unused connection is kept: uvicorn, under vLLM and SGLang, closes it after 5
+)
 CONNECT = 15.0  # seconds for a connection; a SYN that is lost in a full backlog comes again after 1, 3 and 7
 
 
@@ -42,19 +44,29 @@ class Direct:
 
         session = await self._opened()
         try:
-            async with session.post(url, data=body, headers=headers, proxy=self._proxy(url),
-                                    allow_redirects=False) as answer:
+            async with session.post(
+                url, data=body, headers=headers, proxy=self._proxy(url), allow_redirects=False
+            ) as answer:
                 return answer.status, answer.headers, await answer.read()
         except InvalidURL as error:
             raise InputError(f"{url}: not an address") from error
         except (ClientConnectorError, ConnectionRefusedError) as error:
-            raise Refusal(f"no connection to {url}: {error.strerror or error}", unreachable=True) from error
+            raise Refusal(
+                f"no connection to {url}: {error.strerror or error}", unreachable=True
+            ) from error
         except TimeoutError as error:
             connecting = isinstance(error, ServerTimeoutError)
-            raise Refusal(f"no connection to {url} within {min(CONNECT, self.timeout):g} seconds" if connecting else
-                          f"{url}: no answer within {self.timeout:g} seconds", 408, unreachable=connecting) from error
+            raise Refusal(
+                f"no connection to {url} within {min(CONNECT, self.timeout):g} seconds"
+                if connecting
+                else f"{url}: no answer within {self.timeout:g} seconds",
+                408,
+                unreachable=connecting,
+            ) from error
         except (ClientError, OSError) as error:
-            raise Refusal(f"{url}: the connection broke: {str(error) or type(error).__name__}") from error
+            raise Refusal(
+                f"{url}: the connection broke: {str(error) or type(error).__name__}"
+            ) from error
 
     async def _opened(self):
         loop = asyncio.get_running_loop()
@@ -67,8 +79,9 @@ class Direct:
         """The proxy that the environment names for an address, as curl and litellm would use it."""
         parts = urlsplit(url)
         if parts.netloc not in self._proxies:
-            self._proxies[parts.netloc] = (None if proxy_bypass(parts.hostname or "")
-                                           else getproxies().get(parts.scheme))
+            self._proxies[parts.netloc] = (
+                None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+            )
         return self._proxies[parts.netloc]
 
 
@@ -79,15 +92,23 @@ async def _session(timeout: float) -> AsyncIterator:
     allow_many_files()
     limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(CONNECT, timeout))
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE)
-    async with aiohttp.ClientSession(connector=connector, timeout=limits,
-                                     cookie_jar=aiohttp.DummyCookieJar()) as session:
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=limits, cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
         yield session
 
 
 def request(call: Call) -> bytes:
     """The body that asks for one call."""
-    body = {"model": call.model.partition("/")[2], "messages": call.messages, "max_tokens": call.max_tokens,
-            "temperature": call.temperature, "top_p": call.top_p, "seed": call.own_seed, **call.response_format}
+    body = {
+        "model": call.model.partition("/")[2],
+        "messages": call.messages,
+        "max_tokens": call.max_tokens,
+        "temperature": call.temperature,
+        "top_p": call.top_p,
+        "seed": call.own_seed,
+        **call.response_format,
+    }
     if call.stop:
         body["stop"] = call.stop
     return orjson.dumps({name: value for name, value in body.items() if value is not None})
@@ -101,14 +122,22 @@ def read(data: bytes) -> Reply:
         raise Refusal(f"the body is no JSON: {_start(data)}") from error
     try:
         choice = answer["choices"][0]
-        text, finish, usage = choice["message"].get("content") or "", choice.get("finish_reason"), answer.get("usage")
+        text, finish, usage = (
+            choice["message"].get("content") or "",
+            choice.get("finish_reason"),
+            answer.get("usage"),
+        )
         text = text if isinstance(text, str) else "".join(part.get("text") or "" for part in text)
         usage = usage or {}
         tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(answer, dict) and answer.get("error"):  # some gateways send errors with status 200
+        if isinstance(answer, dict) and answer.get(
+            "error"
+        ):  # some gateways send errors with status 200
             code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
-            raise Refusal(_message(data), code if isinstance(code, int) and code >= 400 else 500) from error
+            raise Refusal(
+                _message(data), code if isinstance(code, int) and code >= 400 else 500
+            ) from error
         raise Refusal(f"no chat completion: {_start(data)}") from error
     return Reply(text.strip(), finish or "stop", *tokens, None)
 
@@ -124,7 +153,10 @@ def allow_many_files() -> None:
 
 def _refused(status: int, data: bytes, headers: dict) -> Refusal:
     if status < 400:  # followed, a POST would become a GET
-        return Refusal(f"{status}: sent on to {headers.get('Location', 'another address')}; name that address", 404)
+        return Refusal(
+            f"{status}: sent on to {headers.get('Location', 'another address')}; name that address",
+            404,
+        )
     return Refusal(f"{status}: {_message(data)}", status, seconds_until(headers.get("Retry-After")))
 
 
@@ -139,5 +171,7 @@ def _message(data: bytes) -> str:
     except ValueError:
         return data.decode(errors="replace")
     while isinstance(body, dict):
-        body = next((body[name] for name in ("error", "message", "detail") if body.get(name)), str(body))
+        body = next(
+            (body[name] for name in ("error", "message", "detail") if body.get(name)), str(body)
+        )
     return str(body)
