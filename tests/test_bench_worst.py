@@ -2,7 +2,7 @@
 
 import pytest
 
-from musiccli.bench.report.worst_records import KEPT, Worst
+from musiccli.bench.report.worst_records import RECOMPUTE_ABOVE, Worst
 from musiccli.core.records import Record
 
 
@@ -42,7 +42,7 @@ def test_only_a_few_are_kept_and_of_equal_ones_the_first():
     records = [pair(number, 0, 1 + (number == 90)) for number in range(100)]
     assert [identity for *_, identity in watch(records, "pairs", lambda _: "chosen")] == [
         "p90",
-        *(f"p{number}" for number in range(KEPT - 1)),
+        *(f"p{number}" for number in range(RECOMPUTE_ABOVE - 1)),
     ]
 
 

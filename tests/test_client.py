@@ -16,9 +16,9 @@ from musiccli.core.store import Cache
 from musiccli.llm import client as door
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached, unwanted
-from musiccli.llm.concurrency import in_order
+from musiccli.llm.concurrency import map_ordered
 from musiccli.llm.model_health import GIVE_UP_AFTER
-from musiccli.llm.provider_errors import Refusal
+from musiccli.llm.provider_errors import ProviderError
 from musiccli.llm.providers import litellm_provider as provider
 
 KEY = "sesame-open-9876543210"
@@ -90,16 +90,16 @@ def test_what_is_asked_reaches_the_server():
         "temperature": 0.25,
         "top_p": 0.75,
         "stop": ["\n\n"],
-        "seed": asked.own_seed,
+        "seed": asked.call_seed,
     }
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
 def test_two_samples_of_one_question_have_different_seeds_and_a_repeated_one_its_own():
-    other = replace(call(), whom=("id0", "chosen", 1, 0, "assistant", 0))
-    assert call().own_seed == call().own_seed != other.own_seed
+    other = replace(call(), call_key=("id0", "chosen", 1, 0, "assistant", 0))
+    assert call().call_seed == call().call_seed != other.call_seed
     assert call().key != other.key != replace(other, temperature=0.1).key
-    assert 0 <= call().own_seed < 2**31
+    assert 0 <= call().call_seed < 2**31
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,9 @@ def conversation(client: Client, calls: int):
         try:
             for turn in range(calls):
                 await client.ask(
-                    replace(call(item, "openai/gpt-4o"), whom=(f"id{item}", turn, "assistant", 0))
+                    replace(
+                        call(item, "openai/gpt-4o"), call_key=(f"id{item}", turn, "assistant", 0)
+                    )
                 )
         except LimitReached as reached:
             return reached
@@ -330,7 +332,7 @@ def conversation(client: Client, calls: int):
 
 def test_the_oldest_conversations_are_finished_first():
     with server_and_client({"concurrency": 4}, delay=0.005) as (server, client):
-        results = in_order(range(64), conversation(client, 5), window=64)
+        results = map_ordered(range(64), conversation(client, 5), window=64)
         assert next(results) == 0
         assert (
             server.calls < 60
@@ -340,7 +342,7 @@ def test_the_oldest_conversations_are_finished_first():
 
 def test_a_conversation_that_hangs_does_not_stall_the_others():
     with server_and_client({"concurrency": 4, "timeout": 2}, script=["hang"]) as (server, client):
-        results = in_order(range(12), conversation(client, 5), window=4)
+        results = map_ordered(range(12), conversation(client, 5), window=4)
         begun = time.monotonic()
         assert next(results) == 0
         assert time.monotonic() - begun >= 2
@@ -352,7 +354,7 @@ def test_a_conversation_that_hangs_does_not_stall_the_others():
 def test_what_the_money_began_it_finishes(paid_for):
     most = paid_for * 5 * PRICE  # so many conversations
     with server_and_client({"concurrency": 4, "max_cost": most}, delay=0.002) as (server, client):
-        done = list(in_order(range(64), conversation(client, 5), window=64))
+        done = list(map_ordered(range(64), conversation(client, 5), window=64))
         finished = [item for item in done if isinstance(item, int)]
         assert len(finished) >= paid_for - 2
         assert server.calls - 5 * len(finished) <= 4  # one of those begun, at most, is not finished
@@ -362,7 +364,7 @@ def test_what_the_money_began_it_finishes(paid_for):
 @pytest.mark.parametrize("paid_for", [4.5, 10.0, 30.0])
 def test_also_of_little_money_and_with_everybody_in_flight(paid_for):
     with server_and_client({"max_cost": paid_for * 5 * PRICE}, delay=0.002) as (server, client):
-        done = list(in_order(range(100), conversation(client, 5), window=128))
+        done = list(map_ordered(range(100), conversation(client, 5), window=128))
         finished = sum(isinstance(item, int) for item in done)
         assert paid_for - 1 <= finished <= paid_for and server.calls == 5 * finished
 
@@ -373,7 +375,7 @@ def test_a_limit_does_not_slow_down_what_costs_nothing():
         async def work(item: int) -> None:
             await client.ask(call(item, VLLM))
 
-        list(in_order(range(40), work, window=64))
+        list(map_ordered(range(40), work, window=64))
         assert server.peak > 8
 
 
@@ -422,8 +424,8 @@ def test_a_second_client_finds_every_reply_and_asks_nobody(tmp_path):
         {"top_p": 0.2},
         {"stop": ("x",)},
         {"seed": 1},
-        {"whom": ("id0", "chosen", 1, 0, "assistant", 0)},
-        {"whom": ("id0", "chosen", 0, 0, "assistant", 1)},
+        {"call_key": ("id0", "chosen", 1, 0, "assistant", 0)},
+        {"call_key": ("id0", "chosen", 0, 0, "assistant", 1)},
         {"messages": ({"role": "user", "content": "What else?"},)},
     ],
     ids=str,
@@ -559,9 +561,9 @@ def test_sampling_that_a_model_refuses_is_left_out_and_said_once(model, capfd):
     ],
 )
 def test_what_a_refusal_names_is_what_is_left_out(text, field):
-    assert unwanted(call(schema=SCHEMA), Refusal(text, 400)) == field
-    assert unwanted(call(schema=SCHEMA), Refusal(text, 500)) is None
-    assert unwanted(call(temperature=None, top_p=None), Refusal(text, 400)) is None
+    assert unwanted(call(schema=SCHEMA), ProviderError(text, 400)) == field
+    assert unwanted(call(schema=SCHEMA), ProviderError(text, 500)) is None
+    assert unwanted(call(temperature=None, top_p=None), ProviderError(text, 400)) is None
 
 
 def test_a_provider_is_not_sent_a_top_p_that_cuts_nothing():

@@ -116,7 +116,7 @@ class Row:
     good: Callable[[str], list[dict]]  # from an id
     field: str = "messages"  # where a record holds its conversation, or the first of them
     options: tuple[str, ...] = ()
-    asks: bool = False  # asks a chat model; gets the scripted server
+    with_llm_options: bool = False  # asks a chat model; gets the scripted server
     scores: bool = False  # needs a reward model; gets a toy
     filters: bool = True  # one good input gives one or more records with its id; else the output is something whole
     passes: bool = True  # fields it does not know are in its output, too
@@ -136,9 +136,9 @@ ROWS = [
         "simulate",
         conversation,
         options=("--assistant", "openai/x", "--contrast", "none", "--turns", "1"),
-        asks=True,
+        with_llm_options=True,
     ),
-    Row("judge", pair, field="chosen", options=("--judge", "openai/x"), asks=True),
+    Row("judge", pair, field="chosen", options=("--judge", "openai/x"), with_llm_options=True),
     Row("score", pair, field="chosen", scores=True),
     Row("show", pair, field="chosen", filters=False, unique=False),
     Row("sample", pair, options=("--emit", "pairs", "-"), datasets=True),
@@ -190,7 +190,7 @@ def ready(request, monkeypatch, tmp_path) -> Row:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     extra = ()
-    if request.param.asks:
+    if request.param.with_llm_options:
         extra = ("--no-cache", "--api-base", request.getfixturevalue("address"))
     if request.param.scores:
         toy = request.getfixturevalue("reward_model")
@@ -541,7 +541,7 @@ INTERRUPTS = [
 def test_an_interrupted_run_says_so_and_leaves_nothing(row, sent, deaf, tmp_path):
     """`deaf` to Ctrl-C is what a script makes of its background jobs: SIGTERM ends them all the same."""
     handle = signal.SIG_IGN if deaf else signal.SIG_DFL  # whatever these tests run under
-    options = (*row.options, "--no-cache") if row.asks else row.options
+    options = (*row.options, "--no-cache") if row.with_llm_options else row.options
     with start(
         *row.words.split(),
         *options,

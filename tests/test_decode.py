@@ -6,7 +6,7 @@ import toys
 from transformers import AutoModelForCausalLM
 
 from musiccli.llm.local.batch import Batch, Request, Row
-from musiccli.llm.local.prefix_cache import Prefixes, common
+from musiccli.llm.local.prefix_cache import PrefixCache, common
 
 HISTORY = toys.draw(90, 0)
 LONGER = [
@@ -87,7 +87,7 @@ def kept(ids: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_the_longest_beginning_is_found():
-    prefixes = Prefixes()
+    prefixes = PrefixCache()
     for ids in ([1, 2, 3, 4], [1, 2, 9], [5]):
         prefixes.keep(ids, kept(ids))
     assert [prefixes.find(ids)[0] for ids in ([1, 2, 3, 7], [1, 2, 9, 9, 9], [1, 3], [6], [])] == [
@@ -100,7 +100,7 @@ def test_the_longest_beginning_is_found():
 
 
 def test_what_goes_on_from_a_text_takes_its_place_and_the_least_used_goes_first():
-    prefixes = Prefixes(limit=16 * 7)  # of seven tokens
+    prefixes = PrefixCache(limit=16 * 7)  # of seven tokens
     for ids in ([1, 2], [1, 2, 3], [4, 5]):
         prefixes.keep(ids, kept(ids))
     assert prefixes.size == 16 * 5

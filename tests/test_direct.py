@@ -14,8 +14,8 @@ from openai_server import serve
 from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client
-from musiccli.llm.provider_errors import Refusal
-from musiccli.llm.providers.openai_server import Direct, read, request
+from musiccli.llm.provider_errors import ProviderError
+from musiccli.llm.providers.openai_server import OpenAIServer, read, request
 
 VLLM = "hosted_vllm/some/model"
 QUESTION = ({"role": "user", "content": "What is a fugue in music?"},)
@@ -23,7 +23,7 @@ QUESTION = ({"role": "user", "content": "What is a fugue in music?"},)
 
 def call(**fields) -> Call:
     return Call(
-        **{"model": VLLM, "whom": ("id", 0, "assistant", 0), "messages": QUESTION, **fields}
+        **{"model": VLLM, "call_key": ("id", 0, "assistant", 0), "messages": QUESTION, **fields}
     )
 
 
@@ -47,7 +47,7 @@ def test_the_request_is_openais():
         "temperature": 0.25,
         "top_p": 0.75,
         "stop": ["\n\n"],
-        "seed": asked.own_seed,
+        "seed": asked.call_seed,
     }
     assert "stop" not in orjson.loads(request(call()))
 
@@ -85,7 +85,9 @@ def test_a_completion_is_read(body, reply):
     ],
 )
 def test_another_body_is_refused_and_tried_again(body, said):
-    with pytest.raises(Refusal, match="^" + said.replace("[", r"\[").replace("{", r"\{")) as met:
+    with pytest.raises(
+        ProviderError, match="^" + said.replace("[", r"\[").replace("{", r"\{")
+    ) as met:
         read(body)
     assert met.value.passing
 
@@ -96,7 +98,7 @@ def test_a_completion_without_text_still_has_its_tokens(content):
 
 
 def test_an_error_with_status_200_keeps_its_code():
-    with pytest.raises(Refusal) as met:
+    with pytest.raises(ProviderError) as met:
         read(b'{"error": {"message": "slow down", "code": 429}}')
     assert met.value.overloaded
 
@@ -112,7 +114,7 @@ def answer_of(respond, timeout: float = 5) -> Reply | Exception:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         try:
-            return await Direct(timeout).complete(
+            return await OpenAIServer(timeout).complete(
                 call(), f"http://127.0.0.1:{runner.addresses[0][1]}/v1", None
             )
         finally:
@@ -120,7 +122,7 @@ def answer_of(respond, timeout: float = 5) -> Reply | Exception:
 
     try:
         return asyncio.run(run())
-    except Refusal as refusal:
+    except ProviderError as refusal:
         return refusal
 
 
@@ -168,15 +170,15 @@ def test_an_answer_that_takes_too_long_is_said_to():
 def test_nobody_there_is_unreachable():
     with serve() as server:
         url = server.base_url
-    with pytest.raises(Refusal, match=r"no connection to http://127\.0\.0\.1") as met:
-        asyncio.run(Direct(5).complete(call(), url, None))
+    with pytest.raises(ProviderError, match=r"no connection to http://127\.0\.0\.1") as met:
+        asyncio.run(OpenAIServer(5).complete(call(), url, None))
     assert met.value.unreachable and met.value.passing
 
 
 @pytest.mark.parametrize("key, header", [("sesame", "Bearer sesame"), (None, None)])
 def test_the_key_is_sent_where_there_is_one(key, header):
     with serve() as server:
-        asyncio.run(Direct(5).complete(call(), server.base_url, key))
+        asyncio.run(OpenAIServer(5).complete(call(), server.base_url, key))
         assert server.headers[0].get("Authorization") == header
 
 
@@ -199,9 +201,9 @@ def test_the_proxy_of_the_environment_is_used(monkeypatch):
     with serve() as server:
         monkeypatch.setenv("http_proxy", server.base_url.removesuffix("/v1"))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        met = asyncio.run(Direct(5).complete(call(), server.base_url, None))
+        met = asyncio.run(OpenAIServer(5).complete(call(), server.base_url, None))
         assert isinstance(met, Reply)
-        asyncio.run(Direct(5).complete(call(), "http://vllm.example/v1", None))
+        asyncio.run(OpenAIServer(5).complete(call(), "http://vllm.example/v1", None))
         assert server.headers[1]["Host"] == "vllm.example"
 
 
@@ -220,4 +222,4 @@ def test_litellm_is_not_loaded():
 
 def test_an_address_that_is_none_ends_the_run():
     with pytest.raises(InputError, match="not an address"):
-        asyncio.run(Direct(5).complete(call(), "http://", None))
+        asyncio.run(OpenAIServer(5).complete(call(), "http://", None))

@@ -15,7 +15,7 @@ from musiccli.llm import endpoints
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.llm.endpoints import Endpoints, addresses, check, split
-from musiccli.llm.provider_errors import Refusal
+from musiccli.llm.provider_errors import ProviderError
 
 VLLM, OTHER, GEMINI = "hosted_vllm/scripted", "hosted_vllm/other", "gemini/gemini-1.5-pro"
 A, B = "http://a:8000/v1", "http://b:8000/v1"
@@ -226,7 +226,7 @@ def test_a_question_that_every_address_refuses_does_not_go_round_between_them(mo
                 await asyncio.sleep(
                     0.03
                 )  # in which others are answered, so that both addresses count as up
-                raise Refusal("403: flagged", 403)
+                raise ProviderError("403: flagged", 403)
             return await answer(asked, *where)
 
         monkeypatch.setattr(client._direct, "complete", complete)

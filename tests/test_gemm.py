@@ -30,7 +30,7 @@ def twins(inside: int, outside: int, bias: bool = False) -> tuple[nn.Linear, nn.
     torch.manual_seed(0)
     plain, other = nn.Linear(inside, outside, bias=bias), nn.Linear(inside, outside, bias=bias)
     other.load_state_dict(plain.state_dict())
-    gemm.own_products(other)
+    gemm.use_onednn_linear(other)
     return plain, other
 
 
@@ -73,7 +73,7 @@ def test_only_plain_linear_layers_change_and_their_weights_keep_their_names():
 
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), Own(4, 2))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    gemm.own_products(model)
+    gemm.use_onednn_linear(model)
     assert [type(part) for part in model] == [gemm.Linear, nn.LayerNorm, Own]
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())

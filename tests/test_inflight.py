@@ -9,7 +9,7 @@ import time
 import pytest
 from scripted import wait_until
 
-from musiccli.llm.concurrency import HELD, PLACE, all_of, in_order
+from musiccli.llm.concurrency import CURRENT_ITEM, HELD, all_of, map_ordered
 
 
 async def echo(item):
@@ -23,11 +23,11 @@ def test_results_keep_input_order_whatever_finishes_first(window):
         await asyncio.sleep((20 - item) / 2000)
         return item * 10
 
-    assert list(in_order(range(20), work, window)) == [item * 10 for item in range(20)]
+    assert list(map_ordered(range(20), work, window)) == [item * 10 for item in range(20)]
 
 
 def test_no_items_no_results():
-    assert list(in_order([], echo, 4)) == []
+    assert list(map_ordered([], echo, 4)) == []
 
 
 def test_at_most_the_window_is_under_way():
@@ -41,7 +41,7 @@ def test_at_most_the_window_is_under_way():
         under_way -= 1
         return item
 
-    assert list(in_order(range(40), work, window=5)) == list(range(40))
+    assert list(map_ordered(range(40), work, window=5)) == list(range(40))
     assert most == 5
 
 
@@ -54,7 +54,7 @@ def test_one_item_that_hangs_does_not_stall_the_others_up_to_a_bound():
             await asyncio.sleep(0.002)
         return item
 
-    results, got = in_order(itertools.count(), work, window=3), []
+    results, got = map_ordered(itertools.count(), work, window=3), []
     reader = threading.Thread(target=lambda: got.extend(itertools.islice(results, 100)))
     reader.start()
     wait_until(lambda: len(begun) == HELD * 3)
@@ -68,16 +68,16 @@ def test_one_item_that_hangs_does_not_stall_the_others_up_to_a_bound():
 def test_work_knows_its_items_place_and_so_do_the_tasks_it_starts():
     async def work(item: str) -> tuple[str, int, int]:
         async def inner() -> int:
-            return PLACE.get().number
+            return CURRENT_ITEM.get().number
 
-        return item, PLACE.get().number, (await all_of(inner(), inner()))[1]
+        return item, CURRENT_ITEM.get().number, (await all_of(inner(), inner()))[1]
 
-    assert list(in_order("abc", work, window=2)) == [("a", 0, 0), ("b", 1, 1), ("c", 2, 2)]
+    assert list(map_ordered("abc", work, window=2)) == [("a", 0, 0), ("b", 1, 1), ("c", 2, 2)]
 
 
 def test_endless_input_is_read_no_further_than_the_window():
     read = []
-    results = in_order((read.append(item) or item for item in itertools.count()), echo, window=7)
+    results = map_ordered((read.append(item) or item for item in itertools.count()), echo, window=7)
     assert [next(results) for _ in range(10)] == list(range(10))
     assert len(read) <= 10 + 7 * HELD + 1
     results.close()
@@ -91,7 +91,7 @@ def test_a_result_comes_while_the_input_is_still_waited_for():
         assert seen.wait(5), "the first result should not wait for the second item"
         yield "second"
 
-    results = in_order(slow_pipe(), echo, window=8)
+    results = map_ordered(slow_pipe(), echo, window=8)
     assert next(results) == "first"
     seen.set()
     assert list(results) == ["second"]
@@ -110,7 +110,7 @@ def test_work_goes_on_while_the_input_is_waited_for():
         assert finished.wait(5)
         yield 2
 
-    assert list(in_order(slow_pipe(), work, window=8)) == [1, 2]
+    assert list(map_ordered(slow_pipe(), work, window=8)) == [1, 2]
 
 
 def test_an_error_in_the_input_comes_after_the_results_before_it():
@@ -121,7 +121,11 @@ def test_an_error_in_the_input_comes_after_the_results_before_it():
     got = []
     with pytest.raises(ValueError, match="line 4"):
         got.extend(
-            [result for result in in_order(items(), echo, window=8) if got.append(result) or True]
+            [
+                result
+                for result in map_ordered(items(), echo, window=8)
+                if got.append(result) or True
+            ]
         )
     assert got == [0, 1, 2]
 
@@ -141,7 +145,7 @@ def test_an_error_in_work_comes_in_its_place_and_ends_what_is_in_flight():
 
     got = []
     with pytest.raises(ValueError, match="two"):
-        for result in in_order(range(5), work, window=5):
+        for result in map_ordered(range(5), work, window=5):
             got.append(result)
     assert (got, sorted(cancelled)) == ([0, 1], [3, 4])
 
@@ -157,7 +161,7 @@ def test_closing_early_cancels_what_is_in_flight():
             raise
         return item
 
-    results = in_order(range(4), work, window=4)
+    results = map_ordered(range(4), work, window=4)
     assert next(results) == 0
     results.close()
     assert set(cancelled) <= {1, 2, 3}
@@ -173,7 +177,7 @@ def test_a_reader_that_is_left_waiting_ends_without_a_word(monkeypatch):
         left.wait(5)
         yield "second"
 
-    results = in_order(slow_pipe(), echo, window=8)
+    results = map_ordered(slow_pipe(), echo, window=8)
     next(results)
     readers = set(threading.enumerate()) - {threading.main_thread()}
     results.close()
@@ -215,7 +219,7 @@ def test_errors_after_the_first_are_not_talked_about(capfd, caplog):
         raise ValueError(item)
 
     with pytest.raises(ValueError, match="0"):
-        list(in_order(range(5), work, window=5))
+        list(map_ordered(range(5), work, window=5))
     gc.collect()
     assert (capfd.readouterr().err, caplog.text) == ("", "")
 
@@ -228,7 +232,7 @@ def test_what_is_read_while_nobody_asks_is_not_lost():
         seen.wait(5)
         yield from (1, 2)
 
-    results = in_order(items(), echo, window=8)
+    results = map_ordered(items(), echo, window=8)
     assert next(results) == 0
     seen.set()
     time.sleep(0.05)  # both items and the end come while the consumer is busy

@@ -14,7 +14,7 @@ from musiccli.core.errors import InputError
 from musiccli.core.records import Record, comparison, content_id, judged
 from musiccli.core.store import Cache
 from musiccli.core.votes import SCHEMA
-from musiccli.judge.verdicts import Settings, judge, show
+from musiccli.judge.verdicts import JudgeConfig, judge, show
 from musiccli.llm import client as door
 from musiccli.llm.client import Client
 from musiccli.prompts import load, transcript
@@ -78,7 +78,7 @@ def verdicts(
     counts = Counter()
     with serve(reply=reply) as server:
         client = Client(api_base=server.base_url, timeout=5)
-        done = list(judge(records, Settings(judges=judges, **settings), client, counts=counts))
+        done = list(judge(records, JudgeConfig(judges=judges, **settings), client, counts=counts))
         return done, {name: count for name, count in counts.items() if count}, list(server.requests)
 
 
@@ -200,7 +200,7 @@ def test_contests_of_one_id_are_judged_each_for_itself(tmp_path):
     contests = [Record({"id": "p", "best_of": size, "a": GOOD, "b": BAD}) for size in (2, 4)]
     with serve(reply=prefers("water")) as server:
         client = Client(api_base=server.base_url, cache=Cache(tmp_path / "c"))
-        done = list(judge(contests, Settings(judges=("openai/one",)), client))
+        done = list(judge(contests, JudgeConfig(judges=("openai/one",)), client))
         assert [(one["best_of"], one["winner"]) for one in done] == [(2, "a"), (4, "a")]
         assert server.calls == 4
 
@@ -280,7 +280,7 @@ def test_a_reply_cut_by_the_token_limit_is_marked_counted_and_not_believed():
     with serve(reply=always("It says [[A]] which means nothing"), script=["length"] * 2) as server:
         counts = Counter()
         client = Client(api_base=server.base_url, timeout=5)
-        [done] = judge([preference()], Settings(judges=("openai/one",)), client, counts=counts)
+        [done] = judge([preference()], JudgeConfig(judges=("openai/one",)), client, counts=counts)
     assert {vote["explanation"] for vote in done["votes"]} == {"It says [[A]]"}
     assert (done["winner"], [vote["truncated"] for vote in done["votes"]]) == (None, [True, True])
     assert counts["replies cut by --max-tokens"] == 2
@@ -298,7 +298,7 @@ def test_a_judge_answers_in_json_where_the_server_can_hold_it_to_that_and_else_i
     records = [preference(number) for number in range(4)]
     with serve(reply=reply, refuses=["response_format"] * plain) as server:
         client = Client(api_base=server.base_url, timeout=5, concurrency=1)
-        done = list(judge(records, Settings(judges=("openai/one",)), client))
+        done = list(judge(records, JudgeConfig(judges=("openai/one",)), client))
         assert server.calls == 8 + plain
     assert [one["winner"] for one in done] == ["chosen"] * 4
     assert done[0]["votes"][0]["explanation"].startswith("Because." if plain else '{"explanation"')
@@ -320,7 +320,7 @@ def test_a_pair_whose_call_fails_is_rejected_and_the_others_go_on():
         done = list(
             judge(
                 [preference("x"), bad, preference("y")],
-                Settings(judges=("openai/one",)),
+                JudgeConfig(judges=("openai/one",)),
                 client,
                 rejects=rejects,
             )

@@ -15,7 +15,7 @@ from musiccli.core.model_files import folder
 from musiccli.core.store import Cache
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client
-from musiccli.llm.concurrency import PLACE, Place
+from musiccli.llm.concurrency import CURRENT_ITEM, WorkItem
 from musiccli.llm.local import engine as local
 from musiccli.llm.local.engine import BATCH, Completion, LocalEngine, Request
 
@@ -131,7 +131,7 @@ def test_the_oldest_item_gets_the_next_room_in_the_batch(engine, monkeypatch):
     finished = []
 
     async def one(number: int) -> None:
-        PLACE.set(Place(number))
+        CURRENT_ITEM.set(WorkItem(number))
         await engine.complete(Request("The capital of France is", 2))
         finished.append(number)
 
@@ -212,8 +212,13 @@ def test_a_model_without_a_template_is_named(engine, monkeypatch):
 
 def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
     client = Client(_engines={"local/smollm2": engine})
-    whom = ("id", "chosen", 0, 0, "user", 0)
-    settings = {"model": "local/smollm2", "whom": whom, "max_tokens": 12, "temperature": 0.0}
+    call_key = ("id", "chosen", 0, 0, "user", 0)
+    settings = {
+        "model": "local/smollm2",
+        "call_key": call_key,
+        "max_tokens": 12,
+        "temperature": 0.0,
+    }
     calls = [
         Call(messages=tuple(QUESTION), **settings),
         Call(messages=tuple(talk("Hi.", "Hello!")), as_="turn", **settings),

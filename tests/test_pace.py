@@ -6,8 +6,8 @@ import time
 import pytest
 
 from musiccli.llm import limiter as pace
-from musiccli.llm.concurrency import PLACE, Place
-from musiccli.llm.limiter import CUT_EVERY, FIRST, Pace, backoff
+from musiccli.llm.concurrency import CURRENT_ITEM, WorkItem
+from musiccli.llm.limiter import CUT_EVERY, FIRST, AdaptiveLimiter, backoff
 
 
 @pytest.fixture
@@ -20,18 +20,18 @@ def clock(monkeypatch):
 
 @pytest.mark.parametrize("most, first", [(64, FIRST), (4, 4), (1, 1)])
 def test_starts_small_and_never_above_the_most(most, first):
-    assert int(Pace(most).limit) == first
+    assert int(AdaptiveLimiter(most).limit) == first
 
 
 def test_success_after_success_opens_up_to_the_most_and_no_further():
-    road = Pace(4 * FIRST)
+    road = AdaptiveLimiter(4 * FIRST)
     limits = [road.succeeded() or road.limit for _ in range(300)]
     assert limits == sorted(limits) and limits[-1] == 4 * FIRST
     assert limits[FIRST - 1] == 2 * FIRST  # at the start, a whole window of successes doubles it
 
 
 def test_after_a_refusal_a_whole_window_of_successes_is_one_place_more():
-    road = Pace(64)
+    road = AdaptiveLimiter(64)
     road.refused()
     limits = [road.succeeded() or road.limit for _ in range(1000)]
     assert limits == sorted(limits) and limits[-1] < 64
@@ -39,7 +39,7 @@ def test_after_a_refusal_a_whole_window_of_successes_is_one_place_more():
 
 
 def test_a_refusal_halves_and_those_of_the_same_moment_count_once(clock):
-    road = Pace(64)
+    road = AdaptiveLimiter(64)
     for _ in range(10):
         road.refused()
     assert road.limit == FIRST / 2
@@ -49,7 +49,7 @@ def test_a_refusal_halves_and_those_of_the_same_moment_count_once(clock):
 
 
 def test_one_place_always_stays(clock):
-    road = Pace(64)
+    road = AdaptiveLimiter(64)
     for _ in range(20):
         clock[0] += CUT_EVERY
         road.refused()
@@ -58,17 +58,17 @@ def test_one_place_always_stays(clock):
 
 def test_places_are_given_in_order_of_asking_and_never_more_than_the_limit():
     async def run() -> tuple[list[int], int]:
-        road, order, most = Pace(3), [], 0
+        road, order, most = AdaptiveLimiter(3), [], 0
 
         async def call(number: int) -> None:
             nonlocal most
-            async with road.place():
+            async with road.slot():
                 order.append(number)
-                most = max(most, road.flying)
+                most = max(most, road.in_flight)
                 await asyncio.sleep(0.001)
 
         await asyncio.gather(*map(call, range(20)))
-        assert road.flying == 0
+        assert road.in_flight == 0
         return order, most
 
     assert asyncio.run(run()) == (list(range(20)), 3)
@@ -76,11 +76,11 @@ def test_places_are_given_in_order_of_asking_and_never_more_than_the_limit():
 
 def test_the_oldest_item_gets_the_next_place_whoever_asked_first():
     async def run() -> list[int]:
-        road, order = Pace(1), []
+        road, order = AdaptiveLimiter(1), []
 
         async def call(item: int) -> None:
-            PLACE.set(Place(item))
-            async with road.place():
+            CURRENT_ITEM.set(WorkItem(item))
+            async with road.slot():
                 order.append(item)
                 await asyncio.sleep(0.001)
 
@@ -92,11 +92,11 @@ def test_the_oldest_item_gets_the_next_place_whoever_asked_first():
 
 def test_nobody_starts_before_the_time_that_the_provider_named():
     async def run() -> list[float]:
-        road, begun, starts = Pace(4), time.monotonic(), []
+        road, begun, starts = AdaptiveLimiter(4), time.monotonic(), []
         road.refused(retry_after=0.2)
 
         async def call() -> None:
-            async with road.place():
+            async with road.slot():
                 starts.append(time.monotonic() - begun)
 
         await asyncio.gather(*(call() for _ in range(6)))
@@ -108,23 +108,23 @@ def test_nobody_starts_before_the_time_that_the_provider_named():
 
 def test_a_place_is_free_again_after_an_error_or_a_cancelled_wait():
     async def run() -> None:
-        road = Pace(1)
+        road = AdaptiveLimiter(1)
         with pytest.raises(ValueError):
-            async with road.place():
+            async with road.slot():
                 raise ValueError
 
         async def call() -> str:
-            async with road.place():
+            async with road.slot():
                 return "through"
 
-        async with road.place():
+        async with road.slot():
             impatient, late, patient = (asyncio.ensure_future(call()) for _ in range(3))
             await asyncio.sleep(0)
             impatient.cancel()
             await asyncio.sleep(0)
         late.cancel()  # its place has been handed over, and it has not begun
         assert await asyncio.wait_for(patient, 1) == "through"
-        assert road.flying == 0
+        assert road.in_flight == 0
 
     asyncio.run(run())
 

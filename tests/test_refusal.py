@@ -6,7 +6,7 @@ from email.utils import formatdate
 import pytest
 
 from musiccli.llm.call import Reply
-from musiccli.llm.provider_errors import LONGEST, Empty, Refusal, seconds_until
+from musiccli.llm.provider_errors import LONGEST, Empty, ProviderError, seconds_until
 from musiccli.llm.providers import litellm_provider as provider
 
 KEY = "sesame-open-9876543210"
@@ -28,7 +28,7 @@ KEY = "sesame-open-9876543210"
     ],
 )
 def test_the_status_says_what_to_do(status, passing, overloaded, fatal, of_the_server):
-    met = Refusal("no", status)
+    met = ProviderError("no", status)
     assert (met.passing, met.overloaded, met.fatal, met.of_the_server) == (
         passing,
         overloaded,
@@ -80,8 +80,8 @@ def test_retry_after_is_read_in_seconds(value, seconds):
     ],
 )
 def test_a_wait_that_stands_in_the_text_is_read_there(text, seconds):
-    assert Refusal(text, 429).retry_after == seconds
-    assert Refusal(text, 429, retry_after=3.0).retry_after == 3.0
+    assert ProviderError(text, 429).retry_after == seconds
+    assert ProviderError(text, 429, retry_after=3.0).retry_after == 3.0
     assert provider._refusal(RuntimeError("x" * LONGEST + text)).retry_after == seconds
 
 
@@ -104,17 +104,17 @@ def test_no_key_stands_in_a_refusal(monkeypatch, secret):
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", "token-of-mine")
     text = f"Incorrect API key provided: {secret}, at ?key={secret}&alt=json."
-    for met in (Refusal(text), provider._refusal(RuntimeError(text))):
+    for met in (ProviderError(text), provider._refusal(RuntimeError(text))):
         assert str(met) == "Incorrect API key provided: [key], at ?key=[key]&alt=json"
 
 
 def test_a_key_at_the_place_of_the_cut_does_not_show_in_part(monkeypatch):
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", KEY)
-    assert "sesame" not in str(Refusal("x" * (LONGEST - 10) + KEY))
+    assert "sesame" not in str(ProviderError("x" * (LONGEST - 10) + KEY))
 
 
 def test_the_password_in_an_address_is_taken_out():
     assert (
-        str(Refusal("no connection to http://me:secret@host/v1"))
+        str(ProviderError("no connection to http://me:secret@host/v1"))
         == "no connection to http://[key]host/v1"
     )

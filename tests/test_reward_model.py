@@ -20,7 +20,7 @@ from musiccli.cpu import products as gemm
 from musiccli.reward_model import activations, checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.network import RewardNetwork, bradley_terry
-from musiccli.reward_model.packing import Run, cost, micro_batches, pack, shared_prefix
+from musiccli.reward_model.packing import Segment, cost, micro_batches, pack, shared_prefix
 
 PREFIX = 40  # tokens that a pair shares: more than the window
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -194,8 +194,12 @@ def test_a_pair_is_laid_out_as_its_shared_prefix_and_two_rests():
     )
     assert row.ids == [*common, 50, 51, 60, 7, 8]
     assert row.positions == [*range(22), 20, 0, 1]
-    assert row.runs == [Run(0, 22, (0, 0)), Run(22, 23, (0, 20)), Run(23, 25, (23, 23))]
-    assert row.reads == [[3, 21], [3, 22], [24]]
+    assert row.segments == [
+        Segment(0, 22, (0, 0)),
+        Segment(22, 23, (0, 20)),
+        Segment(23, 25, (23, 23)),
+    ]
+    assert row.reward_positions == [[3, 21], [3, 22], [24]]
     assert len(row) == 25
 
 
@@ -204,8 +208,8 @@ def test_three_sequences_share_what_all_of_them_share():
     ids = [[*common, 1, 1], [*common, 1, 2, 3], [*common, 9]]
     row = pack([[sequence(one) for one in ids]])
     assert row.ids == [*common, 1, 1, 1, 2, 3, 9]
-    assert [run.before for run in row.runs] == [(0, 0), (0, 20), (0, 20)]
-    assert row.reads == [[21], [24], [25]]
+    assert [run.before for run in row.segments] == [(0, 0), (0, 20), (0, 20)]
+    assert row.reward_positions == [[21], [24], [25]]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +294,7 @@ def test_a_soft_capped_model_never_runs_sdpa(bases, tmp_path, monkeypatch):
 def _ignores_runs(
     self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **settings
 ):
-    settings.pop("runs", None)
+    settings.pop("segments", None)
     kept, self.config._attn_implementation = self.config._attn_implementation, "sdpa"
     try:
         return self.real_forward(
@@ -301,7 +305,7 @@ def _ignores_runs(
 
 
 def _refuses_runs(self, *args, **settings):
-    if "runs" in settings:
+    if "segments" in settings:
         raise TypeError("forward() got an unexpected keyword argument 'runs'")
     return self.real_forward(*args, **settings)
 
@@ -557,10 +561,10 @@ def stepped(bases, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["plain", "lora"])
 def test_pipelines_give_the_raw_score(stepped, kind):
     folder, scores = stepped[kind]
-    reads = transformers.pipeline("text-classification", model=str(folder))
-    texts = [reads.tokenizer.apply_chat_template(one, tokenize=False) for one in TALKS]
+    reward_positions = transformers.pipeline("text-classification", model=str(folder))
+    texts = [reward_positions.tokenizer.apply_chat_template(one, tokenize=False) for one in TALKS]
     for settings in ({}, {"batch_size": 3}):
-        found = reads(texts, add_special_tokens=False, **settings)
+        found = reward_positions(texts, add_special_tokens=False, **settings)
         assert {one["label"] for one in found} == {"reward"}
         torch.testing.assert_close(torch.tensor([one["score"] for one in found]), scores, **CLOSE)
 
@@ -652,7 +656,7 @@ def test_training_can_go_on_from_a_reward_model(bases, tmp_path):
 @pytest.mark.parametrize("lora", [None, 4])
 @pytest.mark.parametrize("family", ["gemma3", "gemma2", "llama"])
 def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora, monkeypatch):
-    monkeypatch.setattr(activations, "KEPT", 0)
+    monkeypatch.setattr(activations, "RECOMPUTE_ABOVE", 0)
     gradients = []
     for how in (None, {"everything": False}, {"everything": True}):
         model = checkpoint.create(bases(family), lora=lora)

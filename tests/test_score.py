@@ -21,7 +21,7 @@ from musiccli.core.records import Record
 from musiccli.core.store import Cache
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.score.scorer import Settings, score
+from musiccli.score.scorer import ScoreConfig, score
 
 CLOSE = {"abs": 1e-5, "rel": 1e-4}
 
@@ -54,7 +54,13 @@ def reward(model, messages):
 def scored(model, records, rejects=None, counts=None, cache=None, **settings):
     return list(
         score(
-            records, model, "rm", Settings(**settings), rejects=rejects, counts=counts, cache=cache
+            records,
+            model,
+            "rm",
+            ScoreConfig(**settings),
+            rejects=rejects,
+            counts=counts,
+            cache=cache,
         )
     )
 

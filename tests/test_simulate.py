@@ -22,7 +22,7 @@ from musiccli.llm.client import Client
 from musiccli.pair.preferences import join
 from musiccli.prompts import transcript
 from musiccli.simulate import simulator as stage
-from musiccli.simulate.simulator import Settings, contrasted, estimate, simulate
+from musiccli.simulate.simulator import SimulateConfig, contrasted, estimate, simulate
 
 MODEL = "openai/scripted"
 
@@ -46,7 +46,7 @@ def simulated(*seeds: Record, reply=cast, client: dict | None = None, rejects=No
     """The records, the counts above zero, and the server that answered."""
     counts = Counter()
     with serve(reply=reply) as server:
-        settings = Settings(**{"assistant": MODEL, "user": MODEL, "turns": 2, **settings})
+        settings = SimulateConfig(**{"assistant": MODEL, "user": MODEL, "turns": 2, **settings})
         door = Client(api_base=server.base_url, timeout=5, **(client or {}))
         done = list(simulate(seeds, settings, door, counts=counts, rejects=rejects))
     return done, {name: count for name, count in counts.items() if count}, server
@@ -136,7 +136,7 @@ def test_an_unknown_policy_names_those_there_are(policy):
     ):
         contrasted(policy, 4, Random(0))
     with pytest.raises(InputError):
-        next(simulate([seed()], Settings(MODEL, MODEL, contrast=policy, turns=4), Client()))
+        next(simulate([seed()], SimulateConfig(MODEL, MODEL, contrast=policy, turns=4), Client()))
 
 
 # The algorithm
@@ -936,7 +936,7 @@ def test_the_estimate_is_the_real_number_of_calls(policy, one_call, review):
         "one_call": one_call,
         "review": review,
     }
-    planned, rehearsed, total = estimate(seeds, Settings(MODEL, MODEL, **settings))
+    planned, rehearsed, total = estimate(seeds, SimulateConfig(MODEL, MODEL, **settings))
     _, counts, server = simulated(*seeds, **settings)
     expected = Counter({name: count["calls"] for (name, _), count in planned.items()})
     if not one_call:  # the cast takes an answer to a rewritten instruction for any assistant's
@@ -945,23 +945,25 @@ def test_the_estimate_is_the_real_number_of_calls(policy, one_call, review):
 
 
 def test_the_estimate_of_many_conversations_is_a_sample_scaled_up(monkeypatch):
-    monkeypatch.setattr(stage, "REHEARSED", 50)
+    monkeypatch.setattr(stage, "ESTIMATE_SAMPLE", 50)
     seeds = [
         seed(number, *["Q?", "A." * (number % 7)] * (number % 2), "Q2?") for number in range(1000)
     ]
-    settings = Settings(MODEL, MODEL, turns=2, samples=2)
+    settings = SimulateConfig(MODEL, MODEL, turns=2, samples=2)
     planned, rehearsed, total = estimate(iter(seeds), settings)
-    monkeypatch.setattr(stage, "REHEARSED", 10_000)
+    monkeypatch.setattr(stage, "ESTIMATE_SAMPLE", 10_000)
     exact, _, _ = estimate(iter(seeds), settings)
     assert (rehearsed, total, planned.keys()) == (50, 2000, exact.keys())
-    for whom, counts in exact.items():
-        assert planned[whom]["calls"] == counts["calls"]
-        assert planned[whom]["prompt_tokens"] == pytest.approx(counts["prompt_tokens"], rel=0.05)
+    for call_key, counts in exact.items():
+        assert planned[call_key]["calls"] == counts["calls"]
+        assert planned[call_key]["prompt_tokens"] == pytest.approx(
+            counts["prompt_tokens"], rel=0.05
+        )
 
 
 def test_the_estimates_tokens_are_those_of_the_prompts_and_two_thirds_of_the_limits():
     start = seed("s", "x" * 400)
-    settings = Settings(MODEL, MODEL, turns=1, user_tokens=30, assistant_tokens=60)
+    settings = SimulateConfig(MODEL, MODEL, turns=1, user_tokens=30, assistant_tokens=60)
     planned, _, _ = estimate([start], settings)
     _, _, server = simulated(start, turns=1, user_tokens=30, assistant_tokens=60)
     [body] = by_role(server, "contrast")
@@ -987,9 +989,11 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
             )
             for most in (0.9 * price, math.inf)
         )
-        stopped = list(simulate(seeds, Settings(gpt, gpt, turns=2), first, limits=limits))
+        stopped = list(simulate(seeds, SimulateConfig(gpt, gpt, turns=2), first, limits=limits))
         paid = server.calls
-        assert list(simulate(seeds, Settings(gpt, gpt, turns=2), second, limits=limits)) == whole
+        assert (
+            list(simulate(seeds, SimulateConfig(gpt, gpt, turns=2), second, limits=limits)) == whole
+        )
     assert 0.7 <= first.cost / price < 0.95
     assert 0 < len(stopped) < 24 and whole[: len(stopped)] == stopped
     assert first.cost + second.cost == pytest.approx(price)

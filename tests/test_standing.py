@@ -13,9 +13,9 @@ from musiccli.llm import client as door
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.llm.endpoints import Endpoints
-from musiccli.llm.limiter import Pace
-from musiccli.llm.model_health import GIVE_UP_AFTER, LONGEST_WAIT, Standing
-from musiccli.llm.provider_errors import Empty, Refusal
+from musiccli.llm.limiter import AdaptiveLimiter
+from musiccli.llm.model_health import GIVE_UP_AFTER, LONGEST_WAIT, ModelHealth
+from musiccli.llm.provider_errors import Empty, ProviderError
 
 VLLM = "hosted_vllm/scripted"
 NOTHING = Empty(Reply("", "stop", 7, 0, None))
@@ -28,16 +28,17 @@ def loopback(monkeypatch):
 
 
 @pytest.fixture
-def standing() -> Standing:
-    return Standing(Endpoints(VLLM, ["http://h/v1"]), Pace(4))
+def standing() -> ModelHealth:
+    return ModelHealth(Endpoints(VLLM, ["http://h/v1"]), AdaptiveLimiter(4))
 
 
-def failures(standing: Standing, refusal: Refusal, count: int) -> list[type]:
+def failures(standing: ModelHealth, refusal: ProviderError, count: int) -> list[type]:
     return [type(standing.failed(call(), refusal, 1)) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
-    "refusal", [Refusal("no", 500), Refusal("no", 400), Refusal("no", 429), NOTHING]
+    "refusal",
+    [ProviderError("no", 500), ProviderError("no", 400), ProviderError("no", 429), NOTHING],
 )
 def test_a_model_that_never_answered_is_given_up_after_some_failures_of_any_kind(standing, refusal):
     assert failures(standing, refusal, GIVE_UP_AFTER) == [CallError] * (GIVE_UP_AFTER - 1) + [
@@ -51,13 +52,13 @@ def test_a_model_that_never_answered_is_given_up_after_some_failures_of_any_kind
 def test_a_model_that_never_answered_is_given_up_at_once_where_no_call_can_succeed(
     standing, status
 ):
-    assert failures(standing, Refusal("no", status), 1) == [InputError]
+    assert failures(standing, ProviderError("no", status), 1) == [InputError]
 
 
 @pytest.mark.parametrize("status", [401, 402, 429, 500])
 def test_one_that_has_answered_is_given_up_after_as_many_in_a_row(standing, status):
     standing.answered()
-    assert failures(standing, Refusal("no", status), GIVE_UP_AFTER) == [CallError] * (
+    assert failures(standing, ProviderError("no", status), GIVE_UP_AFTER) == [CallError] * (
         GIVE_UP_AFTER - 1
     ) + [InputError]
     with pytest.raises(
@@ -70,12 +71,14 @@ def test_one_that_has_answered_is_given_up_after_as_many_in_a_row(standing, stat
 def test_an_answer_between_excuses_what_failed_before_it(standing):
     for _ in range(5):
         standing.answered()
-        assert failures(standing, Refusal("no", 500), GIVE_UP_AFTER - 1) == [CallError] * (
+        assert failures(standing, ProviderError("no", 500), GIVE_UP_AFTER - 1) == [CallError] * (
             GIVE_UP_AFTER - 1
         )
 
 
-@pytest.mark.parametrize("refusal", [Refusal("too long", 400), Refusal("too long", 413), NOTHING])
+@pytest.mark.parametrize(
+    "refusal", [ProviderError("too long", 400), ProviderError("too long", 413), NOTHING]
+)
 def test_questions_that_cannot_be_answered_are_their_records_business(standing, refusal):
     standing.answered()
     assert failures(standing, refusal, 3 * GIVE_UP_AFTER) == [CallError] * 3 * GIVE_UP_AFTER
@@ -85,9 +88,9 @@ def test_questions_that_cannot_be_answered_are_their_records_business(standing, 
     "seconds, said", [(LONGEST_WAIT + 60, "6 min"), (7230, "2 h 0 min"), (90000, "25 h 0 min")]
 )
 def test_a_wait_of_hours_is_not_waited(standing, seconds, said):
-    refusal = Refusal("429: quota spent", 429, retry_after=seconds)
+    refusal = ProviderError("429: quota spent", 429, retry_after=seconds)
     assert not standing.worth_another(refusal)
-    assert standing.worth_another(Refusal("slow down", 429, retry_after=LONGEST_WAIT))
+    assert standing.worth_another(ProviderError("slow down", 429, retry_after=LONGEST_WAIT))
     assert str(standing.failed(call(), refusal, 1)) == (
         f"{OPENAI}: 429: quota spent; it asks for a wait of {said}, and 5 min is the most"
     )

@@ -27,7 +27,7 @@ from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.train.batching import plan, total_steps
-from musiccli.train.config import Settings
+from musiccli.train.config import TrainConfig
 from musiccli.train.log import Log
 from musiccli.train.run import train
 from musiccli.train.tokenized_pairs import prepare
@@ -149,7 +149,7 @@ def test_the_loss_of_a_step_is_that_of_the_padded_pairs(tmp_path, family):
     base = str(backbone(tmp_path / "base", family))
     records = [Record(one) for one in pairs(12)]
     measured = train(
-        records, tmp_path / "out", Settings(model=base, batch=12, steps=1, seed=3, budget=300)
+        records, tmp_path / "out", TrainConfig(model=base, batch=12, steps=1, seed=3, budget=300)
     )
     torch.manual_seed(3)  # the head is drawn from it
     own = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).eval()
@@ -171,7 +171,7 @@ def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
     train(
         records,
         tmp_path,
-        Settings(model=base, batch=12, steps=1, lr=1e-2, warmup=0, seed=3, budget=64),
+        TrainConfig(model=base, batch=12, steps=1, lr=1e-2, warmup=0, seed=3, budget=64),
     )
     model = checkpoint.create(base, seed=3)
     core = model.network.core
@@ -192,7 +192,7 @@ def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
     records = [
         Record(one | {"metadata": {"by": number / 4}}) for number, one in enumerate(pairs(12))
     ]
-    settings = Settings(
+    settings = TrainConfig(
         model=base,
         batch=12,
         steps=1,
@@ -226,7 +226,7 @@ def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
 def test_centring_draws_rewards_to_zero(tmp_path, base):
     records, found = [Record(one) for one in pairs(8)], []
     for centre in (None, 0.5):
-        settings = Settings(model=base, batch=8, steps=12, lr=1e-2, seed=2, centre=centre)
+        settings = TrainConfig(model=base, batch=8, steps=12, lr=1e-2, seed=2, centre=centre)
         found.append(train(records, tmp_path / str(centre), settings)["mean_reward"])
     assert abs(found[1]) < abs(found[0]) / 3
 
@@ -377,7 +377,7 @@ def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
     train(
         records,
         tmp_path,
-        Settings(model=base, batch=8, steps=20, lr=1e-2, schedule="constant_with_warmup"),
+        TrainConfig(model=base, batch=8, steps=20, lr=1e-2, schedule="constant_with_warmup"),
     )
     last = lines(tmp_path / "log.jsonl")[-1]
     assert last["loss"] < 0.1 and last["accuracy"] == 1.0
@@ -386,7 +386,7 @@ def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
 
 def test_lora_learns_and_its_checkpoint_scores_what_was_measured(tmp_path, base):
     records = [Record(one) for one in pairs(8)]
-    settings = Settings(
+    settings = TrainConfig(
         model=base, batch=8, steps=15, lr=1e-2, lora=4, schedule="constant_with_warmup"
     )
     measured = train(records, tmp_path, settings, evaluation=[Record(one) for one in pairs(8)])
@@ -407,7 +407,7 @@ SIZES = [7, 300, 45, 45, 12, 90, 3, 250, 61, 18, 33]
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("budget", [1, 100, 4096])
 def test_every_pair_comes_once_an_epoch_in_steps_of_exactly_a_batch(ranks, budget):
-    settings = Settings(
+    settings = TrainConfig(
         batch=4, steps=22, budget=budget, seed=5
     )  # 88 pairs: eight epochs of eleven
     steps = list(plan(SIZES, settings, ranks))
@@ -437,11 +437,11 @@ def test_the_plan_follows_from_the_seed_and_steps_hold_the_same_pairs_for_any_nu
     def sets(ranks, seed=5):
         return [
             sorted(index for batches in step for batch in batches for index in batch)
-            for step in plan(SIZES, Settings(batch=4, steps=9, seed=seed), ranks)
+            for step in plan(SIZES, TrainConfig(batch=4, steps=9, seed=seed), ranks)
         ]
 
-    assert list(plan(SIZES, Settings(batch=4, steps=9), 2)) == list(
-        plan(SIZES, Settings(batch=4, steps=9), 2)
+    assert list(plan(SIZES, TrainConfig(batch=4, steps=9), 2)) == list(
+        plan(SIZES, TrainConfig(batch=4, steps=9), 2)
     )
     assert sets(1) == sets(2) == sets(3) != sets(1, seed=6)
 
@@ -449,7 +449,7 @@ def test_the_plan_follows_from_the_seed_and_steps_hold_the_same_pairs_for_any_nu
 @pytest.mark.parametrize("ranks", [1, 8])
 def test_an_epoch_of_many_pairs_is_planned_in_seconds_and_wastes_little(ranks):
     """Waste: what a rank could have computed while it waits for the one with the most tokens of the step."""
-    draws, settings = random.Random(0), Settings(batch=64 * ranks, budget=4096)
+    draws, settings = random.Random(0), TrainConfig(batch=64 * ranks, budget=4096)
     sizes = [min(2048, int(draws.lognormvariate(6, 0.8))) for _ in range(20_000)]
     start, held, room = time.process_time(), 0, 0
     for step in plan(sizes, settings, ranks):
@@ -460,7 +460,7 @@ def test_an_epoch_of_many_pairs_is_planned_in_seconds_and_wastes_little(ranks):
 
 def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, monkeypatch):
     records, shapes, measured = [Record(one) for one in pairs(12)], [], []
-    settings = Settings(model=base, batch=12, steps=1, budget=400)
+    settings = TrainConfig(model=base, batch=12, steps=1, budget=400)
     measured.append(train(records, tmp_path / "packed", settings))
     pad, real = RewardNetwork.__init__, RewardNetwork._padded
     monkeypatch.setattr(
@@ -493,7 +493,7 @@ def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, m
 
 
 def test_ranks_get_about_as_many_tokens():
-    for step in islice(plan([100, 1, 1, 1, 1, 1, 1, 94] * 4, Settings(batch=32, steps=3), 2), 3):
+    for step in islice(plan([100, 1, 1, 1, 1, 1, 1, 94] * 4, TrainConfig(batch=32, steps=3), 2), 3):
         loads = [
             sum(([100, 1, 1, 1, 1, 1, 1, 94] * 4)[index] for batch in batches for index in batch)
             for batches in step
@@ -512,7 +512,7 @@ def test_ranks_get_about_as_many_tokens():
     ],
 )
 def test_steps_are_those_asked_for_or_whole_passes(pairs, settings, steps):
-    assert total_steps(pairs, Settings(**settings)) == steps
+    assert total_steps(pairs, TrainConfig(**settings)) == steps
 
 
 # Pairs
@@ -594,14 +594,14 @@ def test_held_out_figures_are_those_of_score(run, tmp_path):
     bench = music(
         "bench", "agreement", given=music("score", held_out, "--model", tmp_path / "rm").out
     ).records
-    shares = {
+    partitions = {
         one["subset"].removeprefix("turns="): {"accuracy": one["value"], "pairs": one["count"]}
         for one in bench
         if one["model"] == "rm"
         and one["metric"] == "accuracy"
         and one["subset"].startswith("turns=")
     }
-    assert steps[-1]["eval_by_turns"] == shares and len(shares) > 1
+    assert steps[-1]["eval_by_turns"] == partitions and len(partitions) > 1
     assert (
         sum(one["pairs"] for one in steps[-1]["eval_by_divergence"].values())
         == steps[-1]["eval_pairs"]

@@ -16,7 +16,7 @@ from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.train import checks
 from musiccli.train.checks import Doubt, check
-from musiccli.train.config import Settings
+from musiccli.train.config import TrainConfig
 from musiccli.train.memory import estimate
 from musiccli.train.tokenized_pairs import prepare
 
@@ -263,7 +263,7 @@ def test_everything_that_is_wrong_is_said_each_in_a_line(base, tmp_path):
 
 def test_memory_follows_from_what_is_trained_and_how(base):
     model, adapted = checkpoint.create(str(base)), checkpoint.create(str(base), lora=4)
-    given, settings = prepared(model), Settings(batch=8)
+    given, settings = prepared(model), TrainConfig(batch=8)
     size = sum(weight.numel() for weight in model.network.parameters())
     own = sum(weight.numel() for weight in adapted.network.parameters() if weight.requires_grad)
     full = estimate(model, given, settings)
@@ -274,10 +274,10 @@ def test_memory_follows_from_what_is_trained_and_how(base):
     assert estimate(model, given, settings, ranks=2).gradients == 8 * size
     sharded = estimate(model, given, settings, ranks=4, sharded=True)
     assert (sharded.parameters, sharded.optimizer) == (size, 2 * size)
-    small = estimate(model, given, Settings(batch=8, budget=64))
+    small = estimate(model, given, TrainConfig(batch=8, budget=64))
     assert small.tokens == max(64, *(pair.size for pair in given))
     assert small.activations / small.tokens == pytest.approx(full.activations / full.tokens)
-    less = estimate(model, given, Settings(batch=8, activation_checkpointing=True))
+    less = estimate(model, given, TrainConfig(batch=8, activation_checkpointing=True))
     assert less.activations < full.activations * 0.7
 
 
@@ -285,13 +285,13 @@ def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_doe
     base, monkeypatch
 ):
     model = checkpoint.create(str(base))
-    given, settings = prepared(model), Settings(batch=8)
+    given, settings = prepared(model), TrainConfig(batch=8)
     whole = estimate(model, given, settings)
-    monkeypatch.setattr("musiccli.train.memory.KEPT", whole.tokens - 1)
+    monkeypatch.setattr("musiccli.train.memory.RECOMPUTE_ABOVE", whole.tokens - 1)
     assert estimate(model, given, settings).activations == pytest.approx(
         whole.activations * (1 - 1 / whole.tokens)
     )
-    monkeypatch.setattr("musiccli.train.memory.KEPT", whole.tokens // 8)
+    monkeypatch.setattr("musiccli.train.memory.RECOMPUTE_ABOVE", whole.tokens // 8)
     assert whole.activations / 8 < estimate(model, given, settings).activations < whole.activations
     on_gpu = estimate(model, given, settings, device=torch.device("cuda"))
     assert on_gpu.activations == pytest.approx(whole.activations)  # where nothing is computed again
@@ -299,11 +299,11 @@ def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_doe
 
 def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
     monkeypatch.setattr(
-        "musiccli.cpu.products.own_products", lambda _: None
+        "musiccli.cpu.products.use_onednn_linear", lambda _: None
     )  # as on a GPU: our products stay fp32
-    monkeypatch.setattr("musiccli.reward_model.checkpoint.own_products", lambda _: None)
+    monkeypatch.setattr("musiccli.reward_model.checkpoint.use_onednn_linear", lambda _: None)
     model = checkpoint.create(str(base))
-    given, settings = prepared(model), Settings(batch=8)
+    given, settings = prepared(model), TrainConfig(batch=8)
     plain = estimate(model, given, settings)
     with torch.autocast("cpu", torch.bfloat16):
         half = estimate(model, given, settings)
@@ -322,21 +322,21 @@ from accelerate import Accelerator
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
-from musiccli.reward_model.trimmed_embedding import Narrowed, used
+from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used
 from musiccli.train.memory import estimate
 from musiccli.train.tokenized_pairs import prepare
 from musiccli.train.batching import deal
-from musiccli.train.config import Settings
+from musiccli.train.config import TrainConfig
 from musiccli.train.trainer import Trainer
 
 def resident(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
-settings = Settings(batch=8, lr=1e-5)
+settings = TrainConfig(batch=8, lr=1e-5)
 model = checkpoint.create(sys.argv[1])
 recompute(model.network, everything=False)
 pairs = prepare([Record(json.loads(line)) for line in open(sys.argv[2])], model, 2048, Counter())
-vocabulary = Narrowed(model.network, used(side.ids for pair in pairs for side in pair.sides))
+vocabulary = TrimmedEmbedding(model.network, used(side.ids for pair in pairs for side in pair.sides))
 memory = estimate(model, pairs, settings)
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")

@@ -13,7 +13,7 @@ from musiccli.core.records import Record, turns
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import bradley_terry, pair_losses
 from musiccli.train.checks import check
-from musiccli.train.config import Settings
+from musiccli.train.config import TrainConfig
 from musiccli.train.run import train
 from musiccli.train.tokenized_pairs import prepare
 
@@ -160,7 +160,7 @@ def test_losses_and_gradients_are_those_of_a_computation_by_hand(base, packed):
 @pytest.mark.parametrize("budget", [40, 1024])
 def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budget):
     losses, own = by_hand(base, 0.01)
-    settings = Settings(
+    settings = TrainConfig(
         model=base,
         batch=len(CASES),
         steps=1,
@@ -201,7 +201,7 @@ def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budg
 def test_pairs_that_differ_in_the_last_reply_alone_have_the_ordinary_loss(base, tmp_path):
     given, found = pairs(9)[1:], []
     for per_turn in (False, True):
-        settings = Settings(model=base, batch=4, steps=3, lr=1e-2, seed=3, per_turn=per_turn)
+        settings = TrainConfig(model=base, batch=4, steps=3, lr=1e-2, seed=3, per_turn=per_turn)
         train([Record(one) for one in given], tmp_path / str(per_turn), settings)
         found.append(
             [

@@ -10,7 +10,7 @@ from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model import trimmed_embedding as vocabulary
 from musiccli.train import run
-from musiccli.train.config import Settings
+from musiccli.train.config import TrainConfig
 from musiccli.train.tokenized_pairs import prepare
 
 
@@ -44,15 +44,15 @@ def test_rewards_stay_as_they_are(base):
     groups = [one.sides for one in found]
     with torch.inference_mode():
         before = torch.cat(model.network.eval()(groups))
-    narrowed = vocabulary.Narrowed(model.network, tokens(found))
+    narrowed = vocabulary.TrimmedEmbedding(model.network, tokens(found))
     assert len(embedding(model).weight) == len(narrowed.tokens) < 200
-    assert narrowed.aside == narrowed.whole.nbytes
+    assert narrowed.offloaded_bytes == narrowed.whole.nbytes
     with torch.inference_mode():
         assert torch.equal(torch.cat(model.network(groups)), before)
 
 
 def test_training_gives_the_weights_that_a_whole_embedding_gives(base, tmp_path, monkeypatch):
-    settings = Settings(model=base, batch=3, steps=4, lr=1e-2)
+    settings = TrainConfig(model=base, batch=3, steps=4, lr=1e-2)
     records = [Record(one) for one in pairs(12)]
     narrow = run.train(records, tmp_path / "narrow", settings)
     monkeypatch.setattr(run, "used", lambda sequences: list(range(49152)))
@@ -71,7 +71,7 @@ def test_rows_that_no_token_reached_are_those_of_the_backbone(base, tmp_path):
     run.train(
         [Record(one) for one in pairs(12)],
         tmp_path / "rm",
-        Settings(model=base, batch=3, steps=2, lr=1e-2),
+        TrainConfig(model=base, batch=3, steps=2, lr=1e-2),
     )
     before, after = (
         embedding(one).weight
@@ -86,19 +86,19 @@ def test_rows_that_no_token_reached_are_those_of_the_backbone(base, tmp_path):
 def test_adapters_leave_the_embedding_whole(base):
     model = checkpoint.create(base, lora=2)
     weight = embedding(model).weight
-    narrowed = vocabulary.Narrowed(model.network, [0, 5, 6])
-    assert embedding(model).weight is weight and narrowed.aside == 0
-    narrowed.widen()
+    narrowed = vocabulary.TrimmedEmbedding(model.network, [0, 5, 6])
+    assert embedding(model).weight is weight and narrowed.offloaded_bytes == 0
+    narrowed.restore()
     assert embedding(model).weight is weight
 
 
 def test_widened_it_holds_what_was_trained_among_the_rest(base):
     model = checkpoint.create(base)
     before = embedding(model).weight.detach().clone()
-    narrowed = vocabulary.Narrowed(model.network, [0, 7, 9])
+    narrowed = vocabulary.TrimmedEmbedding(model.network, [0, 7, 9])
     with torch.no_grad():
         embedding(model).weight[1] += 1
-    narrowed.widen()
+    narrowed.restore()
     after = embedding(model).weight
     assert torch.equal(after[7], before[7] + 1)
     others = [row for row in range(len(before)) if row != 7]
@@ -111,7 +111,7 @@ def test_widened_it_holds_what_was_trained_among_the_rest(base):
 
 
 def test_a_run_goes_on_only_with_the_held_out_pairs_it_began_with(base, tmp_path, monkeypatch):
-    settings = Settings(model=base, batch=3, steps=4, lr=1e-2)
+    settings = TrainConfig(model=base, batch=3, steps=4, lr=1e-2)
     records, out = [Record(one) for one in pairs(12)], tmp_path / "rm"
     monkeypatch.setattr(run, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

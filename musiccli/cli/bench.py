@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import SEED, Run, app, stage
-from musiccli.cli.models import PROMPTS, asks, default_prompts
+from musiccli.cli.llm_options import PROMPTS, default_prompts, with_llm_options
+from musiccli.cli.options import SEED
+from musiccli.cli.run import Run, app, stage
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -302,10 +303,10 @@ def judges(
 
 
 @stage("bench audit", to=bench)
-@asks
+@with_llm_options
 def audit(
     run: Run,
-    open_door: Callable,
+    open_client: Callable,
     judge: Annotated[
         list[str] | None,
         typer.Option(
@@ -341,14 +342,14 @@ def audit(
     pairs = pair.join(run.read(audit.contrasted), run.counts, run.say, drop=lambda *_: None)
     turns = report.watch(found.read(pairs), report.worst.turns)
     if judge:
-        settings = judging.Settings(
+        settings = judging.JudgeConfig(
             judges=tuple(dict.fromkeys(judge)),
             prompts=default_prompts(prompts, judge[0]),
             max_tokens=max_tokens,
             seed=seed,
         )
         with (
-            open_door(settings.judges) as client,
+            open_client(settings.judges) as client,
             closing(
                 judging.judge(
                     turns,

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import app
-from musiccli.cli.models import CACHE
+from musiccli.cli.llm_options import CACHE
+from musiccli.cli.run import app
 
 
 @app.command()

@@ -5,16 +5,17 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import SEED, Run, stage
-from musiccli.cli.models import PROMPTS, asks, default_prompts
+from musiccli.cli.llm_options import PROMPTS, default_prompts, with_llm_options
+from musiccli.cli.options import SEED
+from musiccli.cli.run import Run, stage
 from musiccli.core import records
 
 
 @stage("judge")
-@asks
+@with_llm_options
 def judge(
     run: Run,
-    open_door: Callable,
+    open_client: Callable,
     judge: Annotated[
         list[str],
         typer.Option(
@@ -35,10 +36,10 @@ def judge(
     """
     from contextlib import closing
 
-    from musiccli.judge.verdicts import Settings
+    from musiccli.judge.verdicts import JudgeConfig
     from musiccli.judge.verdicts import judge as judged
 
-    settings = Settings(
+    settings = JudgeConfig(
         judges=tuple(dict.fromkeys(judge)),
         prompts=default_prompts(prompts, judge[0]),
         max_tokens=max_tokens,
@@ -46,7 +47,7 @@ def judge(
     )
     pairs = run.read(records.comparison)
     with (
-        open_door(settings.judges) as client,
+        open_client(settings.judges) as client,
         closing(
             judged(
                 pairs, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits

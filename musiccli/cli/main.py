@@ -7,7 +7,8 @@ import sys
 import typer
 
 from musiccli.cli import bench, cache, judge, merge, pair, sample, score, show, simulate, train  # noqa: F401  (adds commands)
-from musiccli.cli.common import app
+from musiccli.cli.run import app
+from musiccli.cli.wording import as_typed, use_options_of
 from musiccli.core import jsonl
 from musiccli.core.errors import Exit, MusicError
 from musiccli.core.progress import say
@@ -20,7 +21,8 @@ def main() -> None:
     debug = "--debug" in sys.argv or bool(os.environ.get("MUSIC_DEBUG"))
     arguments = [word for word in sys.argv[1:] if word != "--debug"] or ["--help"]
     root = typer.main.get_command(app)
-    command = name_of(root, arguments)
+    command, running = find_command(root, arguments)
+    use_options_of(running)
     if sys.stderr is None:  # closed: print would speak on standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, terminate)
@@ -44,15 +46,17 @@ def main() -> None:
         sys.exit(Exit.USAGE)
 
 
-def name_of(group: typer.core.TyperGroup, arguments: list[str]) -> str:
-    """The command that the arguments begin with, as people type it: "music bench winrate"."""
-    words, commands = ["music"], group.commands
+def find_command(
+    group: typer.core.TyperGroup, arguments: list[str]
+) -> tuple[str, typer.core.TyperCommand]:
+    """The command that the arguments begin with: its name as people type it, and itself."""
+    words, command = ["music"], group
     for word in arguments:
-        if word not in commands:
+        if word not in getattr(command, "commands", {}):
             break
         words.append(word)
-        commands = getattr(commands[word], "commands", {})
-    return " ".join(words)
+        command = command.commands[word]
+    return " ".join(words), command
 
 
 def explain(error: Exception, command: str) -> str:
@@ -70,7 +74,7 @@ def explain(error: Exception, command: str) -> str:
         if known
         else f"{type(error).__name__}: {error} (a fault of ours; --debug shows where)"
     )
-    return f"{command}: error: {' '.join(text.split())}"
+    return f"{command}: error: {' '.join(as_typed(text).split())}"
 
 
 def terminate(*_: object) -> None:

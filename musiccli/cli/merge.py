@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import app
+from musiccli.cli.run import app
 from musiccli.core.progress import Clock, say
 
 

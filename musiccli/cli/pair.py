@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import SEED, Run, stage
+from musiccli.cli.options import SEED
+from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.core.errors import InputError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from musiccli import __version__
-from musiccli.cli.common import Run
+from musiccli.cli.run import Run
 from musiccli.core import jsonl, progress
 from musiccli.core.errors import InputError
 from musiccli.core.records import Record

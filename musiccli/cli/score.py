@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import ACCELERATE_CONFIG, NUM_PROCESSES, Run, stage
+from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES
+from musiccli.cli.run import Run, stage
 from musiccli.core import records
 
 
@@ -83,27 +84,27 @@ def score(
     from musiccli.core.model_files import cache_folder
     from musiccli.core.store import Cache
     from musiccli.reward_model.checkpoint import load
-    from musiccli.score.scorer import Settings, score
+    from musiccli.score.scorer import ScoreConfig, score
 
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
-    settings = Settings(
+    settings = ScoreConfig(
         per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length
     )
     kept = nullcontext() if no_cache else closing(Cache(cache or cache_folder() / "scores.sqlite"))
-    with launch.one_voice(), kept as known:
+    with launch.rank_zero_output(), kept as known:
         launch.refuse_shared_input(run.files)
-        team = launch.team()
+        process_group = launch.process_group()
         found = score(
             run.read(records.anything),
             load(model, run.say),
             name,
             settings,
             cache=known,
-            team=team,
+            process_group=process_group,
             rejects=run.rejects,
             counts=run.counts,
         )
-        if team.rank:
+        if process_group.rank:
             run.withhold()
-            found = launch.unseen(found)
+            found = launch.drain(found)
         run.write(found)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import Run, stage
+from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.core.errors import InputError
 

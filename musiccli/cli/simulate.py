@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import SEED, Run, stage
-from musiccli.cli.models import PROMPTS, asks, default_prompts, show_costs
+from musiccli.cli.llm_options import PROMPTS, default_prompts, show_costs, with_llm_options
+from musiccli.cli.options import SEED
+from musiccli.cli.run import Run, stage
 from musiccli.core import records
 
 
@@ -17,10 +18,10 @@ class UserTurns(StrEnum):
 
 
 @stage()
-@asks
+@with_llm_options
 def simulate(
     run: Run,
-    open_door: Callable,
+    open_client: Callable,
     assistant: Annotated[
         str,
         typer.Option(
@@ -103,10 +104,10 @@ def simulate(
     from contextlib import closing
 
     from musiccli import prompts as prompt_files
-    from musiccli.simulate.simulator import Settings, estimate, simulate
+    from musiccli.simulate.simulator import SimulateConfig, estimate, simulate
 
     chosen = default_prompts(prompts, assistant)
-    settings = Settings(
+    settings = SimulateConfig(
         assistant=assistant,
         user=user or assistant,
         contraster=contraster,
@@ -136,7 +137,7 @@ def simulate(
         )
         return
     with (
-        open_door((settings.assistant, settings.user, contraster or assistant)) as client,
+        open_client((settings.assistant, settings.user, contraster or assistant)) as client,
         closing(
             simulate(
                 seeds, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits

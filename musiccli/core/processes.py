@@ -23,7 +23,7 @@ PATIENCE = (
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes that do one command's work together: how many there are, and which of them this is."""
 
     size: int = 1
@@ -38,19 +38,19 @@ class Team:
         return gather_object(own)
 
 
-def team() -> Team:
+def process_group() -> ProcessGroup:
     """The processes that were launched with this one, now connected (gloo on CPUs, nccl on GPUs); alone if none were.
-    `one_voice` ends the connection."""
+    `rank_zero_output` ends the connection."""
     if not launched():
-        return Team()
+        return ProcessGroup()
     import torch
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    return Team(state.num_processes, state.process_index)
+    return ProcessGroup(state.num_processes, state.process_index)
 
 
-def unseen(results: Iterable) -> Iterator:
+def drain(results: Iterable) -> Iterator:
     """Does the work behind results that another process writes: nothing comes out."""
     for _ in results:
         pass
@@ -90,7 +90,7 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
+def rank_zero_output() -> Iterator[None]:
     """Around the work of a started process: what all processes of a machine meet alike, only the first of them says.
 
     The others end here when all is done, whatever the first has still to write and say. In an error they wait to be

@@ -14,7 +14,7 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
 SETTINGS = {MMAP_MAX: 0, TRIM_THRESHOLD: -1, TOP_PAD: 1 << 26, ARENA_MAX: 1}
 
 
-def keep() -> None:
+def retain_freed_memory() -> None:
     """From here on. Does nothing where there is a GPU, whose weights only pass through memory, or no glibc."""
     if torch.cuda.is_available() or not sys.platform.startswith("linux"):
         return

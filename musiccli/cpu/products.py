@@ -15,7 +15,7 @@ ONEDNN = (
 )
 
 
-def own_products(model: nn.Module) -> None:
+def use_onednn_linear(model: nn.Module) -> None:
     """Let every linear layer of the model compute here wherever it is on a CPU and in fp32. Its class changes, its
     weights and their names do not."""
     for module in model.modules():

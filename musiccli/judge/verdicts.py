@@ -12,14 +12,14 @@ from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record, content_id, same_text, side_names
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client, LimitReached
-from musiccli.llm.concurrency import all_of, in_order
+from musiccli.llm.concurrency import all_of, map_ordered
 from musiccli.prompts import transcript
 
 ORDERS = ("ab", "ba")  # "ab": the record's first side is shown as A
 
 
 @dataclass(frozen=True)
-class Settings:
+class JudgeConfig:
     """Who judges, by which prompt. Temperature 0: the same question gets the same verdict."""
 
     judges: tuple[str, ...]
@@ -31,7 +31,7 @@ class Settings:
 
 def judge(
     pairs: Iterable[Record],
-    settings: Settings,
+    settings: JudgeConfig,
     client: Client,
     *,
     rejects: Rejects | None = None,
@@ -62,7 +62,7 @@ def judge(
             return record, error
 
     unfinished = 0
-    for record, result in in_order(pairs, work, window=max(64, 2 * client.concurrency)):
+    for record, result in map_ordered(pairs, work, window=max(64, 2 * client.concurrency)):
         if isinstance(result, LimitReached):
             unfinished += 1
         elif isinstance(result, Exception):
@@ -110,7 +110,7 @@ async def _vote(
     prompt: prompts.Prompt,
     model: str,
     order: str,
-    settings: Settings,
+    settings: JudgeConfig,
     client: Client,
 ) -> dict:
     left, right = side_names(record) if order == "ab" else reversed(side_names(record))
@@ -120,11 +120,11 @@ async def _vote(
         if prompt.as_ == "completion"
         else {"messages": ({"role": "user", "content": text},), "schema": votes.SCHEMA}
     )
-    whom = (record["id"], record.get("best_of"), record.get("sample"), order, "judge", 0)
+    call_key = (record["id"], record.get("best_of"), record.get("sample"), order, "judge", 0)
     reply = await client.ask(
         Call(
             model=model,
-            whom=whom,
+            call_key=call_key,
             max_tokens=settings.max_tokens,
             stop=prompt.stop,
             temperature=settings.temperature,

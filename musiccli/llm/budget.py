@@ -3,7 +3,7 @@
 import asyncio
 import math
 
-from musiccli.llm.concurrency import PLACE, Place
+from musiccli.llm.concurrency import CURRENT_ITEM, WorkItem
 
 FIRST = 4  # items that begin before one has finished: until then nobody knows what an item costs
 LOOK = 0.05  # seconds between two looks whether one has
@@ -22,13 +22,13 @@ class Budget:
 
     def __init__(self, most: float):
         self.most, self.spent = most, 0.0
-        self._paid: dict[Place, float] = {}  # by the items under way
+        self._paid: dict[WorkItem, float] = {}  # by the items under way
         self._finished, self._cost = 0, 0.0  # items that are done, and what they cost together
 
     async def begin(self) -> None:
         """Before an item's first call, and without effect before its others. Raises LimitReached where the money would
         not finish it."""
-        place = PLACE.get()
+        place = CURRENT_ITEM.get()
         if self.most == math.inf or place in self._paid:
             return
         self._settle()
@@ -51,7 +51,7 @@ class Budget:
     def pay(self, cost: float) -> None:
         self.spent += cost
         if cost and self.most < math.inf:
-            self._paid[PLACE.get()] = self._paid.get(PLACE.get(), 0.0) + cost
+            self._paid[CURRENT_ITEM.get()] = self._paid.get(CURRENT_ITEM.get(), 0.0) + cost
 
     def _settle(self) -> None:
         for place in [place for place in self._paid if place.done]:

@@ -19,7 +19,7 @@ class Call:
     """
 
     model: str
-    whom: tuple  # (id, branch, sample, turn, role, attempt): equal questions for others are other calls
+    call_key: tuple  # (id, branch, sample, turn, role, attempt): equal questions for others are other calls
     messages: tuple[dict, ...] = ()
     text: str = ""
     as_: str = "chat"
@@ -36,6 +36,7 @@ class Call:
         # The fields: nothing else stands there until this has been computed. A field that came later is None where it
         # is not used, and left out, so that what older caches hold is found.
         asked = {name: value for name, value in vars(self).items() if value is not None}
+        asked["whom"] = asked.pop("call_key")  # its name when the first caches were written
         return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
     @property
@@ -47,7 +48,7 @@ class Call:
         )
 
     @property
-    def own_seed(self) -> int:
+    def call_seed(self) -> int:
         """A seed for this call alone, so that two samples of one conversation differ and a repeated run does not."""
         return int.from_bytes(self.key[:4], "big") >> 1
 

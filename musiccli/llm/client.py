@@ -16,10 +16,10 @@ from musiccli.llm import prices
 from musiccli.llm.budget import Budget, LimitReached  # noqa: F401  (what `ask` raises)
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.endpoints import Endpoints
-from musiccli.llm.limiter import Pace, backoff
-from musiccli.llm.model_health import Standing
-from musiccli.llm.provider_errors import OF_THE_QUESTION, Empty, Refusal, keys, without
-from musiccli.llm.providers.openai_server import Direct
+from musiccli.llm.limiter import AdaptiveLimiter, backoff
+from musiccli.llm.model_health import ModelHealth
+from musiccli.llm.provider_errors import OF_THE_QUESTION, Empty, ProviderError, keys, without
+from musiccli.llm.providers.openai_server import OpenAIServer
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Client:
     max_cost: float = math.inf
     api_base: str | Sequence[str] = ()
     spent: dict[tuple[str, str], Spent] = field(default_factory=lambda: defaultdict(Spent))
-    _standings: dict[str, Standing] = field(default_factory=dict)
+    _standings: dict[str, ModelHealth] = field(default_factory=dict)
     _engines: dict[str, object] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)  # of models in this process
     _without: dict[str, dict] = field(
@@ -59,7 +59,7 @@ class Client:
     )  # what a model refuses to be told
 
     def __post_init__(self) -> None:
-        self._budget, self._direct = Budget(self.max_cost), Direct(self.timeout)
+        self._budget, self._direct = Budget(self.max_cost), OpenAIServer(self.timeout)
         # In what a model says only what can be nothing but a key is taken out: not SOME_KEY=default.
         self._keys = [
             key for key in keys() if len(key) >= 16 and any(letter.isdigit() for letter in key)
@@ -71,7 +71,7 @@ class Client:
         Raises CallError when this call failed for good, InputError when no call to this model can succeed (unknown
         model, wrong key, every call fails), LimitReached when the money is spent, or promised to what is under way.
         """
-        account, local = self.spent[call.whom[-2], call.model], call.model.startswith("local/")
+        account, local = self.spent[call.call_key[-2], call.model], call.model.startswith("local/")
         if local:
             if call.model not in self._weights:
                 self._weights[call.model] = state(call.model)
@@ -138,7 +138,9 @@ class Client:
                 list(call.messages), "user" if call.as_ == "turn" else "assistant"
             )
         done = await engine.complete(
-            Request(prompt, call.max_tokens, call.temperature, call.top_p, call.own_seed, call.stop)
+            Request(
+                prompt, call.max_tokens, call.temperature, call.top_p, call.call_seed, call.stop
+            )
         )
         return Reply(
             done.text.strip(), done.finish, done.prompt_tokens, done.completion_tokens, 0.0
@@ -154,11 +156,11 @@ class Client:
         attempt, moves = 1, 0
         while True:
             try:
-                async with standing.pace.place():
+                async with standing.pace.slot():
                     standing.check()  # asked here: of the calls that wait for a place, none begins
                     self._budget.check()
                     reply = await self._try(call, standing.endpoints)
-            except Refusal as refusal:
+            except ProviderError as refusal:
                 standing.refused(refusal)
                 if isinstance(refusal, Empty):  # nothing came, and that is paid for, too
                     self._pay(account, refusal.reply)
@@ -178,11 +180,13 @@ class Client:
                 standing.answered()
                 return reply
 
-    def _standing(self, model: str) -> Standing:
+    def _standing(self, model: str) -> ModelHealth:
         if model not in self._standings:
             given = [self.api_base] if isinstance(self.api_base, str) else self.api_base
-            self._standings[model] = Standing(
-                Endpoints(model, given), Pace(self.concurrency), kept=self.cache is not None
+            self._standings[model] = ModelHealth(
+                Endpoints(model, given),
+                AdaptiveLimiter(self.concurrency),
+                kept=self.cache is not None,
             )
         return self._standings[model]
 
@@ -193,7 +197,7 @@ class Client:
         while True:
             try:
                 reply = await self._send(asked, endpoints)
-            except Refusal as refusal:
+            except ProviderError as refusal:
                 if not (name := unwanted(asked, refusal)):
                     raise
                 left_out[name] = None
@@ -222,7 +226,7 @@ class Client:
             return reply
 
 
-def unwanted(call: Call, refusal: Refusal) -> str | None:
+def unwanted(call: Call, refusal: ProviderError) -> str | None:
     """The field of a call that it was refused for: one of the sampling that the refusal names (Claude takes temperature
     or top_p, a thinking model often neither), else the schema, which servers refuse in many words."""
     if refusal.status not in OF_THE_QUESTION:

@@ -17,20 +17,20 @@ _END = object()
 
 
 @dataclass(eq=False)
-class Place:
+class WorkItem:
     """Where an item stands among all, and whether its work has ended."""
 
     number: int = 0
     done: bool = False
 
 
-NOWHERE = Place()  # of work outside of in_order
-PLACE = contextvars.ContextVar(
-    "PLACE", default=NOWHERE
+NO_ITEM = WorkItem()  # of work outside of in_order
+CURRENT_ITEM = contextvars.ContextVar(
+    "CURRENT_ITEM", default=NO_ITEM
 )  # of the item being worked on; the oldest is served first
 
 
-def in_order(
+def map_ordered(
     items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], window: int
 ) -> Iterator[Result]:
     """`work(item)` for each item, at most `window` under way, in the order of `items`.
@@ -92,8 +92,8 @@ async def _results(items: Iterator, work: Callable, window: int):
 
 
 def _begin(work: Callable, item: object, number: int) -> asyncio.Task:
-    context, place = contextvars.copy_context(), Place(number)
-    context.run(PLACE.set, place)
+    context, place = contextvars.copy_context(), WorkItem(number)
+    context.run(CURRENT_ITEM.set, place)
     task = asyncio.get_running_loop().create_task(work(item), context=context)
     task.add_done_callback(lambda _: setattr(place, "done", True))
     return task

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from musiccli.core.errors import InputError
 from musiccli.core.progress import say
-from musiccli.llm.provider_errors import Refusal
+from musiccli.llm.provider_errors import ProviderError
 
 # Prefixes of models that a server of one's own offers by OpenAI's protocol, and litellm's variables for its address.
 # PREFIX_API_KEY holds its key.
@@ -30,14 +30,16 @@ class Endpoint:
 
     url: str | None
     direct: bool = False
-    flying: int = 0
+    in_flight: int = 0
     failures: int = 0  # since its last answer
     away_until: float | None = None  # while it is down
 
     @property
     def up(self) -> bool:
         """Whether it may be called; one that was down is tried with a single call first."""
-        return self.away_until is None or (time.monotonic() >= self.away_until and not self.flying)
+        return self.away_until is None or (
+            time.monotonic() >= self.away_until and not self.in_flight
+        )
 
 
 class Endpoints:
@@ -62,21 +64,21 @@ class Endpoints:
         """The address with the fewest calls in flight, for one call; how that ends says whether the address is up."""
         up = [one for one in self.all if one.up]
         chosen = (
-            min(up, key=lambda one: one.flying)
+            min(up, key=lambda one: one.in_flight)
             if up
             else min(self.all, key=lambda one: one.away_until or 0)
         )
-        chosen.flying += 1
+        chosen.in_flight += 1
         try:
             yield chosen
             chosen.failures, chosen.away_until = 0, None
-        except Refusal as refusal:
+        except ProviderError as refusal:
             self._refused(chosen, refusal)
             raise
         finally:
-            chosen.flying -= 1
+            chosen.in_flight -= 1
 
-    def elsewhere(self, refusal: Refusal) -> bool:
+    def elsewhere(self, refusal: ProviderError) -> bool:
         """Whether a refused call would fare better at once, at another address."""
         return (
             len(self.all) > 1
@@ -84,7 +86,7 @@ class Endpoints:
             and any(one.up for one in self.all)
         )
 
-    def _refused(self, endpoint: Endpoint, refusal: Refusal) -> None:
+    def _refused(self, endpoint: Endpoint, refusal: ProviderError) -> None:
         if len(self.all) == 1 or not refusal.of_the_server:
             return
         endpoint.failures += 1

@@ -7,17 +7,17 @@ from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 from itertools import count
 
-from musiccli.llm.concurrency import PLACE
+from musiccli.llm.concurrency import CURRENT_ITEM
 
 FIRST, CUT_EVERY = 16, 1.0  # calls at the start; seconds in which several refusals count as one
 
 
-class Pace:
+class AdaptiveLimiter:
     """Additive increase, multiplicative decrease, between 1 and `most` calls in flight, after a start that doubles with
     every round until the first refusal (as TCP does)."""
 
     def __init__(self, most: int):
-        self.most, self.limit, self.flying = most, float(min(FIRST, most)), 0
+        self.most, self.limit, self.in_flight = most, float(min(FIRST, most)), 0
         self._waiting: list[
             tuple[int, int, asyncio.Future]
         ] = []  # a heap: the oldest item, then who asked first
@@ -26,10 +26,10 @@ class Pace:
         self._last_cut = self._not_before = 0.0
 
     @asynccontextmanager
-    async def place(self):
+    async def slot(self):
         """A place among the calls in flight; of those that wait, the one for the oldest item gets it."""
-        if self.flying < int(self.limit):
-            self.flying += 1
+        if self.in_flight < int(self.limit):
+            self.in_flight += 1
         else:
             await self._turn()
         try:
@@ -42,7 +42,7 @@ class Pace:
     async def _turn(self) -> None:
         """Wait until somebody hands over a place; it is counted as taken from that moment."""
         turn = asyncio.get_running_loop().create_future()
-        heappush(self._waiting, (PLACE.get().number, next(self._asked), turn))
+        heappush(self._waiting, (CURRENT_ITEM.get().number, next(self._asked), turn))
         try:
             await turn
         except asyncio.CancelledError:
@@ -51,7 +51,7 @@ class Pace:
             raise
 
     def _leave(self) -> None:
-        self.flying -= 1
+        self.in_flight -= 1
         self._wake()
 
     def succeeded(self) -> None:
@@ -66,11 +66,11 @@ class Pace:
         self._not_before = max(self._not_before, now + (retry_after or 0))
 
     def _wake(self) -> None:
-        while self._waiting and self.flying < int(self.limit):
+        while self._waiting and self.in_flight < int(self.limit):
             *_, turn = heappop(self._waiting)
             if not turn.done():
                 turn.set_result(None)
-                self.flying += 1
+                self.in_flight += 1
 
 
 def backoff(attempt: int, quota: bool = False, most: float = 60.0) -> float:

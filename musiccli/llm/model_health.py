@@ -4,8 +4,8 @@ from musiccli.core.errors import CallError, InputError
 from musiccli.core.progress import say
 from musiccli.llm.call import Call
 from musiccli.llm.endpoints import Endpoints
-from musiccli.llm.limiter import Pace
-from musiccli.llm.provider_errors import Refusal
+from musiccli.llm.limiter import AdaptiveLimiter
+from musiccli.llm.provider_errors import ProviderError
 
 GIVE_UP_AFTER = (
     8  # calls to a model that failed for good, one after the other, without an answer between
@@ -15,10 +15,10 @@ LONGEST_WAIT = (
 )
 
 
-class Standing:
+class ModelHealth:
     """One model's. `broken` says why no further call is made, once that is so; `kept`: finished calls are on disk."""
 
-    def __init__(self, endpoints: Endpoints, pace: Pace, kept: bool = False):
+    def __init__(self, endpoints: Endpoints, pace: AdaptiveLimiter, kept: bool = False):
         self.endpoints, self.pace, self.kept = endpoints, pace, kept
         self.broken: str | None = None
         self._answered = self._warned = False
@@ -33,20 +33,20 @@ class Standing:
         self._answered, self._failed = True, 0
         self.pace.succeeded()
 
-    def refused(self, refusal: Refusal) -> None:
+    def refused(self, refusal: ProviderError) -> None:
         if refusal.overloaded:
             self.pace.refused(None if _too_long(refusal) else refusal.retry_after)
 
-    def worth_another(self, refusal: Refusal) -> bool:
+    def worth_another(self, refusal: ProviderError) -> bool:
         return refusal.passing and not _too_long(refusal)
 
-    def warn(self, call: Call, refusal: Refusal) -> None:
+    def warn(self, call: Call, refusal: ProviderError) -> None:
         """Say once why a model that has not answered yet is asked again: nobody should wait for it in the dark."""
         if not self._answered and not self._warned:
             self._warned = True
             say(f"{call.model}: {refusal}; trying again")
 
-    def failed(self, call: Call, refusal: Refusal, attempts: int) -> CallError | InputError:
+    def failed(self, call: Call, refusal: ProviderError, attempts: int) -> CallError | InputError:
         """What a call that failed for good means: for its record, or for the run.
 
         A model that has never answered is given up at once where no call can succeed (wrong key, no such model), and
@@ -76,7 +76,7 @@ class Standing:
         return InputError(self.broken) if self.broken else CallError(text)
 
 
-def _too_long(refusal: Refusal) -> bool:
+def _too_long(refusal: ProviderError) -> bool:
     return (refusal.retry_after or 0) > LONGEST_WAIT
 
 

@@ -21,7 +21,7 @@ DELAY = re.compile(
 )
 
 
-class Refusal(Exception):
+class ProviderError(Exception):
     """A call that brought no usable reply.
 
     `retry_after` is in seconds, if the provider named any. `unreachable`: nobody listens at the address. `passing`:
@@ -44,7 +44,7 @@ class Refusal(Exception):
         self.of_the_server = status not in OF_THE_QUESTION
 
 
-class Empty(Refusal):
+class Empty(ProviderError):
     """The model answered, with nothing; `reply` says what that cost. A model that has used up its tokens before it
     wrote a word (thinking, mostly) would do so again."""
 

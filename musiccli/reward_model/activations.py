@@ -12,9 +12,9 @@ from musiccli.reward_model.packing import cost
 
 # On a CPU the products are nearly all of the work, and norms, gates and rotations nearly all of the memory: to compute
 # these again takes half off the peak, and a tenth more time. So it is done where many tokens are computed at once.
-KEPT = 1024  # tokens, up to which everything is kept
+RECOMPUTE_ABOVE = 1024  # tokens, up to which everything is kept
 CPU = torch.device("cpu")
-DEAR = {
+SAVED_OPS = {
     torch.ops.mkldnn._linear_pointwise.default if gemm.ONEDNN else torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.musiccli.attention.default,
@@ -42,7 +42,7 @@ def recompute(network: RewardNetwork, everything: bool, device: torch.device = C
         ]
 
         def choose(_, given):
-            many = sum(map(cost, given[0])) > KEPT
+            many = sum(map(cost, given[0])) > RECOMPUTE_ABOVE
             for layer in layers:
                 layer.gradient_checkpointing = many
 
@@ -63,10 +63,12 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
-        if func in DEAR:
+        if func in SAVED_OPS:
             self.bytes += (found[0] if isinstance(found, tuple) else found).nbytes
         return found
 
 
 def _policy(context, operation, *args, **kwargs):
-    return CheckpointPolicy.MUST_SAVE if operation in DEAR else CheckpointPolicy.PREFER_RECOMPUTE
+    return (
+        CheckpointPolicy.MUST_SAVE if operation in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+    )

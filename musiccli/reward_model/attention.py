@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from musiccli.cpu import products as gemm
-from musiccli.reward_model.packing import Run
+from musiccli.reward_model.packing import Segment
 
 NAME = "music_packed"
 WIDE = 128  # numbers a head, from which on PyTorch's attention on a CPU is slower than plain products (by a half at
@@ -26,7 +26,7 @@ def packed_attention(
     value,
     attention_mask=None,
     *,
-    runs: Sequence[Run],
+    segments: Sequence[Segment],
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -39,7 +39,7 @@ def packed_attention(
     window by position: within a run and its prefix positions are contiguous.
     """
     outputs = []
-    for run in runs:
+    for run in segments:
         own, before = slice(run.start, run.stop), slice(*run.before)
         keys, values = key[:, :, own], value[:, :, own]
         if before.stop > before.start:

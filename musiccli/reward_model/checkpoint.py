@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from musiccli.core.errors import InputError
 from musiccli.core.model_files import files, quiet, resolve
-from musiccli.cpu import memory as heap
-from musiccli.cpu.products import own_products
+from musiccli.cpu.memory import retain_freed_memory
+from musiccli.cpu.products import use_onednn_linear
 from musiccli.reward_model.card import card
 from musiccli.reward_model.chat_template import Encoded, Template
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.reward_model.out_of_memory import sufficient
+from musiccli.reward_model.out_of_memory import explain_out_of_memory
 
 NOTES = "music.json"  # beside the weights: what config.json has no place for
 CARD = "README.md"
@@ -81,8 +81,8 @@ def create(
         "regression"  # pipelines and servers then return the raw score, without a sigmoid
     )
     config.label2id, config.id2label = {"reward": 0}, {0: "reward"}
-    unread = model.network.unread
-    for part in unread:
+    unused_modules = model.network.unused_modules
+    for part in unused_modules:
         model.network.core.get_submodule(part).requires_grad_(
             False
         )  # DDP would wait for its gradients
@@ -95,13 +95,13 @@ def create(
             lora_alpha=2 * lora,
             target_modules="all-linear",
             task_type="SEQ_CLS",
-            exclude_modules=rf"({'|'.join(unread)})\..*" if unread else None,
+            exclude_modules=rf"({'|'.join(unused_modules)})\..*" if unused_modules else None,
         )
         torch.manual_seed(seed)
         with quiet():
             model.network.model = get_peft_model(model.network.model, adapters)
         model.network.model.float()
-        own_products(model.network.model)
+        use_onednn_linear(model.network.model)
     model.notes = {"base": base, "seed": seed, "lora": lora}
     return model
 
@@ -113,7 +113,7 @@ def load(path: str, say: Callable[[str], None] = lambda _: None) -> RewardModel:
     """
     gpu = torch.cuda.is_available()
     model = _open(path, say, torch.bfloat16 if gpu else torch.float32, None)
-    with sufficient("the weights alone take more than there is"):
+    with explain_out_of_memory("the weights alone take more than there is"):
         model.network.to("cuda" if gpu else "cpu").eval()
     model.network.core.score.float()  # a small head, and rewards that can be told apart
     model.identity = _identity(resolve(path), model.network)
@@ -163,7 +163,7 @@ def _open(
         raise InputError(
             f"{name}: no such folder; expected a model's folder, a hub id or local/NAME"
         )
-    heap.keep()
+    retain_freed_memory()
     torch.manual_seed(seed or 0)  # a new head is drawn here
     try:
         with quiet():
@@ -199,7 +199,7 @@ def _open(
         raise InputError(
             f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it"
         )
-    own_products(model)
+    use_onednn_linear(model)
     template, notes = Template(tokenizer), read_notes(Path(path))
     read_at, last = notes.get("reward_token"), _last_token(template)
     if read_at and read_at["id"] != last:

@@ -30,7 +30,7 @@ class RewardNetwork(nn.Module):
         return getattr(self.core, self.core.base_model_prefix)
 
     @property
-    def unread(self) -> list[str]:
+    def unused_modules(self) -> list[str]:
         """Names of the core's parts that no text passes through: a vision tower and its projector."""
         text = self.backbone.get_decoder()
         parts = [] if text is self.backbone else self.backbone.named_children()
@@ -52,8 +52,8 @@ class RewardNetwork(nn.Module):
 
     def forward(self, groups: Sequence[Sequence[Encoded]]) -> list[torch.Tensor]:
         """Rewards of each sequence of each group, in order: per sequence a tensor (turns,), one value per read."""
-        hidden, reads = self._packed(groups) if self.packed else self._padded(groups)
-        rewards = self._read(hidden).split([len(read) for read in reads])
+        hidden, reward_positions = self._packed(groups) if self.packed else self._padded(groups)
+        rewards = self._read(hidden).split([len(read) for read in reward_positions])
         return [
             one.clone() for one in rewards
         ]  # FSDP hangs hooks on what is returned; on views they may be lost
@@ -76,10 +76,10 @@ class RewardNetwork(nn.Module):
         ids = torch.tensor([row.ids], device=device)
         positions = torch.tensor([row.positions], device=device)
         hidden = self.backbone(
-            input_ids=ids, position_ids=positions, use_cache=False, runs=row.runs
+            input_ids=ids, position_ids=positions, use_cache=False, segments=row.segments
         ).last_hidden_state
-        places = [place for read in row.reads for place in read]
-        return hidden[0, torch.tensor(places, device=device)], row.reads
+        places = [place for read in row.reward_positions for place in read]
+        return hidden[0, torch.tensor(places, device=device)], row.reward_positions
 
     def _padded(self, groups):
         sequences = [one for group in groups for one in group]

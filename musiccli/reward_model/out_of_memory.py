@@ -9,7 +9,7 @@ from musiccli.core.errors import InputError
 
 
 @contextmanager
-def sufficient(less: str) -> Iterator[None]:
+def explain_out_of_memory(less: str) -> Iterator[None]:
     """Around work: InputError where memory does not suffice, with `less`, a sentence on what takes less of it."""
     try:
         yield

@@ -17,7 +17,7 @@ WORTH_SHARING = (
 
 
 @dataclass(frozen=True)
-class Run:
+class Segment:
     """Row positions start..stop attend to `before` (a range of the row, possibly empty) and then to themselves."""
 
     start: int
@@ -31,8 +31,8 @@ class Packed:
 
     ids: list[int]
     positions: list[int]
-    runs: list[Run]
-    reads: list[list[int]]
+    segments: list[Segment]
+    reward_positions: list[list[int]]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,7 +55,7 @@ def cost(group: Sequence[Encoded]) -> int:
 
 
 def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
-    """All sequences of all groups in one row; `reads` follows their order."""
+    """All sequences of all groups in one row; `reward_positions` follows their order."""
     row = Packed([], [], [], [])
     for group in groups:
         shared = shared_prefix([one.ids for one in group])
@@ -64,8 +64,10 @@ def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
             start, skip = len(row.ids), shared if number else 0
             row.ids += one.ids[skip:]
             row.positions += range(skip, len(one.ids))
-            row.runs.append(Run(start, len(row.ids), (base, base + skip)))
-            row.reads.append([base + end if end < skip else start + end - skip for end in one.ends])
+            row.segments.append(Segment(start, len(row.ids), (base, base + skip)))
+            row.reward_positions.append(
+                [base + end if end < skip else start + end - skip for end in one.ends]
+            )
     return row
 
 
@@ -84,7 +86,7 @@ def micro_batches(sizes: Sequence[int], budget: int, padded: bool = False) -> li
     return batches
 
 
-def shares(sizes: Sequence[int], hands: int) -> list[list[int]]:
+def partitions(sizes: Sequence[int], hands: int) -> list[list[int]]:
     """Indices dealt to so many hands, largest first and each to the hand that has the least."""
     dealt: list[list[int]] = [[] for _ in range(hands)]
     loads = [(0, hand) for hand in range(hands)]

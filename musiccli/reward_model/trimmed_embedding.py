@@ -25,8 +25,8 @@ def fingerprint(tokens: list[int]) -> str:
     return sha256(str(tokens).encode()).hexdigest()[:16]
 
 
-class Narrowed:
-    """A network's embedding while it holds the rows of `tokens` alone, which must be all that it will read; `widen`
+class TrimmedEmbedding:
+    """A network's embedding while it holds the rows of `tokens` alone, which must be all that it will read; `restore`
     puts them back among the others. Both do nothing where the embedding is not trained (LoRA)."""
 
     def __init__(self, network: RewardNetwork, tokens: list[int]):
@@ -46,11 +46,11 @@ class Narrowed:
             )
 
     @property
-    def aside(self) -> int:
+    def offloaded_bytes(self) -> int:
         """Bytes of the whole embedding that wait."""
         return self.whole.nbytes if self._hook else 0
 
-    def widen(self) -> None:
+    def restore(self) -> None:
         if self._hook:
             self._hook.remove()
             with torch.no_grad():

@@ -13,20 +13,20 @@ import torch
 
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
-from musiccli.core.processes import Team
+from musiccli.core.processes import ProcessGroup
 from musiccli.core.records import Record, characters, first_divergence, side_names
 from musiccli.core.store import Cache
 from musiccli.reward_model.chat_template import Encoded, fit
 from musiccli.reward_model.checkpoint import RewardModel
-from musiccli.reward_model.out_of_memory import sufficient
-from musiccli.reward_model.packing import cost, micro_batches, shares
+from musiccli.reward_model.out_of_memory import explain_out_of_memory
+from musiccli.reward_model.packing import cost, micro_batches, partitions
 
 WINDOW = 256  # records that one process scores together: enough to sort by size and to find candidates of one prompt
 BUDGET = 4096  # tokens in one forward pass
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoreConfig:
     """How to score. `per_turn`: the reward after each assistant turn, too; `last_only`: without the history, only the
     last user message and its reply, after the system message if any; `budget` and `max_length` are in tokens."""
 
@@ -48,10 +48,10 @@ def score(
     records: Iterable[Record],
     model: RewardModel,
     name: str,
-    settings: Settings | None = None,
+    settings: ScoreConfig | None = None,
     *,
     cache: Cache | None = None,
-    team: Team | None = None,
+    process_group: ProcessGroup | None = None,
     rejects: Rejects | None = None,
     counts: Counter | None = None,
 ) -> Iterator[dict]:
@@ -60,18 +60,18 @@ def score(
 
     Conversations over `max_length` tokens lose whole oldest exchanges, by the same rule on both sides, and are
     counted; their turn scores are those of the turns that are left. One that cannot be cut goes to `rejects`.
-    What stands in `cache` is not computed again. Every process of a `team` scores its share of each window and yields
+    What stands in `cache` is not computed again. Every process of a `process_group` scores its share of each window and yields
     all records.
     """
-    rejects, counts, team = (
+    rejects, counts, process_group = (
         rejects or Rejects(),
         Counter() if counts is None else counts,
-        team or Team(),
+        process_group or ProcessGroup(),
     )
-    scorer = _Scorer(model, settings or Settings(), cache)
+    scorer = _Scorer(model, settings or ScoreConfig(), cache)
     records = iter(records)
-    while window := list(islice(records, WINDOW * team.size)):
-        found, cached = scorer.by_all(window, team)
+    while window := list(islice(records, WINDOW * process_group.size)):
+        found, cached = scorer.by_all(window, process_group)
         counts["sequences from the cache"] += cached
         for record, outcome in zip(window, found, strict=True):
             with rejects.guard(record):
@@ -85,12 +85,12 @@ def score(
 
 
 class _Scorer:
-    def __init__(self, model: RewardModel, settings: Settings, cache: Cache | None):
+    def __init__(self, model: RewardModel, settings: ScoreConfig, cache: Cache | None):
         self.model, self.settings, self.cache = model, settings, cache
         self.longest = min(settings.max_length or model.context, model.context)
 
     def by_all(
-        self, window: Sequence[Record], team: Team
+        self, window: Sequence[Record], process_group: ProcessGroup
     ) -> tuple[list[Outcome | RecordError], int]:
         """What became of each record, and how many sequences were in the cache: neighbours of one id, which probably
         share a beginning, go to one process, and every process gets about as many characters."""
@@ -107,10 +107,12 @@ class _Scorer:
             for family in families
         ]
         own = sorted(
-            index for number in shares(weights, team.size)[team.rank] for index in families[number]
+            index
+            for number in partitions(weights, process_group.size)[process_group.rank]
+            for index in families[number]
         )
         outcomes, cached = self.window([window[index] for index in own])
-        gathered = team.gather([(list(zip(own, outcomes, strict=True)), cached)])
+        gathered = process_group.gather([(list(zip(own, outcomes, strict=True)), cached)])
         placed = sorted((one for share, _ in gathered for one in share), key=lambda one: one[0])
         return [outcome for _, outcome in placed], sum(cached for _, cached in gathered)
 
@@ -200,7 +202,7 @@ class _Scorer:
         for batch in micro_batches(sizes, budget, padded=not network.packed):
             with (
                 torch.inference_mode(),
-                sufficient("a smaller --budget or --max-length takes less"),
+                explain_out_of_memory("a smaller --budget or --max-length takes less"),
             ):
                 found = network([encoded[number] for number in batch])
             for index, values in zip(

@@ -23,14 +23,19 @@ from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
-from musiccli.llm.concurrency import all_of, in_order
+from musiccli.llm.concurrency import all_of, map_ordered
 from musiccli.prompts import Prompt, feedback, transcript
 from musiccli.simulate import faults
 
-WARMER = 0.2  # added to the temperature each time a faulty message is asked for again, or it would come out the same
-WARMEST = 1.0  # some providers refuse more
-REHEARSED = 200  # conversations that an estimate rests on
-BRIEF = ("user", "reviewer", "chairman", "rewrite")  # roles whose messages are of the user's length
+RETRY_TEMPERATURE_STEP = 0.2  # added to the temperature each time a faulty message is asked for again, or it would come out the same
+MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
+ESTIMATE_SAMPLE = 200  # conversations that an estimate rests on
+SHORT_ROLES = (
+    "user",
+    "reviewer",
+    "chairman",
+    "rewrite",
+)  # roles whose messages are of the user's length
 SPEAKER = {"chairman": "user"}  # in whose name a role writes: its faults are that one's
 INSTRUCTION = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL | re.IGNORECASE)
 REPLY = re.compile(r"<reply>(.*?)(?:</reply>|\Z)", re.DOTALL | re.IGNORECASE)
@@ -43,7 +48,7 @@ POLICIES = "all | none | first | last | random:K | prob:P"
 
 
 @dataclass(frozen=True)
-class Settings:
+class SimulateConfig:
     """How to simulate. `turns` counts assistant replies added to the seed; token limits are per message."""
 
     assistant: str
@@ -121,7 +126,7 @@ def contrasted(policy: str, turns: int, rng: Random) -> set[int]:
 class Simulator:
     """Plays conversations. Every fault that had to be asked again is counted under its name."""
 
-    def __init__(self, settings: Settings, client: Client, counts: Counter):
+    def __init__(self, settings: SimulateConfig, client: Client, counts: Counter):
         self.settings, self.client, self.counts = settings, client, counts
         self.review_prompt = prompts.load(settings.prompts, "review") if settings.review else None
         self.user_prompt = prompts.load(settings.prompts, "chair" if settings.review else "user")
@@ -140,19 +145,19 @@ class Simulator:
         """The chosen branch and, unless nothing is contrasted, the rejected one. Raises CallError, LimitReached."""
         rng = Random(f"{self.settings.seed} {seed['id']} {sample}")
         turns = contrasted(self.settings.contrast, self.settings.turns, rng)
-        whom = (seed["id"], sample)
+        call_key = (seed["id"], sample)
         chosen = Branch(list(seed["messages"]))
         fork = min(turns, default=self.settings.turns)
         for turn in range(fork):
-            await self._exchange(chosen, turn, ("chosen", *whom))
+            await self._exchange(chosen, turn, ("chosen", *call_key))
         if fork == self.settings.turns:
             return [self._record(seed, sample, "chosen", chosen)]
-        await self._user(chosen, fork, ("chosen", *whom))
+        await self._user(chosen, fork, ("chosen", *call_key))
         rejected = chosen.copy()
 
         async def rest(branch: Branch, name: str, altered: set[int]) -> None:
             for turn in range(fork, self.settings.turns):
-                await self._exchange(branch, turn, (name, *whom), altered=turn in altered)
+                await self._exchange(branch, turn, (name, *call_key), altered=turn in altered)
 
         await all_of(rest(chosen, "chosen", set()), rest(rejected, "rejected", turns))
         return [
@@ -161,32 +166,32 @@ class Simulator:
         ]
 
     async def _exchange(
-        self, branch: Branch, turn: int, whom: tuple, altered: bool = False
+        self, branch: Branch, turn: int, call_key: tuple, altered: bool = False
     ) -> None:
-        await self._user(branch, turn, whom)
+        await self._user(branch, turn, call_key)
         if altered:
-            await self._contrast(branch, turn, whom)
+            await self._contrast(branch, turn, call_key)
         else:
-            await self._assistant(branch, turn, whom)
+            await self._assistant(branch, turn, call_key)
 
-    async def _user(self, branch: Branch, turn: int, whom: tuple) -> None:
+    async def _user(self, branch: Branch, turn: int, call_key: tuple) -> None:
         if branch.messages[-1]["role"] == "user":  # the seed already ends with the user's message
             return
         history, given = list(branch.messages), {"transcript": transcript(branch.messages)}
         if self.review_prompt:
-            given["review"] = await self._review(branch, turn, whom)
+            given["review"] = await self._review(branch, turn, call_key)
         reply, fault = await self._ask(
             branch,
             "chairman" if self.review_prompt else "user",
             turn,
-            whom,
+            call_key,
             self.settings.user,
             self._question(self.user_prompt, history, **given),
             lambda reply: faults.user_fault(reply.text, history, given.get("review", "")),
         )
         branch.add("user", reply, fault)
 
-    async def _review(self, branch: Branch, turn: int, whom: tuple) -> str:
+    async def _review(self, branch: Branch, turn: int, call_key: tuple) -> str:
         """What the last reply lacks. It stands nowhere in the conversation, so what stays faulty in it is no fault of
         the branch: what the chairman makes of it is checked."""
         question = self._question(
@@ -196,27 +201,27 @@ class Simulator:
             branch,
             "reviewer",
             turn,
-            whom,
+            call_key,
             self.settings.user,
             question,
             lambda reply: faults.review_fault(reply.text),
         )
         return review.text
 
-    async def _assistant(self, branch: Branch, turn: int, whom: tuple) -> None:
+    async def _assistant(self, branch: Branch, turn: int, call_key: tuple) -> None:
         history = list(branch.messages)
         reply, fault = await self._ask(
             branch,
             "assistant",
             turn,
-            whom,
+            call_key,
             self.settings.assistant,
             {"messages": tuple(history)},
             lambda reply: faults.reply_fault(reply.text, history),
         )
         branch.add("assistant", reply, fault)
 
-    async def _contrast(self, branch: Branch, turn: int, whom: tuple) -> None:
+    async def _contrast(self, branch: Branch, turn: int, call_key: tuple) -> None:
         """The assistant answers another instruction than the user's; the conversation keeps the user's message."""
         history, model = list(branch.messages), self.settings.contraster or self.settings.assistant
         asked = history[-1]["content"]
@@ -228,7 +233,7 @@ class Simulator:
                 branch,
                 "contrast",
                 turn,
-                whom,
+                call_key,
                 model,
                 question,
                 lambda reply: contrast_fault(reply.text, asked, history),
@@ -240,7 +245,7 @@ class Simulator:
                 branch,
                 "rewrite",
                 turn,
-                whom,
+                call_key,
                 model,
                 question,
                 lambda reply: faults.rewrite_fault(reply.text, asked),
@@ -251,7 +256,7 @@ class Simulator:
                 branch,
                 "contrast",
                 turn,
-                whom,
+                call_key,
                 model,
                 {"messages": altered},
                 lambda reply: faults.contrast_reply_fault(reply.text, instruction, history),
@@ -275,19 +280,19 @@ class Simulator:
         branch: Branch,
         role: str,
         turn: int,
-        whom: tuple,
+        call_key: tuple,
         model: str,
         question: dict,
         fault_of: Callable[[Reply], str | None],
     ) -> tuple[Reply, str | None]:
         """A reply without a fault, or after every retry the last one and "SPEAKER FAULT"."""
-        name, identifier, sample = whom
+        name, identifier, sample = call_key
         asked, speaker = question, SPEAKER.get(role, role)
         for attempt in range(self.settings.retries + 1):
             reply = await self.client.ask(
                 Call(
                     model=model,
-                    whom=(identifier, name, sample, turn, role, attempt),
+                    call_key=(identifier, name, sample, turn, role, attempt),
                     max_tokens=self._room(role),
                     temperature=self._temperature(attempt),
                     top_p=self.settings.top_p,
@@ -332,7 +337,7 @@ class Simulator:
     def _room(self, role: str) -> int:
         """The token limit of a message; a contrast in one call needs room for the instruction, too, or its reply would
         be the shorter one."""
-        if role in BRIEF:
+        if role in SHORT_ROLES:
             return self.settings.user_tokens
         both = role == "contrast" and self.settings.one_call
         return self.settings.assistant_tokens + self.settings.user_tokens * both
@@ -352,7 +357,14 @@ class Simulator:
 
     def _temperature(self, attempt: int) -> float:
         asked = self.settings.temperature
-        return min(round(asked + WARMER * attempt, 2), max(asked, WARMEST)) if attempt else asked
+        return (
+            min(
+                round(asked + RETRY_TEMPERATURE_STEP * attempt, 2),
+                max(asked, MAX_RETRY_TEMPERATURE),
+            )
+            if attempt
+            else asked
+        )
 
     def _record(self, seed: Record, sample: int, name: str, branch: Branch) -> dict:
         optional = {"faults": branch.faults, "truncated": branch.truncated}
@@ -377,7 +389,7 @@ class Simulator:
 
 def simulate(
     seeds: Iterable[Record],
-    settings: Settings,
+    settings: SimulateConfig,
     client: Client,
     *,
     rejects: Rejects | None = None,
@@ -411,7 +423,7 @@ def simulate(
             return item[0], error
 
     unfinished, failed = 0, None
-    for seed, result in in_order(wanted(), work, window=max(64, 2 * client.concurrency)):
+    for seed, result in map_ordered(wanted(), work, window=max(64, 2 * client.concurrency)):
         if isinstance(result, LimitReached):
             unfinished += 1
         elif isinstance(result, Exception):
@@ -427,11 +439,11 @@ def simulate(
         )
 
 
-class Rehearsal:
+class DryRunClient:
     """A client that asks nobody and counts what would be asked: `planned` is {(role, model): Counter(calls,
     prompt_tokens, completion_tokens)}. A token is reckoned as 4 characters, and a reply as two thirds of its limit."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: SimulateConfig):
         self.planned: dict[tuple[str, str], Counter] = {}
         self._reply = "word" * (settings.assistant_tokens * 2 // 3)
         self._user = "word" * (settings.user_tokens * 2 // 3)
@@ -439,10 +451,10 @@ class Rehearsal:
         self._one_call = settings.one_call
 
     async def ask(self, call: Call) -> Reply:
-        role = call.whom[-2]
+        role = call.call_key[-2]
         text = (
             self._user
-            if role in BRIEF
+            if role in SHORT_ROLES
             else self._both
             if role == "contrast" and self._one_call
             else self._reply
@@ -454,7 +466,7 @@ class Rehearsal:
 
 
 def estimate(
-    seeds: Iterable[Record], settings: Settings
+    seeds: Iterable[Record], settings: SimulateConfig
 ) -> tuple[dict[tuple[str, str], Counter], int, int]:
     """What these seeds would take without retries: Rehearsal's counts, on how many conversations they rest, and how
     many there are.
@@ -462,15 +474,15 @@ def estimate(
     Up to REHEARSED conversations, drawn at random from all (Algorithm R: Vitter 1985, ACM TOMS 11:37), are simulated on
     a Rehearsal and their counts scaled up; where there are no more than these, the number of calls is exact.
     """
-    client = Rehearsal(settings)
+    client = DryRunClient(settings)
     simulator = Simulator(replace(settings, retries=0), client, Counter())
     rng, drawn, total = Random(settings.seed), [], 0
     for seed in seeds:
         for sample in range(settings.samples):
             total += 1
-            if len(drawn) < REHEARSED:
+            if len(drawn) < ESTIMATE_SAMPLE:
                 drawn.append((seed, sample))
-            elif (place := rng.randrange(total)) < REHEARSED:
+            elif (place := rng.randrange(total)) < ESTIMATE_SAMPLE:
                 drawn[place] = (seed, sample)
 
     async def rehearse() -> None:
@@ -479,8 +491,10 @@ def estimate(
 
     asyncio.run(rehearse())
     planned = {
-        whom: Counter({name: round(count * total / len(drawn)) for name, count in counts.items()})
-        for whom, counts in sorted(client.planned.items())
+        call_key: Counter(
+            {name: round(count * total / len(drawn)) for name, count in counts.items()}
+        )
+        for call_key, counts in sorted(client.planned.items())
     }
     return planned, len(drawn), total
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from itertools import count as count_from
 
 from musiccli.core.errors import InputError
-from musiccli.reward_model.packing import micro_batches, shares
-from musiccli.train.config import Settings
+from musiccli.reward_model.packing import micro_batches, partitions
+from musiccli.train.config import TrainConfig
 
 
 def plan(
-    sizes: Sequence[int], settings: Settings, ranks: int, padded: bool = False
+    sizes: Sequence[int], settings: TrainConfig, ranks: int, padded: bool = False
 ) -> Iterator[list[list[list[int]]]]:
     """Each step's micro-batches for each rank: step[rank] = [[pair, ...], ...], as many on every rank.
 
@@ -30,22 +30,22 @@ def deal(
 ) -> list[list[list[int]]]:
     """Pairs dealt to the ranks, largest first and each to the rank with the fewest tokens, in as many micro-batches on
     every rank; some may be []."""
-    hands = [
-        [indices[place] for place in hand]
-        for hand in shares([sizes[index] for index in indices], ranks)
+    partitions_ = [
+        [indices[place] for place in partition]
+        for partition in partitions([sizes[index] for index in indices], ranks)
     ]
     dealt = [
         [
-            [hand[place] for place in batch]
-            for batch in micro_batches([sizes[index] for index in hand], budget, padded)
+            [partition[place] for place in batch]
+            for batch in micro_batches([sizes[index] for index in partition], budget, padded)
         ]
-        for hand in hands
+        for partition in partitions_
     ]
     most = max(len(batches) for batches in dealt)
     return [[[]] * (most - len(batches)) + batches for batches in dealt]
 
 
-def total_steps(pairs: int, settings: Settings) -> int:
+def total_steps(pairs: int, settings: TrainConfig) -> int:
     """The optimiser's steps: those asked for, or passes over the pairs. Raises InputError where these make no step."""
     if settings.steps:
         return settings.steps

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainConfig:
     """How to train. The defaults are the paper's (arXiv 2512.24693): 64 pairs a step, 2e-6, 2048 tokens."""
 
     model: str = "google/gemma-2-9b-it"
@@ -30,7 +30,7 @@ class Settings:
     seed: int = 0
 
 
-HOW = {
+RESUMABLE_SETTINGS = {
     "budget",
     "activation_checkpointing",
 }  # how a step is computed, not what: a run goes on with others

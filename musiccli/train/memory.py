@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from musiccli.reward_model.activations import CPU, KEPT, Products, selects
+from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, Products, selects
 from musiccli.reward_model.checkpoint import RewardModel
-from musiccli.train.config import Settings
+from musiccli.train.config import TrainConfig
 from musiccli.train.tokenized_pairs import Pair
 
 SAMPLE = 512  # tokens: the largest pair that is not larger is run forward once to see what it keeps
@@ -41,16 +41,16 @@ class Memory:
 def estimate(
     model: RewardModel,
     pairs: Sequence[Pair],
-    settings: Settings,
+    settings: TrainConfig,
     *,
     ranks: int = 1,
     sharded: bool = False,
-    aside: int = 0,
+    offloaded_bytes: int = 0,
     device: torch.device = CPU,
 ) -> Memory:
     """Parameters and gradients as they are, AdamW's two moments, and activations measured on one pair and scaled to the
     largest micro-batch. Sharded weights are divided by `ranks`; else DDP's buckets hold gradients a second time.
-    `aside` are bytes of weights that wait beside the network; `device` is where it will be trained."""
+    `offloaded_bytes` are bytes of weights that wait beside the network; `device` is where it will be trained."""
     weights = list(model.network.parameters())
     trained = sum(_bytes(weight) for weight in weights if weight.requires_grad)
     share = 1 / ranks if sharded else 1
@@ -62,7 +62,7 @@ def estimate(
         model, pairs, tokens, settings.activation_checkpointing, device
     )
     return Memory(
-        sum(map(_bytes, weights)) * share + aside,
+        sum(map(_bytes, weights)) * share + offloaded_bytes,
         trained * copies * share,
         2 * trained * share,
         activations,
@@ -95,7 +95,7 @@ def _activations(
     )  # one at a time is computed again, or as much is needed on the way back
     if checkpointing:
         return tokens * (inputs + layer), cast / config.num_hidden_layers
-    few = min(tokens, KEPT) if selects(model.network, device) else tokens
+    few = min(tokens, RECOMPUTE_ABOVE) if selects(model.network, device) else tokens
     again = (
         tokens * (inputs + products + layer) if tokens > few else 0
     )  # may well be less than few keep

@@ -22,18 +22,18 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from musiccli.core.errors import InputError
 from musiccli.core.jsonl import Rejects
-from musiccli.core.processes import Team
+from musiccli.core.processes import ProcessGroup
 from musiccli.core.progress import Bar, bar
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import recompute
 from musiccli.reward_model.hub import claim, push
-from musiccli.reward_model.out_of_memory import sufficient
-from musiccli.reward_model.trimmed_embedding import Narrowed, used
+from musiccli.reward_model.out_of_memory import explain_out_of_memory
+from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used
 from musiccli.train import log, trackers
 from musiccli.train.batching import plan, total_steps
 from musiccli.train.checks import check
-from musiccli.train.config import Settings
+from musiccli.train.config import TrainConfig
 from musiccli.train.memory import available, estimate
 from musiccli.train.provenance import counted, described
 from musiccli.train.tokenized_pairs import Pair, fingerprint, prepare
@@ -44,11 +44,11 @@ LESS = "a smaller --budget or --max-length, --activation-checkpointing, --lora o
 BEGUN = ".music-train"  # marks a run's folder until it holds a reward model
 
 
-@sufficient(LESS)
+@explain_out_of_memory(LESS)
 def train(
     preferences: Iterable[Record],
     out: Path,
-    settings: Settings,
+    settings: TrainConfig,
     *,
     evaluation: Iterable[Record] | None = None,
     eval_every: int | None = None,
@@ -96,13 +96,20 @@ def train(
         say(f"{out} is trained already, by this same line")
         _push(accelerator, hub, out, say)
         return None
-    vocabulary = Narrowed(
+    vocabulary = TrimmedEmbedding(
         model.network, used(side.ids for pair in (*pairs, *held_out) for side in pair.sides)
     )
     say(_plan_in_words(model, pairs, settings, accelerator))
     if (checked or only_check) and main:
         _check(
-            model, pairs, held_out, settings, accelerator, vocabulary.aside, say, whole=only_check
+            model,
+            pairs,
+            held_out,
+            settings,
+            accelerator,
+            vocabulary.offloaded_bytes,
+            say,
+            whole=only_check,
         )
     if only_check:
         return None
@@ -119,14 +126,14 @@ def _encode(
     preferences: Iterable[Record],
     evaluation: Iterable[Record] | None,
     model: checkpoint.RewardModel,
-    settings: Settings,
+    settings: TrainConfig,
     rejects: Rejects | None,
     counts: Counter,
     say: Callable,
     progress: Bar,
 ) -> tuple[list[Pair], list[Pair], dict]:
     """The pairs to train on, those held out, and what the notes say of their files. Says what was cut and dropped."""
-    files, held_out_files, aside = Counter(), Counter(), Counter()
+    files, held_out_files, offloaded_bytes = Counter(), Counter(), Counter()
     encode = partial(
         prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects
     )
@@ -139,8 +146,10 @@ def _encode(
     )
     for what, count in sorted((+counts).items()):
         say(f"{count:,} {what}")
-    held_out = encode(progress.over(counted(evaluation or (), held_out_files)), counts=aside)
-    for what, count in sorted((+aside).items()):
+    held_out = encode(
+        progress.over(counted(evaluation or (), held_out_files)), counts=offloaded_bytes
+    )
+    for what, count in sorted((+offloaded_bytes).items()):
         say(f"--eval: {count:,} {what}")
     if not pairs:
         raise InputError("no pairs to train on are left")
@@ -155,8 +164,8 @@ def _encode(
 
 def _refuse_other_data(data: str, accelerator: Accelerator) -> None:
     """Raises InputError where ranks have read different pairs, of which each would plan steps of its own."""
-    team = Team(accelerator.num_processes, accelerator.process_index)
-    if len(set(team.gather([data]))) > 1:
+    process_group = ProcessGroup(accelerator.num_processes, accelerator.process_index)
+    if len(set(process_group.gather([data]))) > 1:
         raise InputError(
             "the processes have read different pairs; each must be given the same files"
         )
@@ -166,9 +175,9 @@ def _check(
     model: checkpoint.RewardModel,
     pairs: list[Pair],
     held_out: list[Pair],
-    settings: Settings,
+    settings: TrainConfig,
     accelerator: Accelerator,
-    aside: int,
+    offloaded_bytes: int,
     say: Callable,
     *,
     whole: bool,
@@ -185,7 +194,7 @@ def _check(
             settings,
             ranks=accelerator.num_processes,
             sharded=sharded,
-            aside=aside if accelerator.device.type == "cpu" else 0,
+            offloaded_bytes=offloaded_bytes if accelerator.device.type == "cpu" else 0,
             device=accelerator.device,
         )
     if memory.total > (free := available(accelerator.device)):
@@ -203,7 +212,7 @@ def _check(
 
 
 def _create(
-    settings: Settings, say: Callable[[str], None] = lambda _: None
+    settings: TrainConfig, say: Callable[[str], None] = lambda _: None
 ) -> checkpoint.RewardModel:
     return checkpoint.create(
         settings.init_from or settings.model,
@@ -219,7 +228,7 @@ def _push(accelerator: Accelerator, hub: str | None, out: Path, say: Callable) -
         say(f"pushed to {push(hub, out)}")
 
 
-def _refuse_impossible(settings: Settings) -> None:
+def _refuse_impossible(settings: TrainConfig) -> None:
     """Raises InputError for settings that no model or data could make right."""
     total_steps(settings.batch, settings)
     if not 0 < settings.margin_scale < math.inf:
@@ -332,18 +341,18 @@ def _whole(trainer: Trainer) -> checkpoint.RewardModel:
         DistributedType.DEEPSPEED,
     ):
         model.network = trainer.accelerator.unwrap_model(trainer.network)
-        trainer.vocabulary.widen()
+        trainer.vocabulary.restore()
         return model
     weights = trainer.accelerator.get_state_dict(trainer.network)
     if trainer.accelerator.is_main_process:
         model = _create(settings)
-        vocabulary = Narrowed(model.network, trainer.vocabulary.tokens)
+        vocabulary = TrimmedEmbedding(model.network, trainer.vocabulary.tokens)
         model.network.load_state_dict(weights, assign=True)
-        vocabulary.widen()
+        vocabulary.restore()
     return model
 
 
-def _accelerator(tracked: list[str], out: Path, settings: Settings) -> Accelerator:
+def _accelerator(tracked: list[str], out: Path, settings: TrainConfig) -> Accelerator:
     gpu = torch.cuda.is_available()
     accelerator = Accelerator(
         mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no",
@@ -367,7 +376,10 @@ def _accelerator(tracked: list[str], out: Path, settings: Settings) -> Accelerat
 
 
 def _plan_in_words(
-    model: checkpoint.RewardModel, pairs: list[Pair], settings: Settings, accelerator: Accelerator
+    model: checkpoint.RewardModel,
+    pairs: list[Pair],
+    settings: TrainConfig,
+    accelerator: Accelerator,
 ) -> str:
     trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
     tokens, size = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)

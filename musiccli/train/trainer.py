@@ -14,14 +14,14 @@ from accelerate.utils import DistributedType
 from transformers import get_scheduler
 
 from musiccli.core.errors import InputError
-from musiccli.core.processes import Team
+from musiccli.core.processes import ProcessGroup
 from musiccli.core.progress import Clock
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import last_rewards, pair_losses
-from musiccli.reward_model.trimmed_embedding import Narrowed, fingerprint
+from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
 from musiccli.train import metrics as measures
 from musiccli.train.batching import deal, total_steps
-from musiccli.train.config import HOW, Settings
+from musiccli.train.config import RESUMABLE_SETTINGS, TrainConfig
 from musiccli.train.tokenized_pairs import Pair
 
 STATE, CHECKPOINTS, VOCABULARY = "state.json", "checkpoints", "vocabulary"
@@ -35,9 +35,9 @@ class Trainer:
         model: RewardModel,
         pairs: list[Pair],
         out: Path,
-        settings: Settings,
+        settings: TrainConfig,
         accelerator: Accelerator,
-        vocabulary: Narrowed,
+        vocabulary: TrimmedEmbedding,
     ):
         self.model, self.pairs, self.out, self.settings, self.accelerator = (
             model,
@@ -137,8 +137,8 @@ class Trainer:
     def _gather(self, *lists: list) -> list[list]:
         """Each list with those of all ranks behind each other, one value a pair: ranks hold different numbers of them,
         so a mean of their means would be wrong. Nothing that grows with tokens is sent."""
-        team = Team(self.accelerator.num_processes, self.accelerator.process_index)
-        return [list(chain(*parts)) for parts in zip(*team.gather([lists]), strict=True)]
+        process_group = ProcessGroup(self.accelerator.num_processes, self.accelerator.process_index)
+        return [list(chain(*parts)) for parts in zip(*process_group.gather([lists]), strict=True)]
 
     def _rows(self) -> str:
         return fingerprint(self.vocabulary.tokens)
@@ -200,17 +200,17 @@ def remove_states(folder: Path, but: Path | None = None) -> None:
 def refuse_other_run(state: dict, identity: dict, out: Path) -> list[str]:
     """Raises InputError where a folder's run differs from the one that is asked for, naming what differs; returns what
     differs of HOW alone. A setting that the run does not name is younger than it, and had its default."""
-    then, now = asdict(Settings()) | state.get("settings", {}), identity["settings"]
+    then, now = asdict(TrainConfig()) | state.get("settings", {}), identity["settings"]
     changed = {
         name: f"{name} was {then[name]!r}, is {now[name]!r}"
         for name in now
         if then[name] != now[name]
     }
-    differs = [text for name, text in changed.items() if name not in HOW]
+    differs = [text for name, text in changed.items() if name not in RESUMABLE_SETTINGS]
     if state.get("data") != identity["data"]:
         differs.append("the pairs are others")
     if differs:
         raise InputError(
             f"{out}: holds another run ({'; '.join(differs)}); name another --out or remove it"
         )
-    return [text for name, text in changed.items() if name in HOW]
+    return [text for name, text in changed.items() if name in RESUMABLE_SETTINGS]

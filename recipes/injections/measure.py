@@ -27,7 +27,7 @@ from musiccli import prompts
 from musiccli.bench.stats import intervals as statistics
 from musiccli.core import jsonl, votes
 from musiccli.core.records import Record, content_id, preference
-from musiccli.judge.verdicts import ORDERS, Settings, judge, show
+from musiccli.judge.verdicts import ORDERS, JudgeConfig, judge, show
 from musiccli.llm.client import open_client
 
 HERE = Path(__file__).parent
@@ -187,7 +187,7 @@ def free(pairs: list[Record], out: Path, model: str, api_base: str | None) -> No
     client = open_client(str(out / "calls.sqlite"), no_cache=False, api_base=api_base or ())
     with closing(client):
         for name in PROMPTS:
-            settings = Settings(judges=(model,), prompts=str(out / name), max_tokens=200)
+            settings = JudgeConfig(judges=(model,), prompts=str(out / name), max_tokens=200)
             bare = list(judge(attacked(pairs, [BARE], "-"), settings, client))
             texts = [
                 next(attacked([pair], [INJECTIONS[index % len(INJECTIONS)]], "AB"[index % 2]))

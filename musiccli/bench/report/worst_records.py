@@ -8,7 +8,7 @@ from musiccli.bench.stats.candidates import Group
 from musiccli.core import votes
 from musiccli.core.records import Record, side_names
 
-KEPT = 8  # a model
+RECOMPUTE_ABOVE = 8  # a model
 
 
 class Worst:
@@ -32,7 +32,7 @@ class Worst:
         heap = self._heaps.setdefault(model, [])
         if margin > 0:
             entry = (margin, -next(self._order), how.format(margin), record)
-            (heappush if len(heap) < KEPT else heappushpop)(heap, entry)
+            (heappush if len(heap) < RECOMPUTE_ABOVE else heappushpop)(heap, entry)
 
     def pairs(
         self, found: Iterable[Record], better: Callable[[Record], str | None]

@@ -11,7 +11,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from musiccli.llm.local.prefix_cache import Prefixes
+from musiccli.llm.local.prefix_cache import PrefixCache
 
 TOP_K = 64  # candidates that top-p sampling considers
 TOGETHER = 8  # prompts of similar length prefilled in one pass, so that little of it is padding
@@ -39,10 +39,10 @@ class Row:
     written: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.chance = torch.Generator().manual_seed(self.request.seed)
+        self.generator = torch.Generator().manual_seed(self.request.seed)
 
     @property
-    def held(self) -> int:
+    def cached_length(self) -> int:
         """Tokens whose keys and values are there: all but the one written last."""
         return len(self.ids) + len(self.written) - 1
 
@@ -79,7 +79,7 @@ class Batch:
         self.model, self.tokenizer = model, tokenizer
         ends = model.generation_config.eos_token_id
         self.ends = set(ends if isinstance(ends, list) else [ends])  # tokens that end a reply
-        self.prefixes = Prefixes()
+        self.prefixes = PrefixCache()
         self.clear()
 
     def clear(self) -> None:
@@ -102,10 +102,12 @@ class Batch:
         device = self.model.device
         self._make_room(self._cache.layers, len(self.rows), 0, 1)
         self.end += 1
-        held = torch.tensor([[row.held + 1] for row in self.rows], device=device)  # (rows, 1)
-        mask = (torch.arange(self.low, self.end, device=device) >= self.end - held).long()
+        cached_length = torch.tensor(
+            [[row.cached_length + 1] for row in self.rows], device=device
+        )  # (rows, 1)
+        mask = (torch.arange(self.low, self.end, device=device) >= self.end - cached_length).long()
         tokens = torch.tensor([row.written[-1:] for row in self.rows], device=device)
-        self._write(self.rows, self._forward(tokens, mask, held - 1, self._cache))
+        self._write(self.rows, self._forward(tokens, mask, cached_length - 1, self._cache))
         return self._leave()
 
     def _prefill(self, found: dict[Row, tuple[int, list]]) -> None:
@@ -203,7 +205,7 @@ class Batch:
             place, last = self.rows.index(row), self.rows[-1]
             self._keep(row, place)
             if row is not last:
-                columns = slice(self.end - last.held, self.end)
+                columns = slice(self.end - last.cached_length, self.end)
                 for layer in self._cache.layers:
                     layer.keys[place, :, columns] = layer.keys[len(self.rows) - 1, :, columns]
                     layer.values[place, :, columns] = layer.values[len(self.rows) - 1, :, columns]
@@ -213,7 +215,7 @@ class Batch:
         return done
 
     def _keep(self, row: Row, place: int) -> None:
-        columns = slice(self.end - row.held, self.end)
+        columns = slice(self.end - row.cached_length, self.end)
         self.prefixes.keep(
             [*row.ids, *row.written[:-1]],
             [
@@ -224,7 +226,7 @@ class Batch:
 
     def _forget(self) -> None:
         """Columns in which no row has a token any more are out of use."""
-        self.low = self.end - max((row.held for row in self.rows), default=0)
+        self.low = self.end - max((row.cached_length for row in self.rows), default=0)
 
     def _done(self, row: Row) -> bool:
         if row.written[-1] in self.ends or len(row.written) >= row.request.max_tokens:
@@ -247,7 +249,7 @@ def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
     scaled = top / temperature
     probability = scaled.softmax(-1)
     outside = probability.cumsum(-1) - probability >= top_p  # the best token always stays
-    uniform = torch.stack([torch.rand(top.shape[-1], generator=row.chance) for row in rows])
+    uniform = torch.stack([torch.rand(top.shape[-1], generator=row.generator) for row in rows])
     noise = -(-uniform.clamp_min(1e-20).log()).log()
     greedy = torch.tensor([[row.request.temperature <= 0] for row in rows])
     noisy = torch.where(greedy, scaled, scaled + noise).masked_fill(outside, float("-inf"))

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.model_files import quiet, resolve
 from musiccli.core.progress import say
-from musiccli.cpu import memory as heap
-from musiccli.cpu.products import own_products
-from musiccli.llm.concurrency import PLACE
+from musiccli.cpu.memory import retain_freed_memory
+from musiccli.cpu.products import use_onednn_linear
+from musiccli.llm.concurrency import CURRENT_ITEM
 from musiccli.llm.local.batch import Batch, Request, Row
 
 BATCH = 24  # requests answered together; measured on 2 cores: more than 24 gains little
@@ -41,7 +41,7 @@ class LocalEngine:
     def __init__(self, name: str):
         path = resolve(name, say)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        heap.keep()
+        retain_freed_memory()
         try:
             with quiet():
                 self.tokenizer = AutoTokenizer.from_pretrained(path)
@@ -57,7 +57,7 @@ class LocalEngine:
             ValueError,
         ) as error:  # ValueError: a folder without a model, a model that cannot generate
             raise InputError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
-        own_products(self.model)
+        use_onednn_linear(self.model)
         self.name = name
         self.context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
         self._batch = Batch(self.model, self.tokenizer)
@@ -104,7 +104,7 @@ class LocalEngine:
             if self._closed.is_set():
                 raise CallError(f"{self.name}: closed")
             self._futures[row] = future
-            heappush(self._queue, (PLACE.get().number, next(self._asked), row))
+            heappush(self._queue, (CURRENT_ITEM.get().number, next(self._asked), row))
             self._ready.notify()
         return await asyncio.wrap_future(future)
 

@@ -10,7 +10,7 @@ import torch
 LIMIT = 1 << 30  # bytes; 23,000 tokens of SmolLM2-135M
 
 
-class Prefixes:
+class PrefixCache:
     """The last texts read, as tokens, with each layer's keys and values; what was used least lately goes first."""
 
     def __init__(self, limit: int = LIMIT):

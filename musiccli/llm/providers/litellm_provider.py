@@ -8,7 +8,7 @@ from musiccli.core.errors import InputError
 from musiccli.llm import prices
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.endpoints import OWN
-from musiccli.llm.provider_errors import Refusal, seconds_until
+from musiccli.llm.provider_errors import ProviderError, seconds_until
 
 HOPELESS = re.compile(
     r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE
@@ -31,7 +31,7 @@ async def complete(call: Call, timeout: float, api_base: str | None) -> Reply:
             max_tokens=call.max_tokens,
             temperature=call.temperature,
             top_p=top_p,
-            seed=call.own_seed,
+            seed=call.call_seed,
             timeout=timeout,
             api_base=api_base,
             num_retries=0,
@@ -84,7 +84,7 @@ def _litellm():
     return litellm
 
 
-def _refusal(error: Exception) -> Refusal | InputError:
+def _refusal(error: Exception) -> ProviderError | InputError:
     status = getattr(error, "status_code", None)
     status = (
         int(status) if str(status).isdigit() and int(status) >= 400 else 500
@@ -98,7 +98,7 @@ def _refusal(error: Exception) -> Refusal | InputError:
     text = str(error).partition("Traceback (most recent call last)")[0]
     if HOPELESS.search(text):
         status = 401
-    return Refusal(text, status, _retry_after(error))
+    return ProviderError(text, status, _retry_after(error))
 
 
 def _retry_after(error: Exception) -> float | None:

@@ -12,7 +12,7 @@ import orjson
 
 from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
-from musiccli.llm.provider_errors import Refusal, seconds_until, without_keys
+from musiccli.llm.provider_errors import ProviderError, seconds_until, without_keys
 
 IDLE = (
     4.0  # seconds an unused connection is kept: uvicorn, under vLLM and SGLang, closes it after 5
@@ -20,7 +20,7 @@ IDLE = (
 CONNECT = 15.0  # seconds for a connection; a SYN that is lost in a full backlog comes again after 1, 3 and 7
 
 
-class Direct:
+class OpenAIServer:
     """The HTTP session of a client: one per event loop, closed when that ends. How many calls are in flight is the
     pace's business, so the connector has no limit of its own."""
 
@@ -51,12 +51,12 @@ class Direct:
         except InvalidURL as error:
             raise InputError(f"{url}: not an address") from error
         except (ClientConnectorError, ConnectionRefusedError) as error:
-            raise Refusal(
+            raise ProviderError(
                 f"no connection to {url}: {error.strerror or error}", unreachable=True
             ) from error
         except TimeoutError as error:
             connecting = isinstance(error, ServerTimeoutError)
-            raise Refusal(
+            raise ProviderError(
                 f"no connection to {url} within {min(CONNECT, self.timeout):g} seconds"
                 if connecting
                 else f"{url}: no answer within {self.timeout:g} seconds",
@@ -64,7 +64,7 @@ class Direct:
                 unreachable=connecting,
             ) from error
         except (ClientError, OSError) as error:
-            raise Refusal(
+            raise ProviderError(
                 f"{url}: the connection broke: {str(error) or type(error).__name__}"
             ) from error
 
@@ -106,7 +106,7 @@ def request(call: Call) -> bytes:
         "max_tokens": call.max_tokens,
         "temperature": call.temperature,
         "top_p": call.top_p,
-        "seed": call.own_seed,
+        "seed": call.call_seed,
         **call.response_format,
     }
     if call.stop:
@@ -119,7 +119,7 @@ def read(data: bytes) -> Reply:
     try:
         answer = orjson.loads(data)
     except ValueError as error:
-        raise Refusal(f"the body is no JSON: {_start(data)}") from error
+        raise ProviderError(f"the body is no JSON: {_start(data)}") from error
     try:
         choice = answer["choices"][0]
         text, finish, usage = (
@@ -135,10 +135,10 @@ def read(data: bytes) -> Reply:
             "error"
         ):  # some gateways send errors with status 200
             code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
-            raise Refusal(
+            raise ProviderError(
                 _message(data), code if isinstance(code, int) and code >= 400 else 500
             ) from error
-        raise Refusal(f"no chat completion: {_start(data)}") from error
+        raise ProviderError(f"no chat completion: {_start(data)}") from error
     return Reply(text.strip(), finish or "stop", *tokens, None)
 
 
@@ -151,13 +151,15 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _refused(status: int, data: bytes, headers: dict) -> Refusal:
+def _refused(status: int, data: bytes, headers: dict) -> ProviderError:
     if status < 400:  # followed, a POST would become a GET
-        return Refusal(
+        return ProviderError(
             f"{status}: sent on to {headers.get('Location', 'another address')}; name that address",
             404,
         )
-    return Refusal(f"{status}: {_message(data)}", status, seconds_until(headers.get("Retry-After")))
+    return ProviderError(
+        f"{status}: {_message(data)}", status, seconds_until(headers.get("Retry-After"))
+    )
 
 
 def _start(data: bytes) -> str:

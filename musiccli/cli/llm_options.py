@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.common import Run
+from musiccli.cli.run import Run
 from musiccli.core.progress import table
 
 PROMPTS = Annotated[
@@ -64,11 +64,11 @@ _OPTIONS = {
 }
 
 
-def asks(body: Callable) -> Callable:
-    """A command that asks LLMs: adds the options of the door to them, and hands `body` an `open_door`, by which
+def with_llm_options(body: Callable) -> Callable:
+    """A command that asks LLMs: adds the options of the door to them, and hands `body` an `open_client`, by which
     `open_door(models)` is a context with the Client for these models."""
     signature = inspect.signature(body, eval_str=True)
-    own = [one for one in signature.parameters.values() if one.name != "open_door"]
+    own = [one for one in signature.parameters.values() if one.name != "open_client"]
     added = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
@@ -79,16 +79,16 @@ def asks(body: Callable) -> Callable:
     @wraps(body)
     def command(run: Run, **given):
         door = {name: given.pop(name) for name in _OPTIONS}
-        return body(run, open_door=partial(_client, run, **door), **given)
+        return body(run, open_client=partial(_client, run, **door), **given)
 
     command.__signature__ = inspect.Signature([*own, *added])
     return command
 
 
 def default_prompts(given: str | None, model: str) -> str:
-    from musiccli.core.model_files import EMBEDDED
+    from musiccli.core.model_files import BUNDLED_MODELS
 
-    return given or ("small" if model.removeprefix("local/") in EMBEDDED else "paper")
+    return given or ("small" if model.removeprefix("local/") in BUNDLED_MODELS else "paper")
 
 
 @contextmanager

@@ -4,17 +4,18 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from enum import StrEnum
 from functools import partial
-from typing import Annotated
 
 import typer
 
 from musiccli import __version__
+from musiccli.cli.options import FILES, ON_ERROR, OUTPUT, REJECTS, OnError
+from musiccli.cli.wording import as_typed
 from musiccli.core import jsonl
 from musiccli.core.errors import Exit, InputError, MusicError
 from musiccli.core.progress import Clock, bar, say
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 
 app = typer.Typer(
     name="music",
@@ -52,55 +53,6 @@ def root(
     pass
 
 
-class OnError(StrEnum):
-    stop = "stop"
-    skip = "skip"
-
-
-FILES = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="FILE",
-        help="JSONL files, .gz and .zst too; none or - is standard input.",
-        show_default=False,
-    ),
-]
-OUTPUT = Annotated[
-    str | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        show_default=False,
-        help="Write here instead of standard output; the file appears when it is complete.",
-    ),
-]
-ON_ERROR = Annotated[OnError, typer.Option(help="Stop at a bad record, or skip and count it.")]
-REJECTS = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        show_default=False,
-        help="Keep skipped and failed records here, each with its error.",
-    ),
-]
-NUM_PROCESSES = Annotated[
-    int | None,
-    typer.Option(
-        min=1, show_default=False, help="Work in so many processes, a GPU each where there are any."
-    ),
-]
-ACCELERATE_CONFIG = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        show_default=False,
-        help="A file for accelerate launch (FSDP, DeepSpeed, several machines).",
-    ),
-]
-SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
-
-
 class Run:
     """One run of one command: the records it reads, the records it writes, and what it says at its end."""
 
@@ -136,6 +88,8 @@ class Run:
         except InputError:
             self._output.discard()
             raise
+        self.stats = RunStats(self.rejects, self.say)
+        self.stats.limits = self.limits
 
     @property
     def on_terminal(self) -> bool:
@@ -148,7 +102,7 @@ class Run:
         return self._output.name
 
     def say(self, text: str) -> None:
-        say(f"music {self.name}: {' '.join(text.splitlines())}")
+        say(f"music {self.name}: {' '.join(as_typed(text).splitlines())}")
 
     def read(self, parse: Callable[[Record], Record], *, unique: bool = True) -> Iterator[Record]:
         """The input's records, checked and counted."""
@@ -205,7 +159,8 @@ class Run:
             else f"{self._output.count:,} records written"
         )
         said = [f"{did} in {self.clock}"]
-        said += [f"{count:,} {what}" for what, count in sorted(self.counts.items()) if count]
+        counts = {**self.counts, **self.stats.phrases()}
+        said += [f"{count:,} {what}" for what, count in sorted(counts.items()) if count]
         said += [f"{self.rejects.count:,} failed"] if self.rejects.count else []
         said += self.limits
         self.say("; ".join(said))

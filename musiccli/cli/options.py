@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class OnError(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
+FILES = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FILE",
+        help="JSONL files, .gz and .zst too; none or - is standard input.",
+        show_default=False,
+    ),
+]
+OUTPUT = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        show_default=False,
+        help="Write here instead of standard output; the file appears when it is complete.",
+    ),
+]
+ON_ERROR = Annotated[OnError, typer.Option(help="Stop at a bad record, or skip and count it.")]
+REJECTS = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="Keep skipped and failed records here, each with its error.",
+    ),
+]
+NUM_PROCESSES = Annotated[
+    int | None,
+    typer.Option(
+        min=1, show_default=False, help="Work in so many processes, a GPU each where there are any."
+    ),
+]
+ACCELERATE_CONFIG = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="A file for accelerate launch (FSDP, DeepSpeed, several machines).",
+    ),
+]
+SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
