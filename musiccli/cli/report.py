@@ -47,9 +47,9 @@ class Report:
             self.run.say(note)
         if self.plot and rows:
             from musiccli.bench.report import plots
-            from musiccli.core import figures as picture
+            from musiccli.core import figures
 
-            save(self.plot, [plots.draw(rows, picture.check(self.plot))])
+            save(self.plot, [plots.draw(rows, figures.figure_format(self.plot))])
         if self.markdown:
             save(self.markdown, (piece.encode() for piece in markdown.document(shown, notes)))
         if self.html:
@@ -104,10 +104,10 @@ class Report:
         return page.Origin(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
 
     def _check(self, targets: dict[str, str | None]) -> None:
-        from musiccli.core import figures as picture
+        from musiccli.core import figures
 
         if self.plot:
-            picture.check(self.plot)
+            figures.check_figure_path(self.plot)
         taken = [self.run.output, *self.run.files]
         for option, path in targets.items():
             if not path:

@@ -207,13 +207,14 @@ def train(
     """
     run.in_processes(num_processes, accelerate_config)
     from musiccli.cli.report import save
-    from musiccli.core import figures as picture
+    from musiccli.core import figures
     from musiccli.core import processes as launch
     from musiccli.train import curves, log
     from musiccli.train.config import TrainConfig
     from musiccli.train.run import train
 
-    form = picture.check(plot) if plot else ""
+    if plot:
+        figures.check_figure_path(plot)
     curves.read(plot_beside or ())  # what is wrong with them is better known now
     settings = TrainConfig(
         model=model,
@@ -255,6 +256,7 @@ def train(
         )
     run.withhold()
     if plot and not check:
-        save(plot, [curves.draw(curves.read([out, *(plot_beside or ())]), form)])
+        logs = curves.read([out, *(plot_beside or ())])
+        save(plot, [curves.draw(logs, figures.figure_format(plot))])
     if measured:
         run.say(f"{log.in_words(measured)}; {run.clock}; reward model in {out}")

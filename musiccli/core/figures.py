@@ -1,4 +1,4 @@
-"""The house style of pictures: colours, settings, formats, and a figure as the bytes of a file."""
+"""How every figure looks, and how it becomes a file. Needs matplotlib (the extra `plot`)."""
 
 import io
 from pathlib import Path
@@ -11,56 +11,61 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#d55e00",
-    "#56b4e9",
-)  # told apart by any eye: Okabe & Ito 2008
-INK, FAINT = "#222222", "#8a8a8a"
-STYLE = {
+# Okabe and Ito 2008: colors that people with any kind of color vision can tell apart.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+TEXT_COLOR, FAINT_COLOR = "#222222", "#8a8a8a"
+RC_PARAMS = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
+    "axes.edgecolor": FAINT_COLOR,
+    "axes.labelcolor": TEXT_COLOR,
+    "xtick.color": TEXT_COLOR,
+    "ytick.color": TEXT_COLOR,
+    "text.color": TEXT_COLOR,
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
     "axes.titlelocation": "left",
-    "svg.hashsalt": "music",
+    "svg.hashsalt": "music",  # without it an SVG's ids differ from run to run
 }
 
 
-def check(path: str) -> str:
-    """The picture's format, from the file's suffix. Raises InputError where it, its folder or matplotlib is missing."""
-    form = path.rpartition(".")[2].lower()
-    if form not in FORMATS:
-        raise InputError(
-            f"--plot {path}: expected a file that ends in {', '.join(f'.{name}' for name in FORMATS)}"
-        )
+def figure_format(path: str) -> str:
+    """One of FORMATS, by the file's suffix. Raises InputError for another suffix."""
+    suffix = path.rpartition(".")[2].lower()
+    if suffix not in FORMATS:
+        expected = ", ".join(f".{name}" for name in FORMATS)
+        raise InputError(f"`plot` {path}: expected a file that ends in {expected}")
+    return suffix
+
+
+def check_figure_path(path: str) -> None:
+    """Raise InputError for an unknown suffix, a missing folder, or where matplotlib is missing."""
+    figure_format(path)
     if not Path(path).parent.is_dir():
-        raise InputError(f"--plot {path}: there is no such folder")
+        raise InputError(f"`plot` {path}: there is no such folder")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise InputError('--plot needs matplotlib; pip install "musiccli[plot]"') from None
-    return form
+        raise InputError('`plot` needs matplotlib; pip install "musiccli[plot]"') from None
 
 
-def printable(name: str) -> str:
-    """A name as matplotlib draws it: a dollar would begin a formula, an underscore keep it out of the legend."""
+def plot_label(name: str) -> str:
+    """A name as a label that matplotlib draws as it is.
+
+    A dollar would start a formula, and a leading underscore keeps a label out of the legend.
+    """
     return " " * name.startswith("_") + visible(name).replace("$", r"\$")
 
 
-def rendered(figure: "Figure", form: str) -> bytes:
-    """The file's content, the same for the same figure."""
+def figure_bytes(figure: "Figure", file_format: str) -> bytes:
+    """The file of a figure in one of FORMATS. The same figure always gives the same bytes."""
     buffer = io.BytesIO()
-    undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    figure.savefig(buffer, format=form, dpi=160, metadata=undated[form])
+    no_date: dict[str, dict[str, None]] = {
+        "png": {},
+        "svg": {"Date": None},
+        "pdf": {"CreationDate": None},
+    }
+    figure.savefig(buffer, format=file_format, dpi=160, metadata=no_date[file_format])
     return buffer.getvalue()

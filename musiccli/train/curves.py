@@ -4,7 +4,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from musiccli.core.figures import COLOURS, FAINT, INK, STYLE, printable, rendered
+from musiccli.core.figures import (
+    COLORS,
+    FAINT_COLOR,
+    RC_PARAMS,
+    TEXT_COLOR,
+    figure_bytes,
+    plot_label,
+)
 from musiccli.train import log
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "margin": "margin (chosen - rejected)"}
@@ -21,12 +28,12 @@ def read(folders: Sequence[str]) -> dict[str, list[dict]]:
 
 
 def draw(logs: Mapping[str, Sequence[dict]], form: str) -> bytes:
-    """Logs by name, a colour each: every step faint, their running mean strong, held-out figures as points."""
+    """Logs by name, a color each: every step faint, their running mean strong, held-out figures as points."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.use("agg")
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(RC_PARAMS), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Glyph "
         )  # a script that the font lacks is drawn as boxes
@@ -35,32 +42,32 @@ def draw(logs: Mapping[str, Sequence[dict]], form: str) -> bytes:
             figure.subplots(len(PANELS), 1, sharex=True), PANELS.items(), strict=True
         ):
             for number, (run, steps) in enumerate(logs.items()):
-                _curve(axes, steps, name, COLOURS[number % len(COLOURS)], printable(run))
+                _curve(axes, steps, name, COLORS[number % len(COLORS)], plot_label(run))
             axes.grid(axis="y", linewidth=0.8)
             axes.tick_params(length=0)
             axes.set_ylabel(label)
             if name == "accuracy":
                 axes.set_ylim(-0.02, 1.02)
                 axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-                axes.axhline(0.5, color=FAINT, linewidth=1, zorder=1)
+                axes.axhline(0.5, color=FAINT_COLOR, linewidth=1, zorder=1)
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.plot([], [], "o", color=INK, markersize=5, label="held out")
+        axes.plot([], [], "o", color=TEXT_COLOR, markersize=5, label="held out")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, ncols=4, loc="outside lower center")
-        return rendered(figure, form)
+        return figure_bytes(figure, form)
 
 
-def _curve(axes, steps: Sequence[dict], name: str, colour: str, label: str) -> None:
+def _curve(axes, steps: Sequence[dict], name: str, color: str, label: str) -> None:
     places, values = [step["step"] for step in steps], [step[name] for step in steps]
-    axes.plot(places, values, color=colour, linewidth=0.8, alpha=0.35)
-    axes.plot(places, running_mean(values), color=colour, linewidth=1.8, label=label)
+    axes.plot(places, values, color=color, linewidth=0.8, alpha=0.35)
+    axes.plot(places, running_mean(values), color=color, linewidth=1.8, label=label)
     held_out = [(step["step"], step[f"eval_{name}"]) for step in steps if f"eval_{name}" in step]
     axes.plot(
         [place for place, _ in held_out],
         [value for _, value in held_out],
         "o-",
-        color=colour,
+        color=color,
         linewidth=1,
         markersize=5,
         markeredgecolor="white",

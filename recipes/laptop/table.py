@@ -23,7 +23,7 @@ from musiccli.bench.stats.intervals import (
     wilson,
 )
 from musiccli.bench.stats.outcomes import Tally, prompt
-from musiccli.core.figures import COLOURS, STYLE, rendered
+from musiccli.core.figures import COLORS, RC_PARAMS, figure_bytes
 
 SUBSETS = ("before the last turn", "first turn", "between", "last turn")
 NAMES = {"a": "a: D alone", "b": "b: D, last reply contrasted", "c": "c: D and MUSIC"}
@@ -198,7 +198,7 @@ def figure(folder: Path, arms: list[str], runs: int, path: Path) -> None:
     by_distance, test = defaultdict(list), read(folder, "test")
     for pair in test:
         by_distance[min(pair["corruption"]["distance"], FURTHEST)].append(pair)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(RC_PARAMS):
         drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes, distances = drawn.subplots(), sorted(by_distance)
         for number, arm in enumerate(arm for arm in arms if runs_of(test, arm, runs)):
@@ -211,7 +211,7 @@ def figure(folder: Path, arms: list[str], runs: int, path: Path) -> None:
                 distances,
                 lows,
                 highs,
-                color=COLOURS[number % len(COLOURS)],
+                color=COLORS[number % len(COLORS)],
                 alpha=0.15,
                 linewidth=0,
             )
@@ -219,7 +219,7 @@ def figure(folder: Path, arms: list[str], runs: int, path: Path) -> None:
                 distances,
                 means,
                 "o-",
-                color=COLOURS[number % len(COLOURS)],
+                color=COLORS[number % len(COLORS)],
                 label=NAMES.get(arm, arm),
             )
         axes.axhline(50, color="#8a8a8a", linewidth=1)
@@ -231,7 +231,7 @@ def figure(folder: Path, arms: list[str], runs: int, path: Path) -> None:
         axes.grid(axis="y")
         axes.invert_xaxis()
         drawn.legend(title="trained on", loc="outside lower center", ncols=3, frameon=False)
-        path.write_bytes(rendered(drawn, path.suffix[1:]))
+        path.write_bytes(figure_bytes(drawn, path.suffix[1:]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 from musiccli.bench import rewardbench2
 from musiccli.bench.report.tables import TITLES, plainly
 from musiccli.bench.stats.baselines import PREFIX
-from musiccli.core.figures import COLOURS, FAINT, INK, STYLE, printable, rendered
+from musiccli.core.figures import (
+    COLORS,
+    FAINT_COLOR,
+    RC_PARAMS,
+    TEXT_COLOR,
+    figure_bytes,
+    plot_label,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +35,8 @@ def draw(rows: list[dict], form: str, **style: object) -> bytes:
 
     matplotlib.use("agg")
     names = ("model", "subset", "against")
-    rows = [row | {name: printable(row[name]) for name in names if name in row} for row in rows]
-    with matplotlib.rc_context(STYLE | style), warnings.catch_warnings():
+    rows = [row | {name: plot_label(row[name]) for name in names if name in row} for row in rows]
+    with matplotlib.rc_context(RC_PARAMS | style), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Glyph "
         )  # a script that the font lacks is drawn as boxes
@@ -54,7 +61,7 @@ def draw(rows: list[dict], form: str, **style: object) -> bytes:
                 axes, [row for row in rows if not panel or row["subset"].startswith(f"{panel},")]
             )
         legend(figure)
-        return rendered(figure, form)
+        return figure_bytes(figure, form)
 
 
 def legend(figure: "Figure") -> None:
@@ -78,8 +85,10 @@ def sections(axes: "Axes", rows: list[dict]) -> None:
         here = [row for row in rows if row["model"] == model]
         places = spread(here, names, number, models, width)
         values = [row["value"] for row in here]
-        axes.bar(places, values, width * 0.92, label=model, color=COLOURS[number % len(COLOURS)])
-        axes.errorbar(places, values, reach(here), fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+        axes.bar(places, values, width * 0.92, label=model, color=COLORS[number % len(COLORS)])
+        axes.errorbar(
+            places, values, reach(here), fmt="none", ecolor=TEXT_COLOR, elinewidth=1, capsize=2
+        )
         for place, row in zip(places, here, strict=True):
             axes.annotate(
                 f"{100 * row['value']:.1f}",
@@ -133,25 +142,25 @@ def distances(axes: "Axes", rows: list[dict]) -> None:
     rows = [row for row in rows if row["subset"] in names]
     for number, model in enumerate(own_models(rows)):
         here = [row for row in rows if row["model"] == model]
-        places, colour = spread(here, names), COLOURS[number % len(COLOURS)]
+        places, color = spread(here, names), COLORS[number % len(COLORS)]
         axes.plot(
             places,
             [row["value"] for row in here],
             marker="o",
             markersize=4,
-            color=colour,
+            color=color,
             label=model,
         )
         axes.fill_between(
             places,
             [row["low"] for row in here],
             [row["high"] for row in here],
-            color=colour,
+            color=color,
             alpha=0.18,
             linewidth=0,
         )
     best_guesses(axes, rows, names)
-    axes.axhline(0.5, color=FAINT, linewidth=1, zorder=1)
+    axes.axhline(0.5, color=FAINT_COLOR, linewidth=1, zorder=1)
     axes.set_xticks(
         range(len(names)), [f"{name}\n{most(rows, name):,}" for name in names], fontsize=8
     )
@@ -169,8 +178,8 @@ def turns(axes: "Axes", rows: list[dict]) -> None:
     names, models = unique(rows, "subset"), own_models(rows)
     for number, model in enumerate(models):
         here = [row for row in rows if row["model"] == model]
-        places, colour = spread(here, names, number, models, 0.14), COLOURS[number % len(COLOURS)]
-        axes.plot(places, [row["value"] for row in here], color=colour, linewidth=1, alpha=0.5)
+        places, color = spread(here, names, number, models, 0.14), COLORS[number % len(COLORS)]
+        axes.plot(places, [row["value"] for row in here], color=color, linewidth=1, alpha=0.5)
         axes.errorbar(
             places,
             [row["value"] for row in here],
@@ -178,7 +187,7 @@ def turns(axes: "Axes", rows: list[dict]) -> None:
             fmt="o",
             label=model,
             markersize=6,
-            color=colour,
+            color=color,
             elinewidth=1.6,
             capsize=3,
         )
@@ -207,12 +216,12 @@ def rates(axes: "Axes", rows: list[dict]) -> None:
     names = sorted(unique(rows, "subset"), key=pool)
     for number, contest in enumerate(unique(rows, "contest")):
         here = [row for row in rows if row["contest"] == contest]
-        places, colour = spread(here, names), COLOURS[number % len(COLOURS)]
+        places, color = spread(here, names), COLORS[number % len(COLORS)]
         axes.plot(
             places,
             [row["value"] for row in here],
             marker="o",
-            color=colour,
+            color=color,
             linewidth=2,
             label=contest,
         )
@@ -223,7 +232,7 @@ def rates(axes: "Axes", rows: list[dict]) -> None:
                 places,
                 [value - less for value, less in zip(values, below, strict=True)],
                 [value + more for value, more in zip(values, above, strict=True)],
-                color=colour,
+                color=color,
                 alpha=0.18,
                 linewidth=0,
             )
@@ -233,7 +242,7 @@ def rates(axes: "Axes", rows: list[dict]) -> None:
                 [row["value"] for row in here],
                 [below, above],
                 fmt="none",
-                ecolor=colour,
+                ecolor=color,
                 elinewidth=1.6,
                 capsize=4,
             )
@@ -243,7 +252,7 @@ def rates(axes: "Axes", rows: list[dict]) -> None:
                 [row[pick] for row in here],
                 line,
                 marker="_",
-                color=colour,
+                color=color,
                 linewidth=1,
                 label=f"{pick} of the two picks" if number == 0 else None,
             )
@@ -301,7 +310,7 @@ def leanings(axes: "Axes", rows: list[dict]) -> None:
             fmt="o",
             label=judge,
             markersize=6,
-            color=COLOURS[number % len(COLOURS)],
+            color=COLORS[number % len(COLORS)],
             elinewidth=1.6,
             capsize=3,
         )
@@ -328,8 +337,8 @@ def contrasts(axes: "Axes", rows: list[dict]) -> None:
     names = unique(rows, "subset")
     for number, line in enumerate(lines := unique(rows, "line")):
         here = [row for row in rows if row["line"] == line]
-        places, colour = spread(here, names, number, lines, 0.08), COLOURS[number % len(COLOURS)]
-        axes.plot(places, [row["value"] for row in here], color=colour, linewidth=1, alpha=0.5)
+        places, color = spread(here, names, number, lines, 0.08), COLORS[number % len(COLORS)]
+        axes.plot(places, [row["value"] for row in here], color=color, linewidth=1, alpha=0.5)
         axes.errorbar(
             places,
             [row["value"] for row in here],
@@ -337,7 +346,7 @@ def contrasts(axes: "Axes", rows: list[dict]) -> None:
             fmt="o",
             label=line,
             markersize=5,
-            color=colour,
+            color=color,
             elinewidth=1.4,
             capsize=3,
         )
@@ -402,7 +411,7 @@ def best_guesses(axes: "Axes", rows: list[dict], names: list[str]) -> None:
             best,
             place - 0.42,
             place + 0.42,
-            color=INK,
+            color=TEXT_COLOR,
             linewidth=1.3,
             linestyle=(0, (3, 2)),
             label=GUESS if place == 0 else None,
@@ -410,7 +419,7 @@ def best_guesses(axes: "Axes", rows: list[dict], names: list[str]) -> None:
 
 
 def even(axes: "Axes", label: str) -> None:
-    axes.axhline(0.5, color=FAINT, linewidth=1, zorder=1)
+    axes.axhline(0.5, color=FAINT_COLOR, linewidth=1, zorder=1)
     axes.annotate(
         label,
         (1, 0.5),
@@ -419,5 +428,5 @@ def even(axes: "Axes", label: str) -> None:
         textcoords="offset points",
         va="center",
         fontsize=8,
-        color=FAINT,
+        color=FAINT_COLOR,
     )
