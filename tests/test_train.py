@@ -201,7 +201,7 @@ def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
         budget=300,
         margin_field="by",
         margin_scale=2.0,
-        centre=0.5,
+        center=0.5,
     )
     measured = train(records, tmp_path / "rm", settings, evaluation=records)
     model = checkpoint.create(base, seed=3)
@@ -225,9 +225,9 @@ def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
 
 def test_centring_draws_rewards_to_zero(tmp_path, base):
     records, found = [Record(one) for one in pairs(8)], []
-    for centre in (None, 0.5):
-        settings = TrainConfig(model=base, batch=8, steps=12, lr=1e-2, seed=2, centre=centre)
-        found.append(train(records, tmp_path / str(centre), settings)["mean_reward"])
+    for center in (None, 0.5):
+        settings = TrainConfig(model=base, batch=8, steps=12, lr=1e-2, seed=2, center=center)
+        found.append(train(records, tmp_path / str(center), settings)["mean_reward"])
     assert abs(found[1]) < abs(found[0]) / 3
 
 

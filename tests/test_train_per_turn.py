@@ -168,7 +168,7 @@ def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budg
         seed=3,
         budget=budget,
         margin_field="by",
-        centre=0.01,
+        center=0.01,
         per_turn=True,
     )
     measured = train(records(), tmp_path / "rm", settings, evaluation=records())
@@ -263,3 +263,15 @@ def test_a_template_that_rewrites_earlier_turns_is_a_bad_record_only_where_these
             f"music train: error: {file}:2: messages: the chat template rewrites earlier turns when more follow"
         ],
     )
+
+
+def test_a_run_whose_notes_say_centre_is_the_same_run(run, tmp_path):
+    assert run("--center", 0.01).status == 0
+    notes = tmp_path / "rm" / "music.json"
+    recorded = json.loads(notes.read_text())
+    recorded["settings"]["centre"] = recorded["settings"].pop("center")
+    notes.write_text(json.dumps(recorded))
+    assert run("--center", 0.01).lines == [
+        f"music train: {tmp_path / 'rm'} is trained already, by this same line"
+    ]
+    assert "(center was 0.01, is 0.5)" in run("--center", 0.5).err

@@ -180,10 +180,11 @@ def stage(
     """A command that reads records and writes records: adds the common options and hands `body` a Run.
 
     `body(run, ...)` declares only the options that are its own. A body that does not read records from files
-    takes its own argument and declares `reads=False`. A command of a group is added `to` that group's app, under the
+    takes its own argument and declares `reads=False`; one that writes no records declares `writes=False` and gets no
+    --output. A command of a group is added `to` that group's app, under the
     last word of its name.
     """
-    reads = settings.pop("reads", True)
+    reads, writes = settings.pop("reads", True), settings.pop("writes", True)
 
     def decorate(body: Callable) -> Callable:
         own = [
@@ -191,16 +192,19 @@ def stage(
         ]
         option = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
         common = [
-            option("output", annotation=OUTPUT, default=None),
             option("on_error", annotation=ON_ERROR, default=OnError.stop),
             option("rejects", annotation=REJECTS, default=None),
         ]
+        if writes:
+            common.insert(0, option("output", annotation=OUTPUT, default=None))
         if reads:
             common.insert(0, option("files", annotation=FILES, default=None))
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
 
-        def command(*, output, on_error, rejects, files=None, **options):
+        def command(*, on_error, rejects, output=None, files=None, **options):
             run = Run(name or body.__name__, files or [], output, on_error, rejects)
+            if not writes:
+                run.withhold()
             try:
                 body(run, **options)
                 run.finish()

@@ -19,7 +19,7 @@ class Schedule(StrEnum):
     constant_with_warmup = "constant_with_warmup"
 
 
-@stage()
+@stage(writes=False)
 def train(
     run: Run,
     out: Annotated[
@@ -91,10 +91,10 @@ def train(
     margin_scale: Annotated[
         float, typer.Option(metavar="FACTOR", help="Multiplies the margins.")
     ] = 1.0,
-    centre: Annotated[
+    center: Annotated[
         float | None,
         typer.Option(
-            "--centre",
+            "--center",
             min=0,
             metavar="COEF",
             show_default=False,
@@ -230,7 +230,7 @@ def train(
         init_from=init_from,
         margin_field=margin_field,
         margin_scale=margin_scale,
-        centre=centre,
+        center=center,
         per_turn=per_turn,
         activation_checkpointing=activation_checkpointing,
         seed=seed,
@@ -254,7 +254,6 @@ def train(
             counts=run.counts,
             say=run.say,
         )
-    run.withhold()
     if plot and not check:
         logs = curves.read([out, *(plot_beside or ())])
         save(plot, [curves.draw(logs, figures.figure_format(plot))])

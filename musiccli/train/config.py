@@ -24,11 +24,14 @@ class TrainConfig:
     )
     margin_scale: float = 1.0  # margins are multiplied by it
     per_turn: bool = False  # the loss at every assistant turn from where the sides part, in place of the last alone
-    centre: float | None = None  # weight of the squared sum of a pair's rewards (arXiv 2312.09244)
+    center: float | None = None  # weight of the squared sum of a pair's rewards (arXiv 2312.09244)
     budget: int = 1024  # tokens a micro-batch
     activation_checkpointing: bool = False
     seed: int = 0
 
+
+# Fields that notes written before call by another name.
+RENAMED_SETTINGS = {"centre": "center"}
 
 RESUMABLE_SETTINGS = {
     "budget",

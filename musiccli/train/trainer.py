@@ -21,7 +21,7 @@ from musiccli.reward_model.network import last_rewards, pair_losses
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
 from musiccli.train import metrics as measures
 from musiccli.train.batching import deal, total_steps
-from musiccli.train.config import RESUMABLE_SETTINGS, TrainConfig
+from musiccli.train.config import RENAMED_SETTINGS, RESUMABLE_SETTINGS, TrainConfig
 from musiccli.train.tokenized_pairs import Pair
 
 STATE, CHECKPOINTS, VOCABULARY = "state.json", "checkpoints", "vocabulary"
@@ -73,7 +73,7 @@ class Trainer:
             with self.accelerator.no_sync(self.network) if waits else contextlib.nullcontext():
                 chosen, rejected = self._rewards(self.pairs, batch)
                 by = [self.pairs[index].margin for index in batch or [0]]
-                loss = pair_losses(chosen, rejected, by, self.settings.centre or 0.0)
+                loss = pair_losses(chosen, rejected, by, self.settings.center or 0.0)
                 # The mean over the whole step's pairs: ranks are averaged when gradients are, hence their number.
                 scale = self.accelerator.num_processes / self.settings.batch if batch else 0.0
                 self.accelerator.backward(loss.sum() * scale)
@@ -200,7 +200,10 @@ def remove_states(folder: Path, but: Path | None = None) -> None:
 def refuse_other_run(state: dict, identity: dict, out: Path) -> list[str]:
     """Raises InputError where a folder's run differs from the one that is asked for, naming what differs; returns what
     differs of HOW alone. A setting that the run does not name is younger than it, and had its default."""
-    then, now = asdict(TrainConfig()) | state.get("settings", {}), identity["settings"]
+    recorded = {
+        RENAMED_SETTINGS.get(name, name): value for name, value in state.get("settings", {}).items()
+    }
+    then, now = asdict(TrainConfig()) | recorded, identity["settings"]
     changed = {
         name: f"{name} was {then[name]!r}, is {now[name]!r}"
         for name in now
