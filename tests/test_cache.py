@@ -15,17 +15,17 @@ import pytest
 from console import music
 
 from musiccli.core.errors import InputError
-from musiccli.core.store import VERSION, Cache
+from musiccli.core.store import VERSION, Store
 
 REPLY = {"text": "hé", "finish": "stop", "prompt_tokens": 3, "completion_tokens": 1, "cost": None}
 OPEN_AT = """
 import sys, time
-from musiccli.core.store import Cache
+from musiccli.core.store import Store
 path, moment, name = sys.argv[1], float(sys.argv[2]), sys.argv[3].encode()
 time.sleep(max(0, moment - time.time() - 0.01))
 while time.time() < moment:
     pass
-cache = Cache(path)
+cache = Store(path)
 for number in range(50):
     cache.put(name + b"%d" % number, {"number": number})
 """
@@ -34,29 +34,29 @@ for number in range(50):
 def complaint(path) -> str:
     """The one line that is said about a cache that cannot be used."""
     with pytest.raises(InputError) as raised:
-        Cache(path)
+        Store(path)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
 def test_what_was_put_is_got_and_nothing_else(tmp_path):
-    cache = Cache(tmp_path / "calls.sqlite")
+    cache = Store(tmp_path / "calls.sqlite")
     cache.put(b"one", REPLY)
     assert (cache.get(b"one"), cache.get(b"two")) == (REPLY, None)
 
 
 def test_a_reply_put_again_replaces_the_first(tmp_path):
-    cache = Cache(tmp_path / "calls.sqlite")
+    cache = Store(tmp_path / "calls.sqlite")
     cache.put(b"one", {"text": "old"})
     cache.put(b"one", {"text": "new"})
     assert cache.get(b"one") == {"text": "new"}
 
 
 def test_replies_outlive_the_process_and_folders_are_made(tmp_path):
-    first = Cache(tmp_path / "deep" / "er" / "calls.sqlite")
+    first = Store(tmp_path / "deep" / "er" / "calls.sqlite")
     first.put(b"one", REPLY)
     first.close()
-    assert Cache(tmp_path / "deep" / "er" / "calls.sqlite").get(b"one") == REPLY
+    assert Store(tmp_path / "deep" / "er" / "calls.sqlite").get(b"one") == REPLY
 
 
 def test_processes_that_open_a_new_cache_at_the_same_moment_share_it(tmp_path):
@@ -71,7 +71,7 @@ def test_processes_that_open_a_new_cache_at_the_same_moment_share_it(tmp_path):
             for name in "abc"
         ]
         assert [process.communicate()[1] for process in processes] == ["", "", ""]
-        cache = Cache(path)
+        cache = Store(path)
         assert [
             cache.get(f"{name}{number}".encode()) for name in "abc" for number in range(50)
         ] == [{"number": number} for number in range(50)] * 3
@@ -89,7 +89,7 @@ def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(
                 self.refusals -= 1
                 raise sqlite3.OperationalError("database is locked")
 
-    cache = Cache(tmp_path / "calls.sqlite")
+    cache = Store(tmp_path / "calls.sqlite")
     cache._database = Busy()
     cache._write_ahead()
     assert cache._database.refusals == 0
@@ -100,7 +100,7 @@ def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(
 
 
 def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
-    one, other = Cache(tmp_path / "calls.sqlite"), Cache(tmp_path / "calls.sqlite")
+    one, other = Store(tmp_path / "calls.sqlite"), Store(tmp_path / "calls.sqlite")
     one.put(b"key", REPLY)
     assert other.get(b"key") == REPLY
 
@@ -108,13 +108,13 @@ def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
 def test_a_killed_process_leaves_what_it_had_put(tmp_path):
     path = tmp_path / "calls.sqlite"
     script = (
-        "import sys, time; from musiccli.core.store import Cache; cache = Cache(sys.argv[1]); "
+        "import sys, time; from musiccli.core.store import Store; cache = Store(sys.argv[1]); "
         "cache.put(b'one', {'text': 'kept'}); print('put', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGKILL)
-    assert Cache(path).get(b"one") == {"text": "kept"}
+    assert Store(path).get(b"one") == {"text": "kept"}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_cache_is_named_with_what_to_do(tmp_path, content):
 
 def test_a_damaged_page_is_said_when_it_is_met(tmp_path):
     path = tmp_path / "calls.sqlite"
-    cache = Cache(path)
+    cache = Store(path)
     for number in range(2000):
         cache.put(b"%d" % number, {"text": "x" * 100})
     cache._database.execute("pragma wal_checkpoint(truncate)")
@@ -141,7 +141,7 @@ def test_a_damaged_page_is_said_when_it_is_met(tmp_path):
     with path.open("r+b") as file:
         file.seek(8192)
         file.write(b"\xff" * 200_000)
-    cache = Cache(path)
+    cache = Store(path)
     with pytest.raises(InputError, match="the call cache cannot be used"):
         for number in range(2000):
             cache.get(b"%d" % number)
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path_factory, e
         if parent.name.startswith("pytest-"):
             parent.chmod(0o755)
     if exists:
-        cache = Cache(folder / "calls.sqlite")
+        cache = Store(folder / "calls.sqlite")
         cache.close()
     folder.chmod(0o555)
     with nobody():
@@ -216,13 +216,13 @@ def test_a_cache_of_version_1_is_read_and_goes_on(tmp_path):
     database.commit()
     database.close()
     for number in range(2):
-        cache = Cache(tmp_path / "c")
+        cache = Store(tmp_path / "c")
         cache.put(b"%d" % number, REPLY, "m")
         assert (cache.get(b"one"), cache.get(b"0")) == ({"text": "old"}, REPLY)
         cache.close()
 
 
-def used_up(cache: Cache) -> str:
+def used_up(cache: Store) -> str:
     """What is said when the disk is full."""
     cache._database.execute("pragma max_page_count = 8")
     with pytest.raises(InputError) as raised:
@@ -232,18 +232,18 @@ def used_up(cache: Cache) -> str:
 
 
 def test_a_full_disk_is_said_in_one_line_and_what_was_kept_stays(tmp_path):
-    cache = Cache(tmp_path / "c")
+    cache = Store(tmp_path / "c")
     assert used_up(cache) == (
         f"{tmp_path}/c: the call cache cannot be used: database or disk is full; make room, name "
         "a file elsewhere with --cache, or run with --no-cache"
     )
     cache.close()
-    assert Cache(tmp_path / "c").get(b"0") == {"text": "x" * 1000}
+    assert Store(tmp_path / "c").get(b"0") == {"text": "x" * 1000}
 
 
 def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeypatch):
     monkeypatch.setattr("musiccli.core.store.PATIENCE", 0.2)
-    cache = Cache(tmp_path / "c")
+    cache = Store(tmp_path / "c")
     holder = sqlite3.connect(tmp_path / "c", isolation_level=None)
     holder.execute("begin exclusive")
     said, begun = set(), time.monotonic()
@@ -259,14 +259,14 @@ def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeyp
 
 
 def test_a_reply_that_does_not_parse_is_said(tmp_path):
-    cache = Cache(tmp_path / "c")
+    cache = Store(tmp_path / "c")
     cache._database.execute("insert into calls (key, reply) values (?, ?)", (b"one", b"{oops"))
     with pytest.raises(InputError, match=r"the call cache cannot be used: .*; mend or remove it"):
         cache.get(b"one")
 
 
 def test_what_is_kept_is_counted_by_model_and_old_calls_can_be_removed(tmp_path):
-    cache = Cache(tmp_path / "c")
+    cache = Store(tmp_path / "c")
     for number, model in enumerate(("a", "a", "b")):
         cache.put(b"%d" % number, {"n": number}, model)
     cache._database.execute("update calls set at = 1000 where key in (?, ?)", (b"0", b"2"))
@@ -291,7 +291,7 @@ def test_the_command_shows_and_prunes(tmp_path):
         b"",
         f"music cache: {path}: no calls are kept there yet\n",
     )
-    cache = Cache(path)
+    cache = Store(path)
     for number in range(1200):
         cache.put(b"%d" % number, REPLY, "gemini/x")
     cache.close()
@@ -303,7 +303,7 @@ def test_the_command_shows_and_prunes(tmp_path):
         re.search(r"gemini/x +1,200 +0\.1", shown.err) and f"music cache: {path}, 0." in shown.err
     )
     pruned = music("cache", "--cache", path, "--prune", 0, "--model", "gemini/x")
-    assert "music cache: 1,200 calls removed\n" in pruned.err and Cache(path).models() == []
+    assert "music cache: 1,200 calls removed\n" in pruned.err and Store(path).models() == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from openai_server import serve
 from scripted import no_network
 
 from musiccli.core.errors import CallError, InputError
-from musiccli.core.store import Cache
+from musiccli.core.store import Store
 from musiccli.llm import client as door
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached, unwanted
@@ -294,7 +294,7 @@ def unused_port() -> int:
 
 
 def test_the_limit_stops_before_the_next_call_and_cached_calls_stay_free(tmp_path):
-    with server_and_client({"cache": Cache(tmp_path / "c"), "max_cost": 1.5 * PRICE}) as (
+    with server_and_client({"cache": Store(tmp_path / "c"), "max_cost": 1.5 * PRICE}) as (
         server,
         client,
     ):
@@ -404,10 +404,10 @@ def test_refused_calls_slow_the_run_down_and_all_come_through(monkeypatch):
 
 
 def test_a_second_client_finds_every_reply_and_asks_nobody(tmp_path):
-    with server_and_client({"cache": Cache(tmp_path / "calls.sqlite")}) as (server, client):
+    with server_and_client({"cache": Store(tmp_path / "calls.sqlite")}) as (server, client):
         first = ask(client, *map(call, range(5)))
         client.close()
-        again = Client(cache=Cache(tmp_path / "calls.sqlite"), api_base=server.base_url)
+        again = Client(cache=Store(tmp_path / "calls.sqlite"), api_base=server.base_url)
         assert ask(again, *map(call, range(5))) == first
         assert server.calls == 5
     assert again.summary() == [
@@ -431,7 +431,7 @@ def test_a_second_client_finds_every_reply_and_asks_nobody(tmp_path):
     ids=str,
 )
 def test_another_question_is_another_call(tmp_path, change):
-    with server_and_client({"cache": Cache(tmp_path / "c")}) as (server, client):
+    with server_and_client({"cache": Store(tmp_path / "c")}) as (server, client):
         ask(client, call())
         ask(client, replace(call(), **change))
         ask(client, call())
@@ -439,7 +439,7 @@ def test_another_question_is_another_call(tmp_path, change):
 
 
 def test_a_failed_call_is_not_kept(tmp_path):
-    with server_and_client({"cache": Cache(tmp_path / "c"), "attempts": 1}, script=["500"]) as (
+    with server_and_client({"cache": Store(tmp_path / "c"), "attempts": 1}, script=["500"]) as (
         _,
         client,
     ):
@@ -447,7 +447,7 @@ def test_a_failed_call_is_not_kept(tmp_path):
 
 
 def test_keys_do_not_stand_in_the_cache(tmp_path):
-    with server_and_client({"cache": Cache(tmp_path / "calls.sqlite")}) as (_, client):
+    with server_and_client({"cache": Store(tmp_path / "calls.sqlite")}) as (_, client):
         ask(client, call())
         client.close()
     assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.iterdir())

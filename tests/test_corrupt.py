@@ -393,7 +393,7 @@ def test_what_gives_no_contrast_is_dropped_by_name():
 
 def test_a_contrast_is_what_show_audit_and_sensitivity_read():
     one = Record(contrast(last=True))
-    assert records.preference(Record({**one})) == audit.contrasted(Record({**one})) == one
+    assert records.parse_preference(Record({**one})) == audit.contrasted(Record({**one})) == one
     shown = show.view(one)
     assert "corruption reply at turn 3" in shown.facts
     assert [turn.instead for turn in shown.columns[1]] == ["UUUU"]
@@ -405,10 +405,10 @@ def test_on_mtbench101_every_record_is_valid_matched_and_wrong_in_one_place():
     counts, differences = Counter(), Counter()
     made = list(sample(rows, "corruptions", counts=counts))
     for one in made:
-        records.preference(Record({**one}))
+        records.parse_preference(Record({**one}))
         about = one["corruption"]
         differences[about["kind"]] += about["length_difference"]
-        turns = records.turns(one["chosen"])
+        turns = records.count_turns(one["chosen"])
         assert about["distance"] == turns - about["turn"] - (about["kind"] == "swap")
         first = records.first_divergence(one["chosen"], one["rejected"])
         assert (

@@ -308,7 +308,7 @@ def test_only_the_first_ten_bad_records_are_said(folder):
     ],
 )
 def test_an_output_appears_when_it_is_closed_and_can_be_read_again(folder, name, unpack):
-    output = jsonl.Output(name)
+    output = jsonl.open_output(name)
     for number in range(3):
         output.write({"id": number})
     assert not (folder / name).exists()
@@ -320,7 +320,7 @@ def test_an_output_appears_when_it_is_closed_and_can_be_read_again(folder, name,
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"])
 def test_a_discarded_output_leaves_what_was_there(folder, name):
     (folder / name).write_bytes(b"before")
-    output = jsonl.Output(name)
+    output = jsonl.open_output(name)
     output.write({"id": 1})
     output.discard()
     output.close()
@@ -329,7 +329,7 @@ def test_a_discarded_output_leaves_what_was_there(folder, name):
 
 def test_the_same_records_make_the_same_compressed_bytes(folder):
     for name in ("1.gz", "2.gz"):
-        output = jsonl.Output(name)
+        output = jsonl.open_output(name)
         output.write({"id": 1})
         output.close()
     assert (folder / "1.gz").read_bytes() == (folder / "2.gz").read_bytes()
@@ -337,7 +337,7 @@ def test_the_same_records_make_the_same_compressed_bytes(folder):
 
 def test_an_output_over_its_own_input_keeps_every_record(folder):
     write(folder / "in.jsonl", *({"id": number} for number in range(2000)))
-    output = jsonl.Output("in.jsonl")
+    output = jsonl.open_output("in.jsonl")
     for one in jsonl.read(["in.jsonl"], lambda record: record):
         output.write(one)
     output.close()
@@ -348,7 +348,7 @@ def test_an_output_follows_a_link_and_a_private_file_stays_private(folder):
     (folder / "far").mkdir()
     write(folder / "far" / "real.jsonl", {"id": 0}).chmod(0o600)
     os.symlink("far/real.jsonl", "link.jsonl")
-    output = jsonl.Output("link.jsonl")
+    output = jsonl.open_output("link.jsonl")
     output.write({"id": 1})
     output.close()
     assert (
@@ -371,14 +371,14 @@ def test_an_output_follows_a_link_and_a_private_file_stays_private(folder):
 )
 def test_an_output_that_cannot_be_written_is_refused_at_once(folder, path, said):
     with pytest.raises(InputError) as caught:
-        jsonl.Output(path)
+        jsonl.open_output(path)
     assert str(caught.value) == said and os.listdir() == []
 
 
 def test_an_output_in_a_read_only_folder_is_refused_at_once(folder):
     def refusal():
         with pytest.raises(InputError) as caught:
-            jsonl.Output("out.jsonl")
+            jsonl.open_output("out.jsonl")
         return str(caught.value)
 
     folder.chmod(0o555)
@@ -387,7 +387,7 @@ def test_an_output_in_a_read_only_folder_is_refused_at_once(folder):
 
 
 def test_a_device_is_written_in_place():
-    output = jsonl.Output("/dev/null")
+    output = jsonl.open_output("/dev/null")
     output.write({"id": 1})
     output.close()
     assert os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
@@ -396,7 +396,7 @@ def test_a_device_is_written_in_place():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("size", [1, 1 << 20], ids=["at the end", "on the way"])
 def test_a_full_disk_is_one_line(size):
-    output = jsonl.Output("/dev/full")
+    output = jsonl.open_output("/dev/full")
     with pytest.raises(
         InputError, match=r"^/dev/full: cannot be written: No space left on device$"
     ):
@@ -408,7 +408,7 @@ def test_a_full_disk_is_one_line(size):
 def test_a_named_pipe_is_written_as_records_come(folder):
     os.mkfifo("pipe")
     reader = subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE)
-    output = jsonl.Output("pipe")
+    output = jsonl.open_output("pipe")
     output.write({"id": 1})
     output.close()
     assert reader.communicate()[0] == b'{"id":1}\n'
@@ -439,7 +439,7 @@ def test_a_killed_run_leaves_no_target(folder):
 
 def test_finished_records_reach_the_next_command_while_more_are_awaited():
     code = (
-        "import time; from musiccli.core import jsonl; output = jsonl.Output(); output.write({'id': 1})\n"
+        "import time; from musiccli.core import jsonl; output = jsonl.open_output(); output.write({'id': 1})\n"
         "output.write({'id': 2}); time.sleep(60)"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -486,7 +486,7 @@ def test_a_line_reaches_a_pipe_whole_however_long_it_is(unbuffered):
     code = (
         "import signal; from musiccli.core import jsonl\n"
         "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\n"
-        "output = jsonl.Output()\n"
+        "output = jsonl.open_output()\n"
         "for _ in range(20): output.write({'id': 'x' * 1_000_000})\n"
         "output.close()"
     )

@@ -11,9 +11,9 @@ from scripted import Music, jsonl, lines, no_network, talk
 
 from musiccli.core import jsonl as files
 from musiccli.core.errors import InputError
-from musiccli.core.records import Record, comparison, content_id, judged
-from musiccli.core.store import Cache
-from musiccli.core.votes import SCHEMA
+from musiccli.core.records import Record, content_id, parse_comparison, parse_judged
+from musiccli.core.store import Store
+from musiccli.core.votes import VERDICT_SCHEMA
 from musiccli.judge.verdicts import JudgeConfig, judge, show
 from musiccli.llm import client as door
 from musiccli.llm.client import Client
@@ -103,7 +103,7 @@ def test_the_winner_is_the_records_own_side_whichever_is_shown_first(record, wor
     assert {vote["judge"] for vote in done["votes"]} == {"openai/one"}
     assert {vote["explanation"][:9] for vote in done["votes"]} == {"Because.\n"}
     assert {sides(body) for body in requests} == {sides(requests[0]), sides(requests[0])[::-1]}
-    assert judged(Record(done)) == done
+    assert parse_judged(Record(done)) == done
 
 
 def test_each_order_shows_the_conversations_whole():
@@ -199,14 +199,14 @@ def test_a_winner_that_a_person_named_before_is_kept_beside_the_judges():
 def test_contests_of_one_id_are_judged_each_for_itself(tmp_path):
     contests = [Record({"id": "p", "best_of": size, "a": GOOD, "b": BAD}) for size in (2, 4)]
     with serve(reply=prefers("water")) as server:
-        client = Client(api_base=server.base_url, cache=Cache(tmp_path / "c"))
+        client = Client(api_base=server.base_url, cache=Store(tmp_path / "c"))
         done = list(judge(contests, JudgeConfig(judges=("openai/one",)), client))
         assert [(one["best_of"], one["winner"]) for one in done] == [(2, "a"), (4, "a")]
         assert server.calls == 4
 
 
 def test_explicit_prompts_are_judged_with_their_prompt():
-    record = comparison(
+    record = parse_comparison(
         Record({"id": 1, "prompt": "How?", "chosen": "Like water.", "rejected": "No."})
     )
     _, _, requests = verdicts(prefers("water"), [record])
@@ -292,7 +292,7 @@ def test_a_judge_answers_in_json_where_the_server_can_hold_it_to_that_and_else_i
         letter = prefers("water")(body)[-3]
         if "response_format" not in body:
             return f"Because.\n[[{letter}]]"
-        assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+        assert body["response_format"]["json_schema"]["schema"] == VERDICT_SCHEMA
         return json.dumps({"explanation": 'B says {"verdict": "C"} and\n[[C]]', "verdict": letter})
 
     records = [preference(number) for number in range(4)]

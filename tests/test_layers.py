@@ -18,7 +18,7 @@ LEVELS = [  # of rooms, from the ground up
     {"__main__"},
 ]
 COMMANDS = {"cli", "__main__"}
-LIGHT = ("errors", "records", "jsonl", "progress", "seen", "text_safety")  # of core
+LIGHT = ("errors", "records", "jsonl", "progress", "text_safety")  # of core
 HEAVY = {
     "torch",
     "transformers",

@@ -10,9 +10,9 @@ import pytest
 import toys
 from scripted import talk
 
+from musiccli.core.bundled_models import bundled_model_folder
 from musiccli.core.errors import CallError, InputError
-from musiccli.core.model_files import folder
-from musiccli.core.store import Cache
+from musiccli.core.store import Store
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client
 from musiccli.llm.concurrency import CURRENT_ITEM, WorkItem
@@ -242,7 +242,7 @@ def test_a_folder_with_other_weights_is_asked_anew_and_the_same_ones_are_not(tmp
 
     def answer() -> tuple[str, int]:
         """What it says, and how many calls were known."""
-        client = Client(cache=Cache(tmp_path / "calls.sqlite"))
+        client = Client(cache=Store(tmp_path / "calls.sqlite"))
         reply = asyncio.run(
             client.ask(Call(model, ("x", 0, "user", 0), tuple(talk("Who?")), max_tokens=8))
         )
@@ -291,5 +291,5 @@ def test_an_embedded_model_that_is_not_installed_names_what_to_type(tmp_path):
 
 
 def test_a_converted_model_is_found_again():
-    assert folder("smollm2") == folder("smollm2")
-    assert (folder("smollm2") / "model.safetensors").exists()
+    assert bundled_model_folder("smollm2") == bundled_model_folder("smollm2")
+    assert (bundled_model_folder("smollm2") / "model.safetensors").exists()

@@ -7,7 +7,7 @@ import pytest
 from scripted import Music, jsonl, lines, talk
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Record, preference
+from musiccli.core.records import Record, parse_preference
 from musiccli.pair.preferences import best_of, drop_reason, join, scored
 
 SEED = ("How do I boil an egg?",)
@@ -62,7 +62,7 @@ def test_a_preference_holds_both_branches_whole_and_says_where_they_part():
         "contrast": [{"message": 1, "instruction": "How do I fry an egg?"}],
     }
     assert (counts, said) == ({}, [])
-    assert preference(Record(pair)) == pair
+    assert parse_preference(Record(pair)) == pair
 
 
 def test_scores_of_both_branches_are_the_pairs_and_others_are_left_behind():

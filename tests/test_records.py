@@ -31,7 +31,7 @@ def fault(parse, fields):
 )
 def test_conversations_start_with_the_user_after_at_most_one_system_message(messages):
     fields = {"id": "x", "messages": messages, "metadata": {}, "zebra": [1, None]}
-    assert records.conversation(Record(fields)) == fields
+    assert records.parse_conversation(Record(fields)) == fields
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,16 @@ def test_conversations_start_with_the_user_after_at_most_one_system_message(mess
     ],
 )
 def test_a_conversation_that_is_none_is_refused_by_line_and_field(messages, said):
-    assert fault(records.conversation, {"id": "x", "messages": messages}) == f"in.jsonl:7: {said}"
+    assert (
+        fault(records.parse_conversation, {"id": "x", "messages": messages})
+        == f"in.jsonl:7: {said}"
+    )
 
 
 def test_a_long_value_is_shortened_and_stays_on_one_line():
-    said = fault(records.conversation, {"messages": [{"role": "us\ner" * 1000, "content": "q"}]})
+    said = fault(
+        records.parse_conversation, {"messages": [{"role": "us\ner" * 1000, "content": "q"}]}
+    )
     assert len(said) < 200 and "\n" not in said and "us\\ner" in said
 
 
@@ -111,28 +116,31 @@ def test_a_long_value_is_shortened_and_stays_on_one_line():
 )
 def test_identity_of_another_type_is_refused(name, value, said):
     assert (
-        fault(records.conversation, {"id": "x", "messages": [user()], name: value})
+        fault(records.parse_conversation, {"id": "x", "messages": [user()], name: value})
         == f"in.jsonl:7: {said}"
     )
 
 
 def test_a_record_without_id_gets_one_that_follows_from_its_content():
     one, same, other = (
-        records.conversation(Record({"messages": [user(text)]}))["id"] for text in ("q", "q", "r")
+        records.parse_conversation(Record({"messages": [user(text)]}))["id"]
+        for text in ("q", "q", "r")
     )
     assert one == same != other and len(one) == 16
 
 
 @pytest.mark.parametrize("identity", [7, "7"])
 def test_ids_are_kept_as_they_are(identity):
-    assert records.conversation(Record({"id": identity, "messages": [user()]}))["id"] == identity
+    assert (
+        records.parse_conversation(Record({"id": identity, "messages": [user()]}))["id"] == identity
+    )
 
 
 def test_a_branch_is_chosen_and_the_first_sample_unless_it_says_otherwise():
-    found = records.branch(Record({"id": "x", "messages": [user(), assistant()]}))
+    found = records.parse_branch(Record({"id": "x", "messages": [user(), assistant()]}))
     assert (found["branch"], found["sample"]) == ("chosen", 0)
     tabular = Record({**found, "faults": None, "truncated": None, "contrast": None})
-    assert records.branch(tabular) == found
+    assert records.parse_branch(tabular) == found
 
 
 @pytest.mark.parametrize(
@@ -153,7 +161,7 @@ def test_a_branch_is_chosen_and_the_first_sample_unless_it_says_otherwise():
 )
 def test_a_branch_with_wrong_bookkeeping_is_refused(name, value, said):
     assert (
-        fault(records.branch, {"id": "x", "messages": [user(), assistant()], name: value})
+        fault(records.parse_branch, {"id": "x", "messages": [user(), assistant()], name: value})
         == f"in.jsonl:7: {said}"
     )
 
@@ -169,7 +177,7 @@ def test_a_branch_with_wrong_bookkeeping_is_refused(name, value, said):
     ],
 )
 def test_preferences_of_every_form_become_two_whole_conversations(fields):
-    found = records.preference(Record({"id": "x", **fields}))
+    found = records.parse_preference(Record({"id": "x", **fields}))
     assert found == {
         "id": "x",
         "chosen": [user(), assistant("a")],
@@ -194,7 +202,7 @@ def test_preferences_of_every_form_become_two_whole_conversations(fields):
         ),
         (
             {"chosen": "a", "rejected": "b"},
-            "chosen: is a string without a prompt; `music sample --emit pairs` reads such files",
+            "chosen: is a string without a prompt; music sample reads such files",
         ),
         (
             {"prompt": "", "chosen": "a", "rejected": "b"},
@@ -208,19 +216,19 @@ def test_preferences_of_every_form_become_two_whole_conversations(fields):
     ],
 )
 def test_a_preference_that_is_none_is_refused(fields, said):
-    assert fault(records.preference, {"id": "x", **fields}) == f"in.jsonl:7: {said}"
-    assert fault(records.comparison, {"id": "x", **fields}) == f"in.jsonl:7: {said}"
+    assert fault(records.parse_preference, {"id": "x", **fields}) == f"in.jsonl:7: {said}"
+    assert fault(records.parse_comparison, {"id": "x", **fields}) == f"in.jsonl:7: {said}"
 
 
 def test_two_unranked_conversations_are_a_comparison_and_no_preference():
     fields = {"id": "x", "a": [user(), assistant("a")], "b": [user(), assistant("b")]}
-    assert records.comparison(Record(fields)) == fields
+    assert records.parse_comparison(Record(fields)) == fields
     assert (
-        fault(records.preference, fields)
+        fault(records.parse_preference, fields)
         == "in.jsonl:7: chosen: is missing; it should be a list of messages"
     )
     assert (
-        fault(records.comparison, {"a": fields["a"]})
+        fault(records.parse_comparison, {"a": fields["a"]})
         == "in.jsonl:7: b: is missing; it should be a list of messages"
     )
 
@@ -229,17 +237,19 @@ def test_two_unranked_conversations_are_a_comparison_and_no_preference():
 def test_the_winner_is_a_side_of_the_record_a_tie_or_null(sides):
     fields = {"id": "x", **{side: [user(), assistant(side)] for side in sides}}
     for winner in (*sides, "tie", None):
-        assert records.judged(Record({**fields, "winner": winner}))["winner"] == winner
+        assert records.parse_judged(Record({**fields, "winner": winner}))["winner"] == winner
     names = f"{sides[0]}, {sides[1]}, tie, null"
-    assert fault(records.judged, fields) == "in.jsonl:7: winner: is missing; music judge adds it"
+    assert (
+        fault(records.parse_judged, fields) == "in.jsonl:7: winner: is missing; music judge adds it"
+    )
     for wrong in ("c", "", ["a"]):
         said = f"in.jsonl:7: winner: is {wrong!r}; it should be one of {names}"
-        assert fault(records.judged, {**fields, "winner": wrong}) == said
+        assert fault(records.parse_judged, {**fields, "winner": wrong}) == said
 
 
 def test_a_record_of_no_known_kind_is_refused():
     assert (
-        fault(records.anything, {"id": "x", "text": "hello"})
+        fault(records.parse_any, {"id": "x", "text": "hello"})
         == "in.jsonl:7: has neither messages, nor chosen and rejected, nor a and b"
     )
 

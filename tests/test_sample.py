@@ -66,7 +66,7 @@ def test_seeds_are_beginnings_that_end_before_the_next_speaker(speaker, lengths)
         assert seed["id"] == row["id"]
         assert seed["messages"] == row[seed["metadata"]["seed"]["side"]][: len(seed["messages"])]
         assert seed["metadata"]["seed"]["messages"] == 6
-        records.conversation(Record(dict(seed)))
+        records.parse_conversation(Record(dict(seed)))
 
 
 def test_a_conversation_nobody_answered_gives_no_seed_for_the_user():
@@ -129,7 +129,7 @@ VOTE = {
 def test_a_vote_makes_a_pair(winner, chosen, rejected):
     [pair], _ = run([VOTE | {"winner": winner}], "pairs")
     assert (pair["chosen"], pair["rejected"]) == (talk("q", chosen), talk("q", rejected))
-    records.preference(Record(dict(pair)))
+    records.parse_preference(Record(dict(pair)))
 
 
 def test_what_nobody_ranked_makes_no_pair():
@@ -148,7 +148,7 @@ def test_comparisons_shuffle_a_preferences_sides_and_keep_its_label():
     assert winners.keys() == {"a", "b"} and 70 < winners["a"] < 130
     for row, comparison in zip(found, made, strict=True):
         assert comparison[comparison["winner"]] == row["chosen"]
-        records.judged(Record(dict(comparison)))
+        records.parse_judged(Record(dict(comparison)))
 
 
 def test_two_peoples_votes_on_the_same_texts_are_both_kept():
@@ -169,7 +169,7 @@ def test_a_preferences_conversations_are_branches_that_pair_joins_again():
     row = preference(1)
     branches, _ = run([row], "conversations")
     assert [branch["branch"] for branch in branches] == ["chosen", "rejected"]
-    [pair] = join(records.branch(Record(branch)) for branch in branches)
+    [pair] = join(records.parse_branch(Record(branch)) for branch in branches)
     assert (pair["id"], pair["chosen"], pair["rejected"]) == (
         row["id"],
         row["chosen"],

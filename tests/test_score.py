@@ -18,7 +18,7 @@ from toys import mtbench101 as conversations
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
-from musiccli.core.store import Cache
+from musiccli.core.store import Store
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.score.scorer import ScoreConfig, score
@@ -448,7 +448,7 @@ def test_what_was_cut_is_said_in_the_last_line_and_nowhere_else(rm, tmp_path):
 
 @pytest.fixture
 def cache(tmp_path):
-    cache = Cache(tmp_path / "scores.sqlite")
+    cache = Store(tmp_path / "scores.sqlite")
     yield cache
     cache.close()
 

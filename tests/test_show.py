@@ -527,7 +527,7 @@ def test_real_pairs_are_shown_whole_at_any_width(tmp_path):
             out.write(json.dumps({"id": f"hh-{number}", **sides}) + "\n")
     from rich.cells import cell_len
 
-    for record in jsonl.read([str(pairs)], records.comparison):
+    for record in jsonl.read([str(pairs)], records.parse_comparison):
         wide = terminal(record, width=20_000)
         for name in ("chosen", "rejected"):
             for message in record[name]:

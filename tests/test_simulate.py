@@ -14,8 +14,14 @@ from scripted import Music, cast, jsonl, lines, no_network, role, roles, talk, w
 from musiccli import prompts
 from musiccli.core import jsonl as files
 from musiccli.core.errors import InputError
-from musiccli.core.records import Record, branch, conversation, first_divergence, preference
-from musiccli.core.store import Cache
+from musiccli.core.records import (
+    Record,
+    first_divergence,
+    parse_branch,
+    parse_conversation,
+    parse_preference,
+)
+from musiccli.core.store import Store
 from musiccli.llm import client as door
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
@@ -195,7 +201,7 @@ def test_the_branches_are_one_conversation_up_to_the_first_contrasted_reply(poli
 def test_whatever_is_contrasted_the_chosen_branch_is_the_same_and_is_asked_for_once(tmp_path):
     """The ablation differs in the rejected branch alone."""
     seeds = [seed("x"), seed("y", "Hello?", "Hi.")]
-    cache = {"cache": Cache(tmp_path / "c")}
+    cache = {"cache": Store(tmp_path / "c")}
     plain, _, asked = simulated(*seeds, turns=3, contrast="none", client=cache)
     for policy in ("all", "first", "last", "random:2", "prob:0.4"):
         done, _, server = simulated(*seeds, turns=3, contrast=policy, client=cache)
@@ -309,7 +315,7 @@ def test_records_pass_the_branch_check_and_keep_unknown_fields(policy):
     start = seed("s", metadata={"topic": "eggs"}, custom={"deep": [1]}, prompt_id=None)
     done, _, _ = simulated(start, contrast=policy)
     for record in done:
-        assert branch(Record(dict(record))) == record
+        assert parse_branch(Record(dict(record))) == record
         assert {
             name: record[name]
             for name in ("id", "metadata", "custom", "prompt_id", "seed_messages", "sample")
@@ -362,7 +368,7 @@ def test_pair_takes_what_simulate_writes():
         [("x", 0), ("x", 1), ("y", 0), ("y", 1)],
         {},
     )
-    assert all(preference(Record(pair))["first_divergence"] == 1 for pair in pairs)
+    assert all(parse_preference(Record(pair))["first_divergence"] == 1 for pair in pairs)
 
 
 # A user's message in two calls
@@ -434,7 +440,7 @@ def test_each_branch_is_reviewed_by_itself_once_they_differ(policy, calls):
 def test_reviewer_and_chairman_are_two_calls_even_where_they_are_asked_the_same(tmp_path):
     for name in ("review", "chair"):
         (tmp_path / f"{name}.md").write_text("Go on: {{transcript}}")
-    cache = {"cache": Cache(tmp_path / "c")}
+    cache = {"cache": Store(tmp_path / "c")}
     settings = {
         "turns": 1,
         "contrast": "none",
@@ -891,7 +897,9 @@ def test_a_seed_whose_samples_fail_is_rejected_once_and_can_be_read_again(tmp_pa
     )
     rejects.close()
     assert (len(done), rejects.count) == (6, 2)
-    assert [one["id"] for one in files.read([str(tmp_path / "rejects.jsonl")], conversation)] == [
+    assert [
+        one["id"] for one in files.read([str(tmp_path / "rejects.jsonl")], parse_conversation)
+    ] == [
         "bad",
         "worse",
     ]
@@ -902,10 +910,10 @@ def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
         return "" if role(body) == "contrast" else cast(body)
 
     rejects = files.Rejects()
-    cache = {"cache": Cache(tmp_path / "c"), "attempts": 1}
+    cache = {"cache": Store(tmp_path / "c"), "attempts": 1}
     assert simulated(seed(), reply=reply, turns=1, rejects=rejects, client=cache)[0] == []
     assert rejects.count == 1
-    done, _, server = simulated(seed(), turns=1, client={"cache": Cache(tmp_path / "c")})
+    done, _, server = simulated(seed(), turns=1, client={"cache": Store(tmp_path / "c")})
     assert (len(done), roles(server)) == (2, {"contrast": 1})
 
 
@@ -985,7 +993,7 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
     with serve(reply=cast) as server:
         first, second = (
             Client(
-                api_base=server.base_url, cache=Cache(tmp_path / "c"), concurrency=2, max_cost=most
+                api_base=server.base_url, cache=Store(tmp_path / "c"), concurrency=2, max_cost=most
             )
             for most in (0.9 * price, math.inf)
         )

@@ -9,10 +9,10 @@ from musiccli.core import jsonl, records
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "tiny-data"
 KINDS = {
-    "seeds": records.conversation,
-    "prompts": records.conversation,
-    "pairs": records.preference,
-    "heldout": records.preference,
+    "seeds": records.parse_conversation,
+    "prompts": records.parse_conversation,
+    "pairs": records.parse_preference,
+    "heldout": records.parse_preference,
 }
 
 

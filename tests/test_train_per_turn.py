@@ -9,7 +9,7 @@ import torch
 from console import music
 from toys import backbone, lines, pair, pairs, talk, write
 
-from musiccli.core.records import Record, turns
+from musiccli.core.records import Record, count_turns
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import bradley_terry, pair_losses
 from musiccli.train.checks import check
@@ -101,7 +101,7 @@ def prepared(model, **more):
 def after(model, messages, turn):
     """The reward of a conversation as it stood after its turn of that number, by transformers' own forward."""
     seen = messages[: 2 * turn + 2]
-    assert turns(seen) == turn + 1
+    assert count_turns(seen) == turn + 1
     ids = model.tokenizer.apply_chat_template(seen, return_dict=False)
     return model.network.core(input_ids=torch.tensor([ids])).logits[0, 0]
 
@@ -175,7 +175,7 @@ def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budg
     with torch.no_grad():
         last = torch.stack(
             [
-                torch.stack([after(own, side, turns(side) - 1) for side in sides])
+                torch.stack([after(own, side, count_turns(side) - 1) for side in sides])
                 for *sides, _ in CASES.values()
             ]
         )

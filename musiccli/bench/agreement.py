@@ -16,7 +16,11 @@ BY = ("turns", "first_divergence")
 
 def scored(record: Record, models: Sequence[str] = ()) -> Record:
     """A scored pair with a label: the `winner` that a judge or a person named, else that chosen is better."""
-    parse = records.preference if "chosen" in record and "winner" not in record else records.judged
+    parse = (
+        records.parse_preference
+        if "chosen" in record and "winner" not in record
+        else records.parse_judged
+    )
     return check_scores(parse(record), models)
 
 
@@ -55,7 +59,7 @@ def group(pair: Record, field: str) -> int | str:
     """The value of one field that a pair is grouped by."""
     sides = [pair[name] for name in side_names(pair)]
     if field == "turns":
-        return max(records.turns(side) for side in sides)
+        return max(records.count_turns(side) for side in sides)
     if field == "first_divergence":
         return records.first_divergence(*sides)
     value = records.lookup(pair, field)

@@ -42,7 +42,7 @@ SIDES = ("chosen", "rejected")
 def contrasted(record: Record) -> Record:
     """A branch, or a preference made of two, that says in `contrast` which replies answer which altered instruction."""
     paired = "messages" not in record
-    (records.preference if paired else records.branch)(record)
+    (records.parse_preference if paired else records.parse_branch)(record)
     replies, entries = (
         record["rejected" if paired else "messages"],
         record.get("contrast", None if paired else []),
@@ -98,7 +98,7 @@ class Audit:
     def hear(self, judged: Iterable[Record], judges: Sequence[str]) -> None:
         """Keep what judges said of turns; of two equal conversations all say that they are."""
         for record in judged:
-            said = votes.by_judge(record["votes"]) or dict.fromkeys(judges, votes.TIE)
+            said = votes.outcomes_by_judge(record["votes"]) or dict.fromkeys(judges, votes.TIE)
             for judge, outcome in said.items():
                 self.said.setdefault(judge, {})[record["row"]] = outcome
 

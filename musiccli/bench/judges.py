@@ -23,14 +23,14 @@ from musiccli.core import votes
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import (
-    IDENTITY,
+    IDENTITY_FIELDS,
     Record,
-    characters,
-    comparison,
     content_id,
+    count_characters,
     lookup,
+    parse_comparison,
     same_text,
-    short,
+    shortened,
     side_names,
 )
 
@@ -46,10 +46,10 @@ FIRST, SECOND, TIE, INCONSISTENT, UNREADABLE, ABSENT = range(
 
 def judged(record: Record, human_field: str | None = None) -> Record:
     """A comparison or preference with the votes of its judges and, in `human_field`, what a person said of it."""
-    comparison(record)
+    parse_comparison(record)
     if not same_text(*(record[name] for name in side_names(record))) and not record.get("votes"):
         raise RecordError("is missing; music judge adds it", field="votes", record=record)
-    votes.check(record)
+    votes.parse_votes(record)
     for index, vote in enumerate(record.get("votes") or ()):
         if vote["judge"] in (PANEL, LABELS):
             raise RecordError(
@@ -59,15 +59,15 @@ def judged(record: Record, human_field: str | None = None) -> Record:
             )
         if vote.get("order") not in ("ab", "ba"):
             raise RecordError(
-                f"is {short(vote.get('order'))}; it should be ab or ba",
+                f"is {shortened(vote.get('order'))}; it should be ab or ba",
                 field=f"votes[{index}].order",
                 record=record,
             )
     if label(record, human_field) not in (*side_names(record), "tie", None):
         names = ", ".join(side_names(record))
         raise RecordError(
-            f"is {short(label(record, human_field))}; it should be one of {names}, tie, null",
-            field=human_field or votes.GIVEN,
+            f"is {shortened(label(record, human_field))}; it should be one of {names}, tie, null",
+            field=human_field or votes.GIVEN_WINNER,
             record=record,
         )
     return record
@@ -77,7 +77,7 @@ def label(record: Record, human_field: str | None = None) -> str | None:
     """What a person said of a pair: a side, "tie", or None where nobody is known to have said anything."""
     if human_field:
         return lookup(record, human_field)
-    return record.get(votes.GIVEN, "chosen" if "chosen" in record else None)
+    return record.get(votes.GIVEN_WINNER, "chosen" if "chosen" in record else None)
 
 
 def judges(
@@ -167,7 +167,7 @@ class Ballot:
 
     def add(self, record: Record) -> None:
         """Count one pair's votes, or more votes on a pair that was counted. Raises RecordError, and counts none."""
-        key = tuple(record.get(name) for name in IDENTITY)
+        key = tuple(record.get(name) for name in IDENTITY_FIELDS)
         text = content_id(*(record[name] for name in side_names(record)))
         row, known = self._rows.get(
             key, (len(self._prompts), text)
@@ -193,7 +193,7 @@ class Ballot:
         for judge, found in by_judge.items():
             column = self._outcomes.setdefault(judge, array("b"))
             column.extend([ABSENT] * (row + 1 - len(column)))
-            column[row] = self._code(votes.outcome(found), names)
+            column[row] = self._code(votes.judge_outcome(found), names)
             self._add_orders(judge, row, found, side_names(record))
 
     def column(self, judge: str) -> "np.ndarray":
@@ -237,7 +237,7 @@ class Ballot:
     def _open(self, record: Record) -> None:
         """A row for a pair that has none yet."""
         first, second = self._names(record)
-        difference = characters(record[first]) - characters(record[second])
+        difference = count_characters(record[first]) - count_characters(record[second])
         self._prompts.append(prompt(record))
         self._labels.append(self._label(record))
         self._longer.append(TIE if not difference else FIRST if difference > 0 else SECOND)
@@ -253,7 +253,7 @@ class Ballot:
         columns = np.stack([self.column(judge) for judge in self.judges], axis=1)
         kinds, places = np.unique(columns, axis=0, return_inverse=True)
         of_kind = [
-            said.index(votes.verdict([said[one] for one in kind if one != ABSENT]))
+            said.index(votes.panel_verdict([said[one] for one in kind if one != ABSENT]))
             for kind in kinds
         ]
         return np.asarray(of_kind)[places.ravel()]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from musiccli.bench.stats import intervals as statistics
 from musiccli.bench.stats.outcomes import Tally, accuracy, check_scores, metric, number
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Record, lookup, preference
+from musiccli.core.records import Record, lookup, parse_preference
 
 SECTIONS = {
     "Chat": {
@@ -53,7 +53,7 @@ NAME = "rewardbench"
 
 def scored(record: Record, models: Sequence[str] = ()) -> Record:
     """A scored preference that says which subset it is from, in `subset` or `metadata.subset`."""
-    preference(record)
+    parse_preference(record)
     if not isinstance(lookup(record, "subset"), str):
         raise RecordError(
             "is missing; RewardBench's records name theirs, as music sample writes them",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from musiccli.bench.stats import comparisons as compare
 from musiccli.bench.stats.outcomes import Tally, accuracy, check_scores
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Record, characters, preference
+from musiccli.core.records import Record, count_characters, parse_preference
 
 NAME = "sensitivity"
 KINDS = (
@@ -28,7 +28,7 @@ BEFORE_LAST = "distance>=1"  # what only a reader of the history can see
 
 def scored(record: Record, models: Sequence[str] = ()) -> Record:
     """A scored preference that says in `corruption` what is wrong with its rejected side, and where."""
-    preference(record)
+    parse_preference(record)
     about = record.get("corruption")
     if not isinstance(about, dict):
         raise RecordError(
@@ -62,7 +62,7 @@ def sensitivity(
     for pair in pairs:
         about = pair["corruption"]
         tally.add(pair, 0, {"kind": about["kind"], "distance": about["distance"]})
-        longer.append(characters(pair["rejected"]) - characters(pair["chosen"]))
+        longer.append(count_characters(pair["rejected"]) - count_characters(pair["chosen"]))
     differences = np.asarray(longer)
     resampling = {"draws": draws, "confidence": confidence, "seed": seed}
     for subset, mask in subsets(tally):

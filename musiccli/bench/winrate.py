@@ -45,7 +45,7 @@ def judged(record: Record) -> Record:
     for field, (kind, expected) in SHAPES.items():
         if record.get(field) is not None and not isinstance(record[field], kind):
             raise RecordError(f"should be {expected}", field=field, record=record)
-    return votes.check(records.judged(record))
+    return votes.parse_votes(records.parse_judged(record))
 
 
 def winrate(
@@ -91,8 +91,8 @@ def outcome(record: Record) -> str:
         return "win" if record["winner"] == first else "loss"
     if record["winner"] is None:
         return "unreadable"
-    outcomes = votes.by_judge(record.get("votes") or []).values()
-    return "inconsistent" if votes.verdict(outcomes) == votes.INCONSISTENT else "tie"
+    outcomes = votes.outcomes_by_judge(record.get("votes") or []).values()
+    return "inconsistent" if votes.panel_verdict(outcomes) == votes.INCONSISTENT else "tie"
 
 
 def same_pick(record: Record) -> bool:

@@ -42,7 +42,7 @@ def cache(
     from musiccli.core import jsonl
     from musiccli.core.errors import InputError
     from musiccli.core.progress import say, table
-    from musiccli.core.store import Cache
+    from musiccli.core.store import Store
     from musiccli.llm.client import cache_path
 
     if model and prune is None:
@@ -51,10 +51,10 @@ def cache(
     if not path.exists():
         say(f"music cache: {path}: no calls are kept there yet")
         return
-    kept = Cache(path)
+    kept = Store(path)
     if prune is not None:
         say(f"music cache: {kept.prune(time.time() - prune * 86400, model):,} calls removed")
-    output, rows = jsonl.Output(), []
+    output, rows = jsonl.open_output(), []
     for name, calls, size, *moments in kept.models():
         first, last = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) for at in moments)
         output.write(

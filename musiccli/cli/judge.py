@@ -45,7 +45,7 @@ def judge(
         max_tokens=max_tokens,
         seed=seed,
     )
-    pairs = run.read(records.comparison)
+    pairs = run.read(records.parse_comparison)
     with (
         open_client(settings.judges) as client,
         closing(

@@ -86,7 +86,7 @@ def with_llm_options(body: Callable) -> Callable:
 
 
 def default_prompts(given: str | None, model: str) -> str:
-    from musiccli.core.model_files import BUNDLED_MODELS
+    from musiccli.core.bundled_models import BUNDLED_MODELS
 
     return given or ("small" if model.removeprefix("local/") in BUNDLED_MODELS else "paper")
 

@@ -10,7 +10,7 @@ from musiccli.cli import bench, cache, judge, merge, pair, sample, score, show, 
 from musiccli.cli.run import app
 from musiccli.cli.wording import as_typed, use_options_of
 from musiccli.core import jsonl
-from musiccli.core.errors import Exit, MusicError
+from musiccli.core.errors import ExitStatus, MusicError
 from musiccli.core.progress import say
 
 UsageError = typer.BadParameter.__base__  # typer does not export it
@@ -35,15 +35,15 @@ def main() -> None:
         sys.exit(done.exit_code)
     except BrokenPipeError:  # whoever read our output has seen enough
         jsonl.silence_stdout()
-        sys.exit(Exit.DONE)
+        sys.exit(ExitStatus.DONE)
     except KeyboardInterrupt:
         say(f"{command}: interrupted")
-        sys.exit(Exit.INTERRUPTED)
+        sys.exit(ExitStatus.INTERRUPTED)
     except Exception as error:
         if debug:
             raise
         say(explain(error, command))
-        sys.exit(Exit.USAGE)
+        sys.exit(ExitStatus.USAGE)
 
 
 def find_command(

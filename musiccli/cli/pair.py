@@ -63,7 +63,7 @@ def pair(
     if best_of is None:
         run.write(
             pair.join(
-                run.read(records.branch),
+                run.read(records.parse_branch),
                 run.counts,
                 run.say,
                 drop=partial(pair.drop_reason, drop_truncated=drop_truncated),

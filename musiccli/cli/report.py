@@ -121,7 +121,7 @@ class Report:
 
 def save(path: str, pieces: Iterable[bytes]) -> None:
     """A file, whole or not at all."""
-    target = jsonl.Output(path)
+    target = jsonl.open_output(path)
     try:
         for piece in pieces:
             target.write_bytes(piece)

@@ -12,7 +12,7 @@ from musiccli import __version__
 from musiccli.cli.options import FILES, ON_ERROR, OUTPUT, REJECTS, OnError
 from musiccli.cli.wording import as_typed
 from musiccli.core import jsonl
-from musiccli.core.errors import Exit, InputError, MusicError
+from musiccli.core.errors import ExitStatus, InputError, MusicError
 from musiccli.core.progress import Clock, bar, say
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
@@ -80,7 +80,7 @@ class Run:
             raise InputError(
                 f"--rejects {rejects}: this run's own input or output; name another file"
             )
-        self._output = jsonl.Output(output)
+        self._output = jsonl.open_output(output)
         try:
             self.rejects = jsonl.Rejects(
                 skip=on_error is OnError.skip, path=rejects, report=self.say
@@ -138,7 +138,7 @@ class Run:
         self._shows = True
         if path:
             self._output.discard()
-            self._output = jsonl.Output(path)
+            self._output = jsonl.open_output(path)
         for piece in pieces:
             self._output.write_bytes(piece.encode("utf-8", "replace"))
 
@@ -165,7 +165,7 @@ class Run:
         said += self.limits
         self.say("; ".join(said))
         if self.rejects.count or self.limits:
-            raise typer.Exit(Exit.PARTIAL)
+            raise typer.Exit(ExitStatus.PARTIAL)
 
     def discard(self) -> None:
         """End without a result: the output does not appear; what was rejected so far is kept."""

@@ -81,8 +81,8 @@ def score(
     from contextlib import closing, nullcontext
 
     from musiccli.core import processes as launch
-    from musiccli.core.model_files import cache_folder
-    from musiccli.core.store import Cache
+    from musiccli.core.cache_folder import cache_folder
+    from musiccli.core.store import Store
     from musiccli.reward_model.checkpoint import load
     from musiccli.score.scorer import ScoreConfig, score
 
@@ -90,12 +90,12 @@ def score(
     settings = ScoreConfig(
         per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length
     )
-    kept = nullcontext() if no_cache else closing(Cache(cache or cache_folder() / "scores.sqlite"))
+    kept = nullcontext() if no_cache else closing(Store(cache or cache_folder() / "scores.sqlite"))
     with launch.rank_zero_output(), kept as known:
         launch.refuse_shared_input(run.files)
         process_group = launch.process_group()
         found = score(
-            run.read(records.anything),
+            run.read(records.parse_any),
             load(model, run.say),
             name,
             settings,

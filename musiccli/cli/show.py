@@ -75,7 +75,7 @@ def show(
     if any(len(test) != 2 for test in tests):
         raise InputError("--where: expected FIELD=VALUE, like metadata.subset=llmbar-natural")
     chosen = show.select(
-        run.read(records.anything, unique=False),
+        run.read(records.parse_any, unique=False),
         ids=ids or (),
         where=tests,
         count=count,

@@ -126,7 +126,7 @@ def simulate(
         retries=retries,
         seed=seed,
     )
-    seeds = run.read(records.conversation)
+    seeds = run.read(records.parse_conversation)
     if dry_run:
         run.withhold()
         planned, rehearsed, total = estimate(seeds, settings)

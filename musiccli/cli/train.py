@@ -235,11 +235,13 @@ def train(
         activation_checkpointing=activation_checkpointing,
         seed=seed,
     )
-    held_out = jsonl.read([eval], records.preference, run.rejects, unique=False) if eval else None
+    held_out = (
+        jsonl.read([eval], records.parse_preference, run.rejects, unique=False) if eval else None
+    )
     with launch.rank_zero_output():
         launch.refuse_shared_input(run.files)
         measured = train(
-            run.read(records.preference, unique=False),
+            run.read(records.parse_preference, unique=False),
             Path(out),
             settings,
             evaluation=held_out,

@@ -9,7 +9,7 @@ MusicError            anything that a person can mend; exit status 2
 from enum import IntEnum
 
 
-class Exit(IntEnum):
+class ExitStatus(IntEnum):
     DONE = 0
     PARTIAL = 1  # done, but some records failed or a limit stopped the run
     USAGE = 2  # wrong usage, or input that cannot be read

@@ -16,15 +16,14 @@ from typing import BinaryIO, NoReturn
 import orjson
 
 from musiccli.core.errors import InputError, RecordError
-from musiccli.core.records import IDENTITY, Record, short
-from musiccli.core.seen import Seen
+from musiccli.core.records import IDENTITY_FIELDS, Record, shortened
 
 MAX_LINE = (
     32 << 20
 )  # bytes; a longer line is not a conversation, and reading it whole would not be bounded memory
 FLUSH_SECONDS = 0.5  # how long a finished record may wait before the next stage of a pipe sees it
 STDIN = "MUSIC_STDIN"  # in the environment of processes that read standard input together: the file where it is kept
-UNREADABLE = (OSError, EOFError, zlib.error)
+READ_ERRORS = (OSError, EOFError, zlib.error)
 COMPRESSED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # how such a file begins
 
 
@@ -39,7 +38,7 @@ class Rejects:
         report: Callable[[str], None] = lambda _: None,
     ):
         self.skip, self.count, self.report = skip, 0, report
-        self._output = Output(path) if path else None
+        self._output = open_output(path) if path else None
 
     @contextlib.contextmanager
     def guard(self, record: Record | None = None) -> Iterator[None]:
@@ -85,11 +84,11 @@ def read(
     for path in paths:
         if path != "-":
             check_readable(path)
-    return _records(paths, parse, rejects or Rejects(), Seen() if unique else None)
+    return _records(paths, parse, rejects or Rejects(), set() if unique else None)
 
 
 def _records(
-    paths: list[str], parse: Callable, rejects: Rejects, seen: Seen | None
+    paths: list[str], parse: Callable, rejects: Rejects, seen: set[int] | None
 ) -> Iterator[Record]:
     for path in paths:
         name = "<stdin>" if path == "-" else path
@@ -101,10 +100,13 @@ def _records(
                 record, empty = None, False
                 with rejects.guard():
                     record = parse(_decode(line, f"{name}:{number}"))
-                    if seen and not seen.add(hash(repr([record.get(field) for field in IDENTITY]))):
-                        problem = f"{short(record['id'])} stands here a second time; an id names one record"
-                        record, bad = None, record
-                        raise RecordError(problem, field="id", record=bad)
+                    if seen is not None:
+                        identity = hash(repr([record.get(field) for field in IDENTITY_FIELDS]))
+                        if identity in seen:
+                            problem = f"{shortened(record['id'])} stands here a second time; an id names one record"
+                            record, bad = None, record
+                            raise RecordError(problem, field="id", record=bad)
+                        seen.add(identity)
                 if record is not None:
                     yield record
         if empty:
@@ -201,7 +203,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
                 while (rest := stream.readline(1 << 16)) and not rest.endswith(b"\n"):
                     pass
             yield number, line
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         if isinstance(error, BrokenPipeError):
             raise
         spot = f"after line {number}" if number else "at its start"
@@ -363,6 +365,9 @@ class Output:
         raise InputError(
             f"{'<stdout>' if self.name == '-' else self.name}: cannot be written: {reason}"
         ) from error
+
+
+open_output = Output
 
 
 def _compressed(path: str, raw: BinaryIO) -> BinaryIO:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from musiccli.core import jsonl
-from musiccli.core.errors import Exit, InputError
+from musiccli.core.errors import ExitStatus, InputError
 
 PATIENCE = (
     60  # seconds in which the first process should have met, and said, what another one has met
@@ -114,7 +114,7 @@ def rank_zero_output() -> Iterator[None]:
         except Exception:  # met by all, or it follows from what another process has met
             time.sleep(PATIENCE)
             raise
-    raise SystemExit(Exit.DONE)
+    raise SystemExit(ExitStatus.DONE)
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ def _silent_interrupts() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise SystemExit(Exit.INTERRUPTED) from None
+        raise SystemExit(ExitStatus.INTERRUPTED) from None
 
 
 @contextlib.contextmanager
@@ -179,7 +179,7 @@ def _by_torch(processes: int, arguments: list[str]) -> int:
         return _status(error)
     except SignalException:
         raise KeyboardInterrupt from None
-    return Exit.DONE
+    return ExitStatus.DONE
 
 
 def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> int:
@@ -200,7 +200,7 @@ def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> 
         raise KeyboardInterrupt from None
     except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
         raise InputError(f"{config}: accelerate cannot start by it: {error}") from error
-    return Exit.DONE
+    return ExitStatus.DONE
 
 
 def _status(error) -> int:
@@ -208,6 +208,6 @@ def _status(error) -> int:
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         raise InputError(f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}")
-    if failure.exitcode == Exit.INTERRUPTED:
+    if failure.exitcode == ExitStatus.INTERRUPTED:
         raise KeyboardInterrupt
     return failure.exitcode

@@ -28,7 +28,7 @@ class Bar:
 
     def advance(self, count: int = 1, note: str = "") -> None: ...
 
-    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+    def track(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, counted as they are taken."""
         for item in items:
             yield item

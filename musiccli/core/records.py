@@ -1,148 +1,264 @@
-"""What a line of JSONL means: messages, conversations, preferences, comparisons, and how each is checked.
+"""The records that JSONL lines hold, and the functions that check them.
 
-Every `parse` function here takes a Record, checks the fields it knows, leaves all others alone, and returns the
-record or raises RecordError naming the field. Nothing is renumbered: `id` is the join key of the whole pipeline.
+The TypedDicts list the fields that we read or write. Any other field passes through every command
+untouched. Each `parse_...` function takes one Record, checks the fields it knows, changes other
+forms of the same kind into ours, and returns the same Record. It raises RecordError, which names
+the field that is wrong. No function changes an `id`: it joins the records of all commands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, Required, TypedDict
 
 from musiccli.core.errors import RecordError
 
-Message = dict  # {"role": "system" | "user" | "assistant", "content": str}
+
+class Message(TypedDict):
+    """One message of a conversation. `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+
+class Conversation(TypedDict, total=False):
+    """One conversation."""
+
+    id: Required[str | int]
+    messages: Required[list[Message]]
+    metadata: dict[str, Any]
+
+
+class ContrastedReply(TypedDict):
+    """A reply that was written under an altered instruction: its message's index, and that text."""
+
+    message: int
+    instruction: str
+
+
+class FaultyReply(TypedDict):
+    """A reply with a fault: its message's index, and the name of the fault."""
+
+    message: int
+    fault: str
+
+
+class Branch(Conversation, total=False):
+    """One simulated continuation of a seed conversation."""
+
+    branch: Required[str]  # one of BRANCHES
+    sample: Required[int]  # 0, 1, ...: several continuations of the same seed
+    seed_messages: int  # how many messages at the start come from the seed
+    contrast: list[ContrastedReply]
+    faults: list[FaultyReply]
+    truncated: list[int]  # indices of the messages that the token limit cut off
+    simulator: dict[str, str]  # the models and policies that wrote the branch
+    usage: dict[str, int]  # calls and tokens
+    cost: float | None  # US dollars; None where the price is unknown
+
+
+class Preference(TypedDict, total=False):
+    """Two whole conversations, of which the chosen one is better."""
+
+    id: Required[str | int]
+    chosen: Required[list[Message]]
+    rejected: Required[list[Message]]
+    metadata: dict[str, Any]
+    first_divergence: int  # index of the first message in which the two sides differ
+    contrast: list[ContrastedReply]
+
+
+class Comparison(TypedDict, total=False):
+    """Two whole conversations that nobody has ranked."""
+
+    id: Required[str | int]
+    a: Required[list[Message]]
+    b: Required[list[Message]]
+    metadata: dict[str, Any]
+
+
+class Vote(TypedDict):
+    """What one judge said about a pair that it saw in one order."""
+
+    judge: str  # the model's name
+    order: str
+    winner: str | None  # a side's name, "tie", or None where the reply could not be read
+    explanation: str
+    truncated: NotRequired[bool]  # True where the token limit cut the reply off
+
+
+class Judged(TypedDict, total=False):
+    """What a judge adds to a preference or a comparison."""
+
+    winner: Required[str | None]  # a side's name, "tie", or None where no reply could be read
+    verdict: str  # the panel's: a side's name, "tie", "inconsistent" or "unreadable"
+    votes: list[Vote]
+    given_winner: str | None  # the winner that the record held before it was judged
+
+
+class Scored(TypedDict, total=False):
+    """What scoring adds to any record, by the name of the model.
+
+    A record with two sides has a number (in `turn_scores`: a list) for each side's name.
+    """
+
+    scores: Required[dict[str, float | dict[str, float]]]
+    turn_scores: dict[str, list[float] | dict[str, list[float]]]  # one number an assistant turn
+
+
+class Metric(TypedDict):
+    """One number that a benchmark gives. `low` and `high` bound its confidence interval."""
+
+    benchmark: str
+    model: str
+    subset: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+
 ROLES = ("system", "user", "assistant")
 BRANCHES = ("chosen", "rejected")
-IDENTITY = ("id", "branch", "sample", "best_of")  # what tells two records of one file apart
+IDENTITY_FIELDS = ("id", "branch", "sample", "best_of")  # equal in no two records of one input
+BASELINE_PREFIX = "baseline/"  # names that begin so are baselines, which stand where a model would
 
 
-class Record(dict):
-    """A JSON object that remembers where it was read: `where` is "file:line"."""
+class Record(dict[str, Any]):
+    """A JSON object. `where` is "file:line" where it was read from a file."""
 
     __slots__ = ("where",)
 
-    def __init__(self, fields: dict, where: str | None = None):
+    def __init__(self, fields: Mapping[str, Any], where: str | None = None) -> None:
         super().__init__(fields)
         self.where = where
 
 
-def messages(record: dict, field: str, *, ends: str | None = None) -> list[Message]:
-    """The messages in `record[field]`: at most one system first, then user and assistant in turn, none empty."""
+def parse_messages(
+    record: Mapping[str, Any], field: str, *, ends_with: str | None = None
+) -> list[Message]:
+    """Check the messages in one field: a system message or none, then user and assistant in turn.
 
-    def bad(problem: str, index: int | None = None) -> RecordError:
-        return RecordError(
-            problem, field=field if index is None else f"{field}[{index}]", record=record
-        )
+    Args:
+        record: the record that holds them.
+        field: the name of the field.
+        ends_with: the role that the last message must have; None for any.
 
-    value = record.get(field)
-    if value is None:
-        raise bad("is missing; it should be a list of messages")
-    if not isinstance(value, list):
-        raise bad(f"is {_kind(value)}; it should be a list of messages")
-    if not value:
-        raise bad("is an empty list; a conversation needs at least one message")
+    Raises:
+        RecordError: the field is no list of such messages, or one of them is empty.
+    """
+    messages = record.get(field)
+    if messages is None:
+        raise _error(record, field, "is missing; it should be a list of messages")
+    if not isinstance(messages, list):
+        raise _error(record, field, f"is {_kind(messages)}; it should be a list of messages")
+    if not messages:
+        problem = "is an empty list; a conversation needs at least one message"
+        raise _error(record, field, problem)
     expected = "user"
-    for index, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise bad(f'is {_kind(message)}; a message is {{"role": ..., "content": ...}}', index)
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
-            raise bad(f"role is {short(role)}; it should be one of {', '.join(ROLES)}", index)
-        if not isinstance(content, str):
-            raise bad(f"content is {_kind(content)}; it should be a string", index)
-        if not content.strip():
-            raise bad(f"content of this {role} message is empty", index)
+    for index, message in enumerate(messages):
+        role = _parse_message(record, f"{field}[{index}]", message)
         if role == "system" and index == 0:
             continue
         if role != expected:
-            raise bad(
-                f"role is {role} where {expected} should speak; roles alternate, user first", index
-            )
+            problem = f"role is {role} where {expected} should speak; roles alternate, user first"
+            raise _error(record, f"{field}[{index}]", problem)
         expected = "assistant" if role == "user" else "user"
-    last = value[-1]["role"]
+    last = messages[-1]["role"]
     if last == "system":
-        raise bad("holds only a system message; a conversation needs a user message")
-    if ends and last != ends:
-        raise bad(f"ends with the {last}; it should end with the {ends}")
-    return value
+        problem = "holds only a system message; a conversation needs a user message"
+        raise _error(record, field, problem)
+    if ends_with and last != ends_with:
+        raise _error(record, field, f"ends with the {last}; it should end with the {ends_with}")
+    return messages
 
 
-def conversation(record: Record) -> Record:
-    """A conversation: {"id", "messages", "metadata"}."""
-    messages(record, "messages")
-    return _identified(record, "messages")
+def _parse_message(record: Mapping[str, Any], field: str, message: object) -> str:
+    """Check one message, and return its role."""
+    if not isinstance(message, dict):
+        problem = f'is {_kind(message)}; a message is {{"role": ..., "content": ...}}'
+        raise _error(record, field, problem)
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        problem = f"role is {shortened(role)}; it should be one of {', '.join(ROLES)}"
+        raise _error(record, field, problem)
+    if not isinstance(content, str):
+        raise _error(record, field, f"content is {_kind(content)}; it should be a string")
+    if not content.strip():
+        raise _error(record, field, f"content of this {role} message is empty")
+    return str(role)
 
 
-def branch(record: Record) -> Record:
-    """One branch of a simulated conversation, as simulate writes it: `branch`, `sample`, `seed_messages`, `contrast`,
-    `faults`, `truncated`. Of the last three null means absent: tables write it into every row."""
-    conversation(record)
+def parse_conversation(record: Record) -> Record:
+    """Check a Conversation. A record without an `id` gets one from its content."""
+    parse_messages(record, "messages")
+    return _with_id(record, "messages")
+
+
+def parse_branch(record: Record) -> Record:
+    """Check a Branch. Without `branch` and `sample` it is the first chosen one.
+
+    `contrast`, `faults` and `truncated` are removed where they are null, as tables write them.
+    """
+    parse_conversation(record)
     if record.setdefault("branch", "chosen") not in BRANCHES:
-        raise RecordError(
-            f"is {short(record['branch'])}; it should be chosen or rejected",
-            field="branch",
-            record=record,
-        )
+        problem = f"is {shortened(record['branch'])}; it should be chosen or rejected"
+        raise _error(record, "branch", problem)
     record["sample"] = _integer(record, "sample", 0)
     if not 0 <= _integer(record, "seed_messages", 0) <= len(record["messages"]):
-        raise RecordError(
-            "counts more messages than there are", field="seed_messages", record=record
-        )
+        raise _error(record, "seed_messages", "counts more messages than there are")
     for field in ("contrast", "faults", "truncated"):
         if record.get(field, ()) is None:
             del record[field]
         elif not isinstance(record.get(field, []), list):
-            raise RecordError(
-                f"is {_kind(record[field])}; it should be a list", field=field, record=record
-            )
-    for index, one in enumerate(record.get("faults", [])):
-        if not isinstance(one, dict) or not isinstance(one.get("fault"), str):
-            raise RecordError(
-                'should be {"message": ..., "fault": NAME}', field=f"faults[{index}]", record=record
-            )
+            raise _error(record, field, f"is {_kind(record[field])}; it should be a list")
+    for index, faulty in enumerate(record.get("faults", [])):
+        if not isinstance(faulty, dict) or not isinstance(faulty.get("fault"), str):
+            problem = 'should be {"message": ..., "fault": NAME}'
+            raise _error(record, f"faults[{index}]", problem)
     return record
 
 
-def preference(record: Record) -> Record:
-    """A preference, both sides whole. The explicit form ({prompt, chosen, rejected}) and plain strings are taken, too.
+def parse_preference(record: Record) -> Record:
+    """Check a Preference. Sides may be strings or the last messages alone, beside a `prompt`.
 
-    The prompt, a string or messages, is put before each side that does not begin with it, and removed.
+    The prompt, a string or messages, is put before each side that does not begin with it. Then it
+    is removed.
     """
-    _whole_sides(record, ("chosen", "rejected"))
-    return _identified(record, "chosen", "rejected")
+    _parse_sides(record, ("chosen", "rejected"))
+    return _with_id(record, "chosen", "rejected")
 
 
-def comparison(record: Record) -> Record:
-    """A preference, or two conversations `a` and `b` that nobody has ranked."""
+def parse_comparison(record: Record) -> Record:
+    """Check a Comparison, or a Preference where the record has its fields."""
     if "chosen" in record or "rejected" in record or not ("a" in record or "b" in record):
-        return preference(record)
-    _whole_sides(record, ("a", "b"))
-    return _identified(record, "a", "b")
+        return parse_preference(record)
+    _parse_sides(record, ("a", "b"))
+    return _with_id(record, "a", "b")
 
 
-def judged(record: Record) -> Record:
-    """A comparison or preference with the `winner` a judge gave it: a side's name, "tie", or null if unreadable."""
-    comparison(record)
+def parse_judged(record: Record) -> Record:
+    """Check a Preference or Comparison that has a `winner`: a side's name, "tie" or null."""
+    parse_comparison(record)
+    if "winner" not in record:
+        raise _error(record, "winner", "is missing; music judge adds it")
     allowed = (*side_names(record), "tie", None)
-    if "winner" not in record or record["winner"] not in allowed:
+    if record["winner"] not in allowed:
         names = ", ".join(name or "null" for name in allowed)
-        problem = (
-            f"is {short(record['winner'])}; it should be one of {names}"
-            if "winner" in record
-            else "is missing; music judge adds it"
-        )
-        raise RecordError(problem, field="winner", record=record)
+        problem = f"is {shortened(record['winner'])}; it should be one of {names}"
+        raise _error(record, "winner", problem)
     return record
 
 
-def anything(record: Record) -> Record:
-    """A record of whatever kind, recognised by its fields."""
+def parse_any(record: Record) -> Record:
+    """Check a Conversation, a Preference or a Comparison, whichever its fields make it."""
     if "messages" in record:
-        return conversation(record)
+        return parse_conversation(record)
     if {"chosen", "rejected", "a", "b"} & record.keys():
-        return comparison(record)
+        return parse_comparison(record)
     raise RecordError("has neither messages, nor chosen and rejected, nor a and b", record=record)
 
 
-def side_names(record: dict) -> tuple[str, ...]:
+def side_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields that hold conversations: ("chosen", "rejected"), ("a", "b") or ("messages",)."""
     for names in (("chosen", "rejected"), ("a", "b")):
         if names[0] in record:
@@ -150,44 +266,46 @@ def side_names(record: dict) -> tuple[str, ...]:
     return ("messages",)
 
 
-def lookup(record: dict, path: str) -> object:
-    """The value at a dotted path, or None; a name that the record itself lacks is looked for in its metadata."""
+def lookup(record: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path, as "metadata.subset", or None.
+
+    A path whose first name the record lacks is looked up in its metadata.
+    """
     names = path.split(".")
-    value = record if names[0] in record else record.get("metadata")
+    value: Any = record if names[0] in record else record.get("metadata")
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
-def first_divergence(left: Sequence[Message], right: Sequence[Message]) -> int:
-    """Index of the first message in which two conversations differ; their length where they are the same."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if (one["role"], one["content"]) != (other["role"], other["content"]):
+def first_divergence(first: Sequence[Message], second: Sequence[Message]) -> int:
+    """Index of the first message in which two conversations differ.
+
+    Where one begins with the other, the length of the shorter one.
+    """
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if (left["role"], left["content"]) != (right["role"], right["content"]):
             return index
-    return min(len(left), len(right))
+    return min(len(first), len(second))
 
 
-def turns(conversation: Sequence[Message]) -> int:
-    """How many assistant turns a conversation has."""
+def same_text(first: Sequence[Message], second: Sequence[Message]) -> bool:
+    """Whether two conversations have the same roles and contents."""
+    return len(first) == len(second) == first_divergence(first, second)
+
+
+def count_turns(conversation: Sequence[Message]) -> int:
+    """How many assistant messages a conversation has."""
     return sum(message["role"] == "assistant" for message in conversation)
 
 
-BASELINE = (
-    "baseline/"  # how names begin that stand where a model's would, of guesses that read nothing
-)
-
-
-def characters(conversation: Sequence[Message]) -> int:
-    """Length of all that is said, user and system messages with it."""
+def count_characters(conversation: Sequence[Message]) -> int:
+    """How many characters the messages of a conversation have, those of every role."""
     return sum(len(message["content"]) for message in conversation)
 
 
-def same_text(left: Sequence[Message], right: Sequence[Message]) -> bool:
-    return len(left) == len(right) == first_divergence(left, right)
-
-
 def content_id(*parts: object) -> str:
-    """A short id made from content alone: the same text always gets the same id."""
+    """An id of 16 hex digits that follows from the content alone."""
     from hashlib import blake2b
 
     import orjson
@@ -195,65 +313,58 @@ def content_id(*parts: object) -> str:
     return blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
 
 
-def short(value: object) -> str:
-    """A value as it stands in an error line: quoted, on one line, never long."""
-    shown = "null" if value is None else repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+def shortened(value: object) -> str:
+    """A value for an error message: quoted, on one line, at most 60 characters of it."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _whole_sides(record: Record, names: tuple[str, str]) -> None:
+def _parse_sides(record: Record, names: tuple[str, str]) -> None:
+    """Make two whole conversations of the sides and, where there is one, the prompt."""
     prompt = record.get("prompt")
-    explicit = isinstance(prompt, str | list)
+    has_prompt = isinstance(prompt, str | list)
+    start: list[Any] = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     for name in names:
         if isinstance(record.get(name), str):
-            if not explicit:
-                raise RecordError(
-                    "is a string without a prompt; `music sample --emit pairs` reads such files",
-                    field=name,
-                    record=record,
-                )
+            if not has_prompt:
+                problem = "is a string without a prompt; music sample reads such files"
+                raise _error(record, name, problem)
             record[name] = [{"role": "assistant", "content": record[name]}]
-        if explicit and isinstance(record.get(name), list):
-            before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            if record[name][: len(before)] != before:
-                record[name] = before + record[name]
-    if explicit:
+        side = record.get(name)
+        if has_prompt and isinstance(side, list) and side[: len(start)] != start:
+            record[name] = start + side
+    if has_prompt:
         del record["prompt"]
     for name in names:
-        messages(record, name, ends="assistant")
+        parse_messages(record, name, ends_with="assistant")
 
 
-def _identified(record: Record, *content: str) -> Record:
+def _with_id(record: Record, *content_fields: str) -> Record:
+    """Check `id` and `metadata`; a record without an id gets one from these fields."""
     if "id" not in record:
-        record["id"] = content_id(*(record[field] for field in content))
-    elif (
-        isinstance(record["id"], bool)
-        or not isinstance(record["id"], str | int)
-        or record["id"] == ""
-    ):
-        raise RecordError(
-            f"is {_kind(record['id'])}; it should be a string", field="id", record=record
-        )
+        record["id"] = content_id(*(record[field] for field in content_fields))
+    identity = record["id"]
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        raise _error(record, "id", f"is {_kind(identity)}; it should be a string")
     if not isinstance(record.get("metadata") or {}, dict):
-        raise RecordError(
-            f"is {_kind(record['metadata'])}; it should be an object",
-            field="metadata",
-            record=record,
-        )
+        raise _error(record, "metadata", f"is {_kind(record['metadata'])}; it should be an object")
     return record
 
 
 def _integer(record: Record, field: str, default: int) -> int:
     value = record.get(field, default)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RecordError(
-            f"is {_kind(value)}; it should be a whole number", field=field, record=record
-        )
+        raise _error(record, field, f"is {_kind(value)}; it should be a whole number")
     return value
 
 
+def _error(record: Mapping[str, Any], field: str, problem: str) -> RecordError:
+    return RecordError(problem, field=field, record=record)
+
+
 def _kind(value: object) -> str:
-    names = {
+    """The kind of a JSON value, as people call it."""
+    names: dict[type, str] = {
         str: "a string",
         list: "a list",
         dict: "an object",

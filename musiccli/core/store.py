@@ -22,7 +22,7 @@ HINTS = {  # by SQLite's words, what helps
 }
 
 
-class Cache:
+class Store:
     """Replies by key. Raises InputError, in one line, where the file cannot be used."""
 
     def __init__(self, path: str | Path):

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import orjson
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Record, short, side_names
+from musiccli.core.records import Record, shortened, side_names
 
 TIE, INCONSISTENT, UNREADABLE = "tie", "inconsistent", "unreadable"
-GIVEN = "given_winner"  # the field with the winner that a record came with, before judge gave it another
+GIVEN_WINNER = "given_winner"  # the field with the winner that a record came with, before judge gave it another
 LETTERS = ("A", "B", "C")  # the conversation shown as A is better, that shown as B, neither
-SCHEMA = {  # what a judge that can be held to a form answers; the reasons come first, as the verdict follows from them
+VERDICT_SCHEMA = {  # what a judge that can be held to a form answers; the reasons come first, as the verdict follows from them
     "type": "object",
     "additionalProperties": False,
     "required": ["explanation", "verdict"],
@@ -29,12 +29,12 @@ _NAMED = re.compile(r"[\s*_#]*(?:final |my )?verdict[\s*_:]+([ABC])[\s.!*_]*", r
 _FENCED = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
 
 
-def read_verdict(text: str, cut: bool = False) -> str | None:
+def read_verdict(text: str, truncated: bool = False) -> str | None:
     """ "A", "B" or "C" (tie) as a judge wrote it, or None.
 
     Read are: a JSON object with a `verdict`; else a last line that ends in one [[A]], or that is "Verdict: A"; else a
     reply that is one letter. Marks before the last line may be quotations and count for nothing. Of a reply that was
-    `cut` by the token limit the last line is not known, so only what is complete by its form is read.
+    `truncated` by the token limit the last line is not known, so only what is complete by its form is read.
     """
     text = text.rpartition("</think>")[2].strip()
     fenced = _FENCED.fullmatch(text)
@@ -44,10 +44,10 @@ def read_verdict(text: str, cut: bool = False) -> str | None:
     alone = re.fullmatch(r"\W*([ABC])\W*", text)
     if alone:
         return alone[1]
-    return None if cut else _read_line(text.removesuffix("```").rstrip().rpartition("\n")[2])
+    return None if truncated else _read_line(text.removesuffix("```").rstrip().rpartition("\n")[2])
 
 
-def check(record: Record) -> Record:
+def parse_votes(record: Record) -> Record:
     """A judged record whose `votes`, if any, are what judge writes: judge, order and winner. Raises RecordError."""
     found = record.get("votes")
     if found is None:
@@ -62,7 +62,7 @@ def check(record: Record) -> Record:
             )
         if about["winner"] not in (*side_names(record), TIE, None):
             raise RecordError(
-                f"is {short(about['winner'])}; it should be one of {', '.join(side_names(record))}, tie, "
+                f"is {shortened(about['winner'])}; it should be one of {', '.join(side_names(record))}, tie, "
                 "null",
                 field=f"votes[{index}].winner",
                 record=record,
@@ -70,7 +70,7 @@ def check(record: Record) -> Record:
     return record
 
 
-def outcome(votes: Sequence[Mapping]) -> str:
+def judge_outcome(votes: Sequence[Mapping]) -> str:
     """One judge's votes as one: a side that won in both orders, "tie", "inconsistent" or "unreadable".
 
     A side preferred in one order and tied in the other has not won in both: that is a tie, as in MT-Bench
@@ -84,13 +84,15 @@ def outcome(votes: Sequence[Mapping]) -> str:
     return TIE if TIE in winners else INCONSISTENT
 
 
-def by_judge(votes: Sequence[Mapping]) -> dict[str, str]:
+def outcomes_by_judge(votes: Sequence[Mapping]) -> dict[str, str]:
     """The outcome of each judge, in the order they voted."""
     names = dict.fromkeys(vote.get("judge") for vote in votes)
-    return {name: outcome([vote for vote in votes if vote.get("judge") == name]) for name in names}
+    return {
+        name: judge_outcome([vote for vote in votes if vote.get("judge") == name]) for name in names
+    }
 
 
-def verdict(outcomes: Sequence[str]) -> str:
+def panel_verdict(outcomes: Sequence[str]) -> str:
     """The panel's: what more of its judges say than anything else; a side, "tie", "inconsistent" or "unreadable".
 
     Judges that could not be read are left out. An inconsistent judge is one more that sees no difference; where those
@@ -109,7 +111,7 @@ def verdict(outcomes: Sequence[str]) -> str:
     return INCONSISTENT if 0 < level[1] >= level[0] and sum(level) >= most else TIE
 
 
-def winner(verdict: str) -> str | None:
+def winner_of(verdict: str) -> str | None:
     """A verdict as a record's `winner`: a side's name, "tie" (an inconsistent one, too), or None if unreadable."""
     return {INCONSISTENT: TIE, UNREADABLE: None}.get(verdict, verdict)
 

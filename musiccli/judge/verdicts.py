@@ -68,12 +68,16 @@ def judge(
         elif isinstance(result, Exception):
             rejects.add(CallError(f"{record.where or record['id']}: {result}"), record)
         else:
-            verdict = votes.verdict(votes.by_judge(result).values()) if result else votes.TIE
+            verdict = (
+                votes.panel_verdict(votes.outcomes_by_judge(result).values())
+                if result
+                else votes.TIE
+            )
             _count(counts, verdict, result)
             yield {
                 **record,
                 **_given(record),
-                "winner": votes.winner(verdict),
+                "winner": votes.winner_of(verdict),
                 "verdict": verdict,
                 "votes": result,
             }
@@ -86,7 +90,11 @@ def judge(
 
 def _given(record: Record) -> dict:
     """The winner that a record came with, a person's mostly: judge's own takes its place, but must not make it lost."""
-    return {votes.GIVEN: record["winner"]} if "winner" in record and "votes" not in record else {}
+    return (
+        {votes.GIVEN_WINNER: record["winner"]}
+        if "winner" in record and "votes" not in record
+        else {}
+    )
 
 
 def _count(counts: Counter, verdict: str, found: list[dict]) -> None:
@@ -100,7 +108,7 @@ def _count(counts: Counter, verdict: str, found: list[dict]) -> None:
         counts[said[verdict]] += 1
     counts["replies cut by --max-tokens"] += sum("truncated" in vote for vote in found)
     if len({vote["judge"] for vote in found}) > 1:
-        for name, one in votes.by_judge(found).items():
+        for name, one in votes.outcomes_by_judge(found).items():
             counts[f"inconsistent by {name}"] += one == votes.INCONSISTENT
             counts[f"unreadable by {name}"] += one == votes.UNREADABLE
 
@@ -118,7 +126,7 @@ async def _vote(
     question = (
         {"text": text, "as_": "completion"}
         if prompt.as_ == "completion"
-        else {"messages": ({"role": "user", "content": text},), "schema": votes.SCHEMA}
+        else {"messages": ({"role": "user", "content": text},), "schema": votes.VERDICT_SCHEMA}
     )
     call_key = (record["id"], record.get("best_of"), record.get("sample"), order, "judge", 0)
     reply = await client.ask(

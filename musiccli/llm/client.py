@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from musiccli.core.bundled_models import folder_fingerprint
+from musiccli.core.cache_folder import cache_folder
 from musiccli.core.errors import InputError
-from musiccli.core.model_files import cache_folder, state
 from musiccli.core.progress import say
-from musiccli.core.store import Cache
+from musiccli.core.store import Store
 from musiccli.llm import prices
 from musiccli.llm.budget import Budget, LimitReached  # noqa: F401  (what `ask` raises)
 from musiccli.llm.call import Call, Reply
@@ -44,7 +45,7 @@ class Client:
     several, each for one model or for all of one's own servers.
     """
 
-    cache: Cache | None = None
+    cache: Store | None = None
     concurrency: int = 64
     timeout: float = 120.0
     attempts: int = 6
@@ -74,7 +75,7 @@ class Client:
         account, local = self.spent[call.call_key[-2], call.model], call.model.startswith("local/")
         if local:
             if call.model not in self._weights:
-                self._weights[call.model] = state(call.model)
+                self._weights[call.model] = folder_fingerprint(call.model)
             call = replace(call, weights=self._weights[call.model])
         known = self.cache.get(call.key) if self.cache else None
         if known:
@@ -237,7 +238,7 @@ def unwanted(call: Call, refusal: ProviderError) -> str | None:
 
 def open_client(cache: str | None, no_cache: bool, **settings) -> Client:
     """A client with its cache: at `cache`, or where finished calls are kept by default."""
-    return Client(cache=None if no_cache else Cache(cache_path(cache)), **settings)
+    return Client(cache=None if no_cache else Store(cache_path(cache)), **settings)
 
 
 def cache_path(given: str | None) -> Path:

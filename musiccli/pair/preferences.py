@@ -6,7 +6,13 @@ from random import Random
 
 from musiccli.core import records
 from musiccli.core.errors import RecordError
-from musiccli.core.records import BASELINE, Record, characters, first_divergence, same_text
+from musiccli.core.records import (
+    BASELINE_PREFIX,
+    Record,
+    count_characters,
+    first_divergence,
+    same_text,
+)
 
 
 def join(
@@ -147,7 +153,7 @@ def best_of(
 def scored(candidate: Record, names: Iterable[str]) -> Record:
     """A conversation with a score by each of `names` that is a model's. Raises RecordError where one is missing, and
     for a branch that was made to be the worse one."""
-    if records.branch(candidate)["branch"] == "rejected":
+    if records.parse_branch(candidate)["branch"] == "rejected":
         raise RecordError(
             "is rejected, which answers altered instructions; candidates come from music simulate "
             "--contrast none",
@@ -171,14 +177,14 @@ def scored(candidate: Record, names: Iterable[str]) -> Record:
 
 
 def _length(candidate: Record) -> int:
-    return characters(candidate["messages"])
+    return count_characters(candidate["messages"])
 
 
 PICKS: dict[str, Callable[[list[Record], Random], Record]] = {
-    BASELINE + "random": lambda pool, rng: rng.choice(pool),
-    BASELINE + "first": lambda pool, rng: pool[0],
-    BASELINE + "longest": lambda pool, rng: max(pool, key=_length),
-    BASELINE + "shortest": lambda pool, rng: min(pool, key=_length),
+    BASELINE_PREFIX + "random": lambda pool, rng: rng.choice(pool),
+    BASELINE_PREFIX + "first": lambda pool, rng: pool[0],
+    BASELINE_PREFIX + "longest": lambda pool, rng: max(pool, key=_length),
+    BASELINE_PREFIX + "shortest": lambda pool, rng: min(pool, key=_length),
 }
 
 

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from musiccli.core.bundled_models import list_model_files, path_or_hub_id
 from musiccli.core.errors import InputError
-from musiccli.core.model_files import files, quiet, resolve
+from musiccli.core.quiet import quiet_libraries
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.cpu.products import use_onednn_linear
 from musiccli.reward_model.card import card
@@ -98,7 +99,7 @@ def create(
             exclude_modules=rf"({'|'.join(unused_modules)})\..*" if unused_modules else None,
         )
         torch.manual_seed(seed)
-        with quiet():
+        with quiet_libraries():
             model.network.model = get_peft_model(model.network.model, adapters)
         model.network.model.float()
         use_onednn_linear(model.network.model)
@@ -116,7 +117,7 @@ def load(path: str, say: Callable[[str], None] = lambda _: None) -> RewardModel:
     with explain_out_of_memory("the weights alone take more than there is"):
         model.network.to("cuda" if gpu else "cpu").eval()
     model.network.core.score.float()  # a small head, and rewards that can be told apart
-    model.identity = _identity(resolve(path), model.network)
+    model.identity = _identity(path_or_hub_id(path), model.network)
     return model
 
 
@@ -127,7 +128,7 @@ def save(model: RewardModel, folder: Path) -> None:
     if hasattr(network.model, "peft_config"):
         network.model.save_pretrained(folder / ADAPTER)
         core = network.model.merge_and_unload()
-    with quiet():
+    with quiet_libraries():
         core.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
     for file in folder.rglob("*.safetensors"):
@@ -152,7 +153,7 @@ def _open(
     seed: int | None,
     other_tokenizer: str | None = None,
 ) -> RewardModel:
-    path = resolve(name, say)
+    path = path_or_hub_id(name, say)
     if os.path.isfile(os.path.join(path, "adapter_config.json")):
         raise InputError(
             f"{name}: is a LoRA adapter; `music merge {name} --out DIR` makes a reward model of it"
@@ -166,7 +167,7 @@ def _open(
     retain_freed_memory()
     torch.manual_seed(seed or 0)  # a new head is drawn here
     try:
-        with quiet():
+        with quiet_libraries():
             config = AutoConfig.from_pretrained(path)
         if config.num_labels != 1 and _is_classifier(config):
             raise InputError(
@@ -174,7 +175,7 @@ def _open(
                 "classifier?)"
             )
         config.num_labels = 1  # a config without labels says 2
-        with quiet():
+        with quiet_libraries():
             tokenizer = AutoTokenizer.from_pretrained(other_tokenizer or path)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path,
@@ -234,7 +235,7 @@ def _identity(path: str, network: RewardNetwork) -> str:
     """A local folder by its files, a hub model by its commit; and by what else makes its numbers."""
     weight = next(network.parameters())
     source = (
-        files(Path(path)) or getattr(network.core.config, "_commit_hash", None),
+        list_model_files(Path(path)) or getattr(network.core.config, "_commit_hash", None),
         str(weight.dtype),
         weight.device.type,
         network.packed,

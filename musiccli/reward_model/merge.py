@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from musiccli.core.errors import InputError
-from musiccli.core.model_files import quiet
+from musiccli.core.quiet import quiet_libraries
 from musiccli.reward_model import checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -86,7 +86,7 @@ def _adapt(model: checkpoint.RewardModel, adapter: Path, names: set[str], base: 
     from peft import PeftModel, get_peft_model_state_dict
 
     try:
-        with quiet():
+        with quiet_libraries():
             model.network.model = PeftModel.from_pretrained(model.network.core, adapter)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

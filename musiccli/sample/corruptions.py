@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from random import Random
 
-from musiccli.core.records import Message, Record, characters, same_text, side_names
+from musiccli.core.records import Message, Record, count_characters, same_text, side_names
 
 KINDS = ("reply", "user", "drop_user", "swap")
 Exchange = list[Message]  # a user message and the reply to it
@@ -129,7 +129,7 @@ def preference(
         "kind": kind,
         "turn": turn,
         "distance": distance,
-        "length_difference": characters(rejected) - characters(said),
+        "length_difference": count_characters(rejected) - count_characters(said),
     }
     return {
         "id": f"{record['id']}/{kind}-{turn}",

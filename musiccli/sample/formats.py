@@ -68,7 +68,7 @@ def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Reco
     reader = known.pairs if pairs and known.pairs else known.read
     try:
         for record in reader(row, source):
-            yield records.anything(Record(record, row.where))
+            yield records.parse_any(Record(record, row.where))
     except RecordError as error:
         error.record = row  # not what was made of it
         raise
@@ -364,12 +364,12 @@ def _solved_pair(solved: dict, unsolved: dict) -> Record:
     chosen, rejected = _answered(solved["messages"]), _answered(unsolved["messages"])
     about = solved["metadata"]
     metadata = {name: about[name] for name in TASK} | {
-        "turns": records.turns(chosen),
+        "turns": records.count_turns(chosen),
         "same_prompt": chosen[0] == rejected[0],
         "chosen_source": about.get("source"),
         "rejected_source": unsolved["metadata"].get("source"),
     }
-    return records.preference(
+    return records.parse_preference(
         Record(
             {
                 "id": content_id(chosen, rejected),
@@ -467,7 +467,7 @@ def _record(
         **(row["metadata"] if isinstance(row.get("metadata"), dict) else {}),
         **_labels(row),
         **(labels or {}),
-        "turns": records.turns(next(iter(sides.values()))),
+        "turns": records.count_turns(next(iter(sides.values()))),
     }
     if source:
         about.setdefault("source", source)

@@ -11,8 +11,7 @@ from operator import itemgetter
 from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
-from musiccli.core.records import IDENTITY, Message, Record, content_id, side_names
-from musiccli.core.seen import Seen
+from musiccli.core.records import IDENTITY_FIELDS, Message, Record, content_id, side_names
 from musiccli.sample import corruptions as corrupt
 from musiccli.sample import formats
 
@@ -107,7 +106,7 @@ def read(
         for record in found:
             if not (pairs and formats.is_trajectory(record)):
                 yield record
-            elif records.turns(record["messages"]):
+            elif records.count_turns(record["messages"]):
                 trajectories.append(record)
             else:
                 counts["dropped (no reply)"] += 1
@@ -208,7 +207,7 @@ def corruptions(
     """The conversation, or the better side, over each corruption of it."""
     made = corrupt.corruptions(record, rng, pool=pool, kinds=kinds)
     if not made:
-        short = records.turns(corrupt.intact(record)) < 2
+        short = records.count_turns(corrupt.intact(record)) < 2
         raise Dropped("fewer than two turns" if short else "no corruption of that kind")
     return made
 
@@ -219,7 +218,7 @@ def contrasts(record: Record, rng: random.Random, *, pool: corrupt.Pool, last: b
     if made is None:
         raise Dropped(
             "no match in another conversation"
-            if records.turns(corrupt.intact(record))
+            if records.count_turns(corrupt.intact(record))
             else "no reply"
         )
     return [made]
@@ -228,7 +227,7 @@ def contrasts(record: Record, rng: random.Random, *, pool: corrupt.Pool, last: b
 def _conversation(record: Record, messages: list[Message], **more) -> dict:
     metadata = {**(record.get("metadata") or {}), **more}
     if "turns" in metadata:
-        metadata["turns"] = records.turns(messages)
+        metadata["turns"] = records.count_turns(messages)
     return {"id": record["id"], "messages": messages, "metadata": metadata}
 
 
@@ -246,15 +245,15 @@ def outside(found: Iterable[Record], benchmark: "Benchmark", counts: Counter) ->
 
 def once(found: Iterable[Record], counts: Counter) -> Iterator[Record]:
     """Records whose intact conversation is in no record before: a chosen side may stand against several others."""
-    seen = Seen()
+    seen: set[int] = set()
     for record in found:
         said = corrupt.intact(record)
-        if not records.turns(said) or seen.add(
-            hash(_text(said))
-        ):  # what nobody answered is dropped for that
-            yield record
-        else:
+        text = hash(_text(said))
+        if text in seen and records.count_turns(said):  # what nobody answered is dropped for that
             counts["dropped (duplicate)"] += 1
+        else:
+            seen.add(text)
+            yield record
 
 
 def unique(made: Iterable[tuple[Record, dict]], counts: Counter) -> Iterator[dict]:
@@ -262,7 +261,8 @@ def unique(made: Iterable[tuple[Record, dict]], counts: Counter) -> Iterator[dic
 
     Takes (record, what was made of it).
     """
-    texts, ids = Seen(), Seen()
+    texts: set[int] = set()
+    ids: set[int] = set()
     for record, result in made:
         text = hash(
             (
@@ -271,12 +271,15 @@ def unique(made: Iterable[tuple[Record, dict]], counts: Counter) -> Iterator[dic
                 *(_text(side) for side in sides(result)),
             )
         )
-        if not texts.add(text):
+        if text in texts:
             counts["dropped (duplicate)"] += 1
             continue
-        if not ids.add(hash(tuple(result.get(name) for name in IDENTITY))):
+        texts.add(text)
+        identity = hash(tuple(result.get(name) for name in IDENTITY_FIELDS))
+        if identity in ids:
             counts["ids made unique"] += 1
             result = {**result, "id": f"{result['id']}-{content_id(*sides(result))}"}
+        ids.add(identity)
         yield result
 
 
@@ -313,7 +316,7 @@ def sides(record: dict) -> list[list[Message]]:
 
 def tokens(messages: list[Message]) -> int:
     """About how many tokens a conversation has: a quarter of its characters."""
-    return records.characters(messages) // CHARACTERS_A_TOKEN
+    return records.count_characters(messages) // CHARACTERS_A_TOKEN
 
 
 class Benchmark:

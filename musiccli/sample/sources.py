@@ -179,7 +179,7 @@ def _readable(path: str) -> Iterator[None]:
     """Around reading a file whole: what is damaged is an InputError."""
     try:
         yield
-    except jsonl.UNREADABLE as error:
+    except jsonl.READ_ERRORS as error:
         raise InputError(f"{path}: damaged: {error}") from error
 
 

@@ -14,8 +14,8 @@ import torch
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.processes import ProcessGroup
-from musiccli.core.records import Record, characters, first_divergence, side_names
-from musiccli.core.store import Cache
+from musiccli.core.records import Record, count_characters, first_divergence, side_names
+from musiccli.core.store import Store
 from musiccli.reward_model.chat_template import Encoded, fit
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
@@ -50,7 +50,7 @@ def score(
     name: str,
     settings: ScoreConfig | None = None,
     *,
-    cache: Cache | None = None,
+    cache: Store | None = None,
     process_group: ProcessGroup | None = None,
     rejects: Rejects | None = None,
     counts: Counter | None = None,
@@ -85,7 +85,7 @@ def score(
 
 
 class _Scorer:
-    def __init__(self, model: RewardModel, settings: ScoreConfig, cache: Cache | None):
+    def __init__(self, model: RewardModel, settings: ScoreConfig, cache: Store | None):
         self.model, self.settings, self.cache = model, settings, cache
         self.longest = min(settings.max_length or model.context, model.context)
 
@@ -100,7 +100,7 @@ class _Scorer:
         ]
         weights = [
             sum(
-                characters(window[index][side])
+                count_characters(window[index][side])
                 for index in family
                 for side in side_names(window[index])
             )

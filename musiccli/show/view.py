@@ -171,7 +171,7 @@ def turns(
         for model, scores in entries(record, "turn_scores", side)
         if isinstance(scores, list)
     ]
-    found, left = [], records.turns(record[side])
+    found, left = [], records.count_turns(record[side])
     for index, message in enumerate(record[side]):
         label = [message["role"]]
         if message["role"] == "assistant":

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from musiccli.core.errors import InputError
-from musiccli.core.model_files import quiet
+from musiccli.core.quiet import quiet_libraries
 from musiccli.reward_model.checkpoint import RewardModel, softcapped
 from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.train.tokenized_pairs import Pair
@@ -162,7 +162,7 @@ def head(model: RewardModel, pairs: Sequence[Pair] = ()) -> str:
         if weight.is_floating_point()
     ) and not hasattr(network.model, "peft_config"):
         raise InputError("the reward head is frozen; nothing would be learnt in it")
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         if hasattr(network.model, "peft_config"):
             network.model.save_pretrained(folder, save_embedding_layers=False)
         else:

@@ -138,7 +138,7 @@ def _encode(
         prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects
     )
     pairs = encode(
-        progress.over(counted(preferences, files)),
+        progress.track(counted(preferences, files)),
         counts=counts,
         margin_field=settings.margin_field,
         margin_scale=settings.margin_scale,
@@ -147,7 +147,7 @@ def _encode(
     for what, count in sorted((+counts).items()):
         say(f"{count:,} {what}")
     held_out = encode(
-        progress.over(counted(evaluation or (), held_out_files)), counts=offloaded_bytes
+        progress.track(counted(evaluation or (), held_out_files)), counts=offloaded_bytes
     )
     for what, count in sorted((+offloaded_bytes).items()):
         say(f"--eval: {count:,} {what}")

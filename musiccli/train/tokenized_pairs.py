@@ -11,7 +11,7 @@ import orjson
 
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
-from musiccli.core.records import Message, Record, first_divergence, lookup, short, turns
+from musiccli.core.records import Message, Record, count_turns, first_divergence, lookup, shortened
 from musiccli.reward_model.chat_template import Encoded, fit
 from musiccli.reward_model.checkpoint import RewardModel
 
@@ -71,7 +71,7 @@ def prepare(
                 compared(chosen, rejected),
                 model.network.size((chosen, rejected)),
                 len(chosen.ids) + len(rejected.ids),
-                max(map(turns, sides)),
+                max(map(count_turns, sides)),
                 where_they_part(*sides),
                 margin,
             )
@@ -96,7 +96,7 @@ def _margin(record: Record, field: str) -> float:
     if isinstance(value, list):
         return float(len(value))
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        shown = "missing" if value is None else short(value)
+        shown = "missing" if value is None else shortened(value)
         raise RecordError(
             f"is {shown}; a margin is a number from 0 up, or a list's length",
             field=field,

@@ -26,7 +26,7 @@ from pathlib import Path
 from musiccli import prompts
 from musiccli.bench.stats import intervals as statistics
 from musiccli.core import jsonl, votes
-from musiccli.core.records import Record, content_id, preference
+from musiccli.core.records import Record, content_id, parse_preference
 from musiccli.judge.verdicts import ORDERS, JudgeConfig, judge, show
 from musiccli.llm.client import open_client
 
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--free", type=int, default=4, help="how many pairs are judged freely")
     options = parser.parse_args()
     every = [
-        preference(record)
+        parse_preference(record)
         for record in jsonl.read([str(HERE.parent / "tiny-data" / "pairs.jsonl")], Record)
     ]
     pairs = [pair for pair in every if len(pair["chosen"]) == 2]

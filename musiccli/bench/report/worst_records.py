@@ -105,7 +105,7 @@ class Worst:
         """Judged pairs; of each judge those on which both its votes contradict the label, then those it turned on."""
         for record in found:
             better = label(record)
-            for judge, said in votes.by_judge(record.get("votes") or []).items():
+            for judge, said in votes.outcomes_by_judge(record.get("votes") or []).items():
                 if said == votes.INCONSISTENT:
                     self.add(judge, 1, record, "turned with the order")
                 elif better in side_names(record) and said in side_names(record) and said != better:

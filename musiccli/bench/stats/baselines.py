@@ -7,9 +7,9 @@ guesses, so it earns half a point there; a reward model whose two scores are equ
 
 from hashlib import blake2b
 
-from musiccli.core.records import BASELINE, Record, characters, side_names, turns
+from musiccli.core.records import BASELINE_PREFIX, Record, count_characters, count_turns, side_names
 
-PREFIX = BASELINE
+PREFIX = BASELINE_PREFIX
 
 
 def scores(record: Record) -> dict[str, dict[str, float]]:
@@ -17,8 +17,8 @@ def scores(record: Record) -> dict[str, dict[str, float]]:
     names = side_names(record)
     sides = {name: record[name] for name in names}
     first = first_listed(record)
-    length = {name: characters(side) for name, side in sides.items()}
-    count = {name: turns(side) for name, side in sides.items()}
+    length = {name: count_characters(side) for name, side in sides.items()}
+    count = {name: count_turns(side) for name, side in sides.items()}
     last = {name: len(side[-1]["content"]) for name, side in sides.items()}
     return {
         PREFIX + baseline: by_side

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from musiccli.bench.stats.baselines import PREFIX
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
-from musiccli.core.records import Record, characters, conversation, lookup
+from musiccli.core.records import Record, count_characters, lookup, parse_conversation
 
 
 def scored(record: Record, models: Sequence[str] = ()) -> Record:
     """A conversation that says whether it is `correct`, with a score by each of `models`, or else by each there is."""
-    conversation(record)
+    parse_conversation(record)
     if not isinstance(lookup(record, "correct"), bool):
         raise RecordError(
             "should be true or false; music sample --emit conversations writes it",
@@ -65,7 +65,7 @@ class Group:
                 *([one["scores"][model] for one in side] for side in (self.right, self.wrong)),
             )
         lengths = [
-            [characters(one["messages"]) for one in side] for side in (self.right, self.wrong)
+            [count_characters(one["messages"]) for one in side] for side in (self.right, self.wrong)
         ]
         for name, sign in (("longest", 1), ("shortest", -1), ("random", 0)):
             yield PREFIX + name, *([sign * length for length in side] for side in lengths)

@@ -16,9 +16,10 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from musiccli.core.bundled_models import path_or_hub_id
 from musiccli.core.errors import CallError, InputError
-from musiccli.core.model_files import quiet, resolve
 from musiccli.core.progress import say
+from musiccli.core.quiet import quiet_libraries
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.cpu.products import use_onednn_linear
 from musiccli.llm.concurrency import CURRENT_ITEM
@@ -39,11 +40,11 @@ class LocalEngine:
     """One transformers model, its tokenizer and the thread that generates."""
 
     def __init__(self, name: str):
-        path = resolve(name, say)
+        path = path_or_hub_id(name, say)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         retain_freed_memory()
         try:
-            with quiet():
+            with quiet_libraries():
                 self.tokenizer = AutoTokenizer.from_pretrained(path)
                 self.model = (
                     AutoModelForCausalLM.from_pretrained(

