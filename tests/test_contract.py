@@ -160,6 +160,7 @@ ROWS = [
 EXCUSED = {
     "train": "writes a folder, not records; its own tests give it bad ones",
     "cache": "reads no records; shows and prunes the file of finished calls",
+    "help": "reads the manual; no records",
     "merge": "reads a folder and writes a folder; no records",
 }
 

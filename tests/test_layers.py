@@ -166,7 +166,7 @@ def test_only_jsonl_reads_and_writes_the_standard_streams(name):
                 )
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "input"):
             aside = any(key.arg == "file" for key in node.keywords)
-            assert aside or name == "cli.run", f"{name}: {node.func.id} in line {node.lineno}"
+            assert aside or name == "cli.app", f"{name}: {node.func.id} in line {node.lineno}"
         if isinstance(node, ast.For) and ast.unparse(node.iter).startswith("sys.std"):
             pytest.fail(f"{name} reads a standard stream in line {node.lineno}")
 

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
+from musiccli.cli.app import app
 from musiccli.cli.llm_options import PROMPTS, default_prompts, with_llm_options
 from musiccli.cli.options import SEED
-from musiccli.cli.run import Run, app, stage
+from musiccli.cli.run import Run, stage
 
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
+    short_help="Compute metrics with intervals from scored or judged records.",
     help="""Metrics with intervals, from records that were scored or judged.
 
 \b

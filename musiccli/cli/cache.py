@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
+from musiccli.cli.app import plain_command
 from musiccli.cli.llm_options import CACHE
-from musiccli.cli.run import app
 
 
-@app.command()
+@plain_command
 def cache(
     cache: CACHE = None,
     prune: Annotated[

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.run import app
+from musiccli.cli.app import plain_command
 from musiccli.core.progress import Clock, say
 
 
-@app.command()
+@plain_command
 def merge(
     adapter: Annotated[
         str,

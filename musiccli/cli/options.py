@@ -7,6 +7,8 @@ import typer
 
 
 class OnError(StrEnum):
+    """What becomes of a run that meets a bad record."""
+
     stop = "stop"
     skip = "skip"
 
@@ -15,7 +17,7 @@ FILES = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FILE",
-        help="JSONL files, .gz and .zst too; none or - is standard input.",
+        help="JSONL files, also .gz and .zst; none or - is standard input.",
         show_default=False,
     ),
 ]
@@ -41,7 +43,9 @@ REJECTS = Annotated[
 NUM_PROCESSES = Annotated[
     int | None,
     typer.Option(
-        min=1, show_default=False, help="Work in so many processes, a GPU each where there are any."
+        min=1,
+        show_default=False,
+        help="How many processes share the work, a GPU each where there are any; default: one.",
     ),
 ]
 ACCELERATE_CONFIG = Annotated[
@@ -49,7 +53,7 @@ ACCELERATE_CONFIG = Annotated[
     typer.Option(
         metavar="FILE",
         show_default=False,
-        help="A file for accelerate launch (FSDP, DeepSpeed, several machines).",
+        help="Start by this file of accelerate's: FSDP, DeepSpeed, several machines.",
     ),
 ]
-SEED = Annotated[int, typer.Option(help="Everything random follows from it.")]
+SEED = Annotated[int, typer.Option(help="Makes everything that is random repeatable.")]

@@ -1,14 +1,15 @@
-"""The app, and the manners every command shares: its inputs and outputs, its last line, its exit status."""
+"""One run of one command: its input and output, its last line, its exit status."""
 
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import typer
 
-from musiccli import __version__
+from musiccli.cli.app import app, first_line
 from musiccli.cli.options import FILES, ON_ERROR, OUTPUT, REJECTS, OnError
 from musiccli.cli.wording import as_typed
 from musiccli.core import jsonl
@@ -17,44 +18,18 @@ from musiccli.core.progress import Clock, bar, say
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 
-app = typer.Typer(
-    name="music",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    help="""Multi-turn reward models from multi-step instruction contrast.
-
-\b
-music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > music.jsonl
-music train pairs.jsonl music.jsonl --out rm
-music score candidates.jsonl --model rm
-
-Every command reads and writes JSONL; what is meant for people goes to stderr.""",
-)
-
-
-def version(wanted: bool) -> None:
-    if wanted:
-        print(f"music {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: bool = typer.Option(
-        False, "--version", callback=version, is_eager=True, help="Print the version."
-    ),
-    debug: bool = typer.Option(
-        False, "--debug", help="Show the whole trace of an error; may stand anywhere."
-    ),
-):
-    pass
-
 
 class Run:
-    """One run of one command: the records it reads, the records it writes, and what it says at its end."""
+    """One run of one command.
+
+    Attributes:
+        name: the command as people type it, without `music`.
+        files: the inputs named on the command line; none means standard input.
+        clock: the time since the run began.
+        stats: what stages count, and where they speak to people.
+        read_count: how many records were read so far.
+        live: gives the words behind the progress bar; asked several times a second.
+    """
 
     def __init__(
         self,
@@ -65,31 +40,28 @@ class Run:
         rejects: str | None,
     ):
         self.name, self.files, self.clock = name, files, Clock()
-        self.counts: Counter[str] = (
-            Counter()
-        )  # named outcomes for the last line: stages count into it
-        self.limits: list[str] = []  # what stopped the run early, if anything
         self.read_count = 0
-        self.live: Callable[[], str] = (
-            str  # what stands behind the progress bar, asked again and again
-        )
-        self._shows = False
-        if rejects and any(
-            jsonl.same_file(rejects, other) for other in (output, *(set(files) - {"-"}))
-        ):
-            raise InputError(
-                f"--rejects {rejects}: this run's own input or output; name another file"
-            )
+        self.live: Callable[[], str] = str
+        self._only_informs = False
+        self._check_rejects(rejects, output)
         self._output = jsonl.open_output(output)
         try:
             self.rejects = jsonl.Rejects(
-                skip=on_error is OnError.skip, path=rejects, report=self.say
+                skip=on_error is OnError.skip, path=rejects, report=self.say_error
             )
         except InputError:
             self._output.discard()
             raise
         self.stats = RunStats(self.rejects, self.say)
-        self.stats.limits = self.limits
+        self.counts: Counter[str] = Counter()
+        self.limits = self.stats.limits
+
+    def _check_rejects(self, rejects: str | None, output: str | None) -> None:
+        inputs = set(self.files) - {"-"}
+        if rejects and any(jsonl.same_file(rejects, path) for path in (output, *inputs)):
+            raise InputError(
+                f"`rejects` {rejects}: this run's own input or output; name another file"
+            )
 
     @property
     def on_terminal(self) -> bool:
@@ -102,40 +74,56 @@ class Run:
         return self._output.name
 
     def say(self, text: str) -> None:
-        say(f"music {self.name}: {' '.join(as_typed(text).splitlines())}")
+        """Print one line for people; --quiet suppresses it."""
+        say(self._line(text))
+
+    def say_error(self, text: str) -> None:
+        """Print one line for people about something that failed."""
+        say(self._line(text), error=True)
+
+    def _line(self, text: str) -> str:
+        return f"music {self.name}: {' '.join(as_typed(text).splitlines())}"
 
     def read(self, parse: Callable[[Record], Record], *, unique: bool = True) -> Iterator[Record]:
-        """The input's records, checked and counted."""
+        """The input's records, checked by `parse` and counted.
 
-        def counted(found: Iterator[Record]) -> Iterator[Record]:
-            for record in found:
-                self.read_count += 1
-                yield record
-
+        With `unique`, a second record of one id, branch and sample is an error.
+        """
         if jsonl.from_keyboard(self.files):
             self.say(
                 "waiting for records from the keyboard, one a line; Ctrl-D ends them, Ctrl-C leaves"
             )
-        return counted(jsonl.read(self.files, parse, self.rejects, unique=unique))
+        return self._counted(jsonl.read(self.files, parse, self.rejects, unique=unique))
+
+    def _counted(self, records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            self.read_count += 1
+            yield record
 
     def in_processes(self, processes: int | None, config: str | None) -> None:
-        """Where several processes are asked for and not there yet: start this same command in them, and end with it."""
-        from musiccli.core import processes as launch
+        """Start this same command in several processes, and end with them.
 
-        if not launch.launched() and (config or (processes or 1) > 1):
+        Does nothing where one process is enough, or where this is one of them already.
+        """
+        from musiccli.core.processes import launched, relaunch
+
+        if not launched() and (config or (processes or 1) > 1):
             self.rejects.close()  # the processes write it
-            raise typer.Exit(launch.relaunch(self.files, processes=processes, config=config))
+            raise typer.Exit(relaunch(self.files, processes=processes, config=config))
 
-    def write(self, results: Iterable[dict], total: int | None = None) -> None:
-        """Write what a stage yields, as it comes."""
+    def write(self, results: Iterable[dict[str, Any]], total: int | None = None) -> None:
+        """Write the records that a stage yields, as they come."""
         with bar(self.name, total, self.live) as progress:
             for record in results:
                 self._output.write(record)
                 progress.advance()
 
     def show(self, pieces: Iterable[str], path: str | None = None) -> None:
-        """Write text for people, to `path` or where records would go; the last line then speaks only of failures."""
-        self._shows = True
+        """Write text for people, to `path` or where records would go.
+
+        The last line of the run then speaks only of what failed.
+        """
+        self._only_informs = True
         if path:
             self._output.discard()
             self._output = jsonl.open_output(path)
@@ -143,68 +131,70 @@ class Run:
             self._output.write_bytes(piece.encode("utf-8", "replace"))
 
     def withhold(self) -> None:
-        """This run only informs: an output that exists stays as it is."""
-        self._shows = True
+        """Write no records: this run only informs, and an output that exists stays as it is."""
+        self._only_informs = True
         self._output.discard()
 
     def finish(self) -> None:
-        """Complete the output and say in one line what happened."""
+        """Complete the output and say in one line what happened.
+
+        Raises typer.Exit with status 1 where records failed or a limit stopped the run.
+        """
         self._output.close()
         self.rejects.close()
-        if self._shows and not (self.rejects.count or self.limits):
-            return
-        did = (
-            f"{self.read_count:,} records read"
-            if self._shows
-            else f"{self._output.count:,} records written"
-        )
-        said = [f"{did} in {self.clock}"]
-        counts = {**self.counts, **self.stats.phrases()}
-        said += [f"{count:,} {what}" for what, count in sorted(counts.items()) if count]
-        said += [f"{self.rejects.count:,} failed"] if self.rejects.count else []
-        said += self.limits
-        self.say("; ".join(said))
-        if self.rejects.count or self.limits:
+        incomplete = bool(self.rejects.count or self.stats.limits)
+        if not self._only_informs or incomplete:
+            self.say("; ".join(self._summary()))
+        if incomplete:
             raise typer.Exit(ExitStatus.PARTIAL)
 
+    def _summary(self) -> list[str]:
+        number, verb = self._output.count, "written"
+        if self._only_informs:
+            number, verb = self.read_count, "read"
+        counts = {**self.counts, **self.stats.phrases()}
+        return [
+            f"{number:,} records {verb} in {self.clock}",
+            *(f"{count:,} {outcome}" for outcome, count in sorted(counts.items()) if count),
+            *([f"{self.rejects.count:,} failed"] if self.rejects.count else []),
+            *self.stats.limits,
+        ]
+
     def discard(self) -> None:
-        """End without a result: the output does not appear; what was rejected so far is kept."""
+        """End without a result: the output does not appear, what was rejected so far is kept."""
         self._output.discard()
         with suppress(MusicError):  # something else went wrong before, and is said
             self.rejects.close()
 
 
 def stage(
-    name: str | None = None, *, to: typer.Typer | None = None, **settings
-) -> Callable[[Callable], Callable]:
-    """A command that reads records and writes records: adds the common options and hands `body` a Run.
+    name: str | None = None,
+    *,
+    to: typer.Typer | None = None,
+    reads: bool = True,
+    writes: bool = True,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of `body(run, ...)`, which declares only the options of its own.
 
-    `body(run, ...)` declares only the options that are its own. A body that does not read records from files
-    takes its own argument and declares `reads=False`; one that writes no records declares `writes=False` and gets no
-    --output. A command of a group is added `to` that group's app, under the
-    last word of its name.
+    Args:
+        name: the command's name with its group's, as "bench winrate"; left out, the function's.
+        to: the app of the group that the command belongs to; left out, the program itself.
+        reads: whether it reads records from FILEs; else it declares its own argument.
+        writes: whether it writes records; else it has no --output.
     """
-    reads, writes = settings.pop("reads", True), settings.pop("writes", True)
 
-    def decorate(body: Callable) -> Callable:
-        own = [
-            p for p in inspect.signature(body, eval_str=True).parameters.values() if p.name != "run"
-        ]
-        option = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
-        common = [
-            option("on_error", annotation=ON_ERROR, default=OnError.stop),
-            option("rejects", annotation=REJECTS, default=None),
-        ]
-        if writes:
-            common.insert(0, option("output", annotation=OUTPUT, default=None))
-        if reads:
-            common.insert(0, option("files", annotation=FILES, default=None))
-        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    def decorate(body: Callable[..., None]) -> Callable[..., None]:
+        full_name = name or body.__name__
 
-        def command(*, on_error, rejects, output=None, files=None, **options):
-            run = Run(name or body.__name__, files or [], output, on_error, rejects)
-            if not writes:
-                run.withhold()
+        def command(
+            *,
+            on_error: OnError,
+            rejects: str | None,
+            files: list[str] | None = None,
+            output: str | None = None,
+            **options: Any,
+        ) -> None:
+            run = Run(full_name, files or [], output, on_error, rejects)
             try:
                 body(run, **options)
                 run.finish()
@@ -212,10 +202,29 @@ def stage(
                 run.discard()
                 raise
 
+        parameters = [*_own_parameters(body), *_common_parameters(reads, writes)]
         command.__doc__ = body.__doc__
-        command.__signature__ = inspect.Signature([*own, *common])
-        command.__annotations__ = {p.name: p.annotation for p in [*own, *common]}
-        (to or app).command((name or body.__name__).split()[-1], **settings)(command)
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        register = (to or app).command(full_name.split()[-1], short_help=first_line(body.__doc__))
+        register(command)
         return body
 
     return decorate
+
+
+def _own_parameters(body: Callable[..., None]) -> list[inspect.Parameter]:
+    """What a command declares beside its Run; options only, so that their order is free."""
+    parameters = inspect.signature(body, eval_str=True).parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return [parameter.replace(kind=keyword) for parameter in parameters if parameter.name != "run"]
+
+
+def _common_parameters(reads: bool, writes: bool) -> list[inspect.Parameter]:
+    option = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    return [
+        *([option("files", annotation=FILES, default=None)] if reads else []),
+        *([option("output", annotation=OUTPUT, default=None)] if writes else []),
+        option("on_error", annotation=ON_ERROR, default=OnError.stop),
+        option("rejects", annotation=REJECTS, default=None),
+    ]

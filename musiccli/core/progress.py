@@ -12,8 +12,19 @@ Item = TypeVar("Item")
 _console = None  # rich's console while a bar is on the screen: lines must go above the bar
 
 
-def say(text: str) -> None:
-    """One line for people."""
+_quiet = False  # whether only errors are printed
+
+
+def be_quiet() -> None:
+    """From here on print nothing but errors."""
+    global _quiet
+    _quiet = True
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print one line for people; after `be_quiet` only where it is an `error`."""
+    if _quiet and not error:
+        return
     text = visible(text)
     if _console:
         from rich.text import Text
@@ -50,7 +61,7 @@ def bar(label: str, total: float | None = None, live: Callable[[], str] = str) -
     `live` is asked several times a second for words that stand behind the bar.
     """
     global _console
-    if _console or not sys.stderr.isatty() or (sys.stdout and sys.stdout.isatty()):
+    if _quiet or _console or not sys.stderr.isatty() or (sys.stdout and sys.stdout.isatty()):
         yield Bar()
         return
     from rich import progress as rich
@@ -82,6 +93,8 @@ def bar(label: str, total: float | None = None, live: Callable[[], str] = str) -
 
 def table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
     """A table on stderr: the first column to the left, numbers to the right."""
+    if _quiet:
+        return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -102,6 +115,16 @@ def table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
         drawn.add_row(*map(shown, row))
     width = None if sys.stderr.isatty() else 120
     Console(stderr=True, width=width).print(drawn)
+
+
+def show_markdown(text: str) -> None:
+    """Show Markdown on a terminal, formatted, a screen at a time."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console(width=min(100, Console().width))
+    with console.pager(styles=True):
+        console.print(Markdown(text))
 
 
 class Clock:

@@ -1,0 +1,76 @@
+"""The program `music` itself: its help, its global options and the order of its commands."""
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from musiccli import __version__
+
+# The order of the help: the pipeline, then what looks after its files.
+ORDER = (
+    *("sample", "simulate", "pair", "train", "score", "judge", "bench"),
+    *("show", "merge", "cache", "help"),
+)
+
+
+class PipelineOrder(typer.core.TyperGroup):
+    """Lists the commands in the order of the pipeline."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        """The names of all commands, in the order in which help shows them."""
+        return sorted(
+            self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
+        )
+
+
+app = typer.Typer(
+    name="music",
+    cls=PipelineOrder,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="""Train and evaluate multi-turn reward models.
+
+\b
+music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > music.jsonl
+music train pairs.jsonl music.jsonl --out rm
+music score heldout.jsonl --model rm | music bench agreement
+
+Every command reads and writes JSONL. Messages for people go to standard error.
+`music help` shows the manual.""",
+)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        print(f"music {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def global_options(
+    version: bool = typer.Option(
+        False, "--version", callback=show_version, is_eager=True, help="Print the version."
+    ),
+    quiet: bool = typer.Option(
+        False, "--quiet", help="Say nothing but errors; may stand anywhere."
+    ),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show the whole trace of an error; may stand anywhere."
+    ),
+) -> None:
+    """Options that stand before any command; main() has read --quiet and --debug already."""
+
+
+def first_line(text: str | None) -> str:
+    """The first paragraph of a docstring in one line: what a command does, in the list of all."""
+    return " ".join((text or "").strip().partition("\n\n")[0].split())
+
+
+def plain_command(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a command of a function that neither reads nor writes records in the common way."""
+    app.command(short_help=first_line(body.__doc__))(body)
+    return body
