@@ -16,11 +16,12 @@ from toys import FAMILIES, WINDOW, backbone, draw, seeing, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
 from musiccli.core.errors import InputError
-from musiccli.cpu import products as gemm
+from musiccli.cpu.attention import attention
 from musiccli.reward_model import activations, checkpoint
-from musiccli.reward_model.activations import recompute
-from musiccli.reward_model.network import RewardNetwork, bradley_terry
-from musiccli.reward_model.packing import Segment, cost, micro_batches, pack, shared_prefix
+from musiccli.reward_model.activations import checkpoint_activations
+from musiccli.reward_model.loss import bradley_terry
+from musiccli.reward_model.network import RewardNetwork
+from musiccli.reward_model.packing import Segment, micro_batches, pack, packed_length, shared_prefix
 
 PREFIX = 40  # tokens that a pair shares: more than the window
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -126,7 +127,7 @@ def test_rewards_after_every_turn_are_those_of_each_prefix_alone(model):
         sequence(common + draw(30, 2), 7, PREFIX - 1, PREFIX, 55, 69),
         sequence(common + draw(9, 3), 20, 48),
     ]
-    alone = [[sequence(one.ids[: end + 1])] for one in whole for end in one.ends]
+    alone = [[sequence(one.ids[: end + 1])] for one in whole for end in one.reward_positions]
     torch.testing.assert_close(
         rewards(model.network, [whole]), rewards(model.network, alone), **CLOSE
     )
@@ -228,7 +229,7 @@ def test_the_shared_prefix_is_common_to_all_and_the_whole_of_none(sequences, sha
     assert shared_prefix(sequences) == shared
     group = [sequence(ids) for ids in sequences]
     assert (
-        cost(group)
+        packed_length(group)
         == len(pack([group]))
         == sum(map(len, sequences)) - shared * (len(sequences) - 1)
     )
@@ -324,7 +325,7 @@ def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(
         "scores)"
     ]
     assert not model.network.packed and model.network.core.config._attn_implementation == "sdpa"
-    assert [model.network.size(group) for group in pairs()[:2]] == [2 * 70, 2 * 13]
+    assert [model.network.token_count(group) for group in pairs()[:2]] == [2 * 70, 2 * 13]
     found = rewards(model.network, pairs())
     monkeypatch.undo()
     torch.testing.assert_close(found, rewards(llama.network, pairs()), **CLOSE)
@@ -337,7 +338,7 @@ def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(
 def test_padding_is_none_of_the_tokens_that_end_or_begin_conversations(tmp_path, tokens):
     model = checkpoint.create(str(backbone(tmp_path, tokens=tokens, num_hidden_layers=1)))
     pad = model.network.core.config.pad_token_id
-    last = model.template.encode(talk("q", "a")).ids[-1]
+    last = model.chat_template.encode(talk("q", "a")).ids[-1]
     assert pad == model.tokenizer.pad_token_id is not None
     assert pad not in (last, model.tokenizer.eos_token_id, model.tokenizer.bos_token_id)
     shipped = json.loads((tmp_path / "tokenizer_config.json").read_text())["pad_token"]
@@ -353,7 +354,7 @@ def test_a_template_that_ends_with_the_padding_token_gets_another(bases, tmp_pat
         "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}<|endoftext|>"
     )
     model = checkpoint.create(str(tmp_path / "model"))
-    assert model.template.encode(talk("q", "a"), every_turn=False).ids[-1] == 0
+    assert model.chat_template.encode(talk("q", "a"), every_turn=False).ids[-1] == 0
     assert model.network.core.config.pad_token_id not in (0, 1, 2)
 
 
@@ -503,7 +504,9 @@ TALKS = [talk("q", "a"), talk("q", "a", "why", "because"), talk("hello there", "
 
 
 def spread(model):
-    return rewards(model.network, [[model.template.encode(one, every_turn=False)] for one in TALKS])
+    return rewards(
+        model.network, [[model.chat_template.encode(one, every_turn=False)] for one in TALKS]
+    )
 
 
 def test_a_saved_model_loads_with_equal_scores_and_no_trace_of_packing(model, tmp_path):
@@ -574,7 +577,7 @@ def test_a_fresh_process_under_another_seed_scores_the_same(stepped):
         "import json, sys, torch; torch.manual_seed(1234); from musiccli.reward_model import checkpoint\n"
         "for folder in sys.argv[2:]:\n"
         "    m = checkpoint.load(folder)\n"
-        "    print([m.network([[m.template.encode(one)]])[0][-1].item() for one in json.loads(sys.argv[1])])"
+        "    print([m.network([[m.chat_template.encode(one)]])[0][-1].item() for one in json.loads(sys.argv[1])])"
     )
     folders = [str(folder) for folder, _ in stepped.values()]
     done = subprocess.run(
@@ -639,7 +642,7 @@ def test_the_adapter_alone_loads_with_peft(bases, tmp_path):
     again = PeftModel.from_pretrained(base, tmp_path / checkpoint.ADAPTER).eval()
     with torch.inference_mode():
         found = [
-            again(input_ids=torch.tensor([model.template.encode(one).ids])).logits[0, 0]
+            again(input_ids=torch.tensor([model.chat_template.encode(one).ids])).logits[0, 0]
             for one in TALKS
         ]
     torch.testing.assert_close(torch.stack(found), scores, **CLOSE)
@@ -661,7 +664,7 @@ def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora, mo
     for how in (None, {"everything": False}, {"everything": True}):
         model = checkpoint.create(bases(family), lora=lora)
         if how:
-            recompute(model.network, **how)
+            checkpoint_activations(model.network, **how)
         step(model, rate=0.0)
         gradients.append(
             [weight.grad for weight in model.network.parameters() if weight.requires_grad]
@@ -676,7 +679,7 @@ def test_what_a_gpu_will_compute_again_is_not_chosen_as_on_a_cpu(bases):
 
     def chosen(device, everything=False):
         network = checkpoint.create(bases("llama")).network
-        recompute(network, everything, torch.device(device))
+        checkpoint_activations(network, everything, torch.device(device))
         again = [layer.gradient_checkpointing for layer in network.backbone.layers]
         return all(again), len(network._forward_pre_hooks)
 
@@ -698,7 +701,7 @@ def test_attention_by_products_is_pytorchs_forwards_and_backwards(rows, columns,
     ]
     above, results = torch.randn(1, 6, rows, 16, generator=draw), []
     for attend in (
-        lambda *three: gemm.attention(*three, window, 0.3, softcap),
+        lambda *three: attention(*three, window, 0.3, softcap),
         lambda *three: plain_attention(*three, window, 0.3, softcap),
     ):
         three = [one.clone().requires_grad_() for one in given]

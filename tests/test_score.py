@@ -48,7 +48,7 @@ def conversation(name, *texts, **fields):
 def reward(model, messages):
     """One conversation's reward, by itself."""
     with torch.inference_mode():
-        return model.network([[model.template.encode(messages, every_turn=False)]])[0].item()
+        return model.network([[model.chat_template.encode(messages, every_turn=False)]])[0].item()
 
 
 def scored(model, records, rejects=None, counts=None, cache=None, **settings):
@@ -251,7 +251,7 @@ def test_a_forward_pass_stays_within_the_budget_where_one_sequence_does(model, m
         return real(groups)
 
     monkeypatch.setattr(model.network, "_packed", watch)
-    single = max(len(model.template.encode(one["messages"]).ids) for one in candidates())
+    single = max(len(model.chat_template.encode(one["messages"]).ids) for one in candidates())
     scored(model, candidates(samples=12), budget=2 * single)
     assert max(rows) <= 2 * single
     together, rows[:] = sum(rows), []
@@ -277,7 +277,7 @@ def test_a_padded_forward_pass_stays_within_the_budget_too(rm, monkeypatch):
         "forward",
         lambda **given: shapes.append(given["input_ids"].numel()) or real(**given),
     )
-    longest = max(len(model.template.encode(one["messages"]).ids) for one in records)
+    longest = max(len(model.chat_template.encode(one["messages"]).ids) for one in records)
     found = scored(model, records, budget=3 * longest)
     assert max(shapes) <= 3 * longest and len(shapes) < len(records)
     assert [one["scores"]["rm"] for one in found] == pytest.approx(
@@ -361,7 +361,7 @@ def test_what_cannot_be_cut_is_rejected(model):
 
 
 def test_no_conversation_is_longer_than_the_model_takes(model):
-    assert model.context == 2048
+    assert model.context_length == 2048
     counts = Counter()
     scored(
         model, [conversation("c", "word " * 3000, "a", "q", "b")], max_length=10_000, counts=counts

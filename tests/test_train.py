@@ -540,7 +540,7 @@ def test_pairs_that_teach_nothing_and_pairs_too_long_are_counted(base):
     }
     assert len(found) == 2
     for sides in (one.sides for one in found):
-        assert all(side.ends == [len(side.ids) - 1] for side in sides)
+        assert all(side.reward_positions == [len(side.ids) - 1] for side in sides)
 
 
 def test_what_was_dropped_and_cut_is_said_of_both_files(run, tmp_path):

@@ -173,7 +173,7 @@ def test_rewards_that_are_read_a_token_early_are_wrong(model, monkeypatch):
         "_packed",
         lambda groups: real(
             [
-                [sequence(one.ids, *(end - 1 for end in one.ends)) for one in group]
+                [sequence(one.ids, *(end - 1 for end in one.reward_positions)) for one in group]
                 for group in groups
             ]
         ),
@@ -321,8 +321,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
-from musiccli.reward_model.activations import recompute
-from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used
+from musiccli.reward_model.activations import checkpoint_activations
+from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used_tokens
 from musiccli.train.memory import estimate
 from musiccli.train.tokenized_pairs import prepare
 from musiccli.train.batching import deal
@@ -334,9 +334,9 @@ def resident(name):
 
 settings = TrainConfig(batch=8, lr=1e-5)
 model = checkpoint.create(sys.argv[1])
-recompute(model.network, everything=False)
+checkpoint_activations(model.network, everything=False)
 pairs = prepare([Record(json.loads(line)) for line in open(sys.argv[2])], model, 2048, Counter())
-vocabulary = TrimmedEmbedding(model.network, used(side.ids for pair in pairs for side in pair.sides))
+vocabulary = TrimmedEmbedding(model.network, used_tokens(side.ids for pair in pairs for side in pair.sides))
 memory = estimate(model, pairs, settings)
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")

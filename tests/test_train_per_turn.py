@@ -11,7 +11,7 @@ from toys import backbone, lines, pair, pairs, talk, write
 
 from musiccli.core.records import Record, count_turns
 from musiccli.reward_model import checkpoint
-from musiccli.reward_model.network import bradley_terry, pair_losses
+from musiccli.reward_model.loss import bradley_terry, pair_losses
 from musiccli.train.checks import check
 from musiccli.train.config import TrainConfig
 from musiccli.train.run import train
@@ -128,8 +128,11 @@ def test_sides_are_read_where_they_are_compared_and_nowhere_else(base):
     model = checkpoint.create(base)
     for (*sides, compared), found in zip(CASES.values(), prepared(model), strict=True):
         for side, one, numbers in zip(sides, found.sides, zip(*compared, strict=True), strict=True):
-            whole = model.template.encode(side)
-            assert (one.ids, one.ends) == (whole.ids, [whole.ends[number] for number in numbers])
+            whole = model.chat_template.encode(side)
+            assert (one.ids, one.reward_positions) == (
+                whole.ids,
+                [whole.reward_positions[number] for number in numbers],
+            )
 
 
 @pytest.mark.parametrize("packed", [True, False])

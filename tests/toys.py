@@ -31,7 +31,7 @@ from transformers import (
 from musiccli.core.bundled_models import BUNDLED_MODELS, bundled_model_folder
 from musiccli.core.errors import InputError
 from musiccli.core.quiet import quiet_libraries
-from musiccli.reward_model.chat_template import Encoded
+from musiccli.reward_model.chat_template import EncodedConversation
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TINY = Path(__file__).parents[1] / "recipes" / "tiny-data"
@@ -143,9 +143,9 @@ def drawn(target: Path, network: type, config, tokens: str = "smollm2", seed: in
     return target
 
 
-def sequence(ids: list[int], *ends: int) -> Encoded:
+def sequence(ids: list[int], *ends: int) -> EncodedConversation:
     """Token ids, read at their end or at `ends`."""
-    return Encoded(ids, list(ends) or [len(ids) - 1])
+    return EncodedConversation(ids, list(ends) or [len(ids) - 1])
 
 
 def draw(count: int, seed: int) -> list[int]:

@@ -11,12 +11,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from musiccli.cpu import products as gemm
+from musiccli.cpu.attention import attention, can_attend
 from musiccli.reward_model.packing import Segment
 
 NAME = "music_packed"
-WIDE = 128  # numbers a head, from which on PyTorch's attention on a CPU is slower than plain products (by a half at
-# Gemma's 256, backwards as well)
 
 
 def packed_attention(
@@ -54,13 +52,8 @@ def packed_attention(
 def _attend(query, key, value, scaling, softcap, window, dropout):
     """Causal attention of the last len(query) positions over len(key) positions."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if (
-        query.device.type == "cpu"
-        and query.dtype == torch.float32
-        and query.shape[-1] >= WIDE
-        and not dropout
-    ):
-        return gemm.attention(query, key, value, window, scaling, softcap)
+    if can_attend(query, dropout):
+        return attention(query, key, value, window, scaling, softcap)
     rows, columns = query.shape[2], key.shape[2]
     window = window if window and window < columns else None
     if softcap is None:

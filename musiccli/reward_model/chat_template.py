@@ -17,15 +17,15 @@ TODAY = datetime(2024, 7, 26)  # what they get; Llama 3.2's own where it finds n
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedConversation:
     """`ids` of the whole conversation; `ends[t]` is the index in `ids` at which the reward of its t-th read is taken:
     after each assistant turn, or once, after the last."""
 
     ids: list[int]
-    ends: list[int]
+    reward_positions: list[int]
 
 
-class Template:
+class ChatTemplate:
     """A tokenizer's chat template, with its limits known: whether it takes a system message, where turns end.
 
     One that writes today's date gets TODAY, also in the tokenizer and so in what is saved of it: else a conversation
@@ -62,7 +62,7 @@ class Template:
             *rest,
         ]
 
-    def encode(self, messages: Sequence[Message], every_turn: bool = True) -> Encoded:
+    def encode(self, messages: Sequence[Message], every_turn: bool = True) -> EncodedConversation:
         """Token ids, and where each assistant turn ends (or only the last), from one tokenisation.
 
         Raises RecordError where every turn's end is wanted and the template writes earlier turns differently once more
@@ -71,7 +71,7 @@ class Template:
         text = self.render(messages)
         if not every_turn:
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            return Encoded(ids, [len(ids) - 1])
+            return EncodedConversation(ids, [len(ids) - 1])
         encoding = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -86,7 +86,7 @@ class Template:
                     "the chat template rewrites earlier turns when more follow", field="messages"
                 )
             ends.append(token_at[len(prefix)])
-        return Encoded(encoding["input_ids"], ends)
+        return EncodedConversation(encoding["input_ids"], ends)
 
     def _shows(self, message: Message) -> bool:
         """Whether the template neither refuses a message before the user's nor drops it without a word."""
@@ -99,9 +99,9 @@ class Template:
         return message["content"] in text
 
 
-def fit(
+def cut_to_fit(
     encode, conversations: Sequence[list[Message]], most: int, shared: int
-) -> tuple[list[Encoded], int] | None:
+) -> tuple[list[EncodedConversation], int] | None:
     """Conversations of at most `most` tokens, by cutting the same oldest exchanges from all of them.
 
     `shared` is how many leading messages all of them have in common; only these are cut, in whole exchanges, so that

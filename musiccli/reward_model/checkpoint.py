@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from musiccli.core.bundled_models import list_model_files, path_or_hub_id
 from musiccli.core.errors import InputError
 from musiccli.core.quiet import quiet_libraries
+from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
-from musiccli.cpu.products import use_onednn_linear
 from musiccli.reward_model.card import card
-from musiccli.reward_model.chat_template import Encoded, Template
+from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
 
@@ -42,7 +42,7 @@ class RewardModel:
 
     network: RewardNetwork
     tokenizer: object
-    template: Template
+    chat_template: ChatTemplate
     notes: dict = field(default_factory=dict)
     replaced_padding: str | None = (
         None  # the tokenizer's own padding token, where it could not stay
@@ -51,7 +51,7 @@ class RewardModel:
     identity: str = ""  # of what was loaded and how it computes: equal ones give equal scores
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """The most tokens that the backbone takes."""
         return (
             getattr(self.network.core.config.get_text_config(), "max_position_embeddings", None)
@@ -133,10 +133,10 @@ def save(model: RewardModel, folder: Path) -> None:
         model.tokenizer.save_pretrained(folder)
     for file in folder.rglob("*.safetensors"):
         shutil.copymode(folder / "config.json", file)  # safetensors keeps it from everybody else
-    last = _last_token(model.template)
+    last = _last_token(model.chat_template)
     notes = model.notes | {
         "reward_token": {"id": last, "text": model.tokenizer.decode([last])},
-        "attention": "eager" if softcapped(core.config) else "sdpa",
+        "attention": "eager" if has_logit_softcap(core.config) else "sdpa",
         "versions": {
             name: version(name)
             for name in ("musiccli", "torch", "transformers", "peft", "accelerate")
@@ -183,7 +183,7 @@ def _open(
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                attn_implementation="eager" if softcapped(config) else None,
+                attn_implementation="eager" if has_logit_softcap(config) else None,
             )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(
@@ -201,7 +201,7 @@ def _open(
             f"{name}: has no trained reward head; `music train --model {name}` makes a reward model of it"
         )
     use_onednn_linear(model)
-    template, notes = Template(tokenizer), read_notes(Path(path))
+    template, notes = ChatTemplate(tokenizer), read_notes(Path(path))
     read_at, last = notes.get("reward_token"), _last_token(template)
     if read_at and read_at["id"] != last:
         raise InputError(
@@ -264,12 +264,12 @@ def _is_classifier(config) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
 
 
-def softcapped(config) -> bool:
+def has_logit_softcap(config) -> bool:
     """Whether attention logits are soft-capped, as Gemma-2's: sdpa leaves that out, or refuses."""
     return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
 
 
-def _last_token(template: Template) -> int:
+def _last_token(template: ChatTemplate) -> int:
     return template.encode(
         [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], False
     ).ids[-1]
@@ -292,13 +292,13 @@ def _choose_padding(tokenizer, model, last: int) -> str | None:
             if token.special
         }
         best = [name for name in PADDING if name in special] + list(special)
-        fit = [name for name in best if special[name] not in avoid]
-        if not fit:
+        usable = [name for name in best if special[name] not in avoid]
+        if not usable:
             raise InputError(
                 f"{tokenizer.name_or_path}: its padding token also ends conversations, and it has no "
                 "other special token to use; add one to its tokenizer as pad_token"
             )
-        tokenizer.pad_token = fit[0]
+        tokenizer.pad_token = usable[0]
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return own if own != tokenizer.pad_token else None
@@ -311,7 +311,7 @@ def _network(model, say: Callable) -> RewardNetwork:
     common, *rests = (
         torch.randint(5, vocabulary, (size,), generator=draw).tolist() for size in (24, 9, 14)
     )
-    group = [Encoded(common + rest, [30, len(common + rest) - 1]) for rest in rests]
+    group = [EncodedConversation(common + rest, [30, len(common + rest) - 1]) for rest in rests]
     own = model.config._attn_implementation
     with torch.inference_mode():
         expected = torch.cat(RewardNetwork(model, packed=False).eval()([group]))

@@ -7,7 +7,7 @@ from musiccli.core.errors import InputError
 KEPT_HERE = ["checkpoints/**", "trackers/**", ".*", ".*/**"]  # of a run's folder
 
 
-def claim(repo: str) -> str:
+def create_repository(repo: str) -> str:
     """Make the repository, private unless it is there already, so that a missing right is known now; its full name."""
     from huggingface_hub import HfApi, get_token
 

@@ -109,7 +109,7 @@ def _probe(model: checkpoint.RewardModel) -> torch.Tensor:
     with torch.inference_mode():
         return torch.cat(
             model.network.eval()(
-                [[model.template.encode(messages[:2]), model.template.encode(messages)]]
+                [[model.chat_template.encode(messages[:2]), model.chat_template.encode(messages)]]
             )
         )
 

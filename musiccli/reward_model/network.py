@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from musiccli.reward_model.attention import NAME
-from musiccli.reward_model.chat_template import Encoded
-from musiccli.reward_model.packing import cost, pack
+from musiccli.reward_model.chat_template import EncodedConversation
+from musiccli.reward_model.packing import pack, packed_length
 
 
 class RewardNetwork(nn.Module):
@@ -46,11 +46,13 @@ class RewardNetwork(nn.Module):
         there = {type(module).__name__ for module in self.modules()}
         return sorted(there & set(self.core._no_split_modules or []))
 
-    def size(self, group: Sequence[Encoded]) -> int:
+    def token_count(self, group: Sequence[EncodedConversation]) -> int:
         """Tokens that a group takes by itself in a forward pass."""
-        return cost(group) if self.packed else len(group) * max(len(one.ids) for one in group)
+        return (
+            packed_length(group) if self.packed else len(group) * max(len(one.ids) for one in group)
+        )
 
-    def forward(self, groups: Sequence[Sequence[Encoded]]) -> list[torch.Tensor]:
+    def forward(self, groups: Sequence[Sequence[EncodedConversation]]) -> list[torch.Tensor]:
         """Rewards of each sequence of each group, in order: per sequence a tensor (turns,), one value per read."""
         hidden, reward_positions = self._packed(groups) if self.packed else self._padded(groups)
         rewards = self._read(hidden).split([len(read) for read in reward_positions])
@@ -93,44 +95,13 @@ class RewardNetwork(nn.Module):
             input_ids=ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
         rows = torch.tensor(
-            [index for index, one in enumerate(sequences) for _ in one.ends], device=device
+            [index for index, one in enumerate(sequences) for _ in one.reward_positions],
+            device=device,
         )
-        ends = torch.tensor([end for one in sequences for end in one.ends], device=device)
-        return hidden[rows, ends], [one.ends for one in sequences]
-
-
-def bradley_terry(
-    chosen: torch.Tensor,
-    rejected: torch.Tensor,
-    margin: torch.Tensor | float = 0.0,
-    centre: float = 0.0,
-) -> torch.Tensor:
-    """-log sigmoid(chosen - rejected - margin) + centre (chosen + rejected)^2, (pairs,).
-
-    The negative log likelihood of the preferences (Bradley and Terry, 1952; the loss of arXiv 2512.24693, eq. for its
-    reward model), with the margin of Llama 2 (arXiv 2307.09288, eq. 2) and the pull of rewards to a mean of zero of
-    arXiv 2312.09244 (TRL's center_rewards_coefficient). Not reduced: the caller knows the batch.
-    """
-    loss = -torch.nn.functional.logsigmoid(chosen - rejected - margin)
-    return loss + centre * (chosen + rejected).square() if centre else loss
-
-
-def pair_losses(
-    chosen: Sequence[torch.Tensor],
-    rejected: Sequence[torch.Tensor],
-    margins: Sequence[float],
-    centre: float = 0.0,
-) -> torch.Tensor:
-    """`bradley_terry` of each pair, (pairs,): the mean over the turns at which its sides are compared.
-
-    `chosen` and `rejected` hold a tensor (turns,) a pair, both of a pair of one length; `margins` a number a pair.
-    """
-    turns = [len(one) for one in chosen]
-    margin = chosen[0].new_tensor(
-        [by for by, count in zip(margins, turns, strict=True) for _ in range(count)]
-    )
-    losses = bradley_terry(torch.cat(list(chosen)), torch.cat(list(rejected)), margin, centre)
-    return torch.stack([one.mean() for one in losses.split(turns)])
+        ends = torch.tensor(
+            [end for one in sequences for end in one.reward_positions], device=device
+        )
+        return hidden[rows, ends], [one.reward_positions for one in sequences]
 
 
 def last_rewards(rewards: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from musiccli.reward_model.chat_template import Encoded
+from musiccli.reward_model.chat_template import EncodedConversation
 
 WORTH_SHARING = (
     16  # tokens; a shorter common prefix is cheaper computed twice than attended to from elsewhere
@@ -26,7 +26,7 @@ class Segment:
 
 
 @dataclass
-class Packed:
+class PackedRow:
     """`ids` and `positions` of one row, its runs, and for each sequence the row indices where rewards are read."""
 
     ids: list[int]
@@ -48,15 +48,15 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return shared if shared >= WORTH_SHARING else 0
 
 
-def cost(group: Sequence[Encoded]) -> int:
+def packed_length(group: Sequence[EncodedConversation]) -> int:
     """Tokens that a group takes in a row."""
     shared = shared_prefix([one.ids for one in group])
     return sum(len(one.ids) for one in group) - shared * (len(group) - 1)
 
 
-def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
+def pack(groups: Sequence[Sequence[EncodedConversation]]) -> PackedRow:
     """All sequences of all groups in one row; `reward_positions` follows their order."""
-    row = Packed([], [], [], [])
+    row = PackedRow([], [], [], [])
     for group in groups:
         shared = shared_prefix([one.ids for one in group])
         base = len(row.ids)
@@ -66,7 +66,7 @@ def pack(groups: Sequence[Sequence[Encoded]]) -> Packed:
             row.positions += range(skip, len(one.ids))
             row.segments.append(Segment(start, len(row.ids), (base, base + skip)))
             row.reward_positions.append(
-                [base + end if end < skip else start + end - skip for end in one.ends]
+                [base + end if end < skip else start + end - skip for end in one.reward_positions]
             )
     return row
 

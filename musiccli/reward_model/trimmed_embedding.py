@@ -15,7 +15,7 @@ from torch import nn
 from musiccli.reward_model.network import RewardNetwork
 
 
-def used(sequences: Iterable[Iterable[int]]) -> list[int]:
+def used_tokens(sequences: Iterable[Iterable[int]]) -> list[int]:
     """Every token there is, in order; 0 stands for padding."""
     return sorted({0}.union(*sequences))
 

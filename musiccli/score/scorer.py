@@ -16,10 +16,10 @@ from musiccli.core.jsonl import Rejects
 from musiccli.core.processes import ProcessGroup
 from musiccli.core.records import Record, count_characters, first_divergence, side_names
 from musiccli.core.store import Store
-from musiccli.reward_model.chat_template import Encoded, fit
+from musiccli.reward_model.chat_template import EncodedConversation, cut_to_fit
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
-from musiccli.reward_model.packing import cost, micro_batches, partitions
+from musiccli.reward_model.packing import micro_batches, packed_length, partitions
 
 WINDOW = 256  # records that one process scores together: enough to sort by size and to find candidates of one prompt
 BUDGET = 4096  # tokens in one forward pass
@@ -87,7 +87,7 @@ def score(
 class _Scorer:
     def __init__(self, model: RewardModel, settings: ScoreConfig, cache: Store | None):
         self.model, self.settings, self.cache = model, settings, cache
-        self.longest = min(settings.max_length or model.context, model.context)
+        self.longest = min(settings.max_length or model.context_length, model.context_length)
 
     def by_all(
         self, window: Sequence[Record], process_group: ProcessGroup
@@ -133,7 +133,9 @@ class _Scorer:
                 outcomes.append(error)
                 continue
             for side in sides:
-                places.append(numbers.setdefault((*side.ids, None, *side.ends), len(numbers)))
+                places.append(
+                    numbers.setdefault((*side.ids, None, *side.reward_positions), len(numbers))
+                )
                 sequences += [(record["id"], side)] if places[-1] == len(sequences) else []
             outcomes.append(Outcome([[] for _ in sides], cut))
         rewards, cached = self._rewards(sequences)
@@ -149,7 +151,7 @@ class _Scorer:
                     )
         return outcomes, cached
 
-    def _encode(self, record: Record) -> tuple[list[Encoded], bool]:
+    def _encode(self, record: Record) -> tuple[list[EncodedConversation], bool]:
         names = side_names(record)
         sides = [record[side] for side in names]
         for side, messages in zip(names, sides, strict=True):
@@ -161,15 +163,17 @@ class _Scorer:
         if self.settings.last_only:
             sides = [side[: side[0]["role"] == "system"] + side[-2:] for side in sides]
         shared = first_divergence(*sides) if len(sides) == 2 else len(sides[0])
-        encode = partial(self.model.template.encode, every_turn=self.settings.per_turn)
-        fitted = fit(encode, sides, self.longest, shared)
+        encode = partial(self.model.chat_template.encode, every_turn=self.settings.per_turn)
+        fitted = cut_to_fit(encode, sides, self.longest, shared)
         if fitted is None:
             raise RecordError(
                 f"is longer than {self.longest} tokens and cannot be cut without losing what differs"
             )
         return fitted[0], fitted[1] > 0
 
-    def _rewards(self, sequences: list[tuple[object, Encoded]]) -> tuple[list[list[float]], int]:
+    def _rewards(
+        self, sequences: list[tuple[object, EncodedConversation]]
+    ) -> tuple[list[list[float]], int]:
         """Of each (id, sequence) the rewards at its ends; and how many of these were in the cache. What is new is kept
         when all is computed: a run that was stopped and goes on then batches, and so rounds, as an unbroken one."""
         keys = [self._key(one) for _, one in sequences] if self.cache else []
@@ -189,7 +193,7 @@ class _Scorer:
                         )
         return rewards, len(sequences) - len(missing)
 
-    def _compute(self, sequences: list[tuple[object, Encoded]]) -> list[list[float]]:
+    def _compute(self, sequences: list[tuple[object, EncodedConversation]]) -> list[list[float]]:
         network, budget = self.model.network, self.settings.budget
         groups = (
             _groups(sequences, budget)
@@ -198,7 +202,7 @@ class _Scorer:
         )
         encoded = [[sequences[index][1] for index in group] for group in groups]
         rewards: list[list[float]] = [[] for _ in sequences]
-        sizes = [network.size(group) for group in encoded]
+        sizes = [network.token_count(group) for group in encoded]
         for batch in micro_batches(sizes, budget, padded=not network.packed):
             with (
                 torch.inference_mode(),
@@ -211,19 +215,19 @@ class _Scorer:
                 rewards[index] = values.tolist()
         return rewards
 
-    def _key(self, one: Encoded) -> bytes:
+    def _key(self, one: EncodedConversation) -> bytes:
         return blake2b(
-            orjson.dumps([self.model.identity, one.ids, one.ends]), digest_size=16
+            orjson.dumps([self.model.identity, one.ids, one.reward_positions]), digest_size=16
         ).digest()
 
 
-def _groups(sequences: list[tuple[object, Encoded]], budget: int) -> list[list[int]]:
+def _groups(sequences: list[tuple[object, EncodedConversation]], budget: int) -> list[list[int]]:
     """Indices of neighbours that share an id and so, probably, a beginning: the sides of a record, the candidates of
     a prompt. A group stays within `budget` tokens where it can."""
     groups: list[list[int]] = []
     for index, (name, _) in enumerate(sequences):
         group = [*groups[-1], index] if groups and sequences[index - 1][0] == name else [index]
-        if len(group) > 1 and cost([sequences[other][1] for other in group]) <= budget:
+        if len(group) > 1 and packed_length([sequences[other][1] for other in group]) <= budget:
             groups[-1] = group
         else:
             groups.append([index])

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from musiccli.core.errors import InputError
 from musiccli.core.quiet import quiet_libraries
-from musiccli.reward_model.checkpoint import RewardModel, softcapped
+from musiccli.reward_model.checkpoint import RewardModel, has_logit_softcap
 from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.train.tokenized_pairs import Pair
 
@@ -99,7 +99,9 @@ def padding(model: RewardModel, pairs: Sequence[Pair]) -> str:
 
 def reward_token(model: RewardModel, pairs: Sequence[Pair]) -> str:
     """The reward is read at one and the same token, the template's last; it is stored with the checkpoint."""
-    ends = Counter(side.ids[end] for pair in pairs for side in pair.sides for end in side.ends)
+    ends = Counter(
+        side.ids[end] for pair in pairs for side in pair.sides for end in side.reward_positions
+    )
     shown = ", ".join(repr(model.tokenizer.decode([end])) for end, _ in ends.most_common(3))
     if len(ends) > 1:
         raise Doubt(
@@ -112,7 +114,7 @@ def reward_token(model: RewardModel, pairs: Sequence[Pair]) -> str:
 def attention(model: RewardModel, pairs: Sequence[Pair]) -> str:
     """The attention in use gives the rewards that transformers' own forward gives, one conversation at a time."""
     core = model.network.core
-    if softcapped(core.config) and "sdpa" in str(core.config._attn_implementation):
+    if has_logit_softcap(core.config) and "sdpa" in str(core.config._attn_implementation):
         raise InputError(
             "attention is sdpa, which leaves out this model's soft-capping; use eager or flash attention"
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, Products, selects
+from musiccli.cpu.recomputation import SavedBytes
+from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, recomputes_selectively
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.config import TrainConfig
 from musiccli.train.tokenized_pairs import Pair
@@ -95,7 +96,7 @@ def _activations(
     )  # one at a time is computed again, or as much is needed on the way back
     if checkpointing:
         return tokens * (inputs + layer), cast / config.num_hidden_layers
-    few = min(tokens, RECOMPUTE_ABOVE) if selects(model.network, device) else tokens
+    few = min(tokens, RECOMPUTE_ABOVE) if recomputes_selectively(model.network, device) else tokens
     again = (
         tokens * (inputs + products + layer) if tokens > few else 0
     )  # may well be less than few keep
@@ -128,7 +129,7 @@ def _kept(model: RewardModel, pairs: Sequence[Pair]) -> tuple[float, float, floa
     # In evaluation nothing is recomputed; the models in use have no dropout, so training keeps the same.
     with (
         torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor),
-        Products() as products,
+        SavedBytes() as products,
     ):
         rewards = model.network.eval()([pair.sides])
     del rewards

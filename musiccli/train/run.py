@@ -26,10 +26,10 @@ from musiccli.core.processes import ProcessGroup
 from musiccli.core.progress import Bar, bar
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
-from musiccli.reward_model.activations import recompute
-from musiccli.reward_model.hub import claim, push
+from musiccli.reward_model.activations import checkpoint_activations
+from musiccli.reward_model.hub import create_repository, push
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
-from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used
+from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used_tokens
 from musiccli.train import log, trackers
 from musiccli.train.batching import plan, total_steps
 from musiccli.train.checks import check
@@ -78,11 +78,11 @@ def train(
             f"--batch {settings.batch}: every one of {accelerator.num_processes} processes needs a pair"
         )
     if main and not only_check:
-        hub = claim(hub) if hub else None
+        hub = create_repository(hub) if hub else None
         _claim(out)
     set_seed(settings.seed)
     model = _create(settings, say)
-    recompute(
+    checkpoint_activations(
         model.network, everything=settings.activation_checkpointing, device=accelerator.device
     )
     with bar("encode") if main else contextlib.nullcontext(Bar()) as progress:
@@ -97,7 +97,7 @@ def train(
         _push(accelerator, hub, out, say)
         return None
     vocabulary = TrimmedEmbedding(
-        model.network, used(side.ids for pair in (*pairs, *held_out) for side in pair.sides)
+        model.network, used_tokens(side.ids for pair in (*pairs, *held_out) for side in pair.sides)
     )
     say(_plan_in_words(model, pairs, settings, accelerator))
     if (checked or only_check) and main:
@@ -135,7 +135,10 @@ def _encode(
     """The pairs to train on, those held out, and what the notes say of their files. Says what was cut and dropped."""
     files, held_out_files, offloaded_bytes = Counter(), Counter(), Counter()
     encode = partial(
-        prepare, model=model, max_length=min(settings.max_length, model.context), rejects=rejects
+        prepare,
+        model=model,
+        max_length=min(settings.max_length, model.context_length),
+        rejects=rejects,
     )
     pairs = encode(
         progress.track(counted(preferences, files)),
@@ -384,7 +387,7 @@ def _plan_in_words(
     trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
     tokens, size = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
     laid_out = "with shared prefixes once" if model.network.packed else "padded"
-    turns = sum(len(pair.sides[0].ends) for pair in pairs)
+    turns = sum(len(pair.sides[0].reward_positions) for pair in pairs)
     compared = f" compared at {turns:,} turns" if settings.per_turn else ""
     return (
         f"{len(pairs):,} pairs{compared}, {tokens:,} tokens ({size:,} {laid_out}); "

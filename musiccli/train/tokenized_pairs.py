@@ -12,7 +12,7 @@ import orjson
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record, count_turns, first_divergence, lookup, shortened
-from musiccli.reward_model.chat_template import Encoded, fit
+from musiccli.reward_model.chat_template import EncodedConversation, cut_to_fit
 from musiccli.reward_model.checkpoint import RewardModel
 
 PARTS = ("first", "middle", "last")
@@ -23,7 +23,7 @@ class Pair:
     """An encoded preference, and by what held-out accuracy is broken down."""
 
     sides: tuple[
-        Encoded, Encoded
+        EncodedConversation, EncodedConversation
     ]  # chosen, rejected; the t-th reads of both are compared, and the last is at the end
     size: int  # tokens in a forward pass: when packed, or padded
     tokens: int  # tokens as two sequences
@@ -50,13 +50,13 @@ def prepare(
     `margin_scale`. Sides are read where `compared` says, or with `per_turn` false after the last turn alone.
     """
     rejects = rejects or Rejects()
-    encode = partial(model.template.encode, every_turn=per_turn)
+    encode = partial(model.chat_template.encode, every_turn=per_turn)
     pairs = []
     for record in preferences:
         sides, fitted = [record["chosen"], record["rejected"]], None
         with rejects.guard(record):
             margin = margin_scale * _margin(record, margin_field) if margin_field else 0.0
-            fitted = fit(encode, sides, max_length, first_divergence(*sides))
+            fitted = cut_to_fit(encode, sides, max_length, first_divergence(*sides))
             if fitted is None:
                 counts[f"pairs dropped (over {max_length} tokens and not to be cut)"] += 1
         if fitted is None:
@@ -69,7 +69,7 @@ def prepare(
         pairs.append(
             Pair(
                 compared(chosen, rejected),
-                model.network.size((chosen, rejected)),
+                model.network.token_count((chosen, rejected)),
                 len(chosen.ids) + len(rejected.ids),
                 max(map(count_turns, sides)),
                 where_they_part(*sides),
@@ -79,16 +79,24 @@ def prepare(
     return pairs
 
 
-def compared(chosen: Encoded, rejected: Encoded) -> tuple[Encoded, Encoded]:
+def compared(
+    chosen: EncodedConversation, rejected: EncodedConversation
+) -> tuple[EncodedConversation, EncodedConversation]:
     """Both sides with those reads alone that the loss compares: after the last turn of each, and before it after every
     turn that both have. Turns of the shared history are left out: of the same tokens the rewards are the same."""
     ends = [
         (one, other)
-        for one, other in zip(chosen.ends[:-1], rejected.ends[:-1], strict=False)
+        for one, other in zip(
+            chosen.reward_positions[:-1], rejected.reward_positions[:-1], strict=False
+        )
         if chosen.ids[: one + 1] != rejected.ids[: other + 1]
     ]
-    ours, theirs = zip(*ends, (chosen.ends[-1], rejected.ends[-1]), strict=True)
-    return Encoded(chosen.ids, list(ours)), Encoded(rejected.ids, list(theirs))
+    ours, theirs = zip(
+        *ends, (chosen.reward_positions[-1], rejected.reward_positions[-1]), strict=True
+    )
+    return EncodedConversation(chosen.ids, list(ours)), EncodedConversation(
+        rejected.ids, list(theirs)
+    )
 
 
 def _margin(record: Record, field: str) -> float:

@@ -17,7 +17,8 @@ from musiccli.core.errors import InputError
 from musiccli.core.processes import ProcessGroup
 from musiccli.core.progress import Clock
 from musiccli.reward_model.checkpoint import RewardModel
-from musiccli.reward_model.network import last_rewards, pair_losses
+from musiccli.reward_model.loss import pair_losses
+from musiccli.reward_model.network import last_rewards
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
 from musiccli.train import metrics as measures
 from musiccli.train.batching import deal, total_steps

@@ -20,8 +20,8 @@ from musiccli.core.bundled_models import path_or_hub_id
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.progress import say
 from musiccli.core.quiet import quiet_libraries
+from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
-from musiccli.cpu.products import use_onednn_linear
 from musiccli.llm.concurrency import CURRENT_ITEM
 from musiccli.llm.local.batch import Batch, Request, Row
 

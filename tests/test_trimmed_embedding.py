@@ -35,7 +35,7 @@ def encoded(model):
 
 
 def tokens(found):
-    return vocabulary.used(side.ids for pair in found for side in pair.sides)
+    return vocabulary.used_tokens(side.ids for pair in found for side in pair.sides)
 
 
 def test_rewards_stay_as_they_are(base):
@@ -55,7 +55,7 @@ def test_training_gives_the_weights_that_a_whole_embedding_gives(base, tmp_path,
     settings = TrainConfig(model=base, batch=3, steps=4, lr=1e-2)
     records = [Record(one) for one in pairs(12)]
     narrow = run.train(records, tmp_path / "narrow", settings)
-    monkeypatch.setattr(run, "used", lambda sequences: list(range(49152)))
+    monkeypatch.setattr(run, "used_tokens", lambda sequences: list(range(49152)))
     whole = run.train(records, tmp_path / "whole", settings)
     for name in ("loss", "margin"):
         assert narrow[name] == pytest.approx(whole[name], abs=1e-6)

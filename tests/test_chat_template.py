@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, first_divergence
-from musiccli.reward_model.chat_template import Encoded, Template, fit
+from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation, cut_to_fit
 from musiccli.score.scorer import score
 from musiccli.train.tokenized_pairs import prepare
 
@@ -28,7 +28,7 @@ ODD = [
 
 @cache
 def template_of(name):
-    return Template(tokenizer(name))  # Gemma's takes seconds
+    return ChatTemplate(tokenizer(name))  # Gemma's takes seconds
 
 
 @pytest.fixture(params=["smollm2", "gemma3-270m"])
@@ -48,7 +48,7 @@ def smollm2():
 
 def with_template(tokens, text):
     tokens.chat_template = text
-    return Template(tokens)
+    return ChatTemplate(tokens)
 
 
 # Gemma
@@ -65,10 +65,10 @@ def test_gemma_is_read_at_the_newline_after_the_end_of_turn(gemma):
     encoded = gemma.encode(talk("q", "a", "r", "b"))
     around = [
         gemma.tokenizer.convert_ids_to_tokens(encoded.ids[end - 1 : end + 1])
-        for end in encoded.ends
+        for end in encoded.reward_positions
     ]
     assert around == [["<end_of_turn>", "\n"]] * 2
-    assert encoded.ends[-1] == len(encoded.ids) - 1
+    assert encoded.reward_positions[-1] == len(encoded.ids) - 1
 
 
 def test_a_system_message_goes_before_the_first_user_message_where_the_template_has_no_such_role(
@@ -85,7 +85,7 @@ def test_a_system_message_goes_before_the_first_user_message_where_the_template_
 
 def test_a_system_message_stays_one_where_the_template_takes_it(smollm2):
     assert (
-        Template(smollm2)
+        ChatTemplate(smollm2)
         .render([SYSTEM, *talk("q", "a")])
         .startswith("<|im_start|>system\n Be brief. <|im_end|>\n")
     )
@@ -104,10 +104,10 @@ def test_training_and_scoring_read_the_same_tokens(template):
 
     def network(groups):
         seen.extend(one for group in groups for one in group)
-        return [torch.zeros(len(one.ends)) for group in groups for one in group]
+        return [torch.zeros(len(one.reward_positions)) for group in groups for one in group]
 
-    network.packed, network.size = True, lambda group: sum(len(one.ids) for one in group)
-    model = SimpleNamespace(template=template, context=2048, network=network)
+    network.packed, network.token_count = True, lambda group: sum(len(one.ids) for one in group)
+    model = SimpleNamespace(chat_template=template, context_length=2048, network=network)
     history = [SYSTEM, *talk("q", "a", "r")]
     record = Record(
         {
@@ -118,7 +118,9 @@ def test_training_and_scoring_read_the_same_tokens(template):
     )
     [trained] = prepare([record], model, 2048, Counter())
     list(score([record], model, "rm"))
-    assert [(one.ids, one.ends) for one in trained.sides] == [(one.ids, one.ends) for one in seen]
+    assert [(one.ids, one.reward_positions) for one in trained.sides] == [
+        (one.ids, one.reward_positions) for one in seen
+    ]
     assert [one.ids for one in seen] == [
         template.encode(record[side]).ids for side in ("chosen", "rejected")
     ]
@@ -131,9 +133,11 @@ def agrees_with_its_prefixes(template, messages):
     encoded = template.encode(messages)
     turns = [index for index, message in enumerate(messages, 1) if message["role"] == "assistant"]
     prefixes = [template.encode(messages[:stop]).ids for stop in turns]
-    assert encoded.ends == [len(prefix) - 1 for prefix in prefixes]
+    assert encoded.reward_positions == [len(prefix) - 1 for prefix in prefixes]
     assert all(encoded.ids[: len(prefix)] == prefix for prefix in prefixes)
-    assert template.encode(messages, every_turn=False) == Encoded(encoded.ids, encoded.ends[-1:])
+    assert template.encode(messages, every_turn=False) == EncodedConversation(
+        encoded.ids, encoded.reward_positions[-1:]
+    )
 
 
 @needs_data
@@ -160,12 +164,12 @@ def test_a_template_that_rewrites_earlier_turns_has_no_turn_ends_but_a_last_toke
         RecordError, match="messages: the chat template rewrites earlier turns when more follow"
     ):
         thinks.encode(messages)
-    assert len(thinks.encode(talk("q", "a")).ends) == 1
+    assert len(thinks.encode(talk("q", "a")).reward_positions) == 1
     encoded = thinks.encode(messages, every_turn=False)
     assert (
         smollm2.decode(encoded.ids) == "user:q\nassistant:a\nuser:r\nassistant:<think></think>b\n"
     )
-    assert encoded.ends == [len(encoded.ids) - 1]
+    assert encoded.reward_positions == [len(encoded.ids) - 1]
 
 
 def test_a_tokenizer_without_a_template_is_an_input_error(smollm2):
@@ -256,7 +260,7 @@ def test_cutting_keeps_the_contract(seed):
     for _ in range(300):
         sides, most = conversations(draws), draws.randint(5, 70)
         shared = min((first_divergence(sides[0], one) for one in sides), default=len(sides[0]))
-        result = fit(words, sides, most, shared)
+        result = cut_to_fit(words, sides, most, shared)
         possible = {
             cut: kept
             for cut in range(0, 40, 2)
@@ -285,7 +289,7 @@ def test_only_as_many_exchanges_are_cut_as_must_be():
     lengths = [len(words(sides[0]).ids) - 8 * cut for cut in range(4)]
     assert lengths == [28, 20, 12, 4]
     cuts = {
-        most: (fit(words, sides, most, 7) or (None, None))[1]
+        most: (cut_to_fit(words, sides, most, 7) or (None, None))[1]
         for most in (28, 27, 20, 19, 12, 11, 4, 3)
     }
     assert cuts == {28: 0, 27: 2, 20: 2, 19: 4, 12: 4, 11: 6, 4: 6, 3: None}
@@ -293,13 +297,13 @@ def test_only_as_many_exchanges_are_cut_as_must_be():
 
 def test_the_exchange_in_which_the_sides_part_is_never_cut():
     early = [talk("long " * 50, "good", "r", "s"), talk("long " * 50, "bad", "r", "s")]
-    assert fit(words, early, 40, 1) is None
+    assert cut_to_fit(words, early, 40, 1) is None
     later = [talk("long " * 50, "same", "q", "good"), talk("long " * 50, "same", "r", "bad")]
-    assert fit(words, later, 40, 2)[1] == 2
+    assert cut_to_fit(words, later, 40, 2)[1] == 2
 
 
 def test_sides_with_different_system_messages_are_not_cut():
     sides = [
         [{"role": "system", "content": text}, *talk("long " * 50, "a", "q", "b")] for text in "xy"
     ]
-    assert fit(words, sides, 40, 0) is None
+    assert cut_to_fit(words, sides, 40, 0) is None

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from musiccli.cpu import products as gemm
+from musiccli.cpu import linear
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 SHAPES = {
@@ -22,7 +22,7 @@ def library(request, monkeypatch):
     """Either, whatever the processor would choose."""
     if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(gemm, "ONEDNN", request.param)
+    monkeypatch.setattr(linear, "ONEDNN_IS_FASTER", request.param)
 
 
 def twins(inside: int, outside: int, bias: bool = False) -> tuple[nn.Linear, nn.Linear]:
@@ -30,7 +30,7 @@ def twins(inside: int, outside: int, bias: bool = False) -> tuple[nn.Linear, nn.
     torch.manual_seed(0)
     plain, other = nn.Linear(inside, outside, bias=bias), nn.Linear(inside, outside, bias=bias)
     other.load_state_dict(plain.state_dict())
-    gemm.use_onednn_linear(other)
+    linear.use_onednn_linear(other)
     return plain, other
 
 
@@ -39,7 +39,7 @@ def twins(inside: int, outside: int, bias: bool = False) -> tuple[nn.Linear, nn.
 @pytest.mark.parametrize("bias", [False, True])
 def test_it_gives_what_pytorch_gives_and_the_same_gradients(shape, rows, bias):
     plain, other = twins(*shape, bias)
-    assert type(other) is gemm.Linear
+    assert type(other) is linear.OneDnnLinear
     inputs = torch.randn(*rows, shape[0])
     results = []
     for layer in (plain, other):
@@ -73,7 +73,7 @@ def test_only_plain_linear_layers_change_and_their_weights_keep_their_names():
 
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), Own(4, 2))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    gemm.use_onednn_linear(model)
-    assert [type(part) for part in model] == [gemm.Linear, nn.LayerNorm, Own]
+    linear.use_onednn_linear(model)
+    assert [type(part) for part in model] == [linear.OneDnnLinear, nn.LayerNorm, Own]
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
