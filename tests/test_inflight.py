@@ -9,7 +9,7 @@ import time
 import pytest
 from scripted import wait_until
 
-from musiccli.llm.concurrency import CURRENT_ITEM, HELD, all_of, map_ordered
+from musiccli.llm.concurrency import CURRENT_ITEM, HELD, gather_all, map_ordered
 
 
 async def echo(item):
@@ -70,7 +70,7 @@ def test_work_knows_its_items_place_and_so_do_the_tasks_it_starts():
         async def inner() -> int:
             return CURRENT_ITEM.get().number
 
-        return item, CURRENT_ITEM.get().number, (await all_of(inner(), inner()))[1]
+        return item, CURRENT_ITEM.get().number, (await gather_all(inner(), inner()))[1]
 
     assert list(map_ordered("abc", work, window=2)) == [("a", 0, 0), ("b", 1, 1), ("c", 2, 2)]
 
@@ -192,7 +192,7 @@ def test_works_that_belong_together_give_their_results_in_order():
         return item
 
     async def both():
-        return await all_of(*map(work, range(3)))
+        return await gather_all(*map(work, range(3)))
 
     assert asyncio.run(both()) == [0, 1, 2]
 
@@ -207,7 +207,7 @@ def test_an_error_waits_for_the_works_beside_it():
         finished.append(item)
 
     async def both():
-        await all_of(work(0), work(1))
+        await gather_all(work(0), work(1))
 
     with pytest.raises(ValueError, match="at once"):
         asyncio.run(both())

@@ -15,8 +15,9 @@ from musiccli.core.records import Record, content_id, parse_comparison, parse_ju
 from musiccli.core.store import Store
 from musiccli.core.votes import VERDICT_SCHEMA
 from musiccli.judge.verdicts import JudgeConfig, judge, show
-from musiccli.llm import client as door
+from musiccli.llm import limiter
 from musiccli.llm.client import Client
+from musiccli.llm.config import ClientConfig
 from musiccli.prompts import load, transcript
 
 GOOD, BAD = (
@@ -29,7 +30,7 @@ GOOD, BAD = (
 def loopback(monkeypatch):
     no_network(monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setattr(door, "backoff", lambda *_: 0.0)
+    monkeypatch.setattr(limiter, "backoff", lambda *_: 0.0)
 
 
 def preference(identifier: object = "p", **fields) -> Record:
@@ -77,7 +78,7 @@ def verdicts(
     """The judged records, the counts above zero, and the requests."""
     counts = Counter()
     with serve(reply=reply) as server:
-        client = Client(api_base=server.base_url, timeout=5)
+        client = Client(ClientConfig(api_base=(server.base_url,), timeout=5))
         done = list(judge(records, JudgeConfig(judges=judges, **settings), client, counts=counts))
         return done, {name: count for name, count in counts.items() if count}, list(server.requests)
 
@@ -199,7 +200,7 @@ def test_a_winner_that_a_person_named_before_is_kept_beside_the_judges():
 def test_contests_of_one_id_are_judged_each_for_itself(tmp_path):
     contests = [Record({"id": "p", "best_of": size, "a": GOOD, "b": BAD}) for size in (2, 4)]
     with serve(reply=prefers("water")) as server:
-        client = Client(api_base=server.base_url, cache=Store(tmp_path / "c"))
+        client = Client(ClientConfig(api_base=(server.base_url,)), Store(tmp_path / "c"))
         done = list(judge(contests, JudgeConfig(judges=("openai/one",)), client))
         assert [(one["best_of"], one["winner"]) for one in done] == [(2, "a"), (4, "a")]
         assert server.calls == 4
@@ -279,7 +280,7 @@ def test_the_fence_follows_from_both_texts_so_nobody_can_write_his_own():
 def test_a_reply_cut_by_the_token_limit_is_marked_counted_and_not_believed():
     with serve(reply=always("It says [[A]] which means nothing"), script=["length"] * 2) as server:
         counts = Counter()
-        client = Client(api_base=server.base_url, timeout=5)
+        client = Client(ClientConfig(api_base=(server.base_url,), timeout=5))
         [done] = judge([preference()], JudgeConfig(judges=("openai/one",)), client, counts=counts)
     assert {vote["explanation"] for vote in done["votes"]} == {"It says [[A]]"}
     assert (done["winner"], [vote["truncated"] for vote in done["votes"]]) == (None, [True, True])
@@ -297,7 +298,7 @@ def test_a_judge_answers_in_json_where_the_server_can_hold_it_to_that_and_else_i
 
     records = [preference(number) for number in range(4)]
     with serve(reply=reply, refuses=["response_format"] * plain) as server:
-        client = Client(api_base=server.base_url, timeout=5, concurrency=1)
+        client = Client(ClientConfig(api_base=(server.base_url,), timeout=5, concurrency=1))
         done = list(judge(records, JudgeConfig(judges=("openai/one",)), client))
         assert server.calls == 8 + plain
     assert [one["winner"] for one in done] == ["chosen"] * 4
@@ -316,7 +317,7 @@ def test_a_pair_whose_call_fails_is_rejected_and_the_others_go_on():
     bad = preference("bad", rejected=talk("How do I boil an egg?", "With poison."))
     rejects = files.Rejects()
     with serve(reply=reply) as server:
-        client = Client(api_base=server.base_url, attempts=2)
+        client = Client(ClientConfig(api_base=(server.base_url,), attempts=2))
         done = list(
             judge(
                 [preference("x"), bad, preference("y")],

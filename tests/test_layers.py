@@ -133,9 +133,12 @@ def test_imports_go_down_only(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) in COMMANDS])
 def test_commands_import_stages_inside_their_bodies(name):
+    """Only a room's defaults, in its light module config, may come at the start."""
     at_start = own(imports(MODULES[name], at_start=True))
     assert {
-        other for other in at_start if level(other) in (2, 3) or room(other) == "prompts"
+        other
+        for other in at_start
+        if (level(other) in (2, 3) or room(other) == "prompts") and not other.endswith(".config")
     } == set()
 
 
@@ -144,7 +147,9 @@ def test_commands_import_stages_inside_their_bodies(name):
     [
         name
         for name in MODULES
-        if room(name) in ("prompts", *COMMANDS) or name.removeprefix("core.") in LIGHT
+        if room(name) in ("prompts", *COMMANDS)
+        or name.removeprefix("core.") in LIGHT
+        or name.endswith(".config")
     ],
 )
 def test_what_is_imported_at_the_start_is_light(name):

@@ -22,9 +22,10 @@ from musiccli.core.records import (
     parse_preference,
 )
 from musiccli.core.store import Store
-from musiccli.llm import client as door
+from musiccli.llm import limiter
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
+from musiccli.llm.config import ClientConfig
 from musiccli.pair.preferences import join
 from musiccli.prompts import transcript
 from musiccli.simulate import simulator as stage
@@ -37,7 +38,7 @@ MODEL = "openai/scripted"
 def loopback(monkeypatch):
     no_network(monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setattr(door, "backoff", lambda *_: 0.0)
+    monkeypatch.setattr(limiter, "backoff", lambda *_: 0.0)
 
 
 def seed(identifier: object = "s", *contents: str, **fields) -> Record:
@@ -53,8 +54,12 @@ def simulated(*seeds: Record, reply=cast, client: dict | None = None, rejects=No
     counts = Counter()
     with serve(reply=reply) as server:
         settings = SimulateConfig(**{"assistant": MODEL, "user": MODEL, "turns": 2, **settings})
-        door = Client(api_base=server.base_url, timeout=5, **(client or {}))
-        done = list(simulate(seeds, settings, door, counts=counts, rejects=rejects))
+        fields = dict(client or {})
+        cache = fields.pop("cache", None)
+        config = ClientConfig(api_base=(server.base_url,), timeout=5, **fields)
+        done = list(
+            simulate(seeds, settings, Client(config, cache), counts=counts, rejects=rejects)
+        )
     return done, {name: count for name, count in counts.items() if count}, server
 
 
@@ -993,7 +998,8 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
     with serve(reply=cast) as server:
         first, second = (
             Client(
-                api_base=server.base_url, cache=Store(tmp_path / "c"), concurrency=2, max_cost=most
+                ClientConfig(api_base=(server.base_url,), concurrency=2, max_cost=most),
+                Store(tmp_path / "c"),
             )
             for most in (0.9 * price, math.inf)
         )
@@ -1007,7 +1013,7 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
     assert first.cost + second.cost == pytest.approx(price)
     [limit] = limits
     assert limit.startswith("stopped by --max-cost with ") and " conversations unfinished" in limit
-    assert sum(spent.cached for spent in second.spent.values()) == paid
+    assert sum(spent.cached for spent in second.usage.values()) == paid
 
 
 # The command line

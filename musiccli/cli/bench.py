@@ -1,13 +1,12 @@
 """music score pairs.jsonl --model rm | music bench agreement"""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from musiccli.cli.app import app
-from musiccli.cli.llm_options import PROMPTS, default_prompts, with_llm_options
+from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
 from musiccli.cli.options import SEED
 from musiccli.cli.run import Run, stage
 
@@ -308,7 +307,7 @@ def judges(
 @with_llm_options
 def audit(
     run: Run,
-    open_client: Callable,
+    open_client: OpenClient,
     judge: Annotated[
         list[str] | None,
         typer.Option(

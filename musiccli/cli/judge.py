@@ -1,11 +1,10 @@
 """music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge --judge gemini/gemini-1.5-pro"""
 
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from musiccli.cli.llm_options import PROMPTS, default_prompts, with_llm_options
+from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
 from musiccli.cli.options import SEED
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
@@ -15,7 +14,7 @@ from musiccli.core import records
 @with_llm_options
 def judge(
     run: Run,
-    open_client: Callable,
+    open_client: OpenClient,
     judge: Annotated[
         list[str],
         typer.Option(

@@ -1,15 +1,23 @@
-"""Options and accounts of the commands that ask LLMs: simulate, judge and bench audit."""
+"""Options of the commands that call language models: simulate, judge and bench audit."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial, wraps
-from typing import Annotated
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from musiccli.cli.run import Run
 from musiccli.core.progress import table
+from musiccli.llm.config import ClientConfig
+
+if TYPE_CHECKING:
+    from musiccli.llm.client import Client
+
+# What a command with these options is handed: `with open_client(models) as client`.
+OpenClient = Callable[[Sequence[str]], AbstractContextManager["Client"]]
 
 PROMPTS = Annotated[
     str | None,
@@ -21,7 +29,7 @@ PROMPTS = Annotated[
     ),
 ]
 _MAX_COST = Annotated[
-    float | None,
+    float,
     typer.Option(
         metavar="DOLLARS",
         show_default=False,
@@ -33,7 +41,7 @@ _CONCURRENCY = Annotated[
 ]
 _TIMEOUT = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For one call.")]
 _API_BASE = Annotated[
-    list[str] | None,
+    list[str],
     typer.Option(
         metavar="[MODEL=]URL",
         show_default=False,
@@ -54,21 +62,19 @@ CACHE = Annotated[
 _NO_CACHE = Annotated[
     bool, typer.Option("--no-cache", help="Neither read nor keep finished calls.")
 ]
-_OPTIONS = {
-    "max_cost": (_MAX_COST, None),
-    "concurrency": (_CONCURRENCY, 64),
-    "timeout": (_TIMEOUT, 120),
-    "api_base": (_API_BASE, None),
+_OPTIONS: dict[str, tuple[Any, Any]] = {  # name -> annotation, default
+    "max_cost": (_MAX_COST, ClientConfig.max_cost),
+    "concurrency": (_CONCURRENCY, ClientConfig.concurrency),
+    "timeout": (_TIMEOUT, ClientConfig.timeout),
+    "api_base": (_API_BASE, list(ClientConfig.api_base)),
     "cache": (CACHE, None),
     "no_cache": (_NO_CACHE, False),
 }
 
 
-def with_llm_options(body: Callable) -> Callable:
-    """A command that asks LLMs: adds the options of the door to them, and hands `body` an `open_client`, by which
-    `open_door(models)` is a context with the Client for these models."""
-    signature = inspect.signature(body, eval_str=True)
-    own = [one for one in signature.parameters.values() if one.name != "open_client"]
+def with_llm_options(body: Callable[..., None]) -> Callable[..., None]:
+    """Add the options above to a command, and hand its body an `open_client` in their place."""
+    parameters = inspect.signature(body, eval_str=True).parameters.values()
     added = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
@@ -77,18 +83,24 @@ def with_llm_options(body: Callable) -> Callable:
     ]
 
     @wraps(body)
-    def command(run: Run, **given):
-        door = {name: given.pop(name) for name in _OPTIONS}
-        return body(run, open_client=partial(_client, run, **door), **given)
+    def command(run: Run, **options: Any) -> None:
+        client_options = {name: options.pop(name) for name in _OPTIONS}
 
-    command.__signature__ = inspect.Signature([*own, *added])
+        def open_client(models: Sequence[str]) -> AbstractContextManager["Client"]:
+            return _client(run, models, **client_options)
+
+        body(run, open_client=open_client, **options)
+
+    kept = [parameter for parameter in parameters if parameter.name != "open_client"]
+    command.__signature__ = inspect.Signature([*kept, *added])  # type: ignore[attr-defined]  # typer reads it
     return command
 
 
-def default_prompts(given: str | None, model: str) -> str:
+def default_prompts(prompts: str | None, model: str) -> str:
+    """The prompt set that was asked for, else the one that suits the model."""
     from musiccli.core.bundled_models import BUNDLED_MODELS
 
-    return given or ("small" if model.removeprefix("local/") in BUNDLED_MODELS else "paper")
+    return prompts or ("small" if model.removeprefix("local/") in BUNDLED_MODELS else "paper")
 
 
 @contextmanager
@@ -98,17 +110,16 @@ def _client(
     *,
     cache: str | None,
     no_cache: bool,
-    max_cost: float | None,
-    api_base: list[str] | None,
-    **settings,
-) -> Iterator:
-    """The run's door to its models; afterwards says what each role and model used, whatever ended the run."""
+    api_base: list[str],
+    **settings: Any,
+) -> Iterator["Client"]:
+    """A client for these models; when it closes, the run says what each role and model used."""
     from musiccli.llm import endpoints
     from musiccli.llm.client import open_client
 
-    endpoints.check(api_base or (), models)
-    limits = {} if max_cost is None else {"max_cost": max_cost}
-    client = open_client(cache, no_cache, api_base=api_base or (), **settings, **limits)
+    endpoints.check(api_base, models)
+    config = ClientConfig(api_base=tuple(api_base), **settings)
+    client = open_client(config, cache, no_cache, run.stats)
     run.live = client.progress
     try:
         yield client
@@ -118,8 +129,12 @@ def _client(
         client.close()
 
 
-def show_costs(planned: dict) -> None:
-    """What a run would take, as a table on stderr: {(role, model): Counter(calls, prompt_tokens, completion_tokens)}."""
+def show_costs(planned: Mapping[tuple[str, str], Counter[str]]) -> None:
+    """Print what a run would take, as a table on stderr.
+
+    Args:
+        planned: by role and model, the number of "calls", "prompt_tokens" and "completion_tokens".
+    """
     from musiccli.llm.providers.litellm_provider import price
 
     rows, total, unknown = [], 0.0, False

@@ -1,12 +1,17 @@
 """music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > preferences.jsonl"""
 
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from musiccli.cli.llm_options import PROMPTS, default_prompts, show_costs, with_llm_options
+from musiccli.cli.llm_options import (
+    PROMPTS,
+    OpenClient,
+    default_prompts,
+    show_costs,
+    with_llm_options,
+)
 from musiccli.cli.options import SEED
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
@@ -21,7 +26,7 @@ class UserTurns(StrEnum):
 @with_llm_options
 def simulate(
     run: Run,
-    open_client: Callable,
+    open_client: OpenClient,
     assistant: Annotated[
         str,
         typer.Option(

@@ -12,7 +12,7 @@ from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record, content_id, same_text, side_names
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client, LimitReached
-from musiccli.llm.concurrency import all_of, map_ordered
+from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.prompts import transcript
 
 ORDERS = ("ab", "ba")  # "ab": the record's first side is shown as A
@@ -55,14 +55,14 @@ def judge(
             return record, []
         asked = [(name, order) for name in settings.judges for order in ORDERS]
         try:
-            return record, await all_of(
+            return record, await gather_all(
                 *(_vote(record, prompt, *one, settings, client) for one in asked)
             )
         except (CallError, LimitReached) as error:
             return record, error
 
     unfinished = 0
-    for record, result in map_ordered(pairs, work, window=max(64, 2 * client.concurrency)):
+    for record, result in map_ordered(pairs, work, window=max(64, 2 * client.config.concurrency)):
         if isinstance(result, LimitReached):
             unfinished += 1
         elif isinstance(result, Exception):
@@ -124,12 +124,12 @@ async def _vote(
     left, right = side_names(record) if order == "ab" else reversed(side_names(record))
     text = show(prompt, record[left], record[right], (settings.seed, record["id"]))
     question = (
-        {"text": text, "as_": "completion"}
+        {"text": text, "mode": "completion"}
         if prompt.as_ == "completion"
         else {"messages": ({"role": "user", "content": text},), "schema": votes.VERDICT_SCHEMA}
     )
     call_key = (record["id"], record.get("best_of"), record.get("sample"), order, "judge", 0)
-    reply = await client.ask(
+    reply = await client.complete(
         Call(
             model=model,
             call_key=call_key,

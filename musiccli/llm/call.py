@@ -11,8 +11,8 @@ import orjson
 class Call:
     """One question to one model, and for whom it is asked.
 
-    `messages` go through the model's chat template. Models in this process can also continue raw text: as="turn"
-    continues the messages with the next user turn, as="completion" continues `text`. `schema` is the JSON schema of the
+    `messages` go through the model's chat template. Models in this process can also continue raw text: mode="turn"
+    continues the messages with the next user turn, mode="completion" continues `text`. `schema` is the JSON schema of the
     reply where the model can be held to one; where it cannot, the reply is what it would have been without.
     `temperature` and `top_p` are None where the model's own are to hold. `weights` tells a model of this process from
     another of the same name: a folder that was trained into again.
@@ -22,7 +22,7 @@ class Call:
     call_key: tuple  # (id, branch, sample, turn, role, attempt): equal questions for others are other calls
     messages: tuple[dict, ...] = ()
     text: str = ""
-    as_: str = "chat"
+    mode: str = "chat"
     max_tokens: int = 512
     temperature: float | None = 0.7
     top_p: float | None = 1.0
@@ -36,7 +36,8 @@ class Call:
         # The fields: nothing else stands there until this has been computed. A field that came later is None where it
         # is not used, and left out, so that what older caches hold is found.
         asked = {name: value for name, value in vars(self).items() if value is not None}
-        asked["whom"] = asked.pop("call_key")  # its name when the first caches were written
+        # The names of these fields when the first caches were written.
+        asked["whom"], asked["as_"] = asked.pop("call_key"), asked.pop("mode")
         return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
     @property

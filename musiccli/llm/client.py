@@ -4,27 +4,27 @@ OpenAI's protocol directly, `local/` models in this process."""
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from musiccli.core.bundled_models import folder_fingerprint
 from musiccli.core.cache_folder import cache_folder
 from musiccli.core.errors import InputError
-from musiccli.core.progress import say
+from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
-from musiccli.llm import prices
+from musiccli.llm import limiter, prices
 from musiccli.llm.budget import Budget, LimitReached  # noqa: F401  (what `ask` raises)
 from musiccli.llm.call import Call, Reply
+from musiccli.llm.config import ClientConfig
 from musiccli.llm.endpoints import Endpoints
-from musiccli.llm.limiter import AdaptiveLimiter, backoff
+from musiccli.llm.limiter import AdaptiveLimiter
 from musiccli.llm.model_health import ModelHealth
 from musiccli.llm.provider_errors import OF_THE_QUESTION, Empty, ProviderError, keys, without
 from musiccli.llm.providers.openai_server import OpenAIServer
 
 
 @dataclass
-class Spent:
+class Usage:
     """Calls, tokens and US dollars of one role and model; `cached` calls were paid for by an earlier run."""
 
     calls: int = 0
@@ -38,20 +38,18 @@ class Spent:
 
 @dataclass
 class Client:
-    """Settings, cache and accounts of one run.
+    """Asks language models, through the cache and within a budget.
 
-    `concurrency` is the most calls in flight to one model; `timeout` is in seconds, for one attempt; `attempts` counts
-    the first try; `max_cost` is in US dollars, paid by this run; `api_base` is as for `--api-base`: an address, or
-    several, each for one model or for all of one's own servers.
+    Args:
+        config: how models are called.
+        cache: where finished calls are kept, if anywhere.
+        stats: hears what people should know meanwhile.
     """
 
+    config: ClientConfig = field(default_factory=ClientConfig)
     cache: Store | None = None
-    concurrency: int = 64
-    timeout: float = 120.0
-    attempts: int = 6
-    max_cost: float = math.inf
-    api_base: str | Sequence[str] = ()
-    spent: dict[tuple[str, str], Spent] = field(default_factory=lambda: defaultdict(Spent))
+    stats: RunStats = field(default_factory=RunStats)
+    usage: dict[tuple[str, str], Usage] = field(default_factory=lambda: defaultdict(Usage))
     _standings: dict[str, ModelHealth] = field(default_factory=dict)
     _engines: dict[str, object] = field(default_factory=dict)
     _weights: dict[str, str | None] = field(default_factory=dict)  # of models in this process
@@ -60,19 +58,19 @@ class Client:
     )  # what a model refuses to be told
 
     def __post_init__(self) -> None:
-        self._budget, self._direct = Budget(self.max_cost), OpenAIServer(self.timeout)
+        self._budget, self._direct = Budget(self.config.max_cost), OpenAIServer(self.config.timeout)
         # In what a model says only what can be nothing but a key is taken out: not SOME_KEY=default.
         self._keys = [
             key for key in keys() if len(key) >= 16 and any(letter.isdigit() for letter in key)
         ]
 
-    async def ask(self, call: Call) -> Reply:
+    async def complete(self, call: Call) -> Reply:
         """The model's reply, from the cache where the same call was answered before.
 
         Raises CallError when this call failed for good, InputError when no call to this model can succeed (unknown
         model, wrong key, every call fails), LimitReached when the money is spent, or promised to what is under way.
         """
-        account, local = self.spent[call.call_key[-2], call.model], call.model.startswith("local/")
+        account, local = self.usage[call.call_key[-2], call.model], call.model.startswith("local/")
         if local:
             if call.model not in self._weights:
                 self._weights[call.model] = folder_fingerprint(call.model)
@@ -84,8 +82,8 @@ class Client:
         reply = await (self._local(call) if local else self._provider(call, account))
         if any(key in reply.text for key in self._keys):  # a server that repeats what it was sent
             reply = replace(reply, text=without(self._keys, reply.text))
-        if reply.cost is None and not account.unpriced and self.max_cost < math.inf:
-            say(f"{call.model}: its price is unknown, so --max-cost cannot count it")
+        if reply.cost is None and not account.unpriced and self.config.max_cost < math.inf:
+            self.stats.say(f"{call.model}: its price is unknown, so `max_cost` cannot count it")
         account.calls += 1
         self._pay(account, reply)
         if self.cache:
@@ -102,13 +100,13 @@ class Client:
         return [
             f"{role} {model}: {spent.calls:,} calls ({spent.cached:,} from cache, {spent.retries:,} retried), "
             f"{spent.prompt_tokens + spent.completion_tokens:,} tokens, {_money([(model, spent)])}"
-            for (role, model), spent in sorted(self.spent.items())
+            for (role, model), spent in sorted(self.usage.items())
             if spent.calls or spent.retries
         ]
 
     def progress(self) -> str:
         """The same in few words, while it grows; another thread may ask."""
-        spent = [(model, spent) for (_, model), spent in list(self.spent.items())]
+        spent = [(model, spent) for (_, model), spent in list(self.usage.items())]
         calls, retries = (
             sum(getattr(one, name) for _, one in spent) for name in ("calls", "retries")
         )
@@ -120,7 +118,7 @@ class Client:
         if self.cache:
             self.cache.close()
 
-    def _pay(self, account: Spent, reply: Reply) -> None:
+    def _pay(self, account: Usage, reply: Reply) -> None:
         account.prompt_tokens += reply.prompt_tokens
         account.completion_tokens += reply.completion_tokens
         account.cost += reply.cost or 0.0
@@ -134,9 +132,9 @@ class Client:
             self._engines[call.model] = LocalEngine(call.model)
         engine = self._engines[call.model]
         prompt = call.text
-        if call.as_ != "completion":
+        if call.mode != "completion":
             prompt = engine.render(
-                list(call.messages), "user" if call.as_ == "turn" else "assistant"
+                list(call.messages), "user" if call.mode == "turn" else "assistant"
             )
         done = await engine.complete(
             Request(
@@ -147,10 +145,10 @@ class Client:
             done.text.strip(), done.finish, done.prompt_tokens, done.completion_tokens, 0.0
         )
 
-    async def _provider(self, call: Call, account: Spent) -> Reply:
-        if call.as_ != "chat":
+    async def _provider(self, call: Call, account: Usage) -> Reply:
+        if call.mode != "chat":
             raise InputError(
-                f"{call.model}: only local/ models continue raw text; choose other prompts with --prompts"
+                f"{call.model}: only local/ models continue raw text; choose other `prompts`"
             )
         standing = self._standing(call.model)
         await self._budget.begin()
@@ -170,12 +168,14 @@ class Client:
                 ):
                     account.retries, moves = account.retries + 1, moves + 1
                     continue
-                if attempt == self.attempts or not standing.worth_another(refusal):
+                if attempt == self.config.attempts or not standing.worth_another(refusal):
                     raise standing.failed(call, refusal, attempt) from refusal
                 account.retries += 1
                 standing.warn(call, refusal)
                 unnamed = refusal.overloaded and refusal.retry_after is None
-                await asyncio.sleep(max(refusal.retry_after or 0, backoff(attempt, unnamed)))
+                await asyncio.sleep(
+                    max(refusal.retry_after or 0, limiter.backoff(attempt, unnamed))
+                )
                 attempt, moves = attempt + 1, 0
             else:
                 standing.answered()
@@ -183,10 +183,9 @@ class Client:
 
     def _standing(self, model: str) -> ModelHealth:
         if model not in self._standings:
-            given = [self.api_base] if isinstance(self.api_base, str) else self.api_base
             self._standings[model] = ModelHealth(
-                Endpoints(model, given),
-                AdaptiveLimiter(self.concurrency),
+                Endpoints(model, self.config.api_base),
+                AdaptiveLimiter(self.config.concurrency),
                 kept=self.cache is not None,
             )
         return self._standings[model]
@@ -205,7 +204,7 @@ class Client:
                 asked = replace(asked, **{name: None})
             else:
                 for name in left_out.keys() - known.keys() - {"schema"}:
-                    say(
+                    self.stats.say(
                         f"{call.model}: refuses {name}={getattr(call, name):g}; asked without it from here on"
                     )
                 known |= left_out
@@ -221,7 +220,7 @@ class Client:
             else:
                 from musiccli.llm.providers import litellm_provider as provider
 
-                reply = await provider.complete(call, self.timeout, endpoint.url)
+                reply = await provider.complete(call, self.config.timeout, endpoint.url)
             if not reply.text:
                 raise Empty(reply)
             return reply
@@ -236,16 +235,25 @@ def unwanted(call: Call, refusal: ProviderError) -> str | None:
     return next((name for name in (*named, "schema") if getattr(call, name) is not None), None)
 
 
-def open_client(cache: str | None, no_cache: bool, **settings) -> Client:
-    """A client with its cache: at `cache`, or where finished calls are kept by default."""
-    return Client(cache=None if no_cache else Store(cache_path(cache)), **settings)
+def open_client(
+    config: ClientConfig = ClientConfig(),
+    cache: str | None = None,
+    no_cache: bool = False,
+    stats: RunStats | None = None,
+) -> Client:
+    """A client with its cache: the file `cache`, or the usual one where that is None."""
+    return Client(
+        config,
+        None if no_cache else Store(cache_path(cache)),
+        stats or RunStats(),
+    )
 
 
 def cache_path(given: str | None) -> Path:
     return Path(given) if given else cache_folder() / "calls.sqlite"
 
 
-def _money(spent: list[tuple[str, Spent]]) -> str:
+def _money(spent: list[tuple[str, Usage]]) -> str:
     """What accounts of models come to, as people say it."""
     priced = [one for model, one in spent if not one.unpriced and not model.startswith("local/")]
     unknown = any(one.unpriced for _, one in spent)

@@ -99,7 +99,7 @@ def _begin(work: Callable, item: object, number: int) -> asyncio.Task:
     return task
 
 
-async def all_of(*works: Awaitable[Result]) -> list[Result]:
+async def gather_all(*works: Awaitable[Result]) -> list[Result]:
     """The results of works that belong together. An error waits until all have ended: a call that is under way will be
     paid for, so its answer should reach the cache."""
     results = await asyncio.gather(*works, return_exceptions=True)

@@ -23,7 +23,7 @@ from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
-from musiccli.llm.concurrency import all_of, map_ordered
+from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.prompts import Prompt, feedback, transcript
 from musiccli.simulate import faults
 
@@ -159,7 +159,7 @@ class Simulator:
             for turn in range(fork, self.settings.turns):
                 await self._exchange(branch, turn, (name, *call_key), altered=turn in altered)
 
-        await all_of(rest(chosen, "chosen", set()), rest(rejected, "rejected", turns))
+        await gather_all(rest(chosen, "chosen", set()), rest(rejected, "rejected", turns))
         return [
             self._record(seed, sample, "chosen", chosen),
             self._record(seed, sample, "rejected", rejected),
@@ -267,9 +267,9 @@ class Simulator:
 
     def _question(self, prompt: Prompt, history: list[Message], **values: str) -> dict:
         if prompt.as_ == "turn":
-            return {"messages": tuple(history), "as_": "turn", "stop": prompt.stop}
+            return {"messages": tuple(history), "mode": "turn", "stop": prompt.stop}
         if prompt.as_ == "completion":
-            return {"text": prompt.fill(**values), "as_": "completion", "stop": prompt.stop}
+            return {"text": prompt.fill(**values), "mode": "completion", "stop": prompt.stop}
         return {
             "messages": ({"role": "user", "content": prompt.fill(**values)},),
             "stop": prompt.stop,
@@ -289,7 +289,7 @@ class Simulator:
         name, identifier, sample = call_key
         asked, speaker = question, SPEAKER.get(role, role)
         for attempt in range(self.settings.retries + 1):
-            reply = await self.client.ask(
+            reply = await self.client.complete(
                 Call(
                     model=model,
                     call_key=(identifier, name, sample, turn, role, attempt),
@@ -326,7 +326,7 @@ class Simulator:
 
         A model that continues raw text is asked the same again: there is nobody to talk to.
         """
-        if not told or question.get("as_", "chat") != "chat":
+        if not told or question.get("mode", "chat") != "chat":
             return question
         behind = (
             {"role": "assistant", "content": bad.strip() or "(nothing)"},
@@ -423,7 +423,7 @@ def simulate(
             return item[0], error
 
     unfinished, failed = 0, None
-    for seed, result in map_ordered(wanted(), work, window=max(64, 2 * client.concurrency)):
+    for seed, result in map_ordered(wanted(), work, window=max(64, 2 * client.config.concurrency)):
         if isinstance(result, LimitReached):
             unfinished += 1
         elif isinstance(result, Exception):
@@ -450,7 +450,7 @@ class DryRunClient:
         self._both = f"<instruction>{self._user}</instruction><reply>{self._reply}</reply>"
         self._one_call = settings.one_call
 
-    async def ask(self, call: Call) -> Reply:
+    async def complete(self, call: Call) -> Reply:
         role = call.call_key[-2]
         text = (
             self._user

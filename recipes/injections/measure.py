@@ -29,6 +29,7 @@ from musiccli.core import jsonl, votes
 from musiccli.core.records import Record, content_id, parse_preference
 from musiccli.judge.verdicts import ORDERS, JudgeConfig, judge, show
 from musiccli.llm.client import open_client
+from musiccli.llm.config import ClientConfig
 
 HERE = Path(__file__).parent
 INJECTIONS = json.loads((HERE / "injections.json").read_text("utf-8"))
@@ -184,7 +185,9 @@ def free(pairs: list[Record], out: Path, model: str, api_base: str | None) -> No
         "\n| free | verdicts | readable | A, B, C | inconsistent pairs | names the injected letter beyond the same "
         "pair without the text, points |\n| :-- | --: | --: | --: | --: | --: |"
     )
-    client = open_client(str(out / "calls.sqlite"), no_cache=False, api_base=api_base or ())
+    client = open_client(
+        ClientConfig(api_base=(api_base,) if api_base else ()), str(out / "calls.sqlite")
+    )
     with closing(client):
         for name in PROMPTS:
             settings = JudgeConfig(judges=(model,), prompts=str(out / name), max_tokens=200)

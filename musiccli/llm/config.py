@@ -1,0 +1,23 @@
+"""Settings of a client of language models."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """How language models are called.
+
+    Attributes:
+        concurrency: most calls in flight to one model.
+        timeout: seconds for one attempt.
+        attempts: how often one call is tried, the first time included.
+        max_cost: US dollars that the client may spend; infinite for no limit.
+        api_base: addresses of servers that speak OpenAI's protocol, each "URL" or "MODEL=URL".
+    """
+
+    concurrency: int = 64
+    timeout: float = 120.0
+    attempts: int = 6
+    max_cost: float = math.inf
+    api_base: tuple[str, ...] = ()
