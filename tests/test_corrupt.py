@@ -14,7 +14,7 @@ from musiccli.sample import corruptions as corrupt
 from musiccli.sample import sources
 from musiccli.sample.corruptions import Pool, corruptions
 from musiccli.sample.sampler import sample
-from musiccli.show import view as show
+from musiccli.show.view import record_view
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -394,9 +394,9 @@ def test_what_gives_no_contrast_is_dropped_by_name():
 def test_a_contrast_is_what_show_audit_and_sensitivity_read():
     one = Record(contrast(last=True))
     assert records.parse_preference(Record({**one})) == audit.contrasted(Record({**one})) == one
-    shown = show.view(one)
+    shown = record_view(one)
     assert "corruption reply at turn 3" in shown.facts
-    assert [turn.instead for turn in shown.columns[1]] == ["UUUU"]
+    assert [message.instruction for message in shown.columns[1]] == ["UUUU"]
 
 
 @pytest.mark.skipif(not (DATA / "mtbench101").is_dir(), reason="needs ../shared/data/mtbench101")

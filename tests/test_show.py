@@ -14,7 +14,11 @@ import pytest
 
 from musiccli.core import jsonl, records
 from musiccli.core.records import Record
-from musiccli.show import view as show
+from musiccli.core.text_safety import visible
+from musiccli.show.differences import changed_spans
+from musiccli.show.html import html_page
+from musiccli.show.terminal import terminal_text
+from musiccli.show.view import record_view
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MUSIC = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "show"]
@@ -40,12 +44,12 @@ def preference(**fields):
     )
 
 
-def terminal(record, width=80, colour=False):
-    return "".join(show.terminal([record], width=width, colour=colour))
+def terminal(record, width=80, color=False):
+    return "".join(terminal_text([record], width=width, color=color))
 
 
-def page(*given):
-    return "".join(show.page(given, "title"))
+def page(*records):
+    return "".join(html_page(records, "title"))
 
 
 def run(*arguments, given=(), **options):
@@ -100,9 +104,12 @@ def test_in_a_narrow_terminal_one_side_stands_under_the_other():
 
 def test_contrasted_turns_are_marked_with_the_instruction_that_was_answered():
     record = preference(contrast=[{"message": 1, "instruction": "Count to five instead"}])
-    chosen, rejected = (column[0] for column in show.view(record).columns)
-    assert (chosen.label, chosen.instead) == ("assistant", None)
-    assert (rejected.label, rejected.instead) == ("assistant · contrasted", "Count to five instead")
+    chosen, rejected = (column[0] for column in record_view(record).columns)
+    assert (chosen.label, chosen.instruction) == ("assistant", None)
+    assert (rejected.label, rejected.instruction) == (
+        "assistant · contrasted",
+        "Count to five instead",
+    )
     assert "answers instead: Count to five instead" in " ".join(terminal(record, width=140).split())
 
 
@@ -116,9 +123,9 @@ def test_turn_scores_stand_at_their_turns():
             "turn_scores": {"rm": [0.125, 0.5]},
         }
     )
-    shown = show.view(record)
+    shown = record_view(record)
     assert shown.captions == ["rm 0.500"]
-    assert [turn.label for turn in shown.columns[0]] == [
+    assert [message.label for message in shown.columns[0]] == [
         "system",
         "user",
         "assistant · rm 0.125",
@@ -136,8 +143,8 @@ def test_turn_scores_of_a_pair_go_on_counting_after_the_shared_part():
             "turn_scores": {"rm": {"chosen": [1, 2], "rejected": [1, 3]}},
         }
     )
-    shown = show.view(record)
-    assert [turn.label for turn in shown.shared] == ["user", "assistant · rm 1.000", "user"]
+    shown = record_view(record)
+    assert [message.label for message in shown.shared] == ["user", "assistant · rm 1.000", "user"]
     assert [column[0].label for column in shown.columns] == [
         "assistant · rm 2.000",
         "assistant · rm 3.000",
@@ -152,7 +159,7 @@ def test_turn_scores_of_a_conversation_that_was_cut_stand_at_its_last_turns():
             "turn_scores": {"rm": [1, 2]},
         }
     )
-    assert [turn.label for turn in show.view(record).columns[0][1::2]] == [
+    assert [message.label for message in record_view(record).columns[0][1::2]] == [
         "assistant",
         "assistant · rm 1.000",
         "assistant · rm 2.000",
@@ -196,8 +203,8 @@ def test_a_contest_names_whose_pick_is_which_and_its_votes():
             "picks": {"a": 3, "b": 0},
         }
     )
-    shown = show.view(record)
-    assert (shown.kind, shown.facts, shown.better) == (
+    shown = record_view(record)
+    assert (shown.kind, shown.facts, shown.winner) == (
         "contest, best of 4",
         ["verdict unreadable"],
         None,
@@ -249,7 +256,7 @@ def test_odd_values_in_fields_that_others_wrote_are_stepped_over(odd):
     ],
 )
 def test_words_that_differ_are_marked_where_texts_are_similar(left, right, marked):
-    spans = show.differences(left, right)
+    spans = changed_spans(left, right)
     assert (
         tuple(
             [text[start:end] for start, end in found]
@@ -259,8 +266,8 @@ def test_words_that_differ_are_marked_where_texts_are_similar(left, right, marke
     )
 
 
-def test_marks_are_drawn_in_colour_and_in_html():
-    assert "\x1b[1;4;32mthree\x1b[0m" in terminal(preference(), colour=True)
+def test_marks_are_drawn_in_color_and_in_html():
+    assert "\x1b[1;4;32mthree\x1b[0m" in terminal(preference(), color=True)
     assert "one two <mark>three</mark> four" in page(preference())
 
 
@@ -288,7 +295,7 @@ EVIL = (
     ],
 )
 def test_control_and_invisible_characters_are_written_out(text, seen):
-    assert show.visible(text) == seen
+    assert visible(text) == seen
 
 
 def everywhere(text):
@@ -318,8 +325,8 @@ def test_no_control_character_of_a_record_reaches_the_terminal(width):
     assert [
         char for char in shown if char != "\n" and category(char) in ("Cc", "Cf", "Zl", "Zp")
     ] == []
-    coloured = re.sub(r"\x1b\[[0-9;]*m", "", terminal(everywhere(EVIL), width=width, colour=True))
-    assert [line.rstrip() for line in coloured.splitlines()] == shown.splitlines()
+    colored = re.sub(r"\x1b\[[0-9;]*m", "", terminal(everywhere(EVIL), width=width, color=True))
+    assert [line.rstrip() for line in colored.splitlines()] == shown.splitlines()
 
 
 def test_no_control_character_of_a_record_reaches_the_page():
@@ -431,7 +438,7 @@ def test_a_bad_record_can_be_stepped_over():
     assert done.stderr.splitlines()[-1].endswith("1 shown; 1 failed")
 
 
-def test_in_a_pipe_there_is_no_colour_and_a_reader_that_leaves_is_no_error():
+def test_in_a_pipe_there_is_no_color_and_a_reader_that_leaves_is_no_error():
     given = "".join(json.dumps(preference(id=f"p{number}")) + "\n" for number in range(2000))
     with subprocess.Popen(
         MUSIC, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -477,7 +484,7 @@ def in_terminal(*arguments, env=None):
     return os.read(leader, 1 << 16).decode().replace("\r\n", "\n")
 
 
-def test_a_terminal_gets_its_width_and_colour():
+def test_a_terminal_gets_its_width_and_color():
     shown = in_terminal()
     assert "\x1b[1;4;32mthree\x1b[0m" in shown
     assert {
@@ -486,11 +493,11 @@ def test_a_terminal_gets_its_width_and_colour():
 
 
 @pytest.mark.parametrize("arguments, env", [(["--color", "never"], {}), ([], {"NO_COLOR": "1"})])
-def test_a_terminal_gets_no_colour_where_none_is_wanted(arguments, env):
+def test_a_terminal_gets_no_color_where_none_is_wanted(arguments, env):
     assert "\x1b" not in in_terminal(*arguments, env=env)
 
 
-def test_colour_can_be_forced_into_a_pipe_and_width_chosen():
+def test_color_can_be_forced_into_a_pipe_and_width_chosen():
     done = run("--color", "always", "--width", "64", given=[preference()])
     assert "\x1b[1;4;32mthree\x1b[0m" in done.stdout
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines())) == 64
@@ -532,6 +539,6 @@ def test_real_pairs_are_shown_whole_at_any_width(tmp_path):
         for name in ("chosen", "rejected"):
             for message in record[name]:
                 assert all(
-                    line.strip() in wide for line in show.visible(message["content"]).splitlines()
+                    line.strip() in wide for line in visible(message["content"]).splitlines()
                 )
         assert max(cell_len(line) for line in terminal(record, width=80).splitlines()) <= 80

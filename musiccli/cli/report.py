@@ -59,16 +59,18 @@ class Report:
             )
 
     def _page(self, rows: list[dict], shown: list, notes: list[str]) -> Iterator[str]:
-        from musiccli.bench.report import page, tables
-        from musiccli.show import view as show
+        from musiccli.bench.report import html, tables
+        from musiccli.show.html import record_html
 
         worst = (
-            page.Bad(model, str(record["id"]), how, show.article(show.view(record)))
+            html.WorstRecord(model, str(record["id"]), how, record_html(record))
             for model, how, record in self.worst.found()
         )
         title = tables.TITLES[rows[0]["benchmark"]] if rows else self.run.name
         lead = f"{self.run.read_count:,} records, read by music {self.run.name}"
-        return page.page(title, lead, self._picture(rows), shown, notes, worst, self._origin())
+        return html.html_page(
+            title, lead, self._picture(rows), shown, notes, worst, self._provenance()
+        )
 
     def _picture(self, rows: list[dict]) -> bytes | None:
         from musiccli.bench.report import plots
@@ -85,11 +87,11 @@ class Report:
             )
             return None
 
-    def _origin(self) -> object:
+    def _provenance(self) -> object:
         import platform
         from importlib.metadata import version
 
-        from musiccli.bench.report import page
+        from musiccli.bench.report.html import Provenance
 
         digests = {name: jsonl.sha256(name) for name in self.run.files or ["-"]}
         inputs = [
@@ -101,7 +103,7 @@ class Report:
             ("Python", platform.python_version()),
             ("numpy", version("numpy")),
         ]
-        return page.Origin(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
+        return Provenance(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
 
     def _check(self, targets: dict[str, str | None]) -> None:
         from musiccli.core import figures

@@ -2,17 +2,20 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.core.errors import InputError
 
+MIN_WIDTH, DEFAULT_WIDTH = 30, 100  # columns
 
-class Colour(StrEnum):
+
+class Color(StrEnum):
     auto = "auto"
     always = "always"
     never = "never"
@@ -23,80 +26,102 @@ def show(
     run: Run,
     count: Annotated[
         int | None,
-        typer.Option(
-            "--count", "-n", min=1, show_default=False, help="Only the first so many. Default: all."
+        Option(
+            "--count",
+            "-n",
+            min=1,
+            show_default=False,
+            help="Show only the first N records. Default: all.",
         ),
     ] = None,
     ids: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--id",
             metavar="ID",
             show_default=False,
-            help="Only the record of this id; may be repeated.",
+            help="Show only the record with this id; may be repeated.",
         ),
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="FIELD=VALUE",
             show_default=False,
-            help="Only records whose field has this value, like metadata.subset=llmbar-natural; may be repeated.",
+            help="Show only records whose field has this value, as in "
+            "metadata.subset=llmbar-natural; may be repeated.",
         ),
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(
-            min=30, max=1000, show_default=False, help="Columns. Default: the terminal's."
+        Option(
+            min=MIN_WIDTH,
+            max=1000,
+            show_default=False,
+            help="Width of a line in columns. Default: the terminal's.",
         ),
     ] = None,
     color: Annotated[
-        Colour, typer.Option(help="auto colours what goes to a terminal.")
-    ] = Colour.auto,
+        Color, Option(help="Use color. auto: only if the output is a terminal.")
+    ] = Color.auto,
     html: Annotated[
         str | None,
-        typer.Option(
-            "--html",
+        Option(
             metavar="FILE",
             show_default=False,
-            help="Write one self-contained page of HTML instead.",
+            help="Write an HTML page instead: a single file that needs no other.",
         ),
     ] = None,
 ) -> None:
-    """Show records of any kind to people, two sides beside each other.
+    """Show records of any kind to people, the two sides of a pair beside each other.
 
     \b
     music show pairs.jsonl -n 5
     music judge pairs.jsonl --judge MODEL | music show --where winner=tie --html ties.html
     """
-    from musiccli.show import view as show
+    from musiccli.show.html import html_page
+    from musiccli.show.selection import select_records
+    from musiccli.show.terminal import terminal_text
 
-    tests = [tuple(test.split("=", 1)) for test in where or ()]
-    if any(len(test) != 2 for test in tests):
-        raise InputError("--where: expected FIELD=VALUE, like metadata.subset=llmbar-natural")
-    chosen = show.select(
+    selected = select_records(
         run.read(records.parse_any, unique=False),
         ids=ids or (),
-        where=tests,
+        where=field_values(where or ()),
         count=count,
-        counts=run.counts,
+        stats=run.stats,
     )
     if html:
-        run.show(show.page(chosen, ", ".join(run.files) or "music show"), html)
+        run.show(html_page(selected, ", ".join(run.files) or "music show"), html)
     else:
-        colour = color == Colour.always or (
-            color == Colour.auto and run.on_terminal and not os.environ.get("NO_COLOR")
+        run.show(
+            terminal_text(
+                selected, width=width or terminal_width(), color=use_color(color, run.on_terminal)
+            )
         )
-        run.show(show.terminal(chosen, width=width or terminal_width(), colour=colour))
-    if not run.counts["shown"]:
+    if not run.stats.number("shown"):
         run.say("no record matches")
 
 
+def field_values(tests: Sequence[str]) -> list[tuple[str, str]]:
+    """(field, value) of each FIELD=VALUE."""
+    pairs = [test.partition("=") for test in tests]
+    if not all(equals for _, equals, _ in pairs):
+        raise InputError("--where: expected FIELD=VALUE, like metadata.subset=llmbar-natural")
+    return [(field, value) for field, _, value in pairs]
+
+
+def use_color(color: Color, on_terminal: bool) -> bool:
+    """NO_COLOR (https://no-color.org) turns off what nobody asked for."""
+    if color is Color.auto:
+        return on_terminal and not os.environ.get("NO_COLOR")
+    return color is Color.always
+
+
 def terminal_width() -> int:
-    """Columns of the terminal, also where only standard error or input is one, as before `| less`."""
+    """Columns of the terminal, also if only stderr or stdin is one, as before `| less`."""
     for stream in (sys.stdout, sys.stderr, sys.stdin):
         try:
-            return max(30, os.get_terminal_size(stream.fileno()).columns)
+            return max(MIN_WIDTH, os.get_terminal_size(stream.fileno()).columns)
         except (OSError, ValueError):
             continue
-    return 100
+    return DEFAULT_WIDTH

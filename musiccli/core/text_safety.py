@@ -1,27 +1,31 @@
-"""Text of other people, safe to look at: it can neither drive a terminal nor turn or hide what stands beside it."""
+"""Make text from records safe to show to people.
+
+Control characters can drive a terminal. Other invisible characters turn the direction of the text
+beside them, or hide it.
+"""
 
 from unicodedata import category
 
-JOINERS = "\u200c\u200d"  # invisible, and harmless: emoji and several scripts are written with them
+JOINERS = "\u200c\u200d"  # zero-width: emoji and several scripts need them, and they hide nothing
+# Unicode's names for control, format, line and paragraph separator, surrogate and private use.
+UNSAFE_CATEGORIES = ("Cc", "Cf", "Zl", "Zp", "Cs", "Co")
 
 
 def visible(text: str) -> str:
-    """The text with every control and invisible character written out: `␛` for escape, `⟨U+202E⟩` for a turn-around."""
-    return "".join(map(_written_out, text.replace("\r\n", "\n")))
+    """The text with every control and invisible character replaced by a printable name for it.
+
+    The escape character becomes `␛`, a right-to-left override becomes `⟨U+202E⟩`. Newlines and
+    tabs stay; a carriage return before a newline is dropped.
+    """
+    return "".join(map(_visible_character, text.replace("\r\n", "\n")))
 
 
-def _written_out(char: str) -> str:
-    if (
-        char in "\n\t"
-        or char in JOINERS
-        or category(char) not in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co")
-    ):
-        return char
-    code = ord(char)
-    return (
-        chr(0x2400 + code)
-        if code < 32
-        else "\u2421"
-        if code == 127
-        else f"\u27e8U+{code:04X}\u27e9"
-    )
+def _visible_character(character: str) -> str:
+    if character in "\n\t" or character in JOINERS:
+        return character
+    if category(character) not in UNSAFE_CATEGORIES:
+        return character
+    code = ord(character)
+    if code < 32:
+        return chr(0x2400 + code)  # Unicode's pictures of the control characters
+    return "\u2421" if code == 127 else f"\u27e8U+{code:04X}\u27e9"

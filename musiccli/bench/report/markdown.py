@@ -1,30 +1,32 @@
-"""Tables in Markdown, as papers and READMEs take them."""
+"""Tables in Markdown, for papers and READMEs."""
 
 from collections.abc import Iterator, Sequence
 
 from musiccli.bench.report.tables import Table
 from musiccli.core.text_safety import visible
 
+MARKUP = "\\`*_<|"  # characters that would start markup or end a cell
+
 
 def document(tables: Sequence[Table], notes: Sequence[str]) -> Iterator[str]:
     """Each table under its title in bold, then the notes as a list."""
     for table in tables:
-        yield f"**{cell(table.title)}**\n\n"
-        yield line(table.columns)
-        yield line([":--", *["--:"] * (len(table.columns) - 1)])
-        yield from map(line, table.cells)
+        yield f"**{_escaped(table.title)}**\n\n"
+        yield _row(table.columns)
+        yield _row([":--", *["--:"] * (len(table.columns) - 1)])
+        yield from map(_row, table.cells)
         yield "\n"
-    yield from (f"- {cell(note)}\n" for note in notes)
+    yield from (f"- {_escaped(note)}\n" for note in notes)
 
 
-def line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(cell, cells))} |\n"
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |\n"
 
 
-def cell(text: str) -> str:
-    """Text that cannot end a cell or start markup; an indented name stays indented."""
+def _escaped(text: str) -> str:
+    """Text on one line and without markup. Two spaces of indentation become an em space."""
     text = visible(text).replace("\n", " ")
-    indent = len(text) - len(text.lstrip(" "))
-    for sign in "\\`*_<|":
-        text = text.replace(sign, f"\\{sign}")
-    return "&emsp;" * (indent // 2) + text.strip()
+    indentation = len(text) - len(text.lstrip(" "))
+    for character in MARKUP:
+        text = text.replace(character, f"\\{character}")
+    return "&emsp;" * (indentation // 2) + text.strip()
