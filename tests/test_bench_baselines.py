@@ -8,7 +8,9 @@ import pytest
 from musiccli.bench.stats import baselines
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 from musiccli.sample import sources
+from musiccli.sample.config import SampleConfig
 from musiccli.sample.sampler import sample
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -43,8 +45,9 @@ def test_each_baseline_scores_both_sides_by_its_measure(baseline, expected):
 
 @pytest.mark.skipif(not (DATA / "mint").is_dir(), reason="needs ../shared/data/mint")
 def test_of_solved_over_unsolved_trajectories_the_short_ones_win():
-    rejects = Rejects(skip=True)
-    pairs = list(sample(sources.rows([str(DATA / "mint")], rejects), "pairs", rejects=rejects))
+    stats = RunStats(Rejects(skip=True))
+    rows = sources.read_rows([str(DATA / "mint")], stats=stats)
+    pairs = list(sample(rows, SampleConfig(emit="pairs"), stats=stats))
     right = Counter()
     for one in pairs:
         for baseline, by_side in baselines.scores(one).items():

@@ -1,13 +1,13 @@
 """Sensitivity: what counts as noticed, where, and what it is worth."""
 
 import random
-from collections import Counter
 
 import pytest
 
 from musiccli.bench.sensitivity import scored, sensitivity
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
+from musiccli.sample.config import SampleConfig
 from musiccli.sample.sampler import sample
 
 
@@ -186,8 +186,7 @@ def test_what_sample_makes_is_what_bench_reads():
     made = list(
         sample(
             (("f", Record({"id": number, "messages": talk(number)})) for number in range(12)),
-            "corruptions",
-            counts=Counter(),
+            SampleConfig(emit="corruptions"),
         )
     )
     found = rows(
@@ -213,7 +212,7 @@ def test_one_kind_and_contrasts_are_read_too():
 
     source = [("f", Record({"id": number, "messages": talk(number)})) for number in range(12)]
     for emit, settings, count in (("corruptions", {"kinds": ["reply"]}, 36), ("contrasts", {}, 12)):
-        made = sample(source, emit, **settings)
+        made = sample(source, SampleConfig(emit=emit, **settings))
         found = rows(
             [scored(Record(one | {"scores": {"rm": {"chosen": 1, "rejected": 0}}})) for one in made]
         )

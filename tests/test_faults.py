@@ -7,9 +7,11 @@ from scripted import talk
 
 from musiccli.core import text_checks
 from musiccli.core.jsonl import Rejects
+from musiccli.core.run_stats import RunStats
 from musiccli.prompts import feedback
+from musiccli.sample.config import SampleConfig
 from musiccli.sample.sampler import sample
-from musiccli.sample.sources import rows
+from musiccli.sample.sources import read_rows
 from musiccli.simulate import faults
 
 EGGS = talk("How do I boil an egg?", "Put it into boiling water for eight minutes.")
@@ -250,10 +252,9 @@ def real() -> dict[str, list[tuple[str, list[dict]]]]:
     if not DATA.is_dir():
         pytest.skip("the public data files are not beside the repository")
     found = {"user": {}, "assistant": {}}
-    rejects = Rejects(skip=True, report=lambda text: None)
-    for record in sample(
-        rows([str(DATA / name) for name in FILES], rejects), "conversations", rejects=rejects
-    ):
+    stats = RunStats(Rejects(skip=True, report=lambda text: None))
+    rows = read_rows([str(DATA / name) for name in FILES], stats=stats)
+    for record in sample(rows, SampleConfig(emit="conversations"), stats=stats):
         messages = record["messages"]
         for index, message in enumerate(messages):
             if index and message["role"] != "system":

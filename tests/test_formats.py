@@ -7,7 +7,6 @@ import pytest
 
 from musiccli.core import records
 from musiccli.core.errors import RecordError
-from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
 from musiccli.sample import formats, sources
 
@@ -41,7 +40,7 @@ def one(row, **settings):
 def load(name, pairs=False):
     """(records, {row number from 0: error}) of a file or folder of the public data."""
     found, refused = [], {}
-    for number, (source, row) in enumerate(sources.rows([str(DATA / name)], Rejects())):
+    for number, (source, row) in enumerate(sources.read_rows([str(DATA / name)])):
         try:
             found += formats.read(row, source, pairs=pairs)
         except RecordError as error:
@@ -675,7 +674,7 @@ def test_hh_text_is_kept_word_for_word():
     found, refused = load("hh_harmless")
     rows = [
         row
-        for number, (_, row) in enumerate(sources.rows([str(DATA / "hh_harmless")], Rejects()))
+        for number, (_, row) in enumerate(sources.read_rows([str(DATA / "hh_harmless")]))
         if number not in refused
     ]
     headers = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}

@@ -13,8 +13,12 @@ from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 from musiccli.pair.preferences import join
-from musiccli.sample.sampler import Benchmark, read, sample, tokens
+from musiccli.sample.config import SampleConfig
+from musiccli.sample.emitters import count_tokens
+from musiccli.sample.exclusion import ExcludedPrompts
+from musiccli.sample.sampler import read_records, sample
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -43,11 +47,15 @@ def preference(number, length=4):
     }
 
 
-def run(found, emit="seeds", **settings):
-    counts = Counter()
-    return list(sample(rows(*found), emit, counts=counts, **settings)), {
-        name: n for name, n in counts.items() if n
-    }
+def run(found, emit="seeds", *, excluded=None, rejects=None, **settings):
+    """The results, and what is counted, as people read it."""
+    stats = RunStats(rejects)
+    config = SampleConfig(emit=emit, **settings)
+    return list(sample(rows(*found), config, excluded=excluded, stats=stats)), stats.phrases()
+
+
+def excluded_prompts(*found):
+    return ExcludedPrompts(read_records(rows(*found), RunStats()))
 
 
 # Kinds
@@ -71,7 +79,7 @@ def test_seeds_are_beginnings_that_end_before_the_next_speaker(speaker, lengths)
 
 def test_a_conversation_nobody_answered_gives_no_seed_for_the_user():
     found = [{"id": "c", "messages": talk("q")}]
-    assert run(found) == ([], {"rows read": 1, "dropped (nowhere for the user to go on)": 1})
+    assert run(found) == ([], {"rows read": 1, "dropped (no reply)": 1})
     assert run(found, next_speaker="assistant")[0][0]["messages"] == talk("q")
 
 
@@ -223,12 +231,14 @@ def test_long_pairs_are_dropped_and_long_seeds_cut_earlier():
     found = [preference(1), long]
     pairs, counts = run(found, "pairs", max_tokens=50)
     assert [pair["id"] for pair in pairs] == ["p1"]
-    assert counts == {"rows read": 2, "dropped (longer than 50 tokens)": 1}
+    assert counts == {"rows read": 2, "dropped (longer than max tokens)": 1}
     for seed in range(20):
-        assert all(tokens(one["messages"]) <= 50 for one in run(found, seed=seed, max_tokens=50)[0])
+        assert all(
+            count_tokens(one["messages"]) <= 50 for one in run(found, seed=seed, max_tokens=50)[0]
+        )
     assert (
         run([{"messages": talk("x" * 400, "r")}], max_tokens=50)[1][
-            "dropped (longer than 50 tokens)"
+            "dropped (longer than max tokens)"
         ]
         == 1
     )
@@ -248,20 +258,15 @@ WORDS = [f"word{number}" for number in range(30)]
     ],
 )
 def test_a_benchmarks_prompts_stay_out(text, out):
-    benchmark = Benchmark(
-        read(
-            rows(
-                {"prompt": "What is 2+2?", "chosen": "4", "rejected": "5"},
-                {"messages": talk("Hello", "Hi", " ".join(WORDS))},
-            ),
-            Rejects(),
-        )
+    excluded = excluded_prompts(
+        {"prompt": "What is 2+2?", "chosen": "4", "rejected": "5"},
+        {"messages": talk("Hello", "Hi", " ".join(WORDS))},
     )
     kept, counts = run(
-        [{"messages": talk(text, "r")}, {"messages": talk("fresh", "r")}], benchmark=benchmark
+        [{"messages": talk(text, "r")}, {"messages": talk("fresh", "r")}], excluded=excluded
     )
-    assert (
-        [seed["messages"][0]["content"] for seed in kept] == ["fresh"] if out else [text, "fresh"]
+    assert [seed["messages"][0]["content"] for seed in kept] == (
+        ["fresh"] if out else [text, "fresh"]
     )
     assert counts.get("dropped (overlaps an excluded dataset)", 0) == out
 
@@ -284,9 +289,9 @@ def test_a_benchmarks_prompts_stay_out(text, out):
     ],
 )
 def test_prompts_without_spaces_and_without_words_are_compared_too(prompt, text, out):
-    benchmark = Benchmark(read(rows({"prompt": prompt}), Rejects()))
+    excluded = excluded_prompts({"prompt": prompt})
     assert (
-        run([{"messages": talk(text, "r")}], benchmark=benchmark)[1].get(
+        run([{"messages": talk(text, "r")}], excluded=excluded)[1].get(
             "dropped (overlaps an excluded dataset)", 0
         )
         == out
@@ -294,9 +299,9 @@ def test_prompts_without_spaces_and_without_words_are_compared_too(prompt, text,
 
 
 def test_later_user_messages_are_held_against_the_benchmark_too():
-    benchmark = Benchmark(read(rows({"prompt": " ".join(WORDS)}), Rejects()))
+    excluded = excluded_prompts({"prompt": " ".join(WORDS)})
     row = {"messages": talk("Hello", "Hi", " ".join(WORDS), "r")}
-    assert run([row], benchmark=benchmark)[0] == []
+    assert run([row], excluded=excluded)[0] == []
 
 
 def test_a_bad_row_stops_the_run_and_says_how_to_leave_it_out():
@@ -304,7 +309,7 @@ def test_a_bad_row_stops_the_run_and_says_how_to_leave_it_out():
         run([preference(1), {"id": "x", "chosen": talk("q"), "rejected": talk("q", "r")}])
     assert str(caught.value) == (
         "file:2: chosen: ends with the user; it should end with the assistant "
-        "(--on-error skip leaves such rows out)"
+        "(`on_error` skip leaves such rows out)"
     )
 
 
@@ -368,7 +373,7 @@ def test_without_a_count_records_stream():
             number += 1
             yield "file", Record(preference(number))
 
-    stream = sample(endless(), "pairs")
+    stream = sample(endless(), SampleConfig(emit="pairs"))
     assert [next(stream)["id"] for _ in range(3)] == ["p1", "p2", "p3"]
 
 
@@ -459,17 +464,17 @@ def test_the_command_narrows_corruptions_and_places_contrasts():
 
 
 @pytest.mark.parametrize(
-    "words",
+    "words, error",
     [
-        ["--emit", "contrasts", "--kind", "reply"],
-        ["--emit", "corruptions", "--turn", "last"],
-        ["--kind", "swap"],
+        (["--emit", "contrasts", "--kind", "reply"], "--kind is for --emit corruptions"),
+        (["--emit", "corruptions", "--turn", "last"], "--turn is for --emit contrasts"),
+        (["--kind", "swap"], "--kind is for --emit corruptions"),
     ],
 )
-def test_an_option_of_another_kind_of_record_is_refused(words):
+def test_an_option_of_another_kind_of_record_is_refused(words, error):
     done = music("-", *words, given="")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--kind is for --emit corruptions, and --turn for --emit contrasts" in last_line(done)
+    assert last_line(done) == f"music sample: error: {error}"
 
 
 @pytest.mark.parametrize(

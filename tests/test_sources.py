@@ -11,6 +11,7 @@ import zstandard
 
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.jsonl import Rejects
+from musiccli.core.run_stats import RunStats
 from musiccli.sample import sources
 
 ROWS = [{"prompt": "one"}, {"prompt": "two"}]
@@ -18,11 +19,9 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 LIST = json.dumps(ROWS, indent=1).encode()
 
 
-def read(*names, rejects=None, **settings):
-    return [
-        (source, row.where, dict(row))
-        for source, row in sources.rows(names, rejects or Rejects(), **settings)
-    ]
+def read(*names, rejects=None, say=lambda text: None, **settings):
+    rows = sources.read_rows(names, stats=RunStats(rejects, say), **settings)
+    return [(source, row.where, dict(row)) for source, row in rows]
 
 
 def write(path, data):
@@ -112,7 +111,7 @@ def test_a_split_chooses_among_a_folders_files(tmp_path):
     assert [row["prompt"] for *_, row in read(str(tmp_path), split="train")] == [
         "data/train-00000-of-00001"
     ]
-    with pytest.raises(InputError, match=r"--split dev: no data file in .* has that name"):
+    with pytest.raises(InputError, match=r"`split` dev: no data file in .* has that name"):
         read(str(tmp_path), split="dev")
 
 
@@ -124,7 +123,7 @@ def test_a_dataset_that_was_saved_to_disk_is_read(tmp_path):
     folder = str(tmp_path / "saved")
     assert [row for *_, row in read(folder)] == ROWS
     assert read(folder, split="test") == [("saved", f"{folder}[0]", ROWS[1])]
-    with pytest.raises(InputError, match="choose one of its splits with --split: train, test"):
+    with pytest.raises(InputError, match="choose one of its splits with `split`: train, test"):
         read(folder, split="dev")
 
 
@@ -161,9 +160,9 @@ def test_lines_and_items_that_are_no_objects_go_to_the_rejects(tmp_path):
         (
             "{good.jsonl}",
             {"split": "train"},
-            "--split train: names a part of a folder or of a hub dataset",
+            "`split` train: names a part of a folder or of a hub dataset",
         ),
-        ("{good.jsonl}", {"revision": "abc"}, "--revision abc: pins a hub dataset"),
+        ("{good.jsonl}", {"revision": "abc"}, "`revision` abc: pins a hub dataset"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, settings, said):
@@ -183,7 +182,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, settings, said)
 
 def test_a_missing_file_is_found_before_the_first_row_is_read(tmp_path):
     with pytest.raises(InputError):
-        sources.rows([write(tmp_path / "a.jsonl", LINES), "missing.jsonl"], Rejects())
+        sources.read_rows([write(tmp_path / "a.jsonl", LINES), "missing.jsonl"])
 
 
 # The hub, without a network
@@ -265,7 +264,7 @@ def test_data_that_is_not_pinned_is_said_so(hub):
     read("some/data", say=said.append)
     read(sources.CONTAMINATED, revision="abcdef0123456789", say=said.append)
     assert said == [
-        "reading some/data at main, which may change; --revision COMMIT pins it",
+        "reading some/data at main, which may change; `revision` COMMIT pins it",
         f"reading {sources.CONTAMINATED} at abcdef01",
         f"{sources.CONTAMINATED} overlaps RewardBench; skywork (v0.2) does not",
     ]

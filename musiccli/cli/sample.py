@@ -1,6 +1,5 @@
 """music sample skywork -n 1000 > seeds.jsonl"""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -8,34 +7,7 @@ import typer
 from musiccli.cli.options import SEED
 from musiccli.cli.run import Run, stage
 from musiccli.core.errors import InputError
-
-
-class Emit(StrEnum):
-    seeds = "seeds"
-    prompts = "prompts"
-    pairs = "pairs"
-    comparisons = "comparisons"
-    conversations = "conversations"
-    corruptions = "corruptions"
-    contrasts = "contrasts"
-
-
-class Kind(StrEnum):
-    reply = "reply"
-    user = "user"
-    drop_user = "drop_user"
-    swap = "swap"
-
-
-class Turn(StrEnum):
-    any = "any"
-    last = "last"
-
-
-class Speaker(StrEnum):
-    user = "user"
-    assistant = "assistant"
-    any = "any"
+from musiccli.sample.config import ContrastTurn, CorruptionKind, Emit, SampleConfig, Speaker
 
 
 @stage(reads=False)
@@ -46,12 +18,14 @@ def sample(
         typer.Argument(
             metavar="DATASET",
             show_default=False,
-            help="JSON, JSONL or Parquet files, a folder, - for JSONL on standard input, a hub id (OWNER/NAME), or: "
-            "skywork, ultrafeedback, ultrainteract, hh, hh-helpful, hh-harmless, rewardbench, rewardbench2, "
-            "mt-bench-human.",
+            help="JSON, JSONL or Parquet files, a folder, - for JSONL on standard input, a hub id "
+            "(OWNER/NAME), or: skywork, ultrafeedback, ultrainteract, hh, hh-helpful, hh-harmless, "
+            "rewardbench, rewardbench2, mt-bench-human.",
         ),
     ],
-    emit: Annotated[Emit, typer.Option(help="What to make of each row.")] = Emit.seeds,
+    emit: Annotated[
+        Emit, typer.Option(help="The kind of record to make of each row.")
+    ] = SampleConfig.emit,
     count: Annotated[
         int | None,
         typer.Option(
@@ -59,46 +33,47 @@ def sample(
             "-n",
             min=1,
             show_default=False,
-            help="Choose so many at random; without it, all.",
+            help="Choose this many records at random; without it, keep all.",
         ),
-    ] = None,
-    seed: SEED = 0,
+    ] = SampleConfig.count,
+    seed: SEED = SampleConfig.seed,
     next_speaker: Annotated[
         Speaker,
         typer.Option(
-            "--next", help="Who speaks after a seed: it is cut after the other's message."
+            "--next", help="Who speaks after a seed: it ends with the other speaker's message."
         ),
-    ] = Speaker.user,
+    ] = SampleConfig.next_speaker,
     max_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
             show_default=False,
-            help="Cut seeds earlier, and drop other records, that are longer than this; a token "
-            "is reckoned as 4 characters. Without it, any length.",
+            help="Shorten seeds to this length, and drop other records that are longer, counting "
+            "4 characters as a token; without it, any length.",
         ),
-    ] = None,
-    kind: Annotated[
-        list[Kind] | None,
+    ] = SampleConfig.max_tokens,
+    kinds: Annotated[
+        list[CorruptionKind] | None,
         typer.Option(
+            "--kind",
             show_default=False,
-            help="Of corruptions, only these; may be given several times. Without it, all.",
+            help="Make only this kind of corruption; may be given several times; without it, all.",
         ),
     ] = None,
     turn: Annotated[
-        Turn,
+        ContrastTurn,
         typer.Option(
-            help="Of contrasts, which turn has a reply to something else: any, drawn for each conversation, or the last, "
-            "the single-turn ablation."
+            help="The turn whose reply a contrast replaces: any, drawn for each conversation, or "
+            "the last."
         ),
-    ] = Turn.any,
+    ] = SampleConfig.turn,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
             metavar="DATASET",
             show_default=False,
-            help="Drop what overlaps this benchmark: the same first prompt, or 13 words in a row of any (characters, in "
-            "scripts that set no words apart).",
+            help="Drop what overlaps this benchmark: the same first prompt, or 13 successive words "
+            "of any prompt (characters, in scripts without spaces).",
         ),
     ] = None,
     split: Annotated[
@@ -113,46 +88,38 @@ def sample(
         typer.Option(
             metavar="COMMIT",
             show_default=False,
-            help="Pin a hub dataset; short names are pinned already.",
+            help="The version of a hub dataset; short names have a fixed one.",
         ),
     ] = None,
 ) -> None:
-    """Read datasets of many formats and write seeds, prompts, pairs, comparisons or conversations, without repeats.
+    """Read datasets of many formats and write seeds, prompts, pairs, comparisons or conversations.
 
-    corruptions are conversations, each beside itself with one thing wrong at one turn: see music bench sensitivity.
-    contrasts are preferences to train on, made without an LLM: each conversation once, over itself with one reply out
-    of another conversation. Both keep all conversations in memory, to borrow from.
+    Repeated records are dropped. corruptions are preferences to evaluate on: each conversation
+    over itself with one thing wrong at one turn (see music bench sensitivity). contrasts are
+    preferences to train on, made without an LLM: each conversation over itself with one reply
+    from another conversation. Both hold all conversations in memory.
 
     \b
     music sample skywork -n 1000 --max-tokens 1024 --exclude rewardbench | music simulate > branches.jsonl
     music sample hh.jsonl.gz --emit pairs --on-error skip > pairs.jsonl
     music sample pairs.jsonl --emit contrasts -n 5000 > contrasts.jsonl
     """
-    from musiccli.sample import sampler as sample
-    from musiccli.sample import sources
+    from musiccli.sample.sampler import read_excluded, sample
+    from musiccli.sample.sources import read_rows
 
-    if (kind and emit is not Emit.corruptions) or (
-        turn is Turn.last and emit is not Emit.contrasts
-    ):
-        raise InputError("--kind is for --emit corruptions, and --turn for --emit contrasts")
-    rows = sources.rows(datasets, run.rejects, split=split, revision=revision, say=run.say)
-    benchmark = (
-        sample.Benchmark(sample.read(sources.rows(exclude, run.rejects, say=run.say), run.rejects))
-        if exclude
-        else None
+    if kinds and emit is not Emit.corruptions:
+        raise InputError("--kind is for --emit corruptions")
+    if turn is ContrastTurn.last and emit is not Emit.contrasts:
+        raise InputError("--turn is for --emit contrasts")
+    rows = read_rows(datasets, split=split, revision=revision, stats=run.stats)
+    config = SampleConfig(
+        emit=emit,
+        count=count,
+        seed=seed,
+        next_speaker=next_speaker,
+        max_tokens=max_tokens,
+        kinds=tuple(kinds or SampleConfig.kinds),
+        turn=turn,
     )
-    run.write(
-        sample.sample(
-            rows,
-            emit,
-            count=count,
-            seed=seed,
-            next_speaker=next_speaker,
-            max_tokens=max_tokens,
-            kinds=kind or (),
-            last_turn=turn is Turn.last,
-            benchmark=benchmark,
-            rejects=run.rejects,
-            counts=run.counts,
-        )
-    )
+    excluded = read_excluded(exclude, run.stats) if exclude else None
+    run.write(sample(rows, config, excluded=excluded, stats=run.stats))

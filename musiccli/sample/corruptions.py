@@ -1,183 +1,236 @@
-"""A conversation beside itself with one thing wrong at one turn: what a reward model that reads it all should notice,
-and one such pair of each conversation: what it could learn that from, made without an LLM.
+"""Conversations with one thing wrong at one turn, made without an LLM.
 
-The kinds. A turn is a user message and the reply to it, counted from 1:
+A turn is a user message and the reply to it, counted from 1. The kinds of corruption:
 
-- reply: turn t has a reply to something else, the nearest in length out of another conversation;
-- user: turn t has a user message out of another conversation, the nearest in length;
-- drop_user: the user message of turn t > 1 is gone. The replies around it become one message, a blank line between
-  them, so that roles still alternate. This side is always the shorter one: see what `longest` gets on it;
-- swap: turns t and t + 1 change places. The length stays as it is.
+- reply: turn t has a reply to something else, taken from another conversation.
+- user: turn t has a user message from another conversation.
+- drop_user: the user message of turn t > 1 is missing. The replies around it become one message,
+  with a blank line between them, so that roles still alternate. This side is always shorter.
+- swap: turns t and t + 1 change places. The length stays the same.
 
-`distance` counts turns from the end: 0 where the last turn is touched, else how many whole turns follow. Lengths are in
-characters. What is borrowed never comes from a conversation that opens with the same user message.
+A replacement is the message of the same role that is nearest in length. It never comes from a
+conversation that opens with the same user message. `distance` counts the whole turns that follow
+the last changed turn. Lengths are in characters.
 """
 
 import re
-from bisect import bisect_left
-from collections import Counter
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from operator import attrgetter
 from random import Random
+from typing import Any, NamedTuple
 
 from musiccli.core.records import Message, Record, count_characters, same_text, side_names
+from musiccli.core.run_stats import RunStats
+from musiccli.sample.config import ContrastTurn, CorruptionKind
 
-KINDS = ("reply", "user", "drop_user", "swap")
-Exchange = list[Message]  # a user message and the reply to it
+Turn = list[Message]  # a user message and the reply to it
 
 
-class Pool:
-    """The messages of many conversations, to borrow from; `counts` is told what could not be matched.
+class PooledMessage(NamedTuple):
+    """A message's text, and where it comes from. The order of the fields is the order in a pool."""
 
-    They stand by their role in order of length, each as (length, opening of its conversation, text, text before it).
+    length: int
+    opening: str  # the first user message of its conversation
+    text: str
+    previous_text: str  # of the message before it
+
+
+class MessagePool:
+    """The user messages and replies of many conversations, as replacements for each other.
+
+    `stats` counts the messages for which the pool holds no replacement.
     """
 
-    def __init__(self, found: Iterable[Record], counts: Counter):
-        self.counts = counts
-        self._sorted: dict[str, list[tuple[int, str, str, str]]] = {"user": [], "assistant": []}
-        for record in found:
-            said, before = intact(record), ""
-            for message in said:
-                if message["role"] in self._sorted:
-                    text = message["content"]
-                    self._sorted[message["role"]].append((len(text), opening(said), text, before))
-                before = message["content"]
-        for texts in self._sorted.values():
-            texts.sort()
+    def __init__(self, records: Iterable[Record], stats: RunStats) -> None:
+        self._stats = stats
+        self._by_length: dict[str, list[PooledMessage]] = {"user": [], "assistant": []}
+        for record in records:
+            self._add(intact_messages(record))
+        for pooled in self._by_length.values():
+            pooled.sort()
 
-    def nearest(self, message: Message, own: str, rng: Random) -> Message | None:
-        """A message by the same role, of the nearest length, from a conversation that does not open with `own`."""
-        found = self.borrow(message, own, rng)
-        return found and {"role": message["role"], "content": found[0]}
+    def _add(self, messages: list[Message]) -> None:
+        opening, previous_text = opening_text(messages), ""
+        for message in messages:
+            text = message["content"]
+            if message["role"] in self._by_length:
+                pooled = PooledMessage(len(text), opening, text, previous_text)
+                self._by_length[message["role"]].append(pooled)
+            previous_text = text
 
-    def borrow(self, message: Message, own: str, rng: Random) -> tuple[str, str] | None:
-        """The text of `nearest`, in other words than the message's, and what was said before it where it comes from."""
-        texts, length = self._sorted[message["role"]], len(message["content"])
-        above = rng.randint(bisect_left(texts, (length,)), bisect_left(texts, (length + 1,)))
-        below = above - 1
-        while below >= 0 or above < len(texts):
-            far_below = length - texts[below][0] if below >= 0 else float("inf")
-            far_above = texts[above][0] - length if above < len(texts) else float("inf")
-            if far_below < far_above or (far_below == far_above and rng.random() < 0.5):
-                at, below = below, below - 1
-            else:
-                at, above = above, above + 1
-            _, other, text, before = texts[at]
-            if other != own and words(text) != words(
-                message["content"]
-            ):  # "You're welcome!" for "You're welcome."
-                return text, before
-        self.counts[f"{message['role']} messages without a match in another conversation"] += 1
+    def nearest(self, message: Message, opening: str, rng: Random) -> PooledMessage | None:
+        """The message of the same role and the nearest length, in other words.
+
+        Args:
+            message: the message to replace.
+            opening: the first user message of its conversation.
+            rng: decides between messages of equally near lengths.
+        """
+        words = _words(message["content"])
+        for pooled in self._by_distance(message["role"], len(message["content"]), rng):
+            # "You're welcome!" would be no replacement for "You're welcome."
+            if pooled.opening != opening and _words(pooled.text) != words:
+                return pooled
+        self._stats.count("messages_without_match", message["role"])
         return None
 
+    def _by_distance(self, role: str, length: int, rng: Random) -> Iterator[PooledMessage]:
+        """The messages of a role, those of the nearest length first."""
+        pooled = self._by_length[role]
+        first = bisect_left(pooled, length, key=attrgetter("length"))
+        last = bisect_right(pooled, length, key=attrgetter("length"))
+        above = rng.randint(first, last)
+        below = above - 1
+        while below >= 0 or above < len(pooled):
+            below_by = length - pooled[below].length if below >= 0 else float("inf")
+            above_by = pooled[above].length - length if above < len(pooled) else float("inf")
+            if below_by < above_by or (below_by == above_by and rng.random() < 0.5):
+                yield pooled[below]
+                below -= 1
+            else:
+                yield pooled[above]
+                above += 1
 
-def corruptions(
-    record: Record, rng: Random, *, pool: Pool, kinds: Collection[str] = KINDS
-) -> list[dict]:
-    """Preferences, the conversation as it is over each corruption of it; none where it has fewer than two turns.
 
-    Fewer `kinds` give the same records of these kinds as all of them would.
+class Corruption(NamedTuple):
+    """One corruption of a conversation."""
+
+    kind: CorruptionKind
+    turn: int
+    last_turn: int  # the last one that is changed
+    turns: list[Turn]  # of the corrupted conversation
+
+
+def corrupt(
+    record: Record,
+    rng: Random,
+    *,
+    pool: MessagePool,
+    kinds: Collection[CorruptionKind] = tuple(CorruptionKind),
+) -> list[dict[str, Any]]:
+    """Preferences, one for each corruption: the conversation as it is is chosen over it.
+
+    A conversation with fewer than two turns has none. The random choices do not depend on `kinds`.
     """
-    said = intact(record)
-    system, turns = said[: len(said) % 2], exchanges(said)
+    messages = intact_messages(record)
+    system, turns = messages[: len(messages) % 2], _split_into_turns(messages)
     if len(turns) < 2:
         return []
-    made = []
-    for kind, turn, touched, changed in corrupted(turns, opening(said), rng, pool):
-        rejected = system + [message for exchange in changed for message in exchange]
-        if kind in kinds and not same_text(
-            said, rejected
-        ):  # the same where two turns that are equal changed places
-            made.append(
-                preference(record, said, rejected, kind, turn, distance=len(turns) - touched)
+    preferences = []
+    for corruption in _corruptions(turns, opening_text(messages), rng, pool):
+        rejected = system + [message for turn in corruption.turns for message in turn]
+        # a swap of two equal turns changes nothing
+        if corruption.kind in kinds and not same_text(messages, rejected):
+            distance = len(turns) - corruption.last_turn
+            preferences.append(
+                _preference(record, rejected, corruption.kind, corruption.turn, distance)
             )
-    return made
+    return preferences
 
 
-def contrast(record: Record, rng: Random, *, pool: Pool, last: bool = False) -> dict | None:
-    """The preference of the conversation as it is over itself with one `reply` replaced; None where none has a match.
+def replace_one_reply(
+    record: Record, rng: Random, *, pool: MessagePool, turn: ContrastTurn = ContrastTurn.any
+) -> dict[str, Any] | None:
+    """The preference of the conversation as it is over itself with one reply replaced.
 
-    The reply is drawn among those that have one, or is the `last`. The record also says what `pair` would: where the
-    sides part, and in `contrast` which message the borrowed reply answers where it comes from.
+    The record has the fields that `music pair` writes: `first_divergence`, and `contrast` with
+    the message that the replacement answers where it comes from.
+
+    Args:
+        turn: whose reply to replace: the last one, or one drawn among those with a replacement.
+
+    Returns:
+        None where no reply has a replacement.
     """
-    said = intact(record)
-    replies = range(1 + len(said) % 2, len(said), 2)
-    for at in replies[-1:] if last else rng.sample(replies, len(replies)):
-        if found := pool.borrow(said[at], opening(said), rng):
-            text, instruction = found
-            rejected = [*said[:at], {"role": "assistant", "content": text}, *said[at + 1 :]]
-            about = {
-                "first_divergence": at,
-                "contrast": [{"message": at, "instruction": instruction}],
+    messages = intact_messages(record)
+    replies = range(1 + len(messages) % 2, len(messages), 2)
+    last_only = turn == ContrastTurn.last
+    for index in replies[-1:] if last_only else rng.sample(replies, len(replies)):
+        if pooled := pool.nearest(messages[index], opening_text(messages), rng):
+            rejected = [*messages]
+            rejected[index] = {"role": "assistant", "content": pooled.text}
+            return {
+                **_preference(
+                    record,
+                    rejected,
+                    CorruptionKind.reply,
+                    turn=(index + 1) // 2,
+                    distance=(len(messages) - index) // 2,
+                ),
+                "first_divergence": index,
+                "contrast": [{"message": index, "instruction": pooled.previous_text}],
             }
-            return (
-                preference(record, said, rejected, "reply", (at + 1) // 2, (len(said) - at) // 2)
-                | about
-            )
     return None
 
 
-def preference(
-    record: Record,
-    said: list[Message],
-    rejected: list[Message],
-    kind: str,
-    turn: int,
-    distance: int,
-) -> dict:
-    """What was said over what it became, with what is wrong there and which conversation it is."""
-    about = {
-        "kind": kind,
-        "turn": turn,
-        "distance": distance,
-        "length_difference": count_characters(rejected) - count_characters(said),
-    }
+def _preference(
+    record: Record, rejected: list[Message], kind: CorruptionKind, turn: int, distance: int
+) -> dict[str, Any]:
+    chosen = intact_messages(record)
     return {
-        "id": f"{record['id']}/{kind}-{turn}",
-        "chosen": said,
+        "id": f"{record['id']}/{kind.value}-{turn}",
+        "chosen": chosen,
         "rejected": rejected,
-        "corruption": about,
+        "corruption": {
+            "kind": kind.value,
+            "turn": turn,
+            "distance": distance,
+            "length_difference": count_characters(rejected) - count_characters(chosen),
+        },
         "metadata": {**(record.get("metadata") or {}), "conversation": record["id"]},
     }
 
 
-def corrupted(
-    turns: list[Exchange], own: str, rng: Random, pool: Pool
-) -> Iterator[tuple[str, int, int, list]]:
-    """Every corruption: its kind, its turn, the last turn it touches, and the turns that result."""
+def _corruptions(
+    turns: list[Turn], opening: str, rng: Random, pool: MessagePool
+) -> Iterator[Corruption]:
+    """Every corruption of the conversation, turn after turn."""
     for turn, (question, reply) in enumerate(turns, start=1):
         before, after = turns[: turn - 1], turns[turn:]
-        if other := pool.nearest(reply, own, rng):
-            yield "reply", turn, turn, [*before, [question, other], *after]
-        if other := pool.nearest(question, own, rng):
-            yield "user", turn, turn, [*before, [other, reply], *after]
+        if pooled := pool.nearest(reply, opening, rng):
+            changed: Turn = [question, {"role": "assistant", "content": pooled.text}]
+            yield Corruption(CorruptionKind.reply, turn, turn, [*before, changed, *after])
+        if pooled := pool.nearest(question, opening, rng):
+            changed = [{"role": "user", "content": pooled.text}, reply]
+            yield Corruption(CorruptionKind.user, turn, turn, [*before, changed, *after])
         if before:
-            *earlier, [asked, answered] = before
-            joined = {
-                "role": "assistant",
-                "content": f"{answered['content']}\n\n{reply['content']}",
-            }
-            yield "drop_user", turn, turn, [*earlier, [asked, joined], *after]
+            joined = _joined_replies(before[-1], reply)
+            yield Corruption(CorruptionKind.drop_user, turn, turn, [*before[:-1], joined, *after])
         if after:
-            yield "swap", turn, turn + 1, [*before, after[0], [question, reply], *after[1:]]
+            swapped = [*before, after[0], [question, reply], *after[1:]]
+            yield Corruption(CorruptionKind.swap, turn, turn + 1, swapped)
 
 
-def intact(record: Record) -> list[Message]:
-    """The conversation to corrupt, up to its last reply: of two sides the better one, or `a` where nobody chose."""
+def _joined_replies(turn: Turn, reply: Message) -> Turn:
+    """The turn with another reply behind its own, as one message."""
+    question, earlier_reply = turn
+    content = f"{earlier_reply['content']}\n\n{reply['content']}"
+    return [question, {"role": "assistant", "content": content}]
+
+
+def intact_messages(record: Record) -> list[Message]:
+    """The conversation to corrupt, up to its last reply.
+
+    Of two sides it is the winner, and the first side where there is no winner.
+    """
     names = side_names(record)
-    side = record["winner"] if record.get("winner") in names else names[0]
-    said = record[side]
-    return said[:-1] if said[-1]["role"] == "user" else said
+    winner = record.get("winner")
+    messages: list[Message] = record[winner if winner in names else names[0]]
+    return messages[:-1] if messages[-1]["role"] == "user" else messages
 
 
-def exchanges(said: Sequence[Message]) -> list[Exchange]:
-    """The turns of a conversation that ends with a reply; of an odd number of messages the first is the system's."""
-    return [list(said[index : index + 2]) for index in range(len(said) % 2, len(said), 2)]
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def opening(said: Sequence[Message]) -> str:
+def opening_text(messages: Sequence[Message]) -> str:
     """The first user message."""
-    return next((message["content"] for message in said if message["role"] == "user"), "")
+    return next((message["content"] for message in messages if message["role"] == "user"), "")
+
+
+def _split_into_turns(messages: Sequence[Message]) -> list[Turn]:
+    """The turns of a conversation that ends with a reply. A system message belongs to none."""
+    return [
+        list(messages[index : index + 2]) for index in range(len(messages) % 2, len(messages), 2)
+    ]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

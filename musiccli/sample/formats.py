@@ -64,7 +64,7 @@ def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Reco
     `pairs`: of a tree, give its ranked siblings as preferences, not its paths as conversations. Trajectories are
     conversations either way: see `solved_pairs`. Raises RecordError for a row that cannot be read.
     """
-    known = recognise(row)
+    known = recognize(row)
     reader = known.pairs if pairs and known.pairs else known.read
     try:
         for record in reader(row, source):
@@ -83,7 +83,7 @@ def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Reco
         raise RecordError(problem, record=row) from error
 
 
-def recognise(row: Record) -> "Format":
+def recognize(row: Record) -> "Format":
     """The first format all of whose columns the row has, and that its values fit."""
     for known in FORMATS:
         if row.keys() >= known.columns and known.fits(row):

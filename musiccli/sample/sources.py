@@ -1,118 +1,144 @@
-"""Where a dataset's rows come from: JSON, JSONL and Parquet files, folders, standard input, the hub."""
+"""Where the rows of a dataset come from: JSON, JSONL and Parquet files, folders, standard input
+and the Hugging Face hub.
+"""
 
 import contextlib
 import glob
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 
-Rows = Iterator[tuple[str, Record]]  # a source's name and one of its rows
+Rows = Iterator[tuple[str, Record]]  # (the name of the source, one of its rows)
 
 
-class Hub(NamedTuple):
+class HubDataset(NamedTuple):
+    """A dataset of the hub, or one folder or split of it."""
+
     path: str
     split: str | None = None
-    revision: str | None = None  # None: whatever main holds on the day
+    revision: str | None = None  # a commit; None is the newest state of the branch main
     folder: str | None = None
 
 
 SHORT_NAMES = {
-    "skywork": Hub(
+    "skywork": HubDataset(
         "Skywork/Skywork-Reward-Preference-80K-v0.2",
         "train",
         "196326738b67b9c3e6aa6829cab639d8401ad385",
     ),
-    "ultrafeedback": Hub(
+    "ultrafeedback": HubDataset(
         "HuggingFaceH4/ultrafeedback_binarized",
         "train_prefs",
         "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85",
     ),
-    "ultrainteract": Hub(
+    "ultrainteract": HubDataset(
         "openbmb/UltraInteract_pair", "train", "3692843c72c3a297c7914cdf76c0ffce5e38a234"
     ),
-    "hh": Hub("Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"),
-    "hh-helpful": Hub(
+    "hh": HubDataset("Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"),
+    "hh-helpful": HubDataset(
         "Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "helpful-base"
     ),
-    "hh-harmless": Hub(
+    "hh-harmless": HubDataset(
         "Anthropic/hh-rlhf", "train", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", "harmless-base"
     ),
-    "rewardbench": Hub(
+    "rewardbench": HubDataset(
         "allenai/reward-bench", "filtered", "168d848cdbbea9764fae4a544dc9ca1e6cca4931"
     ),
-    "rewardbench2": Hub(
+    "rewardbench2": HubDataset(
         "allenai/reward-bench-2", "test", "7ff08853b0d5686e79b13fda8677024f566a104a"
     ),
-    "mt-bench-human": Hub(
+    "mt-bench-human": HubDataset(
         "lmsys/mt_bench_human_judgments", "human", "f7d2896d2cc5d80f8b55c2bbc722613555233c25"
     ),
 }
-SUFFIX = re.compile(r"\.(parquet|(jsonl|ndjson|json)(\.gz|\.zst)?)$")
-CONTAMINATED = "Skywork/Skywork-Reward-Preference-80K-v0.1"
+DATA_FILE = re.compile(r"\.(parquet|(jsonl|ndjson|json)(\.gz|\.zst)?)$")
+CONTAMINATED = "Skywork/Skywork-Reward-Preference-80K-v0.1"  # holds prompts of RewardBench
 
 
-def rows(
+def read_rows(
     names: Iterable[str],
-    rejects: jsonl.Rejects,
     *,
     split: str | None = None,
     revision: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    stats: RunStats | None = None,
 ) -> Rows:
-    """The rows of several datasets, one after the other, each with the name of its source.
+    """The rows of several datasets, one dataset after the other, each row with its source's name.
 
-    A name is a file, a folder, `-`, a short name or a hub id; what exists on the disk comes first. Lines that are no
-    JSON objects go to `rejects`. Raises InputError, before the first row, for a name that is none of these.
+    Args:
+        names: files, folders, `-` (standard input), short names or hub ids. A name that exists on
+            the disk is a file or folder, whatever else it could mean.
+        split: the part of a folder or of a hub dataset to read.
+        revision: the commit, branch or tag of a hub dataset.
+        stats: its `rejects` get the lines that are no JSON objects.
+
+    Raises:
+        InputError: a name is none of these, or its data cannot be read. Names are checked before
+            the first row is read.
     """
-    found = [opened for name in names for opened in _open(name, rejects, split, revision, say)]
-    return (row for opened in found for row in opened)
+    stats = stats or RunStats()
+    sources = [rows for name in names for rows in _open_dataset(name, split, revision, stats)]
+    return chain.from_iterable(sources)
 
 
-def _open(
-    name: str,
-    rejects: jsonl.Rejects,
-    split: str | None,
-    revision: str | None,
-    say: Callable[[str], None],
+def _open_dataset(
+    name: str, split: str | None, revision: str | None, stats: RunStats
 ) -> list[Rows]:
     path = Path(name)
-    local = name == "-" or path.exists()
-    if local and revision:
-        raise InputError(f"--revision {revision}: pins a hub dataset; {name} is here on the disk")
-    if local and split and not path.is_dir():
-        raise InputError(
-            f"--split {split}: names a part of a folder or of a hub dataset; {name} is one file"
-        )
     if path.is_dir():
-        return _folder(path, rejects, split)
-    if local:
-        return [_file(name, rejects)]
-    hub = SHORT_NAMES.get(name) or (Hub(name) if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None)
-    if hub is None or SUFFIX.search(name):
-        known = ", ".join(SHORT_NAMES)
-        raise InputError(
-            f"{name}: no such file or folder, no short name ({known}) and no hub id (OWNER/NAME)"
+        _check_local(name, revision)
+        return _open_folder(path, split, stats.rejects)
+    if name == "-" or path.exists():
+        _check_local(name, revision)
+        if split:
+            raise InputError(
+                f"`split` {split}: names a part of a folder or of a hub dataset; {name} is one file"
+            )
+        return [_open_file(name, stats.rejects)]
+    dataset = _hub_dataset(name)
+    return [
+        _open_hub(
+            dataset._replace(split=split or dataset.split, revision=revision or dataset.revision),
+            stats,
         )
-    return [_hub(hub._replace(split=split or hub.split, revision=revision or hub.revision), say)]
+    ]
 
 
-def _folder(path: Path, rejects: jsonl.Rejects, split: str | None) -> list[Rows]:
-    """A folder's data files in the order of their names, or a dataset that `datasets` saved there."""
+def _check_local(name: str, revision: str | None) -> None:
+    if revision:
+        raise InputError(f"`revision` {revision}: pins a hub dataset; {name} is here on the disk")
+
+
+def _hub_dataset(name: str) -> HubDataset:
+    """The hub dataset of a short name or a hub id."""
+    if name in SHORT_NAMES:
+        return SHORT_NAMES[name]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not DATA_FILE.search(name):
+        return HubDataset(name)
+    raise InputError(
+        f"{name}: no such file or folder, no short name ({', '.join(SHORT_NAMES)}) "
+        "and no hub id (OWNER/NAME)"
+    )
+
+
+def _open_folder(path: Path, split: str | None, rejects: jsonl.Rejects) -> list[Rows]:
+    """A folder's data files, sorted by name, or a dataset that `datasets` saved there."""
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        return [_saved(path, split)]
+        return [_open_saved(path, split)]
     files = sorted(
         file
         for file in path.rglob("*")
-        if SUFFIX.search(file.name)
+        if DATA_FILE.search(file.name)
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
@@ -120,41 +146,44 @@ def _folder(path: Path, rejects: jsonl.Rejects, split: str | None) -> list[Rows]
     if split:
         files = [file for file in files if split in re.split(r"\W", str(file.relative_to(path)))]
         if not files:
-            raise InputError(f"--split {split}: no data file in {path} has that name")
-    return [_file(str(file), rejects) for file in files]
+            raise InputError(f"`split` {split}: no data file in {path} has that name")
+    return [_open_file(str(file), rejects) for file in files]
 
 
-def _file(name: str, rejects: jsonl.Rejects) -> Rows:
+def _open_file(name: str, rejects: jsonl.Rejects) -> Rows:
     if name == "-":
-        return _named("", jsonl.read(["-"], _as_it_is, rejects, unique=False))
+        return _with_source("", jsonl.read(["-"], _unchanged, rejects, unique=False))
     jsonl.check_readable(name)
-    stem = SUFFIX.sub("", Path(name).name)
+    source = DATA_FILE.sub("", Path(name).name)
     if name.endswith(".parquet"):
-        return _named(stem, _parquet(name))
-    if _holds_a_list(name):
-        return _named(stem, _list(name, rejects))
-    return _named(stem, jsonl.read([name], _as_it_is, rejects, unique=False))
+        return _with_source(source, _read_parquet(name))
+    if _holds_json_list(name):
+        return _with_source(source, _read_json_list(name, rejects))
+    return _with_source(source, jsonl.read([name], _unchanged, rejects, unique=False))
 
 
-def _named(source: str, found: Iterable[Record]) -> Rows:
-    return ((source, row) for row in found)
+def _with_source(source: str, rows: Iterable[Record]) -> Rows:
+    return ((source, row) for row in rows)
 
 
-def _as_it_is(row: Record) -> Record:
+def _unchanged(row: Record) -> Record:
     return row
 
 
-def _holds_a_list(path: str) -> bool:
-    """Whether a file is one JSON list; if not it is JSONL, whatever its suffix. A named pipe can be read only once."""
+def _holds_json_list(path: str) -> bool:
+    """Whether a file is one JSON list; any other file is JSONL, whatever its suffix.
+
+    A named pipe can be read only once, so it is always JSONL.
+    """
     if not Path(path).is_file():
         return False
-    with _readable(path), jsonl.open_input(path) as stream:
+    with _damage_is_input_error(path), jsonl.open_input(path) as stream:
         return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
-def _list(path: str, rejects: jsonl.Rejects) -> Iterator[Record]:
-    """The items of a file that is one JSON list; it is read whole."""
-    with _readable(path), jsonl.open_input(path) as stream:
+def _read_json_list(path: str, rejects: jsonl.Rejects) -> Iterator[Record]:
+    """The items of a file that is one JSON list. The file is read whole."""
+    with _damage_is_input_error(path), jsonl.open_input(path) as stream:
         data = stream.read()
     try:
         items = orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
@@ -163,34 +192,28 @@ def _list(path: str, rejects: jsonl.Rejects) -> Iterator[Record]:
             f"{path}: is not JSON: {error.msg} (line {error.lineno} column {error.colno})"
         ) from None
     for index, item in enumerate(items):
-        row = None
+        where = f"{path}[{index}]"
+        if isinstance(item, dict):
+            yield Record(item, where)
+            continue
         with rejects.guard():
-            if not isinstance(item, dict):
-                raise RecordError(
-                    "is no object; a row is {...}", where=f"{path}[{index}]", record=item
-                )
-            row = Record(item, f"{path}[{index}]")
-        if row is not None:
-            yield row
+            raise RecordError("is no object; a row is {...}", where=where, record=item)
 
 
 @contextlib.contextmanager
-def _readable(path: str) -> Iterator[None]:
-    """Around reading a file whole: what is damaged is an InputError."""
+def _damage_is_input_error(path: str) -> Iterator[None]:
+    """Around reading a file whole: damage to it becomes an InputError."""
     try:
         yield
     except jsonl.READ_ERRORS as error:
         raise InputError(f"{path}: damaged: {error}") from error
 
 
-def _datasets():
-    """The library, told to keep its log and its bars from people who did not ask for them."""
+def _datasets() -> Any:
+    """The `datasets` library, without its log; without its progress bars where nobody looks."""
     import datasets
 
-    for name in (
-        "datasets",
-        "huggingface_hub",
-    ):  # their retries and laments, a line each; one error follows anyway
+    for name in ("datasets", "huggingface_hub"):  # log a line for each retry; an error follows
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -198,8 +221,8 @@ def _datasets():
 
 
 @contextlib.contextmanager
-def _input_error(problem: str) -> Iterator[None]:
-    """Around the library's work: it raises kinds of its own, pyarrow's and the network's, a dozen in all."""
+def _any_error_is_input_error(problem: str) -> Iterator[None]:
+    """Around work of `datasets`, which raises a dozen classes: its own, pyarrow's, the network's."""
     try:
         yield
     except InputError:
@@ -209,51 +232,56 @@ def _input_error(problem: str) -> Iterator[None]:
         raise InputError(f"{problem}: {first_line}") from error
 
 
-def _parquet(path: str) -> Iterator[Record]:
-    with _input_error(f"{path}: cannot be read as Parquet"):
-        data = _datasets().load_dataset(
+def _read_parquet(path: str) -> Iterator[Record]:
+    with _any_error_is_input_error(f"{path}: cannot be read as Parquet"):
+        table = _datasets().load_dataset(
             "parquet", data_files=glob.escape(path), split="train", streaming=True
         )
-        yield from _records(data, path)
+        yield from _table_rows(table, path)
 
 
-def _saved(path: Path, split: str | None) -> Rows:
-    with _input_error(f"{path}: cannot be read as a saved dataset"):
-        data = _one_split(_datasets().load_from_disk(str(path)), str(path), split)
-    return _named(path.name, _records(data, str(path)))
+def _open_saved(path: Path, split: str | None) -> Rows:
+    with _any_error_is_input_error(f"{path}: cannot be read as a saved dataset"):
+        table = _one_split(_datasets().load_from_disk(str(path)), str(path), split)
+    return _with_source(path.name, _table_rows(table, str(path)))
 
 
-def _hub(hub: Hub, say: Callable[[str], None]) -> Rows:
-    """A dataset of the hub; it is downloaded once and found in the cache from then on."""
-    say(
-        f"reading {hub.path} at {hub.revision[:8]}"
-        if hub.revision
-        else f"reading {hub.path} at main, which may change; --revision COMMIT pins it"
-    )
-    if hub.path == CONTAMINATED:
-        say(f"{hub.path} overlaps RewardBench; skywork (v0.2) does not")
-    with _input_error(f"{hub.path}: no such file here, and it cannot be had from the hub"):
+def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
+    """A dataset of the hub. It is downloaded once, and read from the local cache afterwards."""
+    if dataset.revision:
+        stats.say(f"reading {dataset.path} at {dataset.revision[:8]}")
+    else:
+        stats.say(f"reading {dataset.path} at main, which may change; `revision` COMMIT pins it")
+    if dataset.path == CONTAMINATED:
+        stats.say(f"{dataset.path} overlaps RewardBench; skywork (v0.2) does not")
+    with _any_error_is_input_error(
+        f"{dataset.path}: no such file here, and it cannot be had from the hub"
+    ):
         data = _datasets().load_dataset(
-            hub.path, data_dir=hub.folder, split=hub.split, revision=hub.revision
+            dataset.path,
+            data_dir=dataset.folder,
+            split=dataset.split,
+            revision=dataset.revision,
         )
-        data = _one_split(data, hub.path, None)
-    return _named(hub.path, _records(data, hub.path))
+        table = _one_split(data, dataset.path, None)
+    return _with_source(dataset.path, _table_rows(table, dataset.path))
 
 
-def _records(data: Iterable[dict], name: str) -> Iterator[Record]:
-    """A table's rows as JSON has them: dates are strings, and what it cannot hold (bytes, pictures) is null."""
-    for number, row in enumerate(data):
-        plain = orjson.dumps(row, default=lambda _: None, option=orjson.OPT_NON_STR_KEYS)
-        yield Record(orjson.loads(plain), f"{name}[{number}]")
+def _table_rows(table: Iterable[dict[str, Any]], name: str) -> Iterator[Record]:
+    """A table's rows as JSON: dates become strings, and what JSON cannot hold (bytes) null."""
+    for number, row in enumerate(table):
+        encoded = orjson.dumps(row, default=lambda _: None, option=orjson.OPT_NON_STR_KEYS)
+        yield Record(orjson.loads(encoded), f"{name}[{number}]")
 
 
-def _one_split(data, name: str, split: str | None):
-    """The split asked for; without one "train", or the only one there is."""
+def _one_split(data: Any, name: str, split: str | None) -> Any:
+    """The requested split; without a request "train", or the only split there is."""
     if not isinstance(data, dict):
         if split:
-            raise InputError(f"--split {split}: {name} has no splits")
+            raise InputError(f"`split` {split}: {name} has no splits")
         return data
-    chosen = split or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
-    if chosen not in data:
-        raise InputError(f"{name}: choose one of its splits with --split: {', '.join(data)}")
-    return data[chosen]
+    if not split:
+        split = next(iter(data)) if len(data) == 1 else "train"
+    if split not in data:
+        raise InputError(f"{name}: choose one of its splits with `split`: {', '.join(data)}")
+    return data[split]

@@ -8,11 +8,11 @@ import pytest
 
 from musiccli.bench import audit
 from musiccli.core import records
-from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
-from musiccli.sample import corruptions as corrupt
+from musiccli.core.run_stats import RunStats
 from musiccli.sample import sources
-from musiccli.sample.corruptions import Pool, corruptions
+from musiccli.sample.config import CorruptionKind, SampleConfig
+from musiccli.sample.corruptions import MessagePool, corrupt, replace_one_reply
 from musiccli.sample.sampler import sample
 from musiccli.show.view import record_view
 
@@ -44,10 +44,16 @@ MANY = [
 THREE = conversation("c", "q01", "r01", "q002", "r002", "q00003", "r00003")
 
 
+def sampled(rows, emit="corruptions", **settings):
+    """The results, and what is counted, as people read it."""
+    stats = RunStats()
+    return list(sample(rows, SampleConfig(emit=emit, **settings), stats=stats)), stats.phrases()
+
+
 def corrupted(record=THREE, others=OTHERS, seed=0):
-    counts = Counter()
-    made = corruptions(record, Random(seed), pool=Pool([record, *others], counts))
-    return {one["id"]: one for one in made}, dict(counts)
+    stats = RunStats()
+    made = corrupt(record, Random(seed), pool=MessagePool([record, *others], stats))
+    return {one["id"]: one for one in made}, stats.phrases()
 
 
 def texts(side):
@@ -148,8 +154,8 @@ def test_what_cannot_be_matched_is_counted_and_the_other_kinds_remain():
     found, counts = corrupted(others=[])
     assert {one["corruption"]["kind"] for one in found.values()} == {"drop_user", "swap"}
     assert counts == {
-        "assistant messages without a match in another conversation": 3,
-        "user messages without a match in another conversation": 3,
+        "messages without match (assistant)": 3,
+        "messages without match (user)": 3,
     }
 
 
@@ -177,33 +183,31 @@ def test_the_same_seed_gives_the_same_records():
         )
         for number in range(20)
     ]
-    once, again, other = (list(sample(rows, "corruptions", seed=seed)) for seed in (1, 1, 2))
+    once, again, other = (sampled(rows, seed=seed)[0] for seed in (1, 1, 2))
     assert once == again != other
 
 
 def test_one_turn_conversations_are_dropped_by_name():
-    counts = Counter()
-    rows = [("f", record) for record in (THREE, *OTHERS)]
-    made = list(sample(rows, "corruptions", counts=counts))
+    made, counts = sampled([("f", record) for record in (THREE, *OTHERS)])
     assert {one["metadata"]["conversation"] for one in made} == {"c", "other"}
     assert counts["dropped (fewer than two turns)"] == 1
 
 
 def test_one_kind_is_what_a_filter_would_leave_of_all():
     rows = [("f", record) for record in MANY]
-    whole = list(sample(rows, "corruptions"))
-    for kind in corrupt.KINDS:
-        assert list(sample(rows, "corruptions", kinds=[kind])) == [
+    whole, _ = sampled(rows)
+    for kind in CorruptionKind:
+        assert sampled(rows, kinds=(kind,))[0] == [
             one for one in whole if one["corruption"]["kind"] == kind
         ]
-    two = {one["corruption"]["kind"] for one in sample(rows, "corruptions", kinds=["user", "swap"])}
+    two = {one["corruption"]["kind"] for one in sampled(rows, kinds=("user", "swap"))[0]}
     assert two == {"user", "swap"}
 
 
 def test_a_conversation_that_has_none_of_the_kind_is_dropped_for_that():
-    counts = Counter()
     rows = [("f", THREE), ("f", conversation("one", "q01", "r01"))]
-    assert list(sample(rows, "corruptions", kinds=["reply"], counts=counts)) == []
+    made, counts = sampled(rows, kinds=("reply",))
+    assert made == []
     assert (
         counts["dropped (no corruption of that kind)"]
         == counts["dropped (fewer than two turns)"]
@@ -212,7 +216,7 @@ def test_a_conversation_that_has_none_of_the_kind_is_dropped_for_that():
 
 
 def test_a_conversation_that_is_the_better_side_of_two_rows_is_one():
-    counts, good = Counter(), talk("q", "r", "s", "good")
+    good = talk("q", "r", "s", "good")
     rows = [
         (
             "f",
@@ -223,29 +227,26 @@ def test_a_conversation_that_is_the_better_side_of_two_rows_is_one():
         for number in range(3)
     ]
     for emit in ("corruptions", "contrasts"):
-        made = list(sample([*rows, ("f", OTHERS[0])], emit, counts=counts))
+        made, counts = sampled([*rows, ("f", OTHERS[0])], emit)
         assert {one["metadata"]["conversation"] for one in made} == {0, "other"}
         assert counts["dropped (duplicate)"] == 2
-        counts.clear()
 
 
 # Contrasts
 
 
 def contrast(record=THREE, others=OTHERS, seed=0, **settings):
-    return corrupt.contrast(
-        record, Random(seed), pool=Pool([record, *others], Counter()), **settings
-    )
+    pool = MessagePool([record, *others], RunStats())
+    return replace_one_reply(record, Random(seed), pool=pool, **settings)
 
 
 def contrasts(found, **settings):
-    counts = Counter()
-    made = list(sample((("f", record) for record in found), "contrasts", counts=counts, **settings))
-    return made, {name: count for name, count in counts.items() if count and name != "rows read"}
+    made, counts = sampled((("f", record) for record in found), "contrasts", **settings)
+    return made, {name: count for name, count in counts.items() if name != "rows read"}
 
 
 def test_a_contrast_is_the_conversation_over_itself_with_the_last_reply_out_of_another():
-    assert contrast(last=True) == {
+    assert contrast(turn="last") == {
         "id": "c/reply-3",
         "chosen": THREE["messages"],
         "rejected": [*THREE["messages"][:5], {"role": "assistant", "content": "AAAA"}],
@@ -276,7 +277,7 @@ def test_at_any_turn_it_is_the_corruption_of_that_turn_and_says_what_the_borrowe
     } == corrupted()[0][f"c/reply-{turn}"]
 
 
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("turn", ["any", "last"])
 @pytest.mark.parametrize(
     "record",
     [
@@ -284,8 +285,8 @@ def test_at_any_turn_it_is_the_corruption_of_that_turn_and_says_what_the_borrowe
         Record({"id": "c", "messages": talk("q01", "r01", system="be kind")}),
     ],
 )
-def test_one_turn_is_enough_and_it_is_the_last(record, last):
-    one = contrast(record, last=last)
+def test_one_turn_is_enough_and_it_is_the_last(record, turn):
+    one = contrast(record, turn=turn)
     at = one["first_divergence"]
     assert (one["corruption"]["turn"], one["corruption"]["distance"]) == (1, 0)
     assert one["chosen"] == record["messages"][: at + 1]
@@ -329,7 +330,7 @@ def test_each_conversation_gives_one_and_the_distances_are_spread():
     )
     spread = Counter(one["corruption"]["distance"] for one in made)
     assert spread.keys() == {0, 1, 2, 3} and all(70 < count < 130 for count in spread.values())
-    made, _ = contrasts(found, last_turn=True)
+    made, _ = contrasts(found, turn="last")
     assert {(one["corruption"]["distance"], one["first_divergence"]) for one in made} == {(0, 7)}
 
 
@@ -353,7 +354,7 @@ def test_a_turn_is_drawn_among_those_that_have_a_match():
     record = conversation("c", "q", "same", "q2", "same", "q3", "r3")
     others = [conversation("other", "u", "same")]  # what is equal is no match
     assert {contrast(record, others, seed)["corruption"]["turn"] for seed in range(20)} == {3}
-    assert contrast(conversation("c", "q", "r", "q2", "same"), others, last=True) is None
+    assert contrast(conversation("c", "q", "r", "q2", "same"), others, turn="last") is None
 
 
 def test_nothing_is_borrowed_from_a_conversation_that_opens_alike():
@@ -373,7 +374,7 @@ def test_what_gives_no_contrast_is_dropped_by_name():
     assert contrasts(alike) == (
         [],
         {
-            "assistant messages without a match in another conversation": 2,
+            "messages without match (assistant)": 2,
             "dropped (no match in another conversation)": 2,
         },
     )
@@ -387,12 +388,12 @@ def test_what_gives_no_contrast_is_dropped_by_name():
     made, counts = contrasts(long, max_tokens=50)
     assert ([one["id"] for one in made], counts) == (
         ["h/reply-1", "i/reply-1"],
-        {"dropped (longer than 50 tokens)": 1},
+        {"dropped (longer than max tokens)": 1},
     )
 
 
 def test_a_contrast_is_what_show_audit_and_sensitivity_read():
-    one = Record(contrast(last=True))
+    one = Record(contrast(turn="last"))
     assert records.parse_preference(Record({**one})) == audit.contrasted(Record({**one})) == one
     shown = record_view(one)
     assert "corruption reply at turn 3" in shown.facts
@@ -401,9 +402,8 @@ def test_a_contrast_is_what_show_audit_and_sensitivity_read():
 
 @pytest.mark.skipif(not (DATA / "mtbench101").is_dir(), reason="needs ../shared/data/mtbench101")
 def test_on_mtbench101_every_record_is_valid_matched_and_wrong_in_one_place():
-    rows = sources.rows([str(DATA / "mtbench101" / "mtbench101.jsonl")], Rejects())
-    counts, differences = Counter(), Counter()
-    made = list(sample(rows, "corruptions", counts=counts))
+    made, counts = sampled(sources.read_rows([str(DATA / "mtbench101" / "mtbench101.jsonl")]))
+    differences = Counter()
     for one in made:
         records.parse_preference(Record({**one}))
         about = one["corruption"]

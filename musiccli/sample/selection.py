@@ -1,0 +1,97 @@
+"""Which results are kept: duplicates are dropped, and some of the rest are chosen at random."""
+
+import random
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+from typing import Any
+
+from musiccli.core.records import (
+    IDENTITY_FIELDS,
+    Message,
+    Record,
+    content_id,
+    count_turns,
+    lookup,
+    side_names,
+)
+from musiccli.core.run_stats import RunStats
+from musiccli.sample.corruptions import intact_messages
+
+
+def drop_duplicates(
+    results: Iterable[tuple[Record, dict[str, Any]]], stats: RunStats
+) -> Iterator[dict[str, Any]]:
+    """The results with a text that no result before has, each with an id of its own.
+
+    Args:
+        results: pairs of a record and what it became.
+        stats: counts the duplicates, and the ids that had to be changed.
+    """
+    seen_texts: set[int] = set()
+    seen_ids: set[int] = set()
+    for record, result in results:
+        texts = [_text(result[side]) for side in side_names(result)]
+        text = hash((_separate_by(record, result), result.get("branch"), *texts))
+        if text in seen_texts:
+            stats.count("dropped", "duplicate")
+            continue
+        seen_texts.add(text)
+        identity = hash(tuple(result.get(name) for name in IDENTITY_FIELDS))
+        if identity in seen_ids:
+            stats.count("ids_made_unique")
+            content = content_id(*(result[side] for side in side_names(result)))
+            result = {**result, "id": f"{result['id']}-{content}"}
+        seen_ids.add(identity)
+        yield result
+
+
+def _separate_by(record: Record, result: dict[str, Any]) -> object:
+    """What keeps results with equal texts apart, or None where equal texts are duplicates.
+
+    The votes of two people on the same texts are both kept, and so are equal rows of a benchmark.
+    """
+    if "messages" in result:
+        candidate = result is record and "correct" in (record.get("metadata") or {})
+        return (result["id"], result.get("sample")) if candidate else None
+    vote = "a" in record and "a" in result and "winner" in record
+    return result["id"] if vote or lookup(result, "subset") else None
+
+
+def drop_repeated_conversations(records: Iterable[Record], stats: RunStats) -> Iterator[Record]:
+    """The records whose intact conversation no record before has.
+
+    A dataset may hold the same chosen side beside several rejected ones.
+    """
+    seen: set[int] = set()
+    for record in records:
+        messages = intact_messages(record)
+        text = hash(_text(messages))
+        # a record without a reply is kept here, and dropped later for that reason
+        if text in seen and count_turns(messages):
+            stats.count("dropped", "duplicate")
+        else:
+            seen.add(text)
+            yield record
+
+
+def _text(messages: list[Message]) -> tuple[tuple[str, str], ...]:
+    return tuple((message["role"], message["content"]) for message in messages)
+
+
+def choose(
+    results: Iterable[dict[str, Any]], count: int, seed: int, stats: RunStats
+) -> Iterator[dict[str, Any]]:
+    """Choose `count` results at random, all with the same probability, and keep their order.
+
+    This is reservoir sampling: Vitter 1985, "Random sampling with a reservoir", algorithm R.
+    """
+    rng = random.Random(seed)
+    reservoir: list[tuple[int, dict[str, Any]]] = []
+    for index, result in enumerate(results):
+        if index < count:
+            reservoir.append((index, result))
+        elif (slot := rng.randrange(index + 1)) < count:
+            reservoir[slot] = (index, result)
+    stats.count("fewer_than_asked_for", number=count - len(reservoir))
+    for _, result in sorted(reservoir, key=itemgetter(0)):
+        yield result
