@@ -7,7 +7,7 @@ from datetime import date
 from decimal import Decimal
 
 import pytest
-import zstandard
+from backports import zstd
 
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.jsonl import Rejects
@@ -25,9 +25,7 @@ def read(*names, rejects=None, say=lambda text: None, **settings):
 
 
 def write(path, data):
-    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(
-        path.suffix, bytes
-    )
+    pack = {".gz": gzip.compress, ".zst": zstd.compress}.get(path.suffix, bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack(data))
     return str(path)

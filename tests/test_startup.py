@@ -23,7 +23,7 @@ HEAVY = (
     "scipy",
     "pyarrow",
     "sqlite3",
-    "zstandard",
+    "backports.zstd",
 )
 LIBRARIES = [sys.executable, "-c", "import typer, rich"]
 

@@ -205,7 +205,7 @@ def _damage_is_input_error(path: str) -> Iterator[None]:
     """Around reading a file whole: damage to it becomes an InputError."""
     try:
         yield
-    except jsonl.READ_ERRORS as error:
+    except jsonl.read_errors() as error:
         raise InputError(f"{path}: damaged: {error}") from error
 
 

@@ -1,0 +1,33 @@
+"""Read and write JSONL: files, pipes and compressed files, one record a line.
+
+Only this package and the command line touch standard input and standard output.
+"""
+
+from musiccli.core.jsonl.compression import read_errors
+from musiccli.core.jsonl.reader import (
+    check_readable,
+    from_keyboard,
+    from_stdin,
+    open_input,
+    read,
+    sha256,
+    standard_input_as_file,
+)
+from musiccli.core.jsonl.rejects import Rejects
+from musiccli.core.jsonl.writer import Output, open_output, same_file, silence_stdout
+
+__all__ = [
+    "Output",
+    "Rejects",
+    "check_readable",
+    "from_keyboard",
+    "from_stdin",
+    "open_input",
+    "open_output",
+    "read",
+    "read_errors",
+    "same_file",
+    "sha256",
+    "silence_stdout",
+    "standard_input_as_file",
+]

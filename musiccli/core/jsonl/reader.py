@@ -1,0 +1,194 @@
+"""Read records from files and from standard input."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+import orjson
+
+from musiccli.core.errors import InputError, RecordError
+from musiccli.core.jsonl.compression import FIRST_BYTES, read_errors, reading_stream
+from musiccli.core.jsonl.rejects import Rejects
+from musiccli.core.records import IDENTITY_FIELDS, Record, shortened
+
+MAX_LINE = 32 << 20  # bytes; a longer line is not read whole, which bounds the memory
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+STDIN_COPY = "MUSIC_STDIN"  # environment variable: the file that holds all of standard input
+
+
+def read(
+    paths: Iterable[str],
+    parse: Callable[[Record], Record],
+    rejects: Rejects | None = None,
+    *,
+    unique: bool = True,
+) -> Iterator[Record]:
+    """The records of several files, one file after the other.
+
+    Args:
+        paths: the files; "-", or no path at all, is standard input.
+        parse: checks each record, and may change it; raises RecordError.
+        rejects: what happens to lines that hold no JSON object and to records that `parse`
+            refuses. By default the first one raises RecordError.
+        unique: whether a second record with the same IDENTITY_FIELDS is a bad record.
+
+    Raises:
+        InputError: a file is missing, damaged or without any record.
+    """
+    paths = list(paths) or ["-"]
+    for path in paths:
+        if path != "-":
+            check_readable(path)
+    return _records(paths, parse, rejects or Rejects(), set() if unique else None)
+
+
+def _records(
+    paths: list[str],
+    parse: Callable[[Record], Record],
+    rejects: Rejects,
+    identities: set[int] | None,
+) -> Iterator[Record]:
+    for path in paths:
+        name = "<stdin>" if path == "-" else path
+        empty = True
+        with open_input(path) as stream:
+            for number, line in _lines(stream, name):
+                if line is not None and line.isspace():
+                    continue
+                empty, record = False, None
+                with rejects.guard():
+                    parsed = parse(_decode(line, f"{name}:{number}"))
+                    if identities is not None:
+                        _add_identity(identities, parsed)
+                    record = parsed
+                if record is not None:
+                    yield record
+        if empty:
+            hint = "; did the command before it fail?" if path == "-" else ""
+            raise InputError(f"{name}: is empty; expected JSONL, one record a line{hint}")
+
+
+def _add_identity(identities: set[int], record: Record) -> None:
+    """Raises RecordError if a record with the same identity was read before.
+
+    Only hashes are kept: of ten million records, 0.7 GB.
+    """
+    identity = hash(repr([record.get(field) for field in IDENTITY_FIELDS]))
+    if identity in identities:
+        problem = f"{shortened(record['id'])} stands here a second time; an id names one record"
+        raise RecordError(problem, field="id", record=record)
+    identities.add(identity)
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
+    """Each line with its number, from 1. None stands for a line that is longer than MAX_LINE."""
+    number = 0
+    try:
+        while line := stream.readline(MAX_LINE):
+            number += 1
+            if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                while (rest := stream.readline(1 << 16)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, None
+            else:
+                yield number, line
+    except BrokenPipeError:  # from where the records are written, not from this file
+        raise
+    except read_errors() as error:
+        position = f"after line {number}" if number else "at its start"
+        raise InputError(f"{name}: damaged {position}: {error}") from error
+
+
+def _decode(line: bytes | None, where: str) -> Record:
+    """The record in one line. Raises RecordError."""
+    if line is None:
+        problem = f"the line is longer than {MAX_LINE >> 20} MB; a record is one conversation"
+        raise RecordError(problem, where=where)
+    try:
+        value = orjson.loads(line.removeprefix(BYTE_ORDER_MARK))
+    except orjson.JSONDecodeError as error:
+        text = line.decode("utf-8", "replace").rstrip("\n")
+        raise RecordError(_why_not_json(line, error), where=where, record=text) from None
+    if not isinstance(value, dict):
+        text = line.decode("utf-8").rstrip("\n")
+        raise RecordError("is JSON, but not an object; a record is {...}", where=where, record=text)
+    return Record(value, where)
+
+
+def _why_not_json(line: bytes, error: orjson.JSONDecodeError) -> str:
+    for first_bytes, suffix in FIRST_BYTES.items():
+        if line.startswith(first_bytes):
+            return f"is compressed; name the file {suffix}, or unpack it"
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as decode_error:
+        return f"is not UTF-8 (byte {decode_error.start + 1})"
+    incomplete = "" if line.endswith(b"\n") else "; the file ends within this line"
+    return f"is not JSON: {error.msg} (column {error.colno}){incomplete}"
+
+
+def check_readable(path: str) -> None:
+    """Raises InputError for a file that is missing, empty, a folder or not allowed to be read."""
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder; expected a JSONL file")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: no permission to read it")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise InputError(f"{path}: is empty; expected JSONL, one record a line")
+
+
+@contextlib.contextmanager
+def open_input(path: str) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed by its suffix; "-" is standard input."""
+    if path == "-" and STDIN_COPY not in os.environ:
+        if sys.stdin is None:
+            raise InputError("<stdin>: is closed; name a file")
+        # This reference keeps the interpreter's exit from closing it while a thread still reads.
+        stdin = sys.stdin
+        yield stdin.buffer
+        return
+    with open(os.environ[STDIN_COPY] if path == "-" else path, "rb") as raw:
+        yield reading_stream(path, raw)
+
+
+def from_stdin(paths: Iterable[str]) -> bool:
+    """Whether reading `paths` reads standard input itself, not a copy of it."""
+    return "-" in (list(paths) or ["-"]) and STDIN_COPY not in os.environ
+
+
+def from_keyboard(paths: Iterable[str]) -> bool:
+    """Whether reading `paths` waits for what somebody types."""
+    return from_stdin(paths) and sys.stdin is not None and sys.stdin.isatty()
+
+
+@contextlib.contextmanager
+def standard_input_as_file() -> Iterator[None]:
+    """Copy standard input to a file, which processes started meanwhile read in its place.
+
+    Each of them reads all of it. The file is removed at the end.
+    """
+    import shutil
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".jsonl", prefix="music-stdin-") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        os.environ[STDIN_COPY] = file.name
+        try:
+            yield
+        finally:
+            del os.environ[STDIN_COPY]
+
+
+def sha256(path: str) -> str | None:
+    """A file's SHA-256 in hex digits; None for a pipe, which can be read only once."""
+    from hashlib import file_digest
+
+    if path == "-" or not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,59 @@
+"""What happens to bad records."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from musiccli.core.errors import RecordError
+from musiccli.core.jsonl.writer import open_output
+from musiccli.core.records import Record
+
+REPORTED = 10  # bad records that are reported one by one
+
+
+class Rejects:
+    """Counts bad records, reports them and keeps them; or ends the run at the first.
+
+    Attributes:
+        skip: whether the run goes on after a bad record.
+        count: how many bad records there were so far.
+    """
+
+    def __init__(
+        self,
+        *,
+        skip: bool = False,
+        path: str | None = None,
+        report: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Bad records are written to the file `path`; `report` is told about the first ones."""
+        self.skip, self.count = skip, 0
+        self._report = report
+        self._output = open_output(path) if path else None
+
+    @contextlib.contextmanager
+    def guard(self, record: Record | None = None) -> Iterator[None]:
+        """Around the work on one record: count a RecordError, or raise it unless `skip`."""
+        try:
+            yield
+        except RecordError as error:
+            error.where = error.where or getattr(record, "where", None)
+            error.record = error.record if error.record is not None else record
+            if not self.skip:
+                raise
+            self.add(error, error.record)
+
+    def add(self, error: Exception, record: object = None) -> None:
+        """Count one bad record, whether `skip` or not. `record` may also be a line's text."""
+        self.count += 1
+        if self.count <= REPORTED:
+            self._report(str(error))
+        elif self.count == REPORTED + 1:
+            self._report("more bad records follow; they are counted, and kept by `rejects` FILE")
+        if self._output:
+            fields = dict(record) if isinstance(record, dict) else {"line": record}
+            self._output.write(fields | {"error": str(error)})
+
+    def close(self) -> None:
+        """Complete the file with the bad records."""
+        if self._output:
+            self._output.close()

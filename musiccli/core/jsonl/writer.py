@@ -1,0 +1,215 @@
+"""Write records to a file, to standard output, to a device or to a named pipe."""
+
+import contextlib
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import orjson
+
+from musiccli.core.errors import InputError
+from musiccli.core.jsonl.compression import writing_stream
+
+FLUSH_SECONDS = 0.5  # how long a record may wait before the reader of a pipe sees it
+
+
+def open_output(path: str | None = None) -> "Output":
+    """Open a file for writing, compressed by its suffix; None and "-" are standard output.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    if path is None or path == "-":
+        return StandardOutput()
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder; name a file to write")
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            return StreamOutput(path, open(path, "wb"))
+        return FileOutput(path)
+    except OSError as error:
+        _raise_unwritable(path, error)
+
+
+class Output:
+    """Where records go. `open_output` opens one of the classes below.
+
+    Attributes:
+        name: the path, or "-" for standard output.
+        count: how many records were written.
+    """
+
+    def __init__(self, name: str, raw: BinaryIO) -> None:
+        self.name, self.count = name, 0
+        self._raw = raw
+        self._stream = writing_stream(name, raw)
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether people see the records as they are written."""
+        return False
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write one record as a line. Raises InputError if that fails."""
+        self.write_bytes(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        self.count += 1
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write bytes that are not a record, as a page or a picture."""
+        try:
+            self._stream.write(data)
+            self._after_write()
+        except OSError as error:
+            _raise_unwritable(self.name, error)
+
+    def close(self) -> None:
+        """Complete the output. Does nothing after `discard`."""
+        if self._raw.closed:
+            return
+        try:
+            if self._stream is not self._raw:
+                self._stream.close()  # writes what the compressor still holds
+            self._raw.flush()
+            self._complete()
+        except OSError as error:
+            self.discard()
+            _raise_unwritable(self.name, error)
+
+    def discard(self) -> None:
+        """Give up. A file is left as it was; what was written to a stream stays there."""
+        with contextlib.suppress(OSError):
+            self._raw.close()
+
+    def _after_write(self) -> None: ...
+
+    def _complete(self) -> None:
+        self._raw.close()
+
+
+class FileOutput(Output):
+    """A file. It is written beside its target and renamed by `close`: one that exists is whole."""
+
+    def __init__(self, path: str) -> None:
+        self._target = Path(os.path.realpath(path))  # what a link points to, not the link
+        self._partial = self._target.with_name(f".{self._target.name}.{os.getpid()}.partial")
+        super().__init__(path, self._partial.open("wb"))
+        if self._target.exists():  # a private file stays private
+            self._partial.chmod(self._target.stat().st_mode & 0o777)
+
+    def discard(self) -> None:
+        super().discard()
+        with contextlib.suppress(OSError):  # renamed or removed before
+            self._partial.unlink()
+
+    def _complete(self) -> None:
+        os.fsync(self._raw.fileno())
+        self._raw.close()
+        self._partial.replace(self._target)
+
+
+class StreamOutput(Output):
+    """A device or a named pipe, which is written in place."""
+
+    def __init__(self, name: str, raw: BinaryIO) -> None:
+        super().__init__(name, raw)
+        self._flush = DelayedFlush(self._stream, timer=self._stream is raw)
+
+    def close(self) -> None:
+        self._flush.cancel()
+        super().close()
+
+    def discard(self) -> None:
+        self._flush.cancel()
+        super().discard()
+
+    def _after_write(self) -> None:
+        self._flush.after_write()
+
+
+class StandardOutput(StreamOutput):
+    """Standard output. It stays open."""
+
+    def __init__(self) -> None:
+        if sys.stdout is None:
+            raise InputError("<stdout>: is closed; write to a file with `output`")
+        stream = sys.stdout.buffer
+        if isinstance(stream, io.RawIOBase):  # PYTHONUNBUFFERED: it may write a part of a line
+            stream = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False))
+        super().__init__("-", stream)
+
+    @property
+    def on_terminal(self) -> bool:
+        return sys.stdout.isatty()
+
+    def discard(self) -> None:
+        self._flush.cancel()
+        try:
+            self._raw.flush()
+        except OSError:  # nobody reads, or the disk is full
+            silence_stdout()
+
+    def _complete(self) -> None: ...
+
+
+class DelayedFlush:
+    """Flushes a stream within FLUSH_SECONDS of a write.
+
+    With a `timer` this holds also where no other write follows. A compressed stream has none: two
+    threads may not use it at once.
+    """
+
+    def __init__(self, stream: BinaryIO, *, timer: bool) -> None:
+        self._stream, self._use_timer = stream, timer
+        self._timer: threading.Timer | None = None
+        self._flushed = time.monotonic()
+
+    def after_write(self) -> None:
+        """Flush now if the last flush is long ago, else start the timer."""
+        now = time.monotonic()
+        if now - self._flushed > FLUSH_SECONDS:
+            self._stream.flush()
+            self._flushed = now
+        elif self._use_timer and not self._timer:
+            self._timer = threading.Timer(FLUSH_SECONDS, self._flush)
+            self._timer.start()
+
+    def cancel(self) -> None:
+        """Stop the timer."""
+        if timer := self._timer:
+            timer.cancel()
+
+    def _flush(self) -> None:
+        self._timer = None  # before the flush: a write that follows starts another
+        # The next write meets an OSError, too. ValueError: the stream is closed, and so complete.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def _raise_unwritable(name: str, error: OSError) -> NoReturn:
+    """Raises InputError; a closed pipe is no failure, and its error goes on."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    folder = os.path.dirname(name)
+    missing = bool(folder) and not os.path.isdir(folder)
+    reason = "there is no such folder" if missing else error.strerror
+    shown = "<stdout>" if name == "-" else name
+    raise InputError(f"{shown}: cannot be written: {reason}") from error
+
+
+def silence_stdout() -> None:
+    """Drop what standard output still holds: the interpreter's exit would fail to write it."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def same_file(first: str | None, second: str | None) -> bool:
+    """Whether two paths name the same output; None and "-" are standard output."""
+    first, second = first or "-", second or "-"
+    if "-" in (first, second):
+        return first == second
+    return os.path.realpath(first) == os.path.realpath(second)
