@@ -1,4 +1,4 @@
-"""Records for people: what is shown where, and that no text of a record can do anything but be read."""
+"""What `music show` shows where, and that a record's text is only ever text."""
 
 import json
 import os
@@ -52,14 +52,14 @@ def page(*records):
     return "".join(html_page(records, "title"))
 
 
-def run(*arguments, given=(), **options):
-    text = "".join(json.dumps(record) + "\n" for record in given)
+def run(*arguments, records=(), **options):
+    text = "".join(json.dumps(record) + "\n" for record in records)
     return subprocess.run(
         [*MUSIC, *map(str, arguments)], input=text, capture_output=True, text=True, **options
     )
 
 
-def test_what_is_wrong_with_a_corrupted_side_is_said():
+def test_a_corruption_is_named():
     record = preference(corruption={"kind": "reply", "turn": 2, "distance": 0})
     assert terminal(record).splitlines()[1] == "corruption reply at turn 2"
     assert "<span>corruption reply at turn 2</span>" in page(record)
@@ -259,8 +259,8 @@ def test_words_that_differ_are_marked_where_texts_are_similar(left, right, marke
     spans = changed_spans(left, right)
     assert (
         tuple(
-            [text[start:end] for start, end in found]
-            for text, found in zip((left, right), spans, strict=True)
+            [text[start:end] for start, end in text_spans]
+            for text, text_spans in zip((left, right), spans, strict=True)
         )
         == marked
     )
@@ -271,9 +271,9 @@ def test_marks_are_drawn_in_color_and_in_html():
     assert "one two <mark>three</mark> four" in page(preference())
 
 
-EVIL = (
-    "\x1b[31mred\x1b]0;title\x07 \x9b1m \u202eright to left\u202c \u2066x\u2069 z\u200bw \u2028 \U000e0041 \x7f"
-    "\x00 \ufeff lone\rreturn"
+HOSTILE_TEXT = (
+    "\x1b[31mred\x1b]0;title\x07 \x9b1m \u202eright to left\u202c \u2066x\u2069 z\u200bw "
+    "\u2028 \U000e0041 \x7f\x00 \ufeff lone\rreturn"
 )
 
 
@@ -321,17 +321,21 @@ def everywhere(text):
 
 @pytest.mark.parametrize("width", [40, 100])
 def test_no_control_character_of_a_record_reaches_the_terminal(width):
-    shown = terminal(everywhere(EVIL), width=width)
+    shown = terminal(everywhere(HOSTILE_TEXT), width=width)
     assert [
         char for char in shown if char != "\n" and category(char) in ("Cc", "Cf", "Zl", "Zp")
     ] == []
-    colored = re.sub(r"\x1b\[[0-9;]*m", "", terminal(everywhere(EVIL), width=width, color=True))
+    colored = re.sub(
+        r"\x1b\[[0-9;]*m", "", terminal(everywhere(HOSTILE_TEXT), width=width, color=True)
+    )
     assert [line.rstrip() for line in colored.splitlines()] == shown.splitlines()
 
 
 def test_no_control_character_of_a_record_reaches_the_page():
     assert [
-        char for char in page(everywhere(EVIL)) if char != "\n" and category(char) in ("Cc", "Cf")
+        char
+        for char in page(everywhere(HOSTILE_TEXT))
+        if char != "\n" and category(char) in ("Cc", "Cf")
     ] == []
 
 
@@ -343,11 +347,11 @@ def test_markup_and_emoji_codes_of_rich_are_only_text():
 class Elements(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.found, self.open = [], []
+        self.elements, self.open = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
+        self.elements.append((tag, dict(attributes)))
         if tag != "meta":
             self.open.append(tag)
 
@@ -356,15 +360,16 @@ class Elements(HTMLParser):
 
 
 def test_html_of_a_record_is_only_text():
-    evil = '</p><script>alert(1)</script><img src=x onerror="y"> "quoted" \' & &lt;'
-    elements, harmless = Elements(page(everywhere(evil))), Elements(page(everywhere("harmless")))
-    assert elements.open == harmless.open == []
-    assert not {"script", "img"} & {tag for tag, _ in elements.found}
-    assert {name for _, attributes in elements.found for name in attributes} == {
-        name for _, attributes in harmless.found for name in attributes
+    hostile_text = '</p><script>alert(1)</script><img src=x onerror="y"> "quoted" \' & &lt;'
+    hostile = Elements(page(everywhere(hostile_text)))
+    harmless = Elements(page(everywhere("harmless")))
+    assert hostile.open == harmless.open == []
+    assert not {"script", "img"} & {tag for tag, _ in hostile.elements}
+    assert {name for _, attributes in hostile.elements for name in attributes} == {
+        name for _, attributes in harmless.elements for name in attributes
     }
-    assert [tag for tag, _ in elements.found if tag != "mark"] == [
-        tag for tag, _ in harmless.found if tag != "mark"
+    assert [tag for tag, _ in hostile.elements if tag != "mark"] == [
+        tag for tag, _ in harmless.elements if tag != "mark"
     ]
 
 
@@ -394,7 +399,7 @@ def test_a_choice_of_records(arguments, shown):
     ]
     done = run(
         *arguments,
-        given=[
+        records=[
             preference(id=f"p{number}", metadata=value) for number, value in enumerate(metadata)
         ],
     )
@@ -402,13 +407,13 @@ def test_a_choice_of_records(arguments, shown):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_nothing_that_matches_is_said():
-    done = run("--id", "nobody", given=[preference()])
+def test_no_matching_record_is_reported():
+    done = run("--id", "nobody", records=[preference()])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "music show: no record matches\n")
 
 
 @pytest.mark.parametrize(
-    "arguments, given, message",
+    "arguments, input_records, message",
     [
         (
             ["--where", "metadata"],
@@ -427,19 +432,19 @@ def test_nothing_that_matches_is_said():
         ),
     ],
 )
-def test_what_cannot_be_shown_is_one_line_and_status_2(arguments, given, message):
-    done = run(*arguments, given=given)
+def test_what_cannot_be_shown_is_one_line_and_status_2(arguments, input_records, message):
+    done = run(*arguments, records=input_records)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"music show: error: {message}\n")
 
 
 def test_a_bad_record_can_be_stepped_over():
-    done = run("--on-error", "skip", given=[{"id": "x"}, preference()])
+    done = run("--on-error", "skip", records=[{"id": "x"}, preference()])
     assert done.returncode == 1 and "p1 · preference" in done.stdout
     assert done.stderr.splitlines()[-1].endswith("1 shown; 1 failed")
 
 
 def test_in_a_pipe_there_is_no_color_and_a_reader_that_leaves_is_no_error():
-    given = "".join(json.dumps(preference(id=f"p{number}")) + "\n" for number in range(2000))
+    text = "".join(json.dumps(preference(id=f"p{number}")) + "\n" for number in range(2000))
     with subprocess.Popen(
         MUSIC, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -454,7 +459,7 @@ def test_in_a_pipe_there_is_no_color_and_a_reader_that_leaves_is_no_error():
 
         reader = threading.Thread(target=read_one)
         reader.start()
-        _, stderr = process.communicate(given.encode(), timeout=60)
+        _, stderr = process.communicate(text.encode(), timeout=60)
         reader.join()
     assert first[0].decode().startswith("p0 · preference ──")
     assert (process.returncode, stderr) == (0, b"")
@@ -498,14 +503,14 @@ def test_a_terminal_gets_no_color_where_none_is_wanted(arguments, env):
 
 
 def test_color_can_be_forced_into_a_pipe_and_width_chosen():
-    done = run("--color", "always", "--width", "64", given=[preference()])
+    done = run("--color", "always", "--width", "64", records=[preference()])
     assert "\x1b[1;4;32mthree\x1b[0m" in done.stdout
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines())) == 64
 
 
 def test_html_is_one_whole_file(tmp_path):
     target = tmp_path / "page.html"
-    done = run("--html", target, given=[preference()])
+    done = run("--html", target, records=[preference()])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert target.read_text().startswith("<!doctype html>") and target.read_text().endswith(
         "</html>\n"
@@ -514,7 +519,7 @@ def test_html_is_one_whole_file(tmp_path):
 
 
 def test_html_of_a_broken_file_does_not_appear(tmp_path):
-    done = run("--html", tmp_path / "page.html", given=[preference(), {"id": "x"}])
+    done = run("--html", tmp_path / "page.html", records=[preference(), {"id": "x"}])
     assert done.returncode == 2
     assert os.listdir(tmp_path) == []
 

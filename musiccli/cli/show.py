@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
-from typer import Option
+import typer
 
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
@@ -26,7 +26,7 @@ def show(
     run: Run,
     count: Annotated[
         int | None,
-        Option(
+        typer.Option(
             "--count",
             "-n",
             min=1,
@@ -36,7 +36,7 @@ def show(
     ] = None,
     ids: Annotated[
         list[str] | None,
-        Option(
+        typer.Option(
             "--id",
             metavar="ID",
             show_default=False,
@@ -45,7 +45,7 @@ def show(
     ] = None,
     where: Annotated[
         list[str] | None,
-        Option(
+        typer.Option(
             metavar="FIELD=VALUE",
             show_default=False,
             help="Show only records whose field has this value, as in "
@@ -54,7 +54,7 @@ def show(
     ] = None,
     width: Annotated[
         int | None,
-        Option(
+        typer.Option(
             min=MIN_WIDTH,
             max=1000,
             show_default=False,
@@ -62,11 +62,11 @@ def show(
         ),
     ] = None,
     color: Annotated[
-        Color, Option(help="Use color. auto: only if the output is a terminal.")
+        Color, typer.Option(help="Use color. auto: only if the output is a terminal.")
     ] = Color.auto,
     html: Annotated[
         str | None,
-        Option(
+        typer.Option(
             metavar="FILE",
             show_default=False,
             help="Write an HTML page instead: a single file that needs no other.",
