@@ -574,7 +574,7 @@ def test_a_fault_of_ours_is_one_line_and_its_trace_is_for_debug(monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("musiccli.pair.preferences.join", fail)
+    monkeypatch.setattr("musiccli.pair.preferences.join_branches", fail)
     done = music("pair", given=b"{}")
     said = (
         "music pair: error: ZeroDivisionError: two lines (a fault of ours; --debug shows where)\n"

@@ -229,8 +229,8 @@ def test_every_fault_that_is_asked_again_has_words_for_it():
         ),
     }.items():
         for name in names:
-            assert feedback.text(told, role, name), f"{role} {name}"
-    assert feedback.text(told, "assistant", "refusal") is None
+            assert feedback.for_fault(told, role, name), f"{role} {name}"
+    assert feedback.for_fault(told, "assistant", "refusal") is None
     assert feedback.load("small") == {}
 
 

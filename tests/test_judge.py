@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,11 @@ from scripted import Music, jsonl, lines, no_network, talk
 from musiccli.core import jsonl as files
 from musiccli.core.errors import InputError
 from musiccli.core.records import Record, content_id, parse_comparison, parse_judged
+from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
 from musiccli.core.votes import VERDICT_SCHEMA
-from musiccli.judge.verdicts import JudgeConfig, judge, show
+from musiccli.judge.config import JudgeConfig
+from musiccli.judge.verdicts import judge, judge_prompt
 from musiccli.llm import limiter
 from musiccli.llm.client import Client
 from musiccli.llm.config import ClientConfig
@@ -76,11 +77,11 @@ def verdicts(
     reply, records, judges=("openai/one",), **settings
 ) -> tuple[list[dict], dict, list[dict]]:
     """The judged records, the counts above zero, and the requests."""
-    counts = Counter()
+    stats = RunStats()
     with serve(reply=reply) as server:
         client = Client(ClientConfig(api_base=(server.base_url,), timeout=5))
-        done = list(judge(records, JudgeConfig(judges=judges, **settings), client, counts=counts))
-        return done, {name: count for name, count in counts.items() if count}, list(server.requests)
+        done = list(judge(records, JudgeConfig(judges=judges, **settings), client, stats))
+        return done, stats.phrases(), list(server.requests)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_every_judge_of_a_panel_votes_in_both_orders():
         (name, order) for name in judges for order in ("ab", "ba")
     ]
     assert (done["winner"], done["verdict"], len(requests)) == ("chosen", "chosen", 6)
-    assert counts == {"inconsistent by openai/biased": 1}
+    assert counts == {"inconsistent votes (openai/biased)": 1}
 
 
 def test_what_a_panel_could_not_use_is_counted_by_judge():
@@ -165,8 +166,8 @@ def test_what_a_panel_could_not_use_is_counted_by_judge():
     assert (done["winner"], done["verdict"]) == ("tie", "inconsistent")
     assert counts == {
         "inconsistent (the orders disagree)": 1,
-        "inconsistent by openai/one": 1,
-        "unreadable by openai/two": 1,
+        "inconsistent votes (openai/one)": 1,
+        "unreadable votes (openai/two)": 1,
     }
 
 
@@ -245,10 +246,12 @@ def test_a_text_inside_a_conversation_ends_neither_its_turn_nor_its_fence(inject
 def test_a_mark_that_a_text_holds_by_chance_is_not_used(monkeypatch):
     plain = [transcript(side) for side in (GOOD, BAD)]
     first, second = (content_id(0, "p", *plain, attempt).upper() for attempt in (0, 1))
-    assert f"[{first} conversation A begins]" in show(load("paper", "judge"), GOOD, BAD, (0, "p"))
+    assert f"[{first} conversation A begins]" in judge_prompt(
+        load("paper", "judge"), GOOD, BAD, (0, "p")
+    )
     ids = ("eight minutes", second)
     monkeypatch.setattr("musiccli.judge.verdicts.content_id", lambda *parts: ids[parts[-1]].lower())
-    shown = show(load("paper", "judge"), GOOD, BAD, (0, "p"))
+    shown = judge_prompt(load("paper", "judge"), GOOD, BAD, (0, "p"))
     assert f"[{second} conversation A begins]" in shown and "[EIGHT" not in shown
 
 
@@ -271,7 +274,8 @@ def test_the_fence_follows_from_both_texts_so_nobody_can_write_his_own():
     for _ in range(20):
         held = [*BAD[:-1], {"role": "assistant", "content": "GOLD " + " ".join(sorted(seen))}]
         fence = re.search(
-            r"\[(\w{16}) conversation A ends\]", show(load("paper", "judge"), GOOD, held, (0, "p"))
+            r"\[(\w{16}) conversation A ends\]",
+            judge_prompt(load("paper", "judge"), GOOD, held, (0, "p")),
         )[1]
         assert fence not in seen
         seen.add(fence)
@@ -279,12 +283,12 @@ def test_the_fence_follows_from_both_texts_so_nobody_can_write_his_own():
 
 def test_a_reply_cut_by_the_token_limit_is_marked_counted_and_not_believed():
     with serve(reply=always("It says [[A]] which means nothing"), script=["length"] * 2) as server:
-        counts = Counter()
+        stats = RunStats()
         client = Client(ClientConfig(api_base=(server.base_url,), timeout=5))
-        [done] = judge([preference()], JudgeConfig(judges=("openai/one",)), client, counts=counts)
+        [done] = judge([preference()], JudgeConfig(judges=("openai/one",)), client, stats)
     assert {vote["explanation"] for vote in done["votes"]} == {"It says [[A]]"}
     assert (done["winner"], [vote["truncated"] for vote in done["votes"]]) == (None, [True, True])
-    assert counts["replies cut by --max-tokens"] == 2
+    assert stats.number("truncated_replies") == 2
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["takes a schema", "refuses it"])
@@ -323,7 +327,7 @@ def test_a_pair_whose_call_fails_is_rejected_and_the_others_go_on():
                 [preference("x"), bad, preference("y")],
                 JudgeConfig(judges=("openai/one",)),
                 client,
-                rejects=rejects,
+                RunStats(rejects),
             )
         )
     assert ([one["id"] for one in done], rejects.count) == (["x", "y"], 1)

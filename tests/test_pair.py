@@ -8,7 +8,9 @@ from scripted import Music, jsonl, lines, talk
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, parse_preference
-from musiccli.pair.preferences import best_of, drop_reason, join, scored
+from musiccli.core.run_stats import RunStats
+from musiccli.pair.best_of import best_of, check_scored_candidate
+from musiccli.pair.preferences import drop_reason, join_branches
 
 SEED = ("How do I boil an egg?",)
 GOOD, BAD = (
@@ -40,8 +42,9 @@ def branch(name: str, contents=None, identifier="e", sample=0, **fields) -> Reco
 
 def joined(*branches: Record) -> tuple[list[dict], dict, list[str]]:
     """The preferences, the counts, and what was said."""
-    counts, said = Counter(), []
-    return list(join(branches, counts, said.append)), dict(counts), said
+    said = []
+    stats = RunStats(say=said.append)
+    return list(join_branches(branches, stats)), stats.phrases(), said
 
 
 def test_a_preference_holds_both_branches_whole_and_says_where_they_part():
@@ -89,7 +92,7 @@ def test_branches_that_stand_together_stream():
         pytest.fail("the first pair should not wait for more input")
 
     said = []
-    assert next(join(pipe(), Counter(), said.append))["id"] == "one"
+    assert next(join_branches(pipe(), RunStats(say=said.append)))["id"] == "one"
     assert said == []
 
 
@@ -130,8 +133,8 @@ def test_samples_of_one_id_are_pairs_of_their_own():
         ({}, {"contents": GOOD}, "same text"),
         ({}, {"contents": ("How do I fry an egg?", *BAD[1:])}, "different seeds"),
         ({}, {"contrast": []}, "nothing contrasted"),
-        ({"contents": GOOD[:3]}, {}, "ends with the user"),
-        ({}, {"contents": BAD[:3]}, "ends with the user"),
+        ({"contents": GOOD[:3]}, {}, "ends with user"),
+        ({}, {"contents": BAD[:3]}, "ends with user"),
     ],
 )
 def test_a_bad_pair_is_dropped_under_its_reason(chosen, rejected, reason):
@@ -144,13 +147,14 @@ def test_a_bad_pair_is_dropped_under_its_reason(chosen, rejected, reason):
 def test_a_pair_with_a_truncated_message_is_kept_and_counted_or_dropped(chosen, rejected):
     branches = [branch("chosen", truncated=chosen), branch("rejected", truncated=rejected)]
     [pair], counts, _ = joined(*branches)
-    assert counts == {"with a truncated message": 1}
+    assert counts == {"pairs with truncated messages": 1}
     assert pair["truncated"] == {
         name: at for name, at in (("chosen", chosen), ("rejected", rejected)) if at
     }
-    counts = Counter()
-    assert list(join(branches, counts, drop=partial(drop_reason, drop_truncated=True))) == []
-    assert counts == {"dropped (truncated)": 1}
+    stats = RunStats()
+    drop = partial(drop_reason, drop_truncated=True)
+    assert list(join_branches(branches, stats, drop=drop)) == []
+    assert stats.phrases() == {"dropped (truncated)": 1}
 
 
 def test_a_branch_without_its_partner_is_counted():
@@ -179,17 +183,17 @@ def candidates(identifier: str = "e", music=(1, 4, 2, 3), baseline=(3, 1, 2, 4))
 
 def contests(records, sizes=(2, 4)) -> tuple[list[tuple], dict]:
     """(id, N, a's pick, b's pick) of each contest, and the counts."""
-    counts = Counter()
-    made = list(best_of(records, sizes, "music", "baseline", counts))
+    stats = RunStats()
+    made = list(best_of(records, sizes, "music", "baseline", stats))
     for contest in made:
         assert contest["models"] == {"a": "music", "b": "baseline"} and contest["metadata"] == {
             "topic": "eggs"
         }
         for side in "ab":
             assert contest[side][-1]["content"] == f"{contest['id']}{contest['picks'][side]}"
-    return [(one["id"], one["best_of"], one["picks"]["a"], one["picks"]["b"]) for one in made], {
-        name: count for name, count in counts.items() if count
-    }
+    return [
+        (one["id"], one["best_of"], one["picks"]["a"], one["picks"]["b"]) for one in made
+    ], stats.phrases()
 
 
 def test_each_model_picks_its_best_of_nested_pools():
@@ -206,14 +210,13 @@ def test_candidates_with_faults_take_part_and_are_counted():
     ]
     assert contests([*faulty[:3], candidates()[3]]) == (
         contests(candidates())[0],
-        {"candidates with a fault": 3},
+        {"candidates with faults": 3},
     )
 
 
 def picks(pool, name, sizes=(1, 2, 4, 8), seed=0):
     return {
-        one["best_of"]: one["picks"]["a"]
-        for one in best_of(pool, sizes, name, "music", Counter(), seed)
+        one["best_of"]: one["picks"]["a"] for one in best_of(pool, sizes, name, "music", seed=seed)
     }
 
 
@@ -239,7 +242,7 @@ def test_a_guess_may_stand_in_place_of_a_model(name, expected):
         for number, length in enumerate(lengths)
     ]
     assert picks(pool, name) == expected
-    assert scored(pool[0], ("music", name)) is pool[0]
+    assert check_scored_candidate(pool[0], ("music", name)) is pool[0]
 
 
 def test_the_random_pick_is_even_repeatable_and_another_for_each_prompt_size_and_seed():
@@ -285,14 +288,14 @@ def test_ids_may_come_mixed():
 def test_a_small_pool_gives_the_contests_it_can_and_is_counted():
     assert contests([*candidates("x")[:3], *candidates("y")]) == (
         [("y", 2, 1, 0), ("y", 4, 1, 3), ("x", 2, 1, 0)],
-        {"ids with fewer candidates than the largest N": 1},
+        {"ids with too few candidates": 1},
     )
 
 
 def test_candidates_beyond_the_largest_pool_make_no_second_pool():
     assert contests(candidates(music=(1, 4, 2, 3, 9, 9), baseline=(3, 1, 2, 4, 9, 9))) == (
         [("e", 2, 1, 0), ("e", 4, 1, 3)],
-        {"candidates beyond the largest N": 2},
+        {"candidates beyond largest size": 2},
     )
 
 
@@ -317,7 +320,7 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
     with pytest.raises(
         RecordError, match=rf"scores: no score by '{missing}' \(scores by: {have}\); music score"
     ):
-        scored(Record(record), ("music", "baseline"))
+        check_scored_candidate(Record(record), ("music", "baseline"))
 
 
 @pytest.mark.parametrize(
@@ -325,8 +328,8 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
     [
         (
             {"branch": "rejected"},
-            "branch: is rejected, which answers altered instructions; candidates come from music "
-            "simulate --contrast none",
+            "branch: is rejected: its replies answer altered instructions; a candidate is a chosen "
+            "branch",
         ),
         ({"scores": [1.0]}, "scores: should be an object, with a number by each model"),
         ({"sample": None}, "sample: is null; it should be a whole number"),
@@ -334,7 +337,7 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
 )
 def test_what_is_no_candidate_is_refused(fields, said):
     with pytest.raises(RecordError) as met:
-        scored(Record(candidates()[0] | fields), ("music", "baseline"))
+        check_scored_candidate(Record(candidates()[0] | fields), ("music", "baseline"))
     assert str(met.value) == said
 
 
@@ -346,9 +349,9 @@ def music(tmp_path):
 
 def test_a_pair_that_nothing_drops_is_whole_and_a_preference_passes_through():
     faulty = branch("rejected", faults=[{"message": 1, "fault": "contrast leak"}])
-    [pair] = join([branch("chosen"), faulty], drop=lambda *_: None)
+    [pair] = join_branches([branch("chosen"), faulty], drop=lambda *_: None)
     assert "faults" not in pair and pair["rejected"] == talk(*BAD)
-    assert list(join([pair])) == [pair]
+    assert list(join_branches([pair])) == [pair]
 
 
 def test_truncated_pairs_are_dropped_by_an_option(music):
@@ -356,7 +359,7 @@ def test_truncated_pairs_are_dropped_by_an_option(music):
     kept, dropped = music("pair", stdin=cut), music("pair", "--drop-truncated", stdin=cut)
     assert (len(lines(kept.stdout)), len(lines(dropped.stdout))) == (1, 0)
     assert (
-        "; 1 with a truncated message" in kept.stderr
+        "; 1 pairs with truncated messages" in kept.stderr
         and "; 1 dropped (truncated)" in dropped.stderr
     )
     mixed = music("pair", "--best-of", 2, "--a", "x", "--b", "y", "--drop-truncated")
@@ -389,8 +392,8 @@ def test_a_candidate_without_a_score_stops_the_run_or_is_skipped(music):
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (
         2,
         "",
-        "music pair: error: <stdin>:1: scores: no score by 'music' (scores by: none); music score --as NAME "
-        "adds one\n",
+        "music pair: error: <stdin>:1: scores: no score by 'music' (scores by: none); music score "
+        "adds scores\n",
     )
     assert (skipped.returncode, [contest["id"] for contest in lines(skipped.stdout)]) == (1, ["y"])
     assert "; 1 failed" in skipped.stderr

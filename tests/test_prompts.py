@@ -56,8 +56,8 @@ def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
         "chair",
         "judge",
     ]
-    assert load("small", "user").as_ == "turn"
-    assert {load("small", role).as_ for role in ("rewrite", "review", "chair", "judge")} == {
+    assert load("small", "user").mode == "turn"
+    assert {load("small", role).mode for role in ("rewrite", "review", "chair", "judge")} == {
         "completion"
     }
     assert {load("small", role).stop for role in ("rewrite", "review", "chair", "judge")} == {
@@ -66,7 +66,7 @@ def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
 
 
 def test_a_prompt_without_a_head_is_asked_in_chat():
-    assert (load("paper", "user").as_, load("paper", "user").stop) == ("chat", ())
+    assert (load("paper", "user").mode, load("paper", "user").stop) == ("chat", ())
 
 
 def test_a_folder_replaces_what_it_holds_and_the_rest_is_the_papers(tmp_path):
@@ -78,7 +78,7 @@ def test_a_folder_replaces_what_it_holds_and_the_rest_is_the_papers(tmp_path):
 def test_a_head_says_how_the_model_is_asked_and_where_a_reply_ends(tmp_path):
     head = '---\nas: completion\nstop: ["\\n", "User:"]\n---\n'
     prompt = load(folder_with(tmp_path, f"{head}\nUser: {{{{transcript}}}}\n---\nend\n"), "user")
-    assert (prompt.text, prompt.as_, prompt.stop) == (
+    assert (prompt.text, prompt.mode, prompt.stop) == (
         "User: {{transcript}}\n---\nend",
         "completion",
         ("\n", "User:"),
@@ -110,7 +110,7 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 
 
 def test_an_unknown_set_is_named():
-    with pytest.raises(InputError, match="--prompts papers: neither paper nor small nor a folder"):
+    with pytest.raises(InputError, match="`prompts` papers: neither paper nor small nor a folder"):
         load("papers", "user")
 
 

@@ -14,7 +14,7 @@ from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
-from musiccli.pair.preferences import join
+from musiccli.pair.preferences import join_branches
 from musiccli.sample.config import SampleConfig
 from musiccli.sample.emitters import count_tokens
 from musiccli.sample.exclusion import ExcludedPrompts
@@ -177,7 +177,7 @@ def test_a_preferences_conversations_are_branches_that_pair_joins_again():
     row = preference(1)
     branches, _ = run([row], "conversations")
     assert [branch["branch"] for branch in branches] == ["chosen", "rejected"]
-    [pair] = join(records.parse_branch(Record(branch)) for branch in branches)
+    [pair] = join_branches(records.parse_branch(Record(branch)) for branch in branches)
     assert (pair["id"], pair["chosen"], pair["rejected"]) == (
         row["id"],
         row["chosen"],

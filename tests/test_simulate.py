@@ -21,15 +21,22 @@ from musiccli.core.records import (
     parse_conversation,
     parse_preference,
 )
+from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
 from musiccli.llm import limiter
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.llm.config import ClientConfig
-from musiccli.pair.preferences import join
+from musiccli.pair.preferences import join_branches
 from musiccli.prompts import transcript
-from musiccli.simulate import simulator as stage
-from musiccli.simulate.simulator import SimulateConfig, contrasted, estimate, simulate
+from musiccli.simulate import estimate as estimates
+from musiccli.simulate.asking import without_thinking
+from musiccli.simulate.config import SimulateConfig
+from musiccli.simulate.contrast import split_contrast
+from musiccli.simulate.estimate import estimate
+from musiccli.simulate.policies import contrasted_turns
+from musiccli.simulate.sentences import whole_sentences
+from musiccli.simulate.simulator import simulate
 
 MODEL = "openai/scripted"
 
@@ -51,16 +58,14 @@ def seed(identifier: object = "s", *contents: str, **fields) -> Record:
 
 def simulated(*seeds: Record, reply=cast, client: dict | None = None, rejects=None, **settings):
     """The records, the counts above zero, and the server that answered."""
-    counts = Counter()
+    stats = RunStats(rejects)
+    config = SimulateConfig(**{"assistant": MODEL, "user": MODEL, "turns": 2, **settings})
+    fields = dict(client or {})
+    cache = fields.pop("cache", None)
     with serve(reply=reply) as server:
-        settings = SimulateConfig(**{"assistant": MODEL, "user": MODEL, "turns": 2, **settings})
-        fields = dict(client or {})
-        cache = fields.pop("cache", None)
-        config = ClientConfig(api_base=(server.base_url,), timeout=5, **fields)
-        done = list(
-            simulate(seeds, settings, Client(config, cache), counts=counts, rejects=rejects)
-        )
-    return done, {name: count for name, count in counts.items() if count}, server
+        client_config = ClientConfig(api_base=(server.base_url,), timeout=5, **fields)
+        done = list(simulate(seeds, config, Client(client_config, cache), stats))
+    return done, stats.phrases(), server
 
 
 def six_words(body: dict) -> str:
@@ -105,20 +110,20 @@ def by_role(server, name: str) -> list[dict]:
         ("prob:1", [0, 1, 2, 3]),
     ],
 )
-def test_a_policy_says_which_turns_are_contrasted(policy, turns):
-    assert sorted(contrasted(policy, 4, Random(0))) == turns
+def test_a_policy_says_which_turns_are_contrasted_turns(policy, turns):
+    assert sorted(contrasted_turns(policy, 4, Random(0))) == turns
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_random_draws_k_turns_and_every_turn_has_its_chance(count):
-    drawn = [contrasted(f"random:{count}", 4, Random(number)) for number in range(400)]
+    drawn = [contrasted_turns(f"random:{count}", 4, Random(number)) for number in range(400)]
     share = Counter(turn for turns in drawn for turn in turns)
     assert {len(turns) for turns in drawn} == {count}
     assert all(100 * count - 50 < share[turn] < 100 * count + 50 for turn in range(4))
 
 
 def test_prob_draws_each_turn_by_itself_and_never_none():
-    drawn = [contrasted("prob:0.5", 4, Random(number)) for number in range(400)]
+    drawn = [contrasted_turns("prob:0.5", 4, Random(number)) for number in range(400)]
     share = Counter(turn for turns in drawn for turn in turns)
     assert {len(turns) for turns in drawn} == {1, 2, 3, 4}
     assert all(170 < share[turn] < 250 for turn in range(4))
@@ -145,7 +150,7 @@ def test_an_unknown_policy_names_those_there_are(policy):
     with pytest.raises(
         InputError, match=r"expected all \| none \| first \| last \| random:K \| prob:P"
     ):
-        contrasted(policy, 4, Random(0))
+        contrasted_turns(policy, 4, Random(0))
     with pytest.raises(InputError):
         next(simulate([seed()], SimulateConfig(MODEL, MODEL, contrast=policy, turns=4), Client()))
 
@@ -222,7 +227,7 @@ def test_whatever_is_contrasted_the_chosen_branch_is_the_same_and_is_asked_for_o
 def test_two_turns_of_three_are_contrasted_in_their_places():
     for number in range(6):
         chosen, rejected = simulated(seed(number), turns=3, contrast="random:2")[0]
-        turns = sorted(contrasted("random:2", 3, Random(f"0 {number} 0")))
+        turns = sorted(contrasted_turns("random:2", 3, Random(f"0 {number} 0")))
         assert turn_kinds(rejected) == "".join("C" if turn in turns else "A" for turn in range(3))
         assert [one["message"] for one in rejected["contrast"]] == [1 + 2 * turn for turn in turns]
         assert turn_kinds(chosen) == "AAA"
@@ -266,7 +271,7 @@ def test_a_contrast_in_one_call_sees_its_own_branch_and_keeps_the_users_message(
 
 
 def test_a_contrast_in_two_calls_answers_the_rewritten_instruction_in_its_place():
-    [_, rejected], counts, server = simulated(seed(), turns=2, one_call=False)
+    [_, rejected], counts, server = simulated(seed(), turns=2, contrast_calls=2)
     assert (roles(server), counts) == ({"assistant": 4, "rewrite": 2, "user": 2}, {})
     instructions = [one["instruction"] for one in rejected["contrast"]]
     assert all(text.startswith("Rewrite says: ") for text in instructions)
@@ -367,9 +372,9 @@ def test_results_keep_input_order_whatever_finishes_first():
 
 def test_pair_takes_what_simulate_writes():
     done, _, _ = simulated(seed("x"), seed("y"), samples=2)
-    counts = Counter()
-    pairs = list(join(map(Record, done), counts))
-    assert ([(pair["id"], pair["sample"]) for pair in pairs], counts) == (
+    stats = RunStats()
+    pairs = list(join_branches(map(Record, done), stats))
+    assert ([(pair["id"], pair["sample"]) for pair in pairs], stats.phrases()) == (
         [("x", 0), ("x", 1), ("y", 0), ("y", 1)],
         {},
     )
@@ -387,7 +392,7 @@ def test_pair_takes_what_simulate_writes():
     ],
 )
 def test_a_reviewer_then_a_chairman_write_each_user_message_that_the_seed_lacks(start, order):
-    [done], counts, server = simulated(start, contrast="none", review=True)
+    [done], counts, server = simulated(start, contrast="none", user_turns="review")
     assert ([role(body) for body in server.requests], counts) == (order, {})
     assert [text[:14] for text in texts(done)[-2:]] == ["Chairman says:", "Assistant says"]
     assert done["simulator"] == {
@@ -408,7 +413,7 @@ def test_the_reviewer_reads_the_conversation_and_the_chairman_also_the_review_wh
         return reviews[-1] if role(body) == "reviewer" else cast(body)
 
     [done], _, server = simulated(
-        seed(), reply=reply, contrast="none", review=True, client={"concurrency": 1}
+        seed(), reply=reply, contrast="none", user_turns="review", client={"concurrency": 1}
     )
     [asked], [told] = (
         [body["messages"] for body in by_role(server, who)] for who in ("reviewer", "chairman")
@@ -430,7 +435,7 @@ def test_the_reviewer_reads_the_conversation_and_the_chairman_also_the_review_wh
     ],
 )
 def test_each_branch_is_reviewed_by_itself_once_they_differ(policy, calls):
-    done, _, server = simulated(seed(), turns=3, contrast=policy, review=True)
+    done, _, server = simulated(seed(), turns=3, contrast=policy, user_turns="review")
     assert roles(server) == calls
     ways = {transcript(record["messages"][:length]) for record in done for length in (2, 4)}
     for who in ("reviewer", "chairman"):
@@ -449,7 +454,7 @@ def test_reviewer_and_chairman_are_two_calls_even_where_they_are_asked_the_same(
     settings = {
         "turns": 1,
         "contrast": "none",
-        "review": True,
+        "user_turns": "review",
         "prompts": str(tmp_path),
         "client": cache,
     }
@@ -462,7 +467,9 @@ def test_reviewer_and_chairman_are_two_calls_even_where_they_are_asked_the_same(
 
 
 def test_the_users_model_reviews_and_takes_the_chair_within_the_users_limit():
-    _, _, server = simulated(seed(), contrast="none", review=True, user="openai/u", user_tokens=33)
+    _, _, server = simulated(
+        seed(), contrast="none", user_turns="review", user="openai/u", user_tokens=33
+    )
     assert {(role(body), body["model"], body["max_tokens"]) for body in server.requests} == {
         ("assistant", "scripted", 512),
         ("reviewer", "u", 33),
@@ -549,7 +556,7 @@ def test_a_fault_is_asked_again_counted_and_gone(who, text, name):
 )
 def test_a_fault_of_reviewer_or_chairman_is_asked_again_counted_and_gone(who, text, name):
     [done], counts, server = simulated(
-        seed(), reply=faulty(who, text, 2), contrast="none", review=True
+        seed(), reply=faulty(who, text, 2), contrast="none", user_turns="review"
     )
     assert counts == {f"retried ({name})": 2}
     assert "faults" not in done and text not in texts(done)
@@ -561,7 +568,7 @@ def test_a_chairman_who_gives_out_the_review_is_told_so():
         first = role(body) == "chairman" and len(body["messages"]) == 1
         return "It names no pan, no time." if first or role(body) == "reviewer" else cast(body)
 
-    [done], counts, server = simulated(seed(), reply=reply, contrast="none", review=True)
+    [done], counts, server = simulated(seed(), reply=reply, contrast="none", user_turns="review")
     assert (counts, "faults" in done) == ({"retried (user review leak)": 1}, False)
     assert by_role(server, "chairman")[1]["messages"][-1]["content"].startswith(
         "That is the review itself"
@@ -569,7 +576,7 @@ def test_a_chairman_who_gives_out_the_review_is_told_so():
 
 
 def test_a_fault_that_stays_is_the_users_where_it_is_the_chairmans_and_nobodys_where_it_is_the_reviewers():
-    settings = {"contrast": "none", "review": True, "retries": 1}
+    settings = {"contrast": "none", "user_turns": "review", "retries": 1}
     [done], _, _ = simulated(seed(), reply=faulty("chairman", "Thanks, goodbye!", 2), **settings)
     assert done["faults"] == [{"message": 2, "fault": "user goodbye"}]
     [done], counts, _ = simulated(
@@ -589,7 +596,7 @@ def test_a_reviewer_who_never_says_anything_ends_its_conversation_alone(tmp_path
         seed("bad"),
         reply=reply,
         contrast="none",
-        review=True,
+        user_turns="review",
         retries=1,
         rejects=rejects,
     )
@@ -638,9 +645,9 @@ def test_a_fault_that_stays_marks_its_record_and_pair_drops_it_by_name(who, text
     assert marked and all(text in texts(record) for record in marked)
     [retried] = counts
     assert retried.startswith(f"retried ({who} ")
-    dropped_counts = Counter()
-    assert list(join(map(Record, done), dropped_counts)) == []
-    assert dropped_counts == {f"dropped ({dropped})": 1}
+    stats = RunStats()
+    assert list(join_branches(map(Record, done), stats)) == []
+    assert stats.phrases() == {f"dropped ({dropped})": 1}
 
 
 @pytest.mark.parametrize(
@@ -663,7 +670,7 @@ def test_a_faulty_message_is_asked_for_again_warmer_but_never_beyond_what_provid
 
 def test_a_fault_in_a_rewriting_is_asked_again():
     done, counts, _ = simulated(
-        seed(), reply=faulty("rewrite", "question s", 2), turns=1, one_call=False
+        seed(), reply=faulty("rewrite", "question s", 2), turns=1, contrast_calls=2
     )
     assert counts == {"retried (rewrite not rewritten)": 2}
     assert not any("faults" in record for record in done)
@@ -676,7 +683,7 @@ def test_a_leak_in_the_second_call_is_asked_again():
         answers = body["messages"][-1]["content"].startswith("Rewrite says")
         return leaks.pop() if answers and leaks else cast(body)
 
-    done, counts, _ = simulated(seed(), reply=reply, turns=1, one_call=False)
+    done, counts, _ = simulated(seed(), reply=reply, turns=1, contrast_calls=2)
     assert counts == {"retried (contrast leak)": 1}
     assert not any("faults" in record for record in done)
 
@@ -692,7 +699,9 @@ def test_a_leak_in_the_second_call_is_asked_again():
     ],
 )
 def test_who_is_asked_again_sees_the_message_and_what_is_wrong_with_it(who, text, told):
-    _, _, server = simulated(seed(), reply=faulty(who, text, 2), turns=2, one_call=who != "rewrite")
+    _, _, server = simulated(
+        seed(), reply=faulty(who, text, 2), turns=2, contrast_calls=2 if who == "rewrite" else 1
+    )
     same = [body["messages"] for body in by_role(server, who)]
     [*again] = [
         messages for messages in same if len(messages) > 1 and messages[-2]["content"] == text
@@ -754,7 +763,7 @@ def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
     ],
 )
 def test_thoughts_before_a_reply_are_not_part_of_it(written, said):
-    assert stage.spoken(written) == said
+    assert without_thinking(Reply(written, "stop", 1, 2, 0.5)).text == said
 
 
 def test_no_thoughts_reach_the_conversation():
@@ -802,8 +811,8 @@ def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_e
     )
     assert counts.keys() == {f"retried ({who} cut off)"}
     assert any("in half the words" in body["messages"][-1]["content"] for body in server.requests)
-    dropped = Counter()
-    assert (list(join(map(Record, done), dropped)), dropped) == (
+    stats = RunStats()
+    assert (list(join_branches(map(Record, done), stats)), stats.phrases()) == (
         [],
         {f"dropped ({who} cut off)": 1},
     )
@@ -836,9 +845,9 @@ def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_e
 )
 def test_a_cut_reply_ends_with_its_last_sentence_or_line_where_that_keeps_half(text, kept):
     reply = Reply(text, "length", 1, 2, 0.5)
-    assert stage.whole_sentences(reply) == (replace(reply, text=kept or text), kept is not None)
+    assert whole_sentences(reply) == (replace(reply, text=kept or text), kept is not None)
     whole = replace(reply, finish="stop")
-    assert stage.whole_sentences(whole) == (whole, True)
+    assert whole_sentences(whole) == (whole, True)
 
 
 @pytest.mark.parametrize(
@@ -856,7 +865,7 @@ def test_a_cut_reply_ends_with_its_last_sentence_or_line_where_that_keeps_half(t
     ],
 )
 def test_a_contrast_is_split_into_instruction_and_reply(text, parts):
-    assert stage.split_contrast(text) == parts
+    assert split_contrast(text) == parts
 
 
 # Calls that fail, runs that are cut short
@@ -923,21 +932,21 @@ def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "policy, one_call, review",
+    "policy, contrast_calls, user_turns",
     [
-        ("all", True, False),
-        ("none", True, False),
-        ("first", True, False),
-        ("last", True, False),
-        ("random:2", True, False),
-        ("prob:0.4", True, False),
-        ("all", False, False),
-        ("random:2", False, False),
-        ("all", True, True),
-        ("last", True, True),
+        ("all", 1, "plain"),
+        ("none", 1, "plain"),
+        ("first", 1, "plain"),
+        ("last", 1, "plain"),
+        ("random:2", 1, "plain"),
+        ("prob:0.4", 1, "plain"),
+        ("all", 2, "plain"),
+        ("random:2", 2, "plain"),
+        ("all", 1, "review"),
+        ("last", 1, "review"),
     ],
 )
-def test_the_estimate_is_the_real_number_of_calls(policy, one_call, review):
+def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_turns):
     seeds = [
         seed(number, *["Q?", "A."] * (number % 2), *(["Q2?"] if number % 3 else ["Q3?", "A3."]))
         for number in range(4)
@@ -946,25 +955,27 @@ def test_the_estimate_is_the_real_number_of_calls(policy, one_call, review):
         "turns": 3,
         "samples": 2,
         "contrast": policy,
-        "one_call": one_call,
-        "review": review,
+        "contrast_calls": contrast_calls,
+        "user_turns": user_turns,
     }
     planned, rehearsed, total = estimate(seeds, SimulateConfig(MODEL, MODEL, **settings))
     _, counts, server = simulated(*seeds, **settings)
     expected = Counter({name: count["calls"] for (name, _), count in planned.items()})
-    if not one_call:  # the cast takes an answer to a rewritten instruction for any assistant's
+    if (
+        contrast_calls == 2
+    ):  # the cast takes an answer to a rewritten instruction for any assistant's
         expected["assistant"] += expected.pop("contrast", 0)
     assert (dict(expected), counts, rehearsed, total) == (dict(roles(server)), {}, 8, 8)
 
 
 def test_the_estimate_of_many_conversations_is_a_sample_scaled_up(monkeypatch):
-    monkeypatch.setattr(stage, "ESTIMATE_SAMPLE", 50)
+    monkeypatch.setattr(estimates, "ESTIMATE_SAMPLE", 50)
     seeds = [
         seed(number, *["Q?", "A." * (number % 7)] * (number % 2), "Q2?") for number in range(1000)
     ]
     settings = SimulateConfig(MODEL, MODEL, turns=2, samples=2)
     planned, rehearsed, total = estimate(iter(seeds), settings)
-    monkeypatch.setattr(stage, "ESTIMATE_SAMPLE", 10_000)
+    monkeypatch.setattr(estimates, "ESTIMATE_SAMPLE", 10_000)
     exact, _, _ = estimate(iter(seeds), settings)
     assert (rehearsed, total, planned.keys()) == (50, 2000, exact.keys())
     for call_key, counts in exact.items():
@@ -992,7 +1003,7 @@ def test_the_estimates_tokens_are_those_of_the_prompts_and_two_thirds_of_the_lim
 
 
 def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
-    seeds, limits, gpt = [seed(number) for number in range(12)], [], "openai/gpt-4o"
+    seeds, stats, gpt = [seed(number) for number in range(12)], RunStats(), "openai/gpt-4o"
     whole, _, _ = simulated(*seeds, assistant=gpt, user=gpt)
     price = sum(record["cost"] for record in whole)
     with serve(reply=cast) as server:
@@ -1003,16 +1014,14 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
             )
             for most in (0.9 * price, math.inf)
         )
-        stopped = list(simulate(seeds, SimulateConfig(gpt, gpt, turns=2), first, limits=limits))
+        stopped = list(simulate(seeds, SimulateConfig(gpt, gpt, turns=2), first, stats))
         paid = server.calls
-        assert (
-            list(simulate(seeds, SimulateConfig(gpt, gpt, turns=2), second, limits=limits)) == whole
-        )
+        assert list(simulate(seeds, SimulateConfig(gpt, gpt, turns=2), second, stats)) == whole
     assert 0.7 <= first.cost / price < 0.95
     assert 0 < len(stopped) < 24 and whole[: len(stopped)] == stopped
     assert first.cost + second.cost == pytest.approx(price)
-    [limit] = limits
-    assert limit.startswith("stopped by --max-cost with ") and " conversations unfinished" in limit
+    [limit] = stats.limits
+    assert limit.startswith("stopped by `max_cost` with ") and " conversations unfinished" in limit
     assert sum(spent.cached for spent in second.usage.values()) == paid
 
 
@@ -1133,8 +1142,8 @@ def test_users_that_review_are_an_option_and_their_calls_are_planned(music, tmp_
         "You turn a review into the next message, quickly. {{transcript}} {{review}}"
     )
     given = ("--user-turns", "review", "--prompts", own)
-    expected, _, _ = simulated(*SEED_RECORDS, review=True, prompts=str(own))
-    _, _, once = simulated(*SEED_RECORDS, review=True, prompts=str(own), retries=0)
+    expected, _, _ = simulated(*SEED_RECORDS, user_turns="review", prompts=str(own))
+    _, _, once = simulated(*SEED_RECORDS, user_turns="review", prompts=str(own), retries=0)
     with serve(reply=cast) as server:
         planned = music(*options(server, *given, "--dry-run"), stdin=SEEDS)
         assert (planned.returncode, server.calls) == (0, 0), planned.stderr

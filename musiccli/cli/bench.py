@@ -340,7 +340,7 @@ def audit(
     from musiccli.pair import preferences as pair
 
     report, found = Report(run, None, plot, html, markdown), audit.Audit()
-    pairs = pair.join(run.read(audit.contrasted), run.counts, run.say, drop=lambda *_: None)
+    pairs = pair.join_branches(run.read(audit.contrasted), run.stats, drop=lambda *_: None)
     turns = report.watch(found.read(pairs), report.worst.turns)
     if judge:
         settings = judging.JudgeConfig(
@@ -351,16 +351,7 @@ def audit(
         )
         with (
             open_client(settings.judges) as client,
-            closing(
-                judging.judge(
-                    turns,
-                    settings,
-                    client,
-                    rejects=run.rejects,
-                    counts=run.counts,
-                    limits=run.limits,
-                )
-            ) as judged,
+            closing(judging.judge(turns, settings, client, run.stats)) as judged,
         ):
             found.hear(
                 report.watch(judged, report.worst.verdicts, lambda _: "chosen"), settings.judges

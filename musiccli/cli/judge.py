@@ -8,6 +8,7 @@ from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_
 from musiccli.cli.options import SEED
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
+from musiccli.judge.config import JudgeConfig
 
 
 @stage("judge")
@@ -15,17 +16,20 @@ from musiccli.core import records
 def judge(
     run: Run,
     open_client: OpenClient,
-    judge: Annotated[
+    judges: Annotated[
         list[str],
         typer.Option(
+            "--judge",
             metavar="MODEL",
-            help="A judge, in litellm's naming or local/NAME; give "
-            "it several times for a panel, decided by majority.",
+            help="A judge, in litellm's naming or local/NAME; give it several times for a panel, "
+            "decided by majority.",
         ),
-    ] = ["local/smollm2"],  # noqa: B006
+    ] = list(JudgeConfig.judges),  # noqa: B006
     prompts: PROMPTS = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest explanation and verdict.")] = 512,
-    seed: SEED = 0,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest explanation and verdict, in tokens.")
+    ] = JudgeConfig.max_tokens,
+    seed: SEED = JudgeConfig.seed,
 ) -> None:
     """Let LLMs decide which of two conversations is better, each pair in both orders.
 
@@ -35,22 +39,17 @@ def judge(
     """
     from contextlib import closing
 
-    from musiccli.judge.verdicts import JudgeConfig
-    from musiccli.judge.verdicts import judge as judged
+    from musiccli.judge import verdicts
 
-    settings = JudgeConfig(
-        judges=tuple(dict.fromkeys(judge)),
-        prompts=default_prompts(prompts, judge[0]),
+    config = JudgeConfig(
+        judges=tuple(dict.fromkeys(judges)),
+        prompts=default_prompts(prompts, judges[0]),
         max_tokens=max_tokens,
         seed=seed,
     )
     pairs = run.read(records.parse_comparison)
     with (
-        open_client(settings.judges) as client,
-        closing(
-            judged(
-                pairs, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits
-            )
-        ) as found,
+        open_client(config.judges) as client,
+        closing(verdicts.judge(pairs, config, client, run.stats)) as judged,
     ):
-        run.write(found)
+        run.write(judged)

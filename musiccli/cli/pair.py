@@ -52,24 +52,15 @@ def pair(
     music simulate seeds.jsonl | music pair > preferences.jsonl
     music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge > judged.jsonl
     """
-    from functools import partial
-
-    from musiccli.pair import preferences as pair
-
-    if best_of and drop_truncated:
-        raise InputError("--drop-truncated is for pairs of branches, not for --best-of")
-    if best_of is None and (a or b):
-        raise InputError("--a and --b belong to --best-of, whose contests they name the sides of")
     if best_of is None:
-        run.write(
-            pair.join(
-                run.read(records.parse_branch),
-                run.counts,
-                run.say,
-                drop=partial(pair.drop_reason, drop_truncated=drop_truncated),
+        if a or b:
+            raise InputError(
+                "--a and --b belong to --best-of, whose contests they name the sides of"
             )
-        )
+        _pair_branches(run, drop_truncated)
         return
+    if drop_truncated:
+        raise InputError("--drop-truncated is for pairs of branches, not for --best-of")
     sizes = [int(size) for size in best_of.split(",") if size.strip().isdigit()]
     if not sizes or len(sizes) != len(best_of.split(",")) or min(sizes) < 1:
         raise InputError(f"--best-of {best_of}: expected sizes like 2,4,8")
@@ -77,8 +68,22 @@ def pair(
         raise InputError(
             "--best-of needs --a NAME and --b NAME, the two models whose picks compete"
         )
-    run.write(
-        pair.best_of(
-            run.read(partial(pair.scored, names=(a, b))), sorted(set(sizes)), a, b, run.counts, seed
-        )
-    )
+    _pair_candidates(run, sorted(set(sizes)), a, b, seed)
+
+
+def _pair_branches(run: Run, drop_truncated: bool) -> None:
+    from functools import partial
+
+    from musiccli.pair.preferences import drop_reason, join_branches
+
+    drop = partial(drop_reason, drop_truncated=drop_truncated)
+    run.write(join_branches(run.read(records.parse_branch), run.stats, drop=drop))
+
+
+def _pair_candidates(run: Run, sizes: list[int], a: str, b: str, seed: int) -> None:
+    from functools import partial
+
+    from musiccli.pair.best_of import best_of, check_scored_candidate
+
+    candidates = run.read(partial(check_scored_candidate, names=(a, b)))
+    run.write(best_of(candidates, sizes, a, b, run.stats, seed))

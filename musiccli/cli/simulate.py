@@ -1,7 +1,7 @@
 """music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > preferences.jsonl"""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from musiccli.cli.llm_options import (
 from musiccli.cli.options import SEED
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
+from musiccli.simulate.config import SimulateConfig
 
 
 class UserTurns(StrEnum):
@@ -31,72 +32,79 @@ def simulate(
         str,
         typer.Option(
             metavar="MODEL",
-            help="Plays the assistant, in litellm's naming "
-            "(gemini/gemini-1.5-pro, hosted_vllm/NAME) or local/NAME.",
+            help="Plays the assistant, in litellm's naming (gemini/gemini-1.5-pro, "
+            "hosted_vllm/NAME) or local/NAME.",
         ),
-    ] = "local/smollm2",
+    ] = SimulateConfig.assistant,
     user: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Plays the user; left out: the assistant's model."),
-    ] = None,
+    ] = SimulateConfig.user,
     contraster: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL", help="Writes the contrasted replies; left out: the assistant's model."
         ),
-    ] = None,
+    ] = SimulateConfig.contraster,
     user_turns: Annotated[
         UserTurns,
         typer.Option(
-            help="How a message of the user is made. plain: in one call; review: in two, a reviewer says what the "
-            "assistant's last reply lacks, and a chairman makes the message of it (ReviewInstruct, arXiv 2505.11010)."
+            help="How the user's messages are written: in one call (plain), or by a reviewer of the "
+            "assistant's last reply and a chairman (review: ReviewInstruct, arXiv 2505.11010)."
         ),
-    ] = UserTurns.plain,
-    turns: Annotated[int, typer.Option(min=1, help="Assistant replies added to each context.")] = 5,
+    ] = UserTurns(SimulateConfig.user_turns),
+    turns: Annotated[
+        int, typer.Option(min=1, help="Assistant replies added to each context.")
+    ] = SimulateConfig.turns,
     contrast: Annotated[
         str,
         typer.Option(
             metavar="POLICY",
-            help="Which simulated turns of the rejected branch answer "
-            "an altered instruction: all, none (one branch only), first, last, random:K, prob:P.",
+            help="Which simulated turns of the rejected branch answer an altered instruction: all, "
+            "none (one branch only), first, last, random:K, prob:P.",
         ),
-    ] = "all",
+    ] = SimulateConfig.contrast,
     samples: Annotated[
         int, typer.Option(min=1, help="Conversations simulated from each context.")
-    ] = 1,
+    ] = SimulateConfig.samples,
     contrast_calls: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=2,
             show_default=False,
-            help="1: rewrite and answer "
-            "in one call, as the paper does; 2: a call each; left out: 1, or 2 where the prompts "
-            "have rewrite.md and no contrast.md.",
+            help="Rewrite and answer in one call, as the paper does, or in two; left out: 1, or 2 "
+            "where the prompts have rewrite.md and no contrast.md.",
         ),
     ] = None,
     prompts: PROMPTS = None,
     assistant_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest reply of the assistant.")
-    ] = 512,
-    user_tokens: Annotated[int, typer.Option(min=1, help="Longest message of the user.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.95,
+        int, typer.Option(min=1, help="Longest reply of the assistant, in tokens.")
+    ] = SimulateConfig.assistant_tokens,
+    user_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest message of the user, in tokens.")
+    ] = SimulateConfig.user_tokens,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Of all models; a retry's is higher.")
+    ] = SimulateConfig.temperature,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Of all models.")
+    ] = SimulateConfig.top_p,
     retries: Annotated[
         int,
         typer.Option(
             min=0,
-            help="How often a faulty message (role flip, refusal, repeat, goodbye, "
-            "leak, cut off) is asked for again before pair drops its conversation.",
+            help="How often a faulty message (role flip, refusal, repeat, goodbye, leak, cut off) is "
+            "asked for again before pair drops its conversation.",
         ),
-    ] = 3,
+    ] = SimulateConfig.retries,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run", help="Only estimate calls, tokens and dollars, from a sample of the input."
         ),
     ] = False,
-    seed: SEED = 0,
+    seed: SEED = SimulateConfig.seed,
 ) -> None:
     """Let LLMs continue conversations as user and assistant, plainly (chosen) and with altered instructions (rejected).
 
@@ -108,22 +116,19 @@ def simulate(
     """
     from contextlib import closing
 
-    from musiccli import prompts as prompt_files
-    from musiccli.simulate.simulator import SimulateConfig, estimate, simulate
+    from musiccli.simulate import simulator
 
-    chosen = default_prompts(prompts, assistant)
-    settings = SimulateConfig(
+    prompt_set = default_prompts(prompts, assistant)
+    config = SimulateConfig(
         assistant=assistant,
-        user=user or assistant,
+        user=user,
         contraster=contraster,
+        user_turns=user_turns.value,
         turns=turns,
         contrast=contrast,
-        one_call=contrast_calls == 1
-        if contrast_calls
-        else prompt_files.holds(chosen, "contrast") or not prompt_files.holds(chosen, "rewrite"),
-        review=user_turns is UserTurns.review,
         samples=samples,
-        prompts=chosen,
+        contrast_calls=contrast_calls or _contrast_calls(prompt_set),
+        prompts=prompt_set,
         assistant_tokens=assistant_tokens,
         user_tokens=user_tokens,
         temperature=temperature,
@@ -133,20 +138,32 @@ def simulate(
     )
     seeds = run.read(records.parse_conversation)
     if dry_run:
-        run.withhold()
-        planned, rehearsed, total = estimate(seeds, settings)
-        show_costs(planned)
-        run.say(
-            f"an estimate from {rehearsed:,} of {total:,} conversations, drawn at random; replies reckoned at two "
-            "thirds of their limit"
-        )
+        _show_estimate(run, seeds, config)
         return
+    models = (config.assistant, config.user_model, config.contrast_model)
     with (
-        open_client((settings.assistant, settings.user, contraster or assistant)) as client,
-        closing(
-            simulate(
-                seeds, settings, client, rejects=run.rejects, counts=run.counts, limits=run.limits
-            )
-        ) as found,
+        open_client(models) as client,
+        closing(simulator.simulate(seeds, config, client, run.stats)) as branches,
     ):
-        run.write(found)
+        run.write(branches)
+
+
+def _contrast_calls(prompt_set: str) -> int:
+    """One call for a contrast, or two where the prompts are made for two only."""
+    from musiccli import prompts
+
+    two = prompts.contains(prompt_set, "rewrite") and not prompts.contains(prompt_set, "contrast")
+    return 2 if two else SimulateConfig.contrast_calls
+
+
+def _show_estimate(run: Run, seeds: Any, config: SimulateConfig) -> None:
+    """Print what the run would take; nothing is written."""
+    from musiccli.simulate.estimate import estimate
+
+    run.withhold()
+    planned, sampled, total = estimate(seeds, config)
+    show_costs(planned)
+    run.say(
+        f"an estimate from {sampled:,} of {total:,} conversations, drawn at random; each reply "
+        "counts as two thirds of its limit"
+    )

@@ -16,7 +16,10 @@ class Outcome(NamedTuple):
     def __str__(self) -> str:
         """As people read it: "dropped (same text)"."""
         words = self.name.replace("_", " ")
-        return f"{words} ({self.reason.replace('_', ' ')})" if self.reason else words
+        if not self.reason:
+            return words
+        reason = self.reason.replace("_", " ") if self.reason.isidentifier() else self.reason
+        return f"{words} ({reason})"
 
 
 class RunStats:

@@ -27,7 +27,7 @@ _HERE = Path(__file__).parent
 class Prompt:
     name: str
     text: str
-    as_: str = "chat"
+    mode: str = "chat"
     stop: tuple[str, ...] = ()
 
     def fill(self, **values: str) -> str:
@@ -47,28 +47,42 @@ class Prompt:
         return _VARIABLE.sub(value, self.text)
 
 
-def load(which: str, role: str) -> Prompt | None:
-    """The prompt for a role ("user", "contrast", ...) from a set's name or a folder; a folder may hold only some.
+def load(prompt_set: str, role: str) -> Prompt | None:
+    """The prompt of a role ("user", "contrast", ...), or None where the set has none.
 
-    Returns None where the set has no prompt for this role. Raises InputError where there is no such set.
+    A file that a folder lacks is taken from the set "paper".
+
+    Args:
+        prompt_set: one of SETS, or a folder.
+
+    Raises:
+        InputError: there is no such set, or the file cannot be read.
     """
-    path = _path(which, role)
+    path = _path(prompt_set, role)
     if not path.is_file():
-        return None if which in SETS else load("paper", role)
+        return None if prompt_set in SETS else load("paper", role)
     try:
         head, body = _split(path.read_text("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 (byte {error.start + 1})") from None
     unknown = head.keys() - {"as", "stop"}
-    as_ = head.get("as", "chat")
-    if unknown or as_ not in ("chat", "turn", "completion"):
+    mode = head.get("as", "chat")
+    if unknown or mode not in ("chat", "turn", "completion"):
         raise InputError(f"{path}: the head knows as: chat|turn|completion, and stop: [...]")
-    return Prompt(str(path), body, as_, _stops(path, head.get("stop", "[]")))
+    return Prompt(str(path), body, mode, _stops(path, head.get("stop", "[]")))
 
 
-def holds(which: str, role: str) -> bool:
-    """Whether a set or folder has this prompt itself: what a folder lacks comes from paper. Raises as load does."""
-    return _path(which, role).is_file()
+def require(prompt_set: str, role: str) -> Prompt:
+    """The same, where there has to be one. Raises InputError where the set has none."""
+    prompt = load(prompt_set, role)
+    if prompt is None:
+        raise InputError(f"`prompts` {prompt_set} has no {role}.md")
+    return prompt
+
+
+def contains(prompt_set: str, role: str) -> bool:
+    """Whether a set or folder has this file itself. Raises InputError where there is no such set."""
+    return _path(prompt_set, role).is_file()
 
 
 def transcript(messages: list[Mapping[str, str]], mark: str = "") -> str:
@@ -80,10 +94,10 @@ def transcript(messages: list[Mapping[str, str]], mark: str = "") -> str:
     return "\n\n".join(heads[message["role"]] + message["content"].strip() for message in messages)
 
 
-def _path(which: str, role: str) -> Path:
-    folder = _HERE / which if which in SETS else Path(which)
+def _path(prompt_set: str, role: str) -> Path:
+    folder = _HERE / prompt_set if prompt_set in SETS else Path(prompt_set)
     if not folder.is_dir():
-        raise InputError(f"--prompts {which}: neither {' nor '.join(SETS)} nor a folder")
+        raise InputError(f"`prompts` {prompt_set}: neither {' nor '.join(SETS)} nor a folder")
     return folder / f"{role}.md"
 
 

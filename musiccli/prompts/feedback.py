@@ -1,4 +1,4 @@
-"""What a model is told when its message cannot be used: retry.md of a prompt set, a section a fault."""
+"""What a model is told when its message has a fault: retry.md of a prompt set, a section a fault."""
 
 import re
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from musiccli import prompts
 
 
-def load(which: str) -> dict[str, str]:
-    """{fault, or "role fault": text} from the `## ` sections of retry.md; empty for a set that has none."""
-    prompt = prompts.load(which, "retry")
+def load(prompt_set: str) -> dict[str, str]:
+    """{fault, or "role fault": text} from the `## ` sections of retry.md; empty where there is none."""
+    prompt = prompts.load(prompt_set, "retry")
     _, *sections = re.split(r"^##\s+", prompt.text if prompt else "", flags=re.MULTILINE)
     parts = (section.partition("\n") for section in sections)
     return {name.strip(): text.strip() for name, _, text in parts if text.strip()}
 
 
-def text(feedback: Mapping[str, str], role: str, fault: str) -> str | None:
-    """What to say about a role's fault; None where nothing is written about it."""
-    return feedback.get(f"{role} {fault}") or feedback.get(fault)
+def for_fault(sections: Mapping[str, str], role: str, fault: str) -> str | None:
+    """The text about a role's fault, or about the fault in any role; None where there is neither."""
+    return sections.get(f"{role} {fault}") or sections.get(fault)

@@ -27,7 +27,8 @@ from musiccli import prompts
 from musiccli.bench.stats import intervals as statistics
 from musiccli.core import jsonl, votes
 from musiccli.core.records import Record, content_id, parse_preference
-from musiccli.judge.verdicts import ORDERS, JudgeConfig, judge, show
+from musiccli.judge.config import JudgeConfig
+from musiccli.judge.verdicts import ORDERS, judge, judge_prompt
 from musiccli.llm.client import open_client
 from musiccli.llm.config import ClientConfig
 
@@ -172,7 +173,7 @@ def moved(pairs: list[Record], prompt: prompts.Prompt, ask: Forced) -> Iterator[
 
 def shown(prompt: prompts.Prompt, record: Record, order: str) -> str:
     sides = (record["chosen"], record["rejected"])[:: 1 if order == "ab" else -1]
-    return show(prompt, *sides, (0, record["id"]))
+    return judge_prompt(prompt, *sides, (0, record["id"]))
 
 
 def best(logits: list[float]) -> str:

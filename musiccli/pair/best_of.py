@@ -1,0 +1,116 @@
+"""Turn scored candidates into Best-of-N contests between the picks of two reward models."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from random import Random
+from typing import Any
+
+from musiccli.core import records
+from musiccli.core.errors import RecordError
+from musiccli.core.records import BASELINE_PREFIX, Record, count_characters
+from musiccli.core.run_stats import RunStats
+
+
+def _length(candidate: Record) -> int:
+    return count_characters(candidate["messages"])
+
+
+BASELINE_PICKS: dict[str, Callable[[list[Record], Random], Record]] = {
+    BASELINE_PREFIX + "random": lambda pool, rng: rng.choice(pool),
+    BASELINE_PREFIX + "first": lambda pool, rng: pool[0],
+    BASELINE_PREFIX + "longest": lambda pool, rng: max(pool, key=_length),
+    BASELINE_PREFIX + "shortest": lambda pool, rng: min(pool, key=_length),
+}  # what may stand in place of a model and reads no text
+
+
+def best_of(
+    candidates: Iterable[Record],
+    sizes: Sequence[int],
+    a: str,
+    b: str,
+    stats: RunStats | None = None,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """One contest for each id and pool size N: the best candidate by one model against the other's.
+
+    Pools are nested: the pool of N holds the N candidates with the lowest sample numbers, among the
+    first max(sizes) of their id in the input. Candidates of one id need not stand together. An id with
+    too few candidates gives the contests of the smaller sizes. A candidate with a fault takes part.
+
+    Args:
+        candidates: conversations that passed `check_scored_candidate` for `a` and `b`.
+        sizes: pool sizes, ascending.
+        a: name of the model whose pick is side a, or a key of `BASELINE_PICKS`.
+        b: likewise for side b.
+        stats: counts unused candidates, faulty ones, small pools, and contests of the same pick.
+        seed: for the random baseline.
+    """
+    stats = stats or RunStats()
+    pools: dict[object, list[Record]] = {}
+    full = set()
+    for candidate in candidates:
+        if candidate["id"] in full:
+            stats.count("candidates_beyond_largest_size")
+            continue
+        stats.count("candidates_with_faults", number=bool(candidate.get("faults")))
+        pool = pools.setdefault(candidate["id"], [])
+        pool.append(candidate)
+        if len(pool) == max(sizes):
+            full.add(candidate["id"])
+            yield from _contests(pools.pop(candidate["id"]), sizes, a, b, stats, seed)
+    for pool in pools.values():
+        stats.count("ids_with_too_few_candidates")
+        yield from _contests(pool, [n for n in sizes if n <= len(pool)], a, b, stats, seed)
+
+
+def check_scored_candidate(candidate: Record, names: Iterable[str]) -> Record:
+    """A conversation with a score by every name that is a model's.
+
+    Raises:
+        RecordError: a score is missing, or the candidate is a rejected branch.
+    """
+    if records.parse_branch(candidate)["branch"] == "rejected":
+        raise RecordError(
+            "is rejected: its replies answer altered instructions; a candidate is a chosen branch",
+            field="branch",
+            record=candidate,
+        )
+    scores = candidate.get("scores") or {}
+    if not isinstance(scores, dict):
+        raise RecordError(
+            "should be an object, with a number by each model", field="scores", record=candidate
+        )
+    for name in [name for name in names if name not in BASELINE_PICKS]:
+        if not isinstance(scores.get(name), int | float):
+            raise RecordError(
+                f"no score by {name!r} (scores by: {', '.join(scores) or 'none'}); "
+                "music score adds scores",
+                field="scores",
+                record=candidate,
+            )
+    return candidate
+
+
+def pick(pool: list[Record], name: str, seed: int) -> Record:
+    """The candidate that a model or a baseline takes from a pool: the first of equal ones."""
+    if name in BASELINE_PICKS:
+        return BASELINE_PICKS[name](pool, Random(f"{seed} {pool[0]['id']} {len(pool)}"))
+    return max(pool, key=lambda candidate: candidate["scores"][name])
+
+
+def _contests(
+    pool: list[Record], sizes: Sequence[int], a: str, b: str, stats: RunStats, seed: int
+) -> Iterator[dict[str, Any]]:
+    """A contest for each size; where both sides pick one candidate, it is a tie to be judged."""
+    pool = sorted(pool, key=lambda candidate: candidate.get("sample", 0))
+    for size in sizes:
+        picks = {side: pick(pool[:size], name, seed) for side, name in (("a", a), ("b", b))}
+        stats.count("same_pick", number=picks["a"] is picks["b"])
+        yield {
+            "id": pool[0]["id"],
+            "best_of": size,
+            "a": picks["a"]["messages"],
+            "b": picks["b"]["messages"],
+            "models": {"a": a, "b": b},
+            "picks": {side: candidate.get("sample", 0) for side, candidate in picks.items()},
+            "metadata": pool[0].get("metadata", {}),
+        }

@@ -1,0 +1,151 @@
+"""Ask a model for a message, and ask again with feedback where the message has a fault."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from musiccli.core.errors import CallError
+from musiccli.core.records import Message
+from musiccli.core.run_stats import RunStats
+from musiccli.llm.call import Call, Reply
+from musiccli.llm.client import Client
+from musiccli.prompts import Prompt, feedback
+from musiccli.simulate.branch import Branch
+from musiccli.simulate.config import SimulateConfig
+from musiccli.simulate.sentences import whole_sentences
+
+RETRY_TEMPERATURE_STEP = 0.2  # per retry: the same temperature would often give the same message
+MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
+FAULTS_OF = {"chairman": "user"}  # whose fault a role's fault is; any other role's is its own
+
+
+def without_thinking(reply: Reply) -> Reply:
+    """A reply without the thoughts that some models write before it, between <think> and </think>."""
+    text = re.sub(r"^\s*<think>.*?(</think>|\Z)", "", reply.text, flags=re.DOTALL)
+    return replace(reply, text=text.strip())
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked in one role.
+
+    Attributes:
+        role: "user", "reviewer", "chairman", "assistant", "rewrite" or "contrast".
+        max_tokens: the token limit of the reply.
+        messages: as in `llm.call.Call`; so are `text`, `mode` and `stop`.
+        prepare: applied to every reply before it is checked.
+    """
+
+    role: str
+    model: str
+    max_tokens: int
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    mode: str = "chat"
+    stop: tuple[str, ...] = ()
+    prepare: Callable[[Reply], Reply] = without_thinking
+
+    def with_prompt(self, prompt: Prompt, history: Sequence[Message], **values: str) -> "Question":
+        """The question in the form that the prompt's head asks for.
+
+        Args:
+            history: the conversation so far; a prompt `as: turn` is this alone.
+            values: of the prompt's variables.
+        """
+        if prompt.mode == "turn":
+            return replace(self, messages=tuple(history), mode="turn", stop=prompt.stop)
+        text = prompt.fill(**values)
+        if prompt.mode == "completion":
+            return replace(self, text=text, mode="completion", stop=prompt.stop)
+        return replace(self, messages=({"role": "user", "content": text},), stop=prompt.stop)
+
+    def after_fault(self, text: str, feedback: str | None) -> "Question":
+        """The question with the faulty message behind it, and what is wrong with that message.
+
+        Without feedback it is the same question. So it is for a model that continues raw text.
+        """
+        if not feedback or self.mode != "chat":
+            return self
+        faulty = {"role": "assistant", "content": text.strip() or "(nothing)"}
+        return replace(
+            self, messages=(*self.messages, faulty, {"role": "user", "content": feedback})
+        )
+
+
+class Asker:
+    """Asks until a message has no fault, or the retries are used up. Counts the retries by fault."""
+
+    def __init__(self, config: SimulateConfig, client: Client, stats: RunStats):
+        self._config, self._client, self._stats = config, client, stats
+        self._feedback = feedback.load(config.prompts)
+
+    async def ask(
+        self,
+        branch: Branch,
+        turn: int,
+        question: Question,
+        fault_of: Callable[[str], str | None],
+    ) -> tuple[Reply, str | None]:
+        """A reply without a fault, or the last one and its fault as "SPEAKER FAULT".
+
+        Args:
+            branch: the conversation that the message is for; it pays.
+            turn: the simulated turn, counted from 0.
+            fault_of: names the fault of a text, or returns None.
+
+        Raises:
+            CallError: the call failed, or the last reply is empty.
+            LimitReached: nothing more may be spent.
+        """
+        speaker = FAULTS_OF.get(question.role, question.role)
+        attempts = self._config.retries + 1
+        asked = question
+        for attempt in range(attempts):
+            reply = await self._client.complete(self._call(branch, turn, asked, attempt))
+            branch.pay(reply)
+            reply, whole = whole_sentences(question.prepare(reply))
+            fault = _fault(reply, whole, fault_of)
+            if fault is None:
+                return reply, None
+            if attempt < self._config.retries:
+                self._stats.count("retried", f"{speaker} {fault}")
+            words = feedback.for_fault(self._feedback, speaker, fault)
+            asked = question.after_fault(reply.text, words)
+        if fault == "empty":
+            raise CallError(
+                f"{question.model} wrote nothing as {question.role} in turn {turn + 1}, "
+                f"{attempts} times"
+            )
+        return reply, f"{speaker} {fault}"
+
+    def _call(self, branch: Branch, turn: int, question: Question, attempt: int) -> Call:
+        return Call(
+            model=question.model,
+            call_key=(branch.seed["id"], branch.name, branch.sample, turn, question.role, attempt),
+            messages=question.messages,
+            text=question.text,
+            mode=question.mode,
+            max_tokens=question.max_tokens,
+            temperature=self._temperature(attempt),
+            top_p=self._config.top_p,
+            stop=question.stop,
+            seed=self._config.seed,
+        )
+
+    def _temperature(self, attempt: int) -> float:
+        first = self._config.temperature
+        if not attempt:
+            return first
+        highest = max(first, MAX_RETRY_TEMPERATURE)
+        return min(round(first + RETRY_TEMPERATURE_STEP * attempt, 2), highest)
+
+
+def _fault(reply: Reply, whole: bool, fault_of: Callable[[str], str | None]) -> str | None:
+    if not reply.text.strip():
+        return "empty"
+    fault = fault_of(reply.text)
+    if fault is None:
+        return None if whole else "cut off"
+    if fault == "unreadable" and reply.finish == "length":  # what its form lacks is its end
+        return "cut off"
+    return fault

@@ -1,0 +1,51 @@
+"""How `music simulate` plays conversations: every default once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """Who plays, for how long, and what is contrasted.
+
+    Attributes:
+        assistant: the model that plays the assistant, as litellm names it or local/NAME.
+        user: the model that plays the user; None: the assistant's.
+        contraster: the model that writes contrasted replies; None: the assistant's.
+        user_turns: "plain" for one call a message; "review" for two, a reviewer's and a chairman's
+            (ReviewInstruct, arXiv 2505.11010).
+        turns: assistant replies added to each seed.
+        contrast: the policy that says which turns of the rejected branch are contrasted.
+        samples: conversations simulated from each seed.
+        contrast_calls: 1 to rewrite and answer in one call, as the paper does; 2 for a call each.
+        prompts: a prompt set's name, or a folder.
+        assistant_tokens: the token limit of an assistant's reply.
+        user_tokens: the token limit of a user's message.
+        temperature: of every first attempt.
+        top_p: of every call.
+        retries: how often a message with a fault is asked for again.
+        seed: everything random follows from it.
+    """
+
+    assistant: str = "local/smollm2"
+    user: str | None = None
+    contraster: str | None = None
+    user_turns: str = "plain"
+    turns: int = 5
+    contrast: str = "all"
+    samples: int = 1
+    contrast_calls: int = 1
+    prompts: str = "paper"
+    assistant_tokens: int = 512
+    user_tokens: int = 256
+    temperature: float = 0.7
+    top_p: float = 0.95
+    retries: int = 3
+    seed: int = 0
+
+    @property
+    def user_model(self) -> str:
+        return self.user or self.assistant
+
+    @property
+    def contrast_model(self) -> str:
+        return self.contraster or self.assistant

@@ -1,0 +1,120 @@
+"""Contrasted replies: the assistant answers another instruction than the user's, in one call or two.
+
+The conversation keeps the user's message, so the reply reads well and is wrong for what was asked.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from musiccli import prompts
+from musiccli.core.errors import InputError
+from musiccli.core.records import Message
+from musiccli.core.text_checks import refuses
+from musiccli.llm.call import Reply
+from musiccli.prompts import transcript
+from musiccli.simulate import faults
+from musiccli.simulate.asking import Asker, Question, without_thinking
+from musiccli.simulate.branch import Branch
+from musiccli.simulate.config import SimulateConfig
+
+INSTRUCTION = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL | re.IGNORECASE)
+REPLY = re.compile(r"<reply>(.*?)(?:</reply>|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+class OneCallContrast:
+    """Rewrites the instruction and answers it in one call, as the paper does."""
+
+    def __init__(self, config: SimulateConfig, asker: Asker):
+        self._asker = asker
+        prompt = prompts.load(config.prompts, "contrast")
+        if prompt is None:
+            raise InputError(
+                f"`prompts` {config.prompts} has no contrast.md, which `contrast_calls` 1 needs; "
+                "2 needs rewrite.md instead"
+            )
+        self._prompt = prompt
+        self._question = Question(
+            "contrast",
+            config.contrast_model,
+            config.assistant_tokens + config.user_tokens,  # room for the instruction, too
+            prepare=lambda reply: limit_reply(reply, config.assistant_tokens),
+        )
+
+    async def write(self, branch: Branch, turn: int) -> None:
+        """Add a reply to an altered form of the user's last message."""
+        history, message = branch.messages, branch.messages[-1]["content"]
+        question = self._question.with_prompt(
+            self._prompt, history, transcript=transcript(history[:-1]), instruction=message
+        )
+        reply, fault = await self._asker.ask(
+            branch, turn, question, lambda text: contrast_fault(text, message, history)
+        )
+        instruction, text = split_contrast(reply.text)
+        branch.add_contrasted(instruction or "", replace(reply, text=text or reply.text), fault)
+
+
+class TwoCallContrast:
+    """Rewrites the instruction in one call and answers it in another."""
+
+    def __init__(self, config: SimulateConfig, asker: Asker):
+        self._asker = asker
+        self._prompt = prompts.require(config.prompts, "rewrite")
+        self._rewrite = Question("rewrite", config.contrast_model, config.user_tokens)
+        self._answer = Question("contrast", config.contrast_model, config.assistant_tokens)
+
+    async def write(self, branch: Branch, turn: int) -> None:
+        """Add a reply to an altered form of the user's last message."""
+        history, message = branch.messages, branch.messages[-1]["content"]
+        question = self._rewrite.with_prompt(
+            self._prompt, history, transcript=transcript(history[:-1]), instruction=message
+        )
+        rewritten, rewrite_fault = await self._asker.ask(
+            branch, turn, question, lambda text: faults.rewrite_fault(text, message)
+        )
+        instruction = rewritten.text
+        altered = (*history[:-1], {"role": "user", "content": instruction})
+        reply, reply_fault = await self._asker.ask(
+            branch,
+            turn,
+            replace(self._answer, messages=altered),
+            lambda text: faults.contrast_reply_fault(text, instruction, history),
+        )
+        branch.add_contrasted(instruction, reply, rewrite_fault or reply_fault)
+
+
+def split_contrast(text: str) -> tuple[str | None, str | None]:
+    """The rewritten instruction and the reply of a one-call contrast; None for a missing part."""
+    instruction, reply = INSTRUCTION.search(text), REPLY.search(text)
+    return instruction and instruction[1].strip(), reply and reply[1].strip()
+
+
+def contrast_fault(text: str, message: str, history: Sequence[Message]) -> str | None:
+    """What is wrong with a one-call contrast.
+
+    Args:
+        message: the user's, which was to be rewritten.
+    """
+    instruction, reply = split_contrast(text)
+    if not instruction or not reply:
+        return "refusal" if refuses(text) else "unreadable"
+    return faults.rewrite_fault(instruction, message) or faults.contrast_reply_fault(
+        reply, instruction, history
+    )
+
+
+def limit_reply(contrast: Reply, max_tokens: int) -> Reply:
+    """A one-call contrast whose reply has at most `max_tokens`, and no thoughts before it.
+
+    The call's own limit has room for the instruction, too. Without this, the rejected reply would be
+    the longer one wherever a model writes as much as it may. Tokens are reckoned in characters, by the
+    call's average.
+    """
+    limited = without_thinking(contrast)
+    reply = REPLY.search(limited.text)
+    if not reply or not contrast.completion_tokens:
+        return limited
+    characters = len(contrast.text) * max_tokens // contrast.completion_tokens
+    if len(reply[1]) <= characters:
+        return limited
+    return replace(limited, text=limited.text[: reply.start(1) + characters], finish="length")

@@ -1,0 +1,39 @@
+"""Contrast policies: which turns of the rejected branch answer an altered instruction."""
+
+from random import Random
+
+from musiccli.core.errors import InputError
+
+POLICIES = "all | none | first | last | random:K | prob:P"
+
+
+def contrasted_turns(policy: str, turns: int, rng: Random) -> set[int]:
+    """The contrasted ones among `turns` simulated turns, counted from 0.
+
+    random:K draws K turns. prob:P draws each turn with probability P; where none is drawn, one turn is
+    taken at random, because a pair without any contrast teaches nothing.
+
+    Raises:
+        InputError: the policy is none of POLICIES.
+    """
+    name, _, number = policy.partition(":")
+    try:
+        match name:
+            case "all" if not number:
+                return set(range(turns))
+            case "none" if not number:
+                return set()
+            case "first" if not number:
+                return {0}
+            case "last" if not number:
+                return {turns - 1}
+            case "random" if 1 <= int(number) <= turns:
+                return set(rng.sample(range(turns), int(number)))
+            case "prob" if 0 < float(number) <= 1:
+                drawn = {turn for turn in range(turns) if rng.random() < float(number)}
+                return drawn or {rng.randrange(turns)}
+    except ValueError:  # the number is none
+        pass
+    raise InputError(
+        f"`contrast` {policy}: expected {POLICIES}, with K from 1 to `turns` and P above 0 and up to 1"
+    )
