@@ -16,7 +16,7 @@ PACKAGE = Path(pages.__file__).parents[1]
 TEMPLATES = sorted(
     path.relative_to(PACKAGE).as_posix()
     for path in PACKAGE.glob("**/templates/*")
-    if path.is_file()
+    if path.suffix in (".html", ".css")
 )
 
 
