@@ -91,12 +91,12 @@ def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(
 
     cache = Store(tmp_path / "calls.sqlite")
     cache._database = Busy()
-    cache._write_ahead()
+    cache._set_write_ahead()
     assert cache._database.refusals == 0
     cache._database.refusals = 99
-    monkeypatch.setattr("musiccli.core.store.PATIENCE", 0.1)
+    monkeypatch.setattr("musiccli.core.store.LOCK_TIMEOUT", 0.1)
     with pytest.raises(sqlite3.OperationalError):
-        cache._write_ahead()
+        cache._set_write_ahead()
 
 
 def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
@@ -126,8 +126,8 @@ def test_a_file_that_is_no_cache_is_named_with_what_to_do(tmp_path, content):
     path = tmp_path / "calls.sqlite"
     path.write_bytes(content)
     said = complaint(path)
-    assert said.startswith(f"{path}: the call cache cannot be used: ")
-    assert said.endswith("; mend or remove it, or run with --no-cache")
+    assert said.startswith(f"{path}: the cache cannot be used: ")
+    assert said.endswith("; mend or remove it, or set `no_cache`")
     assert path.read_bytes() == content
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_page_is_said_when_it_is_met(tmp_path):
         file.seek(8192)
         file.write(b"\xff" * 200_000)
     cache = Store(path)
-    with pytest.raises(InputError, match="the call cache cannot be used"):
+    with pytest.raises(InputError, match="the cache cannot be used"):
         for number in range(2000):
             cache.get(b"%d" % number)
 
@@ -154,8 +154,7 @@ def test_a_cache_of_another_version_is_left_alone(tmp_path):
     database.close()
     before = path.read_bytes()
     assert complaint(path) == (
-        f"{path}: a call cache of version 7, this program writes {VERSION}; "
-        "name another with --cache"
+        f"{path}: a cache of version 7, this program writes {VERSION}; name another with `cache`"
     )
     assert path.read_bytes() == before
 
@@ -184,12 +183,12 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path_factory, e
     folder.chmod(0o555)
     with nobody():
         said = complaint(folder / "calls.sqlite")
-    assert said.startswith(f"{folder}/calls.sqlite: the call cache cannot be used: ")
+    assert said.startswith(f"{folder}/calls.sqlite: the cache cannot be used: ")
 
 
 def test_a_path_below_a_file_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "the call cache cannot be used" in complaint(tmp_path / "file" / "calls.sqlite")
+    assert "the cache cannot be used" in complaint(tmp_path / "file" / "calls.sqlite")
 
 
 def test_a_folder_in_the_place_of_the_cache_is_said_in_one_line(tmp_path):
@@ -203,7 +202,7 @@ def test_another_programs_database_is_left_alone(tmp_path):
         database.close()
         before = (tmp_path / name).read_bytes()
         assert complaint(tmp_path / name) == (
-            f"{tmp_path / name}: another program's database, not a call cache; name another with --cache"
+            f"{tmp_path / name}: another program's database, not a cache; name another with `cache`"
         )
         assert (tmp_path / name).read_bytes() == before
 
@@ -234,15 +233,15 @@ def used_up(cache: Store) -> str:
 def test_a_full_disk_is_said_in_one_line_and_what_was_kept_stays(tmp_path):
     cache = Store(tmp_path / "c")
     assert used_up(cache) == (
-        f"{tmp_path}/c: the call cache cannot be used: database or disk is full; make room, name "
-        "a file elsewhere with --cache, or run with --no-cache"
+        f"{tmp_path}/c: the cache cannot be used: database or disk is full; make room, name "
+        "a file elsewhere with `cache`, or set `no_cache`"
     )
     cache.close()
     assert Store(tmp_path / "c").get(b"0") == {"text": "x" * 1000}
 
 
 def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("musiccli.core.store.PATIENCE", 0.2)
+    monkeypatch.setattr("musiccli.core.store.LOCK_TIMEOUT", 0.2)
     cache = Store(tmp_path / "c")
     holder = sqlite3.connect(tmp_path / "c", isolation_level=None)
     holder.execute("begin exclusive")
@@ -253,15 +252,15 @@ def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeyp
         said.add(str(raised.value))
     assert 0.2 <= time.monotonic() - begun < 2
     assert said == {
-        f"{tmp_path}/c: the call cache cannot be used: database is locked; another process holds it: wait "
-        "for that, name another with --cache, or run with --no-cache"
+        f"{tmp_path}/c: the cache cannot be used: database is locked; another process holds it: wait "
+        "for that, name another with `cache`, or set `no_cache`"
     }
 
 
 def test_a_reply_that_does_not_parse_is_said(tmp_path):
     cache = Store(tmp_path / "c")
     cache._database.execute("insert into calls (key, reply) values (?, ?)", (b"one", b"{oops"))
-    with pytest.raises(InputError, match=r"the call cache cannot be used: .*; mend or remove it"):
+    with pytest.raises(InputError, match=r"the cache cannot be used: .*; mend or remove it"):
         cache.get(b"one")
 
 

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, records, JSONL, the store on disk, progress, figures, pages and processes."""
+"""What every other room uses: errors, records, JSONL, the store on disk, progress, processes."""

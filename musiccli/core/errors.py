@@ -1,15 +1,17 @@
-"""What can go wrong, as plain exceptions. The command line turns each into one line and an exit status.
+"""What can go wrong, as exceptions. The command line shows each as one line, and exits with 2.
 
-MusicError            anything that a person can mend; exit status 2
-├── InputError        an input, option or model that cannot be used at all
-├── RecordError       one bad record; `--on-error skip` steps over it and counts it
-└── CallError         an LLM did not answer one call, after every retry; counts against its record
+MusicError            the message is for the user
+├── InputError        an input, an option or a model that cannot be used
+├── RecordError       one bad record; a run may skip it and count it
+└── CallError         an LLM did not answer one call, after all retries; its record is a bad one
 """
 
 from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
+    """How a command ends."""
+
     DONE = 0
     PARTIAL = 1  # done, but some records failed or a limit stopped the run
     USAGE = 2  # wrong usage, or input that cannot be read
@@ -17,15 +19,22 @@ class ExitStatus(IntEnum):
 
 
 class MusicError(Exception):
-    """Base of all errors whose message is meant for a person: one line, what is wrong and what to do."""
+    """Base of all errors whose message is for the user: one line, what is wrong and what to do."""
 
 
 class InputError(MusicError):
-    """An input, option or model that cannot be used at all."""
+    """An input, an option or a model that cannot be used."""
 
 
 class RecordError(MusicError):
-    """One record that cannot be used. `where` is "file:line" when the record was read from a file."""
+    """One record that cannot be used.
+
+    Attributes:
+        problem: what is wrong.
+        field: the field that is wrong, if it is one.
+        where: "file:line" of the record, if it was read from a file.
+        record: the record, or the text of a line that is none.
+    """
 
     def __init__(
         self,
@@ -34,9 +43,9 @@ class RecordError(MusicError):
         field: str | None = None,
         where: str | None = None,
         record: object = None,
-    ):
+    ) -> None:
         self.problem, self.field, self.record = problem, field, record
-        self.where = where or getattr(record, "where", None)
+        self.where: str | None = where or getattr(record, "where", None)
         super().__init__(problem)
 
     def __str__(self) -> str:
@@ -44,4 +53,4 @@ class RecordError(MusicError):
 
 
 class CallError(MusicError):
-    """An LLM did not give a usable answer to one call, after every retry."""
+    """An LLM did not give a usable answer to one call, after all retries."""

@@ -1,6 +1,7 @@
-"""Start this same command again in several processes, or notice that a launcher has started this one.
+"""Run this command in several processes, or find that a launcher has started this one.
 
-One machine: PyTorch's own launcher (torchrun's). Several machines, FSDP, DeepSpeed: `accelerate launch` by its config.
+On one machine this uses PyTorch's own launcher, that of torchrun. For several machines, FSDP or
+DeepSpeed it uses `accelerate launch` with a config file.
 """
 
 import contextlib
@@ -13,34 +14,40 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, InputError
 
-PATIENCE = (
-    60  # seconds in which the first process should have met, and said, what another one has met
-)
+Item = TypeVar("Item")
+ERROR_DELAY = 60  # seconds; within them rank 0 reports an error that several processes share
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that do one command's work together: how many there are, and which of them this is."""
+    """The processes that run one command together: their number, and the rank of this one."""
 
     size: int = 1
     rank: int = 0
 
-    def gather(self, own: list) -> list:
-        """The items of all processes, in the order of their ranks; every process must ask, and each gets all."""
+    def gather(self, items: list[Item]) -> list[Item]:
+        """The items of all processes, in the order of their ranks.
+
+        Every process must call this, and each gets all items.
+        """
         if self.size == 1:
-            return own
+            return items
         from accelerate.utils import gather_object
 
-        return gather_object(own)
+        gathered: list[Item] = gather_object(items)
+        return gathered
 
 
 def process_group() -> ProcessGroup:
-    """The processes that were launched with this one, now connected (gloo on CPUs, nccl on GPUs); alone if none were.
-    `rank_zero_output` ends the connection."""
+    """Connect this process with those that were launched with it, by nccl on GPUs, else by gloo.
+
+    `rank_zero_output` closes the connection. A process that no launcher started is alone.
+    """
     if not launched():
         return ProcessGroup()
     import torch
@@ -50,77 +57,86 @@ def process_group() -> ProcessGroup:
     return ProcessGroup(state.num_processes, state.process_index)
 
 
-def drain(results: Iterable) -> Iterator:
-    """Does the work behind results that another process writes: nothing comes out."""
+def drain(results: Iterable[Any]) -> Iterator[Any]:
+    """Compute all results and yield none: rank 0 writes them."""
     for _ in results:
         pass
     yield from ()
 
 
 def launched() -> bool:
-    """Whether a launcher (ours, `accelerate launch`, torchrun or Slurm through one of them) started this process."""
+    """Whether a launcher started this process: `relaunch`, `accelerate launch` or torchrun."""
     return "LOCAL_RANK" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def refuse_shared_input(files: list[str]) -> None:
-    """Raises InputError where standard input is among `files` and several processes of another launcher would share it;
-    those of `relaunch` each read all of it."""
+    """Raises InputError where several processes would each read a part of standard input.
+
+    Those that `relaunch` starts each read all of it, from a copy.
+    """
     several = launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and jsonl.from_stdin(files):
         raise InputError(
-            "standard input: processes that another launcher started share it, and each would read a "
-            "part; name files, or let --num-processes start them"
+            "standard input: processes that another launcher started share it, and each would read "
+            "a part; name files, or let `num_processes` start them"
         )
 
 
 def relaunch(files: list[str], *, processes: int | None = None, config: str | None = None) -> int:
-    """Run this process's command line in several processes, or as accelerate's `config` says; returns the exit status.
+    """Run this process's command line in several processes.
 
-    Standard input, if it is among `files`, is kept in a file first: every process reads all records.
+    Args:
+        files: the command's inputs. Every process reads all of standard input if it is one.
+        processes: how many; None for as many as `config` says, without it one.
+        config: the path of an accelerate config file.
+
+    Returns:
+        The exit status of the process that failed first, or 0.
     """
     if config:
         jsonl.check_readable(config)
     arguments = ["-m", "musiccli", *sys.argv[1:]]
     with jsonl.standard_input_as_file() if jsonl.from_stdin(files) else contextlib.nullcontext():
-        return (
-            _by_accelerate(config, processes, arguments)
-            if config
-            else _by_torch(processes or 1, arguments)
-        )
+        if config:
+            return _launch_with_accelerate(config, processes, arguments)
+        return _launch_with_torch(processes or 1, arguments)
 
 
 @contextlib.contextmanager
 def rank_zero_output() -> Iterator[None]:
-    """Around the work of a started process: what all processes of a machine meet alike, only the first of them says.
+    """Around the work of a launched process: of each machine, only the first writes to stderr.
 
-    The others end here when all is done, whatever the first has still to write and say. In an error they wait to be
-    ended by the launcher, which ends all when one has failed; what only they have met they say in the end. Of Ctrl-C,
-    and of a process that was killed, the launcher speaks.
+    The others end here, with exit status 0, when their work is done. After an error they wait
+    until the launcher ends them: it ends all processes when one has failed. An error that only one
+    of them has it raises after ERROR_DELAY. The launcher reports Ctrl-C and killed processes.
     """
     if "LOCAL_RANK" not in os.environ:
         yield
         return
     threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     if os.environ["LOCAL_RANK"] == "0":
-        with _connected(), _silent_interrupts(), _patience_with_others():
+        with _connection(), _silent_interrupt(), _delayed_connection_error():
             yield
         return
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.SIG_DFL)
-    with _connected():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    with _connection():
         try:
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
                 yield
-        except Exception:  # met by all, or it follows from what another process has met
-            time.sleep(PATIENCE)
+        except Exception:  # rank 0 has it, too, or it follows from another process's error
+            time.sleep(ERROR_DELAY)
             raise
     raise SystemExit(ExitStatus.DONE)
 
 
 @contextlib.contextmanager
-def _connected() -> Iterator[None]:
-    """Around work with others: this process leaves its group at the end. It does so in an error, too, since one that
-    exits among gloo's threads may abort; but not from nccl's, which might then wait for the others."""
+def _connection() -> Iterator[None]:
+    """Leave the process group at the end.
+
+    Also after an error, since a process that exits among gloo's threads may abort. But then not
+    from nccl's group: it might wait for the other processes.
+    """
     failed = True
     try:
         yield
@@ -132,7 +148,8 @@ def _connected() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silent_interrupts() -> Iterator[None]:
+def _silent_interrupt() -> Iterator[None]:
+    """Exit at Ctrl-C without a message: the launcher reports it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -140,30 +157,30 @@ def _silent_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _patience_with_others() -> Iterator[None]:
-    """Where another process has ended, and its connections with it, the launcher ends this one and says why."""
+def _delayed_connection_error() -> Iterator[None]:
+    """Give the launcher time to report why another process, and the connection to it, ended."""
     try:
         yield
     except RuntimeError as error:
         if "peer" in str(error):
-            time.sleep(PATIENCE)
+            time.sleep(ERROR_DELAY)
         raise
 
 
 def _end_with_launcher(launcher: int) -> None:
-    """A launcher that was killed cannot end its processes, and they would wait for one another for ever."""
+    """End this process when the launcher is gone: nobody else would, and it might wait forever."""
     while os.getppid() == launcher:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _by_torch(processes: int, arguments: list[str]) -> int:
+def _launch_with_torch(processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.disable()  # in this process, which only waits: the one that failed has said why
+    logging.disable()  # the process that fails reports its own error
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -176,13 +193,13 @@ def _by_torch(processes: int, arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
-        return _status(error)
+        return _exit_status(error)
     except SignalException:
         raise KeyboardInterrupt from None
     return ExitStatus.DONE
 
 
-def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> int:
+def _launch_with_accelerate(config: str, processes: int | None, arguments: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -195,7 +212,7 @@ def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> 
     except subprocess.CalledProcessError as error:
         return error.returncode
     except ChildFailedError as error:
-        return _status(error)
+        return _exit_status(error)
     except SignalException:
         raise KeyboardInterrupt from None
     except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
@@ -203,11 +220,16 @@ def _by_accelerate(config: str, processes: int | None, arguments: list[str]) -> 
     return ExitStatus.DONE
 
 
-def _status(error) -> int:
-    """The exit status of the process that failed first; a signal that ended it is named."""
+def _exit_status(error: Any) -> int:
+    """The exit status of the process that failed first, from torch's ChildFailedError.
+
+    Raises:
+        InputError: a signal killed it.
+        KeyboardInterrupt: it was interrupted.
+    """
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         raise InputError(f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}")
     if failure.exitcode == ExitStatus.INTERRUPTED:
         raise KeyboardInterrupt
-    return failure.exitcode
+    return int(failure.exitcode)

@@ -1,28 +1,30 @@
-"""What people see while a command runs: plain lines on stderr, and a progress bar when stderr is a terminal."""
+"""What people see while a command runs: lines on stderr, and a progress bar on a terminal."""
 
 import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from musiccli.core.text_safety import visible
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
 Item = TypeVar("Item")
-_console = None  # rich's console while a bar is on the screen: lines must go above the bar
-
-
-_quiet = False  # whether only errors are printed
+_console: "Console | None" = None  # set while a bar is shown: lines must go above it
+_quiet = False  # whether only errors are written
 
 
 def be_quiet() -> None:
-    """From here on print nothing but errors."""
+    """From here on write nothing but errors."""
     global _quiet
     _quiet = True
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print one line for people; after `be_quiet` only where it is an `error`."""
+    """Write one line to stderr; after `be_quiet` only if it is an `error`."""
     if _quiet and not error:
         return
     text = visible(text)
@@ -35,30 +37,39 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 class Bar:
-    """Counts what is done. This one draws nothing: it stands where there is no terminal."""
+    """A progress bar that shows nothing, for where there is no terminal."""
 
-    def advance(self, count: int = 1, note: str = "") -> None: ...
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count items that are done; `note` is shown behind the bar."""
 
     def track(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, counted as they are taken."""
+        """The same items; each is counted when the next one is asked for."""
         for item in items:
             yield item
             self.advance()
 
 
 class _TerminalBar(Bar):
-    def __init__(self, bars, task):
-        self._bars, self._task = bars, task
+    def __init__(self, progress: "Progress", task: "TaskID") -> None:
+        self._progress, self._task = progress, task
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        self._bars.update(self._task, advance=count, note=note)
+        self._progress.update(self._task, advance=count, note=note)
 
 
 @contextlib.contextmanager
-def bar(label: str, total: float | None = None, live: Callable[[], str] = str) -> Iterator[Bar]:
-    """A progress bar on stderr; nothing at all when stderr is not a terminal or stdout shows records on one.
+def bar(
+    label: str, total: float | None = None, status: Callable[[], str] = lambda: ""
+) -> Iterator[Bar]:
+    """A progress bar on stderr.
 
-    `live` is asked several times a second for words that stand behind the bar.
+    Nothing is shown where stderr is no terminal, where stdout is one, within another bar, or after
+    `be_quiet`.
+
+    Args:
+        label: stands before the bar.
+        total: how many items there will be, if that is known.
+        status: is called several times a second; its text stands behind the bar.
     """
     global _console
     if _quiet or _console or not sys.stderr.isatty() or (sys.stdout and sys.stdout.isatty()):
@@ -68,31 +79,30 @@ def bar(label: str, total: float | None = None, live: Callable[[], str] = str) -
     from rich.console import Console
     from rich.text import Text
 
-    class Live(rich.ProgressColumn):
+    class StatusColumn(rich.ProgressColumn):
         def render(self, task: rich.Task) -> Text:
-            return Text(live())
+            return Text(status())
 
     console = Console(stderr=True)
-    note = rich.TextColumn("{task.fields[note]}", markup=False)
     columns = (
         rich.TextColumn("{task.description}"),
         rich.BarColumn(40 if total else 10),
         rich.MofNCompleteColumn(),
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
-        note,
-        Live(),
+        rich.TextColumn("{task.fields[note]}", markup=False),
+        StatusColumn(),
     )
-    with rich.Progress(*columns, console=console, transient=True) as bars:
+    with rich.Progress(*columns, console=console, transient=True) as progress:
         _console = console
         try:
-            yield _TerminalBar(bars, bars.add_task(label, total=total, note=""))
+            yield _TerminalBar(progress, progress.add_task(label, total=total, note=""))
         finally:
             _console = None
 
 
 def table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
-    """A table on stderr: the first column to the left, numbers to the right."""
+    """Write a table to stderr: the first column aligned left, the others right."""
     if _quiet:
         return
     from rich.box import SIMPLE_HEAD
@@ -100,21 +110,23 @@ def table(columns: list[str], rows: list[list[str]], title: str = "") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    def shown(text: str, style: str = "") -> Text:
+    def one_line(text: str, style: str = "") -> Text:
         return Text(visible(" ".join(text.splitlines())), style)
 
-    drawn = Table(
-        title=shown(title, "table.title") if title else None,
+    rich_table = Table(
+        title=one_line(title, "table.title") if title else None,
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
     for index, column in enumerate(columns):
-        drawn.add_column(shown(column), justify="left" if index == 0 else "right", overflow="fold")
+        rich_table.add_column(
+            one_line(column), justify="left" if index == 0 else "right", overflow="fold"
+        )
     for row in rows:
-        drawn.add_row(*map(shown, row))
+        rich_table.add_row(*map(one_line, row))
     width = None if sys.stderr.isatty() else 120
-    Console(stderr=True, width=width).print(drawn)
+    Console(stderr=True, width=width).print(rich_table)
 
 
 def show_markdown(text: str) -> None:
@@ -128,22 +140,22 @@ def show_markdown(text: str) -> None:
 
 
 class Clock:
-    """Seconds since it was made, printed as people say it."""
+    """The time since it was made."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
 
     @property
     def seconds(self) -> float:
+        """Seconds so far."""
         return time.monotonic() - self._start
 
     def __str__(self) -> str:
+        """The time so far, as "3.2 s", "5 min 7 s" or "2 h 10 min"."""
         seconds = self.seconds
         if seconds < 60:
             return f"{seconds:.1f} s"
-        minutes, seconds = divmod(int(seconds), 60)
-        return (
-            f"{minutes // 60} h {minutes % 60} min"
-            if minutes >= 60
-            else f"{minutes} min {seconds} s"
-        )
+        minutes = int(seconds) // 60
+        if minutes < 60:
+            return f"{minutes} min {int(seconds) % 60} s"
+        return f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""What happened in one run: how its records fared, what stopped it early, and what people are told meanwhile."""
+"""What happens in one run: counts of outcomes, bad records, limits, and lines for the user."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,43 +8,42 @@ from musiccli.core.jsonl import Rejects
 
 
 class Outcome(NamedTuple):
-    """What became of a record or a message: `name`, as "dropped", and `reason`, as "same_text", or ""."""
+    """What happened to a record or a message: "dropped", for the reason "same_text" or for ""."""
 
     name: str
     reason: str = ""
 
     def __str__(self) -> str:
-        """As people read it: "dropped (same text)"."""
-        words = self.name.replace("_", " ")
-        if not self.reason:
-            return words
-        reason = self.reason.replace("_", " ") if self.reason.isidentifier() else self.reason
-        return f"{words} ({reason})"
+        """In words: "dropped (same text)". A reason that is no identifier stays as it is."""
+        name, reason = self.name.replace("_", " "), self.reason
+        if reason.isidentifier():
+            reason = reason.replace("_", " ")
+        return f"{name} ({reason})" if reason else name
 
 
 class RunStats:
-    """Handed to a stage, which counts into it; read at the end by whoever started the stage.
+    """What a stage counts and says. The caller passes it to the stage, and reads it at the end.
 
     Attributes:
-        rejects: what becomes of a bad record.
+        rejects: what happens to bad records.
         counts: how often each outcome occurred.
-        limits: why the run stopped before its input ended, a sentence each.
+        limits: why the run stopped before its input ended, one sentence each.
     """
 
     def __init__(
         self, rejects: Rejects | None = None, say: Callable[[str], None] = lambda text: None
-    ):
+    ) -> None:
         self.rejects = rejects or Rejects()
         self.counts: Counter[Outcome] = Counter()
         self.limits: list[str] = []
         self._say = say
 
     def say(self, text: str) -> None:
-        """Tell people something, in one line, while the run goes on."""
+        """Tell the user something, in one line, while the run goes on."""
         self._say(text)
 
     def count(self, name: str, reason: str = "", number: int = 1) -> None:
-        """Count an outcome. Names and reasons are identifiers; a fault's reason is the fault's name."""
+        """Count an outcome. The name is an identifier, as "dropped"; a reason may also be a name."""
         self.counts[Outcome(name, reason)] += number
 
     def number(self, name: str, reason: str = "") -> int:
@@ -52,7 +51,7 @@ class RunStats:
         return self.counts[Outcome(name, reason)]
 
     def phrases(self) -> dict[str, int]:
-        """Every outcome that occurred, as people read it, in alphabetical order."""
+        """How often each outcome occurred that did, by its words, in alphabetical order."""
         return {
             str(outcome): count
             for outcome, count in sorted(self.counts.items(), key=lambda item: str(item[0]))

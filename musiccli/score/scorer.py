@@ -185,7 +185,7 @@ class _Scorer:
         ):
             rewards[index] = new
         if self.cache and missing:
-            with self.cache.together():
+            with self.cache.transaction():
                 for index in missing:
                     if all(map(math.isfinite, rewards[index])):
                         self.cache.put(
