@@ -1,5 +1,6 @@
 """Each dataset format becomes records that pass the checks, with the counts its own README gives."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.sample import formats, sources
+from musiccli.sample.formats.mint import is_trajectory, pair_trajectories
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -386,6 +388,53 @@ def test_unknown_columns_are_named_with_the_known_formats():
     assert all(known.name in text for known in formats.FORMATS) and "\n" not in text
 
 
+# The folder of formats
+
+
+def test_a_format_with_more_telling_columns_is_tried_first():
+    orders = [known.order for known in formats.FORMATS]
+    assert orders == sorted(set(orders))
+    for position, known in enumerate(formats.FORMATS):
+        for earlier in formats.FORMATS[:position]:
+            assert not earlier.columns < known.columns, (earlier.name, known.name)
+
+
+@pytest.mark.parametrize(
+    "columns, name",
+    [
+        ("messages chosen rejected prompt", "preference, HH or RewardBench"),
+        ("conversations chosen rejected", "ShareGPT preference"),
+        ("trajectory chosen rejected prompt", "UltraInteract pair"),
+        ("message_tree_id prompt messages", "OpenAssistant tree"),
+        ("history chosen rejected", "MT-Bench-101"),
+        ("a b messages", "comparison"),
+        ("messages conversations prompt", "conversation"),
+        ("conversations prompt", "ShareGPT"),
+        ("prompt completion", "prompt"),
+    ],
+)
+def test_of_several_formats_whose_columns_a_row_has_the_first_one_reads_it(columns, name):
+    assert formats.recognize(Record(dict.fromkeys(columns.split(), "text"))).name == name
+
+
+def test_a_new_file_in_the_folder_is_a_new_format(tmp_path, monkeypatch):
+    (tmp_path / "haiku.py").write_text(
+        "from musiccli.sample.columns import Format, make_record, user_message\n"
+        "def read(row, source):\n"
+        "    yield make_record(row, source, {'messages': [user_message(row['haiku'])]})\n"
+        "FORMATS = [Format('haiku', order=15, columns=frozenset({'haiku'}), read=read)]\n"
+    )
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    monkeypatch.setattr(formats, "FORMATS", formats._find_formats())
+    del sys.modules["musiccli.sample.formats.haiku"]
+    assert one({"haiku": "old pond", "prompt": "q"})["messages"] == [user("old pond")]
+    assert [known.name for known in formats.FORMATS[:3]] == [
+        "OpenJudge",
+        "haiku",
+        "OpenAssistant tree",
+    ]
+
+
 # Candidates for one prompt
 
 BEST_OF = {
@@ -578,7 +627,7 @@ def test_solved_trajectories_stand_over_unsolved_ones_of_the_same_task():
         trajectory(2, True, "8"),
         trajectory(1, False, "9", reference="other task of that number"),
     ]
-    first, second = formats.solved_pairs([good, bad, *others, worse])
+    first, second = pair_trajectories([good, bad, *others, worse])
     assert first["chosen"] == [user("q"), assistant("4")]
     assert first["rejected"] == [user("q"), assistant("5"), user("wrong"), assistant("6")]
     assert first["metadata"] == {
@@ -607,8 +656,8 @@ def test_a_trajectory_is_a_conversation_that_says_whether_it_was_solved():
         "turns": 1,
         "source": "model",
     }
-    assert formats.is_trajectory(record)
-    assert not formats.is_trajectory(one({"messages": [user("q")], "success": True}))
+    assert is_trajectory(record)
+    assert not is_trajectory(one({"messages": [user("q")], "success": True}))
 
 
 def test_an_environment_that_speaks_twice_is_joined():
@@ -696,7 +745,7 @@ def test_the_hh_row_in_which_the_user_writes_twice_is_joined():
 @needs_data
 def test_mint_trajectories_make_712_pairs_of_which_nine_word_the_task_differently():
     trajectories, _ = load("mint")
-    pairs = list(formats.solved_pairs(trajectories))
+    pairs = list(pair_trajectories(trajectories))
     assert (len(pairs), checked(pairs)) == (712, 712)
     assert Counter(pair["metadata"]["same_prompt"] for pair in pairs) == {True: 703, False: 9}
     for pair in pairs:

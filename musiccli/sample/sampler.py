@@ -13,6 +13,7 @@ from musiccli.sample.config import Emit, SampleConfig
 from musiccli.sample.corruptions import MessagePool
 from musiccli.sample.emitters import Dropped, Emitter
 from musiccli.sample.exclusion import ExcludedPrompts
+from musiccli.sample.formats.mint import is_trajectory, pair_trajectories
 from musiccli.sample.selection import choose, drop_duplicates, drop_repeated_conversations
 from musiccli.sample.sources import read_rows
 
@@ -108,13 +109,13 @@ def read_records(
         with stats.rejects.guard(row):
             records = _read_row(row, source, pairs, hint=not stats.rejects.skip)
         for record in records:
-            if not (pairs and formats.is_trajectory(record)):
+            if not (pairs and is_trajectory(record)):
                 yield record
             elif count_turns(record["messages"]):
                 trajectories.append(record)
             else:
                 stats.count("dropped", "no_reply")
-    yield from formats.solved_pairs(trajectories)
+    yield from pair_trajectories(trajectories)
 
 
 def _read_row(row: Record, source: str, pairs: bool, hint: bool) -> list[Record]:

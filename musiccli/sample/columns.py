@@ -1,0 +1,198 @@
+"""What the readers of all dataset formats share: messages, labels and ids from a row's columns."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Message, Record, content_id, count_turns
+
+ROLE_NAMES = {  # the datasets' names of roles, and ours
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+CONTENT_COLUMNS = {  # what a row is, not labels of it
+    "id",
+    "unique_id",
+    "metadata",
+    "prompt",
+    "completion",
+    "system",
+    "chosen",
+    "rejected",
+    "winner",
+    "input",
+    "output_1",
+    "output_2",
+}
+MAX_LABEL_LENGTH = 200  # characters; a longer string is text, not a label
+
+Reader = Callable[[Record, str], Iterator[dict[str, Any]]]  # takes a row and its source's name
+
+
+@dataclass(frozen=True)
+class Format:
+    """A dataset format, recognized by the columns of its rows.
+
+    Attributes:
+        name: the format's name in error messages.
+        order: formats are tried in this order, and the first that fits reads the row. A format
+            with more telling columns has a lower order.
+        columns: every row has these; it may have more.
+        read: gives the records of one row, not yet checked.
+        read_pairs: gives them as preferences, where `read` gives something else.
+        fits: whether the values fit, too, where the columns alone do not tell.
+    """
+
+    name: str
+    order: int
+    columns: frozenset[str]
+    read: Reader
+    read_pairs: Reader | None = None
+    fits: Callable[[Record], bool] = lambda row: True
+
+
+def make_record(
+    row: Record,
+    source: str,
+    sides: dict[str, list[Message]],
+    labels: dict[str, Any] | None = None,
+    *,
+    id: str | int | None = None,
+    keep_fields: bool = False,
+) -> dict[str, Any]:
+    """The record of one row, not yet checked.
+
+    Args:
+        row: its labels become metadata.
+        source: the name of the dataset; becomes metadata, too.
+        sides: the conversations, each under the field that holds it.
+        labels: more metadata.
+        id: the record's id. Without it the row's id is used, or one made from the texts.
+        keep_fields: whether a row with an id keeps all its fields, because it is a record already.
+    """
+    metadata = {
+        **(row["metadata"] if isinstance(row.get("metadata"), dict) else {}),
+        **row_labels(row),
+        **(labels or {}),
+        "turns": count_turns(next(iter(sides.values()))),
+    }
+    if source:
+        metadata.setdefault("source", source)
+    id = row_id(row) if id is None else id
+    if keep_fields and id is not None:
+        old_metadata = row.get("metadata")
+        return {**row, **sides, "metadata": metadata if old_metadata is None else old_metadata}
+    return {
+        "id": content_id(*sides.values()) if id is None else id,
+        **sides,
+        "metadata": metadata,
+    }
+
+
+def row_id(row: Record) -> str | int | None:
+    """The id that the dataset gives a row. RewardBench's ids are unique within a subset only."""
+    id = row.get("unique_id", row.get("id"))
+    if isinstance(id, bool) or not isinstance(id, str | int):
+        return None
+    return f"{row['subset']}/{id}" if isinstance(row.get("subset"), str) else id
+
+
+def row_labels(columns: object) -> dict[str, Any]:
+    """The columns that label a row (subset, task, score) rather than hold its text."""
+    if not isinstance(columns, dict):
+        return {}
+    return {
+        name: value
+        for name, value in columns.items()
+        if name not in CONTENT_COLUMNS
+        and isinstance(value, str | int | float)
+        and len(str(value)) <= MAX_LABEL_LENGTH
+    }
+
+
+def read_messages(row: Record, field: str) -> list[Message]:
+    """The messages in a column, which may also hold a single message.
+
+    Args:
+        field: the column, or a dotted path into it.
+
+    Raises:
+        RecordError: the column holds something else.
+    """
+    value = nested_value(row, field, (list, dict))
+    messages: list[Message] = []
+    for index, message in enumerate(value if isinstance(value, list) else [value]):
+        fields = message if isinstance(message, dict) else {}
+        role = fields.get("role") or fields.get("from")
+        if not isinstance(role, str) or role not in ROLE_NAMES:
+            raise RecordError(
+                f"is no message by the system, the user or the assistant (role {role!r})",
+                field=f"{field}[{index}]",
+                record=row,
+            )
+        content: Any = fields.get("content", fields.get("value"))  # checked with the record
+        messages.append({"role": ROLE_NAMES[role], "content": content})
+    return messages
+
+
+def read_prompt(row: Record) -> list[Message]:
+    """The column `prompt`: one user message as a string, or messages."""
+    if isinstance(row["prompt"], str):
+        return [user_message(row["prompt"])]
+    return read_messages(row, "prompt")
+
+
+def nested_value(row: Record, field: str, kind: type | tuple[type, ...]) -> Any:
+    """The value at a dotted path of columns. Raises RecordError where it is of another kind."""
+    value: Any = row
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, kind):
+        kinds = {dict: "an object", list: "a list", (list, dict): "a list of messages"}
+        problem = "is missing" if value is None else "is not readable"
+        raise RecordError(f"{problem}; it should be {kinds[kind]}", field=field, record=row)
+    return value
+
+
+def user_message(content: Any) -> Message:
+    return {"role": "user", "content": content}
+
+
+def assistant_message(content: Any) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def join_user_messages(messages: Iterable[Message]) -> list[Message]:
+    """Join successive user messages by a blank line.
+
+    Only for formats in which one person, or one environment, may write twice in succession.
+    """
+    joined: list[Message] = []
+    for message in messages:
+        previous = joined[-1] if joined else None
+        if (
+            previous
+            and previous["role"] == message["role"] == "user"
+            and previous["content"]
+            and message["content"]
+        ):
+            joined[-1] = user_message(f"{previous['content']}\n\n{message['content']}")
+        else:
+            joined.append(message)
+    return joined
+
+
+def with_system_message(row: Record, messages: list[Message]) -> list[Message]:
+    """The messages after the system message that some files hold in a column of its own."""
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    return messages

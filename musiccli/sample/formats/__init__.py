@@ -1,0 +1,71 @@
+"""The dataset formats, a family in each file of this folder. A new format is a new file.
+
+A file holds FORMATS: a list of Format, each with the columns that a row must have and the function
+that reads it. The files are found by themselves; there is no list to enter them in. `columns.py`
+beside this folder holds what the readers share.
+
+Readers keep the texts as they are. A row with two successive messages of the same role is refused,
+because it does not tell which of the two was judged. See `join_user_messages` for exceptions.
+"""
+
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record, parse_any
+from musiccli.sample.columns import Format
+
+
+def _find_formats() -> list[Format]:
+    """The formats of all files in this folder, in the order in which they are tried."""
+    modules = [import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    return sorted(
+        (format for module in modules for format in module.FORMATS),
+        key=lambda format: format.order,
+    )
+
+
+FORMATS = _find_formats()
+
+
+def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Record]:
+    """Read the records that one row holds, and check each.
+
+    Args:
+        row: a row of a dataset.
+        source: the name of the dataset.
+        pairs: whether to give preferences where the row can become either preferences or
+            conversations.
+
+    Raises:
+        RecordError: the row has no known format, or cannot be read. It names the column.
+    """
+    format = recognize(row)
+    reader = format.read_pairs if pairs and format.read_pairs else format.read
+    try:
+        for record in reader(row, source):
+            yield parse_any(Record(record, row.where))
+    except RecordError as error:
+        error.record = row  # not the record that was made of it
+        raise
+    except (AttributeError, KeyError, TypeError) as error:
+        # a part of the row is missing, or of another kind
+        raise RecordError(
+            f"is not what a row of the format {format.name} holds ({type(error).__name__}: {error})",
+            record=row,
+        ) from error
+
+
+def recognize(row: Record) -> Format:
+    """The first format all of whose columns the row has, and which its values fit."""
+    for format in FORMATS:
+        if row.keys() >= format.columns and format.fits(row):
+            return format
+    formats = "; ".join(
+        f"{format.name} ({', '.join(sorted(format.columns))})" for format in FORMATS
+    )
+    raise RecordError(
+        f"no known format has the columns {', '.join(row) or '(none)'}. Known: {formats}",
+        record=row,
+    )

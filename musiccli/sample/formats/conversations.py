@@ -1,0 +1,37 @@
+"""Conversations as `messages`, and prompts with or without a completion."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from musiccli.core.records import Record
+from musiccli.sample.columns import (
+    Format,
+    assistant_message,
+    make_record,
+    read_messages,
+    read_prompt,
+    with_system_message,
+)
+
+
+def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """The conversation."""
+    messages = with_system_message(row, read_messages(row, "messages"))
+    yield make_record(row, source, {"messages": messages}, keep_fields=True)
+
+
+def read_prompt_and_completion(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """The prompt, followed by the completion where there is one. Each is a string or messages."""
+    messages = read_prompt(row)
+    completion = row.get("completion")
+    if isinstance(completion, str) and completion:
+        messages.append(assistant_message(completion))
+    elif completion:
+        messages += read_messages(row, "completion")
+    yield make_record(row, source, {"messages": with_system_message(row, messages)})
+
+
+FORMATS = [
+    Format("conversation", order=120, columns=frozenset({"messages"}), read=read_conversation),
+    Format("prompt", order=140, columns=frozenset({"prompt"}), read=read_prompt_and_completion),
+]

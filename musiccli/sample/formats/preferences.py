@@ -1,0 +1,110 @@
+"""Preferences in most forms: our records, TRL, UltraFeedback, Skywork, RewardBench, Anthropic HH.
+
+`chosen` and `rejected` hold messages, texts beside a `prompt`, or HH strings: one string with each
+turn behind a blank line and "Human:" or "Assistant:".
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Message, Record
+from musiccli.sample.columns import (
+    Format,
+    assistant_message,
+    join_user_messages,
+    make_record,
+    read_messages,
+    read_prompt,
+    user_message,
+    with_system_message,
+)
+
+HH_START = "\n\nHuman:"
+HH_HEADER = re.compile(r"\n\n(Human|Assistant):")  # without the blank line it is part of a text
+
+
+def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """The preference."""
+    sides = {name: _read_side(row, name) for name in ("chosen", "rejected")}
+    is_record = isinstance(row["chosen"], list) and row.get("prompt") is None
+    yield make_record(row, source, sides, keep_fields=is_record)
+
+
+def _read_side(row: Record, name: str) -> list[Message]:
+    """One side as a whole conversation."""
+    value, prompt = row[name], row.get("prompt")
+    if not isinstance(value, str):
+        return with_system_message(row, _with_prompt(row, name, read_messages(row, name)))
+    if not prompt or value.startswith(HH_START):
+        return _read_hh(row, name)
+    if isinstance(prompt, str) and prompt.startswith(HH_START):
+        history = _read_hh(row, "prompt")
+        if history[-1] == assistant_message(""):  # the prompt ends with "Assistant:"
+            history.pop()
+    else:
+        history = read_prompt(row)
+    return with_system_message(row, [*history, assistant_message(value)])
+
+
+def _with_prompt(row: Record, name: str, side: list[Message]) -> list[Message]:
+    """The side after the prompt, where it does not hold the prompt already.
+
+    UltraFeedback repeats the prompt in both sides; TRL's explicit form does not.
+    """
+    prompt = row.get("prompt")
+    if not prompt:
+        return side
+    history = read_prompt(row)
+    if side[: len(history)] == history:
+        return side
+    if isinstance(prompt, str) and side and side[0]["role"] != "assistant":
+        if any(_asks(message, prompt) for message in side):
+            return side
+        raise RecordError(
+            "neither holds the prompt nor begins with the assistant", field=name, record=row
+        )
+    return history + side
+
+
+def _asks(message: Message, prompt: str) -> bool:
+    """Whether a user message is the prompt, up to spaces around it."""
+    content: object = message["content"]  # not yet checked
+    return (
+        message["role"] == "user" and isinstance(content, str) and content.strip() == prompt.strip()
+    )
+
+
+def _read_hh(row: Record, name: str) -> list[Message]:
+    """The messages of an HH string."""
+    start, *parts = HH_HEADER.split("\n\n" + row[name].lstrip())
+    if start.strip() or not parts:
+        raise RecordError(
+            'is a string with neither a prompt beside it nor "Human:" at its start',
+            field=name,
+            record=row,
+        )
+    makers = {"Human": user_message, "Assistant": assistant_message}
+    messages = join_user_messages(
+        makers[header](text.strip()) for header, text in zip(parts[::2], parts[1::2], strict=True)
+    )
+    for index, (message, following) in enumerate(pairwise(messages), start=1):
+        if message["role"] == following["role"]:
+            raise RecordError(
+                'two "Assistant:" headers in a row; where one turn ends cannot be told',
+                field=f"{name}[{index}]",
+                record=row,
+            )
+    return messages
+
+
+FORMATS = [
+    Format(
+        "preference, HH or RewardBench",
+        order=100,
+        columns=frozenset({"chosen", "rejected"}),
+        read=read,
+    )
+]

@@ -1,0 +1,31 @@
+"""ShareGPT: `conversations`, alone or as the history of two replies."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from musiccli.core.records import Record
+from musiccli.sample.columns import Format, make_record, read_messages, with_system_message
+
+
+def read_preference(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Each of the two replies after the history."""
+    history = with_system_message(row, read_messages(row, "conversations"))
+    sides = {name: history + read_messages(row, name) for name in ("chosen", "rejected")}
+    yield make_record(row, source, sides)
+
+
+def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """The conversation."""
+    messages = with_system_message(row, read_messages(row, "conversations"))
+    yield make_record(row, source, {"messages": messages})
+
+
+FORMATS = [
+    Format(
+        "ShareGPT preference",
+        order=80,
+        columns=frozenset({"conversations", "chosen", "rejected"}),
+        read=read_preference,
+    ),
+    Format("ShareGPT", order=130, columns=frozenset({"conversations"}), read=read_conversation),
+]

@@ -1,0 +1,24 @@
+"""UltraInteract_pair: a `trajectory` and two next actions."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from musiccli.core.records import Record
+from musiccli.sample.columns import Format, assistant_message, make_record, read_messages
+
+
+def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Each action after the trajectory."""
+    history = read_messages(row, "trajectory")
+    sides = {name: [*history, assistant_message(row[name])] for name in ("chosen", "rejected")}
+    yield make_record(row, source, sides)
+
+
+FORMATS = [
+    Format(
+        "UltraInteract pair",
+        order=70,
+        columns=frozenset({"trajectory", "chosen", "rejected"}),
+        read=read,
+    )
+]
