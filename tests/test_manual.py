@@ -165,6 +165,7 @@ def workplace(tmp_path_factory):
     for name in ("pairs", "heldout", "seeds", "prompts"):
         shutil.copy(TINY / f"{name}.jsonl", folder)
     backbone(folder / "toy", tokens="gemma3-270m", family="gemma3")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
     (folder / "bin").mkdir()
     script = folder / "bin" / "music"
     script.write_text(f"#!{sys.executable}\nfrom musiccli.cli.main import main\nmain()\n")
