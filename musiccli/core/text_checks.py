@@ -1,4 +1,4 @@
-"""What a text says, by pattern: whether it refuses, gives away an altered instruction, or says what another says.
+"""Recognize by pattern what a text says: a refusal, a leaked instruction, the same as another text.
 
 The patterns are English.
 """
@@ -9,16 +9,19 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 
 _CANNOT = (
-    r"i ?(can't|cannot|can not|am not able to|'m not able to|am unable to|'m unable to|won't|will not|"
-    r"must decline to|have to decline)"
+    r"i ?(can't|cannot|can not|am not able to|'m not able to|am unable to|'m unable to|"
+    r"won't|will not|must decline to|have to decline)"
 )
 _HELP = (
-    r"(\w+ly |be able to )?(help|assist|fulfil+|comply|provide|do (that|this)|continue|create|write|generate|"
-    r"engage|participate|answer|discuss|rewrite|respond|support|offer|give you|tell you)"
+    r"(\w+ly |be able to )?(help|assist|fulfil+|comply|provide|do (that|this)|continue|create|"
+    r"write|generate|engage|participate|answer|discuss|rewrite|respond|support|offer|give you|"
+    r"tell you)"
 )
 _REFUSAL = re.compile(
-    r"(((i'm|i am) (really |very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)[,.;!]* (but )?)?"
-    rf"({_CANNOT} {_HELP}|as an ai\b|as a (large )?language model|(i'm|i am) (just |only )?(an ai|a language model)\b|"
+    r"(((i'm|i am) (really |very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)[,.;!]* "
+    r"(but )?)?"
+    rf"({_CANNOT} {_HELP}|as an ai\b|as a (large )?language model|"
+    r"(i'm|i am) (just |only )?(an ai|a language model)\b|"
     r"i must (respectfully )?(decline|refuse)|"
     r"(i don't feel|i'm not|i am not) comfortable (\w+ing|with (this|that))\b)",
     re.IGNORECASE,
@@ -29,63 +32,68 @@ LEAK = re.compile(
     rf"\b(rewritten|modified|altered|contrastive|reworded|rephrased) (\w+ )?{_TASK}\b|"
     r"\b(different|original|changed|new) (user )?(instruction|request|prompt)s?\b|"
     r"\banswer\w* (to )?(a|the|your) (different|original|other) question|"
-    r"<(instruction|reply)>|instead of (what you asked|your (question|request)|the original)",
+    r"<(instruction|reply)>|"
+    r"instead of (what you asked|your (question|request)|the original)",
     re.IGNORECASE,
-)
+)  # words about another instruction than the user's
+
+MIN_QUOTED_WORDS = 4  # fewer words in a row may stand in any text by chance
+SHORT_TEXT = 100  # characters; below, one changed word may change the meaning
+MAX_COMPARED_WORDS = 400  # of a long text: the comparison's time grows with the square
 
 
 def refuses(text: str) -> bool:
-    """Whether a message opens by refusing, or by declaring itself an AI."""
+    """Whether a message opens with a refusal, or with the statement that it comes from an AI."""
     return bool(_REFUSAL.match(straight_quotes(text).strip().lstrip("\"'*")))
 
 
 def leaks(text: str, instruction: str) -> bool:
-    """Whether a contrasted reply gives away that it answers another instruction: by naming or quoting it."""
+    """Whether a contrasted reply shows that it answers another instruction."""
     return names_an_instruction(text) or quotes(text, instruction)
 
 
 def names_an_instruction(text: str) -> bool:
-    """Whether a reply speaks of another or an altered instruction."""
+    """Whether a reply speaks of an altered or another instruction."""
     return bool(LEAK.search(straight_quotes(text)))
 
 
 def quotes(text: str, instruction: str) -> bool:
-    """Whether a reply holds the instruction's own words: four or more, all of them, in a row."""
+    """Whether a reply holds all words of an instruction in a row. Short ones never count."""
     words = plain_words(instruction)
-    return words.count(" ") >= 3 and f" {words} " in f" {plain_words(text)} "
+    return words.count(" ") >= MIN_QUOTED_WORDS - 1 and f" {words} " in f" {plain_words(text)} "
 
 
-def alike(one: str, other: str) -> bool:
-    """Whether two messages say the same in nearly the same words. Other numbers are another question, and so is
-    another word in a short message.
+def alike(first: str, second: str) -> bool:
+    """Whether two messages say the same in nearly the same words.
 
-    Every reply is held against every message before it, so what differs should be known at once: by its length, then by
-    its numbers, then by the words that it has in common, which bounds the ratio from above.
+    Messages with different numbers are not alike; nor are short messages with a different word.
     """
-    if (
-        min(len(one), len(other)) < 0.8 * max(len(one), len(other)) - 20
-    ):  # what punctuation may make
+    # Every reply is compared with every earlier message. The checks are in the order of their time:
+    # lengths, numbers, common words (an upper bound of the ratio), and the ratio itself.
+    longest = max(len(first), len(second))
+    if min(len(first), len(second)) < 0.8 * longest - 20:  # 20 characters of punctuation
         return False
-    one, other = plain_words(one), plain_words(other)
-    if one == other:
+    first, second = plain_words(first), plain_words(second)
+    if first == second:
         return True
-    if re.findall(r"\d+", one) != re.findall(r"\d+", other):
+    if re.findall(r"\d+", first) != re.findall(r"\d+", second):
         return False
-    if min(len(one), len(other)) < 100:
-        return SequenceMatcher(None, one, other, autojunk=False).ratio() > 0.95
-    words, others = one.split()[:400], other.split()[:400]
-    least = 0.9 * (len(words) + len(others)) / 2
-    return (Counter(words) & Counter(others)).total() > least and SequenceMatcher(
-        None, words, others, autojunk=False
-    ).ratio() > 0.9
+    if min(len(first), len(second)) < SHORT_TEXT:
+        return SequenceMatcher(None, first, second, autojunk=False).ratio() > 0.95
+    first_words = first.split()[:MAX_COMPARED_WORDS]
+    second_words = second.split()[:MAX_COMPARED_WORDS]
+    least = 0.9 * (len(first_words) + len(second_words)) / 2
+    if (Counter(first_words) & Counter(second_words)).total() <= least:
+        return False
+    return SequenceMatcher(None, first_words, second_words, autojunk=False).ratio() > 0.9
 
 
-@lru_cache(
-    maxsize=1024
-)  # the messages of the conversations in flight, each of which is compared in every turn
+@lru_cache(maxsize=1024)  # a message is compared again in every later turn of its conversation
 def plain_words(text: str) -> str:
+    """The words of a text in lower case, with single spaces and without punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def straight_quotes(text: str) -> str:
+    """The text with ASCII apostrophes, as the patterns have them."""
     return text.replace("’", "'")

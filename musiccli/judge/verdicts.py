@@ -1,6 +1,6 @@
 """LLMs decide which of two conversations is better: every judge sees every pair in both orders."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import count
 from typing import Any
 
@@ -10,8 +10,9 @@ from musiccli.core.errors import CallError
 from musiccli.core.records import Message, Record, content_id, same_text, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.judge.config import JudgeConfig
+from musiccli.llm.budget import LimitReached
 from musiccli.llm.call import Call
-from musiccli.llm.client import Client, LimitReached
+from musiccli.llm.client import Client
 from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.prompts import transcript
 
@@ -20,19 +21,20 @@ ORDERS = ("ab", "ba")  # "ab" shows the record's first side as conversation A, "
 
 def judge(
     pairs: Iterable[Record], config: JudgeConfig, client: Client, stats: RunStats | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Add `winner`, `verdict` and `votes` to each record, in input order.
 
-    `verdict` is a side's name, "tie", "inconsistent" or "unreadable". `winner` is the side, "tie" where
-    neither side won, or None where no judge could be read. An earlier winner is kept as `given_winner`.
-    Two conversations of the same text are a tie without any call.
+    `verdict` is a side's name, "tie", "inconsistent" or "unreadable". `winner` is the side, "tie"
+    where neither side won, or None where no judge could be read. An earlier winner is kept as
+    `given_winner`. Two conversations of the same text are a tie without any call.
 
     Args:
         pairs: preferences or comparisons.
-        stats: counts outcomes; takes the pairs whose calls fail, and a cost limit that was reached.
+        stats: counts the outcomes. A pair with a failed call goes to its rejects. When the cost
+            limit is reached, its limits say so.
 
     Raises:
-        InputError: the prompt set has no judge.md, or a model cannot be used.
+        InputError: the prompts or a model cannot be used.
     """
     stats = stats or RunStats()
     prompt = prompts.require(config.prompts, "judge")
@@ -60,7 +62,7 @@ def judge(
             stats.rejects.add(CallError(f"{record.where or record['id']}: {result}"), record)
         else:
             verdict = (
-                votes.panel_verdict(votes.outcomes_by_judge(result).values())
+                votes.panel_verdict(list(votes.outcomes_by_judge(result).values()))
                 if result
                 else votes.TIE
             )
@@ -74,8 +76,8 @@ def judge(
             }
     if unjudged:
         stats.limits.append(
-            f"stopped by `max_cost` with {unjudged} pairs unjudged; the same run with a higher limit "
-            "goes on from here and pays for no finished call again"
+            f"stopped by `max_cost` with {unjudged} pairs unjudged; the same run with a higher "
+            "limit goes on from here and pays for no finished call again"
         )
 
 
@@ -85,13 +87,13 @@ def judge_prompt(
     second: list[Message],
     salt: tuple[object, ...],
 ) -> str:
-    """What a judge reads: the prompt with two conversations, each turn behind a mark, the fence.
+    """What a judge reads: the prompt with two conversations, each turn below a mark, the fence.
 
-    The fence is a hash of both texts, so no text can contain its own fence on purpose. Where one
-    contains it by chance, another fence is taken.
+    The fence is a hash of both texts, so that no text can contain its own. Where one does by
+    chance, another fence is taken.
 
     Args:
-        salt: what the fence depends on besides the texts.
+        salt: what else the fence depends on.
     """
     plain = transcript(first), transcript(second)
     candidates = (content_id(*salt, *plain, attempt).upper() for attempt in count())
@@ -143,7 +145,7 @@ async def _vote(
 
 
 def _given_winner(record: Record) -> dict[str, Any]:
-    """The winner that a record came with, mostly a person's: the judges' takes its field."""
+    """The winner that a record came with, often a person's, under another name."""
     return (
         {votes.GIVEN_WINNER: record["winner"]}
         if "winner" in record and "votes" not in record
@@ -152,7 +154,7 @@ def _given_winner(record: Record) -> dict[str, Any]:
 
 
 def _count(stats: RunStats, verdict: str, pair_votes: list[dict[str, Any]]) -> None:
-    """Count what kept a record from having a winner, and for a panel which judge it was."""
+    """Count a verdict that has no winner and, for a panel, the judges that gave no clear one."""
     reasons = {
         votes.TIE: ("tied", ""),
         votes.INCONSISTENT: ("inconsistent", "the_orders_disagree"),

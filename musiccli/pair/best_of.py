@@ -19,7 +19,7 @@ BASELINE_PICKS: dict[str, Callable[[list[Record], Random], Record]] = {
     BASELINE_PREFIX + "first": lambda pool, rng: pool[0],
     BASELINE_PREFIX + "longest": lambda pool, rng: max(pool, key=_length),
     BASELINE_PREFIX + "shortest": lambda pool, rng: min(pool, key=_length),
-}  # what may stand in place of a model and reads no text
+}  # these may stand in place of a model, and read nothing
 
 
 def best_of(
@@ -32,9 +32,10 @@ def best_of(
 ) -> Iterator[dict[str, Any]]:
     """One contest for each id and pool size N: the best candidate by one model against the other's.
 
-    Pools are nested: the pool of N holds the N candidates with the lowest sample numbers, among the
-    first max(sizes) of their id in the input. Candidates of one id need not stand together. An id with
-    too few candidates gives the contests of the smaller sizes. A candidate with a fault takes part.
+    Of each id, the first max(sizes) candidates in the input are used. The pool of N holds those N
+    with the lowest sample numbers, so that pools are nested. Candidates of one id need not stand
+    together. An id with too few candidates gives the contests of the smaller sizes. Candidates with
+    a fault take part.
 
     Args:
         candidates: conversations that passed `check_scored_candidate` for `a` and `b`.
@@ -100,7 +101,7 @@ def pick(pool: list[Record], name: str, seed: int) -> Record:
 def _contests(
     pool: list[Record], sizes: Sequence[int], a: str, b: str, stats: RunStats, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """A contest for each size; where both sides pick one candidate, it is a tie to be judged."""
+    """A contest for each size, also where both sides pick the same candidate."""
     pool = sorted(pool, key=lambda candidate: candidate.get("sample", 0))
     for size in sizes:
         picks = {side: pick(pool[:size], name, seed) for side, name in (("a", a), ("b", b))}

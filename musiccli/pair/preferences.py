@@ -48,8 +48,8 @@ def join_branches(
 ) -> Iterator[dict[str, Any]]:
     """Preferences from branches: the chosen and the rejected branch of one id and sample.
 
-    Branches that follow each other are joined at once. A branch whose partner comes later is held in
-    memory until then. A record that already is a preference passes through.
+    Branches that follow each other are joined at once. A branch whose partner comes later is held
+    in memory until then. A record that already is a preference passes through.
 
     Args:
         stats: counts the pairs that are dropped, by reason, and the kept ones with a cut message.
@@ -85,7 +85,7 @@ def join_branches(
 
 
 def truncated_messages(chosen: Record, rejected: Record) -> dict[str, list[int]]:
-    """The indices of the messages that the token limit cut: {side: indices}, without empty sides."""
+    """Indices of the messages that the token limit cut, by side; a side without any is left out."""
     return {
         side: branch["truncated"]
         for side, branch in (("chosen", chosen), ("rejected", rejected))

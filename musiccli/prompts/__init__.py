@@ -1,48 +1,58 @@
-"""Prompt texts: the files beside this one, or a folder of your own. No prompt stands in code.
+"""Prompt texts: the files beside this one, or those of a folder.
 
-A file is plain text with {{variables}}. It may begin with a few `name: value` lines between two `---` lines: `as:` is
-how the model gets it (chat, turn or completion, see llm.call.Call) and `stop:` a JSON list of strings that end a
-reply.
+A file is plain text with {{variables}}. It may begin with a head: `name: value` lines between two
+`---` lines. There `as:` is the mode of the call (chat, turn or completion, see llm.call.Call), and
+`stop:` a JSON list of strings that end a reply.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
 from musiccli.core.errors import InputError
-from musiccli.core.records import ROLES
+from musiccli.core.records import ROLES, Message
 
-SETS = (
-    "paper",
-    "small",
-)  # paper: for models that follow instructions; small: for models of few parameters
+# "paper" is for models that follow instructions, "small" for models of few parameters.
+SETS = ("paper", "small")
+MODES = ("chat", "turn", "completion")
 _VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """One prompt file.
+
+    Attributes:
+        name: its path, for error messages.
+        text: the text below the head, with its variables.
+        mode: one of MODES.
+        stop: strings that end a reply.
+    """
+
     name: str
     text: str
     mode: str = "chat"
     stop: tuple[str, ...] = ()
 
     def fill(self, **values: str) -> str:
-        """The text with every variable replaced, once: braces inside the values stay as they are.
+        """The text with every variable replaced. Braces inside the values stay as they are.
 
-        Raises InputError for a variable that has no value.
+        Raises:
+            InputError: a variable has no value.
         """
 
-        def value(found: re.Match) -> str:
-            if found[1] not in values:
+        def value(variable: re.Match[str]) -> str:
+            name = variable[1]
+            if name not in values:
                 raise InputError(
-                    f"{self.name}: {{{{{found[1]}}}}} is not a variable here; there are "
+                    f"{self.name}: {{{{{name}}}}} is not a variable here; there are "
                     f"{', '.join(sorted(values))}"
                 )
-            return values[found[1]]
+            return values[name]
 
         return _VARIABLE.sub(value, self.text)
 
@@ -62,18 +72,21 @@ def load(prompt_set: str, role: str) -> Prompt | None:
     if not path.is_file():
         return None if prompt_set in SETS else load("paper", role)
     try:
-        head, body = _split(path.read_text("utf-8"))
+        head, text = _split(path.read_text("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 (byte {error.start + 1})") from None
-    unknown = head.keys() - {"as", "stop"}
     mode = head.get("as", "chat")
-    if unknown or mode not in ("chat", "turn", "completion"):
-        raise InputError(f"{path}: the head knows as: chat|turn|completion, and stop: [...]")
-    return Prompt(str(path), body, mode, _stops(path, head.get("stop", "[]")))
+    if head.keys() - {"as", "stop"} or mode not in MODES:
+        raise InputError(f"{path}: the head may hold as: {'|'.join(MODES)}, and stop: [...]")
+    return Prompt(str(path), text, mode, _stops(path, head.get("stop", "[]")))
 
 
 def require(prompt_set: str, role: str) -> Prompt:
-    """The same, where there has to be one. Raises InputError where the set has none."""
+    """The prompt of a role that cannot do without one.
+
+    Raises:
+        InputError: the set has none, or as `load` does.
+    """
     prompt = load(prompt_set, role)
     if prompt is None:
         raise InputError(f"`prompts` {prompt_set} has no {role}.md")
@@ -81,21 +94,26 @@ def require(prompt_set: str, role: str) -> Prompt:
 
 
 def contains(prompt_set: str, role: str) -> bool:
-    """Whether a set or folder has this file itself. Raises InputError where there is no such set."""
+    """Whether a set or folder has a file of its own for a role.
+
+    Raises:
+        InputError: there is no such set.
+    """
     return _path(prompt_set, role).is_file()
 
 
-def transcript(messages: list[Mapping[str, str]], mark: str = "") -> str:
-    """A conversation as plain text, for models that read it rather than take part: "User: ...", "Assistant: ...".
+def transcript(messages: Sequence[Message], mark: str = "") -> str:
+    """A conversation as plain text: "User: ...", "Assistant: ...".
 
-    With a `mark` each turn stands under a line of its own, "[MARK user]": what only looks like a turn lacks the mark.
+    With a `mark`, each turn stands below a line "[MARK user]" instead. Text inside a message that
+    looks like the start of a turn lacks the mark.
     """
     heads = {role: f"[{mark} {role}]\n" if mark else f"{role.capitalize()}: " for role in ROLES}
     return "\n\n".join(heads[message["role"]] + message["content"].strip() for message in messages)
 
 
 def _path(prompt_set: str, role: str) -> Path:
-    folder = _HERE / prompt_set if prompt_set in SETS else Path(prompt_set)
+    folder = _FOLDER / prompt_set if prompt_set in SETS else Path(prompt_set)
     if not folder.is_dir():
         raise InputError(f"`prompts` {prompt_set}: neither {' nor '.join(SETS)} nor a folder")
     return folder / f"{role}.md"
@@ -112,6 +130,7 @@ def _stops(path: Path, text: str) -> tuple[str, ...]:
 
 
 def _split(text: str) -> tuple[dict[str, str], str]:
+    """The lines of the head by their names, and the text below it."""
     if not text.startswith("---\n"):
         return {}, text.strip()
     head, _, body = text[4:].partition("\n---\n")

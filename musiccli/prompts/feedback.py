@@ -1,4 +1,4 @@
-"""What a model is told when its message has a fault: retry.md of a prompt set, a section a fault."""
+"""What a model is told when its message has a fault: the sections of a prompt set's retry.md."""
 
 import re
 from collections.abc import Mapping
@@ -7,13 +7,16 @@ from musiccli import prompts
 
 
 def load(prompt_set: str) -> dict[str, str]:
-    """{fault, or "role fault": text} from the `## ` sections of retry.md; empty where there is none."""
+    """The texts below the `## ` headings of retry.md, by heading: "FAULT" or "ROLE FAULT".
+
+    Empty where the set has no retry.md.
+    """
     prompt = prompts.load(prompt_set, "retry")
     _, *sections = re.split(r"^##\s+", prompt.text if prompt else "", flags=re.MULTILINE)
     parts = (section.partition("\n") for section in sections)
-    return {name.strip(): text.strip() for name, _, text in parts if text.strip()}
+    return {heading.strip(): text.strip() for heading, _, text in parts if text.strip()}
 
 
-def for_fault(sections: Mapping[str, str], role: str, fault: str) -> str | None:
-    """The text about a role's fault, or about the fault in any role; None where there is neither."""
-    return sections.get(f"{role} {fault}") or sections.get(fault)
+def for_fault(texts: Mapping[str, str], role: str, fault: str) -> str | None:
+    """The text about this role's fault, else about the fault in any role, else None."""
+    return texts.get(f"{role} {fault}") or texts.get(fault)

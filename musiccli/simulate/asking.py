@@ -16,11 +16,11 @@ from musiccli.simulate.sentences import whole_sentences
 
 RETRY_TEMPERATURE_STEP = 0.2  # per retry: the same temperature would often give the same message
 MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
-FAULTS_OF = {"chairman": "user"}  # whose fault a role's fault is; any other role's is its own
+SPEAKERS = {"chairman": "user"}  # in whose name a role writes, where that is another's
 
 
 def without_thinking(reply: Reply) -> Reply:
-    """A reply without the thoughts that some models write before it, between <think> and </think>."""
+    """A reply without the thoughts before it, which some models put into <think>...</think>."""
     text = re.sub(r"^\s*<think>.*?(</think>|\Z)", "", reply.text, flags=re.DOTALL)
     return replace(reply, text=text.strip())
 
@@ -32,7 +32,10 @@ class Question:
     Attributes:
         role: "user", "reviewer", "chairman", "assistant", "rewrite" or "contrast".
         max_tokens: the token limit of the reply.
-        messages: as in `llm.call.Call`; so are `text`, `mode` and `stop`.
+        messages: the conversation that the model continues.
+        text: the raw text that the model continues in mode "completion".
+        mode: as in llm.call.Call.
+        stop: strings that end a reply.
         prepare: applied to every reply before it is checked.
     """
 
@@ -60,20 +63,21 @@ class Question:
         return replace(self, messages=({"role": "user", "content": text},), stop=prompt.stop)
 
     def after_fault(self, text: str, feedback: str | None) -> "Question":
-        """The question with the faulty message behind it, and what is wrong with that message.
+        """The question, followed by the faulty message and the feedback on it.
 
-        Without feedback it is the same question. So it is for a model that continues raw text.
+        Without feedback it is the same question, as it is for a model that continues raw text.
         """
         if not feedback or self.mode != "chat":
             return self
-        faulty = {"role": "assistant", "content": text.strip() or "(nothing)"}
-        return replace(
-            self, messages=(*self.messages, faulty, {"role": "user", "content": feedback})
-        )
+        exchange: list[Message] = [
+            {"role": "assistant", "content": text.strip() or "(nothing)"},
+            {"role": "user", "content": feedback},
+        ]
+        return replace(self, messages=(*self.messages, *exchange))
 
 
 class Asker:
-    """Asks until a message has no fault, or the retries are used up. Counts the retries by fault."""
+    """Asks until a message has no fault or no retry is left."""
 
     def __init__(self, config: SimulateConfig, client: Client, stats: RunStats):
         self._config, self._client, self._stats = config, client, stats
@@ -86,10 +90,10 @@ class Asker:
         question: Question,
         fault_of: Callable[[str], str | None],
     ) -> tuple[Reply, str | None]:
-        """A reply without a fault, or the last one and its fault as "SPEAKER FAULT".
+        """A reply and None, or after the last retry a reply and its fault as "SPEAKER FAULT".
 
         Args:
-            branch: the conversation that the message is for; it pays.
+            branch: the conversation that the message is for, which pays for the calls.
             turn: the simulated turn, counted from 0.
             fault_of: names the fault of a text, or returns None.
 
@@ -97,7 +101,7 @@ class Asker:
             CallError: the call failed, or the last reply is empty.
             LimitReached: nothing more may be spent.
         """
-        speaker = FAULTS_OF.get(question.role, question.role)
+        speaker = SPEAKERS.get(question.role, question.role)
         attempts = self._config.retries + 1
         asked = question
         for attempt in range(attempts):
@@ -109,8 +113,9 @@ class Asker:
                 return reply, None
             if attempt < self._config.retries:
                 self._stats.count("retried", f"{speaker} {fault}")
-            words = feedback.for_fault(self._feedback, speaker, fault)
-            asked = question.after_fault(reply.text, words)
+            asked = question.after_fault(
+                reply.text, feedback.for_fault(self._feedback, speaker, fault)
+            )
         if fault == "empty":
             raise CallError(
                 f"{question.model} wrote nothing as {question.role} in turn {turn + 1}, "
@@ -141,11 +146,12 @@ class Asker:
 
 
 def _fault(reply: Reply, whole: bool, fault_of: Callable[[str], str | None]) -> str | None:
+    """The fault of a reply, which is `whole` unless it ends in the middle of a sentence."""
     if not reply.text.strip():
         return "empty"
     fault = fault_of(reply.text)
     if fault is None:
         return None if whole else "cut off"
-    if fault == "unreadable" and reply.finish == "length":  # what its form lacks is its end
+    if fault == "unreadable" and reply.finish == "length":  # the form lacks its end only
         return "cut off"
     return fault

@@ -1,4 +1,4 @@
-"""Contrasted replies: the assistant answers another instruction than the user's, in one call or two.
+"""Contrasted replies: the assistant answers an altered form of the user's instruction.
 
 The conversation keeps the user's message, so the reply reads well and is wrong for what was asked.
 """
@@ -37,7 +37,7 @@ class OneCallContrast:
         self._question = Question(
             "contrast",
             config.contrast_model,
-            config.assistant_tokens + config.user_tokens,  # room for the instruction, too
+            config.assistant_tokens + config.user_tokens,  # it also holds the instruction
             prepare=lambda reply: limit_reply(reply, config.assistant_tokens),
         )
 
@@ -73,11 +73,11 @@ class TwoCallContrast:
             branch, turn, question, lambda text: faults.rewrite_fault(text, message)
         )
         instruction = rewritten.text
-        altered = (*history[:-1], {"role": "user", "content": instruction})
+        altered: list[Message] = [*history[:-1], {"role": "user", "content": instruction}]
         reply, reply_fault = await self._asker.ask(
             branch,
             turn,
-            replace(self._answer, messages=altered),
+            replace(self._answer, messages=tuple(altered)),
             lambda text: faults.contrast_reply_fault(text, instruction, history),
         )
         branch.add_contrasted(instruction, reply, rewrite_fault or reply_fault)
@@ -104,11 +104,11 @@ def contrast_fault(text: str, message: str, history: Sequence[Message]) -> str |
 
 
 def limit_reply(contrast: Reply, max_tokens: int) -> Reply:
-    """A one-call contrast whose reply has at most `max_tokens`, and no thoughts before it.
+    """A one-call contrast without thoughts, its reply cut to `max_tokens`.
 
-    The call's own limit has room for the instruction, too. Without this, the rejected reply would be
-    the longer one wherever a model writes as much as it may. Tokens are reckoned in characters, by the
-    call's average.
+    The call's own limit is higher, as the text also holds the instruction. Without this cut, the
+    rejected reply would be the longer one wherever a model writes as much as it may. The number of
+    tokens is estimated from the characters, at the call's average.
     """
     limited = without_thinking(contrast)
     reply = REPLY.search(limited.text)

@@ -15,16 +15,16 @@ from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.simulator import Simulator
 
 ESTIMATE_SAMPLE = 200  # most conversations that an estimate rests on
-Planned = dict[tuple[str, str], Counter[str]]
+Planned = dict[tuple[str, str], Counter[str]]  # as DryRunClient.planned
 
 
 class DryRunClient:
-    """A client that asks nobody and counts what would be asked.
+    """Counts calls and answers them with made-up text.
 
-    A token is reckoned as 4 characters, and a reply as two thirds of its limit.
+    A token counts as 4 characters, and a reply as two thirds of its limit.
 
     Attributes:
-        planned: {(role, model): Counter(calls, prompt_tokens, completion_tokens)}.
+        planned: number of "calls", "prompt_tokens" and "completion_tokens" by role and model.
     """
 
     def __init__(self, config: SimulateConfig):
@@ -52,25 +52,17 @@ class DryRunClient:
 def estimate(seeds: Iterable[Record], config: SimulateConfig) -> tuple[Planned, int, int]:
     """What these seeds would take without retries.
 
-    Up to ESTIMATE_SAMPLE conversations are drawn at random from all (Algorithm R: Vitter 1985, ACM TOMS
-    11:37), simulated on a DryRunClient, and their counts scaled up. Where there are no more
-    conversations than that, the number of calls is exact.
+    Up to ESTIMATE_SAMPLE conversations are drawn at random from all (Algorithm R: Vitter 1985, ACM
+    TOMS 11:37), simulated with a DryRunClient, and their counts scaled up. Where all conversations
+    fit into the sample, the number of calls is exact.
 
     Returns:
-        The planned calls as in `DryRunClient.planned`, how many conversations they rest on, and how
-        many conversations there are.
+        The counts as in `DryRunClient.planned`, the size of the sample, and the number of all
+        conversations.
     """
     client = DryRunClient(config)
     simulator = Simulator(replace(config, retries=0), cast(Client, client), RunStats())
-    rng, total = Random(config.seed), 0
-    drawn: list[tuple[Record, int]] = []
-    for seed in seeds:
-        for sample in range(config.samples):
-            total += 1
-            if len(drawn) < ESTIMATE_SAMPLE:
-                drawn.append((seed, sample))
-            elif (place := rng.randrange(total)) < ESTIMATE_SAMPLE:
-                drawn[place] = (seed, sample)
+    drawn, total = _draw(seeds, config)
 
     async def dry_run() -> None:
         for seed, sample in drawn:
@@ -82,6 +74,20 @@ def estimate(seeds: Iterable[Record], config: SimulateConfig) -> tuple[Planned, 
         for key, counts in sorted(client.planned.items())
     }
     return planned, len(drawn), total
+
+
+def _draw(seeds: Iterable[Record], config: SimulateConfig) -> tuple[list[tuple[Record, int]], int]:
+    """A random sample of the conversations to simulate, and how many there are."""
+    rng, total = Random(config.seed), 0
+    drawn: list[tuple[Record, int]] = []
+    for seed in seeds:
+        for sample in range(config.samples):
+            total += 1
+            if len(drawn) < ESTIMATE_SAMPLE:
+                drawn.append((seed, sample))
+            elif (position := rng.randrange(total)) < ESTIMATE_SAMPLE:
+                drawn[position] = (seed, sample)
+    return drawn, total
 
 
 def _text(max_tokens: int) -> str:

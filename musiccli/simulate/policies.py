@@ -10,8 +10,8 @@ POLICIES = "all | none | first | last | random:K | prob:P"
 def contrasted_turns(policy: str, turns: int, rng: Random) -> set[int]:
     """The contrasted ones among `turns` simulated turns, counted from 0.
 
-    random:K draws K turns. prob:P draws each turn with probability P; where none is drawn, one turn is
-    taken at random, because a pair without any contrast teaches nothing.
+    random:K draws K turns. prob:P draws each turn with probability P. Where it draws none, one turn
+    is taken at random, because a pair without any contrast teaches nothing.
 
     Raises:
         InputError: the policy is none of POLICIES.
@@ -32,8 +32,9 @@ def contrasted_turns(policy: str, turns: int, rng: Random) -> set[int]:
             case "prob" if 0 < float(number) <= 1:
                 drawn = {turn for turn in range(turns) if rng.random() < float(number)}
                 return drawn or {rng.randrange(turns)}
-    except ValueError:  # the number is none
+    except ValueError:  # K or P is not a number
         pass
     raise InputError(
-        f"`contrast` {policy}: expected {POLICIES}, with K from 1 to `turns` and P above 0 and up to 1"
+        f"`contrast` {policy}: expected {POLICIES}, "
+        "with K from 1 to `turns` and P above 0 and up to 1"
     )

@@ -4,7 +4,7 @@ LLMs play user and assistant. In the chosen branch the assistant answers the use
 rejected branch it answers altered instructions at the contrasted turns.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from musiccli.core.errors import CallError
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
-from musiccli.llm.client import Client, LimitReached
+from musiccli.llm.budget import LimitReached
+from musiccli.llm.client import Client
 from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.simulate import faults
 from musiccli.simulate.asking import Asker, Question
@@ -43,8 +44,8 @@ class Simulator:
     async def conversation(self, seed: Record, sample: int) -> list[dict[str, Any]]:
         """The chosen branch and, unless no turn is contrasted, the rejected one.
 
-        Up to the first contrasted reply the branches are one conversation and are simulated once, so
-        that every later difference comes from the contrast.
+        Up to the first contrasted reply both are one conversation and are simulated once. So every
+        later difference comes from the contrast.
 
         Raises:
             CallError: a call failed.
@@ -93,13 +94,13 @@ class Simulator:
 
 def simulate(
     seeds: Iterable[Record], config: SimulateConfig, client: Client, stats: RunStats | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """The branches of every seed, in input order; the branches of one sample stand together.
 
     Args:
         seeds: conversations to continue.
-        stats: counts retries. A seed with a failed conversation goes to its rejects once. When the
-            cost limit is reached, what is finished is yielded and the limit is noted.
+        stats: counts the retries. A seed with a failed conversation goes to its rejects, once. When
+            the cost limit is reached, finished conversations are yielded and its limits say so.
 
     Raises:
         InputError: the policy, the prompts or a model cannot be used.
@@ -142,6 +143,6 @@ def simulate(
             yield from result
     if stopped:
         stats.limits.append(
-            f"stopped by `max_cost` with {unfinished} conversations unfinished; the same run with a "
-            "higher limit goes on from here and pays for no finished call again"
+            f"stopped by `max_cost` with {unfinished} conversations unfinished; the same run with "
+            "a higher limit goes on from here and pays for no finished call again"
         )

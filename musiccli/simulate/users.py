@@ -29,8 +29,8 @@ class PlainUser:
 class ReviewUser:
     """Writes a message in two calls, after ReviewInstruct (arXiv 2505.11010).
 
-    A reviewer says what the assistant's last reply lacks, and a chairman makes a message of that. The
-    paper has several reviewers; here there is one.
+    A reviewer says what the assistant's last reply lacks, and a chairman makes a message of that.
+    The paper has several reviewers; here there is one.
     """
 
     def __init__(self, config: SimulateConfig, asker: Asker):
@@ -55,8 +55,8 @@ class ReviewUser:
     async def _review(self, branch: Branch, turn: int) -> str:
         """What the last reply lacks.
 
-        A fault that stays in a review is none of the branch's: a review stands in no conversation, and
-        the message that is made of it is checked.
+        A fault that stays in a review does not mark the branch: the review is no part of the
+        conversation, and the message made of it is checked.
         """
         history = branch.messages
         question = self._reviewer.with_prompt(
