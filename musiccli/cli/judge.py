@@ -1,4 +1,4 @@
-"""music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge --judge gemini/gemini-1.5-pro"""
+"""music judge contests.jsonl --judge gemini/gemini-1.5-pro > judged.jsonl"""
 
 from typing import Annotated
 
@@ -21,8 +21,8 @@ def judge(
         typer.Option(
             "--judge",
             metavar="MODEL",
-            help="A judge, in litellm's naming or local/NAME; give it several times for a panel, "
-            "decided by majority.",
+            help="A judge, in litellm's naming or local/NAME; give it several times to decide by "
+            "majority.",
         ),
     ] = list(JudgeConfig.judges),  # noqa: B006
     prompts: PROMPTS = None,
@@ -34,7 +34,7 @@ def judge(
     """Let LLMs decide which of two conversations is better, each pair in both orders.
 
     \b
-    music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge --judge gemini/gemini-1.5-pro
+    music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge > judged.jsonl
     music judge --judge openai/gpt-4o --judge gemini/gemini-1.5-pro pairs.jsonl > judged.jsonl
     """
     from contextlib import closing

@@ -18,7 +18,7 @@ def pair(
         typer.Option(
             metavar="N,N,...",
             show_default=False,
-            help="Make Best-of-N contests from scored candidates instead.",
+            help="Make Best-of-N contests of these sizes from scored candidates instead.",
         ),
     ] = None,
     a: Annotated[
@@ -27,26 +27,27 @@ def pair(
             "--a",
             metavar="NAME",
             show_default=False,
-            help="Whose pick is side a: a key "
-            "of scores, or baseline/random, baseline/first, baseline/longest, "
-            "baseline/shortest.",
+            help="Whose pick is side a: a key of scores, or baseline/random, baseline/first, "
+            "baseline/longest or baseline/shortest.",
         ),
     ] = None,
     b: Annotated[
-        str | None, typer.Option("--b", metavar="NAME", help="Whose pick is side b, likewise.")
+        str | None,
+        typer.Option(
+            "--b", metavar="NAME", show_default=False, help="Whose pick is side b, likewise."
+        ),
     ] = None,
     drop_truncated: Annotated[
         bool,
         typer.Option(
             "--drop-truncated",
-            help="Drop pairs with a message that the token "
-            "limit cut, too; left out: they are kept where the message ends with "
-            "a whole sentence, and counted.",
+            help="Also drop pairs with a message that the token limit cut to whole sentences; left "
+            "out: they are kept and counted.",
         ),
     ] = False,
     seed: SEED = 0,
 ) -> None:
-    """Join the branches that simulate wrote into preferences, dropping the bad ones by name.
+    """Join the branches that simulate wrote into preferences, without the bad pairs.
 
     \b
     music simulate seeds.jsonl | music pair > preferences.jsonl
@@ -61,14 +62,20 @@ def pair(
         return
     if drop_truncated:
         raise InputError("--drop-truncated is for pairs of branches, not for --best-of")
-    sizes = [int(size) for size in best_of.split(",") if size.strip().isdigit()]
-    if not sizes or len(sizes) != len(best_of.split(",")) or min(sizes) < 1:
-        raise InputError(f"--best-of {best_of}: expected sizes like 2,4,8")
+    sizes = _sizes(best_of)
     if not (a and b):
         raise InputError(
             "--best-of needs --a NAME and --b NAME, the two models whose picks compete"
         )
-    _pair_candidates(run, sorted(set(sizes)), a, b, seed)
+    _pair_candidates(run, sizes, a, b, seed)
+
+
+def _sizes(best_of: str) -> list[int]:
+    """The sizes in "2,4,8", ascending, each once."""
+    sizes = best_of.split(",")
+    if not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
+        raise InputError(f"--best-of {best_of}: expected sizes like 2,4,8")
+    return sorted({int(size) for size in sizes})
 
 
 def _pair_branches(run: Run, drop_truncated: bool) -> None:

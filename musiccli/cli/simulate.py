@@ -1,7 +1,8 @@
 """music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > preferences.jsonl"""
 
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,6 +20,8 @@ from musiccli.simulate.config import SimulateConfig
 
 
 class UserTurns(StrEnum):
+    """How many calls a message of the user takes."""
+
     plain = "plain"
     review = "review"
 
@@ -49,8 +52,8 @@ def simulate(
     user_turns: Annotated[
         UserTurns,
         typer.Option(
-            help="How the user's messages are written: in one call (plain), or by a reviewer of the "
-            "assistant's last reply and a chairman (review: ReviewInstruct, arXiv 2505.11010)."
+            help="How a message of the user is written: plain, in one call, or review, by a "
+            "reviewer of the assistant's last reply and a chairman (arXiv 2505.11010)."
         ),
     ] = UserTurns(SimulateConfig.user_turns),
     turns: Annotated[
@@ -60,8 +63,8 @@ def simulate(
         str,
         typer.Option(
             metavar="POLICY",
-            help="Which simulated turns of the rejected branch answer an altered instruction: all, "
-            "none (one branch only), first, last, random:K, prob:P.",
+            help="Which turns of the rejected branch answer an altered instruction: all, none (one "
+            "branch only), first, last, random:K or prob:P.",
         ),
     ] = SimulateConfig.contrast,
     samples: Annotated[
@@ -73,8 +76,8 @@ def simulate(
             min=1,
             max=2,
             show_default=False,
-            help="Rewrite and answer in one call, as the paper does, or in two; left out: 1, or 2 "
-            "where the prompts have rewrite.md and no contrast.md.",
+            help="Calls for a contrasted reply: 1, as in the paper, or 2 to rewrite and to answer; "
+            "left out: 1, or 2 where the prompts have rewrite.md and no contrast.md.",
         ),
     ] = None,
     prompts: PROMPTS = None,
@@ -85,34 +88,39 @@ def simulate(
         int, typer.Option(min=1, help="Longest message of the user, in tokens.")
     ] = SimulateConfig.user_tokens,
     temperature: Annotated[
-        float, typer.Option(min=0, help="Of all models; a retry's is higher.")
+        float, typer.Option(min=0, help="Sampling temperature; a retry's is higher.")
     ] = SimulateConfig.temperature,
     top_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Of all models.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Sample from the most likely tokens of this total probability."
+        ),
     ] = SimulateConfig.top_p,
     retries: Annotated[
         int,
         typer.Option(
             min=0,
-            help="How often a faulty message (role flip, refusal, repeat, goodbye, leak, cut off) is "
-            "asked for again before pair drops its conversation.",
+            help="How often a faulty message (role flip, refusal, repeat, goodbye, leak, cut off) "
+            "is asked for again before pair drops its conversation.",
         ),
     ] = SimulateConfig.retries,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Only estimate calls, tokens and dollars, from a sample of the input."
+            "--dry-run",
+            help="Only estimate calls, tokens and dollars, from a sample of the input.",
         ),
     ] = False,
     seed: SEED = SimulateConfig.seed,
 ) -> None:
-    """Let LLMs continue conversations as user and assistant, plainly (chosen) and with altered instructions (rejected).
+    """Let LLMs continue conversations, plainly (chosen) and with altered instructions (rejected).
 
     \b
     music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > preferences.jsonl
-    music sample pairs.jsonl --emit prompts -n 50 | music simulate --contrast none --samples 8 > candidates.jsonl
+    music simulate prompts.jsonl --contrast none --samples 8 > candidates.jsonl
 
-    Finished calls are kept on disk: the same line again goes on where it was stopped and pays for nothing twice.
+    Finished calls are kept on disk: the same command goes on where it was stopped, and pays for no
+    call twice.
     """
     from contextlib import closing
 
@@ -156,7 +164,7 @@ def _contrast_calls(prompt_set: str) -> int:
     return 2 if two else SimulateConfig.contrast_calls
 
 
-def _show_estimate(run: Run, seeds: Any, config: SimulateConfig) -> None:
+def _show_estimate(run: Run, seeds: Iterator[records.Record], config: SimulateConfig) -> None:
     """Print what the run would take; nothing is written."""
     from musiccli.simulate.estimate import estimate
 
