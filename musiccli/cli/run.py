@@ -195,6 +195,8 @@ def stage(
             **options: Any,
         ) -> None:
             run = Run(full_name, files or [], output, on_error, rejects)
+            if not writes:
+                run.withhold()
             try:
                 body(run, **options)
                 run.finish()
