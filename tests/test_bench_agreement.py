@@ -1,14 +1,13 @@
 """Agreement with labels: what counts as right, where, and which of two models does better."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 
-from musiccli.bench.agreement import agreement, scored
-from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.agreement import AgreementConfig, check_labeled_pair, metrics
+from musiccli.bench.stats.intervals import wilson_interval
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 
 
 def side(prompt, replies):
@@ -57,7 +56,7 @@ def find(rows, metric, subset="all", model="rm"):
 
 def test_without_a_winner_chosen_is_better():
     rows = list(
-        agreement([pair(0, {"rm": (1, 0)}), pair(1, {"rm": (0, 1)}), pair(2, {"rm": (2, 2)})])
+        metrics([pair(0, {"rm": (1, 0)}), pair(1, {"rm": (0, 1)}), pair(2, {"rm": (2, 2)})])
     )
     [row] = find(rows, "accuracy")
     assert (row["value"], row["count"], row["ties"]) == (pytest.approx(1 / 3), 3, 1)
@@ -65,24 +64,24 @@ def test_without_a_winner_chosen_is_better():
 
 @pytest.mark.parametrize("winner, right", [("chosen", 1), ("rejected", 0)])
 def test_a_judges_winner_overrules_the_names_of_the_sides(winner, right):
-    [row] = find(list(agreement([pair(0, {"rm": (1, 0)}, winner=winner)])), "accuracy")
+    [row] = find(list(metrics([pair(0, {"rm": (1, 0)}, winner=winner)])), "accuracy")
     assert row["value"] == right
 
 
 def test_labels_that_name_no_side_are_left_out_and_counted():
-    counts = Counter()
+    stats = RunStats()
     pairs = [
         judged(0, "tie", {"rm": (1, 0)}),
         judged(1, None, {"rm": (1, 0)}),
         judged(2, "b", {"rm": (0, 1)}),
     ]
-    [row] = find(list(agreement(pairs, counts=counts)), "accuracy")
+    [row] = find(list(metrics(pairs, stats=stats)), "accuracy")
     assert (row["value"], row["count"]) == (1, 1)
-    assert counts == {"left out (label is a tie)": 1, "left out (label is null)": 1}
+    assert stats.phrases() == {"left out (label is a tie)": 1, "left out (label is null)": 1}
 
 
 def test_baselines_stand_beside_the_model():
-    rows = list(agreement([judged(0, "b", {"rm": (1, 0)}), judged(1, "a", {"rm": (1, 0)})]))
+    rows = list(metrics([judged(0, "b", {"rm": (1, 0)}), judged(1, "a", {"rm": (1, 0)})]))
     found = {
         row["model"]: row["value"]
         for row in rows
@@ -101,9 +100,7 @@ def test_baselines_stand_beside_the_model():
 
 
 def test_always_a_is_the_share_of_a():
-    rows = list(
-        agreement([judged(number, "ab"[number != 0], {"rm": (1, 0)}) for number in range(4)])
-    )
+    rows = list(metrics([judged(number, "ab"[number != 0], {"rm": (1, 0)}) for number in range(4)]))
     assert find(rows, "accuracy", model="baseline/first-listed")[0]["value"] == 0.25
 
 
@@ -113,7 +110,7 @@ def test_pairs_are_grouped_by_turns_and_by_first_divergence():
         pair(1, {"rm": (0, 1)}, replies=["x", "q", "y"], others=["x", "q", "z"]),
         pair(2, {"rm": (1, 0)}, replies=["x", "q", "y"], others=["w"]),
     ]
-    rows = list(agreement(pairs))
+    rows = list(metrics(pairs))
     accuracies = [
         (row["subset"], row["value"], row["count"])
         for row in rows
@@ -133,7 +130,11 @@ def test_numbers_are_listed_in_their_order():
         pair(turns, {"rm": (1, 0)}, replies=["x", "q"] * (turns - 1) + ["y"])
         for turns in (10, 2, 1)
     ]
-    subsets = [row["subset"] for row in agreement(pairs, by=["turns"]) if row["model"] == "rm"]
+    subsets = [
+        row["subset"]
+        for row in metrics(pairs, AgreementConfig(by=("turns",)))
+        if row["model"] == "rm"
+    ]
     assert subsets == ["all", "turns=1", "turns=2", "turns=10"]
 
 
@@ -146,7 +147,7 @@ def test_pairs_are_grouped_by_a_field_of_the_metadata(field):
     ]
     found = {
         row["subset"]: row["value"]
-        for row in agreement(pairs, by=[field])
+        for row in metrics(pairs, AgreementConfig(by=(field,)))
         if row["metric"] == "accuracy" and row["model"] == "rm"
     }
     assert found == {"all": pytest.approx(1 / 3), f"{field}=math": 0.5, f"{field}=none": 0}
@@ -159,16 +160,14 @@ def test_kappa_is_given_where_labels_name_both_sides():
             ["aa"] * 20 + ["ab"] * 5 + ["bb"] * 15 + ["ba"] * 10
         )
     ]
-    [row] = find(list(agreement(pairs, by=[])), "kappa")
+    [row] = find(list(metrics(pairs, AgreementConfig(by=()))), "kappa")
     assert row["value"] == pytest.approx(0.4)  # agreed 0.7, chance 0.5 x 0.6 + 0.5 x 0.4
     assert row["low"] < 0.4 < row["high"]
 
 
 def test_kappa_against_a_constant_label_is_not_given():
     assert (
-        find(
-            list(agreement([pair(number, {"rm": (1, number % 3)}) for number in range(9)])), "kappa"
-        )
+        find(list(metrics([pair(number, {"rm": (1, number % 3)}) for number in range(9)])), "kappa")
         == []
     )
 
@@ -184,7 +183,7 @@ def two_models(gained, lost, both, per_prompt=1):
 
 
 def test_two_models_are_compared_on_the_same_pairs():
-    rows = list(agreement(two_models(30, 10, 60), by=[]))
+    rows = list(metrics(two_models(30, 10, 60), AgreementConfig(by=())))
     [difference], [test] = (
         find(rows, "accuracy_difference", model="new"),
         find(rows, "mcnemar_p", model="new"),
@@ -201,12 +200,20 @@ def test_two_models_are_compared_on_the_same_pairs():
 
 def test_repeating_every_pair_of_a_prompt_adds_nothing_to_what_is_known():
     once, often = (
-        find(list(agreement(two_models(30, 10, 60, copies), by=[])), metric, model="new")[0]
+        find(
+            list(metrics(two_models(30, 10, 60, copies), AgreementConfig(by=()))),
+            metric,
+            model="new",
+        )[0]
         for metric, copies in (("accuracy_difference", 1), ("accuracy_difference", 5))
     )
     assert (often["low"], often["high"]) == (once["low"], once["high"])
     once, often = (
-        find(list(agreement(two_models(30, 10, 60, copies), by=[])), "accuracy", model="new")[0]
+        find(
+            list(metrics(two_models(30, 10, 60, copies), AgreementConfig(by=()))),
+            "accuracy",
+            model="new",
+        )[0]
         for copies in (1, 5)
     )
     assert (often["low"], often["high"]) == pytest.approx((once["low"], once["high"]), abs=0.003)
@@ -214,19 +221,20 @@ def test_repeating_every_pair_of_a_prompt_adds_nothing_to_what_is_known():
 
 def test_pairs_that_only_one_model_scored_are_left_out_of_the_comparison():
     pairs = [*two_models(3, 1, 6), pair("alone", {"old": (1, 0)}), pair("first", {"new": (1, 0)})]
-    rows = list(agreement(pairs, by=[]))
+    rows = list(metrics(pairs, AgreementConfig(by=())))
     assert find(rows, "accuracy_difference", model="new")[0]["count"] == 10
     assert [find(rows, "accuracy", model=model)[0]["count"] for model in ("new", "old")] == [11, 11]
 
 
 def test_interval_is_wilsons_where_no_prompt_repeats():
     rows = list(
-        agreement(
-            [pair(number, {"rm": (1, number % 4 == 0)}) for number in range(40)], confidence=0.9
+        metrics(
+            [pair(number, {"rm": (1, number % 4 == 0)}) for number in range(40)],
+            AgreementConfig(confidence=0.9),
         )
     )
     [row] = find(rows, "accuracy")
-    assert (row["low"], row["high"]) == pytest.approx(statistics.wilson(0.75, 40, 0.9))
+    assert (row["low"], row["high"]) == pytest.approx(wilson_interval(0.75, 40, 0.9))
 
 
 @pytest.mark.parametrize(
@@ -253,5 +261,5 @@ def test_interval_is_wilsons_where_no_prompt_repeats():
 )
 def test_a_record_that_cannot_be_counted_says_why(record, message):
     with pytest.raises(RecordError) as caught:
-        scored(Record(record))
+        check_labeled_pair(Record(record))
     assert str(caught.value) == message

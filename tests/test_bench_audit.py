@@ -1,13 +1,15 @@
 """The contrast audit: each contrasted turn measured, shown to a judge blind, and what follows for the labels."""
 
 from collections import Counter
+from itertools import zip_longest
 
 import pytest
 from console import lines, music
 from openai_server import serve
 from scripted import no_network, talk
 
-from musiccli.bench.audit import Audit, audit, contrasted
+from musiccli.bench.audit import ContrastedTurns, check_contrast, metrics
+from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 
@@ -40,18 +42,22 @@ PLAIN = pair(
 
 def measured(*pairs: Record, said: dict | None = None) -> dict:
     """{(model, subset, metric): value}, where judges said of each turn, by its number, what `said` holds."""
-    found = Audit()
-    turns = list(found.read(map(contrasted, pairs)))
-    for judge, outcomes in (said or {}).items():
-        found.hear(
-            [
-                turn | {"votes": [{"judge": judge, "winner": winner} for winner in winners]}
-                for turn, winners in zip(turns, outcomes, strict=True)
-                if winners is not None
-            ],
-            [judge],
-        )
-    return {(row["model"], row["subset"], row["metric"]): row for row in audit(found)}
+    outcomes = said or {}
+
+    def judge_pairs(turns):
+        for turn, *winners_of_judges in zip_longest(turns, *outcomes.values()):
+            votes = [
+                {"judge": judge, "winner": winner}
+                for judge, winners in zip(outcomes, winners_of_judges, strict=True)
+                for winner in winners or ()
+            ]
+            if votes:
+                yield turn | {"votes": votes}
+
+    rows = metrics(
+        map(check_contrast, pairs), judge_pairs=judge_pairs if said else None, judges=[*outcomes]
+    )
+    return {(row["model"], row["subset"], row["metric"]): row for row in rows}
 
 
 def values(rows: dict, model: str, metric: str) -> dict:
@@ -63,7 +69,7 @@ def values(rows: dict, model: str, metric: str) -> dict:
 
 
 def test_a_judge_sees_the_shared_history_at_the_fork_and_later_one_exchange():
-    fork, later = Audit().read([PLAIN])
+    fork, later = ContrastedTurns().read([PLAIN], WorstRecords())
     assert (fork["id"], later["id"]) == ("p/3", "p/5")
     assert fork["chosen"] == talk(*CHOSEN[:4]) and fork["rejected"] == PLAIN["rejected"][:4]
     assert later["chosen"] == talk(*CHOSEN[4:]) and later["rejected"] == PLAIN["rejected"][4:]
@@ -217,7 +223,7 @@ def test_what_was_cut_is_checked_too(cut):
 )
 def test_a_record_without_a_contrast_is_named(fields, field, problem):
     with pytest.raises(RecordError) as raised:
-        contrasted(Record({**PLAIN, **fields}))
+        check_contrast(Record({**PLAIN, **fields}))
     assert raised.value.field == field and problem in str(raised.value)
 
 

@@ -39,7 +39,7 @@ def pair(one, other, names=("chosen", "rejected"), **fields):
     ],
 )
 def test_each_baseline_scores_both_sides_by_its_measure(baseline, expected):
-    scores = baselines.scores(pair(side("q", "aaaa", "qqqq", "a"), side("q", "aaaaa")))
+    scores = baselines.baseline_scores(pair(side("q", "aaaa", "qqqq", "a"), side("q", "aaaaa")))
     assert scores[f"baseline/{baseline}"] == expected
 
 
@@ -50,7 +50,7 @@ def test_of_solved_over_unsolved_trajectories_the_short_ones_win():
     pairs = list(sample(rows, SampleConfig(emit="pairs"), stats=stats))
     right = Counter()
     for one in pairs:
-        for baseline, by_side in baselines.scores(one).items():
+        for baseline, by_side in baselines.baseline_scores(one).items():
             right[baseline] += (by_side["chosen"] >= by_side["rejected"]) / 2 + (
                 by_side["chosen"] > by_side["rejected"]
             ) / 2
@@ -65,7 +65,7 @@ def test_of_solved_over_unsolved_trajectories_the_short_ones_win():
 
 
 def test_first_listed_is_a():
-    assert baselines.scores(pair(side("q", "a"), side("q", "b"), ("a", "b")))[
+    assert baselines.baseline_scores(pair(side("q", "a"), side("q", "b"), ("a", "b")))[
         "baseline/first-listed"
     ] == {"a": 1, "b": 0}
 

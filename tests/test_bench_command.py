@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from musiccli.bench.rewardbench import ROWS
+from musiccli.bench.rewardbench import PAIRS
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SUBSETS = {
@@ -209,7 +209,7 @@ PLOTTED = [
         "rewardbench",
         [
             pair(subset + number, int(number), 1, subset=subset)
-            for subset in ROWS
+            for subset in PAIRS
             for number in "0123"
         ],
     ),

@@ -10,7 +10,16 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
+from musiccli.bench.stats.intervals import (
+    combine_proportions,
+    effective_sample_size,
+    proportion_interval,
+    variance_inflation,
+    wilson_interval,
+)
+from musiccli.bench.stats.kappa import cohen_kappa, fleiss_columns, fleiss_kappa
 
 SETS = 2000
 DRAWS = 400  # of a bootstrap; the tool's 10,000 differ by less than the simulation can tell
@@ -54,7 +63,7 @@ def test_of_accuracies(count, most, share, correlation):
     random = np.random.default_rng(1)
     clusters = sizes(random, count, most)
     found = outcomes(random, share, correlation, clusters)
-    assert 0.93 <= held([statistics.share_interval(row, clusters) for row in found], share) <= 0.97
+    assert 0.93 <= held([proportion_interval(row, clusters) for row in found], share) <= 0.97
 
 
 @pytest.mark.parametrize("count, most, tied", [(100, 1, 0.3), (100, 8, 0.3), (1000, 4, 0.6)])
@@ -63,7 +72,7 @@ def test_of_win_rates_with_ties(count, most, tied):
     clusters = sizes(random, count, most)
     found = np.where(random.random((SETS, count)) < tied, 0.5, outcomes(random, 0.6, 0.1, clusters))
     truth = tied / 2 + (1 - tied) * 0.6
-    assert 0.93 <= held([statistics.share_interval(row, clusters) for row in found], truth) <= 0.97
+    assert 0.93 <= held([proportion_interval(row, clusters) for row in found], truth) <= 0.97
 
 
 @pytest.mark.parametrize("correlation", [0, 0.3, 0.6])
@@ -78,11 +87,11 @@ def test_of_weighted_means_whose_parts_share_their_tasks(correlation):
         parts = [math_, *in_languages.T]
         shares = [part.mean() for part in parts]
         intervals = [
-            statistics.share_interval(part, own) for part, own in zip(parts, clusters, strict=True)
+            proportion_interval(part, own) for part, own in zip(parts, clusters, strict=True)
         ]
-        excess = statistics.shared_excess(parts, clusters, weights)
-        apart.append(statistics.combine(shares, intervals, weights)[1])
-        together.append(statistics.combine(shares, intervals, weights, excess)[1])
+        inflation = variance_inflation(parts, clusters, weights)
+        apart.append(combine_proportions(shares, intervals, weights)[1])
+        together.append(combine_proportions(shares, intervals, weights, inflation)[1])
     assert 0.93 <= held(together, 0.75) <= 0.97
     assert correlation < 0.5 or held(apart, 0.75) < 0.9
 
@@ -91,19 +100,21 @@ def test_forgetting_the_prompts_or_that_they_are_few_would_not_do():
     random = np.random.default_rng(3)
     clusters = sizes(random, 100, 8)
     found = outcomes(random, 0.75, 0.5, clusters)
-    naive = held([statistics.wilson(row.mean(), len(row)) for row in found], 0.75)
+    naive = held([wilson_interval(row.mean(), len(row)) for row in found], 0.75)
     normal = held(
-        [statistics.wilson(row.mean(), statistics.effective_count(row, clusters)) for row in found],
+        [wilson_interval(row.mean(), effective_sample_size(row, clusters)) for row in found],
         0.75,
     )
-    right = held([statistics.share_interval(row, clusters) for row in found], 0.75)
+    right = held([proportion_interval(row, clusters) for row in found], 0.75)
     assert naive < 0.85 and normal < right - 0.01
 
 
 def by_bootstrap(columns: list[np.ndarray], clusters: np.ndarray, statistic) -> list:
     """The interval of each set; `columns` are (sets, values)."""
     return [
-        statistics.bootstrap(statistics.totals(rows, clusters), statistic, draws=DRAWS, seed=number)
+        bootstrap_interval(
+            cluster_sums(rows, clusters), statistic, BenchConfig(bootstrap=DRAWS, seed=number)
+        )
         for number, rows in enumerate(zip(*columns, strict=True))
     ]
 
@@ -145,10 +156,10 @@ def test_of_kappa(count, most, accuracy):
         ((said[0] == one) & (said[1] == other)) * 1.0 for one in range(3) for other in range(3)
     ]
     same = accuracy**2 + (1 - accuracy) ** 2
-    expected = statistics.kappa(
+    expected = cohen_kappa(
         [[same * 0.45, (1 - same) * 0.45, 0.05], [(1 - same) * 0.45, same * 0.45, 0.05], [0, 0, 0]]
     )
-    intervals = by_bootstrap(cells, clusters, lambda sums: statistics.kappa(sums.reshape(-1, 3, 3)))
+    intervals = by_bootstrap(cells, clusters, lambda sums: cohen_kappa(sums.reshape(-1, 3, 3)))
     assert 0.93 <= held(intervals, float(expected)) <= 0.97
 
 
@@ -161,9 +172,9 @@ def test_of_fleiss_kappa(count, most, accuracy):
     said = np.stack(
         [np.where(random.random(truth.shape) < accuracy, truth, ~truth) for _ in range(3)]
     ).sum(0)
-    columns = statistics.fleiss_columns(np.stack([said, 3 - said], axis=-1).reshape(-1, 2))
+    columns = fleiss_columns(np.stack([said, 3 - said], axis=-1).reshape(-1, 2))
     intervals = by_bootstrap(
-        [column.reshape(sets, count) for column in columns], clusters, statistics.fleiss_kappa
+        [column.reshape(sets, count) for column in columns], clusters, fleiss_kappa
     )
     assert 0.93 <= held(intervals, (2 * accuracy - 1) ** 2) <= 0.97
 

@@ -2,16 +2,16 @@
 
 import math
 import random
-from collections import Counter
 
 import pytest
 from console import lines, music
 
-from musiccli.bench.judges import judged, judges
+from musiccli.bench.judges import JudgesConfig, check_judged_pair, metrics
 from musiccli.bench.stats.baselines import first_listed
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 
 
 def side(prompt, text):
@@ -38,11 +38,10 @@ def pair(number, *cast, long="a", **fields):
     )
 
 
-def of(pairs, **settings):
+def of(pairs, human_field=None, stats=None):
     """Metric records by (model, metric), or (model, against, metric)."""
-    rows = list(
-        judges([judged(one, settings.get("human_field")) for one in pairs], draws=200, **settings)
-    )
+    config = JudgesConfig(human_field=human_field, bootstrap=200)
+    rows = list(metrics([check_judged_pair(record, config) for record in pairs], config, stats))
     assert all(row["low"] is None or row["low"] <= row["value"] <= row["high"] for row in rows)
     return {
         tuple(filter(None, (row["model"], row.get("against"), row["metric"]))): row for row in rows
@@ -159,7 +158,7 @@ def test_the_winner_that_a_record_came_with_is_its_label():
     with pytest.raises(
         RecordError, match="given_winner: is 5; it should be one of a, b, tie, null"
     ):
-        judged(pair(0, ("j", "a", "a"), given_winner=5))
+        check_judged_pair(pair(0, ("j", "a", "a"), given_winner=5))
 
 
 def test_kappa_of_two_judges_who_are_always_right_is_one_though_the_better_side_is_always_listed_first():
@@ -274,9 +273,9 @@ def test_a_refused_record_counts_for_nobody():
         pair(1, ("x", "b", "b")),
         pair(0, ("z", "a", "a"), long="b"),
     ]
-    rejects = Rejects(skip=True)
-    assert of(good + bad, rejects=rejects) == of(good)
-    assert rejects.count == 3
+    stats = RunStats(Rejects(skip=True))
+    assert of(good + bad, stats=stats) == of(good)
+    assert stats.rejects.count == 3
 
 
 @pytest.mark.parametrize(
@@ -307,18 +306,14 @@ def test_a_refused_record_counts_for_nobody():
 )
 def test_what_cannot_be_counted_is_named(record, field, said):
     with pytest.raises(RecordError, match=said):
-        judged(record, field)
+        check_judged_pair(record, JudgesConfig(human_field=field))
 
 
 def test_pairs_that_nobody_was_asked_about_are_counted():
-    counts, same = Counter(), side("prompt", "x")
-    rows = list(
-        judges(
-            [judged(Record({"id": 1, "a": same, "b": same, "winner": "tie", "votes": []}))],
-            counts=counts,
-        )
-    )
-    assert (rows, counts) == ([], {"left out (same text, nobody was asked)": 1})
+    stats, same = RunStats(), side("prompt", "x")
+    record = Record({"id": 1, "a": same, "b": same, "winner": "tie", "votes": []})
+    rows = list(metrics([check_judged_pair(record)], stats=stats))
+    assert (rows, stats.phrases()) == ([], {"left out (same text)": 1})
 
 
 def test_intervals_take_pairs_of_one_prompt_as_one():

@@ -12,7 +12,7 @@ from console import lines, music, start, write
 
 from musiccli.bench.report import html, markdown
 from musiccli.bench.report.tables import Table
-from musiccli.bench.rewardbench import ROWS
+from musiccli.bench.rewardbench import PAIRS
 
 
 def talk(*texts):
@@ -63,7 +63,7 @@ def votes(judge, ab, ba):
 BENCHES = {
     "rewardbench": [
         pair(f"{subset}{number}", int(number), 1, metadata={"subset": subset})
-        for subset in ROWS
+        for subset in PAIRS
         for number in "0123"
     ],
     "rewardbench2": [

@@ -2,14 +2,15 @@
 
 import json
 import random
-from collections import Counter
 
 import numpy as np
 import pytest
 
-from musiccli.bench.rewardbench import ROWS, SECTIONS, rewardbench, scored
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.rewardbench import PAIRS, SECTIONS, check_rewardbench_pair, metrics
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 
 
 def pair(subset, number, chosen=1.0, rejected=0.0, model="rm"):
@@ -25,7 +26,7 @@ def pair(subset, number, chosen=1.0, rejected=0.0, model="rm"):
     )
 
 
-def benchmark(right, rows=ROWS):
+def benchmark(right, rows=PAIRS):
     """All rows of every subset, the first right[subset] of them (default: all) scored right."""
     return [
         pair(subset, number, float(number < right.get(subset, count)), 0.5)
@@ -44,7 +45,7 @@ def value(rows, metric, subset, model="rm"):
 
 
 def test_the_table_has_2985_rows_in_23_subsets():
-    assert (sum(ROWS.values()), len(ROWS)) == (2985, 23)
+    assert (sum(PAIRS.values()), len(PAIRS)) == (2985, 23)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_the_table_has_2985_rows_in_23_subsets():
     ],
 )
 def test_a_subset_weighs_what_the_table_says(subset, section, score, average):
-    rows = list(rewardbench(benchmark({subset: ROWS[subset] // 2})))
+    rows = list(metrics(benchmark({subset: PAIRS[subset] // 2})))
     assert value(rows, "section", section)["value"] == pytest.approx(score)
     assert value(rows, "average", "all")["value"] == pytest.approx(average)
 
@@ -73,7 +74,7 @@ def test_reasoning_is_half_math_and_half_the_mean_of_six_languages():
         "hep-js": 80,
         "hep-python": 160,
     }
-    rows = list(rewardbench(benchmark(right)))
+    rows = list(metrics(benchmark(right)))
     code = np.mean(
         [right.get(name, 164) / 164 for name in SECTIONS["Reasoning"] if name != "math-prm"]
     )
@@ -83,7 +84,7 @@ def test_reasoning_is_half_math_and_half_the_mean_of_six_languages():
 
 def test_average_is_the_plain_mean_of_unrounded_sections():
     rows = list(
-        rewardbench(
+        metrics(
             benchmark({"mt-bench-hard": 0, "donotanswer": 1, "math-prm": 2, "alpacaeval-hard": 3})
         )
     )
@@ -100,7 +101,7 @@ def test_every_figure_is_the_published_one_to_1e_12(seed):
     """Random scores, some of them equal, against a plain computation from the table in the benchmark's paper."""
     chance = random.Random(seed)
     wanted, pairs = {}, []
-    for subset, count in ROWS.items():
+    for subset, count in PAIRS.items():
         scores = [
             (chance.choice([0, 1, chance.gauss(0.5, 1)]), chance.choice([0, 1, chance.gauss(0, 1)]))
             for _ in range(count)
@@ -111,7 +112,7 @@ def test_every_figure_is_the_published_one_to_1e_12(seed):
         (sum(wanted[subset] * weight for subset, weight in weights.items()) / sum(weights.values()))
         for weights in SECTIONS.values()
     ]
-    rows = list(rewardbench(pairs))
+    rows = list(metrics(pairs))
     for name, score in [
         *wanted.items(),
         *zip(SECTIONS, sections, strict=True),
@@ -125,12 +126,12 @@ def test_equal_scores_are_wrong_and_counted():
     pairs = [pair("hep-go", number, chosen=0.5, rejected=0.5) for number in range(3)] + [
         pair("hep-go", 3)
     ]
-    row = value(list(rewardbench(pairs)), "accuracy", "hep-go")
+    row = value(list(metrics(pairs)), "accuracy", "hep-go")
     assert (row["value"], row["count"], row["ties"]) == (0.25, 4, 3)
 
 
 def test_a_baseline_that_cannot_tell_sides_apart_gets_half():
-    rows = list(rewardbench([pair("hep-go", number) for number in range(4)]))
+    rows = list(metrics([pair("hep-go", number) for number in range(4)]))
     row = value(rows, "accuracy", "hep-go", "baseline/most-turns")
     assert (row["value"], row["count"], row["ties"]) == (0.5, 4, 4)
     assert value(rows, "accuracy", "hep-go", "baseline/shortest")["value"] == 1
@@ -138,7 +139,7 @@ def test_a_baseline_that_cannot_tell_sides_apart_gets_half():
 
 def test_a_missing_row_makes_section_and_average_partial():
     pairs = [one for one in benchmark({}) if one["id"] != "donotanswer-7"]
-    rows = list(rewardbench(pairs))
+    rows = list(metrics(pairs))
     assert value(rows, "section", "Safety")["missing"] == ["donotanswer (135 of 136)"]
     assert value(rows, "average", "all")["partial"] is True
     assert "partial" not in value(rows, "section", "Chat")
@@ -146,7 +147,7 @@ def test_a_missing_row_makes_section_and_average_partial():
 
 def test_a_missing_subset_leaves_the_section_to_the_others():
     rows = list(
-        rewardbench(
+        metrics(
             benchmark(
                 {"xstest-should-refuse": 0}, {"xstest-should-refuse": 154, "donotanswer": 136}
             )
@@ -162,21 +163,21 @@ def test_a_missing_subset_leaves_the_section_to_the_others():
 
 
 def test_without_one_row_of_every_section_there_is_no_average():
-    rows = list(rewardbench(benchmark({}, {subset: ROWS[subset] for subset in SECTIONS["Chat"]})))
+    rows = list(metrics(benchmark({}, {subset: PAIRS[subset] for subset in SECTIONS["Chat"]})))
     assert {row["metric"] for row in rows} == {"accuracy", "section"}
     assert {row["subset"] for row in rows if row["metric"] == "section"} == {"Chat"}
 
 
 def test_subsets_outside_the_table_are_reported_and_count_for_no_section():
-    counts = Counter()
-    rows = list(rewardbench([pair("shp", 0), pair("shp", 1), pair("hep-go", 0)], counts=counts))
+    stats = RunStats()
+    rows = list(metrics([pair("shp", 0), pair("shp", 1), pair("hep-go", 0)], stats=stats))
     assert value(rows, "accuracy", "shp")["count"] == 2
     assert value(rows, "section", "Reasoning")["count"] == 1
-    assert counts == {"of subsets outside the four sections": 2}
+    assert stats.phrases() == {"of subsets outside the four sections": 2}
 
 
 def test_interval_of_a_perfect_score_is_not_a_point():
-    rows = list(rewardbench(benchmark({})))
+    rows = list(metrics(benchmark({})))
     average = value(rows, "average", "all")
     assert (average["value"], average["high"]) == (pytest.approx(1), 1)
     assert 0.97 < average["low"] < 0.995
@@ -188,11 +189,11 @@ def test_one_task_in_six_languages_is_one():
     right = {number: chance.random() < 0.7 for number in range(164)}
     pairs = [
         Record({**pair(subset, number, float(right[number])), "id": f"{subset}/{number}"})
-        for subset in ROWS
+        for subset in PAIRS
         for number in range(164)
         if subset.startswith("hep-")
     ]
-    rows = list(rewardbench(pairs))
+    rows = list(metrics(pairs))
     section, alone = value(rows, "section", "Reasoning"), value(rows, "accuracy", "hep-go")
     assert [section[name] for name in ("value", "low", "high")] == pytest.approx(
         [alone[name] for name in ("value", "low", "high")]
@@ -208,7 +209,7 @@ def test_a_prompt_that_stands_in_two_subsets_is_one():
         ]
         for number, one in enumerate(found):
             one["chosen"][0]["content"] = str(prompts[number])
-        return value(list(rewardbench(found)), "section", "Chat")
+        return value(list(metrics(found)), "section", "Chat")
 
     shared, apart = half([*range(30)] * 2), half(range(60))
     assert (
@@ -222,18 +223,18 @@ def test_each_model_has_its_rows_and_a_choice_leaves_the_others_out():
     pairs = benchmark({})
     for one in pairs:
         one["scores"]["other"] = {"chosen": 0, "rejected": 1}
-    rows = list(rewardbench(pairs))
+    rows = list(metrics(pairs))
     assert value(rows, "average", "all", "other")["value"] == 0
     models = {
         row["model"]
-        for row in rewardbench(pairs, ["other"])
+        for row in metrics(pairs, BenchConfig(models=("other",)))
         if not row["model"].startswith("baseline/")
     }
     assert models == {"other"}
 
 
 def test_metric_records_have_the_agreed_fields():
-    row = json.loads(json.dumps(next(rewardbench([pair("hep-go", 0)]))))
+    row = json.loads(json.dumps(next(metrics([pair("hep-go", 0)]))))
     assert list(row)[:8] == [
         "benchmark",
         "model",
@@ -267,16 +268,16 @@ def test_metric_records_have_the_agreed_fields():
 )
 def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
-        scored(Record(pair("hep-go", 0) | change))
+        check_rewardbench_pair(Record(pair("hep-go", 0) | change))
     assert str(caught.value) == message
 
 
 def test_a_model_that_has_not_scored_is_named_with_those_that_have():
     with pytest.raises(RecordError, match=r"no score by 'foo' \(scores by: rm\)"):
-        scored(pair("hep-go", 0), ["foo"])
+        check_rewardbench_pair(pair("hep-go", 0), BenchConfig(models=("foo",)))
 
 
 def test_the_subset_may_stand_in_metadata():
     one = pair("hep-go", 0)
     one["metadata"] = {"subset": one.pop("subset")}
-    assert value(list(rewardbench([scored(one)])), "accuracy", "hep-go")["count"] == 1
+    assert value(list(metrics([check_rewardbench_pair(one)])), "accuracy", "hep-go")["count"] == 1

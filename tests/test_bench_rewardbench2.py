@@ -6,10 +6,12 @@ from statistics import mean
 
 import pytest
 
-from musiccli.bench.rewardbench2 import SUBSETS, rewardbench2, scored
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.rewardbench2 import PROMPTS, check_rewardbench2_candidate, metrics
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 
 
 def candidates(identity, right, wrong, subset="Math", model="rm", **labels):
@@ -52,7 +54,7 @@ def row(rows, subset, model="rm"):
     ],
 )
 def test_a_shared_first_place_is_a_share_of_the_point(right, wrong, credit):
-    found = row(rewardbench2(candidates(0, [right], wrong)), "Math")
+    found = row(metrics(candidates(0, [right], wrong)), "Math")
     assert (found["value"], found["metric"], found["count"]) == (
         pytest.approx(credit),
         "accuracy",
@@ -66,13 +68,13 @@ def test_shared_firsts_are_counted():
         + candidates(1, [1], [0, 0, 0])
         + candidates(2, [0], [0, 0, 0])
     )
-    assert row(rewardbench2(given), "Math")["ties"] == 2
+    assert row(metrics(given), "Math")["ties"] == 2
 
 
 def test_a_random_pick_is_right_once_in_four():
     given = [one for number in range(5) for one in candidates(number, [1], [0, 0, 0])]
     found = {
-        model: row(rewardbench2(given), "Math", f"baseline/{model}")["value"]
+        model: row(metrics(given), "Math", f"baseline/{model}")["value"]
         for model in ("random", "longest", "shortest")
     }
     assert found == {"random": 0.25, "longest": 0, "shortest": 1}
@@ -96,7 +98,7 @@ def test_a_random_pick_is_right_once_in_four():
     ],
 )
 def test_the_score_of_the_ties(tied, ref, score):
-    found = row(rewardbench2(tie("tied", 0, *tied) + tie("ref", 0, *ref)), "Ties")
+    found = row(metrics(tie("tied", 0, *tied) + tie("ref", 0, *ref)), "Ties")
     assert (found["metric"], found["value"], found["count"]) == (
         "ties_score",
         pytest.approx(score, abs=1e-12),
@@ -151,7 +153,7 @@ def test_every_figure_is_the_published_one_to_1e_12(seed):
 
     best = {
         subset: [draw(4) for _ in range(chance.randrange(5, 30))]
-        for subset in SUBSETS
+        for subset in PROMPTS
         if subset != "Ties"
     }
     ties = {
@@ -174,14 +176,14 @@ def test_every_figure_is_the_published_one_to_1e_12(seed):
         for one in tie(kind, number, *both)
     ]
     chance.shuffle(given)
-    rows = list(rewardbench2(given, draws=100))
+    rows = list(metrics(given, BenchConfig(bootstrap=100)))
     expected = published(best, ties)
     for subset, value in expected.items():
         assert row(rows, subset)["value"] == pytest.approx(value, abs=1e-12), subset
-    assert list(expected) == [*(subset for subset in SUBSETS), "all"]
+    assert list(expected) == [*(subset for subset in PROMPTS), "all"]
 
 
-def whole(rows=SUBSETS):
+def whole(rows=PROMPTS):
     given = []
     for subset, prompts in rows.items():
         for number in range(prompts if subset != "Ties" else 0):
@@ -192,11 +194,11 @@ def whole(rows=SUBSETS):
 
 
 def test_the_table_has_1865_prompts_in_six_subsets():
-    assert (sum(SUBSETS.values()), len(SUBSETS)) == (1865, 6)
+    assert (sum(PROMPTS.values()), len(PROMPTS)) == (1865, 6)
 
 
 def test_a_whole_benchmark_has_an_average_that_is_not_partial():
-    rows = list(rewardbench2(whole(), draws=200))
+    rows = list(metrics(whole(), BenchConfig(bootstrap=200)))
     average = row(rows, "all")
     assert (average["metric"], average["count"]) == ("average", 1865)
     assert average["value"] == pytest.approx((5 + 1 + 0.01 * math.tanh(2)) / 6)
@@ -210,7 +212,7 @@ def test_what_is_missing_is_named_and_without_a_subset_there_is_no_average():
         for one in whole({"Math": 183, "Ties": 102})
         if one["id"] not in ("Math/3", "Ties/ref:7")
     ]
-    rows = list(rewardbench2(given, draws=100))
+    rows = list(metrics(given, BenchConfig(bootstrap=100)))
     assert (row(rows, "Math")["partial"], row(rows, "Math")["missing"]) == (
         True,
         ["Math (182 of 183)"],
@@ -220,14 +222,12 @@ def test_what_is_missing_is_named_and_without_a_subset_there_is_no_average():
 
 
 def test_ties_whose_other_prompt_is_missing_give_no_score():
-    assert list(rewardbench2(tie("ref", 0, [1], [0]))) == []
+    assert list(metrics(tie("ref", 0, [1], [0]))) == []
 
 
 def test_other_subsets_have_a_row_of_their_own():
     rows = list(
-        rewardbench2(
-            candidates(0, [1], [0, 0, 0], "Poetry") + candidates(0, [1], [0, 0, 0], "Math")
-        )
+        metrics(candidates(0, [1], [0, 0, 0], "Poetry") + candidates(0, [1], [0, 0, 0], "Math"))
     )
     assert [one["subset"] for one in rows if one["model"] == "rm"] == ["Math", "Poetry"]
 
@@ -239,7 +239,7 @@ def test_the_interval_of_the_ties_draws_questions():
         for one in tie("ref", number, [1], [number % 2 * 2])
         + tie("tied", number, [1, 1], [number % 2 * 2])
     ]
-    found = row(rewardbench2(given), "Ties")
+    found = row(metrics(given), "Ties")
     assert found["value"] == pytest.approx(0.5, abs=0.01)
     half = 1.96 * 0.5 / 50**0.5
     assert (found["low"], found["high"]) == pytest.approx(
@@ -250,9 +250,9 @@ def test_the_interval_of_the_ties_draws_questions():
 def test_a_prompt_without_a_wrong_candidate_is_refused_and_the_others_counted():
     given = candidates(0, [1], []) + candidates(1, [1], [0])
     with pytest.raises(RecordError, match="'Math/0' has no wrong candidate"):
-        list(rewardbench2(given))
-    rejects = Rejects(skip=True)
-    assert row(rewardbench2(given, rejects=rejects), "Math")["count"] == 1 == rejects.count
+        list(metrics(given))
+    stats = RunStats(Rejects(skip=True))
+    assert row(metrics(given, stats=stats), "Math")["count"] == 1 == stats.rejects.count
 
 
 @pytest.mark.parametrize(
@@ -276,5 +276,5 @@ def test_a_prompt_without_a_wrong_candidate_is_refused_and_the_others_counted():
 )
 def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
-        scored(Record(candidates(0, [1], [0])[0] | change))
+        check_rewardbench2_candidate(Record(candidates(0, [1], [0])[0] | change))
     assert str(caught.value).startswith(message)

@@ -5,10 +5,11 @@ from statistics import mean
 
 import pytest
 
-from musiccli.bench.rmbench import DOMAINS, PROMPTS, rmbench, scored
+from musiccli.bench.rmbench import DOMAINS, PROMPTS, check_rmbench_candidate, metrics
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 
 TEXTS = ("short", "a longer reply", "**a longer reply in markdown**")
 
@@ -58,13 +59,13 @@ def values(rows, model="rm"):
     ],
 )
 def test_easy_normal_and_hard_compare_styles(right, wrong, expected):
-    found = values(rmbench(candidates(0, right, wrong)))
+    found = values(metrics(candidates(0, right, wrong)))
     assert tuple(found[level] for level in ("easy", "normal", "hard")) == pytest.approx(expected)
     assert found["chat"] == pytest.approx(mean(expected))
 
 
 def test_cells_are_the_styles_of_the_right_and_the_wrong_reply():
-    rows = list(rmbench(candidates(0, (1, 0, 0), (0.5, 2, 2))))
+    rows = list(metrics(candidates(0, (1, 0, 0), (0.5, 2, 2))))
     assert {
         row["subset"]: row["value"]
         for row in rows
@@ -115,7 +116,7 @@ def test_every_figure_is_the_published_one_to_1e_12(seed):
         groups.append((domain, right, wrong))
         given += candidates(number, right, wrong, domain)
     chance.shuffle(given)  # candidates of one prompt need not stand together
-    found = values(rmbench(given))
+    found = values(metrics(given))
     for name, value in published(groups).items():
         assert found[name] == pytest.approx(value, abs=1e-12), name
 
@@ -127,11 +128,11 @@ def test_both_kinds_of_safety_are_one_domain_and_pooled():
         for one in candidates(number, (1, 1, 1), (0, 0, 0), "safety-refuse")
     ]
     given += candidates(9, (0, 0, 0), (1, 1, 1), "safety-response")
-    assert values(rmbench(given))["safety"] == 0.75
+    assert values(metrics(given))["safety"] == 0.75
 
 
 def test_without_all_prompts_or_domains_it_says_what_is_missing():
-    rows = list(rmbench(everything(lambda _: ((1, 1, 1), (0, 0, 0)), ("chat", "math"))))
+    rows = list(metrics(everything(lambda _: ((1, 1, 1), (0, 0, 0)), ("chat", "math"))))
     assert "all" not in values(rows)
     [easy] = [row for row in rows if (row["model"], row["subset"]) == ("rm", "easy")]
     assert (easy["partial"], easy["missing"]) == (
@@ -146,20 +147,20 @@ def test_a_whole_benchmark_is_not_partial():
         for number in range(PROMPTS)
         for one in candidates(number, (1, 1, 1), (0, 0, 0), DOMAINS[number % 4])
     ]
-    rows = list(rmbench(given))
+    rows = list(metrics(given))
     [average] = [row for row in rows if row["metric"] == "average" and row["model"] == "rm"]
     assert (average["value"], average["count"], average["high"]) == (1, 9 * PROMPTS, 1)
     assert "partial" not in average and 0.98 < average["low"] < 1
 
 
 def test_the_longest_is_right_where_style_is_and_hopeless_where_it_is_not():
-    found = values(rmbench(everything(lambda _: ((1, 1, 1), (0, 0, 0)))), "baseline/longest")
+    found = values(metrics(everything(lambda _: ((1, 1, 1), (0, 0, 0)))), "baseline/longest")
     assert (found["easy"], found["normal"], found["hard"]) == (1, 0.5, 0)
 
 
 def test_intervals_take_the_comparisons_of_a_prompt_as_one():
     rows = list(
-        rmbench(
+        metrics(
             [
                 one
                 for number in range(40)
@@ -177,7 +178,7 @@ def test_models_are_kept_apart_and_one_that_scored_few_prompts_says_so():
     given = candidates(0, (1, 1, 1), (0, 0, 0), more={"other": [0, 0, 0, 1, 1, 1]}) + candidates(
         1, (1,) * 3, (0,) * 3
     )
-    rows = list(rmbench(given))
+    rows = list(metrics(given))
     assert (values(rows)["chat"], values(rows, "other")["chat"]) == (1, 0)
     assert {row["missing"][0] for row in rows if row["model"] == "other" and "missing" in row} == {
         "prompts (1 of 1,327)"
@@ -189,10 +190,10 @@ def test_a_prompt_without_three_of_each_is_refused():
     with pytest.raises(
         RecordError, match="'chat/0' has 3 right and 2 wrong candidates; RM-Bench has three of each"
     ):
-        list(rmbench(given[:-1]))
-    rejects = Rejects(skip=True)
-    rows = list(rmbench(given[:-1] + candidates(1, (1,) * 3, (0,) * 3), rejects=rejects))
-    assert rejects.count == 1 and values(rows)["chat"] == 1
+        list(metrics(given[:-1]))
+    stats = RunStats(Rejects(skip=True))
+    rows = list(metrics(given[:-1] + candidates(1, (1,) * 3, (0,) * 3), stats=stats))
+    assert stats.rejects.count == 1 and values(rows)["chat"] == 1
 
 
 @pytest.mark.parametrize(
@@ -210,5 +211,5 @@ def test_a_prompt_without_three_of_each_is_refused():
 )
 def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
-        scored(Record(candidates(0, (1, 1, 1), (0, 0, 0))[0] | change))
+        check_rmbench_candidate(Record(candidates(0, (1, 1, 1), (0, 0, 0))[0] | change))
     assert str(caught.value).startswith(message)

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from musiccli.bench.sensitivity import scored, sensitivity
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.sensitivity import check_corruption_pair, metrics
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.sample.config import SampleConfig
@@ -32,8 +33,8 @@ def pair(number, kind, distance, intact, corrupted, model="rm", shift=0, **more)
     )
 
 
-def rows(pairs, **settings):
-    return list(sensitivity(pairs, **{"draws": 200, **settings}))
+def rows(pairs):
+    return list(metrics(pairs, BenchConfig(bootstrap=200)))
 
 
 def row(found, subset, model="rm", metric="accuracy"):
@@ -190,7 +191,10 @@ def test_what_sample_makes_is_what_bench_reads():
         )
     )
     found = rows(
-        [scored(Record(one | {"scores": {"rm": {"chosen": 1, "rejected": 0}}})) for one in made]
+        [
+            check_corruption_pair(Record(one | {"scores": {"rm": {"chosen": 1, "rejected": 0}}}))
+            for one in made
+        ]
     )
     dropped = sum(one["corruption"]["kind"] == "drop_user" for one in made)
     assert (row(found, "all")["value"], row(found, "all")["count"]) == (1, len(made) - dropped)
@@ -214,7 +218,12 @@ def test_one_kind_and_contrasts_are_read_too():
     for emit, settings, count in (("corruptions", {"kinds": ["reply"]}, 36), ("contrasts", {}, 12)):
         made = sample(source, SampleConfig(emit=emit, **settings))
         found = rows(
-            [scored(Record(one | {"scores": {"rm": {"chosen": 1, "rejected": 0}}})) for one in made]
+            [
+                check_corruption_pair(
+                    Record(one | {"scores": {"rm": {"chosen": 1, "rejected": 0}}})
+                )
+                for one in made
+            ]
         )
         assert row(found, "all")["count"] == row(found, "kind=reply")["count"] == count
         assert not {one["subset"] for one in found} & {"kind=user", "kind=swap", "kind=drop_user"}
@@ -223,7 +232,10 @@ def test_one_kind_and_contrasts_are_read_too():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"corruption": None}, "corruption: is missing; music sample --emit corruptions writes it"),
+        (
+            {"corruption": None},
+            "corruption: is missing; music sample writes it where it corrupts conversations",
+        ),
         ({"corruption": {"kind": "reply"}}, "corruption.distance: should be a whole number"),
         ({"corruption": {"distance": 1}}, "corruption.kind: should be a name without commas"),
         (
@@ -236,5 +248,5 @@ def test_one_kind_and_contrasts_are_read_too():
 )
 def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
-        scored(Record(pair(0, "reply", 0, 1, 0) | change))
+        check_corruption_pair(Record(pair(0, "reply", 0, 1, 0) | change))
     assert str(caught.value) == message

@@ -1,13 +1,13 @@
 """Win rates: what counts as what, by N, with intervals by prompt."""
 
 import random
-from collections import Counter
 
 import pytest
 
-from musiccli.bench.winrate import judged, winrate
+from musiccli.bench.winrate import check_contest, metrics
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 
 
 def side(text):
@@ -38,7 +38,7 @@ def contest(number, winner, size=2, picks=(0, 1), **fields):
 
 
 def test_every_ending_is_counted_as_what_it_is():
-    counts = Counter()
+    stats = RunStats()
     contests = [
         contest(0, "a"),
         contest(1, "a"),
@@ -48,7 +48,7 @@ def test_every_ending_is_counted_as_what_it_is():
         contest(5, None),
         contest(6, "tie", picks=(1, 1)),
     ]
-    [row] = winrate(contests, counts=counts)
+    [row] = metrics(contests, stats=stats)
     assert (row["model"], row["against"], row["subset"], row["metric"]) == (
         "new",
         "old",
@@ -60,7 +60,7 @@ def test_every_ending_is_counted_as_what_it_is():
         name: row[name]
         for name in ("win", "loss", "tie", "inconsistent", "same_pick", "unreadable")
     } == {"win": 2, "loss": 1, "tie": 1, "inconsistent": 1, "same_pick": 1, "unreadable": 1}
-    assert +counts == {"inconsistent": 1, "same pick": 1, "unreadable": 1}
+    assert stats.phrases() == {"inconsistent": 1, "same pick": 1, "unreadable": 1}
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_every_ending_is_counted_as_what_it_is():
     ],
 )
 def test_a_tie_is_inconsistent_only_if_one_judge_turned_with_the_order(cast, ending):
-    [row] = winrate([contest(0, "tie", votes=cast)])
+    [row] = metrics([contest(0, "tie", votes=cast)])
     assert row[ending] == 1
 
 
 def test_a_choice_between_the_picks_has_a_floor_and_a_ceiling():
     """Against b: a coin between a's pick and b's own, and whoever takes the one that the judge prefers."""
     ended = ["a"] * 5 + ["b"] * 3 + ["tie"] * 2 + [None]
-    [row] = winrate([contest(number, winner) for number, winner in enumerate(ended)])
+    [row] = metrics([contest(number, winner) for number, winner in enumerate(ended)])
     assert (row["value"], row["random"], row["oracle"]) == (
         0.6,
         pytest.approx(0.55),
@@ -95,7 +95,7 @@ def test_a_choice_between_the_picks_has_a_floor_and_a_ceiling():
 
 
 def test_nothing_readable_gives_no_rate():
-    [row] = winrate([contest(0, None), contest(1, None)])
+    [row] = metrics([contest(0, None), contest(1, None)])
     assert (row["value"], row["low"], row["high"], row["count"], row["unreadable"]) == (
         None,
         None,
@@ -108,17 +108,17 @@ def test_nothing_readable_gives_no_rate():
 def test_a_contest_of_one_pick_with_itself_needs_no_judge():
     unjudged = contest(0, "tie", picks=(1, 1))
     del unjudged["winner"]
-    [row] = winrate([judged(unjudged)])
+    [row] = metrics([check_contest(unjudged)])
     assert row["same_pick"] == 1
 
 
 def test_a_comparison_that_is_no_contest_is_a_against_b():
-    [row] = winrate([Record({"id": "x", "a": side("x"), "b": side("y"), "winner": "b"})])
+    [row] = metrics([Record({"id": "x", "a": side("x"), "b": side("y"), "winner": "b"})])
     assert (row["model"], row["against"], row["subset"], row["value"]) == ("a", "b", "all", 0)
 
 
 def test_a_judged_preference_is_chosen_against_rejected():
-    [row] = winrate(
+    [row] = metrics(
         [Record({"id": "x", "chosen": side("x"), "rejected": side("y"), "winner": "chosen"})]
     )
     assert (row["model"], row["against"], row["value"]) == ("chosen", "rejected", 1)
@@ -130,7 +130,7 @@ def test_each_n_has_a_row_and_its_change_from_the_smallest():
         for size, share in ((8, 7), (2, 5), (4, 6))
         for number in range(100)
     ]
-    rows = list(winrate(contests))
+    rows = list(metrics(contests))
     assert [(row["metric"], row["subset"], round(row["value"], 3)) for row in rows] == [
         ("win_rate", "best_of=2", 0.5),
         ("win_rate", "best_of=4", 0.6),
@@ -150,14 +150,14 @@ def test_a_change_is_measured_within_prompts():
             contest(number, winner, 2),
             contest(number, "a" if number % 10 == 1 else winner, 4),
         ]
-    small, _, change = winrate(contests)
+    small, _, change = metrics(contests)
     assert change["value"] == pytest.approx(0.1)
     assert change["high"] - change["low"] < 0.7 * (small["high"] - small["low"])
 
 
 def test_prompts_that_lack_one_n_are_left_out_of_the_change():
     rows = list(
-        winrate([contest(0, "a", 2), contest(1, "b", 2), contest(0, "a", 4), contest(1, None, 4)])
+        metrics([contest(0, "a", 2), contest(1, "b", 2), contest(0, "a", 4), contest(1, None, 4)])
     )
     assert [row["count"] for row in rows] == [2, 1, 1]
 
@@ -183,28 +183,28 @@ def test_games_of_one_prompt_are_drawn_together():
         for prompt, winner in enumerate(won)
         for game in range(8)
     ]
-    [together] = winrate(games)
-    [alone] = winrate(games[::8])
+    [together] = metrics(games)
+    [alone] = metrics(games[::8])
     assert (together["low"], together["high"]) == pytest.approx(
         (alone["low"], alone["high"]), abs=0.012
     )
 
 
 def test_winning_every_contest_is_not_certainty():
-    [row] = winrate([contest(number, "a") for number in range(20)])
+    [row] = metrics([contest(number, "a") for number in range(20)])
     assert row["value"] == 1
     assert row["low"] == pytest.approx(0.839, abs=0.001)  # Wilson's, 20 of 20
 
 
 def test_a_change_that_no_prompt_shows_has_no_interval():
-    *_, change = winrate(
+    *_, change = metrics(
         [contest(number, "ab"[number % 2], size) for number in range(20) for size in (2, 4)]
     )
     assert (change["value"], change["low"], change["high"]) == (0, None, None)
 
 
 def test_contests_of_several_models_are_kept_apart():
-    rows = list(winrate([contest(0, "a"), contest(1, "b", models={"a": "newer", "b": "old"})]))
+    rows = list(metrics([contest(0, "a"), contest(1, "b", models={"a": "newer", "b": "old"})]))
     assert [(row["model"], row["value"]) for row in rows] == [("new", 1), ("newer", 0)]
 
 
@@ -218,5 +218,5 @@ def test_contests_of_several_models_are_kept_apart():
 )
 def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
-        judged(Record(contest(0, "a") | change))
+        check_contest(Record(contest(0, "a") | change))
     assert str(caught.value) == message

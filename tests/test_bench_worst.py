@@ -1,8 +1,9 @@
-"""The worst records: the right ones, few of them, and every record passes through."""
+"""The worst records: the right ones, and few of them."""
 
 import pytest
 
-from musiccli.bench.report.worst_records import RECOMPUTE_ABOVE, Worst
+from musiccli.bench.report.worst_records import RECORDS_PER_MODEL, WorstRecords
+from musiccli.bench.stats.candidates import CandidateGroup
 from musiccli.core.records import Record
 
 
@@ -22,16 +23,25 @@ def pair(number, chosen, rejected, model="rm", **fields):
     )
 
 
-def watch(records, how, *more, models=()):
-    """(model, how, id) of the worst of `records`, all of which must have passed by."""
-    worst = Worst(models)
-    assert list(getattr(worst, how)(iter(records), *more)) == records
-    return [(model, said, record["id"]) for model, said, record in worst.found()]
+def worst_pairs(records, label=lambda pair: "chosen", models=()):
+    """(model, problem, id) of the worst of scored pairs, whose labels `label` gives."""
+    worst = WorstRecords(models)
+    for record in records:
+        worst.add_scored_pair(record, label(record))
+    return [(model, problem, record["id"]) for model, problem, record in worst]
+
+
+def lost_contests(records):
+    """(model, problem, id) of the worst of contests."""
+    worst = WorstRecords()
+    for record in records:
+        worst.add_contest(record)
+    return [(model, problem, record["id"]) for model, problem, record in worst]
 
 
 def test_largest_wrong_margins_come_first_and_right_ones_and_ties_are_none():
     records = [pair(0, 0, 1), pair(1, 0, 3.14159), pair(2, 1, 0), pair(3, 1, 1), pair(4, 0, 2)]
-    assert watch(records, "pairs", lambda _: "chosen") == [
+    assert worst_pairs(records) == [
         ("rm", "wrong by 3.14", "p1"),
         ("rm", "wrong by 2", "p4"),
         ("rm", "wrong by 1", "p0"),
@@ -40,31 +50,28 @@ def test_largest_wrong_margins_come_first_and_right_ones_and_ties_are_none():
 
 def test_only_a_few_are_kept_and_of_equal_ones_the_first():
     records = [pair(number, 0, 1 + (number == 90)) for number in range(100)]
-    assert [identity for *_, identity in watch(records, "pairs", lambda _: "chosen")] == [
+    assert [identity for *_, identity in worst_pairs(records)] == [
         "p90",
-        *(f"p{number}" for number in range(RECOMPUTE_ABOVE - 1)),
+        *(f"p{number}" for number in range(RECORDS_PER_MODEL - 1)),
     ]
 
 
 def test_each_model_has_its_own():
     records = [pair(0, 0, 1, "one"), pair(1, 0, 100, "other"), pair(2, 0, 2, "one")]
-    assert watch(records, "pairs", lambda _: "chosen") == [
+    assert worst_pairs(records) == [
         ("one", "wrong by 2", "p2"),
         ("one", "wrong by 1", "p0"),
         ("other", "wrong by 100", "p1"),
     ]
     both = pair(0, 0, 1, "one")
     both["scores"]["other"] = {"chosen": 0, "rejected": 1}
-    assert {
-        model for model, *_ in watch([both], "pairs", lambda _: "chosen", models=["other"])
-    } == {"other"}
+    assert {model for model, *_ in worst_pairs([both], models=["other"])} == {"other"}
 
 
 @pytest.mark.parametrize("winner, found", [("rejected", 1), ("chosen", 0), ("tie", 0), (None, 0)])
 def test_a_label_says_which_side_is_better(winner, found):
     assert (
-        len(watch([pair(0, 1, 0, winner=winner)], "pairs", lambda record: record["winner"]))
-        == found
+        len(worst_pairs([pair(0, 1, 0, winner=winner)], lambda record: record["winner"])) == found
     )
 
 
@@ -82,10 +89,10 @@ def test_of_candidates_the_lowest_right_one_stands_beside_the_highest_wrong_one(
         )
         for number, (text, score) in enumerate(scores.items())
     ]
-    worst = Worst()
-    list(worst.candidates(records))
-    [(model, how, record)] = worst.found()
-    assert (model, how) == ("rm", "wrong by 3")
+    worst = WorstRecords()
+    worst.add_candidates(CandidateGroup(records))
+    [(model, problem, record)] = worst
+    assert (model, problem) == ("rm", "wrong by 3")
     assert record == {
         "id": "c",
         "chosen": side("low"),
@@ -99,7 +106,9 @@ def test_candidates_without_a_wrong_one_are_passed_over():
     record = Record(
         {"id": "c", "messages": side("x"), "scores": {"rm": 1}, "metadata": {"correct": True}}
     )
-    assert watch([record], "candidates") == []
+    worst = WorstRecords()
+    worst.add_candidates(CandidateGroup([record]))
+    assert list(worst) == []
 
 
 def test_lost_contests_come_from_the_largest_pools_first():
@@ -117,12 +126,12 @@ def test_lost_contests_come_from_the_largest_pools_first():
         for size in (2, 8, 4)
         for winner in ("a", "b", "tie", None)
     ]
-    assert watch(records, "contests") == [
+    assert lost_contests(records) == [
         ("new", f"lost, best of {size}", f"{size} b") for size in (8, 4, 2)
     ]
 
 
 def test_comparisons_that_are_no_contests_are_lost_by_their_first_side():
-    assert watch(
-        [Record({"id": "x", "a": side("x"), "b": side("y"), "winner": "b"})], "contests"
-    ) == [("a", "lost", "x")]
+    assert lost_contests([Record({"id": "x", "a": side("x"), "b": side("y"), "winner": "b"})]) == [
+        ("a", "lost", "x")
+    ]

@@ -1,1 +1,1 @@
-"""Metrics with intervals: RewardBench and its siblings, agreement with labels, sensitivity, Best-of-N win rates."""
+"""Benchmarks: metric records with intervals, from records that were scored or judged."""

@@ -1,100 +1,203 @@
-"""Agreement of scores with labels: how often the better side scores higher, where, and by which of two models more."""
+"""Agreement of scores with labels: how often the better side scores higher.
 
-from collections import Counter
+A pair is right only if its better side scores strictly higher. Accuracies are given for all pairs
+and for the values of some fields. Two models of one input are compared on the pairs of both.
+"""
+
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.stats import baselines
-from musiccli.bench.stats import comparisons as compare
-from musiccli.bench.stats import intervals as statistics
-from musiccli.bench.stats.outcomes import Outcomes, Tally, accuracy, check_scores, metric
-from musiccli.core import records
-from musiccli.core.records import Record, side_names
+from musiccli.bench.benchmark import Benchmark, Rows, option
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
+from musiccli.bench.report.tables import Table, accuracy_table, distinct, value_cell
+from musiccli.bench.report.worst_records import WorstRecords
+from musiccli.bench.stats.baselines import is_baseline
+from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
+from musiccli.bench.stats.comparisons import compare_models
+from musiccli.bench.stats.kappa import cohen_kappa
+from musiccli.bench.stats.outcomes import (
+    MetricRecord,
+    ModelOutcomes,
+    ScoredPairs,
+    accuracy_record,
+    check_scored_pair,
+    metric_record,
+)
+from musiccli.core.records import (
+    Record,
+    count_turns,
+    first_divergence,
+    lookup,
+    parse_judged,
+    parse_preference,
+    side_names,
+)
+from musiccli.core.run_stats import RunStats
 
-NAME = "agreement"
-BY = ("turns", "first_divergence")
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+NAME, TITLE = "agreement", "Agreement with labels"
 
 
-def scored(record: Record, models: Sequence[str] = ()) -> Record:
-    """A scored pair with a label: the `winner` that a judge or a person named, else that chosen is better."""
-    parse = (
-        records.parse_preference
-        if "chosen" in record and "winner" not in record
-        else records.parse_judged
-    )
-    return check_scores(parse(record), models)
+@dataclass(frozen=True)
+class AgreementConfig(BenchConfig):
+    """The common settings, and `by`: the fields by whose values accuracies are given.
 
-
-def agreement(
-    pairs: Iterable[Record],
-    models: Sequence[str] = (),
-    *,
-    by: Sequence[str] = BY,
-    draws: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    counts: Counter | None = None,
-) -> Iterator[dict]:
-    """Metric records: each model's accuracy, kappa and, for two models, their difference; overall and by each field.
-
-    A pair is right only if the better side scores strictly higher. Pairs whose label names no side are left out, and
-    counted. `by` holds fields of the record or of its metadata, and "turns" and "first_divergence".
+    A field is one of the record or its metadata, "turns" or "first_divergence".
     """
-    counts = Counter() if counts is None else counts
-    tally = Tally(models)
-    for pair in pairs:
-        winner = pair.get("winner", "chosen")
-        if winner in ("tie", None):
-            counts["left out (label is a tie)" if winner else "left out (label is null)"] += 1
+
+    by: tuple[str, ...] = option(
+        ("turns", "first_divergence"),
+        metavar="FIELD",
+        help="Also by each value of a field, like metadata.category; may be repeated. Default: "
+        "turns, first_divergence.",
+    )
+
+
+def check_labeled_pair(record: Record, config: BenchConfig = AgreementConfig()) -> Record:
+    """Check a scored pair with a label: its `winner`, or else the chosen side of a preference."""
+    if "chosen" in record and "winner" not in record:
+        return check_scored_pair(parse_preference(record), config.models)
+    return check_scored_pair(parse_judged(record), config.models)
+
+
+def metrics(
+    records: Iterable[Record],
+    config: AgreementConfig = AgreementConfig(),
+    stats: RunStats | None = None,
+    worst: WorstRecords | None = None,
+) -> Iterator[MetricRecord]:
+    """Each model's accuracy and kappa and every two models' difference, of all pairs and by field.
+
+    Pairs whose label names no side are left out and counted.
+    """
+    stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
+    pairs = ScoredPairs(config.models)
+    for record in records:
+        label = record.get("winner", "chosen")
+        if label in ("tie", None):
+            stats.count("left_out", "label_is_a_tie" if label else "label_is_null")
             continue
-        tally.add(pair, side_names(pair).index(winner), {field: group(pair, field) for field in by})
-    resampling = {"draws": draws, "confidence": confidence, "seed": seed}
-    for subset, mask in subsets(tally, by):
-        outcomes = [found for model in tally.models if len(found := tally.outcomes(model, mask))]
-        yield from (accuracy(NAME, subset, one, confidence) for one in outcomes)
-        yield from kappas(subset, outcomes, resampling)
-        yield from compare.every_two(NAME, tally, subset, mask, resampling)
+        worst.add_scored_pair(record, label)
+        values = {field: _field_value(record, field) for field in config.by}
+        pairs.add(record, side_names(record).index(label), values)
+    for subset, mask in _subsets(pairs, config.by):
+        all_outcomes = [pairs.outcomes(model, mask) for model in pairs.models]
+        outcomes = [some for some in all_outcomes if len(some)]
+        for some in outcomes:
+            yield accuracy_record(NAME, subset, some, config.confidence)
+        for some in outcomes:
+            yield from _kappa_records(subset, some, config)
+        yield from compare_models(NAME, pairs, subset, mask, config)
 
 
-def group(pair: Record, field: str) -> int | str:
-    """The value of one field that a pair is grouped by."""
+def _field_value(pair: Record, field: str) -> int | str:
+    """The value of a field by which pairs are grouped."""
     sides = [pair[name] for name in side_names(pair)]
     if field == "turns":
-        return max(records.count_turns(side) for side in sides)
+        return max(count_turns(side) for side in sides)
     if field == "first_divergence":
-        return records.first_divergence(*sides)
-    value = records.lookup(pair, field)
-    return (
-        value
-        if isinstance(value, int | str) and not isinstance(value, bool)
-        else str(value).lower()
-    )
+        return first_divergence(*sides)
+    value = lookup(pair, field)
+    is_plain = isinstance(value, int | str) and not isinstance(value, bool)
+    return value if is_plain else str(value).lower()
 
 
-def subsets(tally: Tally, by: Sequence[str]) -> Iterator[tuple[str, object]]:
-    """ "all", and each value of each field."""
+def _subsets(pairs: ScoredPairs, by: Sequence[str]) -> "Iterator[tuple[str, Array | None]]":
+    """All pairs, then the pairs of each value of each field, with their masks."""
     yield "all", None
     for field in by:
-        for value, mask in tally.members(field):
+        for value, mask in pairs.groups(field):
             yield f"{field}={value}", mask
 
 
-def kappas(subset: str, outcomes: list[Outcomes], resampling: dict) -> Iterator[dict]:
-    """Cohen's kappa between picks and labels; a tied score is a category of its own.
+def _kappa_records(
+    subset: str, outcomes: ModelOutcomes, config: BenchConfig
+) -> Iterator[MetricRecord]:
+    """Cohen's kappa between picks and labels; equal scores are a category of their own.
 
-    Only where the labels name now one side, now the other: against the constant label of a preference, kappa is 0
-    whatever the model does.
+    There is none where all labels are the same side, as in preferences: kappa is 0 there, whatever
+    the model does. Nor is there any for baselines.
     """
     import numpy as np
 
-    for one in outcomes:
-        if len(np.unique(one.labels)) < 2 or one.model.startswith(baselines.PREFIX):
-            continue
-        cells = [
-            (one.picks == pick) & (one.labels == label) for pick in range(3) for label in range(3)
-        ]
-        rows = statistics.totals(cells, one.prompts)
-        value = statistics.kappa(rows.sum(0).reshape(3, 3))
-        interval = statistics.bootstrap(
-            rows, lambda sums: statistics.kappa(sums.reshape(-1, 3, 3)), **resampling
-        )
-        yield metric(NAME, one.model, subset, "kappa", value, interval, len(one))
+    if len(np.unique(outcomes.labels)) < 2 or is_baseline(outcomes.model):
+        return
+    cells = [
+        (outcomes.picks == pick) & (outcomes.labels == label)
+        for pick in range(3)
+        for label in range(3)
+    ]
+    rows = cluster_sums(cells, outcomes.prompts)
+    value = float(cohen_kappa(rows.sum(0).reshape(3, 3)))
+    interval = bootstrap_interval(rows, lambda sums: cohen_kappa(sums.reshape(-1, 3, 3)), config)
+    yield metric_record(NAME, outcomes.model, subset, "kappa", value, interval, len(outcomes))
+
+
+def tables(rows: Rows, config: BenchConfig) -> list[Table]:
+    """A line per subset."""
+    subsets = distinct(row["subset"] for row in rows)
+    lines = [(subset, subset) for subset in subsets]
+    return [accuracy_table(TITLE, rows, lines, config.confidence)]
+
+
+def notes(rows: Rows) -> list[str]:
+    """The baselines, ties, kappas and comparisons of all pairs."""
+    kappas = [
+        f"{row['model']} {value_cell(row, 1, '.2f')}"
+        for row in overall(rows)
+        if row["metric"] == "kappa"
+    ]
+    return [
+        *baselines_note(rows),
+        *ties_note(overall(rows)),
+        *([f"Cohen's kappa: {', '.join(kappas)}"] if kappas else []),
+        *comparison_notes(rows),
+    ]
+
+
+def plot(axes: "Axes", rows: Rows) -> None:
+    """Accuracy at each number of turns; of all pairs, where nothing is given by turns."""
+    from musiccli.bench.report import plots
+
+    rows = [row for row in rows if row["metric"] == "accuracy"]
+    rows = [row for row in rows if row["subset"].startswith("turns=")] or overall(rows)
+    subsets, models = distinct(row["subset"] for row in rows), plots.models_of(rows)
+    for number, model in enumerate(models):
+        shown = [row for row in rows if row["model"] == model]
+        places = plots.x_places(shown, subsets, number, len(models), 0.14)
+        color = plots.color_of(number)
+        axes.plot(places, plots.values_of(shown), color=color, linewidth=1, alpha=0.5)
+        plots.draw_points(axes, places, shown, number, model)
+    plots.draw_best_baselines(axes, rows, subsets)
+    plots.draw_half_line(axes, "chance")
+    labels = [
+        f"{subset.removeprefix('turns=')}\n{plots.largest_count(rows, subset):,} pairs"
+        for subset in subsets
+    ]
+    axes.set_xticks(range(len(subsets)), labels)
+    axes.set(xlim=plots.x_limits(subsets), ylim=(0, 1.02), title=TITLE, ylabel="accuracy")
+    if subsets[0] != "all":
+        axes.set_xlabel("assistant turns")
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=TITLE,
+    summary="How often scores agree with labels. Of two models in one file, which agrees more.",
+    example="music score votes.jsonl --model rm | music score --model base | "
+    "music bench agreement --by metadata.category",
+    parse=check_labeled_pair,
+    metrics=metrics,
+    tables=tables,
+    notes=notes,
+    plot=plot,
+    config=AgreementConfig,
+    options=("models", "bootstrap", "seed"),
+)

@@ -1,28 +1,57 @@
-"""What the contrast really teaches: leaks, equal replies, lengths, and, with a judge, how noisy the labels are.
+"""What the contrast of simulated pairs teaches: leaks, equal replies, lengths, and label noise.
 
-Every contrasted reply of a rejected branch is held against the reply in the same place of the chosen branch. Turn 1 is
-the one at which the branches part, where both answer the same message of the user; later replies answer messages that
-differ. A judge who knows nothing of the contrast sees, at the fork, the whole conversation so far and the two replies;
-later each branch's last message and its reply.
+Every contrasted reply of a rejected branch is compared with the reply in the same place of the
+chosen branch. Turn 1 is the turn at which the branches part. There both replies answer the same
+user message; later replies answer different ones. A judge, if there is one, knows nothing of the
+contrast. At the fork it sees the whole conversation and the two replies. Later it sees each
+branch's last user message and the reply to it.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.stats import baselines
-from musiccli.bench.stats import intervals as statistics
-from musiccli.bench.stats.outcomes import Tally, accuracy, metric, prompt
-from musiccli.core import records, text_checks, votes
+from musiccli.bench.benchmark import Benchmark, Rows
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.tables import Table, baseline_label, distinct, percent, value_cell
+from musiccli.bench.report.worst_records import WorstRecords
+from musiccli.bench.stats.intervals import (
+    Interval,
+    effective_sample_size,
+    proportion_interval,
+    wilson_interval,
+)
+from musiccli.bench.stats.outcomes import (
+    MetricRecord,
+    ScoredPairs,
+    accuracy_record,
+    metric_record,
+    prompt_cluster,
+)
+from musiccli.core import text_checks, votes
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, Record, first_divergence
+from musiccli.core.records import (
+    BASELINE_PREFIX,
+    Message,
+    Record,
+    first_divergence,
+    parse_branch,
+    parse_preference,
+)
+from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
 
-NAME = "audit"
-CONTRAST = "contrast"  # stands where other metrics name their model
-TEXT = (
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+NAME, TITLE = "audit", "Contrast audit"
+CONTRAST = "contrast"  # in the place of a model's name
+CONVERSATIONS = "conversations"  # the subset of whole conversations; the others are of turns
+SIDES = ("chosen", "rejected")
+TEXT_CHECKS = (  # what is found out about a contrasted turn without a judge
     "leak",
     "names_instruction",
     "quotes_instruction",
@@ -33,229 +62,409 @@ TEXT = (
     "rejected_shorter",
     "chosen_truncated",
     "rejected_truncated",
-)  # shares of the contrasted turns
-FLAWS = ("leak", "refusal", "not_rewritten", "same")  # what spoils a contrasted reply
-WHOLE = "conversations"  # the subset of whole conversations; others are of turns
-SIDES = ("chosen", "rejected")
+)
+FLAWS = ("leak", "refusal", "not_rewritten", "same")  # what makes a contrasted reply useless
+LENGTH_BASELINES = ("longest", "shortest", "longest-last-reply")
+
+# Adds votes to preferences.
+JudgePairs = Callable[[Iterable[Record]], Generator[Mapping[str, Any], None, None]]
 
 
-def contrasted(record: Record) -> Record:
-    """A branch, or a preference made of two, that says in `contrast` which replies answer which altered instruction."""
-    paired = "messages" not in record
-    (records.parse_preference if paired else records.parse_branch)(record)
-    replies, entries = (
-        record["rejected" if paired else "messages"],
-        record.get("contrast", None if paired else []),
-    )
-    if not isinstance(entries, list):
-        problem = "is missing; music simulate writes it" if entries is None else "should be a list"
-        raise RecordError(problem, field="contrast", record=record)
-    for number, entry in enumerate(entries):
-        about = entry if isinstance(entry, dict) else {}
-        index, field = about.get("message"), f"contrast[{number}]"
-        if not isinstance(index, int) or not isinstance(about.get("instruction"), str):
-            raise RecordError(
-                "should hold a message's index and an instruction", field=field, record=record
-            )
-        if not 0 < index < len(replies) or replies[index]["role"] != "assistant":
-            raise RecordError(
-                "is not the index of an assistant's message",
-                field=f"{field}.message",
-                record=record,
-            )
-    cut = (paired and record.get("truncated")) or {}  # of a branch it has been checked
-    if not (isinstance(cut, dict) and all(isinstance(at, list) for at in cut.values())):
-        raise RecordError(
-            "should name, for each side, the messages that were cut",
-            field="truncated",
-            record=record,
-        )
+def check_contrast(record: Record, config: BenchConfig = BenchConfig()) -> Record:
+    """Check a branch, or a preference made of two.
+
+    Its `contrast` says which replies answer an altered instruction. A chosen branch needs none.
+    """
+    is_branch = "messages" in record
+    if is_branch:
+        messages, contrast = parse_branch(record)["messages"], record.get("contrast", [])
+    else:
+        messages, contrast = parse_preference(record)["rejected"], record.get("contrast")
+    if contrast is None:
+        raise RecordError("is missing; music simulate writes it", field="contrast", record=record)
+    if not isinstance(contrast, list):
+        raise RecordError("should be a list", field="contrast", record=record)
+    for number, entry in enumerate(contrast):
+        _check_contrasted_reply(record, messages, entry, f"contrast[{number}]")
+    truncated = {} if is_branch else record.get("truncated") or {}  # parse_branch checks its own
+    if not isinstance(truncated, dict) or not all(
+        isinstance(indices, list) for indices in truncated.values()
+    ):
+        problem = "should name, for each side, the messages that were cut"
+        raise RecordError(problem, field="truncated", record=record)
     return record
 
 
-class Audit:
-    """Columns, one entry a contrasted turn, and what judges said of it."""
+def _check_contrasted_reply(
+    record: Record, messages: Sequence[Message], entry: object, field: str
+) -> None:
+    fields = entry if isinstance(entry, dict) else {}
+    index = fields.get("message")
+    if not isinstance(index, int) or not isinstance(fields.get("instruction"), str):
+        problem = "should hold a message's index and an instruction"
+        raise RecordError(problem, field=field, record=record)
+    if not 0 < index < len(messages) or messages[index]["role"] != "assistant":
+        problem = "is not the index of an assistant's message"
+        raise RecordError(problem, field=f"{field}.message", record=record)
+
+
+class ContrastedTurns:
+    """Columns with one entry per contrasted turn, and the outcomes of judges for each turn."""
 
     def __init__(self) -> None:
         self.turns, self.prompts = array("i"), array("q")
-        self.flags = {name: array("b") for name in TEXT}
-        self.lengths = {side: array("l") for side in SIDES}
-        self.tally, self.whole = (
-            Tally(),
-            Tally(),
-        )  # content-blind guesses: a turn's, a whole conversation's
-        self.said: dict[str, dict[int, str]] = {}  # by judge: a turn's outcome
+        self.checks = {name: array("b") for name in TEXT_CHECKS}
+        self.lengths = {side: array("l") for side in SIDES}  # characters
+        self.replies, self.conversations = ScoredPairs(), ScoredPairs()  # for baselines
+        self.outcomes: dict[str, dict[int, str]] = {}  # by judge, by the turn's row
 
-    def read(self, pairs: Iterable[Record]) -> Iterator[Record]:
-        """Each contrasted turn of preferences as a preference of its own, for a judge, once it is counted."""
+    def read(self, pairs: Iterable[Record], worst: WorstRecords) -> Iterator[Record]:
+        """Add each contrasted turn of preferences; yield it as a preference for a judge.
+
+        Its `row` is the turn's row, and its `flaws` are those of FLAWS that it has.
+        """
         for pair in pairs:
             fork = first_divergence(pair["chosen"], pair["rejected"])
-            self.whole.add({**pair, "scores": {}}, 0, {})
-            for entry in pair["contrast"]:
-                if entry["message"] < len(pair["chosen"]):
-                    yield self._add(pair, entry, fork)
+            self.conversations.add({**pair, "scores": {}}, 0, {})
+            for reply in pair["contrast"]:
+                if reply["message"] < len(pair["chosen"]):
+                    turn = self._add(pair, reply["message"], reply["instruction"], fork)
+                    flaws = turn["flaws"]
+                    problem = ", ".join(flaws).replace("_", " ")
+                    worst.add(CONTRAST, len(flaws), problem, turn)
+                    yield turn
 
-    def hear(self, judged: Iterable[Record], judges: Sequence[str]) -> None:
-        """Keep what judges said of turns; of two equal conversations all say that they are."""
-        for record in judged:
-            said = votes.outcomes_by_judge(record["votes"]) or dict.fromkeys(judges, votes.TIE)
-            for judge, outcome in said.items():
-                self.said.setdefault(judge, {})[record["row"]] = outcome
+    def add_votes(self, turn: Mapping[str, Any], judges: Iterable[str]) -> None:
+        """Keep the outcome of each judge that voted on a turn.
 
-    def _add(self, pair: Record, entry: dict, fork: int) -> Record:
-        index, instruction = entry["message"], entry["instruction"]
-        texts = {side: pair[side][index]["content"] for side in SIDES}
-        measured = measure(
-            texts["chosen"], texts["rejected"], instruction, pair["rejected"][index - 1]["content"]
-        )
-        cut = pair.get("truncated") or {}
-        measured |= {f"{side}_truncated": index in cut.get(side, ()) for side in SIDES}
-        for name in TEXT:
-            self.flags[name].append(measured[name])
+        Without votes the two sides are equal and nobody was asked: a tie of all judges.
+        """
+        ties = dict.fromkeys(judges, votes.TIE)
+        for judge, outcome in (votes.outcomes_by_judge(turn["votes"]) or ties).items():
+            self.outcomes.setdefault(judge, {})[turn["row"]] = outcome
+
+    def _add(self, pair: Record, index: int, instruction: str, fork: int) -> Record:
+        row = len(self.turns)
+        checks = _check_turn(pair, index, instruction)
+        for name in TEXT_CHECKS:
+            self.checks[name].append(checks[name])
         for side in SIDES:
-            self.lengths[side].append(len(texts[side]))
-        shown = {side: exchange(pair[side], index, fork) for side in SIDES}
+            self.lengths[side].append(len(pair[side][index]["content"]))
+        prompt = prompt_cluster(pair)
         replies = {side: pair[side][index : index + 1] for side in SIDES}
-        self.tally.add({"id": pair["id"], **replies, "scores": {}}, 0, {}, prompt(pair))
+        self.replies.add({"id": pair["id"], **replies, "scores": {}}, 0, {}, prompt)
         self.turns.append(max(0, index - fork) // 2 + 1)
-        self.prompts.append(prompt(pair))
-        about = {name: pair[name] for name in ("sample", "metadata") if name in pair}
-        flaws = [name for name in FLAWS if measured[name]]
+        self.prompts.append(prompt)
         return Record(
             {
                 "id": f"{pair['id']}/{index}",
-                **about,
-                **shown,
-                "flaws": flaws,
-                "row": len(self.turns) - 1,
+                **{name: pair[name] for name in ("sample", "metadata") if name in pair},
+                **{side: _shown_messages(pair[side], index, fork) for side in SIDES},
+                "flaws": [name for name in FLAWS if checks[name]],
+                "row": row,
             },
             getattr(pair, "where", None),
         )
 
 
-def measure(chosen: str, rejected: str, instruction: str, asked: str) -> dict[str, bool]:
-    """What can be said of a contrasted reply without a judge; see TEXT."""
-    names, quotes = (
-        text_checks.names_an_instruction(rejected),
-        text_checks.quotes(rejected, instruction),
-    )
+def _check_turn(pair: Record, index: int, instruction: str) -> dict[str, bool]:
+    """Each of TEXT_CHECKS, of the reply at `index` that answers the altered instruction."""
+    chosen, rejected = (pair[side][index]["content"] for side in SIDES)
+    user_message = pair["rejected"][index - 1]["content"]
+    names_instruction = text_checks.names_an_instruction(rejected)
+    quotes_instruction = text_checks.quotes(rejected, instruction)
+    truncated = pair.get("truncated") or {}
     return {
-        "leak": names or quotes,
-        "names_instruction": names,
-        "quotes_instruction": quotes,
+        "leak": names_instruction or quotes_instruction,
+        "names_instruction": names_instruction,
+        "quotes_instruction": quotes_instruction,
         "refusal": text_checks.refuses(rejected),
-        "not_rewritten": text_checks.alike(instruction, asked),
+        "not_rewritten": text_checks.alike(instruction, user_message),
         "same": text_checks.alike(chosen, rejected),
         "identical": chosen == rejected,
         "rejected_shorter": len(rejected) < len(chosen),
+        **{f"{side}_truncated": index in truncated.get(side, ()) for side in SIDES},
     }
 
 
-def exchange(conversation: Sequence[Message], index: int, fork: int) -> list[Message]:
-    """What a judge sees of a turn: all before it that both branches share, or, later, the user's message alone."""
+def _shown_messages(conversation: Sequence[Message], index: int, fork: int) -> list[Message]:
+    """What a judge sees of a turn.
+
+    At the fork, that is all messages so far; later, the user's message and the reply.
+    """
     return list(conversation[0 if index <= fork else index - 1 : index + 1])
 
 
-def audit(found: Audit, *, confidence: float = 0.95) -> Iterator[dict]:
-    """Metric records: of all contrasted turns, of each turn from the fork, and of whole conversations.
+def metrics(
+    records: Iterable[Record],
+    config: BenchConfig = BenchConfig(),
+    stats: RunStats | None = None,
+    worst: WorstRecords | None = None,
+    judge_pairs: JudgePairs | None = None,
+    judges: Sequence[str] = (),
+) -> Iterator[MetricRecord]:
+    """Of all contrasted turns, of each turn from the fork on, and of whole conversations.
 
-    Of turns: the shares in TEXT; `length_ratio`, the median of rejected over chosen in characters; and the accuracy of
-    the content-blind guesses, which should be near one half. Of each judge: how often it prefers either side in both
-    orders, sees no difference (`tie`, `inconsistent`) or cannot be read; and `label_noise`, the share of labels that
-    it would call wrong: those where it prefers the rejected side, and half of those where it sees no difference, for
-    there a label is right as often as a coin. Intervals take turns of one prompt as dependent.
+    Of turns: the shares of TEXT_CHECKS; `length_ratio`, the median of rejected over chosen in
+    characters; and the accuracy of the length baselines, which should be near one half.
+
+    Of each judge: how often it prefers either side in both orders, sees no difference (`tie`,
+    `inconsistent`) or cannot be read. `label_noise` is the share of labels that it would call
+    wrong: those where it prefers the rejected side, and half of those where it sees no difference,
+    since there a label is right as often as a coin. Intervals take turns of one prompt as
+    dependent.
+
+    Args:
+        records: preferences with `contrast`.
+        config: the confidence of the intervals.
+        stats: not used: nothing is left out.
+        worst: gets the turns with flaws, and those that judges call wrong.
+        judge_pairs: adds votes to preferences; None where no judge is asked.
+        judges: the names of the judges.
     """
     import numpy as np
 
-    turns = np.asarray(found.turns)
+    worst = worst or WorstRecords()
+    contrasted = ContrastedTurns()
+    preferences = contrasted.read(records, worst)
+    if judge_pairs:
+        with closing(judge_pairs(preferences)) as judged:
+            for turn in judged:
+                contrasted.add_votes(turn, judges)
+                worst.add_verdicts(turn, "chosen")
+    else:
+        for _ in preferences:  # which adds them
+            pass
+    turns = np.asarray(contrasted.turns)
     subsets = [("all", turns > 0), *((f"turn={turn}", turns == turn) for turn in np.unique(turns))]
     for subset, mask in subsets:
         if mask.any():
-            yield from texts(found, subset, mask, confidence)
-            yield from guesses(found.tally, subset, mask, confidence)
-            for judge in found.said:
-                yield from verdicts(found, judge, subset, mask, confidence)
-    if len(found.whole):
-        yield from guesses(found.whole, WHOLE, None, confidence)
+            yield from _text_records(contrasted, subset, mask, config)
+            yield from _baseline_records(contrasted.replies, subset, mask, config)
+            for judge in contrasted.outcomes:
+                yield from _judge_records(contrasted, judge, subset, mask, config)
+    if len(contrasted.conversations):
+        yield from _baseline_records(contrasted.conversations, CONVERSATIONS, None, config)
 
 
-def texts(found: Audit, subset: str, mask: "np.ndarray", confidence: float) -> Iterator[dict]:
+def _text_records(
+    contrasted: ContrastedTurns, subset: str, mask: "Array", config: BenchConfig
+) -> Iterator[MetricRecord]:
     import numpy as np
 
-    prompts = np.asarray(found.prompts)[mask]
-    for name in TEXT:
-        yield share(
-            CONTRAST, subset, name, np.asarray(found.flags[name])[mask], prompts, confidence
-        )
-    chosen, rejected = (np.asarray(found.lengths[side])[mask] for side in SIDES)
+    prompts = np.asarray(contrasted.prompts)[mask]
+    for name in TEXT_CHECKS:
+        values = np.asarray(contrasted.checks[name])[mask]
+        yield _share_record(CONTRAST, subset, name, values, prompts, config)
+    chosen, rejected = (np.asarray(contrasted.lengths[side])[mask] for side in SIDES)
     ratios = rejected / chosen
-    interval = median_interval(ratios, prompts, confidence)
-    yield metric(NAME, CONTRAST, subset, "length_ratio", np.median(ratios), interval, len(ratios))
+    interval = _median_interval(ratios, prompts, config)
+    median, count = float(np.median(ratios)), len(ratios)
+    yield metric_record(NAME, CONTRAST, subset, "length_ratio", median, interval, count)
 
 
-def guesses(
-    tally: Tally, subset: str, mask: "np.ndarray | None", confidence: float
-) -> Iterator[dict]:
-    """How often the longer and how often the shorter side is the chosen one; a draw is half."""
-    for name in ("longest", "shortest", "longest-last-reply"):
-        if subset == WHOLE or name != "longest-last-reply":
-            yield accuracy(NAME, subset, tally.outcomes(baselines.PREFIX + name, mask), confidence)
+def _baseline_records(
+    pairs: ScoredPairs, subset: str, mask: "Array | None", config: BenchConfig
+) -> Iterator[MetricRecord]:
+    """How often the longer, and how often the shorter side is the chosen one; a tie is half."""
+    for name in LENGTH_BASELINES:
+        if subset == CONVERSATIONS or name != "longest-last-reply":
+            outcomes = pairs.outcomes(BASELINE_PREFIX + name, mask)
+            yield accuracy_record(NAME, subset, outcomes, config.confidence)
 
 
-def verdicts(
-    found: Audit, judge: str, subset: str, mask: "np.ndarray", confidence: float
-) -> Iterator[dict]:
+def _judge_records(
+    contrasted: ContrastedTurns, judge: str, subset: str, mask: "Array", config: BenchConfig
+) -> Iterator[MetricRecord]:
     import numpy as np
 
-    rows = [row for row in np.flatnonzero(mask) if int(row) in found.said[judge]]
-    said = np.array([found.said[judge][int(row)] for row in rows])
-    prompts = np.asarray(found.prompts)[rows]
-    if not len(said):
+    by_row = contrasted.outcomes[judge]
+    rows = [int(row) for row in np.flatnonzero(mask) if int(row) in by_row]
+    if not rows:
         return
-    yield share(judge, subset, "unreadable", said == votes.UNREADABLE, prompts, confidence)
-    read = said != votes.UNREADABLE
-    if not read.any():
+    outcomes = np.array([by_row[row] for row in rows])
+    prompts = np.asarray(contrasted.prompts)[rows]
+    is_read = outcomes != votes.UNREADABLE
+    yield _share_record(judge, subset, "unreadable", ~is_read, prompts, config)
+    if not is_read.any():
         return
-    said, prompts = said[read], prompts[read]
+    outcomes, prompts = outcomes[is_read], prompts[is_read]
     for name, outcome in (
         ("prefers_chosen", "chosen"),
         ("prefers_rejected", "rejected"),
         ("tie", votes.TIE),
         ("inconsistent", votes.INCONSISTENT),
     ):
-        yield share(judge, subset, name, said == outcome, prompts, confidence)
-    noise = (said == "rejected") + 0.5 * np.isin(said, (votes.TIE, votes.INCONSISTENT))
-    yield share(judge, subset, "label_noise", noise, prompts, confidence)
+        yield _share_record(judge, subset, name, outcomes == outcome, prompts, config)
+    sees_no_difference = np.isin(outcomes, (votes.TIE, votes.INCONSISTENT))
+    noise = (outcomes == "rejected") + 0.5 * sees_no_difference
+    yield _share_record(judge, subset, "label_noise", noise, prompts, config)
 
 
-def share(
-    model: str,
-    subset: str,
-    name: str,
-    values: "np.ndarray",
-    prompts: "np.ndarray",
-    confidence: float,
-) -> dict:
-    """The metric record of a mean of values from 0 to 1."""
-    return metric(
-        NAME,
-        model,
-        subset,
-        name,
-        values.mean(),
-        statistics.share_interval(values, prompts, confidence),
-        len(values),
-    )
+def _share_record(
+    model: str, subset: str, metric: str, values: "Array", prompts: "Array", config: BenchConfig
+) -> MetricRecord:
+    """The metric record of the mean of values from 0 to 1."""
+    interval = proportion_interval(values, prompts, config.confidence)
+    value, count = float(values.mean()), len(values)
+    return metric_record(NAME, model, subset, metric, value, interval, count)
 
 
-def median_interval(
-    values: "np.ndarray", clusters: "np.ndarray", confidence: float
-) -> statistics.Interval:
-    """Woodruff's interval of a median: the quantiles at the ends of the interval of the share that lies below it
-    (Woodruff 1952, JASA 47:635), for as many values as the clustered ones are worth."""
+def _median_interval(values: "Array", clusters: "Array", config: BenchConfig) -> Interval:
+    """The interval of a median of clustered values (Woodruff 1952, JASA 47:635).
+
+    Its bounds are the quantiles at the bounds of the interval of the share that lies below.
+    """
     import numpy as np
 
     below = values < np.median(values)
-    worth = statistics.effective_count(below, clusters)
-    low, high = np.quantile(values, statistics.wilson(0.5, worth, confidence))
+    size = effective_sample_size(below, clusters)
+    low, high = np.quantile(values, wilson_interval(0.5, size, config.confidence))
     return float(low), float(high)
+
+
+ByMetric = Mapping[tuple[str, str, str], MetricRecord]  # (model, subset, metric)
+
+
+def tables(rows: Rows, config: BenchConfig) -> list[Table]:
+    """Text checks, lengths, and the verdicts of each judge; a line per turn."""
+    by_metric = {(row["model"], row["subset"], row["metric"]): row for row in rows}
+    interval = f"% [{100 * config.confidence:g}% interval]"
+    judges = distinct(row["model"] for row in rows if row["metric"] == "label_noise")
+    return [
+        _turns_table(
+            f"Contrasted replies, {interval}",
+            CONTRAST,
+            {
+                "leak": "leak",
+                "refusal": "refuse",
+                "not_rewritten": "not altered",
+                "same": "as the chosen",
+            },
+            by_metric,
+        ),
+        _lengths_table(f"Lengths, {interval}", by_metric),
+        *(
+            _turns_table(
+                f"{judge} in both orders, {interval}",
+                judge,
+                {
+                    "prefers_chosen": "for chosen",
+                    "prefers_rejected": "for rejected",
+                    "tie": "tie",
+                    "inconsistent": "inconsistent",
+                    "label_noise": "label noise",
+                },
+                by_metric,
+            )
+            for judge in judges
+        ),
+    ]
+
+
+def _turns_table(title: str, model: str, columns: Mapping[str, str], by_metric: ByMetric) -> Table:
+    """A line per turn and a column per metric, {metric: label}."""
+    counted = next(iter(columns))
+    lines = []
+    for subset in distinct(subset for _, subset, _ in by_metric):
+        if row := by_metric.get((model, subset, counted)):
+            cells = [_turn_cell(by_metric.get((model, subset, metric))) for metric in columns]
+            lines.append([_turn_label(subset), f"{row['count']:,}", *cells])
+    return Table(title, ["", "turns", *columns.values()], lines)
+
+
+def _lengths_table(title: str, by_metric: ByMetric) -> Table:
+    columns = {
+        "length_ratio": "rejected / chosen",
+        "rejected_shorter": "rejected shorter",
+        "chosen_truncated": "chosen cut",
+        "rejected_truncated": "rejected cut",
+    }
+    table = _turns_table(title, CONTRAST, columns, by_metric)
+    subsets = [subset for model, subset, name in by_metric if (model, name) == (CONTRAST, "leak")]
+    baseline = f"{BASELINE_PREFIX}longest"
+    for line, subset in zip(table.cells, subsets, strict=True):
+        line.append(_turn_cell(by_metric.get((baseline, subset, "accuracy"))))
+    return table._replace(columns=[*table.columns, "longest is chosen"])
+
+
+def _turn_label(subset: str) -> str:
+    return "all" if subset == "all" else f"  turn {subset.removeprefix('turn=')}"
+
+
+def _turn_cell(row: MetricRecord | None) -> str:
+    if row and row["metric"] == "length_ratio":
+        return value_cell(row, 1, ".2f")
+    return value_cell(row)
+
+
+def notes(rows: Rows) -> list[str]:
+    """What length alone says of whole conversations, and that it must not."""
+    whole = [row for row in rows if row["subset"] == CONVERSATIONS]
+    if not whole:
+        return []
+    values = ", ".join(f"{baseline_label(row['model'])} {value_cell(row)}" for row in whole)
+    sentences = [f"whole conversations, % right by length alone: {values}"]
+    telling = [row for row in whole if row["low"] is not None and row["low"] > 0.5]
+    if telling:
+        best = max(telling, key=lambda row: row["value"])
+        sentences.append(
+            "length gives the label away: whoever always takes the "
+            f"{baseline_label(best['model'])} is right on {percent(best)}%"
+        )
+    return sentences
+
+
+def plot(axes: "Axes", rows: Rows) -> None:
+    """Text checks and label noise over the turns from the fork on."""
+    from musiccli.bench.report import plots
+
+    lines = {"leak": "leak", "same": "as the chosen", "rejected_shorter": "rejected shorter"}
+    shown_rows = []
+    for row in rows:
+        if row["subset"].startswith("turn="):
+            if row["metric"] in lines:
+                shown_rows.append(row | {"line": lines[row["metric"]]})
+            elif row["metric"] == "label_noise":
+                shown_rows.append(row | {"line": f"label noise by {row['model']}"})
+    subsets = distinct(row["subset"] for row in shown_rows)
+    labels = distinct(row["line"] for row in shown_rows)
+    for number, label in enumerate(labels):
+        shown = [row for row in shown_rows if row["line"] == label]
+        places = plots.x_places(shown, subsets, number, len(labels), 0.08)
+        color = plots.color_of(number)
+        axes.plot(places, plots.values_of(shown), color=color, linewidth=1, alpha=0.5)
+        plots.draw_points(axes, places, shown, number, label)
+    plots.draw_half_line(axes, "even")
+    ticks = [
+        f"{subset.removeprefix('turn=')}\n{plots.largest_count(shown_rows, subset):,}"
+        for subset in subsets
+    ]
+    axes.set_xticks(range(len(subsets)), ticks)
+    axes.set(
+        xlim=plots.x_limits(subsets),
+        ylim=(-0.02, 1.02),
+        title=TITLE,
+        ylabel="share of the turns",
+        xlabel="turn from the fork, contrasted replies",
+    )
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=TITLE,
+    summary="""What the contrast teaches, turn by turn: leaks, equal replies, lengths; with a \
+judge, how noisy the labels are.
+
+Reads branches, all of them, or the pairs that music pair kept.""",
+    example="music simulate seeds.jsonl | music pair | "
+    "music bench audit --judge gemini/gemini-1.5-pro --html audit.html",
+    parse=check_contrast,
+    metrics=metrics,
+    tables=tables,
+    notes=notes,
+    plot=plot,
+    options=("seed",),
+    reads_branches=True,
+    asks_judges=True,
+)

@@ -1,27 +1,32 @@
-"""What judges are worth: position bias, flips, verbosity, agreement with each other and with labels.
+"""How far LLM judges can be trusted: what sways them, and whom they agree with.
 
-Reads what `music judge` wrote, one file or several: votes on the same pair from several files are one panel's. A
-verdict is what a judge said in both orders (votes.outcome). Where verdicts are compared, an inconsistent one counts as
-a tie, as it does in `winner`, and unreadable ones are left out.
+It reads what music judge wrote, one file or several. Votes on the same pair from several files are
+those of one panel. A verdict is a judge's two votes taken together (votes.judge_outcome). Where
+verdicts are compared, an inconsistent one counts as a tie, as it does in `winner`, and unreadable
+ones are left out.
 
-Categories of a kappa are the side that is listed first, the other one, and a tie. A preference lists its better side
-first, always: as in baselines, a coin that follows from the id decides which of its sides stood first, for with
-"chosen" and "rejected" as categories two judges who are both always right would agree no more than by chance.
+The categories of a kappa are the side that is listed first, the other side, and a tie. A preference
+always lists its better side first, so there a coin decides (baselines.first_listed). Otherwise two
+judges who are both always right would agree no more than by chance.
 """
 
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.benchmark import Benchmark, Rows, option
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.tables import Table, distinct, value_cell
+from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.baselines import first_listed
-from musiccli.bench.stats.outcomes import metric, prompt
+from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
+from musiccli.bench.stats.intervals import proportion_interval, wilson_interval
+from musiccli.bench.stats.kappa import cohen_kappa, fleiss_columns, fleiss_kappa
+from musiccli.bench.stats.outcomes import MetricRecord, metric_record, prompt_cluster
 from musiccli.core import votes
 from musiccli.core.errors import RecordError
-from musiccli.core.jsonl import Rejects
 from musiccli.core.records import (
     IDENTITY_FIELDS,
     Record,
@@ -33,171 +38,165 @@ from musiccli.core.records import (
     shortened,
     side_names,
 )
+from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
 
-NAME = "judges"
-PANEL, LABELS = "panel", "labels"
-FIRST, SECOND, TIE, INCONSISTENT, UNREADABLE, ABSENT = range(
-    6
-)  # what is said of a pair; of its label, too
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+NAME, TITLE = "judges", "Judges"
+PANEL, LABELS = "panel", "labels"  # names in the place of a judge's
+# Verdicts and labels of a pair; the sides are those that are listed first and second.
+FIRST, SECOND, TIE, INCONSISTENT, UNREADABLE, ABSENT = range(6)
+PLOTTED_METRICS = {
+    "first_shown_wins": "first shown\nwins",
+    "longer_wins": "longer side\nwins",
+    "flip_rate": "order\nflips",
+    "ties": "ties",
+    "unreadable": "unreadable",
+    "agreement_decided": "agrees with\nlabels",
+}
 
 
-def judged(record: Record, human_field: str | None = None) -> Record:
-    """A comparison or preference with the votes of its judges and, in `human_field`, what a person said of it."""
+@dataclass(frozen=True)
+class JudgesConfig(BenchConfig):
+    """The common settings, and `human_field`: the field that holds a person's verdict."""
+
+    human_field: str | None = option(
+        None,
+        metavar="FIELD",
+        help="The field (or metadata field) with a person's verdict: a side's name, tie or null. "
+        "Default: the winner that a record had when judge read it, else the chosen side.",
+    )
+
+
+def check_judged_pair(record: Record, config: JudgesConfig = JudgesConfig()) -> Record:
+    """Check a comparison or preference that has votes, and its label if there is one."""
     parse_comparison(record)
-    if not same_text(*(record[name] for name in side_names(record))) and not record.get("votes"):
+    names = side_names(record)
+    if not same_text(*(record[name] for name in names)) and not record.get("votes"):
         raise RecordError("is missing; music judge adds it", field="votes", record=record)
     votes.parse_votes(record)
     for index, vote in enumerate(record.get("votes") or ()):
         if vote["judge"] in (PANEL, LABELS):
-            raise RecordError(
-                f"is {vote['judge']}, which stands for something else here; rename the judge",
-                field=f"votes[{index}].judge",
-                record=record,
-            )
+            problem = f"is {vote['judge']}, which stands for something else here; rename the judge"
+            raise RecordError(problem, field=f"votes[{index}].judge", record=record)
         if vote.get("order") not in ("ab", "ba"):
-            raise RecordError(
-                f"is {shortened(vote.get('order'))}; it should be ab or ba",
-                field=f"votes[{index}].order",
-                record=record,
-            )
-    if label(record, human_field) not in (*side_names(record), "tie", None):
-        names = ", ".join(side_names(record))
-        raise RecordError(
-            f"is {shortened(label(record, human_field))}; it should be one of {names}, tie, null",
-            field=human_field or votes.GIVEN_WINNER,
-            record=record,
-        )
+            problem = f"is {shortened(vote.get('order'))}; it should be ab or ba"
+            raise RecordError(problem, field=f"votes[{index}].order", record=record)
+    label = human_label(record, config)
+    if label not in (*names, "tie", None):
+        problem = f"is {shortened(label)}; it should be one of {', '.join(names)}, tie, null"
+        field = config.human_field or votes.GIVEN_WINNER
+        raise RecordError(problem, field=field, record=record)
     return record
 
 
-def label(record: Record, human_field: str | None = None) -> str | None:
-    """What a person said of a pair: a side, "tie", or None where nobody is known to have said anything."""
-    if human_field:
-        return lookup(record, human_field)
-    return record.get(votes.GIVEN_WINNER, "chosen" if "chosen" in record else None)
+def human_label(record: Mapping[str, Any], config: JudgesConfig) -> str | None:
+    """The label of a pair: a side's name, "tie", or None where there is none.
 
-
-def judges(
-    pairs: Iterable[Record],
-    *,
-    human_field: str | None = None,
-    draws: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    rejects: Rejects | None = None,
-    counts: Counter | None = None,
-) -> Iterator[dict]:
-    """Metric records: of each judge, of every two judges, of all together, and of the panel's majority.
-
-    A pair's label is what a person said in `human_field`; else the winner that the record had before it was judged;
-    else a preference's chosen side. Intervals take pairs of one prompt as dependent. A record that adds a second vote
-    of one judge, or other conversations under a known id, is bad, and for `rejects` to judge.
+    It is a person's verdict in `human_field`. Without that setting it is the winner that the record
+    had before it was judged, or else the chosen side.
     """
-    counts, rejects = Counter() if counts is None else counts, rejects or Rejects()
-    ballot = Ballot(human_field)
-    for record in pairs:
-        if record.get("votes"):
-            with rejects.guard(record):
-                ballot.add(record)
-        else:
-            counts["left out (same text, nobody was asked)"] += 1
-    bounds = Bounds(draws, confidence, seed)
-    names = ballot.judges
-    for name in names:
-        yield from alone(name, ballot, bounds)
-    for name in [*names, *([PANEL] if len(names) > 1 else [])]:
-        yield from verdicts(name, ballot, bounds)
-        yield from against_labels(name, ballot, bounds)
-    for first, second in combinations(names, 2):
-        yield from between(first, second, ballot, bounds)
-    if len(names) > 2:
-        yield from together(names, ballot, bounds)
+    default = "chosen" if "chosen" in record else None
+    label: str | None = (
+        lookup(record, config.human_field)
+        if config.human_field
+        else record.get(votes.GIVEN_WINNER, default)
+    )
+    return label
 
 
-class Bounds:
-    """Intervals of one run: of shares, and of whatever follows from column sums by prompt."""
+def metrics(
+    records: Iterable[Record],
+    config: JudgesConfig = JudgesConfig(),
+    stats: RunStats | None = None,
+    worst: WorstRecords | None = None,
+) -> Iterator[MetricRecord]:
+    """Of each judge, of the panel's majority, of every two judges, and of all judges together.
 
-    def __init__(self, draws: int, confidence: float, seed: int):
-        self.confidence = confidence
-        self._bootstrap = partial(
-            statistics.bootstrap, draws=draws, confidence=confidence, seed=seed
-        )
-
-    def share(
-        self, name: str, model: str, values: "np.ndarray", prompts: "np.ndarray", **extra: object
-    ) -> dict:
-        """The metric record of a mean of zeros and ones."""
-        if not len(values):
-            return metric(NAME, model, "all", name, None, None, 0, **extra)
-        interval = statistics.share_interval(values, prompts, self.confidence)
-        return metric(NAME, model, "all", name, values.mean(), interval, len(values), **extra)
-
-    def of_sums(
-        self, name: str, model: str, columns: Sequence, prompts: "np.ndarray", statistic, **extra
-    ) -> dict:
-        """The metric record of a statistic of (..., columns) sums; its count is the number of values in a column."""
-        rows = statistics.totals(columns, prompts)
-        value = float(statistic(rows.sum(0)))
-        value = None if value != value else value
-        interval = self._bootstrap(rows, statistic) if value is not None else None
-        return metric(NAME, model, "all", name, value, interval, len(columns[0]), **extra)
+    Intervals take pairs of one prompt as dependent. A record that holds a second vote of one judge,
+    or another pair under a known id, is bad and goes to `stats.rejects`.
+    """
+    stats, worst = stats or RunStats(), worst or WorstRecords()
+    verdicts = Verdicts(config)
+    for record in records:
+        if not record.get("votes"):
+            stats.count("left_out", "same_text")
+            continue
+        with stats.rejects.guard(record):
+            verdicts.add(record)
+            worst.add_verdicts(record, human_label(record, config))
+    judges = verdicts.judges
+    for judge in judges:
+        yield from _order_records(judge, verdicts)
+    for judge in [*judges, *([PANEL] if len(judges) > 1 else [])]:
+        yield from _verdict_records(judge, verdicts)
+        yield from _label_records(judge, verdicts)
+    for first, second in combinations(judges, 2):
+        yield from _agreement_records(first, second, verdicts)
+    if len(judges) > 2:
+        yield from _panel_records(verdicts)
 
 
-class Ballot:
-    """Columns, one entry a pair: its prompt, its label, which side is longer, and what each judge said of it."""
+class _PairFlags:
+    """Pairs, by their row, and a flag of each; a pair may occur more than once."""
 
-    def __init__(self, human_field: str | None = None):
-        self._human_field = human_field
-        self._rows: dict[object, tuple[int, str]] = {}  # a pair's place, and what it says
+    def __init__(self) -> None:
+        self.rows, self.flags = array("q"), array("b")
+
+    def add(self, row: int, flag: bool) -> None:
+        self.rows.append(row)
+        self.flags.append(flag)
+
+
+class Verdicts:
+    """Columns with one entry per pair: its prompt, its label, its longer side, and each verdict."""
+
+    def __init__(self, config: JudgesConfig):
+        self.config = config
+        self._pairs: dict[object, tuple[int, str]] = {}  # by identity: row, and the text's id
         self._prompts, self._labels, self._longer = array("q"), array("b"), array("b")
-        self._outcomes: dict[str, array] = {}
-        self._shown: dict[
-            str, tuple[array, array]
-        ] = {}  # pair and whether the first shown won, of votes for a side
-        self._flips: dict[
-            str, tuple[array, array]
-        ] = {}  # pair and whether the order decided, of pairs read twice
+        self._verdicts: dict[str, array[int]] = {}  # by judge
+        self._first_shown_wins: dict[str, _PairFlags] = {}  # by judge: of votes for a side
+        self._flips: dict[str, _PairFlags] = {}  # by judge: of pairs that it read in both orders
 
     @property
     def judges(self) -> list[str]:
-        return list(self._outcomes)
+        """The judges, in the order in which they were met."""
+        return list(self._verdicts)
 
     def add(self, record: Record) -> None:
-        """Count one pair's votes, or more votes on a pair that was counted. Raises RecordError, and counts none."""
-        key = tuple(record.get(name) for name in IDENTITY_FIELDS)
-        text = content_id(*(record[name] for name in side_names(record)))
-        row, known = self._rows.get(
-            key, (len(self._prompts), text)
-        )  # a new place, or that of the same pair elsewhere
-        if known != text:
-            raise RecordError("this id stood with another pair before", field="id", record=record)
-        by_judge = {
-            name: [vote for vote in record["votes"] if vote["judge"] == name]
-            for name in dict.fromkeys(vote["judge"] for vote in record["votes"])
-        }
-        for judge, found in by_judge.items():
-            column = self._outcomes.get(judge, ())
-            if (row < len(column) and column[row] != ABSENT) or len(
-                {vote["order"] for vote in found}
-            ) < len(found):
-                raise RecordError(
-                    f"{judge} has voted on this pair before", field="votes", record=record
-                )
-        if key not in self._rows:
-            self._rows[key] = row, text
-            self._open(record)
-        names = self._names(record)
-        for judge, found in by_judge.items():
-            column = self._outcomes.setdefault(judge, array("b"))
-            column.extend([ABSENT] * (row + 1 - len(column)))
-            column[row] = self._code(votes.judge_outcome(found), names)
-            self._add_orders(judge, row, found, side_names(record))
+        """Add the votes on one pair, which may be known.
 
-    def column(self, judge: str) -> "np.ndarray":
-        """What a judge, the panel or the labels say of each pair."""
+        Raises:
+            RecordError: the id is that of another pair, or a judge has voted before. Then nothing
+                is added.
+        """
+        identity = tuple(record.get(name) for name in IDENTITY_FIELDS)
+        text = content_id(*(record[name] for name in side_names(record)))
+        row, known_text = self._pairs.get(identity, (len(self._prompts), text))
+        if known_text != text:
+            problem = "this id stood with another pair before"
+            raise RecordError(problem, field="id", record=record)
+        by_judge: dict[str, list[Mapping[str, Any]]] = {}
+        for vote in record["votes"]:
+            by_judge.setdefault(vote["judge"], []).append(vote)
+        for judge, votes_of_judge in by_judge.items():
+            orders = {vote["order"] for vote in votes_of_judge}
+            if self._verdict(judge, row) != ABSENT or len(orders) < len(votes_of_judge):
+                problem = f"{judge} has voted on this pair before"
+                raise RecordError(problem, field="votes", record=record)
+        if identity not in self._pairs:
+            self._pairs[identity] = row, text
+            self._add_pair(record)
+        for judge, votes_of_judge in by_judge.items():
+            self._add_votes(judge, row, record, votes_of_judge)
+
+    def column(self, judge: str) -> "Array":
+        """The verdicts of a judge or of the PANEL, or the LABELS, (pairs,)."""
         import numpy as np
 
         if judge == LABELS:
@@ -205,194 +204,375 @@ class Ballot:
         if judge == PANEL:
             return self._majority()
         column = np.full(len(self._prompts), ABSENT)
-        column[: len(self._outcomes[judge])] = self._outcomes[judge]
+        column[: len(self._verdicts[judge])] = self._verdicts[judge]
         return column
 
     @property
-    def prompts(self) -> "np.ndarray":
+    def prompts(self) -> "Array":
+        """The cluster of each pair."""
         import numpy as np
 
         return np.asarray(self._prompts)
 
     @property
-    def longer(self) -> "np.ndarray":
-        """FIRST, SECOND, or TIE where both sides are of one length."""
+    def longer(self) -> "Array":
+        """The longer side of each pair, FIRST or SECOND, or TIE."""
         import numpy as np
 
         return np.asarray(self._longer)
 
-    def shown(self, judge: str) -> tuple["np.ndarray", "np.ndarray"]:
-        """Of each vote that named a side: whether it named the one shown first, and the prompt."""
-        return self._by_prompt(*self._shown[judge])
+    def first_shown_wins(self, judge: str) -> "tuple[Array, Array]":
+        """Of each vote for a side: whether it is the side shown first, and the prompt."""
+        return self._with_prompts(self._first_shown_wins[judge])
 
-    def flips(self, judge: str) -> tuple["np.ndarray", "np.ndarray"]:
-        """Of each pair that the judge read in both orders: whether they made a difference, and the prompt."""
-        return self._by_prompt(*self._flips[judge])
+    def flips(self, judge: str) -> "tuple[Array, Array]":
+        """Of each pair read in both orders: whether the two votes differ, and the prompt."""
+        return self._with_prompts(self._flips[judge])
 
-    def _by_prompt(self, rows: array, values: array) -> tuple["np.ndarray", "np.ndarray"]:
+    def _with_prompts(self, pairs: _PairFlags) -> "tuple[Array, Array]":
         import numpy as np
 
-        return np.asarray(values), self.prompts[np.asarray(rows)]
+        return np.asarray(pairs.flags), self.prompts[np.asarray(pairs.rows)]
 
-    def _open(self, record: Record) -> None:
-        """A row for a pair that has none yet."""
-        first, second = self._names(record)
+    def _verdict(self, judge: str, row: int) -> int:
+        column = self._verdicts.get(judge, ())
+        return column[row] if row < len(column) else ABSENT
+
+    def _add_pair(self, record: Record) -> None:
+        first, second = _listed_sides(record)
         difference = count_characters(record[first]) - count_characters(record[second])
-        self._prompts.append(prompt(record))
-        self._labels.append(self._label(record))
-        self._longer.append(TIE if not difference else FIRST if difference > 0 else SECOND)
+        label = human_label(record, self.config)
+        self._prompts.append(prompt_cluster(record))
+        self._labels.append(ABSENT if label is None else _code(label, record))
+        self._longer.append(FIRST if difference > 0 else SECOND if difference else TIE)
 
-    def _label(self, record: Record) -> int:
-        said = label(record, self._human_field)
-        return ABSENT if said is None else self._code(said, self._names(record))
+    def _add_votes(
+        self, judge: str, row: int, record: Record, votes_of_judge: Sequence[Mapping[str, Any]]
+    ) -> None:
+        column = self._verdicts.setdefault(judge, array("b"))
+        column.extend([ABSENT] * (row + 1 - len(column)))
+        column[row] = _code(votes.judge_outcome(votes_of_judge), record)
+        first_shown_wins = self._first_shown_wins.setdefault(judge, _PairFlags())
+        flips = self._flips.setdefault(judge, _PairFlags())
+        names = side_names(record)
+        for vote in votes_of_judge:
+            if vote["winner"] in names:
+                shown_first = names[1 if vote["order"] == "ba" else 0]
+                first_shown_wins.add(row, vote["winner"] == shown_first)
+        winners = [vote["winner"] for vote in votes_of_judge]
+        if len(winners) == 2 and None not in winners:
+            flips.add(row, winners[0] != winners[1])
 
-    def _majority(self) -> "np.ndarray":
+    def _majority(self) -> "Array":
+        """The panel's verdicts, computed once for each combination of verdicts that occurs."""
         import numpy as np
 
-        said = ("first", "second", votes.TIE, votes.INCONSISTENT, votes.UNREADABLE)
+        outcomes = ("first", "second", votes.TIE, votes.INCONSISTENT, votes.UNREADABLE)
         columns = np.stack([self.column(judge) for judge in self.judges], axis=1)
-        kinds, places = np.unique(columns, axis=0, return_inverse=True)
-        of_kind = [
-            said.index(votes.panel_verdict([said[one] for one in kind if one != ABSENT]))
-            for kind in kinds
+        combinations_, index = np.unique(columns, axis=0, return_inverse=True)
+        verdicts = [
+            votes.panel_verdict([outcomes[code] for code in combination if code != ABSENT])
+            for combination in combinations_
         ]
-        return np.asarray(of_kind)[places.ravel()]
-
-    def _add_orders(self, judge: str, row: int, found: list[dict], names: tuple[str, ...]) -> None:
-        shown = self._shown.setdefault(judge, (array("q"), array("b")))
-        flips = self._flips.setdefault(judge, (array("q"), array("b")))
-        winners = [vote["winner"] for vote in found]
-        for vote in found:
-            if vote["winner"] in names:
-                shown[0].append(row)
-                shown[1].append(vote["winner"] == names[vote["order"] == "ba"])
-        if len(winners) == 2 and None not in winners:
-            flips[0].append(row)
-            flips[1].append(winners[0] != winners[1])
-
-    @staticmethod
-    def _names(record: Record) -> tuple[str, str]:
-        first, second = side_names(record)
-        return (first, second) if first_listed(record) == first else (second, first)
-
-    @staticmethod
-    def _code(said: str, names: tuple[str, str]) -> int:
-        return (*names, votes.TIE, votes.INCONSISTENT, votes.UNREADABLE).index(said)
+        codes = np.asarray([outcomes.index(verdict) for verdict in verdicts])
+        return codes[index.ravel()]
 
 
-def alone(judge: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
+def _listed_sides(record: Record) -> tuple[str, str]:
+    first, second = side_names(record)
+    return (first, second) if first_listed(record) == first else (second, first)
+
+
+def _code(outcome: str, record: Record) -> int:
+    outcomes = (*_listed_sides(record), votes.TIE, votes.INCONSISTENT, votes.UNREADABLE)
+    return outcomes.index(outcome)
+
+
+def _order_records(judge: str, verdicts: Verdicts) -> Iterator[MetricRecord]:
     """What the order does to one judge.
 
-    `first_shown_wins`, of the votes that name a side, 0.5 where there is no position bias; and `flip_rate`, of the
-    pairs read in both orders: how often the verdict changes when the order does, from or to a tie, too.
+    - `first_shown_wins`, of the votes for a side: 0.5 where there is no position bias.
+    - `flip_rate`, of the pairs read in both orders: how often the verdict changes when the order
+      does, also from or to a tie.
     """
-    wins, prompts = ballot.shown(judge)
+    wins, prompts = verdicts.first_shown_wins(judge)
+    config = verdicts.config
     if len(wins):
-        row = bounds.of_sums("first_shown_wins", judge, [wins, wins * 0 + 1], prompts, ratio)
-        if row["low"] is None:  # nothing varies: every vote, or one of every two
-            row["low"], row["high"] = statistics.wilson(
-                row["value"], len(set(prompts.tolist())), bounds.confidence
-            )
-        yield row
+        columns = [wins, wins * 0 + 1]
+        record = _sums_record("first_shown_wins", judge, columns, prompts, _ratio, config)
+        if record["low"] is None:  # nothing varies: all votes are such, or one of each two
+            count = len(set(prompts.tolist()))
+            interval = wilson_interval(record["value"], count, config.confidence)
+            record["low"], record["high"] = interval
+        yield record
     else:
-        yield bounds.share("first_shown_wins", judge, wins, prompts)
-    yield bounds.share("flip_rate", judge, *ballot.flips(judge))
+        yield _share_record("first_shown_wins", judge, wins, prompts, config)
+    yield _share_record("flip_rate", judge, *verdicts.flips(judge), config)
 
 
-def verdicts(judge: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
-    """How often both orders gave no winner, by why; and how often the longer side won, where a side did."""
-    said = ballot.column(judge)
-    here = said != ABSENT
+def _verdict_records(judge: str, verdicts: Verdicts) -> Iterator[MetricRecord]:
+    """How often there was no winner, and how often the longer side won where one did."""
+    column, prompts, config = verdicts.column(judge), verdicts.prompts, verdicts.config
+    present = column != ABSENT
     for name, code in (("ties", TIE), ("inconsistent", INCONSISTENT), ("unreadable", UNREADABLE)):
-        yield bounds.share(name, judge, said[here] == code, ballot.prompts[here])
-    decided = (said <= SECOND) & (ballot.longer != TIE)
-    yield bounds.share(
-        "longer_wins", judge, (said == ballot.longer)[decided], ballot.prompts[decided]
-    )
+        yield _share_record(name, judge, column[present] == code, prompts[present], config)
+    decided = (column <= SECOND) & (verdicts.longer != TIE)
+    longer_wins = (column == verdicts.longer)[decided]
+    yield _share_record("longer_wins", judge, longer_wins, prompts[decided], config)
 
 
-def against_labels(judge: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
+def _label_records(judge: str, verdicts: Verdicts) -> Iterator[MetricRecord]:
     """Agreement with the labels, where there are any.
 
-    `agreement` on all pairs that were read, where a tie agrees with a tie only; `agreement_decided` where both judge
-    and label name a side (MT-Bench's two setups, arXiv 2306.05685); `kappa`; and `longer_excess`: by how much the
-    longer side wins more often with the judge than with the labels, on the pairs where both name a side.
+    - `agreement` on all pairs that were read; a tie agrees with a tie only.
+    - `agreement_decided` where both judge and label name a side (MT-Bench's two setups, arXiv
+      2306.05685).
+    - `kappa`, on the same pairs as `agreement`.
+    - `longer_excess`: how much more often the longer side wins with the judge than with the labels,
+      on the pairs where both name a side.
     """
-    said, labels, longer = level(ballot.column(judge)), ballot.column(LABELS), ballot.longer
-    read = (said < UNREADABLE) & (labels != ABSENT)
+    column, labels = _with_inconsistent_as_ties(verdicts.column(judge)), verdicts.column(LABELS)
+    prompts, longer, config = verdicts.prompts, verdicts.longer, verdicts.config
+    read = (column < UNREADABLE) & (labels != ABSENT)
     if not read.any():
         return
-    about = {"against": LABELS}
-    yield bounds.share("agreement", judge, (said == labels)[read], ballot.prompts[read], **about)
-    decided = read & (said <= SECOND) & (labels <= SECOND)
-    yield bounds.share(
-        "agreement_decided", judge, (said == labels)[decided], ballot.prompts[decided], **about
+    agree = column == labels
+    yield _share_record("agreement", judge, agree[read], prompts[read], config, against=LABELS)
+    decided = read & (column <= SECOND) & (labels <= SECOND)
+    yield _share_record(
+        "agreement_decided", judge, agree[decided], prompts[decided], config, against=LABELS
     )
-    yield cohen(judge, said, labels, read, ballot, bounds, **about)
+    yield _kappa_record(judge, LABELS, column[read], labels[read], prompts[read], config)
     uneven = decided & (longer != TIE)
     if uneven.any():
-        excess = ((said == longer) * 1.0 - (labels == longer))[uneven]
-        yield bounds.of_sums(
-            "longer_excess", judge, [excess, excess * 0 + 1], ballot.prompts[uneven], ratio, **about
+        excess = ((column == longer) * 1.0 - (labels == longer))[uneven]
+        columns = [excess, excess * 0 + 1]
+        yield _sums_record(
+            "longer_excess", judge, columns, prompts[uneven], _ratio, config, against=LABELS
         )
 
 
-def between(first: str, second: str, ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
-    """How far two judges agree on the pairs that both read: the share, and Cohen's kappa."""
-    one, other = level(ballot.column(first)), level(ballot.column(second))
-    read = (one < UNREADABLE) & (other < UNREADABLE)
-    if read.any():
-        yield bounds.share(
-            "agreement", first, (one == other)[read], ballot.prompts[read], against=second
-        )
-        yield cohen(first, one, other, read, ballot, bounds, against=second)
+def _agreement_records(first: str, second: str, verdicts: Verdicts) -> Iterator[MetricRecord]:
+    """Agreement and Cohen's kappa of two judges, on the pairs that both read."""
+    first_column = _with_inconsistent_as_ties(verdicts.column(first))
+    second_column = _with_inconsistent_as_ties(verdicts.column(second))
+    read = (first_column < UNREADABLE) & (second_column < UNREADABLE)
+    if not read.any():
+        return
+    prompts, config = verdicts.prompts[read], verdicts.config
+    agree = (first_column == second_column)[read]
+    yield _share_record("agreement", first, agree, prompts, config, against=second)
+    yield _kappa_record(first, second, first_column[read], second_column[read], prompts, config)
 
 
-def together(names: list[str], ballot: Ballot, bounds: Bounds) -> Iterator[dict]:
+def _panel_records(verdicts: Verdicts) -> Iterator[MetricRecord]:
     """Fleiss' kappa of all judges, on the pairs that all of them read."""
     import numpy as np
 
-    columns = np.stack([level(ballot.column(name)) for name in names], axis=1)
-    read = (columns < UNREADABLE).all(1)
-    if read.any():
-        counts = np.stack([(columns[read] == code).sum(1) for code in (FIRST, SECOND, TIE)], axis=1)
-        yield bounds.of_sums(
-            "fleiss_kappa",
-            PANEL,
-            statistics.fleiss_columns(counts),
-            ballot.prompts[read],
-            statistics.fleiss_kappa,
-            judges=len(names),
-        )
-
-
-def cohen(
-    judge: str,
-    one: "np.ndarray",
-    other: "np.ndarray",
-    read: "np.ndarray",
-    ballot: Ballot,
-    bounds: Bounds,
-    **about: str,
-) -> dict:
-    codes = (FIRST, SECOND, TIE)
-    cells = [((one == left) & (other == right))[read] for left in codes for right in codes]
-    return bounds.of_sums(
-        "kappa",
-        judge,
-        cells,
-        ballot.prompts[read],
-        lambda sums: statistics.kappa(sums.reshape(*sums.shape[:-1], 3, 3)),
-        **about,
+    columns = [_with_inconsistent_as_ties(verdicts.column(judge)) for judge in verdicts.judges]
+    stacked = np.stack(columns, axis=1)
+    read = (stacked < UNREADABLE).all(1)
+    if not read.any():
+        return
+    counts = [(stacked[read] == code).sum(1) for code in (FIRST, SECOND, TIE)]
+    yield _sums_record(
+        "fleiss_kappa",
+        PANEL,
+        fleiss_columns(np.stack(counts, axis=1)),
+        verdicts.prompts[read],
+        fleiss_kappa,
+        verdicts.config,
+        judges=len(columns),
     )
 
 
-def level(said: "np.ndarray") -> "np.ndarray":
-    """The same, an inconsistent verdict being a tie."""
+def _with_inconsistent_as_ties(column: "Array") -> "Array":
     import numpy as np
 
-    return np.where(said == INCONSISTENT, TIE, said)
+    return np.where(column == INCONSISTENT, TIE, column)
 
 
-def ratio(sums: "np.ndarray") -> "np.ndarray":
-    return sums[..., 0] / sums[..., 1]
+def _share_record(
+    metric: str,
+    judge: str,
+    values: "Array",
+    prompts: "Array",
+    config: BenchConfig,
+    **extra: object,
+) -> MetricRecord:
+    """The metric record of the mean of zeros and ones."""
+    if not len(values):
+        return metric_record(NAME, judge, "all", metric, None, None, 0, **extra)
+    interval = proportion_interval(values, prompts, config.confidence)
+    value, count = float(values.mean()), len(values)
+    return metric_record(NAME, judge, "all", metric, value, interval, count, **extra)
+
+
+def _sums_record(
+    metric: str,
+    judge: str,
+    columns: "Sequence[Array]",
+    prompts: "Array",
+    statistic: "Callable[[Array], Array]",
+    config: BenchConfig,
+    **extra: object,
+) -> MetricRecord:
+    """The metric record of a statistic of sums, (..., columns), of the columns."""
+    rows, count = cluster_sums(columns, prompts), len(columns[0])
+    value = float(statistic(rows.sum(0)))
+    if value != value:  # nan
+        return metric_record(NAME, judge, "all", metric, None, None, count, **extra)
+    interval = bootstrap_interval(rows, statistic, config)
+    return metric_record(NAME, judge, "all", metric, value, interval, count, **extra)
+
+
+def _kappa_record(
+    judge: str,
+    against: str,
+    first: "Array",
+    second: "Array",
+    prompts: "Array",
+    config: BenchConfig,
+) -> MetricRecord:
+    """Cohen's kappa of two columns of verdicts."""
+    codes = (FIRST, SECOND, TIE)
+    cells = [
+        (first == first_code) & (second == second_code)
+        for first_code in codes
+        for second_code in codes
+    ]
+
+    def kappa(sums: "Array") -> "Array":
+        return cohen_kappa(sums.reshape(*sums.shape[:-1], 3, 3))
+
+    return _sums_record("kappa", judge, cells, prompts, kappa, config, against=against)
+
+
+def _ratio(sums: "Array") -> "Array":
+    ratio: Array = sums[..., 0] / sums[..., 1]
+    return ratio
+
+
+def tables(rows: Rows, config: BenchConfig) -> list[Table]:
+    """What sways each judge, how often it names no winner, and its agreement with others."""
+    by_metric = {(row["model"], row.get("against"), row["metric"]): row for row in rows}
+    judges = distinct(row["model"] for row in rows if row["metric"] == "ties")
+    interval = f"% [{100 * config.confidence:g}% interval]"
+
+    def line(judge: str, names: Iterable[str]) -> list[str]:
+        cells = [value_cell(by_metric.get((judge, None, name))) for name in names]
+        return [judge, f"{by_metric[judge, None, 'ties']['count']:,}", *cells]
+
+    swayed = {
+        "first_shown_wins": "first shown wins",
+        "flip_rate": "order flips",
+        "longer_wins": "longer side wins",
+    }
+    undecided = ("ties", "inconsistent", "unreadable")
+    return [
+        Table(
+            f"Judges: what sways them, {interval}",
+            ["", "pairs", *swayed.values()],
+            [line(judge, swayed) for judge in judges],
+        ),
+        Table(
+            f"Judges: no winner, {interval}",
+            ["", "pairs", *undecided],
+            [line(judge, undecided) for judge in judges],
+        ),
+        _labels_table(f"Judges against labels, {interval}", by_metric, judges),
+        _mutual_table(f"Judges against each other, {interval}", by_metric, rows),
+    ]
+
+
+ByMetric = Mapping[tuple[str, str | None, str], MetricRecord]  # (judge, against, metric)
+
+
+def _agreement_cells(
+    by_metric: ByMetric, judge: str, against: str, number_formats: Mapping[str, str]
+) -> list[str]:
+    """The count, then a cell per metric: kappas as they are, all others in percent."""
+    count = by_metric[judge, against, next(iter(number_formats))]["count"]
+    cells = [
+        value_cell(
+            by_metric.get((judge, against, metric)), 1 if metric == "kappa" else 100, number_format
+        )
+        for metric, number_format in number_formats.items()
+    ]
+    return [f"{count:,}", *cells]
+
+
+def _labels_table(title: str, by_metric: ByMetric, judges: Iterable[str]) -> Table:
+    columns = ["pairs", "same verdict", "where both decide", "kappa", "longer wins, judge - labels"]
+    number_formats = {
+        "agreement": ".1f",
+        "agreement_decided": ".1f",
+        "kappa": ".2f",
+        "longer_excess": "+.1f",
+    }
+    lines = [
+        [judge, *_agreement_cells(by_metric, judge, LABELS, number_formats)]
+        for judge in judges
+        if (judge, LABELS, "agreement") in by_metric
+    ]
+    return Table(title, ["", *columns], lines)
+
+
+def _mutual_table(title: str, by_metric: ByMetric, rows: Rows) -> Table:
+    number_formats = {"agreement": ".1f", "kappa": ".2f"}
+    lines = [
+        [
+            f"{row['model']} and {row['against']}",
+            *_agreement_cells(by_metric, row["model"], row["against"], number_formats),
+        ]
+        for row in rows
+        if row["metric"] == "kappa" and row["against"] != LABELS
+    ]
+    lines += [
+        [f"all {row['judges']}, Fleiss", f"{row['count']:,}", "", value_cell(row, 1, ".2f")]
+        for row in rows
+        if row["metric"] == "fleiss_kappa"
+    ]
+    return Table(title, ["", "pairs", "same verdict", "kappa"], lines)
+
+
+def plot(axes: "Axes", rows: Rows) -> None:
+    """What sways each judge and how often it agrees with the labels, judges beside each other."""
+    from musiccli.bench.report import plots
+
+    rows = [
+        row | {"subset": row["metric"]}
+        for row in rows
+        if row["metric"] in PLOTTED_METRICS
+        and row["value"] is not None
+        and row.get("against", LABELS) == LABELS
+    ]
+    present = {row["subset"] for row in rows}
+    names = [name for name in PLOTTED_METRICS if name in present]
+    judges = distinct(row["model"] for row in rows)
+    for number, judge in enumerate(judges):
+        shown = [row for row in rows if row["model"] == judge]
+        width = min(0.14, 0.7 / len(judges))
+        places = plots.x_places(shown, names, number, len(judges), width)
+        plots.draw_points(axes, places, shown, number, judge)
+    plots.draw_half_line(axes, "even")
+    axes.set_xticks(range(len(names)), [PLOTTED_METRICS[name] for name in names], fontsize=9)
+    axes.set(xlim=plots.x_limits(names), ylim=(-0.02, 1.02), title=TITLE, ylabel="share")
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=TITLE,
+    summary="How far judges can be trusted: what order and length do to them, agreement with "
+    "labels and with each other.",
+    example="""music judge pairs.jsonl --judge openai/gpt-4o --judge gemini/gemini-1.5-pro | \
+music bench judges
+music bench judges by-gpt.jsonl by-gemini.jsonl --human-field metadata.human""",
+    parse=check_judged_pair,
+    metrics=metrics,
+    tables=tables,
+    plot=plot,
+    config=JudgesConfig,
+    options=("bootstrap", "seed"),
+    unique_ids=False,
+)

@@ -1,18 +1,37 @@
-"""RewardBench (v1): accuracy on each subset, weighted into four sections and their plain mean.
+"""RewardBench (v1): accuracy on each subset, weighted into four sections, and their plain mean.
 
-The table is the benchmark's own since September 2024 (earlier copies have XSTest's two weights swapped); see
-Lambert et al. 2024, arXiv 2403.13787. A pair is right only if the chosen side scores strictly higher.
+A pair is right only if the chosen side scores strictly higher. The weights are the benchmark's own
+since September 2024; earlier copies have the two weights of XSTest swapped. Source: Lambert et al.
+2024, arXiv 2403.13787, and github.com/allenai/reward-bench.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from musiccli.bench.stats import intervals as statistics
-from musiccli.bench.stats.outcomes import Tally, accuracy, check_scores, metric, number
+from musiccli.bench.benchmark import Benchmark, Rows
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.notes import baselines_note, missing_note, ties_note
+from musiccli.bench.report.tables import Table, accuracy_table, distinct
+from musiccli.bench.report.worst_records import WorstRecords
+from musiccli.bench.stats.intervals import combine_proportions, variance_inflation
+from musiccli.bench.stats.outcomes import (
+    MetricRecord,
+    ModelOutcomes,
+    ScoredPairs,
+    accuracy_record,
+    check_scored_pair,
+    cluster_number,
+    metric_record,
+)
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, lookup, parse_preference
+from musiccli.core.run_stats import RunStats
 
-SECTIONS = {
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAME, TITLE = "rewardbench", "RewardBench"
+SECTIONS = {  # the weight of each subset
     "Chat": {
         "alpacaeval-easy": 100,
         "alpacaeval-length": 95,
@@ -45,132 +64,157 @@ SECTIONS = {
         "hep-rust": 164,
     },
 }
-ROWS = {subset: weight for weights in SECTIONS.values() for subset, weight in weights.items()} | {
-    "math-prm": 447
-}
-NAME = "rewardbench"
+SECTION_OF = {subset: section for section, weights in SECTIONS.items() for subset in weights}
+PAIRS = {subset: weight for weights in SECTIONS.values() for subset, weight in weights.items()}
+PAIRS["math-prm"] = 447  # of the other subsets the weight is the number of pairs
+
+Outcomes = Mapping[str, ModelOutcomes]  # of one model, by subset
 
 
-def scored(record: Record, models: Sequence[str] = ()) -> Record:
-    """A scored preference that says which subset it is from, in `subset` or `metadata.subset`."""
+def check_rewardbench_pair(record: Record, config: BenchConfig = BenchConfig()) -> Record:
+    """Check a scored preference that names its subset, in `subset` or `metadata.subset`."""
     parse_preference(record)
     if not isinstance(lookup(record, "subset"), str):
-        raise RecordError(
-            "is missing; RewardBench's records name theirs, as music sample writes them",
-            field="metadata.subset",
-            record=record,
-        )
-    return check_scores(record, models)
+        problem = "is missing; RewardBench's records name theirs, as music sample writes them"
+        raise RecordError(problem, field="metadata.subset", record=record)
+    return check_scored_pair(record, config.models)
 
 
-def rewardbench(
-    pairs: Iterable[Record],
-    models: Sequence[str] = (),
-    *,
-    confidence: float = 0.95,
-    counts: Counter | None = None,
-) -> Iterator[dict]:
-    """Metric records for each model and baseline: a row a subset, a row a section, and the average of the four.
+def metrics(
+    records: Iterable[Record],
+    config: BenchConfig = BenchConfig(),
+    stats: RunStats | None = None,
+    worst: WorstRecords | None = None,
+) -> Iterator[MetricRecord]:
+    """For each model and baseline: the subsets, the sections, and the average of the sections.
 
-    A section is computed from the subsets that are there. It, and the average with it, carries `partial: true` and
-    what is `missing` unless all its rows are there: such a figure is not RewardBench's. Without one pair of every
-    section there is no average. Subsets outside the table get a row and count for nothing else.
+    A section is computed from the subsets that are present. Where some pairs of it are missing, it
+    and the average have `partial` and `missing`: such figures are not RewardBench's. Without a pair
+    of every section there is no average. Other subsets count for no section.
     """
-    counts = Counter() if counts is None else counts
-    tally = Tally(models)
-    for pair in pairs:
-        tally.add(pair, 0, {"subset": lookup(pair, "subset")}, task(pair))
-    masks = dict(tally.members("subset"))
-    counts["of subsets outside the four sections"] += sum(
-        int(masks[name].sum()) for name in masks.keys() - ROWS
-    )
-    for model in tally.models:
-        subsets = {
-            name: outcomes
-            for name, mask in masks.items()
-            if len(outcomes := tally.outcomes(model, mask))
-        }
-        yield from subset_rows(subsets, confidence)
-        yield from section_rows(model, subsets, confidence)
+    stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
+    pairs = ScoredPairs(config.models)
+    for record in records:
+        worst.add_scored_pair(record, "chosen")
+        pairs.add(record, 0, {"subset": lookup(record, "subset")}, _task_cluster(record))
+    masks = dict(pairs.groups("subset"))
+    others = sum(int(masks[subset].sum()) for subset in masks.keys() - PAIRS)
+    stats.count("of_subsets_outside_the_four_sections", number=others)
+    for model in pairs.models:
+        all_outcomes = {subset: pairs.outcomes(model, mask) for subset, mask in masks.items()}
+        outcomes = {subset: some for subset, some in all_outcomes.items() if len(some)}
+        yield from _subset_records(outcomes, config)
+        yield from _section_records(model, outcomes, config)
 
 
-def task(pair: Record) -> int | None:
-    """What a pair shares with its like in other subsets: of HumanEvalPack's six languages the number that ends the id
-    ("hep-go/17"), of all others the prompt (None)."""
-    return (
-        number("hep", str(pair["id"]).rpartition("/")[2])
-        if lookup(pair, "subset").startswith("hep-")
-        else None
-    )
+def _task_cluster(pair: Record) -> int | None:
+    """The cluster of a pair: its task's, where that occurs in several subsets, else None.
+
+    HumanEvalPack has each task in six languages; the id ends in its number, as in "hep-go/17".
+    """
+    if not lookup(pair, "subset").startswith("hep-"):
+        return None
+    return cluster_number("hep", str(pair["id"]).rpartition("/")[2])
 
 
-def subset_rows(subsets: dict, confidence: float) -> Iterator[dict]:
-    """In the table's order, unknown subsets last."""
-    home = {subset: section for section, weights in SECTIONS.items() for subset in weights}
-    for name in [
-        *(name for name in ROWS if name in subsets),
-        *(name for name in subsets if name not in ROWS),
-    ]:
-        yield accuracy(NAME, name, subsets[name], confidence, section=home.get(name))
+def _subset_records(outcomes: Outcomes, config: BenchConfig) -> Iterator[MetricRecord]:
+    """The subsets in the order of the table, then the others."""
+    known = [subset for subset in PAIRS if subset in outcomes]
+    for subset in [*known, *(subset for subset in outcomes if subset not in PAIRS)]:
+        section = SECTION_OF.get(subset)
+        yield accuracy_record(NAME, subset, outcomes[subset], config.confidence, section=section)
 
 
-def section_rows(model: str, subsets: dict, confidence: float) -> Iterator[dict]:
-    """The sections that have any rows, and the average if all four do."""
-    shares = {}  # each subset's part of the average
-    lacking = []
+def _section_records(model: str, outcomes: Outcomes, config: BenchConfig) -> Iterator[MetricRecord]:
+    """The sections of which there are pairs, and the average where there are pairs of all four."""
+    weights_of_average: dict[str, float] = {}
+    all_missing, sections = [], 0
     for section, weights in SECTIONS.items():
-        present = {name: weight for name, weight in weights.items() if name in subsets}
-        missing = [
-            shortfall(name, subsets) for name in weights if len(subsets.get(name, ())) != ROWS[name]
-        ]
-        lacking += missing
+        missing = [_shortfall(subset, outcomes) for subset in weights]
+        missing = [text for text in missing if text]
+        all_missing += missing
+        present = {subset: weight for subset, weight in weights.items() if subset in outcomes}
         if present:
-            part = {name: weight / sum(present.values()) for name, weight in present.items()}
-            shares[section] = part
-            yield weighted(model, section, "section", part, subsets, missing, confidence)
-    if len(shares) == len(SECTIONS):
-        part = {
-            name: weight / len(SECTIONS)
-            for section in shares.values()
-            for name, weight in section.items()
-        }
-        yield weighted(model, "all", "average", part, subsets, lacking, confidence)
+            sections += 1
+            total = sum(present.values())
+            shares = {subset: weight / total for subset, weight in present.items()}
+            weights_of_average |= {
+                subset: share / len(SECTIONS) for subset, share in shares.items()
+            }
+            yield _weighted_record(model, section, "section", shares, outcomes, missing, config)
+    if sections == len(SECTIONS):
+        yield _weighted_record(
+            model, "all", "average", weights_of_average, outcomes, all_missing, config
+        )
 
 
-def weighted(
+def _shortfall(subset: str, outcomes: Outcomes) -> str:
+    """What is missing of a subset, "hep-go (80 of 164)", or "" where nothing is."""
+    count = len(outcomes.get(subset, ()))
+    return "" if count == PAIRS[subset] else f"{subset} ({count} of {PAIRS[subset]})"
+
+
+def _weighted_record(
     model: str,
     subset: str,
-    name: str,
-    part: dict[str, float],
-    subsets: dict,
-    missing: list[str],
-    confidence: float,
-) -> dict:
-    """A weighted mean of subset accuracies. Its interval takes pairs of one task as dependent, across subsets, too."""
-    outcomes, weights = [subsets[name] for name in part], list(part.values())
-    excess = statistics.shared_excess(
-        [one.points for one in outcomes], [one.prompts for one in outcomes], weights
+    metric: str,
+    weights: Mapping[str, float],
+    outcomes: Outcomes,
+    missing: Sequence[str],
+    config: BenchConfig,
+) -> MetricRecord:
+    """A weighted mean of accuracies, {subset: weight}, and its interval.
+
+    Pairs of one task are taken as dependent across subsets, too.
+    """
+    parts = [outcomes[name] for name in weights]
+    inflation = variance_inflation(
+        [part.points for part in parts], [part.prompts for part in parts], [*weights.values()]
     )
-    value, interval = statistics.combine(
-        [one.share for one in outcomes],
-        [one.interval(confidence) for one in outcomes],
-        weights,
-        excess,
+    value, interval = combine_proportions(
+        [part.accuracy for part in parts],
+        [part.interval(config.confidence) for part in parts],
+        [*weights.values()],
+        inflation,
     )
-    flags = {"partial": True, "missing": missing} if missing else {}
-    return metric(
-        NAME,
-        model,
-        subset,
-        name,
-        value,
-        interval,
-        sum(map(len, outcomes)),
-        ties=sum(one.ties for one in outcomes),
-        **flags,
-    )
+    extra = {"partial": True, "missing": missing} if missing else {}
+    count, ties = sum(map(len, parts)), sum(part.ties for part in parts)
+    return metric_record(NAME, model, subset, metric, value, interval, count, ties=ties, **extra)
 
 
-def shortfall(name: str, subsets: dict) -> str:
-    """What is missing of a subset: "hep-go (80 of 164)"."""
-    return f"{name} ({len(subsets.get(name, ()))} of {ROWS[name]})"
+def tables(rows: Rows, config: BenchConfig) -> list[Table]:
+    """Each section with its subsets below it, the other subsets, and the average."""
+    lines = []
+    for section, weights in SECTIONS.items():
+        lines += [(section, section), *((subset, f"  {subset}") for subset in weights)]
+    known = {"all", *SECTIONS, *PAIRS}
+    others = [subset for subset in distinct(row["subset"] for row in rows) if subset not in known]
+    lines += [*((subset, subset) for subset in others), ("all", "Average")]
+    return [accuracy_table(TITLE, rows, lines, config.confidence)]
+
+
+def notes(rows: Rows) -> list[str]:
+    """What is missing, what the baselines get, and how many ties there are."""
+    return [*missing_note(TITLE, rows), *baselines_note(rows), *ties_note(rows)]
+
+
+def plot(axes: "Axes", rows: Rows) -> None:
+    """Bars for the sections and the average."""
+    from musiccli.bench.report.plots import draw_sections
+
+    draw_sections(axes, [row for row in rows if row["metric"] in ("section", "average")], TITLE)
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=TITLE,
+    summary="RewardBench's subsets, sections and average.",
+    example="music sample rewardbench --emit pairs | music score --model rm | "
+    "music bench rewardbench",
+    parse=check_rewardbench_pair,
+    metrics=metrics,
+    tables=tables,
+    notes=notes,
+    plot=plot,
+    options=("models",),
+)

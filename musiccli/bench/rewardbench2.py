@@ -1,43 +1,66 @@
-"""RewardBench 2: does the right reply score highest of four? Six subsets, averaged plainly; the ties are scored apart.
+"""RewardBench 2: whether the right reply of four scores highest; six subsets and their plain mean.
 
-A prompt is worth 1/k where the right reply shares the highest score with k - 1 others, and 0 where another is higher.
-The ties are questions put in two prompts, one with a single right answer ("ref"), one with several ("tied"), linked by
-`prompt_id`. With `spread`, the best minus the worst right answer of the tied prompt, and `gap`, the worst right minus
-the best wrong answer of either, their score is, in means over prompts or over linked prompts,
+A prompt is worth 1/k where the right reply shares the highest score with k - 1 others, and 0 where
+another reply is higher. The subset "Ties" has a score of its own. Each of its questions is asked in
+two prompts with the same `prompt_id`: one has a single right answer ("ref"), one has several
+("tied"). `spread` is the best minus the worst right answer of the tied prompt. `gap` is the worst
+right minus the best wrong answer of a prompt. The score is, in means over prompts or questions,
 
     0.30 (gap > 0, tied)  +  0.30 (gap > 0, ref)  +  0.20 (gap of tied > spread)
-    + 0.20 (least gap of both > spread)  +  0.01 tanh(least gap of both / spread - 1), which is 0 for 0 / 0
+    + 0.20 (lesser gap of both > spread)  +  0.01 tanh(lesser gap of both / spread - 1)
 
-Source: reroll_and_score_dataset and process_single_model in rewardbench/utils.py, with which the leaderboard was made
-(github.com/allenai/reward-bench), for Malik et al. 2025, arXiv 2506.01937. Its last term lets ties reach 1.01.
+where 0 / 0 counts 0 in the last term. With that term the score can reach 1.01.
+
+Source: reroll_and_score_dataset and process_single_model in rewardbench/utils.py of
+github.com/allenai/reward-bench, the leaderboard's code; Malik et al. 2025, arXiv 2506.01937.
 """
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.stats import candidates
-from musiccli.bench.stats import intervals as statistics
-from musiccli.bench.stats.candidates import Group
-from musiccli.bench.stats.outcomes import EQUAL, Outcomes, accuracy, metric, prompt
+from musiccli.bench.benchmark import Benchmark, Rows
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.notes import baselines_note, missing_note, ties_note
+from musiccli.bench.report.tables import Table, accuracy_table, distinct
+from musiccli.bench.report.worst_records import WorstRecords
+from musiccli.bench.stats.baselines import is_baseline
+from musiccli.bench.stats.bootstrap import bootstrap_interval
+from musiccli.bench.stats.candidates import (
+    CandidateGroup,
+    check_scored_candidate,
+    group_candidates,
+)
+from musiccli.bench.stats.intervals import combine_proportions, wilson_interval
+from musiccli.bench.stats.outcomes import (
+    EQUAL,
+    MetricRecord,
+    ModelOutcomes,
+    accuracy_record,
+    metric_record,
+    prompt_cluster,
+)
 from musiccli.core.errors import RecordError
-from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record, lookup
+from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
 
-NAME = "rewardbench2"
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+NAME, TITLE = "rewardbench2", "RewardBench 2"
 TIES = "Ties"
-SUBSETS = {
+PROMPTS = {  # of each subset
     "Factuality": 475,
     "Precise IF": 160,
     "Math": 183,
     "Safety": 450,
     "Focus": 495,
     TIES: 102,
-}  # prompts
-WEIGHTS = {
+}
+TIES_WEIGHTS = {
     "tied_accuracy": 0.30,
     "ref_accuracy": 0.30,
     "preferred": 0.20,
@@ -46,194 +69,217 @@ WEIGHTS = {
 }
 
 
-def scored(record: Record, models: Sequence[str] = ()) -> Record:
-    """A scored candidate that says which subset it is from and, of the ties, which prompt of which question."""
-    candidates.scored(record, models)
-    if not isinstance(lookup(record, "subset"), str):
-        raise RecordError(
-            "is missing; RewardBench 2's records name theirs, as music sample writes them",
-            field="metadata.subset",
-            record=record,
-        )
-    if lookup(record, "subset") == TIES:
-        if lookup(record, "sample_type") not in ("ref", "tied"):
-            raise RecordError(
-                "should be ref or tied, as music sample writes it",
-                field="metadata.sample_type",
-                record=record,
-            )
-        if not isinstance(lookup(record, "prompt_id"), int):
-            raise RecordError(
-                "should be a whole number, as music sample writes it",
-                field="metadata.prompt_id",
-                record=record,
-            )
+def check_rewardbench2_candidate(record: Record, config: BenchConfig = BenchConfig()) -> Record:
+    """Check a scored candidate that names its subset and, in Ties, its kind and its question."""
+    check_scored_candidate(record, config.models)
+    subset = lookup(record, "subset")
+    if not isinstance(subset, str):
+        problem = "is missing; RewardBench 2's records name theirs, as music sample writes them"
+        raise RecordError(problem, field="metadata.subset", record=record)
+    if subset == TIES and lookup(record, "sample_type") not in ("ref", "tied"):
+        problem = "should be ref or tied, as music sample writes it"
+        raise RecordError(problem, field="metadata.sample_type", record=record)
+    if subset == TIES and not isinstance(lookup(record, "prompt_id"), int):
+        problem = "should be a whole number, as music sample writes it"
+        raise RecordError(problem, field="metadata.prompt_id", record=record)
     return record
 
 
-def rewardbench2(
-    found: Iterable[Record],
-    models: Sequence[str] = (),
-    *,
-    draws: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    rejects: Rejects | None = None,
-) -> Iterator[dict]:
-    """Metric records for each model and baseline: a row a subset, and the average where all six are there.
+def metrics(
+    records: Iterable[Record],
+    config: BenchConfig = BenchConfig(),
+    stats: RunStats | None = None,
+    worst: WorstRecords | None = None,
+) -> Iterator[MetricRecord]:
+    """For each model and baseline: the subsets, and the average where all six are present.
 
-    What is computed without all prompts carries `partial: true` and what is `missing`. Subsets outside the table get a
-    row and count for nothing else.
+    Where prompts are missing, a record has `partial` and `missing`. Other subsets count for no
+    average.
     """
-    best: dict[str, dict[str, Best]] = {}  # by model, by subset
+    stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
+    best_of_four: dict[str, dict[str, BestOfFour]] = {}  # by model, by subset
     ties: dict[str, Ties] = {}  # by model
-    for group in candidates.grouped(found, rejects or Rejects(), some_of_each):
+    for group in group_candidates(records, _check_group, stats):
+        worst.add_candidates(group)
         subset = lookup(group.first, "subset")
-        for model, right, wrong in group.scores(models):
+        for model, right, wrong in group.scores(config.models):
             if subset == TIES:
                 ties.setdefault(model, Ties()).add(group.first, right, wrong)
             else:
-                best.setdefault(model, {}).setdefault(subset, Best()).add(group.first, right, wrong)
-    resampling = {"draws": draws, "confidence": confidence, "seed": seed}
-    for model in sorted(
-        {**best, **ties}, key=lambda model: model.startswith(candidates.PREFIX)
-    ):  # else as they came
-        rows = [one.row(model, subset, confidence) for subset, one in best.get(model, {}).items()]
-        rows += [ties[model].row(model, resampling)] if model in ties and ties[model].linked else []
-        yield from with_average(model, rows, confidence)
+                by_subset = best_of_four.setdefault(model, {})
+                by_subset.setdefault(subset, BestOfFour()).add(group.first, right, wrong)
+    for model in sorted({**best_of_four, **ties}, key=is_baseline):
+        rows = [
+            prompts.record(model, subset, config)
+            for subset, prompts in best_of_four.get(model, {}).items()
+        ]
+        if model in ties and ties[model].has_whole_question:
+            rows.append(ties[model].record(model, config))
+        yield from _with_average(model, rows)
 
 
-def some_of_each(group: Group) -> None:
+def _check_group(group: CandidateGroup) -> None:
     if not (group.right and group.wrong):
         side = "wrong" if group.right else "right"
         raise RecordError(f"{group.first['id']!r} has no {side} candidate", record=group.first)
 
 
-class Best:
-    """How one model did on the prompts of one subset: the credit for each, and whether it was shared."""
+class BestOfFour:
+    """How one model did on the prompts of one subset: its points, and whether it shared them."""
 
     def __init__(self) -> None:
-        self.prompts, self.points, self.picks = array("q"), array("d"), array("b")
+        self._prompts, self._points, self._picks = array("q"), array("d"), array("b")
 
-    def add(self, first: Record, right: list[float], wrong: list[float]) -> None:
-        scores = right + wrong
-        sharing = scores.count(max(scores))
-        self.points.append(1 / sharing if scores[0] == max(scores) else 0.0)
-        self.picks.append(EQUAL if sharing > 1 else int(scores[0] != max(scores)))
-        self.prompts.append(prompt(first))
+    def add(self, first: Record, right: Sequence[float], wrong: Sequence[float]) -> None:
+        """Add one prompt by the scores of its right candidate and of its wrong ones."""
+        scores = [*right, *wrong]
+        highest = max(scores)
+        sharing = scores.count(highest)
+        self._points.append(1 / sharing if scores[0] == highest else 0.0)
+        self._picks.append(EQUAL if sharing > 1 else int(scores[0] != highest))
+        self._prompts.append(prompt_cluster(first))
 
-    def row(self, model: str, subset: str, confidence: float) -> dict:
+    def record(self, model: str, subset: str, config: BenchConfig) -> MetricRecord:
+        """The metric record."""
         import numpy as np
 
-        points, picks, prompts = map(np.asarray, (self.points, self.picks, self.prompts))
-        return accuracy(
-            NAME, subset, Outcomes(model, None, points, picks, picks * 0, prompts), confidence
-        )
+        points, picks, prompts = map(np.asarray, (self._points, self._picks, self._prompts))
+        outcomes = ModelOutcomes(model, None, points, picks, picks * 0, prompts)
+        return accuracy_record(NAME, subset, outcomes, config.confidence)
 
 
 class Ties:
-    """The spread and gap of one model's scores on every prompt of the ties subset."""
+    """The spread and the gap of one model's scores on each prompt of the subset Ties."""
 
     def __init__(self) -> None:
-        self.found: dict[str, dict[int, tuple[float, float]]] = {"ref": {}, "tied": {}}
+        self._ref: dict[int, tuple[float, float]] = {}  # by question
+        self._tied: dict[int, tuple[float, float]] = {}
 
-    def add(self, first: Record, right: list[float], wrong: list[float]) -> None:
-        self.found[lookup(first, "sample_type")][lookup(first, "prompt_id")] = (
-            max(right) - min(right),
-            min(right) - max(wrong),
-        )
+    def add(self, first: Record, right: Sequence[float], wrong: Sequence[float]) -> None:
+        """Add one prompt by the scores of its right and of its wrong candidates."""
+        prompts = self._ref if lookup(first, "sample_type") == "ref" else self._tied
+        spread, gap = max(right) - min(right), min(right) - max(wrong)
+        prompts[lookup(first, "prompt_id")] = spread, gap
 
     @property
-    def linked(self) -> set[int]:
-        """The questions both of whose prompts are there."""
-        return self.found["ref"].keys() & self.found["tied"].keys()
+    def has_whole_question(self) -> bool:
+        """Whether both prompts of any question are present."""
+        return bool(self._ref.keys() & self._tied.keys())
 
-    def row(self, model: str, resampling: dict) -> dict:
-        """The score, its parts beside it, and an interval from drawing questions, each with both its prompts."""
+    def record(self, model: str, config: BenchConfig) -> MetricRecord:
+        """The score and its parts, with an interval from drawing questions, both prompts each."""
         import numpy as np
 
-        sums = np.array(
-            [
-                self.columns(question)
-                for question in sorted(self.found["ref"].keys() | self.found["tied"])
-            ]
-        )
-        parts = dict(zip(WEIGHTS, means(sums.sum(0)).tolist(), strict=True))
-        value = sum(WEIGHTS[name] * part for name, part in parts.items())
-        interval = statistics.bootstrap(
-            sums, lambda sums: means(sums) @ np.array(list(WEIGHTS.values())), **resampling
-        )
-        low, high = interval or statistics.wilson(
-            min(1.0, max(0.0, value)), len(sums), resampling["confidence"]
-        )
-        count = sum(map(len, self.found.values()))
-        return metric(
-            NAME,
-            model,
-            TIES,
-            "ties_score",
-            value,
-            (min(low, value), max(high, value)),
-            count,
-            **parts,
-        )
+        questions = sorted(self._ref.keys() | self._tied.keys())
+        columns = np.array([self._columns(question) for question in questions])
+        weights = np.array(list(TIES_WEIGHTS.values()))
+        parts = dict(zip(TIES_WEIGHTS, _part_means(columns.sum(0)).tolist(), strict=True))
+        value = sum(TIES_WEIGHTS[name] * part for name, part in parts.items())
+        interval = bootstrap_interval(columns, lambda sums: _part_means(sums) @ weights, config)
+        if interval is None:
+            proportion = min(1.0, max(0.0, value))
+            interval = wilson_interval(proportion, len(questions), config.confidence)
+        low, high = interval
+        bounds = min(low, value), max(high, value)
+        count = len(self._ref) + len(self._tied)
+        return metric_record(NAME, model, TIES, "ties_score", value, bounds, count, **parts)
 
-    def columns(self, question: int) -> list[float]:
-        """The parts of one question in the order of WEIGHTS, then how many prompts each was computed from."""
+    def _columns(self, question: int) -> list[float]:
+        """The parts of one question in the order of TIES_WEIGHTS, then how many prompts each has.
+
+        The parts are 0 where a prompt that they need is missing.
+        """
         import numpy as np
 
-        _, ref = self.found["ref"].get(question, (0.0, 0.0))
-        spread, tied = self.found["tied"].get(question, (0.0, 0.0))
-        has_ref, has_tied = question in self.found["ref"], question in self.found["tied"]
-        linked, least = has_ref and has_tied, min(ref, tied)
+        _, ref_gap = self._ref.get(question, (0.0, 0.0))
+        spread, tied_gap = self._tied.get(question, (0.0, 0.0))
+        has_ref, has_tied = question in self._ref, question in self._tied
+        has_both, lesser_gap = has_ref and has_tied, min(ref_gap, tied_gap)
         with np.errstate(divide="ignore", invalid="ignore"):
-            margin = float(np.nan_to_num(np.tanh(np.float64(least) / spread - 1), nan=0.0))
+            margin = float(np.nan_to_num(np.tanh(np.float64(lesser_gap) / spread - 1), nan=0.0))
         parts = [
-            has_tied and tied > 0,
-            has_ref and ref > 0,
-            linked and tied > spread,
-            linked and least > spread,
-            linked and margin,
+            has_tied and tied_gap > 0,
+            has_ref and ref_gap > 0,
+            has_both and tied_gap > spread,
+            has_both and lesser_gap > spread,
+            has_both and margin,
         ]
-        return [*map(float, parts), has_tied, has_ref, linked, linked, linked]
+        return [*map(float, parts), has_tied, has_ref, has_both, has_both, has_both]
 
 
-def means(sums: "np.ndarray") -> "np.ndarray":
-    """Parts over the prompts they were computed from, (..., 10) to (..., 5); 0 where there are none."""
+def _part_means(sums: "Array") -> "Array":
+    """The means of the parts, from sums of `Ties._columns`: (..., 10) to (..., 5).
+
+    A part is 0 where it has no prompts.
+    """
     import numpy as np
 
-    values, counts = sums[..., : len(WEIGHTS)], sums[..., len(WEIGHTS) :]
+    values, counts = sums[..., : len(TIES_WEIGHTS)], sums[..., len(TIES_WEIGHTS) :]
     return np.divide(values, counts, out=np.zeros_like(values), where=counts > 0)
 
 
-def with_average(model: str, rows: list[dict], confidence: float) -> Iterator[dict]:
-    """The rows in the table's order, unknown subsets last, marked where prompts are missing; then their average."""
+def _with_average(model: str, rows: Sequence[MetricRecord]) -> Iterator[MetricRecord]:
+    """The records in the order of the table, marked where prompts are missing; their average."""
     by_subset = {row["subset"]: row for row in rows}
-    known = [by_subset[subset] for subset in SUBSETS if subset in by_subset]
-    lacking = []
-    for subset, prompts in SUBSETS.items():
+    missing = []
+    for subset, prompts in PROMPTS.items():
         count = by_subset[subset]["count"] if subset in by_subset else 0
         if count != prompts:
-            lacking.append(f"{subset} ({count} of {prompts})")
+            missing.append(f"{subset} ({count} of {prompts})")
             if count:
-                by_subset[subset] |= {"partial": True, "missing": lacking[-1:]}
+                by_subset[subset] |= {"partial": True, "missing": missing[-1:]}
+    known = [by_subset[subset] for subset in PROMPTS if subset in by_subset]
     yield from known
-    yield from (row for subset, row in by_subset.items() if subset not in SUBSETS)
-    if len(known) == len(SUBSETS):
-        value, (low, high) = statistics.combine(
-            [row["value"] for row in known],
-            [(row["low"], row["high"]) for row in known],
-            [1 / len(known)] * len(known),
-        )
-        flags = {"partial": True, "missing": lacking} if lacking else {}
-        yield metric(
-            NAME,
-            model,
-            "all",
-            "average",
-            value,
-            (low, max(high, value)),
-            sum(row["count"] for row in known),
-            ties=sum(row.get("ties", 0) for row in known),
-            **flags,
-        )
+    yield from (row for subset, row in by_subset.items() if subset not in PROMPTS)
+    if len(known) == len(PROMPTS):
+        yield _average_record(model, known, missing)
+
+
+def _average_record(
+    model: str, rows: Sequence[MetricRecord], missing: Sequence[str]
+) -> MetricRecord:
+    value, (low, high) = combine_proportions(
+        [row["value"] for row in rows],
+        [(row["low"], row["high"]) for row in rows],
+        [1 / len(rows)] * len(rows),
+    )
+    bounds = low, max(high, value)  # the score of the ties may be above 1
+    count, ties = sum(row["count"] for row in rows), sum(row.get("ties", 0) for row in rows)
+    extra = {"partial": True, "missing": missing} if missing else {}
+    return metric_record(NAME, model, "all", "average", value, bounds, count, ties=ties, **extra)
+
+
+def tables(rows: Rows, config: BenchConfig) -> list[Table]:
+    """The six subsets, the others, and the average."""
+    subsets = distinct([*PROMPTS, *(row["subset"] for row in rows if row["subset"] != "all")])
+    lines = [*((subset, subset) for subset in subsets), ("all", "Average")]
+    return [accuracy_table(TITLE, rows, lines, config.confidence, "prompts")]
+
+
+def notes(rows: Rows) -> list[str]:
+    """What is missing, what the baselines get, and how often the highest score was shared."""
+    shared = ties_note(rows, "equal highest scores, sharing the point")
+    return [*missing_note(TITLE, rows), *baselines_note(rows), *shared]
+
+
+def plot(axes: "Axes", rows: Rows) -> None:
+    """Bars for the subsets and the average."""
+    from musiccli.bench.report.plots import draw_sections
+
+    draw_sections(axes, [row for row in rows if row["subset"] in ("all", *PROMPTS)], TITLE)
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=TITLE,
+    summary="RewardBench 2: how often the right reply of four scores highest, the score of the "
+    "ties, and the average.",
+    example="music sample rewardbench2 --emit conversations | music score --model rm | "
+    "music bench rewardbench2",
+    parse=check_rewardbench2_candidate,
+    metrics=metrics,
+    tables=tables,
+    notes=notes,
+    plot=plot,
+    options=("models", "bootstrap", "seed"),
+)

@@ -1,150 +1,218 @@
-"""RM-Bench: three right and three wrong replies to a prompt, in three styles, each right one against each wrong one.
+"""RM-Bench: three right and three wrong replies to a prompt, each right one against each wrong one.
 
-Styles are concise, detailed, and detailed in markdown. Of the 3 x 3 comparisons, easy are those in which the right
-reply has the fancier style, normal those of one style, hard those in which the wrong reply has it. A comparison is
-right only if the right reply scores strictly higher. Each domain's score is the mean of its easy, normal and hard
-accuracy; easy, normal and hard are plain means over the four domains, and so is the average. Prompts of both kinds of
-safety are one domain, pooled. Source: the accuracy code that the authors publish with the data
-(github.com/THU-KEG/RM-Bench, README and scripts/utils.py), for Liu et al. 2024, arXiv 2410.16184.
+The three styles are concise, detailed, and detailed in markdown. Of the 3 x 3 comparisons, easy are
+those where the right reply has the fancier style, normal those of one style, and hard those where
+the wrong reply has the fancier style. A comparison is right only if the right reply scores strictly
+higher. The score of a domain is the mean of its easy, normal and hard accuracy. Easy, normal, hard
+and the average are plain means over the four domains. The two kinds of safety are one domain.
+
+Source: the accuracy code that the authors publish with the data (github.com/THU-KEG/RM-Bench,
+README and scripts/utils.py); Liu et al. 2024, arXiv 2410.16184.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.stats import candidates
-from musiccli.bench.stats import intervals as statistics
-from musiccli.bench.stats.candidates import Group
-from musiccli.bench.stats.outcomes import Outcomes, Tally, accuracy, metric
+from musiccli.bench.benchmark import Benchmark, Rows
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.notes import baselines_note, missing_note, ties_note
+from musiccli.bench.report.tables import Table, accuracy_table, distinct, percent
+from musiccli.bench.report.worst_records import WorstRecords
+from musiccli.bench.stats.baselines import is_baseline
+from musiccli.bench.stats.candidates import (
+    CandidateGroup,
+    check_scored_candidate,
+    group_candidates,
+)
+from musiccli.bench.stats.intervals import combine_proportions
+from musiccli.bench.stats.outcomes import (
+    MetricRecord,
+    ModelOutcomes,
+    ScoredPairs,
+    accuracy_record,
+    metric_record,
+)
 from musiccli.core.errors import RecordError
-from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record, lookup
+from musiccli.core.run_stats import RunStats
 
-NAME = "rmbench"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAME, TITLE = "rmbench", "RM-Bench"
 DOMAINS = ("chat", "code", "math", "safety")
 STYLES = ("concise", "detailed", "markdown")
 LEVELS = ("easy", "normal", "hard")
 PROMPTS = 1327
 
 
-def scored(record: Record, models: Sequence[str] = ()) -> Record:
-    """A scored candidate of a known domain, in `metadata.domain`."""
-    domain(candidates.scored(record, models))
+def check_rmbench_candidate(record: Record, config: BenchConfig = BenchConfig()) -> Record:
+    """Check a scored candidate that names one of the domains, in `metadata.domain`."""
+    check_scored_candidate(record, config.models)
+    _domain(record)
     return record
 
 
-def domain(record: Record) -> str:
-    """ "safety-refuse" and "safety-response" are safety."""
-    given = lookup(record, "domain")
+def _domain(record: Record) -> str:
+    """One of DOMAINS: the data call it "safety-refuse" or "safety-response", too."""
+    domain = lookup(record, "domain")
     for name in DOMAINS:
-        if isinstance(given, str) and given.startswith(name):
+        if isinstance(domain, str) and domain.startswith(name):
             return name
-    raise RecordError(
-        f"should be one of {', '.join(DOMAINS)}, as music sample writes it",
-        field="metadata.domain",
-        record=record,
-    )
+    problem = f"should be one of {', '.join(DOMAINS)}, as music sample writes it"
+    raise RecordError(problem, field="metadata.domain", record=record)
 
 
-def rmbench(
-    found: Iterable[Record],
-    models: Sequence[str] = (),
-    *,
-    confidence: float = 0.95,
-    rejects: Rejects | None = None,
-) -> Iterator[dict]:
-    """Metric records for each model and baseline: domains by level, domains, levels, cells of styles, and the average.
+def metrics(
+    records: Iterable[Record],
+    config: BenchConfig = BenchConfig(),
+    stats: RunStats | None = None,
+    worst: WorstRecords | None = None,
+) -> Iterator[MetricRecord]:
+    """For each model and baseline: levels of domains, domains, levels, styles and the average.
 
-    What is computed without all prompts or domains carries `partial: true` and what is `missing`. `count` is a number
-    of comparisons; intervals take those of one prompt as dependent.
+    Where prompts or domains are missing, a record has `partial` and `missing`. `count` is a number
+    of comparisons. Intervals take the comparisons of one prompt as dependent.
     """
-    tally = Tally(models)
-    for group in candidates.grouped(found, rejects or Rejects(), three_of_each):
-        for pair, cell in pairs(group, models):
-            tally.add(pair, 0, {"domain": domain(group.first), "level": level(*cell), "cell": cell})
-    for model in tally.models:
-        yield from rows(model, tally, confidence)
+    stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
+    pairs = ScoredPairs(config.models)
+    for group in group_candidates(records, _check_group, stats):
+        worst.add_candidates(group)
+        domain = _domain(group.first)
+        for pair, styles in _comparisons(group, config.models):
+            pairs.add(pair, 0, {"domain": domain, "level": _level(*styles), "styles": styles})
+    for model in pairs.models:
+        yield from _model_records(model, pairs, config)
 
 
-def three_of_each(group: Group) -> None:
+def _check_group(group: CandidateGroup) -> None:
     if len(group.right) != len(STYLES) or len(group.wrong) != len(STYLES):
-        found = f"{len(group.right)} right and {len(group.wrong)} wrong candidates"
-        raise RecordError(
-            f"{group.first['id']!r} has {found}; RM-Bench has three of each, one in each style",
-            record=group.first,
-        )
+        candidates = f"{len(group.right)} right and {len(group.wrong)} wrong candidates"
+        problem = f"has {candidates}; RM-Bench has three of each, one in each style"
+        raise RecordError(f"{group.first['id']!r} {problem}", record=group.first)
 
 
-def pairs(group: Group, models: Sequence[str]) -> Iterator[tuple[Record, tuple[int, int]]]:
-    """Nine scored preferences, each with the styles of its two sides."""
-    known = group.models(models)
-    for first, right in enumerate(group.right):
-        for second, wrong in enumerate(group.wrong):
+def _comparisons(
+    group: CandidateGroup, models: Sequence[str]
+) -> Iterator[tuple[Record, tuple[int, int]]]:
+    """Nine scored preferences, and the numbers of the styles of the right and the wrong reply."""
+    known_models = group.models(models)
+    for right_style, right in enumerate(group.right):
+        for wrong_style, wrong in enumerate(group.wrong):
             scores = {
                 model: {"chosen": right["scores"][model], "rejected": wrong["scores"][model]}
-                for model in known
+                for model in known_models
             }
-            yield (
-                Record(
-                    {
-                        "id": f"{group.first['id']}/{first}-{second}",
-                        "chosen": right["messages"],
-                        "rejected": wrong["messages"],
-                        "scores": scores,
-                    }
-                ),
-                (first, second),
+            pair = Record(
+                {
+                    "id": f"{group.first['id']}/{right_style}-{wrong_style}",
+                    "chosen": right["messages"],
+                    "rejected": wrong["messages"],
+                    "scores": scores,
+                }
             )
+            yield pair, (right_style, wrong_style)
 
 
-def level(right: int, wrong: int) -> str:
-    return LEVELS[1 + (right < wrong) - (right > wrong)]
+def _level(right_style: int, wrong_style: int) -> str:
+    return LEVELS[1 + (right_style < wrong_style) - (right_style > wrong_style)]
 
 
-def rows(model: str, tally: Tally, confidence: float) -> Iterator[dict]:
-    """All rows of one model, from the comparisons that it scored."""
-    part = partial(tally.outcomes, model)
-    domains, levels, cells = (dict(tally.members(field)) for field in ("domain", "level", "cell"))
-    domains = {name: mask for name, mask in domains.items() if len(part(mask))}
-    prompts = len(part()) // len(cells)
+def _model_records(model: str, pairs: ScoredPairs, config: BenchConfig) -> Iterator[MetricRecord]:
+    """All metric records of one model, from the comparisons that it scored."""
+    outcomes_of = partial(pairs.outcomes, model)
+    levels, styles = dict(pairs.groups("level")), dict(pairs.groups("styles"))
+    domains = {name: mask for name, mask in pairs.groups("domain") if len(outcomes_of(mask))}
+    extra = _partial_fields(len(outcomes_of()) // len(styles), domains)
+    for name, mask in domains.items():
+        for level in LEVELS:
+            outcomes = outcomes_of(mask & levels[level])
+            yield accuracy_record(NAME, f"{name}/{level}", outcomes, config.confidence)
+    for name, mask in domains.items():
+        yield _mean_record(model, name, "section", [outcomes_of(mask)], config, extra)
+    for level in LEVELS:
+        parts = [outcomes_of(mask & levels[level]) for mask in domains.values()]
+        yield _mean_record(model, level, "section", parts, config, extra)
+    for (right, wrong), mask_of_styles in sorted(styles.items()):
+        parts = [outcomes_of(mask & mask_of_styles) for mask in domains.values()]
+        subset = f"{STYLES[right]} over {STYLES[wrong]}"
+        yield _mean_record(model, subset, "cell", parts, config, extra)
+    if len(domains) == len(DOMAINS):
+        parts = [outcomes_of(mask) for mask in domains.values()]
+        yield _mean_record(model, "all", "average", parts, config, extra)
+
+
+def _partial_fields(prompts: int, domains: Iterable[str]) -> dict[str, object]:
+    """The fields that say what is missing; none where nothing is."""
     missing = [f"prompts ({prompts:,} of {PROMPTS:,})"] if prompts != PROMPTS else []
     missing += [f"{name} (none)" for name in DOMAINS if name not in domains]
-    flags = {"partial": True, "missing": missing} if missing else {}
-    for name, mask in domains.items():
-        for grade in LEVELS:
-            yield accuracy(NAME, f"{name}/{grade}", part(mask & levels[grade]), confidence)
-    for name, mask in domains.items():
-        yield over_domains(model, name, "section", [part(mask)], confidence, flags)
-    for grade in LEVELS:
-        parts = [part(mask & levels[grade]) for mask in domains.values()]
-        yield over_domains(model, grade, "section", parts, confidence, flags)
-    for (right, wrong), cell in sorted(cells.items()):
-        parts = [part(mask & cell) for mask in domains.values()]
-        yield over_domains(
-            model, f"{STYLES[right]} over {STYLES[wrong]}", "cell", parts, confidence, flags
-        )
-    if len(domains) == len(DOMAINS):
-        yield over_domains(
-            model, "all", "average", [part(mask) for mask in domains.values()], confidence, flags
-        )
+    return {"partial": True, "missing": missing} if missing else {}
 
 
-def over_domains(
-    model: str, subset: str, name: str, parts: list[Outcomes], confidence: float, flags: dict
-) -> dict:
-    """The plain mean of some parts; its interval takes them as independent samples."""
-    value, interval = statistics.combine(
-        [one.share for one in parts],
-        [one.interval(confidence) for one in parts],
+def _mean_record(
+    model: str,
+    subset: str,
+    metric: str,
+    parts: Sequence[ModelOutcomes],
+    config: BenchConfig,
+    extra: Mapping[str, Any],
+) -> MetricRecord:
+    """The plain mean of the accuracies of some parts, taken as independent samples."""
+    value, interval = combine_proportions(
+        [part.accuracy for part in parts],
+        [part.interval(config.confidence) for part in parts],
         [1 / len(parts)] * len(parts),
     )
-    return metric(
-        NAME,
-        model,
-        subset,
-        name,
-        value,
-        interval,
-        sum(map(len, parts)),
-        ties=sum(one.ties for one in parts),
-        **flags,
-    )
+    count, ties = sum(map(len, parts)), sum(part.ties for part in parts)
+    return metric_record(NAME, model, subset, metric, value, interval, count, ties=ties, **extra)
+
+
+def tables(rows: Rows, config: BenchConfig) -> list[Table]:
+    """Domains with their levels, levels over all domains, the average; styles of each model."""
+    lines = []
+    for domain in DOMAINS:
+        lines += [(domain, domain), *((f"{domain}/{level}", f"  {level}") for level in LEVELS)]
+    lines += [*((level, level) for level in LEVELS), ("all", "Average")]
+    cells = {(row["model"], row["subset"]): percent(row) for row in rows if row["metric"] == "cell"}
+    models = [model for model in distinct(model for model, _ in cells) if not is_baseline(model)]
+    return [
+        accuracy_table(TITLE, rows, lines, config.confidence, "comparisons"),
+        *(_styles_table(model, cells) for model in models),
+    ]
+
+
+def _styles_table(model: str, cells: Mapping[tuple[str, str], str]) -> Table:
+    """A model's accuracy for each style of the right and of the wrong reply."""
+    title = f"{model}, %: right reply down, wrong one across"
+    lines = [
+        [right, *(cells[model, f"{right} over {wrong}"] for wrong in STYLES)] for right in STYLES
+    ]
+    return Table(title, ["", *STYLES], lines)
+
+
+def notes(rows: Rows) -> list[str]:
+    """What is missing, what the baselines get, and how many ties there are."""
+    return [*missing_note(TITLE, rows), *baselines_note(rows), *ties_note(rows)]
+
+
+def plot(axes: "Axes", rows: Rows) -> None:
+    """Bars for the domains, the levels and the average."""
+    from musiccli.bench.report.plots import draw_sections
+
+    draw_sections(axes, [row for row in rows if row["metric"] in ("section", "average")], TITLE)
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=TITLE,
+    summary="RM-Bench: right replies against wrong ones across three styles, from easy to hard.",
+    example="music sample THU-KEG/RM-Bench --emit conversations | music score --model rm | "
+    "music bench rmbench",
+    parse=check_rmbench_candidate,
+    metrics=metrics,
+    tables=tables,
+    notes=notes,
+    plot=plot,
+    options=("models",),
+)

@@ -1,93 +1,104 @@
-"""What every `music bench` does with its metric records: writes them, shows tables, and draws pictures and pages."""
+"""What every `music bench` does with its metric records: writes, tables, a figure and a page."""
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from musiccli import __version__
+from musiccli.cli.files import save
 from musiccli.cli.run import Run
 from musiccli.core import jsonl, progress
 from musiccli.core.errors import InputError
 from musiccli.core.records import Record
 
+if TYPE_CHECKING:
+    from musiccli.bench.benchmark import Benchmark
+    from musiccli.bench.config import BenchConfig
+    from musiccli.bench.report.html import Provenance
+    from musiccli.bench.report.tables import Table
+    from musiccli.bench.stats.outcomes import MetricRecord
+
+# Text in an SVG stays text, in the fonts of the page around it.
+SVG_TEXT = {"svg.fonttype": "none", "font.family": "sans-serif"}
+
 
 class Report:
-    """The files asked for beside the records. Raises InputError for one that cannot be, before anything is read."""
+    """The files beside the metric records; each is None where it is not wanted.
+
+    Raises:
+        InputError: a file cannot be written there. Nothing has been read yet.
+    """
 
     def __init__(
         self,
         run: Run,
-        models: list[str] | None,
+        benchmark: "Benchmark[Any]",
+        config: "BenchConfig",
         plot: str | None,
         html: str | None,
         markdown: str | None,
     ):
-        from musiccli.bench.report.worst_records import Worst
+        from musiccli.bench.report.worst_records import WorstRecords
 
-        self.run, self.plot, self.html, self.markdown = run, plot, html, markdown
-        self.worst = Worst(models or ())
-        self._check({"--plot": plot, "--html": html, "--markdown": markdown})
+        self.run, self.benchmark, self.config = run, benchmark, config
+        self.plot, self.html, self.markdown = plot, html, markdown
+        self.worst = WorstRecords(config.models)
+        self._check_paths({"--plot": plot, "--html": html, "--markdown": markdown})
 
-    def watch(
-        self, found: Iterable[Record], remember: Callable[..., Iterator[Record]], *more: object
-    ) -> Iterable[Record]:
-        """The same records; for a page, `remember`, a method of `worst`, keeps the worst of them."""
-        return remember(found, *more) if self.html else found
-
-    def write(self, rows: list[dict], confidence: float) -> None:
-        """Metric records to the output, tables and notes to stderr, pictures and pages to their files."""
-        from musiccli.bench.report import markdown, tables
-
+    def write(self, rows: "list[MetricRecord]") -> None:
+        """Write the metric records and the files, and show tables and notes on stderr."""
         self.run.write(rows)
-        shown, notes = tables.tables(rows, confidence), tables.notes(rows)
-        for table in shown:
+        tables = self.benchmark.tables(rows, self.config) if rows else []
+        tables = [table for table in tables if table.cells]
+        notes = self.benchmark.notes(rows)
+        for table in tables:
             progress.table(table.columns, table.cells, table.title)
         for note in notes:
             self.run.say(note)
         if self.plot and rows:
-            from musiccli.bench.report import plots
-            from musiccli.core import figures
+            from musiccli.bench.report.plots import draw_figure
+            from musiccli.core.figures import figure_format
 
-            save(self.plot, [plots.draw(rows, figures.figure_format(self.plot))])
+            save(self.plot, [draw_figure(self.benchmark, rows, figure_format(self.plot))])
         if self.markdown:
-            save(self.markdown, (piece.encode() for piece in markdown.document(shown, notes)))
-        if self.html:
-            save(
-                self.html,
-                (piece.encode("utf-8", "replace") for piece in self._page(rows, shown, notes)),
-            )
+            from musiccli.bench.report import markdown
 
-    def _page(self, rows: list[dict], shown: list, notes: list[str]) -> Iterator[str]:
-        from musiccli.bench.report import html, tables
+            save(self.markdown, (piece.encode() for piece in markdown.document(tables, notes)))
+        if self.html:
+            pieces = self._page(rows, tables, notes)
+            save(self.html, (piece.encode("utf-8", "replace") for piece in pieces))
+
+    def _page(
+        self, rows: "list[MetricRecord]", tables: "Sequence[Table]", notes: Sequence[str]
+    ) -> Iterator[str]:
+        from musiccli.bench.report.html import WorstRecord, html_page
         from musiccli.show.html import record_html
 
-        worst = (
-            html.WorstRecord(model, str(record["id"]), how, record_html(record))
-            for model, how, record in self.worst.found()
+        worst_records = (
+            WorstRecord(model, str(record["id"]), problem, record_html(Record(record)))
+            for model, problem, record in self.worst
         )
-        title = tables.TITLES[rows[0]["benchmark"]] if rows else self.run.name
-        lead = f"{self.run.read_count:,} records, read by music {self.run.name}"
-        return html.html_page(
-            title, lead, self._picture(rows), shown, notes, worst, self._provenance()
-        )
+        title = self.benchmark.title if rows else self.run.name
+        summary = f"{self.run.read_count:,} records, read by music {self.run.name}"
+        figure, provenance = self._figure(rows), self._provenance()
+        return html_page(title, summary, figure, tables, notes, worst_records, provenance)
 
-    def _picture(self, rows: list[dict]) -> bytes | None:
-        from musiccli.bench.report import plots
+    def _figure(self, rows: "list[MetricRecord]") -> bytes | None:
+        """The page's figure as an SVG file; None without metric records or without matplotlib."""
+        from musiccli.bench.report.plots import draw_figure
 
         try:
-            return (
-                plots.draw(rows, "svg", **{"svg.fonttype": "none", "font.family": "sans-serif"})
-                if rows
-                else None
-            )
+            return draw_figure(self.benchmark, rows, "svg", **SVG_TEXT) if rows else None
         except ImportError:
             self.run.say(
                 f'{self.html}: has no picture, matplotlib is missing; pip install "musiccli[plot]"'
             )
             return None
 
-    def _provenance(self) -> object:
+    def _provenance(self) -> "Provenance":
+        """What someone needs to get the same figures again."""
         import platform
         from importlib.metadata import version
 
@@ -105,13 +116,13 @@ class Report:
         ]
         return Provenance(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
 
-    def _check(self, targets: dict[str, str | None]) -> None:
-        from musiccli.core import figures
+    def _check_paths(self, paths: dict[str, str | None]) -> None:
+        from musiccli.core.figures import check_figure_path
 
         if self.plot:
-            figures.check_figure_path(self.plot)
+            check_figure_path(self.plot)
         taken = [self.run.output, *self.run.files]
-        for option, path in targets.items():
+        for option, path in paths.items():
             if not path:
                 continue
             if path == "-" or any(jsonl.same_file(path, other) for other in taken):
@@ -119,15 +130,3 @@ class Report:
             if not Path(path).parent.is_dir():
                 raise InputError(f"{option} {path}: there is no such folder")
             taken.append(path)
-
-
-def save(path: str, pieces: Iterable[bytes]) -> None:
-    """A file, whole or not at all."""
-    target = jsonl.open_output(path)
-    try:
-        for piece in pieces:
-            target.write_bytes(piece)
-    except BaseException:
-        target.discard()
-        raise
-    target.close()

@@ -206,7 +206,7 @@ def train(
     DIR holds the checkpoint at its top (transformers opens it as it is) and log.jsonl, one line a step.
     """
     run.in_processes(num_processes, accelerate_config)
-    from musiccli.cli.report import save
+    from musiccli.cli.files import save
     from musiccli.core import figures
     from musiccli.core import processes as launch
     from musiccli.train import curves, log

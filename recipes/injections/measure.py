@@ -24,7 +24,7 @@ from itertools import product
 from pathlib import Path
 
 from musiccli import prompts
-from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
 from musiccli.core import jsonl, votes
 from musiccli.core.records import Record, content_id, parse_preference
 from musiccli.judge.config import JudgeConfig
@@ -86,9 +86,9 @@ def share(values: list[float], clusters: list[str], scale: int = 100) -> str:
     """A mean with its 95% interval, from a bootstrap of clusters; times `scale`, so 100 is percent."""
     mean, rows = (
         sum(values) / len(values),
-        statistics.totals([values, [1.0] * len(values)], clusters),
+        cluster_sums([values, [1.0] * len(values)], clusters),
     )
-    low, high = statistics.bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1]) or (mean, mean)
+    low, high = bootstrap_interval(rows, lambda sums: sums[:, 0] / sums[:, 1]) or (mean, mean)
     shown = [
         format(scale * number, ".1f" if scale == 100 else ".2f") for number in (mean, low, high)
     ]

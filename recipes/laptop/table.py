@@ -14,16 +14,13 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from musiccli.bench.stats import baselines
-from musiccli.bench.stats.intervals import (
-    detectable,
-    share_interval,
-    standard_error,
-    students_t,
-    wilson,
-)
-from musiccli.bench.stats.outcomes import Tally, prompt
+from musiccli.bench.stats.baselines import is_baseline
+from musiccli.bench.stats.intervals import proportion_interval, standard_error, wilson_interval
+from musiccli.bench.stats.outcomes import ScoredPairs, prompt_cluster
+from musiccli.bench.stats.quantiles import t_quantile
+from musiccli.bench.stats.significance import detectable_difference
 from musiccli.core.figures import COLORS, RC_PARAMS, figure_bytes
+from musiccli.core.records import BASELINE_PREFIX
 
 SUBSETS = ("before the last turn", "first turn", "between", "last turn")
 NAMES = {"a": "a: D alone", "b": "b: D, last reply contrasted", "c": "c: D and MUSIC"}
@@ -59,7 +56,7 @@ def right(pairs: list[dict], names: list[str]) -> np.ndarray:
 
 def clusters(pairs: list[dict]) -> np.ndarray:
     """(pairs,): equal where the prompt is, as in `music bench`."""
-    return np.asarray([prompt(pair) for pair in pairs])
+    return np.asarray([prompt_cluster(pair) for pair in pairs])
 
 
 def parts(pair: dict) -> set[str]:
@@ -92,32 +89,30 @@ def share(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
     """The mean of (runs, pairs) outcomes, and its interval."""
     mean, (spread, freedom) = values.mean(), error(values, groups)
     if len(values) == 1 or not 0 < mean < 1 or not spread > 0:
-        return mean, *share_interval(values.mean(axis=0), groups)
-    return mean, *wilson(mean, mean * (1 - mean) / spread**2, freedom=freedom)
+        return mean, *proportion_interval(values.mean(axis=0), groups)
+    return mean, *wilson_interval(mean, mean * (1 - mean) / spread**2, degrees_of_freedom=freedom)
 
 
 def difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> str:
     """Of two arms, run against run of the same seed: the mean, its interval, and what could have been shown."""
     gaps = 100 * (first - second)
     spread, freedom = error(gaps, groups)
-    half = students_t(0.95, freedom) * spread
+    half = t_quantile(0.95, freedom) * spread
     return (
-        f"{gaps.mean():+.1f} [{gaps.mean() - half:+.1f}, {gaps.mean() + half:+.1f}], {detectable(spread):.1f}"
+        f"{gaps.mean():+.1f} [{gaps.mean() - half:+.1f}, {gaps.mean() + half:+.1f}], {detectable_difference(spread):.1f}"
         if spread > 0
         else f"{gaps.mean():+.1f}"
     )
 
 
 def blind(pairs: list[dict]) -> str:
-    """What the best guess that reads nothing gets right; half a point for each pair that it cannot tell apart."""
-    tally = Tally()
+    """What the best content-blind baseline gets right."""
+    scored_pairs = ScoredPairs()
     for pair in pairs:
-        tally.add(pair, 0, {})
-    best = max(
-        (tally.outcomes(model) for model in tally.models if model.startswith(baselines.PREFIX)),
-        key=lambda guess: guess.share,
-    )
-    return f"{100 * best.share:.1f} {best.model.removeprefix(baselines.PREFIX)}"
+        scored_pairs.add(pair, 0, {})
+    baselines = map(scored_pairs.outcomes, filter(is_baseline, scored_pairs.models))
+    best = max(baselines, key=lambda outcomes: outcomes.accuracy)
+    return f"{100 * best.accuracy:.1f} {best.model.removeprefix(BASELINE_PREFIX)}"
 
 
 def row(

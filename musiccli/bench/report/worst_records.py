@@ -1,124 +1,87 @@
-"""The records on which each model is most wrong, to be read by people: a few, chosen while all of them pass by."""
+"""The records on which each model is most wrong, a few per model, for people to read."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappush, heappushpop
 from itertools import count
+from typing import Any
 
-from musiccli.bench.stats.candidates import Group
+from musiccli.bench.stats.candidates import CandidateGroup
 from musiccli.core import votes
 from musiccli.core.records import Record, side_names
 
-RECOMPUTE_ABOVE = 8  # a model
+RECORDS_PER_MODEL = 8
 
 
-class Worst:
-    """Passes records through and remembers, for each model, the KEPT with the largest wrong margins.
+class WorstRecords:
+    """Keeps, for each model, the RECORDS_PER_MODEL records with the largest margins.
 
-    A margin is how much higher the worse side scores; margins of two models are on different scales and never compared.
+    A margin is by how much a model is wrong. Those of different models are on different scales.
     """
 
     def __init__(self, models: Sequence[str] = ()):
-        self._wanted, self._order = models, count()
-        self._heaps: dict[str, list[tuple[float, int, str, Record]]] = {}
+        self._wanted_models, self._order = models, count()
+        self._heaps: dict[str, list[tuple[float, int, str, Mapping[str, Any]]]] = {}
 
-    def found(self) -> Iterator[tuple[str, str, Record]]:
-        """(model, how it is wrong, record): a model's worst one first, and of two alike the one met first."""
+    def __iter__(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """(model, how it is wrong, record), by model; the worst first, of equal ones the first."""
         for model, heap in self._heaps.items():
-            for _, _, how, record in sorted(heap, key=lambda entry: entry[:2], reverse=True):
-                yield model, how, record
+            for _, _, problem, record in sorted(heap, key=lambda kept: kept[:2], reverse=True):
+                yield model, problem, record
 
-    def add(self, model: str, margin: float, record: Record, how: str = "wrong by {:.3g}") -> None:
-        """Remember a record on which the model is wrong by `margin`; nothing where it is not."""
+    def add(self, model: str, margin: float, problem: str, record: Mapping[str, Any]) -> None:
+        """Keep a record on which a model is wrong; where the margin is 0 or less it is not."""
         heap = self._heaps.setdefault(model, [])
         if margin > 0:
-            entry = (margin, -next(self._order), how.format(margin), record)
-            (heappush if len(heap) < RECOMPUTE_ABOVE else heappushpop)(heap, entry)
+            kept = (margin, -next(self._order), problem, record)
+            (heappush if len(heap) < RECORDS_PER_MODEL else heappushpop)(heap, kept)
 
-    def pairs(
-        self, found: Iterable[Record], better: Callable[[Record], str | None]
-    ) -> Iterator[Record]:
-        """Scored pairs, of which `better` names the better side, or None."""
-        for record in found:
-            names = side_names(record)
-            label = better(record)
-            if label in names:
-                worse = names[1 - names.index(label)]
-                for model in self._wanted or record["scores"]:
-                    scores = record["scores"][model]
-                    self.add(model, scores[worse] - scores[label], record)
-            yield record
+    def add_scored_pair(self, pair: Mapping[str, Any], label: str | None) -> None:
+        """Add a scored pair whose better side is `label`; None or "tie" says nothing."""
+        names = side_names(pair)
+        if label not in names:
+            return
+        worse = names[1 - names.index(label)]
+        for model in self._wanted_models or pair["scores"]:
+            scores = pair["scores"][model]
+            self._add_margin(model, scores[worse] - scores[label], pair)
 
-    def candidates(self, found: Iterable[Record]) -> Iterator[Record]:
-        """Scored candidates; of each prompt the right one that scores lowest, and the wrong one that scores highest."""
-        by_id: dict[object, list[Record]] = {}
-        for record in found:
-            by_id.setdefault(record["id"], []).append(record)
-            yield record
-        for group in map(Group, by_id.values()):
-            if group.right and group.wrong:
-                for model in group.models(self._wanted):
-                    self._add_group(group, model)
-
-    def _add_group(self, group: Group, model: str) -> None:
-        right = min(group.right, key=lambda candidate: candidate["scores"][model])
-        wrong = max(group.wrong, key=lambda candidate: candidate["scores"][model])
-        scores = {
-            side: candidate["scores"][model]
-            for side, candidate in (("chosen", right), ("rejected", wrong))
-        }
-        about = {
-            name: value
-            for name, value in (right.get("metadata") or {}).items()
-            if name != "correct"
-        }
-        self.add(
-            model,
-            scores["rejected"] - scores["chosen"],
-            Record(
+    def add_candidates(self, group: CandidateGroup) -> None:
+        """Add the lowest-scored right candidate and the highest-scored wrong one as a pair."""
+        if not (group.right and group.wrong):
+            return
+        for model in group.models(self._wanted_models):
+            right = min(group.right, key=lambda candidate: candidate["scores"][model])
+            wrong = max(group.wrong, key=lambda candidate: candidate["scores"][model])
+            metadata = dict(right.get("metadata") or {})
+            metadata.pop("correct", None)
+            scores = {"chosen": right["scores"][model], "rejected": wrong["scores"][model]}
+            pair = Record(
                 {
                     "id": right["id"],
                     "chosen": right["messages"],
                     "rejected": wrong["messages"],
-                    "metadata": about,
+                    "metadata": metadata,
                     "scores": {model: scores},
                 }
-            ),
-        )
-
-    def contests(self, found: Iterable[Record]) -> Iterator[Record]:
-        """Judged contests; those that the first side's model lost, from the largest pools first."""
-        for record in found:
-            first, second = side_names(record)
-            size = record.get("best_of")
-            if record["winner"] == second:
-                self.add(
-                    str((record.get("models") or {}).get(first, first)),
-                    size or 1,
-                    record,
-                    f"lost, best of {size}" if size else "lost",
-                )
-            yield record
-
-    def verdicts(
-        self, found: Iterable[Record], label: Callable[[Record], str | None]
-    ) -> Iterator[Record]:
-        """Judged pairs; of each judge those on which both its votes contradict the label, then those it turned on."""
-        for record in found:
-            better = label(record)
-            for judge, said in votes.outcomes_by_judge(record.get("votes") or []).items():
-                if said == votes.INCONSISTENT:
-                    self.add(judge, 1, record, "turned with the order")
-                elif better in side_names(record) and said in side_names(record) and said != better:
-                    self.add(judge, 2, record, f"said {said}, the label says {better}")
-            yield record
-
-    def turns(self, found: Iterable[Record]) -> Iterator[Record]:
-        """Contrasted turns; those with most flaws first."""
-        for record in found:
-            self.add(
-                "contrast",
-                len(record["flaws"]),
-                record,
-                ", ".join(record["flaws"]).replace("_", " "),
             )
-            yield record
+            self._add_margin(model, scores["rejected"] - scores["chosen"], pair)
+
+    def add_contest(self, contest: Mapping[str, Any]) -> None:
+        """Add a judged contest that the first side lost; the largest pools are the worst."""
+        first, second = side_names(contest)
+        if contest["winner"] == second:
+            model = str((contest.get("models") or {}).get(first, first))
+            size = contest.get("best_of")
+            self.add(model, size or 1, f"lost, best of {size}" if size else "lost", contest)
+
+    def add_verdicts(self, pair: Mapping[str, Any], label: str | None) -> None:
+        """Add a judged pair for each judge that contradicts the label or turned with the order."""
+        names = side_names(pair)
+        for judge, outcome in votes.outcomes_by_judge(pair.get("votes") or []).items():
+            if outcome == votes.INCONSISTENT:
+                self.add(judge, 1, "turned with the order", pair)
+            elif label in names and outcome in names and outcome != label:
+                self.add(judge, 2, f"said {outcome}, the label says {label}", pair)
+
+    def _add_margin(self, model: str, margin: float, pair: Mapping[str, Any]) -> None:
+        self.add(model, margin, f"wrong by {margin:.3g}", pair)

@@ -1,50 +1,54 @@
-"""What a judge would get right without reading: content-blind guesses, printed beside every accuracy.
+"""Content-blind baselines: what guesses get right that do not read the text.
 
-On MT-Bench's human votes the longer conversation wins about 68%, of MINT's solved trajectories over unsolved ones the
-shorter 89%: an accuracy means little until it is seen beside these. A baseline that cannot tell two sides apart
-guesses, so it earns half a point there; a reward model whose two scores are equal earns none.
+They stand beside every accuracy.
+On MT-Bench's human votes the longer conversation wins about 68%. Of MINT's solved and unsolved
+trajectories the shorter one is solved in 89%. An accuracy means little without such numbers beside
+it. A baseline that cannot tell two sides apart guesses, and earns half a point. A reward model
+whose two scores are equal earns none.
 """
 
-from hashlib import blake2b
+from collections.abc import Mapping
+from typing import Any
 
-from musiccli.core.records import BASELINE_PREFIX, Record, count_characters, count_turns, side_names
-
-PREFIX = BASELINE_PREFIX
+from musiccli.core.records import BASELINE_PREFIX, count_characters, count_turns, side_names
 
 
-def scores(record: Record) -> dict[str, dict[str, float]]:
-    """One score a side for each baseline, in the shape that `score` writes: {baseline: {side: number}}."""
+def is_baseline(model: str) -> bool:
+    """Whether the name of a model is that of a baseline."""
+    return model.startswith(BASELINE_PREFIX)
+
+
+def baseline_scores(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Each baseline's score of each side, {baseline: {side: score}}, as `scores` of a record."""
     names = side_names(record)
-    sides = {name: record[name] for name in names}
     first = first_listed(record)
-    length = {name: count_characters(side) for name, side in sides.items()}
-    count = {name: count_turns(side) for name, side in sides.items()}
-    last = {name: len(side[-1]["content"]) for name, side in sides.items()}
-    return {
-        PREFIX + baseline: by_side
-        for baseline, by_side in {
-            "longest": length,
-            "shortest": least(length),
-            "most-turns": count,
-            "fewest-turns": least(count),
-            "longest-last-reply": last,
-            "shortest-last-reply": least(last),
-            "first-listed": {name: int(name == first) for name in names},
-        }.items()
+    characters = {name: count_characters(record[name]) for name in names}
+    turns = {name: count_turns(record[name]) for name in names}
+    last_reply = {name: len(record[name][-1]["content"]) for name in names}
+    scores = {
+        "longest": characters,
+        "shortest": _negated(characters),
+        "most-turns": turns,
+        "fewest-turns": _negated(turns),
+        "longest-last-reply": last_reply,
+        "shortest-last-reply": _negated(last_reply),
+        "first-listed": {name: int(name == first) for name in names},
     }
+    return {BASELINE_PREFIX + name: dict(by_side) for name, by_side in scores.items()}
 
 
-def least(measured: dict[str, int]) -> dict[str, int]:
-    """Scores by which the side that has least of something is taken."""
-    return {name: -number for name, number in measured.items()}
+def first_listed(record: Mapping[str, Any]) -> str:
+    """The side that counts as listed first: `a` of a comparison.
 
-
-def first_listed(record: Record) -> str:
-    """The side a reader meets first: `a`. A preference lists its better side first, always, which would be cheating:
-
-    a coin that follows from the record's id decides which of its sides stood first.
+    A preference always lists its better side first. There the record's id decides, as a coin would.
     """
+    from hashlib import blake2b
+
     names = side_names(record)
     if names == ("a", "b"):
         return "a"
     return names[blake2b(str(record["id"]).encode(), digest_size=1).digest()[0] & 1]
+
+
+def _negated(scores: Mapping[str, int]) -> dict[str, int]:
+    return {name: -score for name, score in scores.items()}

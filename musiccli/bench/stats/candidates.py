@@ -1,87 +1,105 @@
-"""Scored candidates for one prompt, some right and some wrong: what RM-Bench and RewardBench 2 are made of.
+"""Scored candidates for one prompt, some right and some wrong, as RM-Bench and RewardBench 2 have.
 
-They are conversations that share an id, each with a `sample` number and `metadata.correct`, as `music sample --emit
-conversations` writes those benchmarks. Both fit into memory whole, so candidates of an id need not stand together.
+Candidates are conversations that share an id. Each has a `sample` number and `metadata.correct`, as
+music sample writes these benchmarks. Candidates of an id need not stand together: all of them are
+in memory, and both benchmarks fit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from musiccli.bench.stats.baselines import PREFIX
+from musiccli.bench.stats.outcomes import is_number, missing_model
 from musiccli.core.errors import RecordError
-from musiccli.core.jsonl import Rejects
-from musiccli.core.records import Record, count_characters, lookup, parse_conversation
+from musiccli.core.records import (
+    BASELINE_PREFIX,
+    Record,
+    count_characters,
+    lookup,
+    parse_conversation,
+)
+from musiccli.core.run_stats import RunStats
 
 
-def scored(record: Record, models: Sequence[str] = ()) -> Record:
-    """A conversation that says whether it is `correct`, with a score by each of `models`, or else by each there is."""
+def check_scored_candidate(record: Record, models: Sequence[str] = ()) -> Record:
+    """Check a conversation that says whether it is `correct`.
+
+    Each of `models`, or else each model of the record, must have scored it.
+    """
     parse_conversation(record)
     if not isinstance(lookup(record, "correct"), bool):
-        raise RecordError(
-            "should be true or false; music sample --emit conversations writes it",
-            field="metadata.correct",
-            record=record,
-        )
+        problem = "should be true or false, as music sample writes it"
+        raise RecordError(problem, field="metadata.correct", record=record)
     scores = record.get("scores")
     if not isinstance(scores, dict) or not scores:
         raise RecordError("has no scores; run music score first", record=record)
     for model in models or scores:
         if model not in scores:
-            raise RecordError(
-                f"no score by {model!r} (scores by: {', '.join(scores)}); music score --as NAME adds one",
-                field="scores",
-                record=record,
-            )
-        if not isinstance(scores[model], int | float) or isinstance(scores[model], bool):
+            raise missing_model(record, model)
+        if not is_number(scores[model]):
             raise RecordError("should be a number", field=f"scores.{model}", record=record)
     return record
 
 
-class Group:
-    """The candidates for one prompt: those that are `right`, those that are `wrong`, each in the order of samples."""
+class CandidateGroup:
+    """The candidates for one prompt, in the order of their samples.
 
-    def __init__(self, found: list[Record]):
-        found = sorted(found, key=lambda candidate: candidate.get("sample", 0))
-        self.first = found[0]
-        self.right, self.wrong = (
-            [one for one in found if lookup(one, "correct") is wanted] for wanted in (True, False)
-        )
+    Attributes:
+        first: the candidate with the lowest sample number.
+        right: the correct candidates.
+        wrong: the others.
+    """
 
-    def models(self, wanted: Sequence[str]) -> list[str]:
-        """Which models scored every candidate."""
+    def __init__(self, candidates: Iterable[Record]):
+        ordered = sorted(candidates, key=lambda candidate: candidate.get("sample", 0))
+        self.first = ordered[0]
+        self.right = [candidate for candidate in ordered if lookup(candidate, "correct")]
+        self.wrong = [candidate for candidate in ordered if not lookup(candidate, "correct")]
+
+    def models(self, wanted: Sequence[str] = ()) -> list[str]:
+        """Which of the wanted models, or else of all, scored every candidate."""
+        candidates = self.right + self.wrong
         return [
             model
             for model in wanted or self.first["scores"]
-            if all(model in one["scores"] for one in self.right + self.wrong)
+            if all(model in candidate["scores"] for candidate in candidates)
         ]
 
-    def scores(self, wanted: Sequence[str]) -> Iterator[tuple[str, list[float], list[float]]]:
-        """(model, scores of the right ones, scores of the wrong ones), models first and then guesses that read nothing.
+    def scores(self, wanted: Sequence[str] = ()) -> Iterator[tuple[str, list[float], list[float]]]:
+        """(model, scores of the right, scores of the wrong candidates): models, then baselines.
 
-        `random` scores all equal: what a tie earns is what a random pick earns.
+        The baseline `random` scores all candidates equal: a tie earns what a random pick earns.
         """
         for model in self.models(wanted):
-            yield (
-                model,
-                *([one["scores"][model] for one in side] for side in (self.right, self.wrong)),
+            right, wrong = (
+                [candidate["scores"][model] for candidate in candidates]
+                for candidates in (self.right, self.wrong)
             )
-        lengths = [
-            [count_characters(one["messages"]) for one in side] for side in (self.right, self.wrong)
-        ]
+            yield model, right, wrong
+        right, wrong = (
+            [count_characters(candidate["messages"]) for candidate in candidates]
+            for candidates in (self.right, self.wrong)
+        )
         for name, sign in (("longest", 1), ("shortest", -1), ("random", 0)):
-            yield PREFIX + name, *([sign * length for length in side] for side in lengths)
+            yield (
+                BASELINE_PREFIX + name,
+                [sign * length for length in right],
+                [sign * length for length in wrong],
+            )
 
 
-def grouped(
-    found: Iterable[Record], rejects: Rejects, check: Callable[[Group], object]
-) -> Iterator[Group]:
-    """All candidates by id, in the order in which ids were met. A group that `check` refuses goes to `rejects`."""
+def group_candidates(
+    candidates: Iterable[Record], check: Callable[[CandidateGroup], object], stats: RunStats
+) -> Iterator[CandidateGroup]:
+    """The candidates by id, in the order in which the ids were met.
+
+    A group for which `check` raises RecordError goes to `stats.rejects`.
+    """
     by_id: dict[object, list[Record]] = {}
-    for candidate in found:
+    for candidate in candidates:
         by_id.setdefault(candidate["id"], []).append(candidate)
-    for group in map(Group, by_id.values()):
-        good = False
-        with rejects.guard(group.first):
+    for group in map(CandidateGroup, by_id.values()):
+        is_good = False
+        with stats.rejects.guard(group.first):
             check(group)
-            good = True
-        if good:
+            is_good = True
+        if is_good:
             yield group

@@ -1,78 +1,64 @@
-"""Two models on the same pairs: how much more often one is right than the other, and what that is worth."""
+"""Two models on the same pairs: how much more often the first is right than the second."""
 
 from collections.abc import Iterator
 from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.stats import baselines
-from musiccli.bench.stats import intervals as statistics
-from musiccli.bench.stats.outcomes import Tally, metric
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.stats.baselines import is_baseline
+from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
+from musiccli.bench.stats.intervals import standard_error
+from musiccli.bench.stats.outcomes import MetricRecord, ScoredPairs, metric_record
+from musiccli.bench.stats.significance import detectable_difference, mcnemar_p
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def every_two(
-    benchmark: str, tally: Tally, subset: str, mask: object, resampling: dict
-) -> Iterator[dict]:
-    """`differences` of every two models that are no baselines."""
-    own = [model for model in tally.models if not model.startswith(baselines.PREFIX)]
-    for first, second in combinations(own, 2):
-        yield from differences(benchmark, tally, subset, mask, first, second, resampling)
+def compare_models(
+    benchmark: str, pairs: ScoredPairs, subset: str, mask: "Array | None", config: BenchConfig
+) -> Iterator[MetricRecord]:
+    """Metric records that compare every two models, baselines left out."""
+    models = [model for model in pairs.models if not is_baseline(model)]
+    for first, second in combinations(models, 2):
+        yield from _compare_two(benchmark, pairs, subset, mask, first, second, config)
 
 
-def differences(
+def _compare_two(
     benchmark: str,
-    tally: Tally,
+    pairs: ScoredPairs,
     subset: str,
-    mask: object,
+    mask: "Array | None",
     first: str,
     second: str,
-    resampling: dict,
-) -> Iterator[dict]:
-    """How much more often `first` is right than `second` on the pairs both scored, and what that is worth.
+    config: BenchConfig,
+) -> Iterator[MetricRecord]:
+    """Metric records of two models on the pairs that both of them scored.
 
-    The interval is a paired bootstrap over prompts; McNemar's test takes the pairs one by one;
-    `detectable_difference` is what a set like this one would have shown with 80% power.
+    - `accuracy_difference`; its interval is a paired bootstrap over prompts.
+    - `mcnemar_p`; McNemar's test takes the pairs as independent.
+    - `detectable_difference`: what such a set of pairs would have shown with a power of 80%.
     """
-    other = tally.outcomes(second, mask)
-    one = tally.outcomes(first, other.mask)
-    other = tally.outcomes(second, one.mask)
-    if not len(one):
+    scored_by_first = pairs.outcomes(first, pairs.outcomes(second, mask).mask)
+    scored_by_second = pairs.outcomes(second, scored_by_first.mask)
+    count = len(scored_by_first)
+    if not count:
         return
-    gains = one.points - other.points
-    rows = statistics.totals([gains, gains * 0 + 1], one.prompts)
-    interval = statistics.bootstrap(rows, lambda sums: sums[:, 0] / sums[:, 1], **resampling)
-    yield metric(
-        benchmark,
-        first,
-        subset,
-        "accuracy_difference",
-        gains.mean(),
-        interval,
-        len(one),
-        against=second,
-        prompts=len(rows),
-    )
-    only_first, only_second = int((gains > 0).sum()), int((gains < 0).sum())
-    yield metric(
-        benchmark,
-        first,
-        subset,
-        "mcnemar_p",
-        statistics.mcnemar(only_first, only_second),
-        None,
-        len(one),
-        against=second,
-        only_first=only_first,
-        only_second=only_second,
-    )
-    error = statistics.standard_error(gains, one.prompts)
-    if error > 0:
-        smallest = statistics.detectable(error, resampling["confidence"])
-        yield metric(
-            benchmark,
-            first,
-            subset,
-            "detectable_difference",
-            smallest,
-            None,
-            len(one),
-            against=second,
+    gains = scored_by_first.points - scored_by_second.points
+
+    def record(metric: str, value: float, interval: Any = None, **extra: object) -> MetricRecord:
+        return metric_record(
+            benchmark, first, subset, metric, value, interval, count, against=second, **extra
         )
+
+    rows = cluster_sums([gains, gains * 0 + 1], scored_by_first.prompts)
+    interval = bootstrap_interval(rows, lambda sums: sums[:, 0] / sums[:, 1], config)
+    yield record("accuracy_difference", gains.mean(), interval, prompts=len(rows))
+    only_first, only_second = int((gains > 0).sum()), int((gains < 0).sum())
+    p = mcnemar_p(only_first, only_second)
+    yield record("mcnemar_p", p, only_first=only_first, only_second=only_second)
+    error = standard_error(gains, scored_by_first.prompts)
+    if error > 0:
+        yield record("detectable_difference", detectable_difference(error, config.confidence))

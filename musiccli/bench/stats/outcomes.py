@@ -1,25 +1,29 @@
-"""Scored pairs as small numbers: which side each model picked, which was better, and what the pair belongs to.
+"""Scored pairs as columns of small numbers, and the metric records that are computed from them.
 
-Conversations are forgotten as soon as they are counted: a million pairs by two models are some 30 MB.
+The conversations themselves are not kept: a million pairs with two models take about 30 MB.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.stats import baselines
-from musiccli.bench.stats import intervals as statistics
+from musiccli.bench.stats.baselines import baseline_scores, is_baseline
+from musiccli.bench.stats.intervals import Interval, proportion_interval
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, content_id, side_names
 
 if TYPE_CHECKING:
     import numpy as np
 
-EQUAL, ABSENT = 2, -1  # what a pick is besides 0 and 1, the sides in their order
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+MetricRecord = dict[str, Any]  # a Metric of core.records, and fields that some benchmarks add
+EQUAL, ABSENT = 2, -1  # picks besides 0 and 1, the sides: equal scores, and no scores
 
 
-def check_scores(record: Record, models: Sequence[str] = ()) -> Record:
-    """A record of two sides in which each of `models`, or else each model there is, has scored both sides."""
+def check_scored_pair(record: Record, models: Sequence[str] = ()) -> Record:
+    """Check that each of `models`, or else each model of the record, has scored both sides."""
     scores = record.get("scores")
     if not isinstance(scores, dict) or not scores:
         raise RecordError("has no scores; run music score first", record=record)
@@ -27,163 +31,186 @@ def check_scores(record: Record, models: Sequence[str] = ()) -> Record:
     for model in models or scores:
         by_side = scores.get(model)
         if by_side is None:
-            have = ", ".join(scores)
-            raise RecordError(
-                f"no score by {model!r} (scores by: {have}); music score --as NAME adds one",
-                field="scores",
-                record=record,
-            )
+            raise missing_model(record, model)
         numbers = [by_side.get(name) for name in names] if isinstance(by_side, dict) else [None]
-        if not all(
-            isinstance(number, int | float) and not isinstance(number, bool) for number in numbers
-        ):
-            raise RecordError(
-                f"should hold a number for {names[0]} and one for {names[1]}",
-                field=f"scores.{model}",
-                record=record,
-            )
+        if not all(map(is_number, numbers)):
+            problem = f"should hold a number for {names[0]} and one for {names[1]}"
+            raise RecordError(problem, field=f"scores.{model}", record=record)
     return record
 
 
-def prompt(record: Record) -> int:
-    """A number that is equal where the prompt is: that of the messages up to the user's first."""
+def missing_model(record: Record, model: str) -> RecordError:
+    """The error that a model has not scored a record."""
+    problem = f"no score by {model!r} (scores by: {', '.join(record['scores'])})"
+    return RecordError(problem, field="scores", record=record)
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def prompt_cluster(record: Mapping[str, Any]) -> int:
+    """A number that is equal where the messages up to the first user message are equal."""
     side = record[side_names(record)[0]]
     first = next(index for index, message in enumerate(side) if message["role"] == "user")
-    return number(*(message["content"] for message in side[: first + 1]))
+    return cluster_number(*(message["content"] for message in side[: first + 1]))
 
 
-def number(*content: object) -> int:
-    """63 bits that follow from content, as clusters are told apart by.
+def cluster_number(*content: object) -> int:
+    """63 bits that follow from the content, to name a cluster.
 
-    Python's own `hash` differs from process to process, and with it the order in which clusters are summed and rounded.
+    Python's `hash` differs between processes. The order in which clusters are summed, and so the
+    rounding of the sums, would differ with it.
     """
     return int(content_id(*content), 16) >> 1
 
 
-class Tally:
-    """Columns, one entry a pair: `prompts`, `labels`, `picks` by model, and `groups` by field."""
+@dataclass(frozen=True)
+class ModelOutcomes:
+    """How one model did on some pairs.
 
-    def __init__(self, models: Sequence[str] = ()):
-        self._wanted = models
-        self.prompts, self.labels = array("q"), array("b")
-        self.picks: dict[str, array] = {}
-        self.groups: dict[str, array] = {}
-        self._codes: dict[str, dict] = {}
+    Attributes:
+        model: its name.
+        mask: which of all pairs these are; None where that is not known.
+        points: 1 where it is right, else 0; a baseline's guess is half a point.
+        picks: the side it scores higher, 0 or 1, or EQUAL.
+        labels: the better side, 0 or 1.
+        prompts: the clusters of the pairs.
+    """
 
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def models(self) -> list[str]:
-        """The models in the order they were met, the baselines after them."""
-        return sorted(self.picks, key=lambda model: model.startswith(baselines.PREFIX))
-
-    def add(
-        self, record: Record, label: int, groups: dict[str, object], cluster: int | None = None
-    ) -> None:
-        """Count one pair whose better side is `label` (0 or 1) and that belongs to one value of each field.
-
-        Pairs of one `cluster` are not independent; left out, it is the prompt.
-        """
-        scores = record["scores"]
-        chosen = {model: scores[model] for model in self._wanted or scores} | baselines.scores(
-            record
-        )
-        first, second = side_names(record)
-        for model, by_side in chosen.items():
-            one, other = by_side[first], by_side[second]
-            column = self.picks.setdefault(model, array("b", [ABSENT]) * len(self))
-            column.append(0 if one > other else 1 if other > one else EQUAL)
-        for field, value in groups.items():
-            codes = self._codes.setdefault(field, {})
-            self.groups.setdefault(field, array("i")).append(codes.setdefault(value, len(codes)))
-        self.prompts.append(prompt(record) if cluster is None else cluster)
-        self.labels.append(label)
-        for column in self.picks.values():
-            if len(column) < len(self):
-                column.append(ABSENT)
-
-    def members(self, field: str) -> Iterator[tuple[object, "np.ndarray"]]:
-        """Each value of a field in its natural order, with a mask of the pairs that have it."""
-        import numpy as np
-
-        codes = self._codes.get(field, {})
-        for value in sorted(
-            codes, key=lambda value: (isinstance(value, str), value)
-        ):  # numbers first
-            yield value, np.asarray(self.groups[field]) == codes[value]
-
-    def outcomes(self, model: str, mask: "np.ndarray | None" = None) -> "Outcomes":
-        import numpy as np
-
-        picks, labels, prompts = map(np.asarray, (self.picks[model], self.labels, self.prompts))
-        here = picks != ABSENT if mask is None else mask & (picks != ABSENT)
-        guess = 0.5 if model.startswith(baselines.PREFIX) else 0.0
-        points = np.where(picks == labels, 1.0, np.where(picks == EQUAL, guess, 0.0))
-        return Outcomes(model, here, points[here], picks[here], labels[here], prompts[here])
-
-
-class Outcomes:
-    """How one model did on some pairs: `points` (0, 1, or a baseline's half), `picks`, `labels`, `prompts`."""
-
-    def __init__(self, model: str, mask, points, picks, labels, prompts):
-        self.model, self.mask = model, mask
-        self.points, self.picks, self.labels, self.prompts = points, picks, labels, prompts
+    model: str
+    mask: "Array | None"
+    points: "Array"
+    picks: "Array"
+    labels: "Array"
+    prompts: "Array"
 
     def __len__(self) -> int:
         return len(self.points)
 
     @property
-    def share(self) -> float:
+    def accuracy(self) -> float:
+        """The mean of the points."""
         return float(self.points.mean())
 
     @property
     def ties(self) -> int:
+        """How many pairs have equal scores on both sides."""
         return int((self.picks == EQUAL).sum())
 
-    def interval(self, confidence: float) -> statistics.Interval:
-        return statistics.share_interval(self.points, self.prompts, confidence)
+    def interval(self, confidence: float) -> Interval:
+        """The interval of the accuracy."""
+        return proportion_interval(self.points, self.prompts, confidence)
 
 
-def metric(
+class ScoredPairs:
+    """Columns with one entry per pair: its prompt, its label, each model's pick, and its groups."""
+
+    def __init__(self, models: Sequence[str] = ()):
+        self._wanted_models = models
+        self._prompts, self._labels = array("q"), array("b")
+        self._picks: dict[str, array[int]] = {}
+        self._groups: dict[str, array[int]] = {}  # by field: the number of each pair's value
+        self._group_numbers: dict[str, dict[Any, int]] = {}  # by field: the number of each value
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @property
+    def models(self) -> list[str]:
+        """The models in the order in which they were met, then the baselines."""
+        return sorted(self._picks, key=is_baseline)
+
+    def add(
+        self,
+        record: Mapping[str, Any],
+        label: int,
+        groups: Mapping[str, Any],
+        cluster: int | None = None,
+    ) -> None:
+        """Add one pair.
+
+        Args:
+            record: the scored pair.
+            label: which side is better, 0 or 1.
+            groups: the value of each field that pairs are grouped by.
+            cluster: pairs of the same cluster are not independent; None for the prompt's.
+        """
+        scores = record["scores"]
+        model_scores = {model: scores[model] for model in self._wanted_models or scores}
+        first, second = side_names(record)
+        for model, by_side in (model_scores | baseline_scores(record)).items():
+            column = self._picks.setdefault(model, array("b", [ABSENT]) * len(self))
+            column.append(_pick(by_side[first], by_side[second]))
+        for field, value in groups.items():
+            numbers = self._group_numbers.setdefault(field, {})
+            column = self._groups.setdefault(field, array("i"))
+            column.append(numbers.setdefault(value, len(numbers)))
+        self._prompts.append(prompt_cluster(record) if cluster is None else cluster)
+        self._labels.append(label)
+        for column in self._picks.values():
+            if len(column) < len(self):
+                column.append(ABSENT)
+
+    def groups(self, field: str) -> "Iterator[tuple[Any, Array]]":
+        """Each value of a field, numbers first and in their order, with a mask of its pairs."""
+        import numpy as np
+
+        numbers = self._group_numbers.get(field, {})
+        for value in sorted(numbers, key=lambda value: (isinstance(value, str), value)):
+            yield value, np.asarray(self._groups[field]) == numbers[value]
+
+    def outcomes(self, model: str, mask: "Array | None" = None) -> ModelOutcomes:
+        """How a model did on the pairs that it scored; with `mask`, on those of them."""
+        import numpy as np
+
+        columns = (self._picks[model], self._labels, self._prompts)
+        picks, labels, prompts = map(np.asarray, columns)
+        scored = picks != ABSENT if mask is None else mask & (picks != ABSENT)
+        points_of_equal = 0.5 if is_baseline(model) else 0.0
+        points = np.where(picks == labels, 1.0, np.where(picks == EQUAL, points_of_equal, 0.0))
+        return ModelOutcomes(
+            model, scored, points[scored], picks[scored], labels[scored], prompts[scored]
+        )
+
+
+def _pick(first: float, second: float) -> int:
+    return 0 if first > second else 1 if second > first else EQUAL
+
+
+def metric_record(
     benchmark: str,
     model: str,
     subset: str,
-    name: str,
+    metric: str,
     value: float | None,
-    interval: Iterable[float] | None,
+    interval: Interval | None,
     count: int,
     **extra: object,
-) -> dict:
-    """A metric record. `low` and `high` are null where the data cannot give an interval."""
-    value, low, high = (
-        None if number is None else float(number) for number in (value, *(interval or (None, None)))
-    )
+) -> MetricRecord:
+    """A metric record. `low` and `high` are None where the data give no interval."""
+    low, high = interval or (None, None)
     return {
         "benchmark": benchmark,
         "model": model,
         "subset": subset,
-        "metric": name,
-        "value": value,
-        "low": low,
-        "high": high,
+        "metric": metric,
+        "value": None if value is None else float(value),
+        "low": None if low is None else float(low),
+        "high": None if high is None else float(high),
         "count": count,
         **extra,
     }
 
 
-def accuracy(
-    benchmark: str, subset: str, outcomes: Outcomes, confidence: float, **extra: object
-) -> dict:
-    """The accuracy of one model on one subset; its tied scores are counted beside it."""
-    return metric(
-        benchmark,
-        outcomes.model,
-        subset,
-        "accuracy",
-        outcomes.share,
-        outcomes.interval(confidence),
-        len(outcomes),
-        ties=outcomes.ties,
-        **extra,
+def accuracy_record(
+    benchmark: str, subset: str, outcomes: ModelOutcomes, confidence: float, **extra: object
+) -> MetricRecord:
+    """The metric record of one model's accuracy on one subset, with its number of ties."""
+    interval = outcomes.interval(confidence)
+    value, count = outcomes.accuracy, len(outcomes)
+    extra = {"ties": outcomes.ties, **extra}
+    return metric_record(
+        benchmark, outcomes.model, subset, "accuracy", value, interval, count, **extra
     )

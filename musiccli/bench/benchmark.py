@@ -1,0 +1,77 @@
+"""What a benchmark is. Each file of this folder that sets BENCHMARK adds one to `music bench`.
+
+Such a file holds everything about its benchmark: what it reads, its formula and where that comes
+from, its tables and its plot. The command line finds the files by itself. It imports all of them
+when it starts, so numpy, scipy and matplotlib are imported inside functions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.tables import Table
+from musiccli.bench.stats.outcomes import MetricRecord
+from musiccli.core.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Config = TypeVar("Config", bound=BenchConfig)
+Rows = Sequence[MetricRecord]
+
+
+def option(default: Any, *, metavar: str, help: str) -> Any:
+    """A field of a benchmark's config that is an option of its command.
+
+    Args:
+        default: a tuple, for an option that may be repeated, or None.
+        metavar: what help calls the option's value.
+        help: one sentence, and what leaving the option out means.
+    """
+    return field(default=default, metadata={"metavar": metavar, "help": help})
+
+
+def one_panel(rows: Rows) -> list[Rows]:
+    """All metric records in one panel of the figure."""
+    return [rows]
+
+
+@dataclass(frozen=True)
+class Benchmark(Generic[Config]):
+    """One benchmark.
+
+    Attributes:
+        name: the command's name, and `benchmark` of its metric records.
+        title: its name in tables and figures.
+        summary: what it measures, for help: one paragraph or several.
+        example: one or more pipelines for help, a line each.
+        parse: checks a record that was read, and returns it. Raises RecordError.
+        metrics: called as `metrics(records, config, stats, worst)`; yields metric records.
+        tables: makes the tables of the metric records. Tables without rows are not shown.
+        notes: sentences for what the tables have no room for.
+        plot: draws the metric records of one panel.
+        panels: divides the metric records among the panels of the figure.
+        config: the class of the config. Its fields made by `option` are options of the command.
+        options: which of `models`, `bootstrap` and `seed` are options of the command.
+        unique_ids: False where several records of one input may have the same id.
+        reads_branches: branches are joined to preferences before `metrics` sees them.
+        asks_judges: `metrics` also takes `judge_pairs`, a function that adds votes to preferences
+            or None, and the command has the options of music judge.
+    """
+
+    name: str
+    title: str
+    summary: str
+    example: str
+    parse: Callable[[Record, Config], Record]
+    metrics: Callable[..., Iterator[MetricRecord]]
+    tables: Callable[[Rows, Config], list[Table]]
+    plot: "Callable[[Axes, Rows], None]"
+    notes: Callable[[Rows], list[str]] = lambda rows: []
+    panels: Callable[[Rows], list[Rows]] = one_panel
+    config: type[Config] = BenchConfig  # type: ignore[assignment]  # a TypeVar takes no default
+    options: tuple[str, ...] = ()
+    unique_ids: bool = True
+    reads_branches: bool = False
+    asks_judges: bool = False
