@@ -61,7 +61,7 @@ JUDGES = Annotated[
         "may be repeated. Left out: nobody is asked.",
     ),
 ]
-MAX_TOKENS = Annotated[int, typer.Option(min=1, help="Longest explanation and verdict.")]
+MAX_TOKENS = Annotated[int, typer.Option(min=1, help="Longest explanation and verdict, in tokens.")]
 PLOT = Annotated[
     str | None,
     typer.Option(
