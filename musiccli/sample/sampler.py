@@ -17,12 +17,10 @@ from musiccli.sample.formats.mint import is_trajectory, pair_trajectories
 from musiccli.sample.selection import choose, drop_duplicates, drop_repeated_conversations
 from musiccli.sample.sources import read_rows
 
-DEFAULTS = SampleConfig()
-
 
 def sample(
     rows: Iterable[tuple[str, Record]],
-    config: SampleConfig = DEFAULTS,
+    config: SampleConfig = SampleConfig(),
     *,
     excluded: ExcludedPrompts | None = None,
     stats: RunStats | None = None,
@@ -53,13 +51,11 @@ def _emit(
     records: Iterable[Record], config: SampleConfig, stats: RunStats
 ) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Each record with each of its results."""
-    pool = MessagePool((), stats)
     if config.emit in (Emit.corruptions, Emit.contrasts):
-        # all records are held in memory, because each takes messages from the others
-        once = ((record, record) for record in drop_repeated_conversations(records, stats))
-        records = [Record(record) for record in drop_duplicates(once, stats)]
-        pool = MessagePool(records, stats)
-    emit = _emitter(config, pool)
+        records = _hold(records, stats)
+        emit = _altering_emitter(config, MessagePool(records, stats))
+    else:
+        emit = _emitter(config)
     for record in records:
         try:
             for result in emit(record, Random(f"{config.seed} {record['id']}")):
@@ -69,19 +65,30 @@ def _emit(
             stats.count("dropped", str(reason))
 
 
-def _emitter(config: SampleConfig, pool: MessagePool) -> Emitter:
-    emitters_by_kind: dict[Emit, Emitter] = {
-        Emit.seeds: partial(
-            emitters.seeds, next_speaker=config.next_speaker, max_tokens=config.max_tokens
-        ),
+def _hold(records: Iterable[Record], stats: RunStats) -> list[Record]:
+    """All records, each conversation once. They stay in memory to give messages to each other."""
+    once = ((record, record) for record in drop_repeated_conversations(records, stats))
+    return [Record(record) for record in drop_duplicates(once, stats)]
+
+
+def _altering_emitter(config: SampleConfig, pool: MessagePool) -> Emitter:
+    """The emitter of results that hold messages of other conversations."""
+    if config.emit == Emit.corruptions:
+        return partial(emitters.corruptions, pool=pool, kinds=config.kinds)
+    return partial(emitters.contrasts, pool=pool, turn=config.turn)
+
+
+def _emitter(config: SampleConfig) -> Emitter:
+    """The emitter of results that follow from one record alone."""
+    seeds = partial(emitters.seeds, next_speaker=config.next_speaker, max_tokens=config.max_tokens)
+    by_kind: dict[Emit, Emitter] = {
+        Emit.seeds: seeds,
         Emit.prompts: emitters.prompts,
         Emit.pairs: emitters.pairs,
         Emit.comparisons: emitters.comparisons,
         Emit.conversations: emitters.conversations,
-        Emit.corruptions: partial(emitters.corruptions, pool=pool, kinds=config.kinds),
-        Emit.contrasts: partial(emitters.contrasts, pool=pool, turn=config.turn),
     }
-    return emitters_by_kind[config.emit]
+    return by_kind[config.emit]
 
 
 def _check_length(result: dict[str, Any], max_tokens: int | None) -> None:

@@ -30,7 +30,7 @@ def drop_duplicates(
     seen_texts: set[int] = set()
     seen_ids: set[int] = set()
     for record, result in results:
-        texts = [_text(result[side]) for side in side_names(result)]
+        texts = [_hashable(result[side]) for side in side_names(result)]
         text = hash((_separate_by(record, result), result.get("branch"), *texts))
         if text in seen_texts:
             stats.count("dropped", "duplicate")
@@ -46,9 +46,9 @@ def drop_duplicates(
 
 
 def _separate_by(record: Record, result: dict[str, Any]) -> object:
-    """What keeps results with equal texts apart, or None where equal texts are duplicates.
+    """A value that makes results different although their texts are equal, or None.
 
-    The votes of two people on the same texts are both kept, and so are equal rows of a benchmark.
+    Two people's votes on the same texts are both kept, and so are equal rows of a benchmark.
     """
     if "messages" in result:
         candidate = result is record and "correct" in (record.get("metadata") or {})
@@ -65,8 +65,8 @@ def drop_repeated_conversations(records: Iterable[Record], stats: RunStats) -> I
     seen: set[int] = set()
     for record in records:
         messages = intact_messages(record)
-        text = hash(_text(messages))
-        # a record without a reply is kept here, and dropped later for that reason
+        text = hash(_hashable(messages))
+        # records without a reply are dropped later, under a reason of their own
         if text in seen and count_turns(messages):
             stats.count("dropped", "duplicate")
         else:
@@ -74,7 +74,7 @@ def drop_repeated_conversations(records: Iterable[Record], stats: RunStats) -> I
             yield record
 
 
-def _text(messages: list[Message]) -> tuple[tuple[str, str], ...]:
+def _hashable(messages: list[Message]) -> tuple[tuple[str, str], ...]:
     return tuple((message["role"], message["content"]) for message in messages)
 
 
