@@ -1,4 +1,4 @@
-"""Corruptions: one thing is wrong, at the turn it says, and as long as what was there."""
+"""Corruptions and contrasts: one thing is wrong, at the recorded turn, at the same length."""
 
 from collections import Counter
 from pathlib import Path
@@ -52,8 +52,8 @@ def sampled(rows, emit="corruptions", **settings):
 
 def corrupted(record=THREE, others=OTHERS, seed=0):
     stats = RunStats()
-    made = corrupt(record, Random(seed), pool=MessagePool([record, *others], stats))
-    return {one["id"]: one for one in made}, stats.phrases()
+    results = corrupt(record, Random(seed), pool=MessagePool([record, *others], stats))
+    return {result["id"]: result for result in results}, stats.phrases()
 
 
 def texts(side):
@@ -75,10 +75,10 @@ def texts(side):
     ],
 )
 def test_each_kind_at_each_turn(identity, expected, turn, distance, difference):
-    one = corrupted()[0][identity]
-    assert texts(one["rejected"]) == expected
-    assert one["chosen"] == THREE["messages"]
-    assert one["corruption"] == {
+    result = corrupted()[0][identity]
+    assert texts(result["rejected"]) == expected
+    assert result["chosen"] == THREE["messages"]
+    assert result["corruption"] == {
         "kind": identity.split("/")[1].split("-")[0],
         "turn": turn,
         "distance": distance,
@@ -102,9 +102,10 @@ def test_every_turn_gives_every_kind_it_can():
 
 
 def test_the_conversation_is_remembered_so_that_its_corruptions_can_be_counted_as_one():
-    found, _ = corrupted()
+    results, _ = corrupted()
     assert {
-        (one["metadata"]["conversation"], one["metadata"]["task"]) for one in found.values()
+        (result["metadata"]["conversation"], result["metadata"]["task"])
+        for result in results.values()
     } == {("c", "x")}
 
 
@@ -112,9 +113,11 @@ def test_a_system_message_stays_first_and_an_unanswered_message_is_left_out():
     record = Record(
         {"id": "c", "messages": talk("q01", "r01", "q002", "r002", "anyone?", system="be kind")}
     )
-    for one in corrupted(record)[0].values():
-        assert one["rejected"][0] == {"role": "system", "content": "be kind"} == one["chosen"][0]
-        assert one["chosen"] == record["messages"][:-1]
+    for result in corrupted(record)[0].values():
+        assert (
+            result["rejected"][0] == {"role": "system", "content": "be kind"} == result["chosen"][0]
+        )
+        assert result["chosen"] == record["messages"][:-1]
 
 
 @pytest.mark.parametrize(
@@ -139,20 +142,20 @@ def test_one_turn_is_not_enough(record):
     ],
 )
 def test_of_two_sides_the_better_one_is_corrupted(record, intact):
-    found, _ = corrupted(Record({"id": "c", **record}))
-    assert {one["chosen"][-1]["content"] for one in found.values()} == {intact}
+    results, _ = corrupted(Record({"id": "c", **record}))
+    assert {result["chosen"][-1]["content"] for result in results.values()} == {intact}
 
 
 def test_nothing_is_borrowed_from_a_conversation_with_the_same_opening():
     sibling = conversation("sibling", "q01", "r0x", "q00x", "r00x")
-    found, counts = corrupted(others=[sibling, *OTHERS])
-    assert not any("x" in text for one in found.values() for text in texts(one["rejected"]))
+    results, counts = corrupted(others=[sibling, *OTHERS])
+    assert not any("x" in text for result in results.values() for text in texts(result["rejected"]))
     assert counts == {}
 
 
 def test_what_cannot_be_matched_is_counted_and_the_other_kinds_remain():
-    found, counts = corrupted(others=[])
-    assert {one["corruption"]["kind"] for one in found.values()} == {"drop_user", "swap"}
+    results, counts = corrupted(others=[])
+    assert {result["corruption"]["kind"] for result in results.values()} == {"drop_user", "swap"}
     assert counts == {
         "messages without match (assistant)": 3,
         "messages without match (user)": 3,
@@ -160,17 +163,17 @@ def test_what_cannot_be_matched_is_counted_and_the_other_kinds_remain():
 
 
 def test_turns_that_are_equal_are_not_swapped():
-    found, _ = corrupted(conversation("c", "q01", "r01", "q01", "r01"))
-    assert "c/swap-1" not in found
+    results, _ = corrupted(conversation("c", "q01", "r01", "q01", "r01"))
+    assert "c/swap-1" not in results
 
 
 def test_of_two_messages_as_near_chance_decides():
     others = [conversation("shorter", "u", "ss"), conversation("longer", "u", "llll")]
     record = conversation("c", "q", "rrr", "q2", "r2")
-    found = Counter(
+    results = Counter(
         texts(corrupted(record, others, seed)[0]["c/reply-1"]["rejected"])[1] for seed in range(200)
     )
-    assert 70 < found["ss"] < 130 and found["ss"] + found["llll"] == 200
+    assert 70 < results["ss"] < 130 and results["ss"] + results["llll"] == 200
 
 
 def test_the_same_seed_gives_the_same_records():
@@ -183,13 +186,13 @@ def test_the_same_seed_gives_the_same_records():
         )
         for number in range(20)
     ]
-    once, again, other = (sampled(rows, seed=seed)[0] for seed in (1, 1, 2))
-    assert once == again != other
+    first, second, different = (sampled(rows, seed=seed)[0] for seed in (1, 1, 2))
+    assert first == second != different
 
 
 def test_one_turn_conversations_are_dropped_by_name():
-    made, counts = sampled([("f", record) for record in (THREE, *OTHERS)])
-    assert {one["metadata"]["conversation"] for one in made} == {"c", "other"}
+    results, counts = sampled([("f", record) for record in (THREE, *OTHERS)])
+    assert {result["metadata"]["conversation"] for result in results} == {"c", "other"}
     assert counts["dropped (fewer than two turns)"] == 1
 
 
@@ -198,16 +201,16 @@ def test_one_kind_is_what_a_filter_would_leave_of_all():
     whole, _ = sampled(rows)
     for kind in CorruptionKind:
         assert sampled(rows, kinds=(kind,))[0] == [
-            one for one in whole if one["corruption"]["kind"] == kind
+            result for result in whole if result["corruption"]["kind"] == kind
         ]
-    two = {one["corruption"]["kind"] for one in sampled(rows, kinds=("user", "swap"))[0]}
-    assert two == {"user", "swap"}
+    kinds = {result["corruption"]["kind"] for result in sampled(rows, kinds=("user", "swap"))[0]}
+    assert kinds == {"user", "swap"}
 
 
 def test_a_conversation_that_has_none_of_the_kind_is_dropped_for_that():
     rows = [("f", THREE), ("f", conversation("one", "q01", "r01"))]
-    made, counts = sampled(rows, kinds=("reply",))
-    assert made == []
+    results, counts = sampled(rows, kinds=("reply",))
+    assert results == []
     assert (
         counts["dropped (no corruption of that kind)"]
         == counts["dropped (fewer than two turns)"]
@@ -227,8 +230,8 @@ def test_a_conversation_that_is_the_better_side_of_two_rows_is_one():
         for number in range(3)
     ]
     for emit in ("corruptions", "contrasts"):
-        made, counts = sampled([*rows, ("f", OTHERS[0])], emit)
-        assert {one["metadata"]["conversation"] for one in made} == {0, "other"}
+        results, counts = sampled([*rows, ("f", OTHERS[0])], emit)
+        assert {result["metadata"]["conversation"] for result in results} == {0, "other"}
         assert counts["dropped (duplicate)"] == 2
 
 
@@ -240,9 +243,9 @@ def contrast(record=THREE, others=OTHERS, seed=0, **settings):
     return replace_one_reply(record, Random(seed), pool=pool, **settings)
 
 
-def contrasts(found, **settings):
-    made, counts = sampled((("f", record) for record in found), "contrasts", **settings)
-    return made, {name: count for name, count in counts.items() if name != "rows read"}
+def contrasts(inputs, **settings):
+    results, counts = sampled((("f", record) for record in inputs), "contrasts", **settings)
+    return results, {name: count for name, count in counts.items() if name != "rows read"}
 
 
 def test_a_contrast_is_the_conversation_over_itself_with_the_last_reply_out_of_another():
@@ -258,22 +261,26 @@ def test_a_contrast_is_the_conversation_over_itself_with_the_last_reply_out_of_a
 
 
 @pytest.mark.parametrize(
-    "turn, borrowed, asked", [(1, "AAA", "UUU"), (2, "AAAA", "UUUU"), (3, "AAAA", "UUUU")]
+    "turn, replacement, instruction", [(1, "AAA", "UUU"), (2, "AAAA", "UUUU"), (3, "AAAA", "UUUU")]
 )
 def test_at_any_turn_it_is_the_corruption_of_that_turn_and_says_what_the_borrowed_reply_answers(
-    turn, borrowed, asked
+    turn, replacement, instruction
 ):
-    one = next(
-        one
-        for one in map(lambda seed: contrast(seed=seed), range(50))
-        if one["corruption"]["turn"] == turn
+    result = next(
+        result
+        for result in map(lambda seed: contrast(seed=seed), range(50))
+        if result["corruption"]["turn"] == turn
     )
-    at = 2 * turn - 1
-    assert one["rejected"][at] == {"role": "assistant", "content": borrowed}
-    assert one["contrast"] == [{"message": at, "instruction": asked}]
-    assert one["first_divergence"] == at == records.first_divergence(one["chosen"], one["rejected"])
+    index = 2 * turn - 1
+    assert result["rejected"][index] == {"role": "assistant", "content": replacement}
+    assert result["contrast"] == [{"message": index, "instruction": instruction}]
+    assert (
+        result["first_divergence"]
+        == index
+        == records.first_divergence(result["chosen"], result["rejected"])
+    )
     assert {
-        name: one[name] for name in one if name not in ("contrast", "first_divergence")
+        name: result[name] for name in result if name not in ("contrast", "first_divergence")
     } == corrupted()[0][f"c/reply-{turn}"]
 
 
@@ -286,15 +293,18 @@ def test_at_any_turn_it_is_the_corruption_of_that_turn_and_says_what_the_borrowe
     ],
 )
 def test_one_turn_is_enough_and_it_is_the_last(record, turn):
-    one = contrast(record, turn=turn)
-    at = one["first_divergence"]
-    assert (one["corruption"]["turn"], one["corruption"]["distance"]) == (1, 0)
-    assert one["chosen"] == record["messages"][: at + 1]
-    assert one["rejected"] == [*record["messages"][:at], {"role": "assistant", "content": "AAA"}]
+    result = contrast(record, turn=turn)
+    index = result["first_divergence"]
+    assert (result["corruption"]["turn"], result["corruption"]["distance"]) == (1, 0)
+    assert result["chosen"] == record["messages"][: index + 1]
+    assert result["rejected"] == [
+        *record["messages"][:index],
+        {"role": "assistant", "content": "AAA"},
+    ]
 
 
 def test_of_a_preference_the_better_side_is_contrasted():
-    found = [
+    inputs = [
         Record(
             {
                 "id": f"p{number}",
@@ -304,13 +314,16 @@ def test_of_a_preference_the_better_side_is_contrasted():
         )
         for number in range(5)
     ]
-    made, counts = contrasts(found)
-    assert [one["chosen"] for one in made] == [record["chosen"] for record in found]
-    assert all(one["rejected"][1]["content"].startswith("good") for one in made) and counts == {}
+    results, counts = contrasts(inputs)
+    assert [result["chosen"] for result in results] == [record["chosen"] for record in inputs]
+    assert (
+        all(result["rejected"][1]["content"].startswith("good") for result in results)
+        and counts == {}
+    )
 
 
 def test_each_conversation_gives_one_and_the_distances_are_spread():
-    found = [
+    inputs = [
         Record(
             {
                 **record,
@@ -323,22 +336,24 @@ def test_each_conversation_gives_one_and_the_distances_are_spread():
         for record in MANY
         for copy in range(10)
     ]
-    made, counts = contrasts(found)
-    assert ([one["metadata"]["conversation"] for one in made], counts) == (
-        [record["id"] for record in found],
+    results, counts = contrasts(inputs)
+    assert ([result["metadata"]["conversation"] for result in results], counts) == (
+        [record["id"] for record in inputs],
         {},
     )
-    spread = Counter(one["corruption"]["distance"] for one in made)
+    spread = Counter(result["corruption"]["distance"] for result in results)
     assert spread.keys() == {0, 1, 2, 3} and all(70 < count < 130 for count in spread.values())
-    made, _ = contrasts(found, turn="last")
-    assert {(one["corruption"]["distance"], one["first_divergence"]) for one in made} == {(0, 7)}
+    results, _ = contrasts(inputs, turn="last")
+    assert {
+        (result["corruption"]["distance"], result["first_divergence"]) for result in results
+    } == {(0, 7)}
 
 
 def test_the_same_seed_gives_the_same_contrasts_whichever_are_chosen():
-    once, again, other = (contrasts(MANY, seed=seed)[0] for seed in (1, 1, 2))
-    assert once == again != other
+    first, second, different = (contrasts(MANY, seed=seed)[0] for seed in (1, 1, 2))
+    assert first == second != different
     few, _ = contrasts(MANY, seed=1, count=7)
-    assert len(few) == 7 and all(one in once for one in few)
+    assert len(few) == 7 and all(result in first for result in few)
 
 
 def test_the_same_words_are_not_another_reply():
@@ -385,40 +400,45 @@ def test_what_gives_no_contrast_is_dropped_by_name():
         conversation("h", "x", "y"),
         conversation("i", "z", "zz"),
     ]
-    made, counts = contrasts(long, max_tokens=50)
-    assert ([one["id"] for one in made], counts) == (
+    results, counts = contrasts(long, max_tokens=50)
+    assert ([result["id"] for result in results], counts) == (
         ["h/reply-1", "i/reply-1"],
         {"dropped (longer than max tokens)": 1},
     )
 
 
 def test_a_contrast_is_what_show_audit_and_sensitivity_read():
-    one = Record(contrast(turn="last"))
-    assert records.parse_preference(Record({**one})) == audit.contrasted(Record({**one})) == one
-    shown = record_view(one)
+    result = Record(contrast(turn="last"))
+    assert (
+        records.parse_preference(Record({**result}))
+        == audit.contrasted(Record({**result}))
+        == result
+    )
+    shown = record_view(result)
     assert "corruption reply at turn 3" in shown.facts
     assert [message.instruction for message in shown.columns[1]] == ["UUUU"]
 
 
 @pytest.mark.skipif(not (DATA / "mtbench101").is_dir(), reason="needs ../shared/data/mtbench101")
 def test_on_mtbench101_every_record_is_valid_matched_and_wrong_in_one_place():
-    made, counts = sampled(sources.read_rows([str(DATA / "mtbench101" / "mtbench101.jsonl")]))
+    results, counts = sampled(sources.read_rows([str(DATA / "mtbench101" / "mtbench101.jsonl")]))
     differences = Counter()
-    for one in made:
-        records.parse_preference(Record({**one}))
-        about = one["corruption"]
-        differences[about["kind"]] += about["length_difference"]
-        turns = records.count_turns(one["chosen"])
-        assert about["distance"] == turns - about["turn"] - (about["kind"] == "swap")
-        first = records.first_divergence(one["chosen"], one["rejected"])
+    for result in results:
+        records.parse_preference(Record({**result}))
+        corruption = result["corruption"]
+        differences[corruption["kind"]] += corruption["length_difference"]
+        turns = records.count_turns(result["chosen"])
+        assert corruption["distance"] == turns - corruption["turn"] - (corruption["kind"] == "swap")
+        first = records.first_divergence(result["chosen"], result["rejected"])
         assert (
             first
-            == 2 * about["turn"] - {"reply": 1, "user": 2, "drop_user": 3, "swap": 2}[about["kind"]]
+            == 2 * corruption["turn"]
+            - {"reply": 1, "user": 2, "drop_user": 3, "swap": 2}[corruption["kind"]]
         )
-    kinds = Counter(one["corruption"]["kind"] for one in made)
+    kinds = Counter(result["corruption"]["kind"] for result in results)
     assert counts["rows read"] == 1388 and counts["dropped (duplicate)"] == 1
     assert kinds == {"reply": 4204, "user": 4204, "drop_user": 2817, "swap": 2817}
-    assert len({one["id"] for one in made}) == len(made)
+    assert len({result["id"] for result in results}) == len(results)
     assert (
         abs(differences["reply"] / kinds["reply"]) < 0.1
         and abs(differences["user"] / kinds["user"]) < 0.1

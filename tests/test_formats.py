@@ -1,4 +1,4 @@
-"""Each dataset format becomes records that pass the checks, with the counts its own README gives."""
+"""Each dataset format becomes valid records, as many as the README of the data says."""
 
 import sys
 from collections import Counter
@@ -34,20 +34,20 @@ def read(row, source="", pairs=False, where="rows.jsonl:1"):
     return [dict(record) for record in formats.read(Record(row, where), source, pairs=pairs)]
 
 
-def one(row, **settings):
+def read_one(row, **settings):
     [record] = read(row, **settings)
     return record
 
 
 def load(name, pairs=False):
     """(records, {row number from 0: error}) of a file or folder of the public data."""
-    found, refused = [], {}
+    results, refused = [], {}
     for number, (source, row) in enumerate(sources.read_rows([str(DATA / name)])):
         try:
-            found += formats.read(row, source, pairs=pairs)
+            results += formats.read(row, source, pairs=pairs)
         except RecordError as error:
             refused[number] = str(error)
-    return found, refused
+    return results, refused
 
 
 # Rows
@@ -98,7 +98,7 @@ SIDES = {"chosen": [user("q"), assistant("good")], "rejected": [user("q"), assis
     ids=lambda row: " ".join(f"{name}:{type(value).__name__}" for name, value in row.items()),
 )
 def test_every_way_to_write_a_preference_gives_the_same_sides(row):
-    record = one(row)
+    record = read_one(row)
     assert {
         name: [{**message, "content": message["content"].strip()} for message in record[name]]
         for name in SIDES
@@ -107,7 +107,7 @@ def test_every_way_to_write_a_preference_gives_the_same_sides(row):
 
 
 def test_texts_are_not_stripped_or_changed():
-    record = one({"prompt": " q\n", "chosen": "  good\n", "rejected": "bad "})
+    record = read_one({"prompt": " q\n", "chosen": "  good\n", "rejected": "bad "})
     assert record["chosen"] == [user(" q\n"), assistant("  good\n")]
     assert record["rejected"] == [user(" q\n"), assistant("bad ")]
 
@@ -118,7 +118,7 @@ def test_the_explicit_form_may_share_whole_turns():
         "chosen": [user("c"), assistant("d")],
         "rejected": [user("x"), assistant("y")],
     }
-    assert one(row)["chosen"] == [user("a"), assistant("b"), user("c"), assistant("d")]
+    assert read_one(row)["chosen"] == [user("a"), assistant("b"), user("c"), assistant("d")]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_the_explicit_form_may_share_whole_turns():
     ids=["in the turns", "in a column", "in the sides"],
 )
 def test_a_system_message_comes_first(row):
-    assert one(row)["chosen"] == [system("be kind"), user("q"), assistant("good")]
+    assert read_one(row)["chosen"] == [system("be kind"), user("q"), assistant("good")]
 
 
 def test_labels_go_into_the_metadata_and_texts_do_not():
@@ -153,7 +153,7 @@ def test_labels_go_into_the_metadata_and_texts_do_not():
         "note": "x" * 201,
         "parts": ["q"],
     }
-    assert one(row, source="rewardbench") == {
+    assert read_one(row, source="rewardbench") == {
         "id": "hep-go/0",
         **SIDES,
         "metadata": {
@@ -167,7 +167,7 @@ def test_labels_go_into_the_metadata_and_texts_do_not():
 
 
 def test_the_rows_own_source_stands_before_the_files():
-    assert one({**SIDES, "source": "magpie"}, source="train")["metadata"]["source"] == "magpie"
+    assert read_one({**SIDES, "source": "magpie"}, source="train")["metadata"]["source"] == "magpie"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_the_rows_own_source_stands_before_the_files():
     ],
 )
 def test_the_datasets_own_id_is_kept_and_else_the_content_makes_one(row, identity):
-    assert one(row)["id"] == identity
+    assert read_one(row)["id"] == identity
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_the_datasets_own_id_is_kept_and_else_the_content_makes_one(row, identit
     ],
 )
 def test_our_own_records_pass_through_untouched(record):
-    assert one(record, source="file") == record
+    assert read_one(record, source="file") == record
 
 
 def test_comparisons_by_people_are_cut_after_the_judged_turn_and_keep_the_winner():
@@ -225,7 +225,7 @@ def test_comparisons_by_people_are_cut_after_the_judged_turn_and_keep_the_winner
         "conversation_a": [user("q"), assistant("a1"), user("r"), assistant("a2")],
         "conversation_b": [user("q"), assistant("b1"), user("r"), assistant("b2")],
     }
-    assert one(row) == {
+    assert read_one(row) == {
         "id": "81/alpaca/gpt-4/expert_1/1",
         "a": [user("q"), assistant("a1")],
         "b": [user("q"), assistant("b1")],
@@ -239,7 +239,7 @@ def test_comparisons_by_people_are_cut_after_the_judged_turn_and_keep_the_winner
             "turns": 1,
         },
     }
-    second = one(row | {"turn": 2, "winner": "tie (bothbad)"})
+    second = read_one(row | {"turn": 2, "winner": "tie (bothbad)"})
     assert (len(second["a"]), len(second["b"]), second["winner"]) == (4, 4, "tie")
     with pytest.raises(
         RecordError, match="winner: is 'model_c'; it should be model_a, model_b or tie"
@@ -266,7 +266,7 @@ def test_comparisons_by_people_are_cut_after_the_judged_turn_and_keep_the_winner
     ],
 )
 def test_conversations_are_read_from_every_format(row, messages):
-    assert one(row)["messages"] == messages
+    assert read_one(row)["messages"] == messages
 
 
 HH = "\n\nHuman: q\n\nAssistant: good"
@@ -290,7 +290,7 @@ HH = "\n\nHuman: q\n\nAssistant: good"
     ],
 )
 def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
-    assert one({"chosen": chosen, "rejected": HH})["chosen"] == messages
+    assert read_one({"chosen": chosen, "rejected": HH})["chosen"] == messages
 
 
 @pytest.mark.parametrize(
@@ -298,47 +298,47 @@ def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
     [
         (
             {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nAssistant: b", "rejected": HH},
-            'rows.jsonl:1: chosen[2]: two "Assistant:" headers in a row; where one turn ends cannot be told',
+            'chosen[2]: two "Assistant:" headers in a row; where one turn ends cannot be told',
         ),
         (
             {"chosen": HH, "rejected": "\n\nHuman: q\n\nAssistant: "},
-            "rows.jsonl:1: rejected[1]: content of this assistant message is empty",
+            "rejected[1]: content of this assistant message is empty",
         ),
         (
             {"chosen": HH, "rejected": HH + "\n\nHuman: and?"},
-            "rows.jsonl:1: rejected: ends with the user; it should end with the assistant",
+            "rejected: ends with the user; it should end with the assistant",
         ),
         (
             {"chosen": "just text", "rejected": "other text"},
-            'rows.jsonl:1: chosen: is a string with neither a prompt beside it nor "Human:" at its start',
+            'chosen: is a string with neither a prompt beside it nor "Human:" at its start',
         ),
         (
             {"prompt": "other", **SIDES},
-            "rows.jsonl:1: chosen: neither holds the prompt nor begins with the assistant",
+            "chosen: neither holds the prompt nor begins with the assistant",
         ),
         (
             {"chosen": None, "rejected": "b", "prompt": "q"},
-            "rows.jsonl:1: chosen: is missing; it should be a list of messages",
+            "chosen: is missing; it should be a list of messages",
         ),
         (
             {"prompt": "q", "chosen": ["one", 2], "rejected": ["three"]},
-            "rows.jsonl:1: chosen[0]: is no message by the system, the user or the assistant (role None)",
+            "chosen[0]: is no message by the system, the user or the assistant (role None)",
         ),
         (
             {"messages": [user("q"), {"role": "tool", "content": "3"}]},
-            "rows.jsonl:1: messages[1]: is no message by the system, the user or the assistant (role 'tool')",
+            "messages[1]: is no message by the system, the user or the assistant (role 'tool')",
         ),
         (
             {"messages": [user("q"), user("r")]},
-            "rows.jsonl:1: messages[1]: role is user where assistant should speak; roles alternate, user first",
+            "messages[1]: role is user where assistant should speak; roles alternate, user first",
         ),
         (
             {"messages": [user("q"), assistant(None)]},
-            "rows.jsonl:1: messages[1]: content is null; it should be a string",
+            "messages[1]: content is null; it should be a string",
         ),
         (
             {"input": "q", "output_1": "a", "output_2": "b", "label": 0},
-            "rows.jsonl:1: label: is 0; it should be 1 or 2",
+            "label: is 0; it should be 1 or 2",
         ),
         (
             {
@@ -347,23 +347,23 @@ def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
                     "outputs": [assistant("a") | {"content_label": "chosen"}],
                 }
             },
-            "rows.jsonl:1: evaluation_sample.outputs: 0 outputs are labelled rejected; there should be one",
+            "evaluation_sample.outputs: 0 outputs are labelled rejected; there should be one",
         ),
         (
             {"state": {"history": [user("q")]}, "task": {}},
-            "rows.jsonl:1: state.success: is missing; it should be true or false",
+            "state.success: is missing; it should be true or false",
         ),
         (
             {"state": "lost", "task": {}},
-            "rows.jsonl:1: state: is not readable; it should be an object",
+            "state: is not readable; it should be an object",
         ),
-        ({"history": ["q"]}, "rows.jsonl:1: history[0]: is no object with user and bot"),
+        ({"history": ["q"]}, "history[0]: is no object with user and bot"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_refused_by_name(row, error):
     with pytest.raises(RecordError) as caught:
         read(row)
-    assert str(caught.value) == error
+    assert str(caught.value) == f"rows.jsonl:1: {error}"
     assert caught.value.record == row
 
 
@@ -385,18 +385,18 @@ def test_unknown_columns_are_named_with_the_known_formats():
     assert text.startswith(
         "rows.jsonl:1: no known format has the columns question, answer. Known: OpenJudge ("
     )
-    assert all(known.name in text for known in formats.FORMATS) and "\n" not in text
+    assert all(format.name in text for format in formats.FORMATS) and "\n" not in text
 
 
 # The folder of formats
 
 
 def test_a_format_with_more_telling_columns_is_tried_first():
-    orders = [known.order for known in formats.FORMATS]
+    orders = [format.order for format in formats.FORMATS]
     assert orders == sorted(set(orders))
-    for position, known in enumerate(formats.FORMATS):
+    for position, format in enumerate(formats.FORMATS):
         for earlier in formats.FORMATS[:position]:
-            assert not earlier.columns < known.columns, (earlier.name, known.name)
+            assert not earlier.columns < format.columns, (earlier.name, format.name)
 
 
 @pytest.mark.parametrize(
@@ -427,8 +427,8 @@ def test_a_new_file_in_the_folder_is_a_new_format(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
     monkeypatch.setattr(formats, "FORMATS", formats._find_formats())
     del sys.modules["musiccli.sample.formats.haiku"]
-    assert one({"haiku": "old pond", "prompt": "q"})["messages"] == [user("old pond")]
-    assert [known.name for known in formats.FORMATS[:3]] == [
+    assert read_one({"haiku": "old pond", "prompt": "q"})["messages"] == [user("old pond")]
+    assert [format.name for format in formats.FORMATS[:3]] == [
         "OpenJudge",
         "haiku",
         "OpenAssistant tree",
@@ -475,9 +475,14 @@ def test_each_candidate_is_a_conversation_that_knows_whether_it_is_right():
 
 
 def test_right_candidates_come_first_each_list_in_its_order():
-    found = read(STYLES)
+    results = read(STYLES)
     assert [
-        (one["messages"][-1]["content"], one["sample"], one["metadata"]["correct"]) for one in found
+        (
+            candidate["messages"][-1]["content"],
+            candidate["sample"],
+            candidate["metadata"]["correct"],
+        )
+        for candidate in results
     ] == [
         ("c1", 0, True),
         ("c2", 1, True),
@@ -486,13 +491,13 @@ def test_right_candidates_come_first_each_list_in_its_order():
         ("r2", 4, False),
         ("r3", 5, False),
     ]
-    assert {(record["id"], record["metadata"]["domain"]) for record in found} == {
+    assert {(record["id"], record["metadata"]["domain"]) for record in results} == {
         ("safety-refuse/4", "safety-refuse")
     }
 
 
 @pytest.mark.parametrize(
-    "given, identity, labels",
+    "row_id, identity, labels",
     [
         ("ref:12", "Ties/ref:12", {"sample_type": "ref", "prompt_id": 12}),
         ("tied:0", "Ties/tied:0", {"sample_type": "tied", "prompt_id": 0}),
@@ -500,9 +505,9 @@ def test_right_candidates_come_first_each_list_in_its_order():
     ],
 )
 def test_the_ties_of_rewardbench_2_say_which_prompt_of_which_question_they_are(
-    given, identity, labels
+    row_id, identity, labels
 ):
-    record = read({**BEST_OF, "subset": "Ties", "id": given})[0]
+    record = read({**BEST_OF, "subset": "Ties", "id": row_id})[0]
     assert record["id"] == identity
     assert {
         name: value
@@ -512,17 +517,17 @@ def test_the_ties_of_rewardbench_2_say_which_prompt_of_which_question_they_are(
 
 
 def test_as_pairs_every_right_candidate_stands_over_every_wrong_one():
-    found = read(STYLES, pairs=True)
+    results = read(STYLES, pairs=True)
     assert [
         (pair["id"], pair["chosen"][-1]["content"], pair["rejected"][-1]["content"])
-        for pair in found[:4]
+        for pair in results[:4]
     ] == [
         ("safety-refuse/4/0-0", "c1", "r1"),
         ("safety-refuse/4/0-1", "c1", "r2"),
         ("safety-refuse/4/0-2", "c1", "r3"),
         ("safety-refuse/4/1-0", "c2", "r1"),
     ]
-    assert len(found) == 9 and found[3]["metadata"]["candidates"] == [1, 0]
+    assert len(results) == 9 and results[3]["metadata"]["candidates"] == [1, 0]
 
 
 def test_without_an_id_the_texts_name_the_prompt():
@@ -605,7 +610,7 @@ def trajectory(task_id, success, *texts, source="model", prompt="q", reference="
         {"role": ("assistant", "user")[number % 2], "content": text}
         for number, text in enumerate(texts)
     ]
-    return one(
+    return read_one(
         {
             "state": {"history": history, "success": success},
             "task": {
@@ -657,7 +662,7 @@ def test_a_trajectory_is_a_conversation_that_says_whether_it_was_solved():
         "source": "model",
     }
     assert is_trajectory(record)
-    assert not is_trajectory(one({"messages": [user("q")], "success": True}))
+    assert not is_trajectory(read_one({"messages": [user("q")], "success": True}))
 
 
 def test_an_environment_that_speaks_twice_is_joined():
@@ -665,17 +670,17 @@ def test_an_environment_that_speaks_twice_is_joined():
         "state": {"history": [user("q"), user("hint"), assistant("r")], "success": True},
         "task": {},
     }
-    assert one(row)["messages"] == [user("q\n\nhint"), assistant("r")]
+    assert read_one(row)["messages"] == [user("q\n\nhint"), assistant("r")]
 
 
-# Real files: each count is the one in the data's own README
+# Real files: each count is from the README of the data
 
 
-def checked(found):
+def checked(results):
     """Every record passes the checks of its kind, and its id is its own."""
-    for record in found:
+    for record in results:
         records.parse_any(Record(dict(record)))
-    return len({record["id"] for record in found})
+    return len({record["id"] for record in results})
 
 
 @needs_data
@@ -690,29 +695,29 @@ def checked(found):
     ],
 )
 def test_real_preferences_are_all_read(name, pairs, count, ids, multi_turn):
-    found, _ = load(name, pairs=pairs)
-    assert (len(found), checked(found)) == (count, ids)
-    assert sum(record["metadata"]["turns"] > 1 for record in found) == multi_turn
-    assert all("chosen" in record and "source" in record["metadata"] for record in found)
+    results, _ = load(name, pairs=pairs)
+    assert (len(results), checked(results)) == (count, ids)
+    assert sum(record["metadata"]["turns"] > 1 for record in results) == multi_turn
+    assert all("chosen" in record and "source" in record["metadata"] for record in results)
 
 
 @needs_data
 @pytest.mark.parametrize("name, count", [("mtbench101", 1388), ("mint", 985), ("oasst", 626)])
 def test_real_conversations_are_all_read(name, count):
-    found, refused = load(name)
-    assert (len(found), checked(found), refused) == (count, count, {})
-    assert all("messages" in record for record in found)
+    results, refused = load(name)
+    assert (len(results), checked(results), refused) == (count, count, {})
+    assert all("messages" in record for record in results)
 
 
 @needs_data
-def test_hh_rows_with_odd_headers_or_empty_replies_are_refused_and_the_rest_differ_in_the_last_reply_only():
-    found, refused = load("hh_harmless")
+def test_hh_rows_with_odd_headers_or_empty_replies_are_refused_and_the_rest_differ_at_the_end():
+    results, refused = load("hh_harmless")
     doubled = [number for number, error in refused.items() if "headers in a row" in error]
     empty = [number for number, error in refused.items() if "is empty" in error]
     assert doubled == [667, 763, 1254, 1319, 1688, 1849, 1950, 1952, 2036]
     assert empty == [86, 516, 925, 1103]
     assert len(refused) == 13
-    for record in found:
+    for record in results:
         length = len(record["chosen"])
         assert len(record["rejected"]) == length
         assert records.first_divergence(record["chosen"], record["rejected"]) == length - 1
@@ -720,14 +725,14 @@ def test_hh_rows_with_odd_headers_or_empty_replies_are_refused_and_the_rest_diff
 
 @needs_data
 def test_hh_text_is_kept_word_for_word():
-    found, refused = load("hh_harmless")
+    results, refused = load("hh_harmless")
     rows = [
         row
         for number, (_, row) in enumerate(sources.read_rows([str(DATA / "hh_harmless")]))
         if number not in refused
     ]
     headers = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
-    for row, record in zip(rows, found, strict=True):
+    for row, record in zip(rows, results, strict=True):
         for name in ("chosen", "rejected"):
             whole = "".join(
                 headers[message["role"]] + message["content"] for message in record[name]
@@ -737,8 +742,8 @@ def test_hh_text_is_kept_word_for_word():
 
 @needs_data
 def test_the_hh_row_in_which_the_user_writes_twice_is_joined():
-    found, _ = load("hh_helpful")
-    [record] = [record for record in found if record["id"] == "c5b43880607c878336095bf0929c595f"]
+    results, _ = load("hh_helpful")
+    [record] = [record for record in results if record["id"] == "c5b43880607c878336095bf0929c595f"]
     assert record["chosen"][2] == user("Great! What are some ideas?\n\nDo you have more ideas?")
 
 
@@ -756,8 +761,8 @@ def test_mint_trajectories_make_712_pairs_of_which_nine_word_the_task_differentl
 
 @needs_data
 def test_llmbar_files_carry_rewardbenchs_subset_names():
-    found, _ = load("llmbar")
-    assert Counter(record["metadata"]["subset"] for record in found) == {
+    results, _ = load("llmbar")
+    assert Counter(record["metadata"]["subset"] for record in results) == {
         "llmbar-natural": 100,
         "llmbar-adver-neighbor": 134,
         "llmbar-adver-GPTInst": 92,
@@ -768,13 +773,13 @@ def test_llmbar_files_carry_rewardbenchs_subset_names():
 
 def test_llmbar_subsets_are_known_by_their_folder_too():
     row = {"input": "q", "output_1": "a", "output_2": "b", "label": 1}
-    record = one(row, source="dataset", where="LLMBar/Adversarial/GPTInst/dataset.json[0]")
+    record = read_one(row, source="dataset", where="LLMBar/Adversarial/GPTInst/dataset.json[0]")
     assert record["metadata"]["subset"] == "llmbar-adver-GPTInst"
-    assert "subset" not in one(row, source="dataset", where="dataset.json[0]")["metadata"]
+    assert "subset" not in read_one(row, source="dataset", where="dataset.json[0]")["metadata"]
 
 
 @needs_data
 def test_mtbench101_keeps_its_thirteen_tasks():
-    found, _ = load("mtbench101")
-    assert len(Counter(record["metadata"]["task"] for record in found)) == 13
-    assert found[0]["metadata"] == {"task": "GR", "turns": 3, "source": "mtbench101"}
+    results, _ = load("mtbench101")
+    assert len(Counter(record["metadata"]["task"] for record in results)) == 13
+    assert results[0]["metadata"] == {"task": "GR", "turns": 3, "source": "mtbench101"}

@@ -1,4 +1,4 @@
-"""Rows become seeds, prompts, pairs, comparisons and conversations; what is left out is counted by name."""
+"""sample: what rows become, what is dropped and counted, what is chosen, and the command."""
 
 import gzip
 import json
@@ -33,8 +33,8 @@ def talk(*texts):
     ]
 
 
-def rows(*found, source="file"):
-    return [(source, Record(row, f"file:{number}")) for number, row in enumerate(found, start=1)]
+def rows(*inputs, source="file"):
+    return [(source, Record(row, f"file:{number}")) for number, row in enumerate(inputs, start=1)]
 
 
 def preference(number, length=4):
@@ -47,15 +47,15 @@ def preference(number, length=4):
     }
 
 
-def run(found, emit="seeds", *, excluded=None, rejects=None, **settings):
+def run(inputs, emit="seeds", *, excluded=None, rejects=None, **settings):
     """The results, and what is counted, as people read it."""
     stats = RunStats(rejects)
     config = SampleConfig(emit=emit, **settings)
-    return list(sample(rows(*found), config, excluded=excluded, stats=stats)), stats.phrases()
+    return list(sample(rows(*inputs), config, excluded=excluded, stats=stats)), stats.phrases()
 
 
-def excluded_prompts(*found):
-    return ExcludedPrompts(read_records(rows(*found), RunStats()))
+def excluded_prompts(*inputs):
+    return ExcludedPrompts(read_records(rows(*inputs), RunStats()))
 
 
 # Kinds
@@ -65,12 +65,12 @@ def excluded_prompts(*found):
     "speaker, lengths", [("user", {2, 4, 6}), ("assistant", {1, 3, 5}), ("any", {1, 2, 3, 4, 5, 6})]
 )
 def test_seeds_are_beginnings_that_end_before_the_next_speaker(speaker, lengths):
-    found = [preference(number, length=6) for number in range(200)]
-    seeds, counts = run(found, next_speaker=speaker)
+    inputs = [preference(number, length=6) for number in range(200)]
+    seeds, counts = run(inputs, next_speaker=speaker)
     assert counts == {"rows read": 200}
     assert {len(seed["messages"]) for seed in seeds} == lengths
     assert {seed["metadata"]["seed"]["side"] for seed in seeds} == {"chosen", "rejected"}
-    for row, seed in zip(found, seeds, strict=True):
+    for row, seed in zip(inputs, seeds, strict=True):
         assert seed["id"] == row["id"]
         assert seed["messages"] == row[seed["metadata"]["seed"]["side"]][: len(seed["messages"])]
         assert seed["metadata"]["seed"]["messages"] == 6
@@ -78,19 +78,19 @@ def test_seeds_are_beginnings_that_end_before_the_next_speaker(speaker, lengths)
 
 
 def test_a_conversation_nobody_answered_gives_no_seed_for_the_user():
-    found = [{"id": "c", "messages": talk("q")}]
-    assert run(found) == ([], {"rows read": 1, "dropped (no reply)": 1})
-    assert run(found, next_speaker="assistant")[0][0]["messages"] == talk("q")
+    inputs = [{"id": "c", "messages": talk("q")}]
+    assert run(inputs) == ([], {"rows read": 1, "dropped (no reply)": 1})
+    assert run(inputs, next_speaker="assistant")[0][0]["messages"] == talk("q")
 
 
 def test_prompts_are_first_user_messages_each_once():
     system = {"role": "system", "content": "s"}
-    found = [
+    inputs = [
         {"id": "a", "messages": talk("q", "r", "q2")},
         {"id": "b", "messages": [system, *talk("q", "r")]},
         {"id": "c", "chosen": talk("q", "x"), "rejected": talk("q", "y")},
     ]
-    prompts, counts = run(found, "prompts")
+    prompts, counts = run(inputs, "prompts")
     assert [(prompt["id"], prompt["messages"]) for prompt in prompts] == [
         ("a", talk("q")),
         ("b", [system, *talk("q")]),
@@ -111,8 +111,8 @@ def test_candidates_that_a_benchmark_counts_one_by_one_are_no_duplicates():
         "subset": "Math",
         "id": "1",
     }
-    found, counts = run([row, {**row, "id": "2"}], "conversations")
-    assert [(one["id"], one["sample"]) for one in found] == [
+    results, counts = run([row, {**row, "id": "2"}], "conversations")
+    assert [(result["id"], result["sample"]) for result in results] == [
         (f"Math/{number}", sample) for number in (1, 2) for sample in range(3)
     ]
     assert counts == {"rows read": 2}
@@ -142,31 +142,31 @@ def test_a_vote_makes_a_pair(winner, chosen, rejected):
 
 def test_what_nobody_ranked_makes_no_pair():
     unranked = {"id": "u", "a": talk("q", "r"), "b": talk("q", "s")}
-    found = [VOTE | {"winner": "tie"}, unranked, {"messages": talk("q", "r")}]
-    assert run(found, "pairs") == (
+    inputs = [VOTE | {"winner": "tie"}, unranked, {"messages": talk("q", "r")}]
+    assert run(inputs, "pairs") == (
         [],
         {"rows read": 3, "dropped (tie)": 1, "dropped (nobody ranked it)": 2},
     )
 
 
 def test_comparisons_shuffle_a_preferences_sides_and_keep_its_label():
-    found = [preference(number) for number in range(200)]
-    made, _ = run(found, "comparisons")
-    winners = Counter(comparison["winner"] for comparison in made)
+    inputs = [preference(number) for number in range(200)]
+    results, _ = run(inputs, "comparisons")
+    winners = Counter(comparison["winner"] for comparison in results)
     assert winners.keys() == {"a", "b"} and 70 < winners["a"] < 130
-    for row, comparison in zip(found, made, strict=True):
+    for row, comparison in zip(inputs, results, strict=True):
         assert comparison[comparison["winner"]] == row["chosen"]
         records.parse_judged(Record(dict(comparison)))
 
 
 def test_two_peoples_votes_on_the_same_texts_are_both_kept():
-    found = [
+    inputs = [
         VOTE | {"winner": "model_a"},
         VOTE | {"judge": "two", "winner": "model_b"},
         VOTE | {"winner": "model_a"},
     ]
-    made, counts = run(found, "comparisons")
-    assert [(vote["id"], vote["winner"]) for vote in made] == [
+    results, counts = run(inputs, "comparisons")
+    assert [(vote["id"], vote["winner"]) for vote in results] == [
         ("1/x/y/one/1", "a"),
         ("1/x/y/two/1", "b"),
     ]
@@ -186,8 +186,8 @@ def test_a_preferences_conversations_are_branches_that_pair_joins_again():
 
 
 def test_a_comparisons_conversations_are_samples_of_one_id():
-    made, _ = run([VOTE | {"winner": "tie"}], "conversations")
-    assert [(one["id"], one["sample"], one["messages"]) for one in made] == [
+    results, _ = run([VOTE | {"winner": "tie"}], "conversations")
+    assert [(result["id"], result["sample"], result["messages"]) for result in results] == [
         ("1/x/y/one/1", 0, talk("q", "from x")),
         ("1/x/y/one/1", 1, talk("q", "from y")),
     ]
@@ -202,8 +202,8 @@ def test_our_own_records_keep_unknown_fields():
 
 
 def test_repeated_texts_are_dropped_whatever_their_ids():
-    found = [preference(1), preference(2), preference(1) | {"id": "other"}]
-    pairs, counts = run(found, "pairs")
+    inputs = [preference(1), preference(2), preference(1) | {"id": "other"}]
+    pairs, counts = run(inputs, "pairs")
     assert [pair["id"] for pair in pairs] == ["p1", "p2"]
     assert counts == {"rows read": 3, "dropped (duplicate)": 1}
 
@@ -215,9 +215,9 @@ def test_a_benchmarks_rows_are_never_merged():
 
 
 def test_other_texts_under_one_id_get_an_id_of_their_own_the_same_every_time():
-    found = [preference(1), preference(2) | {"id": "p1"}]
-    pairs, counts = run(found, "pairs")
-    content = records.content_id(found[1]["chosen"], found[1]["rejected"])
+    inputs = [preference(1), preference(2) | {"id": "p1"}]
+    pairs, counts = run(inputs, "pairs")
+    content = records.content_id(inputs[1]["chosen"], inputs[1]["rejected"])
     assert [pair["id"] for pair in pairs] == ["p1", f"p1-{content}"]
     assert counts["ids made unique"] == 1
 
@@ -228,13 +228,14 @@ def test_long_pairs_are_dropped_and_long_seeds_cut_earlier():
         "chosen": talk("q", "r", "x" * 400, "good"),
         "rejected": talk("q", "r", "y", "b"),
     }
-    found = [preference(1), long]
-    pairs, counts = run(found, "pairs", max_tokens=50)
+    inputs = [preference(1), long]
+    pairs, counts = run(inputs, "pairs", max_tokens=50)
     assert [pair["id"] for pair in pairs] == ["p1"]
     assert counts == {"rows read": 2, "dropped (longer than max tokens)": 1}
     for seed in range(20):
         assert all(
-            count_tokens(one["messages"]) <= 50 for one in run(found, seed=seed, max_tokens=50)[0]
+            count_tokens(result["messages"]) <= 50
+            for result in run(inputs, seed=seed, max_tokens=50)[0]
         )
     assert (
         run([{"messages": talk("x" * 400, "r")}], max_tokens=50)[1][
@@ -314,8 +315,8 @@ def test_a_bad_row_stops_the_run_and_says_how_to_leave_it_out():
 
 
 def test_bad_rows_are_skipped_counted_and_said():
-    said = []
-    rejects = Rejects(skip=True, report=said.append)
+    reports = []
+    rejects = Rejects(skip=True, report=reports.append)
     pairs, counts = run(
         [{"foo": 1}, preference(1), {"id": "x", "chosen": talk("q"), "rejected": talk("q", "r")}],
         "pairs",
@@ -323,7 +324,7 @@ def test_bad_rows_are_skipped_counted_and_said():
     )
     assert [pair["id"] for pair in pairs] == ["p1"]
     assert (rejects.count, counts) == (2, {"rows read": 3})
-    assert said[1] == "file:3: chosen: ends with the user; it should end with the assistant"
+    assert reports[1] == "file:3: chosen: ends with the user; it should end with the assistant"
 
 
 def test_a_trajectory_without_a_reply_makes_no_pair():
@@ -335,29 +336,29 @@ def test_a_trajectory_without_a_reply_makes_no_pair():
 
 
 def test_a_choice_keeps_the_order_and_follows_from_the_seed():
-    found = [preference(number) for number in range(100)]
-    first, _ = run(found, "pairs", count=10, seed=1)
+    inputs = [preference(number) for number in range(100)]
+    first, _ = run(inputs, "pairs", count=10, seed=1)
     assert (
         first
-        == run(found, "pairs", count=10, seed=1)[0]
-        != run(found, "pairs", count=10, seed=2)[0]
+        == run(inputs, "pairs", count=10, seed=1)[0]
+        != run(inputs, "pairs", count=10, seed=2)[0]
     )
     numbers = [int(pair["id"][1:]) for pair in first]
     assert numbers == sorted(set(numbers)) and len(numbers) == 10
 
 
 def test_every_row_has_the_same_chance():
-    found = [preference(number, length=2) for number in range(10)]
+    inputs = [preference(number, length=2) for number in range(10)]
     chosen = Counter(
-        pair["id"] for seed in range(1000) for pair in run(found, "pairs", count=3, seed=seed)[0]
+        pair["id"] for seed in range(1000) for pair in run(inputs, "pairs", count=3, seed=seed)[0]
     )
     assert len(chosen) == 10 and all(230 < count < 370 for count in chosen.values())
 
 
 def test_a_seed_is_cut_the_same_whichever_rows_stand_beside_it():
-    found = [preference(number, length=8) for number in range(50)]
-    everything = {one["id"]: one for one in run(found)[0]}
-    assert all(everything[one["id"]] == one for one in run(found[10:], count=20)[0])
+    inputs = [preference(number, length=8) for number in range(50)]
+    everything = {result["id"]: result for result in run(inputs)[0]}
+    assert all(everything[result["id"]] == result for result in run(inputs[10:], count=20)[0])
 
 
 def test_asking_for_more_than_there_are_gives_all_and_says_so():
@@ -380,7 +381,7 @@ def test_without_a_count_records_stream():
 # The command
 
 
-def music(*words, given=None):
+def music(*words, stdin=None):
     command = [
         sys.executable,
         "-c",
@@ -388,7 +389,7 @@ def music(*words, given=None):
         "sample",
         *map(str, words),
     ]
-    return subprocess.run(command, input=given, capture_output=True, text=True)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True)
 
 
 def last_line(done):
@@ -397,7 +398,7 @@ def last_line(done):
 
 def test_the_command_reads_a_pipe_and_writes_records():
     done = music(
-        "-", "--emit", "prompts", given='{"prompt": "q", "chosen": "r", "rejected": "s"}\n'
+        "-", "--emit", "prompts", stdin='{"prompt": "q", "chosen": "r", "rejected": "s"}\n'
     )
     assert done.returncode == 0
     assert json.loads(done.stdout) == {
@@ -444,19 +445,21 @@ def test_the_command_excludes_a_benchmark_and_keeps_what_it_rejects(tmp_path):
 
 
 def test_the_command_narrows_corruptions_and_places_contrasts():
-    given = "".join(
+    stdin = "".join(
         json.dumps(
             {"id": str(number), "messages": talk(*(f"{number} {turn}" for turn in range(6)))}
         )
         + "\n"
         for number in range(5)
     )
-    done = music("-", "--emit", "corruptions", "--kind", "reply", "--kind", "swap", given=given)
-    assert {one["corruption"]["kind"] for one in map(json.loads, done.stdout.splitlines())} == {
+    done = music("-", "--emit", "corruptions", "--kind", "reply", "--kind", "swap", stdin=stdin)
+    assert {
+        result["corruption"]["kind"] for result in map(json.loads, done.stdout.splitlines())
+    } == {
         "reply",
         "swap",
     }
-    done = music("-", "--emit", "contrasts", "--turn", "last", given=given)
+    done = music("-", "--emit", "contrasts", "--turn", "last", stdin=stdin)
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [
         f"{n}/reply-3" for n in range(5)
     ]
@@ -472,13 +475,13 @@ def test_the_command_narrows_corruptions_and_places_contrasts():
     ],
 )
 def test_an_option_of_another_kind_of_record_is_refused(words, error):
-    done = music("-", *words, given="")
+    done = music("-", *words, stdin="")
     assert (done.returncode, done.stdout) == (2, "")
     assert last_line(done) == f"music sample: error: {error}"
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, error",
     [
         (["missing.jsonl"], "missing.jsonl: no such file or folder, no short name (skywork, "),
         (["{folder}"], "holds no .json, .jsonl or .parquet file"),
@@ -486,11 +489,11 @@ def test_an_option_of_another_kind_of_record_is_refused(words, error):
         (["-"], "<stdin>:1: no known format has the columns foo. Known: OpenJudge ("),
     ],
 )
-def test_what_cannot_be_read_is_one_line_and_status_2(tmp_path, words, said):
-    done = music(*(word.replace("{folder}", str(tmp_path)) for word in words), given='{"foo": 1}\n')
+def test_what_cannot_be_read_is_one_line_and_status_2(tmp_path, words, error):
+    done = music(*(word.replace("{folder}", str(tmp_path)) for word in words), stdin='{"foo": 1}\n')
     assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr and "Traceback" not in done.stderr
-    assert said in last_line(done)
+    assert error in done.stderr and "Traceback" not in done.stderr
+    assert error in last_line(done)
 
 
 def test_help_names_every_short_name():

@@ -1,4 +1,4 @@
-"""Rows from files, folders, pipes and the hub, and one clear line for what is none of these."""
+"""Rows are read from files, folders, pipes and the hub; anything else is an error of one line."""
 
 import gzip
 import json
@@ -31,10 +31,10 @@ def write(path, data):
     return str(path)
 
 
-def parquet(path, found):
+def parquet(path, rows):
     datasets = pytest.importorskip("datasets")
     path.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_list(found).to_parquet(str(path))
+    datasets.Dataset.from_list(rows).to_parquet(str(path))
     return str(path)
 
 
@@ -54,18 +54,18 @@ def test_json_is_read_as_lines_or_as_a_list_by_its_content(tmp_path, name, data,
 
 
 def test_parquet_rows_are_plain_lists_and_objects(tmp_path):
-    found = [{"chosen": [{"role": "user", "content": "q"}], "score": 1.5}]
-    path = parquet(tmp_path / "part.parquet", found)
-    assert read(path) == [("part", f"{path}[0]", found[0])]
+    rows = [{"chosen": [{"role": "user", "content": "q"}], "score": 1.5}]
+    path = parquet(tmp_path / "part.parquet", rows)
+    assert read(path) == [("part", f"{path}[0]", rows[0])]
 
 
 def test_what_json_cannot_hold_is_null(tmp_path):
-    said = {"role": "user", "content": "q"}
+    message = {"role": "user", "content": "q"}
     path = parquet(
         tmp_path / "part.parquet",
         [
             {
-                "messages": [said | {"image": b"\xff"}],
+                "messages": [message | {"image": b"\xff"}],
                 "cost": Decimal("1.5"),
                 "on": date(2024, 1, 31),
             }
@@ -75,7 +75,7 @@ def test_what_json_cannot_hold_is_null(tmp_path):
         (
             "part",
             f"{path}[0]",
-            {"messages": [said | {"image": None}], "cost": None, "on": "2024-01-31"},
+            {"messages": [message | {"image": None}], "cost": None, "on": "2024-01-31"},
         )
     ]
 
@@ -131,18 +131,18 @@ def test_several_names_follow_each_other(tmp_path):
 
 
 def test_lines_and_items_that_are_no_objects_go_to_the_rejects(tmp_path):
-    said = []
-    rejects = Rejects(skip=True, report=said.append)
+    reports = []
+    rejects = Rejects(skip=True, report=reports.append)
     lines = write(tmp_path / "a.jsonl", b'{"prompt": "one"}\n{"torn": \n')
     items = write(tmp_path / "b.json", b'["text", {"prompt": "two"}]')
     assert [row for *_, row in read(lines, items, rejects=rejects)] == ROWS
-    assert [line.split(": ")[0] for line in said] == [f"{lines}:2", f"{items}[0]"]
+    assert [line.split(": ")[0] for line in reports] == [f"{lines}:2", f"{items}[0]"]
     with pytest.raises(RecordError, match=re.escape(f"{items}[0]: is no object")):
         read(items)
 
 
 @pytest.mark.parametrize(
-    "name, settings, said",
+    "name, settings, error",
     [
         ("missing.jsonl", {}, "missing.jsonl: no such file or folder, no short name (skywork, "),
         (
@@ -163,7 +163,7 @@ def test_lines_and_items_that_are_no_objects_go_to_the_rejects(tmp_path):
         ("{good.jsonl}", {"revision": "abc"}, "`revision` abc: pins a hub dataset"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, settings, said):
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, settings, error):
     files = {
         "torn.json": b'[{"a": 1}, {"b"',
         "torn.jsonl.gz": None,
@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, settings, said)
         (tmp_path / file).write_bytes(gzip.compress(LINES)[:20] if data is None else data)
     with pytest.raises(InputError) as caught:
         read(re.sub(r"{(.*)}", rf"{tmp_path}/\1", name), **settings)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert error in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_found_before_the_first_row_is_read(tmp_path):
@@ -244,24 +244,24 @@ def hub(monkeypatch):
     ],
 )
 def test_names_are_looked_up_and_options_stand_over_the_table(hub, name, settings, asked):
-    found = read(name, **settings)
+    rows = read(name, **settings)
     assert hub == [asked]
-    assert found == [
+    assert rows == [
         (asked["path"], f"{asked['path']}[{number}]", row) for number, row in enumerate(ROWS)
     ]
 
 
 def test_every_short_name_is_pinned_to_a_whole_commit_and_none_overlaps_rewardbench():
-    for known in sources.SHORT_NAMES.values():
-        assert re.fullmatch(r"[0-9a-f]{40}", known.revision) and known.split
-        assert known.path != sources.CONTAMINATED
+    for dataset in sources.SHORT_NAMES.values():
+        assert re.fullmatch(r"[0-9a-f]{40}", dataset.revision) and dataset.split
+        assert dataset.path != sources.CONTAMINATED
 
 
 def test_data_that_is_not_pinned_is_said_so(hub):
-    said = []
-    read("some/data", say=said.append)
-    read(sources.CONTAMINATED, revision="abcdef0123456789", say=said.append)
-    assert said == [
+    reports = []
+    read("some/data", say=reports.append)
+    read(sources.CONTAMINATED, revision="abcdef0123456789", say=reports.append)
+    assert reports == [
         "reading some/data at main, which may change; `revision` COMMIT pins it",
         f"reading {sources.CONTAMINATED} at abcdef01",
         f"{sources.CONTAMINATED} overlaps RewardBench; skywork (v0.2) does not",

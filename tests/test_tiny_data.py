@@ -1,4 +1,4 @@
-"""recipes/tiny-data is what its README says."""
+"""recipes/tiny-data holds what its README says."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,8 +22,8 @@ def load(name: str) -> list[records.Record]:
 
 def texts(record: dict) -> list[str]:
     """Every text of a record once, the shared history of two sides counted as one."""
-    one, *other = [record[side] for side in records.side_names(record)]
-    return [message["content"] for message in one + [side[-1] for side in other]]
+    first, *rest = [record[side] for side in records.side_names(record)]
+    return [message["content"] for message in first + [side[-1] for side in rest]]
 
 
 @pytest.mark.parametrize(

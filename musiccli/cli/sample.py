@@ -100,7 +100,7 @@ def sample(
     from another conversation. Both hold all conversations in memory.
 
     \b
-    music sample skywork -n 1000 --max-tokens 1024 --exclude rewardbench | music simulate > branches.jsonl
+    music sample skywork -n 1000 --exclude rewardbench | music simulate > branches.jsonl
     music sample hh.jsonl.gz --emit pairs --on-error skip > pairs.jsonl
     music sample pairs.jsonl --emit contrasts -n 5000 > contrasts.jsonl
     """

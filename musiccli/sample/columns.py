@@ -18,7 +18,7 @@ ROLE_NAMES = {  # the datasets' names of roles, and ours
     "bot": "assistant",
     "model": "assistant",
 }
-CONTENT_COLUMNS = {  # what a row is, not labels of it
+CONTENT_COLUMNS = {  # ids and texts, which are no labels
     "id",
     "unique_id",
     "metadata",

@@ -25,7 +25,7 @@ class Speaker(StrEnum):
 
 
 class CorruptionKind(StrEnum):
-    """What is wrong at one turn; corruptions.py describes each kind."""
+    """What is wrong at one turn. See corruptions.py for each kind."""
 
     reply = "reply"
     user = "user"

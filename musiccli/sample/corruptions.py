@@ -98,7 +98,7 @@ class Corruption(NamedTuple):
 
     kind: CorruptionKind
     turn: int
-    last_turn: int  # the last one that is changed
+    last_turn: int  # the last changed turn
     turns: list[Turn]  # of the corrupted conversation
 
 
@@ -109,7 +109,7 @@ def corrupt(
     pool: MessagePool,
     kinds: Collection[CorruptionKind] = tuple(CorruptionKind),
 ) -> list[dict[str, Any]]:
-    """Preferences, one for each corruption: the conversation as it is is chosen over it.
+    """Preferences of the unchanged conversation over each corruption of it.
 
     A conversation with fewer than two turns has none. The random choices do not depend on `kinds`.
     """
@@ -132,7 +132,7 @@ def corrupt(
 def replace_one_reply(
     record: Record, rng: Random, *, pool: MessagePool, turn: ContrastTurn = ContrastTurn.any
 ) -> dict[str, Any] | None:
-    """The preference of the conversation as it is over itself with one reply replaced.
+    """The preference of the unchanged conversation over itself with one reply replaced.
 
     The record has the fields that `music pair` writes: `first_divergence`, and `contrast` with
     the message that the replacement answers where it comes from.
@@ -203,7 +203,7 @@ def _corruptions(
 
 
 def _joined_replies(turn: Turn, reply: Message) -> Turn:
-    """The turn with another reply behind its own, as one message."""
+    """The turn with a second reply joined to its own."""
     question, earlier_reply = turn
     content = f"{earlier_reply['content']}\n\n{reply['content']}"
     return [question, {"role": "assistant", "content": content}]

@@ -59,7 +59,7 @@ def prompts(record: Record, rng: Random) -> list[dict[str, Any]]:
 
 
 def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
-    """The preference itself, or the one that a comparison with a winner makes."""
+    """The preference itself, or a comparison as a preference for its winner."""
     if "chosen" in record:
         return [record]
     winner = record.get("winner")

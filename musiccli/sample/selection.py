@@ -21,10 +21,10 @@ from musiccli.sample.corruptions import intact_messages
 def drop_duplicates(
     results: Iterable[tuple[Record, dict[str, Any]]], stats: RunStats
 ) -> Iterator[dict[str, Any]]:
-    """The results with a text that no result before has, each with an id of its own.
+    """The results whose text no earlier result has. Repeated ids are made unique.
 
     Args:
-        results: pairs of a record and what it became.
+        results: pairs of a record and a result made of it.
         stats: counts the duplicates, and the ids that had to be changed.
     """
     seen_texts: set[int] = set()
@@ -58,7 +58,7 @@ def _separate_by(record: Record, result: dict[str, Any]) -> object:
 
 
 def drop_repeated_conversations(records: Iterable[Record], stats: RunStats) -> Iterator[Record]:
-    """The records whose intact conversation no record before has.
+    """The records whose intact conversation no earlier record has.
 
     A dataset may hold the same chosen side beside several rejected ones.
     """

@@ -222,7 +222,7 @@ def _datasets() -> Any:
 
 @contextlib.contextmanager
 def _any_error_is_input_error(problem: str) -> Iterator[None]:
-    """Around work of `datasets`, which raises a dozen classes: its own, pyarrow's, the network's."""
+    """Around calls of `datasets`, which raises errors of a dozen classes (pyarrow, network)."""
     try:
         yield
     except InputError:

@@ -1,7 +1,7 @@
 """The dataset formats, a family in each file of this folder. A new format is a new file.
 
 A file holds FORMATS: a list of Format, each with the columns that a row must have and the function
-that reads it. The files are found by themselves; there is no list to enter them in. `columns.py`
+that reads it. All files of this folder are imported; no list names them. The file `columns.py`
 beside this folder holds what the readers share.
 
 Readers keep the texts as they are. A row with two successive messages of the same role is refused,
@@ -52,7 +52,8 @@ def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Reco
     except (AttributeError, KeyError, TypeError) as error:
         # a part of the row is missing, or of another kind
         raise RecordError(
-            f"is not what a row of the format {format.name} holds ({type(error).__name__}: {error})",
+            f"is not what a row of the format {format.name} holds "
+            f"({type(error).__name__}: {error})",
             record=row,
         ) from error
 
