@@ -73,7 +73,7 @@ def pair(
 def _sizes(best_of: str) -> list[int]:
     """The sizes in "2,4,8", ascending, each once."""
     sizes = best_of.split(",")
-    if not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise InputError(f"--best-of {best_of}: expected sizes like 2,4,8")
     return sorted({int(size) for size in sizes})
 

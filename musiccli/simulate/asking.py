@@ -16,7 +16,7 @@ from musiccli.simulate.sentences import whole_sentences
 
 RETRY_TEMPERATURE_STEP = 0.2  # per retry: the same temperature would often give the same message
 MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
-SPEAKERS = {"chairman": "user"}  # in whose name a role writes, where that is another's
+SPEAKERS = {"chairman": "user"}  # a role that writes another role's message
 
 
 def without_thinking(reply: Reply) -> Reply:
@@ -93,7 +93,7 @@ class Asker:
         """A reply and None, or after the last retry a reply and its fault as "SPEAKER FAULT".
 
         Args:
-            branch: the conversation that the message is for, which pays for the calls.
+            branch: the conversation that the message is for; the calls count as its usage.
             turn: the simulated turn, counted from 0.
             fault_of: names the fault of a text, or returns None.
 
@@ -106,7 +106,7 @@ class Asker:
         asked = question
         for attempt in range(attempts):
             reply = await self._client.complete(self._call(branch, turn, asked, attempt))
-            branch.pay(reply)
+            branch.add_usage(reply)
             reply, whole = whole_sentences(question.prepare(reply))
             fault = _fault(reply, whole, fault_of)
             if fault is None:
@@ -152,6 +152,6 @@ def _fault(reply: Reply, whole: bool, fault_of: Callable[[str], str | None]) -> 
     fault = fault_of(reply.text)
     if fault is None:
         return None if whole else "cut off"
-    if fault == "unreadable" and reply.finish == "length":  # the form lacks its end only
+    if fault == "unreadable" and reply.finish == "length":  # its form lacks only the end
         return "cut off"
     return fault

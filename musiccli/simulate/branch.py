@@ -17,8 +17,9 @@ class Branch:
         seed: the record it began with.
         sample: its number among the conversations from this seed.
         name: "chosen" or "rejected".
+        messages: the seed's, and those added since.
         contrast: index and altered instruction of each contrasted reply.
-        faults: index and name of each fault that stayed after every retry.
+        faults: index and fault of each message that was still faulty after the last retry.
         truncated: indices of the messages that the token limit cut.
         usage: prompt and completion tokens of its calls.
         cost: US dollars; None where a price is unknown.
@@ -35,7 +36,7 @@ class Branch:
     cost: float | None = 0.0
 
     def fork(self, name: str) -> "Branch":
-        """A second branch with the same history; what that cost stays with the first."""
+        """A second branch with the same history. Its usage begins at zero."""
         return Branch(
             self.seed,
             self.sample,
@@ -58,8 +59,8 @@ class Branch:
         self.contrast.append({"message": len(self.messages), "instruction": instruction})
         self.add("assistant", reply, fault)
 
-    def pay(self, reply: Reply) -> None:
-        """Account for one call."""
+    def add_usage(self, reply: Reply) -> None:
+        """Count the tokens and the cost of one call."""
         self.usage.update(
             prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens
         )
