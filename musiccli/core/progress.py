@@ -1,6 +1,7 @@
 """What people see while a command runs: lines on stderr, and a progress bar on a terminal."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -133,10 +134,13 @@ def show_markdown(text: str) -> None:
     """Show Markdown on a terminal, formatted, a screen at a time."""
     from rich.console import Console
     from rich.markdown import Markdown
+    from rich.theme import Theme
 
-    console = Console(width=min(100, Console().width))
+    os.environ.setdefault("LESS", "-FRX")  # colors; no paging of what fits on the screen
+    plain = Theme({"markdown.code": "cyan"})  # the default puts code on black, in any terminal
+    console = Console(width=min(100, Console().width), theme=plain)
     with console.pager(styles=True):
-        console.print(Markdown(text))
+        console.print(Markdown(text, code_theme="ansi_dark"))
 
 
 class Clock:
