@@ -1,14 +1,24 @@
-"""`music` in tests: in this process, which takes milliseconds, or as a process of its own where that is the point."""
+"""Run `music` in tests: in this process, which takes milliseconds, or as a process of its own.
 
+Nothing here counts on a quick machine: `wait_until` waits for a condition, not for a time.
+"""
+
+import array
 import contextlib
+import fcntl
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from musiccli.cli.main import main
 
@@ -66,6 +76,31 @@ def start(*arguments: object, **settings) -> subprocess.Popen:
 
 def hear() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Return once `condition` holds; fail after a time that only a run that hangs reaches."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def wait_until_reading(process: subprocess.Popen) -> None:
+    """Return once `process` has read a first byte of its standard input and sleeps, awaiting more.
+
+    The byte opens a JSON object that never ends, so no record is processed.
+    """
+    process.stdin.write("{" if isinstance(process.stdin, io.TextIOBase) else b"{")
+    process.stdin.flush()
+    unread = array.array("i", [1])
+
+    def waits() -> bool:
+        assert process.poll() is None, "it ended before it read its input"
+        fcntl.ioctl(process.stdin, termios.FIONREAD, unread)
+        return unread[0] == 0 and psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING
+
+    wait_until(waits)
 
 
 def lines(*records: dict | bytes) -> bytes:

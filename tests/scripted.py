@@ -11,11 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
-from console import hear
+from console import hear, wait_until
 from openai_server import Server
 
 MUSIC = [sys.executable, "-m", "musiccli"]
@@ -123,7 +122,7 @@ class Music:
         return self._started[-1]
 
     def __call__(
-        self, *arguments: object, stdin: str = "", timeout: float = 60
+        self, *arguments: object, stdin: str = "", timeout: float = 300
     ) -> subprocess.CompletedProcess:
         process = self.start(*arguments)
         out, err = process.communicate(stdin, timeout=timeout)
@@ -139,17 +138,10 @@ class Music:
         process.stdin.flush()
         wait_until(when)
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        process.wait(timeout=120)
         out, err = process.stdout.read(), process.stderr.read()
         process.stdin.close()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def wait_until(true, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def lines(text: str) -> list[dict]:

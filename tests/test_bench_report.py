@@ -276,7 +276,7 @@ def test_a_named_pipe_is_read_once_and_has_no_hash(folder):
     running = start("bench", "agreement", "pairs", "--html", "page.html")
     write("pairs", *BENCHES["agreement"])
     try:
-        _, said = running.communicate(timeout=60)
+        _, said = running.communicate(timeout=300)
     finally:
         running.kill()
     assert running.returncode == 0, said

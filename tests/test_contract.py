@@ -9,13 +9,22 @@ import io
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
 import typer
-from console import COMMAND, Done, environment, lines, music, start, write
+from console import (
+    COMMAND,
+    Done,
+    environment,
+    lines,
+    music,
+    start,
+    wait_until,
+    wait_until_reading,
+    write,
+)
 from openai_server import serve
 
 from musiccli.cli.main import app
@@ -551,23 +560,13 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(row, sent, deaf, tmp_path
         cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, handle),
     ) as process:
-        await_partial(tmp_path, process)
+        wait_until(lambda: os.listdir(tmp_path))  # the partial output
+        wait_until_reading(process)
         process.send_signal(getattr(signal, f"SIG{sent}"))
-        status, err = (
-            process.wait(timeout=20),
-            process.stderr.read(),
-        )  # its standard input stays open
+        status = process.wait(timeout=120)  # its standard input stays open
+        err = process.stderr.read()
     assert (status, err.decode()) == (130, f"music {row.words}: interrupted\n")
     assert os.listdir(tmp_path) == []
-
-
-def await_partial(folder, process):
-    """Wait until the command has opened its output, and so is about to read."""
-    end = time.monotonic() + 30
-    while not os.listdir(folder):
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.02)
-    time.sleep(0.1)
 
 
 def test_a_fault_of_ours_is_one_line_and_its_trace_is_for_debug(monkeypatch):

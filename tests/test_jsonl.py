@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 
 import pytest
 from backports import zstd
-from console import COMMAND, environment, lines, start, write
+from console import COMMAND, environment, lines, start, wait_until, write
 
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError, RecordError
@@ -429,7 +428,7 @@ def test_two_outputs_into_one_place_are_recognised(folder, one, other, same):
 def test_a_killed_run_leaves_no_target(folder):
     with start("pair", "-o", "out.jsonl") as run:
         run.stdin.write(b"{}")
-        wait_for(lambda: os.listdir())
+        wait_until(os.listdir)
         run.send_signal(signal.SIGKILL)
     assert not (folder / "out.jsonl").exists()
 
@@ -437,7 +436,7 @@ def test_a_killed_run_leaves_no_target(folder):
 def test_finished_records_reach_the_next_command_while_more_are_awaited():
     code = (
         "import time; from musiccli.core import jsonl; output = jsonl.open_output(); output.write({'id': 1})\n"
-        "output.write({'id': 2}); time.sleep(60)"
+        "output.write({'id': 2}); time.sleep(600)"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert [run.stdout.readline() for _ in range(2)] == [b'{"id":1}\n', b'{"id":2}\n']
@@ -512,10 +511,3 @@ def without_rights(work):
     os.wait()
     with open(reader) as found:
         return found.read()
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)

@@ -459,7 +459,7 @@ def test_in_a_pipe_there_is_no_color_and_a_reader_that_leaves_is_no_error():
 
         reader = threading.Thread(target=read_one)
         reader.start()
-        _, stderr = process.communicate(text.encode(), timeout=60)
+        _, stderr = process.communicate(text.encode(), timeout=300)
         reader.join()
     assert first[0].decode().startswith("p0 · preference ──")
     assert (process.returncode, stderr) == (0, b"")

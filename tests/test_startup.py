@@ -49,14 +49,17 @@ def test_help_costs_at_most_half_again_of_its_libraries(tmp_path):
         "env": environment(PYTHONDONTWRITEBYTECODE=None, PYTHONPYCACHEPREFIX=str(tmp_path)),
         "check": True,
     }
-    help, libraries = [], []
-    for _ in range(10):
-        help.append(seconds([*COMMAND, "--help"], settings))
-        libraries.append(seconds(LIBRARIES, settings))
-    ratio = statistics.median(help[1:]) / statistics.median(
-        libraries[1:]
-    )  # the first of each compiles
-    assert ratio <= 1.5, f"music --help took {ratio:.2f} times as long as importing typer and rich"
+    help, libraries = [*COMMAND, "--help"], LIBRARIES
+    for command in (help, libraries):
+        seconds(command, settings)  # the first of each compiles
+    for _ in range(3):  # a machine that is busy unevenly gets more chances
+        times = [(seconds(help, settings), seconds(libraries, settings)) for _ in range(9)]
+        ratio = statistics.median(first for first, _ in times) / statistics.median(
+            second for _, second in times
+        )
+        if ratio <= 1.5:
+            return
+    pytest.fail(f"music --help took {ratio:.2f} times as long as importing typer and rich")
 
 
 def seconds(command, settings):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from console import COMMAND, music, start
+from console import COMMAND, music, start, wait_until
 from safetensors.torch import load_file
 from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -34,7 +34,7 @@ from musiccli.train.tokenized_pairs import prepare
 from musiccli.train.trainer import Trainer
 
 TIMES = ("tokens_per_s", "pairs_per_s")
-PATIENCE = 60  # seconds: torch itself waits for 30 until it kills a process that is deaf in the middle of a product
+PATIENCE = 120  # seconds: torch itself waits for 30 until it kills a process that is deaf in the middle of a product
 
 
 @pytest.fixture(scope="module")
@@ -1067,13 +1067,6 @@ def children(parent):
     return [int(pid) for pid in found]
 
 
-def wait_until(holds, seconds=60):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -1151,7 +1144,7 @@ def test_an_interrupt_ends_processes_that_accelerate_started(running):
 def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
     starter, workers = running
     os.kill(workers[1], signal.SIGKILL)
-    assert starter.wait(60) == 2
+    assert starter.wait(PATIENCE) == 2
     wait_until(lambda: not any(map(alive, workers)))
     assert starter.stderr.read().decode().splitlines()[1:] == [
         "music train: error: process 1 was killed by SIGKILL"
