@@ -18,7 +18,7 @@ import yaml
 from console import COMMAND, music
 from toys import backbone, lines, pairs, talk, write
 
-from musiccli.reward_model.card import card
+from musiccli.reward_model.card import render_card
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +78,15 @@ def test_the_card_says_what_the_run_was(run):
 
 def test_the_cards_own_python_gives_the_score(run, tmp_path):
     _, out = run
-    code = re.search(r"```python\n(.*?)```", card({}, str(out)), re.DOTALL).group(1)
-    scope: dict = {}
-    *before, last = code.strip().splitlines()
-    exec("\n".join(before), scope)
     given = write(tmp_path / "in.jsonl", [{"messages": talk("What is 2 + 2?", "4.")}])
     [scored] = music("score", given, "--model", out, "--as", "x").records
-    assert eval(last, scope) == pytest.approx(scored["scores"]["x"], abs=1e-5)
+    examples = re.findall(r"```python\n(.*?)```", render_card({}, str(out)), re.DOTALL)
+    assert len(examples) == 2
+    scope: dict = {}
+    for example in examples:
+        *before, last = example.strip().splitlines()
+        exec("\n".join(before), scope)
+        assert eval(last, scope) == pytest.approx(scored["scores"]["x"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_the_cards_own_python_gives_the_score(run, tmp_path):
 def test_only_a_model_of_the_hub_is_named_to_the_hub(base, named, tmp_path, monkeypatch):
     (tmp_path / "runs" / "rm").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert ("base_model:" in card({"base": base})) is named
+    assert ("base_model:" in render_card({"base": base})) is named
 
 
 def test_a_pipe_has_no_hash(run, tmp_path):

@@ -15,19 +15,19 @@ def merge(
         str,
         typer.Argument(
             metavar="DIR",
-            help="A LoRA adapter as peft writes it: another tool's, or "
-            "the folder `adapter` of a reward model.",
+            help="A LoRA adapter as peft writes it: another tool's, or the folder `adapter` of a "
+            "reward model.",
         ),
     ],
     out: Annotated[
-        str, typer.Option(metavar="DIR", help="Where the plain checkpoint goes; a new folder.")
+        str, typer.Option(metavar="DIR", help="The folder of the merged checkpoint, a new one.")
     ],
     model: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
             show_default=False,
-            help="Its backbone; left out: the one that the adapter names.",
+            help="The adapter's backbone. Left out: the one that the adapter names.",
         ),
     ] = None,
 ) -> None:
@@ -41,9 +41,10 @@ def merge(
     from musiccli.reward_model.merge import merge
 
     clock = Clock()
-    differ = merge(
-        Path(adapter), Path(out), base=model, say=lambda text: say(f"music merge: {text}")
+    difference = merge(
+        Path(adapter), Path(out), model=model, say=lambda text: say(f"music merge: {text}")
     )
     say(
-        f"music merge: reward model in {out}; its rewards differ by {differ:.1g} from the adapter's; {clock}"
+        f"music merge: reward model in {out}; its rewards differ by {difference:.1g} from the "
+        f"adapter's; {clock}"
     )

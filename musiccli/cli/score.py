@@ -7,6 +7,7 @@ import typer
 from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
+from musiccli.score.config import ScoreConfig
 
 
 @stage()
@@ -16,8 +17,8 @@ def score(
         str,
         typer.Option(
             metavar="DIR|ID",
-            help="A reward model: a folder that train wrote, or any "
-            "sequence classifier with one label from the hub.",
+            help="The reward model: a folder that music train wrote, or any sequence classifier "
+            "with one label from the hub.",
         ),
     ],
     as_: Annotated[
@@ -26,35 +27,35 @@ def score(
             "--as",
             metavar="NAME",
             show_default=False,
-            help="The key of its scores; left out: the last part of --model.",
+            help="The key of the scores. Left out: the last part of --model.",
         ),
     ] = None,
     per_turn: Annotated[
-        bool, typer.Option("--per-turn", help="Also the reward after every assistant turn.")
-    ] = False,
+        bool, typer.Option("--per-turn", help="Add the reward after every assistant turn, too.")
+    ] = ScoreConfig.per_turn,
     last_only: Annotated[
         bool,
         typer.Option(
             "--last-only",
-            help="Show the model no history: the last user message and "
-            "its reply; the key of the scores is NAME/last-only.",
+            help="Show the model only the last user message and its reply. The key of the scores "
+            "is then NAME/last-only.",
         ),
-    ] = False,
+    ] = ScoreConfig.last_only,
     max_length: Annotated[
         int | None,
         typer.Option(
             min=2,
             metavar="TOKENS",
             show_default=False,
-            help="Cut oldest exchanges of longer conversations; left out: what the model takes.",
+            help="Longer conversations lose their oldest exchanges. Left out: what the model takes.",
         ),
-    ] = None,
+    ] = ScoreConfig.max_length,
     budget: Annotated[
         int,
         typer.Option(
-            min=1, metavar="TOKENS", help="Tokens in one forward pass; less takes less memory."
+            min=1, metavar="TOKENS", help="Tokens in one forward pass. Fewer take less memory."
         ),
-    ] = 4096,
+    ] = ScoreConfig.budget,
     num_processes: NUM_PROCESSES = None,
     accelerate_config: ACCELERATE_CONFIG = None,
     cache: Annotated[
@@ -62,7 +63,8 @@ def score(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="Finished scores; left out: scores.sqlite in the cache folder (MUSIC_CACHE).",
+            help="The file of finished scores. Left out: scores.sqlite in the cache folder "
+            "(MUSIC_CACHE).",
         ),
     ] = None,
     no_cache: Annotated[
@@ -75,36 +77,36 @@ def score(
     music score candidates.jsonl --model rm | music pair --best-of 2,4,8 --a rm --b baseline
     music sample pairs.jsonl --emit pairs | music score --model rm | music bench agreement
 
-    Finished scores are kept on disk: the same line again goes on where it was stopped.
+    Finished scores are kept on disk. A run that was stopped goes on where it was when the same
+    line is run again.
     """
     run.in_processes(num_processes, accelerate_config)
     from contextlib import closing, nullcontext
 
-    from musiccli.core import processes as launch
+    from musiccli.core import processes
     from musiccli.core.cache_folder import cache_folder
     from musiccli.core.store import Store
     from musiccli.reward_model.checkpoint import load
-    from musiccli.score.scorer import ScoreConfig, score
+    from musiccli.score.scorer import score
 
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
-    settings = ScoreConfig(
-        per_turn=per_turn, last_only=last_only, budget=budget, max_length=max_length
+    config = ScoreConfig(per_turn, last_only, max_length, budget)
+    open_store = (
+        nullcontext() if no_cache else closing(Store(cache or cache_folder() / "scores.sqlite"))
     )
-    kept = nullcontext() if no_cache else closing(Store(cache or cache_folder() / "scores.sqlite"))
-    with launch.rank_zero_output(), kept as known:
-        launch.refuse_shared_input(run.files)
-        process_group = launch.process_group()
-        found = score(
+    with processes.rank_zero_output(), open_store as store:
+        processes.refuse_shared_input(run.files)
+        process_group = processes.process_group()
+        scored = score(
             run.read(records.parse_any),
             load(model, run.say),
             name,
-            settings,
-            cache=known,
+            config,
+            store=store,
             process_group=process_group,
-            rejects=run.rejects,
-            counts=run.counts,
+            stats=run.stats,
         )
         if process_group.rank:
             run.withhold()
-            found = launch.drain(found)
-        run.write(found)
+            scored = processes.drain(scored)
+        run.write(scored)

@@ -1,1 +1,1 @@
-"""Bradley-Terry reward models: conversations in, one number each out; loading, batching, the loss, saving."""
+"""Bradley-Terry reward models: conversations go in, and one number comes out for each."""

@@ -1,72 +1,93 @@
-"""A conversation as a reward model reads it: its token ids by the tokenizer's own chat template, nothing added.
+"""A conversation as a reward model reads it: token ids by the tokenizer's own chat template.
 
-The reward of a conversation is read at the last token that the template writes for its last assistant turn (for Gemma
-the newline after <end_of_turn>). Training, scoring and checks all come through here, so they cannot differ.
+The reward of a conversation is read at the last token that the template writes for its last
+assistant turn; for Gemma this is the newline after <end_of_turn>. Training, scoring and checks
+all encode conversations here, so they cannot differ.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Message
 
-CLOCK = re.compile(r"""strftime_now\((["'])(.*?)\1\)""")  # how templates ask for today's date
-TODAY = datetime(2024, 7, 26)  # what they get; Llama 3.2's own where it finds no clock
+DATE_CALL = re.compile(r"""strftime_now\((["'])(.*?)\1\)""")  # how templates ask for today's date
+FIXED_DATE = datetime(2024, 7, 26)  # Llama 3.2's template writes this one where it has no clock
 
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """`ids` of the whole conversation; `ends[t]` is the index in `ids` at which the reward of its t-th read is taken:
-    after each assistant turn, or once, after the last."""
+    """A conversation as token ids.
+
+    Attributes:
+        ids: all token ids.
+        reward_positions: indices in `ids` at which rewards are read: after each assistant turn,
+            or after the last one alone.
+    """
 
     ids: list[int]
     reward_positions: list[int]
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, with its limits known: whether it takes a system message, where turns end.
+    """A tokenizer's chat template, made safe for reward models.
 
-    One that writes today's date gets TODAY, also in the tokenizer and so in what is saved of it: else a conversation
+    A system message goes into the first user message where the template takes none. A template
+    that writes today's date writes FIXED_DATE, also once it is saved: otherwise a conversation
     would be other tokens tomorrow.
+
+    Attributes:
+        tokenizer: the tokenizer, whose template may have been changed.
+        takes_system: whether the template shows a system message.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any):
         if not tokenizer.chat_template:
             raise InputError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template, so nobody knows how a "
-                "conversation should read; use a chat model, or add a chat_template.jinja to its folder"
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template, so nobody knows "
+                "how a conversation should read; use a chat model, or add a chat_template.jinja "
+                "to its folder"
             )
         if isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = CLOCK.sub(
-                lambda call: repr(TODAY.strftime(call[2])), tokenizer.chat_template
+            tokenizer.chat_template = DATE_CALL.sub(
+                lambda call: repr(FIXED_DATE.strftime(call[2])), tokenizer.chat_template
             )
         self.tokenizer = tokenizer
         self.takes_system = self._shows({"role": "system", "content": "Quiz 7319."})
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text that the model reads. Raises RecordError where the template refuses the conversation."""
+        """The text that the model reads.
+
+        Raises:
+            RecordError: the template refuses the conversation.
+        """
         try:
-            return self.tokenizer.apply_chat_template(self.fold(messages), tokenize=False)
+            return self.tokenizer.apply_chat_template(self.fold_system(messages), tokenize=False)
         except Exception as error:  # templates raise whatever jinja raises
             raise RecordError(f"the chat template refuses it: {error}", field="messages") from error
 
-    def fold(self, messages: Sequence[Message]) -> list[Message]:
-        """Where the template has no system role, the system message goes before the first user message's text."""
+    def fold_system(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages, their system message within the first user message where need be."""
         if self.takes_system or messages[0]["role"] != "system":
             return list(messages)
         system, first, *rest = messages
-        return [
-            {"role": "user", "content": f"{system['content'].strip()}\n\n{first['content']}"},
-            *rest,
-        ]
+        text = f"{system['content'].strip()}\n\n{first['content']}"
+        return [{"role": "user", "content": text}, *rest]
 
     def encode(self, messages: Sequence[Message], every_turn: bool = True) -> EncodedConversation:
-        """Token ids, and where each assistant turn ends (or only the last), from one tokenisation.
+        """Token ids, from one tokenization of the whole text.
 
-        Raises RecordError where every turn's end is wanted and the template writes earlier turns differently once more
-        follow (as those that drop earlier thinking do), so that turns have no end within the whole.
+        Args:
+            messages: a conversation that ends with the assistant.
+            every_turn: whether to read a reward after every assistant turn, or the last alone.
+
+        Raises:
+            RecordError: the template refuses the conversation. Or every turn is asked for, and
+                the template writes earlier turns differently once more turns follow, as those do
+                that drop earlier thoughts: such turns do not end within the whole.
         """
         text = self.render(messages)
         if not every_turn:
@@ -76,7 +97,7 @@ class ChatTemplate:
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         token_at = {stop: index for index, (_, stop) in enumerate(encoding["offset_mapping"])}
-        ends = []
+        positions = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -85,11 +106,19 @@ class ChatTemplate:
                 raise RecordError(
                     "the chat template rewrites earlier turns when more follow", field="messages"
                 )
-            ends.append(token_at[len(prefix)])
-        return EncodedConversation(encoding["input_ids"], ends)
+            positions.append(token_at[len(prefix)])
+        return EncodedConversation(encoding["input_ids"], positions)
+
+    def last_token(self) -> int:
+        """The token id that the template writes last, where the reward is read."""
+        messages: list[Message] = [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a"},
+        ]
+        return self.encode(messages, every_turn=False).ids[-1]
 
     def _shows(self, message: Message) -> bool:
-        """Whether the template neither refuses a message before the user's nor drops it without a word."""
+        """Whether the template neither refuses nor drops a message before the user's."""
         try:
             text = self.tokenizer.apply_chat_template(
                 [message, {"role": "user", "content": "u"}], tokenize=False
@@ -100,21 +129,36 @@ class ChatTemplate:
 
 
 def cut_to_fit(
-    encode, conversations: Sequence[list[Message]], most: int, shared: int
+    encode: Callable[[list[Message]], EncodedConversation],
+    conversations: Sequence[list[Message]],
+    max_length: int,
+    shared: int,
 ) -> tuple[list[EncodedConversation], int] | None:
-    """Conversations of at most `most` tokens, by cutting the same oldest exchanges from all of them.
+    """Encode conversations in at most `max_length` tokens each, without their oldest exchanges.
 
-    `shared` is how many leading messages all of them have in common; only these are cut, in whole exchanges, so that
-    each still starts with its system message (if any) and a user message, and keeps where they diverge and their last
-    answer. Returns the encodings and how many messages were cut, or None where that cannot be done.
+    All lose the same exchanges, each a user message and its reply. Every conversation keeps its
+    system message, starts with a user message, and keeps its last reply. The exchange in which
+    they diverge is kept, too.
+
+    Args:
+        encode: makes tokens of messages.
+        conversations: one, or several that begin with the same messages.
+        max_length: tokens.
+        shared: how many leading messages all have in common. Only these are cut.
+
+    Returns:
+        The encoded conversations and how many messages each has lost. None where it cannot be
+        done.
     """
     system = conversations[0][0]["role"] == "system"
     cut = 0
     while True:
-        encoded = [encode(one[:system] + one[system + cut :]) for one in conversations]
-        if max(len(one.ids) for one in encoded) <= most:
+        encoded = [
+            encode(messages[:system] + messages[system + cut :]) for messages in conversations
+        ]
+        if max(len(conversation.ids) for conversation in encoded) <= max_length:
             return encoded, cut
         cut += 2
-        # Cut whole exchanges that all share, so the one that the first difference belongs to stays.
-        if system + cut > shared or any(len(one) - system - cut < 2 for one in conversations):
+        too_short = any(len(messages) - system - cut < 2 for messages in conversations)
+        if system + cut > shared or too_short:
             return None

@@ -1,4 +1,4 @@
-"""The loss of a reward model: Bradley-Terry on the rewards of two conversations."""
+"""The losses of reward models, each a function of the rewards of chosen and rejected replies."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,20 @@ def bradley_terry(
     margin: torch.Tensor | float = 0.0,
     center: float = 0.0,
 ) -> torch.Tensor:
-    """-log sigmoid(chosen - rejected - margin) + center (chosen + rejected)^2, (pairs,).
+    """-log sigmoid(chosen - rejected - margin) + center * (chosen + rejected)^2.
 
-    The negative log likelihood of the preferences (Bradley and Terry, 1952; the loss of arXiv 2512.24693, eq. for its
-    reward model), with the margin of Llama 2 (arXiv 2307.09288, eq. 2) and the pull of rewards to a mean of zero of
-    arXiv 2312.09244 (TRL's center_rewards_coefficient). Not reduced: the caller knows the batch.
+    The negative log likelihood of the preferences (Bradley and Terry, 1952), the loss of the
+    reward model in arXiv 2512.24693.
+
+    Args:
+        chosen: rewards (pairs,).
+        rejected: rewards (pairs,).
+        margin: by how much chosen should be ahead (Llama 2, arXiv 2307.09288, eq. 2).
+        center: weight of the term that pulls rewards to a mean of zero (arXiv 2312.09244; TRL's
+            center_rewards_coefficient).
+
+    Returns:
+        (pairs,), not reduced: the caller knows the batch.
     """
     loss = -torch.nn.functional.logsigmoid(chosen - rejected - margin)
     return loss + center * (chosen + rejected).square() if center else loss
@@ -27,13 +36,20 @@ def pair_losses(
     margins: Sequence[float],
     center: float = 0.0,
 ) -> torch.Tensor:
-    """`bradley_terry` of each pair, (pairs,): the mean over the turns at which its sides are compared.
+    """`bradley_terry` of each pair, as the mean over the turns at which its sides are compared.
 
-    `chosen` and `rejected` hold a tensor (turns,) a pair, both of a pair of one length; `margins` a number a pair.
+    Args:
+        chosen: for each pair the rewards (turns,) of its chosen side.
+        rejected: the same of its rejected side, of the same lengths.
+        margins: a number for each pair.
+        center: as in `bradley_terry`.
+
+    Returns:
+        (pairs,).
     """
-    turns = [len(one) for one in chosen]
+    turns = [len(rewards) for rewards in chosen]
     margin = chosen[0].new_tensor(
-        [by for by, count in zip(margins, turns, strict=True) for _ in range(count)]
+        [margin for margin, count in zip(margins, turns, strict=True) for _ in range(count)]
     )
     losses = bradley_terry(torch.cat(list(chosen)), torch.cat(list(rejected)), margin, center)
-    return torch.stack([one.mean() for one in losses.split(turns)])
+    return torch.stack([turn_losses.mean() for turn_losses in losses.split(turns)])

@@ -5,13 +5,16 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from musiccli.core.errors import InputError
 from musiccli.core.quiet import quiet_libraries
+from musiccli.core.records import Message
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.model import RewardModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PROBES = ("Name a fugue.", "The Art of Fugue.", "Who wrote it?", "Bach did, in his last years.")
@@ -21,46 +24,59 @@ def merge(
     adapter: Path,
     out: Path,
     *,
-    base: str | None = None,
+    model: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> float:
-    """Write `adapter`, merged into its backbone (`base`, else the one that it names), to the new folder `out`.
+    """Write an adapter, merged into its backbone, as a checkpoint.
 
-    Returns by how much a probe's rewards differ before and after. Raises InputError for what is no adapter, has no
-    trained reward head, does not fit its backbone, or would change rewards by more than float noise.
+    Args:
+        adapter: the folder of the adapter.
+        out: a folder that does not exist yet, or is empty.
+        model: the backbone; left out, the one that the adapter names.
+        say: told in a line what people should know.
+
+    Returns:
+        The largest difference between rewards before and after, on two conversations.
+
+    Raises:
+        InputError: `adapter` is no adapter, has no trained reward head or does not fit its
+            backbone. Or merging would change rewards by more than float noise.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is there already; name another --out")
+        raise InputError(f"{out}: is there already; name another `out`")
     config, names = _read(adapter)
-    base = base or config.get("base_model_name_or_path")
+    base = model or config.get("base_model_name_or_path")
     if not base:
-        raise InputError(f"{adapter}: names no backbone; give it as --model")
-    model = _with_head(adapter, base, any(name.endswith("score.weight") for name in names), say)
-    _adapt(model, adapter, names, base)
-    before = _probe(model)
+        raise InputError(f"{adapter}: names no backbone; give it as `model`")
+    has_head = any(name.endswith("score.weight") for name in names)
+    reward_model = _create_with_head(adapter, base, has_head, say)
+    _add_adapter(reward_model, adapter, names, base)
+    before = _probe(reward_model)
     try:
-        model.network.model = model.network.model.merge_and_unload()
+        reward_model.network.model = reward_model.network.model.merge_and_unload()
     except AttributeError as error:
+        kind = config.get("peft_type")
+        raise InputError(f"{adapter}: a {kind} adapter cannot be merged") from error
+    difference = (_probe(reward_model) - before).abs().max().item()
+    if difference > 1e-3 * max(1.0, before.abs().max().item()):
         raise InputError(
-            f"{adapter}: a {config.get('peft_type')} adapter cannot be merged"
-        ) from error
-    differ = (_probe(model) - before).abs().max().item()
-    if differ > 1e-3 * max(1.0, before.abs().max().item()):
-        raise InputError(f"{adapter}: merged into {base} it would change rewards by {differ:.2g}")
-    model.notes = {"base": base, "lora": config.get("r"), "merged": adapter.name}
-    _write(model, out)
-    return differ
+            f"{adapter}: merged into {base} it would change rewards by {difference:.2g}"
+        )
+    reward_model.notes = {"base": base, "lora": config.get("r"), "merged": adapter.name}
+    _write(reward_model, out)
+    return difference
 
 
-def _read(adapter: Path) -> tuple[dict, set[str]]:
+def _read(adapter: Path) -> tuple[dict[str, Any], set[str]]:
     """The adapter's configuration, and the names of its weights."""
-    if not (adapter / CONFIG).is_file():
-        if (adapter / checkpoint.ADAPTER / CONFIG).is_file():
-            raise InputError(
-                f"{adapter}: is merged already; its adapter alone is in {adapter / checkpoint.ADAPTER}"
-            )
+    if (adapter / checkpoint.ADAPTER / CONFIG).is_file() and not (adapter / CONFIG).is_file():
         raise InputError(
-            f"{adapter}: holds no {CONFIG}; expected the folder of a LoRA adapter, as peft writes it"
+            f"{adapter}: is merged already; its adapter alone is in {adapter / checkpoint.ADAPTER}"
+        )
+    if not (adapter / CONFIG).is_file():
+        raise InputError(
+            f"{adapter}: holds no {CONFIG}; expected the folder of a LoRA adapter, as peft writes "
+            "it"
         )
     try:
         with safe_open(adapter / WEIGHTS, "pt") as weights:
@@ -70,11 +86,13 @@ def _read(adapter: Path) -> tuple[dict, set[str]]:
         raise InputError(f"{adapter}: cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _with_head(adapter: Path, base: str, has_head: bool, say: Callable) -> checkpoint.RewardModel:
-    """The backbone under the adapter's tokenizer; its own head must be trained where the adapter brings none."""
+def _create_with_head(
+    adapter: Path, base: str, adapter_has_head: bool, say: Callable[[str], None]
+) -> RewardModel:
+    """The backbone, with the adapter's tokenizer; one of the two must have a trained head."""
     tokenizer = str(adapter) if (adapter / "tokenizer_config.json").is_file() else None
     model = checkpoint.create(base, tokenizer=tokenizer, say=say)
-    if not has_head and not model.trained_head:
+    if not adapter_has_head and not model.trained_head:
         raise InputError(
             f"{adapter}: holds no reward head, and {base} has no trained one; LoRA keeps it with "
             "task_type SEQ_CLS"
@@ -82,7 +100,7 @@ def _with_head(adapter: Path, base: str, has_head: bool, say: Callable) -> check
     return model
 
 
-def _adapt(model: checkpoint.RewardModel, adapter: Path, names: set[str], base: str) -> None:
+def _add_adapter(model: RewardModel, adapter: Path, names: set[str], base: str) -> None:
     from peft import PeftModel, get_peft_model_state_dict
 
     try:
@@ -90,32 +108,31 @@ def _adapt(model: checkpoint.RewardModel, adapter: Path, names: set[str], base: 
             model.network.model = PeftModel.from_pretrained(model.network.core, adapter)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{adapter}: does not fit {base}: {reason}; another --model?") from error
-    missed = names ^ set(
-        get_peft_model_state_dict(model.network.model, save_embedding_layers=False)
-    )
-    if missed := {name for name in missed if "lora_" in name or name.endswith("score.weight")}:
+        raise InputError(f"{adapter}: does not fit {base}: {reason}; another `model`?") from error
+    loaded = set(get_peft_model_state_dict(model.network.model, save_embedding_layers=False))
+    unmatched = {
+        name for name in names ^ loaded if "lora_" in name or name.endswith("score.weight")
+    }
+    if unmatched:
         raise InputError(
-            f"{adapter}: does not fit {base}: {len(missed)} weights have no place, {min(missed)} is one; "
-            "another --model?"
+            f"{adapter}: does not fit {base}: {len(unmatched)} weights have no place, "
+            f"{min(unmatched)} is one; another `model`?"
         )
 
 
-def _probe(model: checkpoint.RewardModel) -> torch.Tensor:
-    messages = [
-        {"role": ("user", "assistant")[place % 2], "content": text}
-        for place, text in enumerate(PROBES)
+def _probe(model: RewardModel) -> torch.Tensor:
+    """Rewards (3,): of a conversation of one turn, and after both turns of a longer one."""
+    messages: list[Message] = [
+        {"role": ("user", "assistant")[index % 2], "content": text}
+        for index, text in enumerate(PROBES)
     ]
+    group = [model.chat_template.encode(messages[:2]), model.chat_template.encode(messages)]
     with torch.inference_mode():
-        return torch.cat(
-            model.network.eval()(
-                [[model.chat_template.encode(messages[:2]), model.chat_template.encode(messages)]]
-            )
-        )
+        return torch.cat(model.network.eval()([group]))
 
 
-def _write(model: checkpoint.RewardModel, out: Path) -> None:
-    """The folder, whole or not at all."""
+def _write(model: RewardModel, out: Path) -> None:
+    """Write the folder, whole or not at all."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:

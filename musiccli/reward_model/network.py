@@ -1,6 +1,7 @@
-"""The reward as a function of tokens: a backbone, a linear head, and where in the row it is read."""
+"""The reward as a function of tokens: a backbone, and a linear head on its last hidden states."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +12,14 @@ from musiccli.reward_model.packing import pack, packed_length
 
 
 class RewardNetwork(nn.Module):
-    """An `AutoModelForSequenceClassification` with one label, plain or with LoRA, called on packed or padded tokens."""
+    """An `AutoModelForSequenceClassification` with one label, plain or with LoRA.
 
-    def __init__(self, model, *, packed: bool = True):
+    Attributes:
+        model: the model, within peft's wrapping where it has LoRA.
+        packed: whether conversations are laid out in one row; otherwise they are padded.
+    """
+
+    def __init__(self, model: Any, *, packed: bool = True):
         super().__init__()
         self.model, self.packed = model, packed
         if packed:
@@ -21,89 +27,98 @@ class RewardNetwork(nn.Module):
             self.backbone.config._attn_implementation = NAME
 
     @property
-    def core(self):
-        """The sequence-classification model itself, without LoRA's wrapping."""
+    def core(self) -> Any:
+        """The sequence-classification model, without peft's wrapping."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
     @property
-    def backbone(self):
+    def backbone(self) -> Any:
+        """The model below the head."""
         return getattr(self.core, self.core.base_model_prefix)
 
     @property
     def unused_modules(self) -> list[str]:
-        """Names of the core's parts that no text passes through: a vision tower and its projector."""
-        text = self.backbone.get_decoder()
-        parts = [] if text is self.backbone else self.backbone.named_children()
+        """Names of the core's modules that no text passes through, such as a vision tower."""
+        decoder = self.backbone.get_decoder()
+        modules = [] if decoder is self.backbone else self.backbone.named_children()
+        used = (decoder, self.backbone.get_input_embeddings())
         return [
             f"{self.core.base_model_prefix}.{name}"
-            for name, part in parts
-            if part not in (text, self.backbone.get_input_embeddings())
+            for name, module in modules
+            if module not in used
         ]
 
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes of the backbone's layers, by which FSDP shards it layer by layer."""
-        there = {type(module).__name__ for module in self.modules()}
-        return sorted(there & set(self.core._no_split_modules or []))
+        classes = {type(module).__name__ for module in self.modules()}
+        return sorted(classes & set(self.core._no_split_modules or []))
 
     def token_count(self, group: Sequence[EncodedConversation]) -> int:
-        """Tokens that a group takes by itself in a forward pass."""
-        return (
-            packed_length(group) if self.packed else len(group) * max(len(one.ids) for one in group)
-        )
+        """Tokens that a group takes in a forward pass by itself."""
+        if self.packed:
+            return packed_length(group)
+        return len(group) * max(len(conversation.ids) for conversation in group)
 
     def forward(self, groups: Sequence[Sequence[EncodedConversation]]) -> list[torch.Tensor]:
-        """Rewards of each sequence of each group, in order: per sequence a tensor (turns,), one value per read."""
-        hidden, reward_positions = self._packed(groups) if self.packed else self._padded(groups)
-        rewards = self._read(hidden).split([len(read) for read in reward_positions])
-        return [
-            one.clone() for one in rewards
-        ]  # FSDP hangs hooks on what is returned; on views they may be lost
+        """For each conversation of each group, in order: (turns,) rewards at its positions."""
+        hidden, counts = self._packed(groups) if self.packed else self._padded(groups)
+        # FSDP puts hooks on what is returned; on views they may be lost.
+        return [rewards.clone() for rewards in self._head(hidden).split(counts)]
 
-    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head's rewards in fp32 also where the rest is bf16, of which 10.81 and 10.85 would be the same number."""
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (positions, size) -> rewards (positions,) in fp32.
+
+        The head computes in fp32 even where the rest is bf16, in which 10.81 and 10.85 are equal.
+        """
         head = self.core.score
         if not isinstance(getattr(head, "weight", None), torch.Tensor):
             return head(hidden)[:, 0].float()
+        bias = None if head.bias is None else head.bias.float()
         with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(
-                hidden.float(),
-                head.weight.float(),
-                None if head.bias is None else head.bias.float(),
-            )[:, 0]
+            return nn.functional.linear(hidden.float(), head.weight.float(), bias)[:, 0]
 
-    def _packed(self, groups):
+    def _packed(self, groups) -> tuple[torch.Tensor, list[int]]:
+        """Hidden states (positions, size) at all reward positions, and each conversation's number."""
         row = pack(groups)
         device = self.backbone.device
-        ids = torch.tensor([row.ids], device=device)
-        positions = torch.tensor([row.positions], device=device)
         hidden = self.backbone(
-            input_ids=ids, position_ids=positions, use_cache=False, segments=row.segments
-        ).last_hidden_state
-        places = [place for read in row.reward_positions for place in read]
-        return hidden[0, torch.tensor(places, device=device)], row.reward_positions
+            input_ids=torch.tensor([row.ids], device=device),
+            position_ids=torch.tensor([row.positions], device=device),
+            use_cache=False,
+            segments=row.segments,
+        ).last_hidden_state  # (1, row, size)
+        positions = [position for positions in row.reward_positions for position in positions]
+        counts = [len(positions) for positions in row.reward_positions]
+        return hidden[0, torch.tensor(positions, device=device)], counts
 
-    def _padded(self, groups):
-        sequences = [one for group in groups for one in group]
-        device, longest = self.backbone.device, max(len(one.ids) for one in sequences)
-        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    def _padded(self, groups) -> tuple[torch.Tensor, list[int]]:
+        """The same of padded conversations."""
+        conversations = [conversation for group in groups for conversation in group]
+        device = self.backbone.device
+        longest = max(len(conversation.ids) for conversation in conversations)
+        ids = torch.zeros(len(conversations), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for index, one in enumerate(sequences):
-            ids[index, : len(one.ids)], mask[index, : len(one.ids)] = torch.tensor(one.ids), 1
-        ids, mask = ids.to(device), mask.to(device)
+        for index, conversation in enumerate(conversations):
+            ids[index, : len(conversation.ids)] = torch.tensor(conversation.ids)
+            mask[index, : len(conversation.ids)] = 1
         hidden = self.backbone(
-            input_ids=ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        rows = torch.tensor(
-            [index for index, one in enumerate(sequences) for _ in one.reward_positions],
-            device=device,
-        )
-        ends = torch.tensor(
-            [end for one in sequences for end in one.reward_positions], device=device
-        )
-        return hidden[rows, ends], [one.reward_positions for one in sequences]
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+        ).last_hidden_state  # (conversations, longest, size)
+        counts = [len(conversation.reward_positions) for conversation in conversations]
+        rows = [index for index, count in enumerate(counts) for _ in range(count)]
+        columns = [
+            position for conversation in conversations for position in conversation.reward_positions
+        ]
+        return hidden[
+            torch.tensor(rows, device=device), torch.tensor(columns, device=device)
+        ], counts
 
 
 def last_rewards(rewards: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The reward of each whole sequence, (sequences,), of those at all its reads."""
-    return torch.stack([one[-1] for one in rewards])
+    """Of each conversation's rewards (turns,) the last, which is the whole conversation's.
+
+    Returns:
+        (conversations,).
+    """
+    return torch.stack([turn_rewards[-1] for turn_rewards in rewards])

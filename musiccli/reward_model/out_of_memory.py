@@ -1,4 +1,4 @@
-"""Work that may run out of memory, on a GPU or where the system refuses it: one line with what takes less."""
+"""One line in place of a traceback where memory runs out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,12 @@ from musiccli.core.errors import InputError
 
 
 @contextmanager
-def explain_out_of_memory(less: str) -> Iterator[None]:
-    """Around work: InputError where memory does not suffice, with `less`, a sentence on what takes less of it."""
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Raise InputError with `advice`, on what takes less memory, where the work runs out of it."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
-            error
-        ):  # on a CPU
-            raise InputError(f"memory does not suffice; {less}") from error
+        on_cpu = "can't allocate memory" in str(error)
+        if isinstance(error, torch.OutOfMemoryError) or on_cpu:
+            raise InputError(f"memory does not suffice; {advice}") from error
         raise

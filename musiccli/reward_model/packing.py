@@ -1,8 +1,8 @@
-"""Conversations laid out in one row of tokens: no padding, and a prefix that several share stands there once.
+"""Conversations laid out in one row of tokens, without padding and with shared prefixes once.
 
-The two sides of a preference, or the N candidates of one prompt, form a group. A group of sequences with `shared`
-leading tokens in common is laid out as shared tokens, rest of the first, rest of the second, ... Each *run* of the row
-attends to itself causally and to the runs named in `before`, all with positions that continue from the prefix.
+The two sides of a preference, or the candidates of one prompt, form a group. A group whose
+conversations begin with the same tokens is laid out as: these tokens, the rest of the first
+conversation, the rest of the second, and so on. Each of these parts is a Segment of the row.
 """
 
 import heapq
@@ -11,23 +11,37 @@ from dataclasses import dataclass
 
 from musiccli.reward_model.chat_template import EncodedConversation
 
-WORTH_SHARING = (
-    16  # tokens; a shorter common prefix is cheaper computed twice than attended to from elsewhere
+DEFAULT_BUDGET = 4096  # tokens in one forward pass, in scoring
+MIN_SHARED_TOKENS = (
+    16  # a shorter prefix costs less computed twice than attended to across segments
 )
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Row positions start..stop attend to `before` (a range of the row, possibly empty) and then to themselves."""
+    """A part of a row whose tokens attend to `prefix`, and causally to one another.
+
+    Attributes:
+        start: row position of its first token.
+        stop: row position behind its last token.
+        prefix: row positions (start, stop) that it continues, possibly an empty range.
+    """
 
     start: int
     stop: int
-    before: tuple[int, int]
+    prefix: tuple[int, int]
 
 
 @dataclass
 class PackedRow:
-    """`ids` and `positions` of one row, its runs, and for each sequence the row indices where rewards are read."""
+    """Several conversations in one row of tokens.
+
+    Attributes:
+        ids: token ids (row,).
+        positions: position of each token within its conversation (row,).
+        segments: the parts of the row, in order; together they cover it.
+        reward_positions: for each conversation, where in the row its rewards are.
+    """
 
     ids: list[int]
     positions: list[int]
@@ -38,42 +52,53 @@ class PackedRow:
         return len(self.ids)
 
 
-def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens to lay out once: those that all have in common, but never the whole of one."""
+def shared_prefix(sequences: Sequence[list[int]]) -> int:
+    """How many leading tokens to lay out once: what all have in common, never a whole sequence."""
     if len(sequences) < 2:
         return 0
     low, high = min(sequences), max(sequences)  # what the extremes share, all share
-    most = min(len(one) for one in sequences) - 1
-    shared = next((index for index in range(most) if low[index] != high[index]), most)
-    return shared if shared >= WORTH_SHARING else 0
+    limit = min(len(sequence) for sequence in sequences) - 1
+    shared = next((index for index in range(limit) if low[index] != high[index]), limit)
+    return shared if shared >= MIN_SHARED_TOKENS else 0
 
 
 def packed_length(group: Sequence[EncodedConversation]) -> int:
     """Tokens that a group takes in a row."""
-    shared = shared_prefix([one.ids for one in group])
-    return sum(len(one.ids) for one in group) - shared * (len(group) - 1)
+    shared = shared_prefix([conversation.ids for conversation in group])
+    return sum(len(conversation.ids) for conversation in group) - shared * (len(group) - 1)
 
 
 def pack(groups: Sequence[Sequence[EncodedConversation]]) -> PackedRow:
-    """All sequences of all groups in one row; `reward_positions` follows their order."""
+    """All conversations of all groups in one row, in their order."""
     row = PackedRow([], [], [], [])
     for group in groups:
-        shared = shared_prefix([one.ids for one in group])
+        shared = shared_prefix([conversation.ids for conversation in group])
         base = len(row.ids)
-        for number, one in enumerate(group):
+        for number, conversation in enumerate(group):
             start, skip = len(row.ids), shared if number else 0
-            row.ids += one.ids[skip:]
-            row.positions += range(skip, len(one.ids))
+            row.ids += conversation.ids[skip:]
+            row.positions += range(skip, len(conversation.ids))
             row.segments.append(Segment(start, len(row.ids), (base, base + skip)))
             row.reward_positions.append(
-                [base + end if end < skip else start + end - skip for end in one.reward_positions]
+                [
+                    base + position if position < skip else start + position - skip
+                    for position in conversation.reward_positions
+                ]
             )
     return row
 
 
 def micro_batches(sizes: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:
-    """Indices of groups, largest first, for each micro-batch: at most `budget` tokens, or a single larger group. Each
-    takes its size, or where it is `padded` that of the largest beside it."""
+    """Deal groups into micro-batches, largest first.
+
+    Args:
+        sizes: tokens of each group.
+        budget: the most tokens of a micro-batch; a larger group gets one for itself.
+        padded: whether each group of a micro-batch takes the size of the largest one in it.
+
+    Returns:
+        The indices of the groups in each micro-batch.
+    """
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
@@ -86,12 +111,16 @@ def micro_batches(sizes: Sequence[int], budget: int, padded: bool = False) -> li
     return batches
 
 
-def partitions(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Indices dealt to so many hands, largest first and each to the hand that has the least."""
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    loads = [(0, hand) for hand in range(hands)]
+def partitions(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deal items into `count` partitions, largest first, each to the one with the least so far.
+
+    Returns:
+        The indices of the items in each partition.
+    """
+    dealt: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, number) for number in range(count)]
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        load, hand = heapq.heappop(loads)
-        dealt[hand].append(index)
-        heapq.heappush(loads, (load + sizes[index], hand))
+        load, number = heapq.heappop(loads)
+        dealt[number].append(index)
+        heapq.heappush(loads, (load + sizes[index], number))
     return dealt

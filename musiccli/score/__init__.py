@@ -1,0 +1,1 @@
+"""Rewards for any record: conversations, preferences and comparisons."""

@@ -1,0 +1,125 @@
+"""Rewards of many encoded conversations, in few forward passes.
+
+Neighbors that begin alike share the computation of what they have in common. Every forward pass
+holds about as many tokens as its budget allows.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+
+import torch
+
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Message, first_divergence
+from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation, cut_to_fit
+from musiccli.reward_model.network import RewardNetwork
+from musiccli.reward_model.out_of_memory import explain_out_of_memory
+from musiccli.reward_model.packing import DEFAULT_BUDGET, micro_batches, packed_length
+
+NOT_FINITE = "the reward is not a number; the model overflows or is damaged"
+
+
+def encode_sides(
+    template: ChatTemplate,
+    sides: Mapping[str, list[Message]],
+    max_length: int,
+    *,
+    every_turn: bool = False,
+) -> tuple[list[EncodedConversation], bool]:
+    """Encode the conversations of one record, both sides of a pair by the same cut.
+
+    Args:
+        template: the model's chat template.
+        sides: one conversation, or the two of a pair, by field name.
+        max_length: tokens, above which oldest exchanges are cut.
+        every_turn: whether to read a reward after every assistant turn, or the last alone.
+
+    Returns:
+        The encoded conversations, and whether they were cut.
+
+    Raises:
+        RecordError: a side ends with the user, is refused by the template, or cannot be cut.
+    """
+    for name, messages in sides.items():
+        if messages[-1]["role"] != "assistant":
+            raise RecordError("ends with the user; there is no reply to score", field=name)
+    conversations = list(sides.values())
+    pair = len(conversations) == 2
+    shared = first_divergence(*conversations) if pair else len(conversations[0])
+    encode = partial(template.encode, every_turn=every_turn)
+    fitted = cut_to_fit(encode, conversations, max_length, shared)
+    if fitted is None:
+        raise RecordError(
+            f"is longer than {max_length} tokens and cannot be cut without losing what differs"
+        )
+    encoded, cut = fitted
+    return encoded, cut > 0
+
+
+def deduplicate(conversations: Sequence[EncodedConversation]) -> tuple[list[int], list[int]]:
+    """Find equal conversations. Scored once they get equal rewards, without rounding between.
+
+    Returns:
+        The indices of the first of each kind; and for each conversation, which of these it is.
+    """
+    numbers: dict[tuple[int | None, ...], int] = {}
+    firsts, kinds = [], []
+    for index, conversation in enumerate(conversations):
+        key = (*conversation.ids, None, *conversation.reward_positions)
+        if key not in numbers:
+            numbers[key] = len(numbers)
+            firsts.append(index)
+        kinds.append(numbers[key])
+    return firsts, kinds
+
+
+def score_encoded(
+    network: RewardNetwork,
+    conversations: Sequence[EncodedConversation],
+    prompts: Sequence[Hashable],
+    budget: int = DEFAULT_BUDGET,
+) -> list[list[float]]:
+    """Rewards of each conversation at its reward positions.
+
+    Args:
+        network: the network, in evaluation mode.
+        conversations: in an order in which those with a common beginning are neighbors.
+        prompts: for each conversation something that is equal for neighbors that begin alike.
+        budget: tokens in one forward pass. A longer conversation gets one for itself.
+
+    Raises:
+        InputError: memory does not suffice.
+    """
+    groups = [[index] for index in range(len(conversations))]
+    if network.packed:
+        groups = group_neighbors(conversations, prompts, budget)
+    members = [[conversations[index] for index in group] for group in groups]
+    sizes = [network.token_count(group) for group in members]
+    rewards: list[list[float]] = [[] for _ in conversations]
+    for batch in micro_batches(sizes, budget, padded=not network.packed):
+        with (
+            torch.inference_mode(),
+            explain_out_of_memory("a smaller `budget` or `max_length` takes less"),
+        ):
+            results = network([members[number] for number in batch])
+        indices = [index for number in batch for index in groups[number]]
+        for index, values in zip(indices, results, strict=True):
+            rewards[index] = values.tolist()
+    return rewards
+
+
+def group_neighbors(
+    conversations: Sequence[EncodedConversation], prompts: Sequence[Hashable], budget: int
+) -> list[list[int]]:
+    """Indices of neighbors with equal prompts: sides of a record, or candidates of a prompt.
+
+    A group takes at most `budget` tokens; one conversation alone may take more.
+    """
+    groups: list[list[int]] = []
+    for index, prompt in enumerate(prompts):
+        group = [*groups[-1], index] if groups and prompts[index - 1] == prompt else [index]
+        if len(group) > 1 and packed_length([conversations[i] for i in group]) <= budget:
+            groups[-1] = group
+        else:
+            groups.append([index])
+    return groups
