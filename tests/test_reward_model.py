@@ -16,7 +16,6 @@ from toys import FAMILIES, WINDOW, backbone, draw, seeing, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
 from musiccli.core.errors import InputError
-from musiccli.cpu.attention import attention
 from musiccli.reward_model import activations, checkpoint
 from musiccli.reward_model.activations import checkpoint_activations
 from musiccli.reward_model.loss import bradley_terry
@@ -209,7 +208,7 @@ def test_three_sequences_share_what_all_of_them_share():
     ids = [[*common, 1, 1], [*common, 1, 2, 3], [*common, 9]]
     row = pack([[sequence(one) for one in ids]])
     assert row.ids == [*common, 1, 1, 1, 2, 3, 9]
-    assert [run.before for run in row.segments] == [(0, 0), (0, 20), (0, 20)]
+    assert [segment.prefix for segment in row.segments] == [(0, 0), (0, 20), (0, 20)]
     assert row.reward_positions == [[21], [24], [25]]
 
 
@@ -688,36 +687,3 @@ def test_what_a_gpu_will_compute_again_is_not_chosen_as_on_a_cpu(bases):
         (False, 0),
         (True, 0),
     ]
-
-
-@pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("window", [None, 1, 5, 150])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 7), (300, 300), (140, 333), (1, 200)])
-def test_attention_by_products_is_pytorchs_forwards_and_backwards(rows, columns, window, softcap):
-    draw = torch.Generator().manual_seed(0)
-    given = [
-        torch.randn(1, heads, length, 16, generator=draw)
-        for heads, length in ((6, rows), (2, columns), (2, columns))
-    ]
-    above, results = torch.randn(1, 6, rows, 16, generator=draw), []
-    for attend in (
-        lambda *three: attention(*three, window, 0.3, softcap),
-        lambda *three: plain_attention(*three, window, 0.3, softcap),
-    ):
-        three = [one.clone().requires_grad_() for one in given]
-        found = attend(*three)
-        found.backward(above)
-        results.append([found.detach(), *(one.grad for one in three)])
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
-
-
-def plain_attention(query, key, value, window, scale, softcap):
-    """The definition, one matrix for all heads."""
-    key, value = (one.repeat_interleave(3, dim=1) for one in (key, value))
-    scores = query @ key.transpose(2, 3) * scale
-    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-    rows, columns = scores.shape[2:]
-    back = torch.arange(columns - rows, columns)[:, None] - torch.arange(columns)
-    hidden = (back < 0) | (back >= (window or columns))
-    return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ value

@@ -5,7 +5,6 @@ import json
 import shutil
 import sqlite3
 import time
-from collections import Counter
 from contextlib import closing
 
 import psutil
@@ -18,10 +17,12 @@ from toys import mtbench101 as conversations
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.score.scorer import ScoreConfig, score
+from musiccli.score.config import ScoreConfig
+from musiccli.score.scorer import score
 
 CLOSE = {"abs": 1e-5, "rel": 1e-4}
 
@@ -51,18 +52,8 @@ def reward(model, messages):
         return model.network([[model.chat_template.encode(messages, every_turn=False)]])[0].item()
 
 
-def scored(model, records, rejects=None, counts=None, cache=None, **settings):
-    return list(
-        score(
-            records,
-            model,
-            "rm",
-            ScoreConfig(**settings),
-            rejects=rejects,
-            counts=counts,
-            cache=cache,
-        )
-    )
+def scored(model, records, stats=None, store=None, **config):
+    return list(score(records, model, "rm", ScoreConfig(**config), store=store, stats=stats))
 
 
 # What is added
@@ -199,9 +190,7 @@ def test_a_second_run_replaces_the_scores_of_the_same_name(model):
 def test_scores_that_are_replaced_are_counted_in_the_last_line(rm, tmp_path):
     once = music("score", "--model", rm, "--no-cache", given=lines(*tiny("heldout")[:3]))
     again = music("score", "--model", rm, "--no-cache", given=once.out + lines(tiny("heldout")[3]))
-    assert again.lines[-1].endswith(
-        "; 3 records had scores of this name, replaced; --as names another"
-    )
+    assert again.lines[-1].endswith("; 3 scores of this name replaced")
     other = music("score", "--model", rm, "--no-cache", "--as", "mine", given=once.out)
     assert "replaced" not in once.err + other.err and other.records[0]["scores"].keys() == {
         "toy",
@@ -315,21 +304,19 @@ def test_scores_that_are_no_object_are_named(model):
 
 
 def test_bad_records_are_stepped_over_and_the_rest_keeps_its_scores(model):
-    rejects = Rejects(skip=True)
+    stats = RunStats(Rejects(skip=True))
     records = [conversation("a", "q", "a"), conversation("b", "q"), conversation("c", "r", "b")]
-    found = scored(model, records, rejects=rejects)
+    found = scored(model, records, stats)
     assert [one["id"] for one in found] == ["a", "c"]
     assert found[1]["scores"]["rm"] == pytest.approx(reward(model, talk("r", "b")), **CLOSE)
-    assert rejects.count == 1
+    assert stats.rejects.count == 1
 
 
 def test_too_long_conversations_lose_oldest_exchanges_and_are_counted(model):
-    counts = Counter()
+    stats = RunStats()
     texts = ["first " * 30, "second " * 30, "q", "a"]
-    [found] = scored(
-        model, [conversation("c", *texts)], max_length=60, per_turn=True, counts=counts
-    )
-    assert +counts == Counter({"cut to fit": 1})
+    [found] = scored(model, [conversation("c", *texts)], max_length=60, per_turn=True, stats=stats)
+    assert stats.phrases() == {"cut to fit": 1}
     assert found["scores"]["rm"] == pytest.approx(reward(model, talk("q", "a")), **CLOSE)
     assert len(found["turn_scores"]["rm"]) == 1
     assert found["messages"] == talk(*texts)
@@ -346,14 +333,13 @@ def test_both_sides_lose_the_same_exchanges(model):
 
 
 def test_what_cannot_be_cut_is_rejected(model):
-    rejects, long = Rejects(skip=True), "word " * 100
+    said, long = [], "word " * 100
+    stats = RunStats(Rejects(skip=True, report=said.append))
     pair = Record(
         {"id": "p", "chosen": talk(long, "a", "q", "b"), "rejected": talk(long, "other", "q", "b")},
         "f:1",
     )
-    said = []
-    rejects.report = said.append
-    assert scored(model, [pair, conversation("c", long, "a")], rejects=rejects, max_length=50) == []
+    assert scored(model, [pair, conversation("c", long, "a")], stats=stats, max_length=50) == []
     assert said == [
         f"{where}: is longer than 50 tokens and cannot be cut without losing what differs"
         for where in ("f:1", "in.jsonl:c")
@@ -362,11 +348,11 @@ def test_what_cannot_be_cut_is_rejected(model):
 
 def test_no_conversation_is_longer_than_the_model_takes(model):
     assert model.context_length == 2048
-    counts = Counter()
+    stats = RunStats()
     scored(
-        model, [conversation("c", "word " * 3000, "a", "q", "b")], max_length=10_000, counts=counts
+        model, [conversation("c", "word " * 3000, "a", "q", "b")], max_length=10_000, stats=stats
     )
-    assert +counts == Counter({"cut to fit": 1})
+    assert stats.phrases() == {"cut to fit": 1}
 
 
 def test_a_reward_that_is_no_number_is_a_failure_not_a_null(rm, tmp_path):
@@ -380,7 +366,7 @@ def test_memory_that_does_not_suffice_is_one_line(model, monkeypatch):
     monkeypatch.setattr(model.network, "_packed", lambda groups: torch.empty(1 << 50))
     with pytest.raises(
         InputError,
-        match=r"^memory does not suffice; a smaller --budget or --max-length takes less$",
+        match=r"^memory does not suffice; a smaller `budget` or `max_length` takes less$",
     ):
         scored(model, [conversation("c", "q", "a")])
 
@@ -447,10 +433,10 @@ def test_what_was_cut_is_said_in_the_last_line_and_nowhere_else(rm, tmp_path):
 
 
 @pytest.fixture
-def cache(tmp_path):
-    cache = Store(tmp_path / "scores.sqlite")
-    yield cache
-    cache.close()
+def store(tmp_path):
+    store = Store(tmp_path / "scores.sqlite")
+    yield store
+    store.close()
 
 
 def computed(model, monkeypatch):
@@ -464,53 +450,53 @@ def computed(model, monkeypatch):
     return passes
 
 
-def test_what_was_scored_is_not_computed_again(model, monkeypatch, cache):
-    first = scored(model, candidates(), cache=cache)
-    passes, counts = computed(model, monkeypatch), Counter()
+def test_what_was_scored_is_not_computed_again(model, monkeypatch, store):
+    first = scored(model, candidates(), store=store)
+    passes, stats = computed(model, monkeypatch), RunStats()
     more = conversation("new", "another question", "and its answer")
-    assert scored(model, [*candidates(), more], cache=cache, counts=counts)[:-1] == first
-    assert sum(passes) == 1 and counts["sequences from the cache"] == len(candidates())
-    assert scored(model, candidates(), cache=None) == first and sum(passes) == 1 + len(candidates())
+    assert scored(model, [*candidates(), more], store=store, stats=stats)[:-1] == first
+    assert sum(passes) == 1 and stats.number("sequences_from_the_cache") == len(candidates())
+    assert scored(model, candidates(), store=None) == first and sum(passes) == 1 + len(candidates())
 
 
-def test_turn_scores_are_kept_apart_from_last_scores(model, cache):
-    plain = scored(model, candidates(), cache=cache)
-    turns = scored(model, candidates(), cache=cache, per_turn=True)
+def test_turn_scores_are_kept_apart_from_last_scores(model, store):
+    plain = scored(model, candidates(), store=store)
+    turns = scored(model, candidates(), store=store, per_turn=True)
     assert [one["turn_scores"]["rm"][-1] for one in turns] == pytest.approx(
         [one["scores"]["rm"] for one in plain]
     )
     assert all(len(one["turn_scores"]["rm"]) == 2 for one in turns)
 
 
-def test_another_model_in_the_same_folder_computes_anew(model, rm, tmp_path, cache):
+def test_another_model_in_the_same_folder_computes_anew(model, rm, tmp_path, store):
     folder = tmp_path / "toy"
     shutil.copytree(rm, folder)
-    first = scored(checkpoint.load(str(folder)), candidates(), cache=cache)
+    first = scored(checkpoint.load(str(folder)), candidates(), store=store)
     other = checkpoint.create(str(folder))
     other.network.core.score.weight.data.neg_()
     checkpoint.save(other, folder)
-    again = scored(checkpoint.load(str(folder)), candidates(), cache=cache)
+    again = scored(checkpoint.load(str(folder)), candidates(), store=store)
     assert [one["scores"]["rm"] for one in again] == pytest.approx(
         [-one["scores"]["rm"] for one in first], **CLOSE
     )
 
 
-def test_equal_texts_score_the_same_in_different_windows(model, monkeypatch, cache):
+def test_equal_texts_score_the_same_in_different_windows(model, monkeypatch, store):
     monkeypatch.setattr("musiccli.score.scorer.WINDOW", 3)
     records = [
         conversation(f"{number}", "q" * (number % 3), "the same answer") for number in range(30)
     ]
-    found = scored(model, records, cache=cache)
+    found = scored(model, records, store=store)
     assert len({one["scores"]["rm"] for one in found}) == 3
 
 
-def test_a_reward_that_is_no_number_is_not_kept(rm, cache):
+def test_a_reward_that_is_no_number_is_not_kept(rm, store):
     broken = checkpoint.load(str(rm))
     kept = broken.network.core.score.weight.data.clone()
     for weight in (float("nan"), kept):
         broken.network.core.score.weight.data[:] = weight
         rejects = Rejects(skip=True)
-        found = scored(broken, [conversation("c", "q", "a")], cache=cache, rejects=rejects)
+        found = scored(broken, [conversation("c", "q", "a")], store=store, stats=RunStats(rejects))
         assert (len(found), rejects.count) == ((0, 1) if weight is not kept else (1, 0))
 
 

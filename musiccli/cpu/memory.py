@@ -29,5 +29,6 @@ def retain_freed_memory() -> None:
     if plain_torch() or torch.cuda.is_available() or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for name, value in SETTINGS.items() if mallopt else ():
-        mallopt(name, value)
+    if mallopt:
+        for name, value in SETTINGS.items():
+            mallopt(name, value)

@@ -171,7 +171,7 @@ class _Scorer:
         """
         keys = [self._key(side) for _, side in sides] if self.store else []
         replies = [self.store.get(key) for key in keys] if self.store else [None] * len(sides)
-        rewards = [reply and reply["rewards"] for reply in replies]
+        rewards: list[list[float]] = [reply["rewards"] if reply else [] for reply in replies]
         missing = [index for index, reply in enumerate(replies) if reply is None]
         computed = score_encoded(
             self.model.network,
