@@ -167,8 +167,8 @@ def test_an_adapter_is_not_mistaken_for_a_reward_model(trained, given):
     assert (done.status, done.lines) == (
         2,
         [
-            f"music score: error: {trained / 'adapter'}: is a LoRA adapter; `music merge {trained / 'adapter'} --out DIR` "
-            "makes a reward model of it"
+            f"music score: error: {trained / 'adapter'}: is a LoRA adapter; "
+            "`music merge` makes a reward model of it"
         ],
     )
 

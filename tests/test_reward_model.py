@@ -392,7 +392,7 @@ def test_a_classifier_with_more_labels_is_refused(trained):
 def test_a_language_model_has_no_trained_head(trained):
     base = str(trained.parent / "base")
     assert fault(checkpoint.load, base) == (
-        f"{base}: has no trained reward head; `music train --model {base}` makes a reward model of it"
+        f"{base}: has no trained reward head; `music train` makes a reward model of it"
     )
 
 
