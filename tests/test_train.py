@@ -307,7 +307,7 @@ def test_training_goes_on_from_a_reward_model_with_its_head(file, base, finished
     assert (done.status, done.lines) == (
         2,
         [
-            f"music train: error: {base}: has no trained reward head; `music train --model {base}` makes a reward model of "
+            f"music train: error: {base}: has no trained reward head; `music train` makes a reward model of "
             "it"
         ],
     )
