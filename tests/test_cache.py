@@ -1,4 +1,4 @@
-"""Finished calls on disk: kept, shared, and refused in one line where the file cannot be used."""
+"""The store on disk: what is kept and shared, and files that cannot be used."""
 
 import json
 import os
@@ -31,8 +31,8 @@ for number in range(50):
 """
 
 
-def complaint(path) -> str:
-    """The one line that is said about a cache that cannot be used."""
+def open_error(path) -> str:
+    """The message of the error that opening the store raises; it is one line."""
     with pytest.raises(InputError) as raised:
         Store(path)
     assert "\n" not in str(raised.value)
@@ -103,9 +103,9 @@ def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(
 
 
 def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
-    one, other = Store(tmp_path / "calls.sqlite"), Store(tmp_path / "calls.sqlite")
-    one.put(b"key", REPLY)
-    assert other.get(b"key") == REPLY
+    first, second = Store(tmp_path / "calls.sqlite"), Store(tmp_path / "calls.sqlite")
+    first.put(b"key", REPLY)
+    assert second.get(b"key") == REPLY
 
 
 def test_a_killed_process_leaves_what_it_had_put(tmp_path):
@@ -128,9 +128,9 @@ def test_a_killed_process_leaves_what_it_had_put(tmp_path):
 def test_a_file_that_is_no_cache_is_named_with_what_to_do(tmp_path, content):
     path = tmp_path / "calls.sqlite"
     path.write_bytes(content)
-    said = complaint(path)
-    assert said.startswith(f"{path}: the cache cannot be used: ")
-    assert said.endswith("; mend or remove it, or set `no_cache`")
+    message = open_error(path)
+    assert message.startswith(f"{path}: the cache cannot be used: ")
+    assert message.endswith("; mend or remove it, or set `no_cache`")
     assert path.read_bytes() == content
 
 
@@ -156,15 +156,15 @@ def test_a_cache_of_another_version_is_left_alone(tmp_path):
     database.execute("pragma user_version = 7")
     database.close()
     before = path.read_bytes()
-    assert complaint(path) == (
+    assert open_error(path) == (
         f"{path}: a cache of version 7, this program writes {VERSION}; name another with `cache`"
     )
     assert path.read_bytes() == before
 
 
 @contextmanager
-def nobody():
-    """Without root's rights, to whom everything is writable."""
+def without_root_rights():
+    """Around code that root could run without an error, since root may write everywhere."""
     if os.geteuid() == 0:
         os.seteuid(65534)
     try:
@@ -184,18 +184,18 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path_factory, e
         cache = Store(folder / "calls.sqlite")
         cache.close()
     folder.chmod(0o555)
-    with nobody():
-        said = complaint(folder / "calls.sqlite")
-    assert said.startswith(f"{folder}/calls.sqlite: the cache cannot be used: ")
+    with without_root_rights():
+        message = open_error(folder / "calls.sqlite")
+    assert message.startswith(f"{folder}/calls.sqlite: the cache cannot be used: ")
 
 
 def test_a_path_below_a_file_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "the cache cannot be used" in complaint(tmp_path / "file" / "calls.sqlite")
+    assert "the cache cannot be used" in open_error(tmp_path / "file" / "calls.sqlite")
 
 
 def test_a_folder_in_the_place_of_the_cache_is_said_in_one_line(tmp_path):
-    assert "unable to open database file" in complaint(tmp_path)
+    assert "unable to open database file" in open_error(tmp_path)
 
 
 def test_another_programs_database_is_left_alone(tmp_path):
@@ -204,7 +204,7 @@ def test_another_programs_database_is_left_alone(tmp_path):
         database.execute(f"create table {table}")
         database.close()
         before = (tmp_path / name).read_bytes()
-        assert complaint(tmp_path / name) == (
+        assert open_error(tmp_path / name) == (
             f"{tmp_path / name}: another program's database, not a cache; name another with `cache`"
         )
         assert (tmp_path / name).read_bytes() == before
@@ -224,8 +224,8 @@ def test_a_cache_of_version_1_is_read_and_goes_on(tmp_path):
         cache.close()
 
 
-def used_up(cache: Store) -> str:
-    """What is said when the disk is full."""
+def full_disk_error(cache: Store) -> str:
+    """The message of the error that a full disk raises."""
     cache._database.execute("pragma max_page_count = 8")
     with pytest.raises(InputError) as raised:
         for number in range(100):
@@ -235,7 +235,7 @@ def used_up(cache: Store) -> str:
 
 def test_a_full_disk_is_said_in_one_line_and_what_was_kept_stays(tmp_path):
     cache = Store(tmp_path / "c")
-    assert used_up(cache) == (
+    assert full_disk_error(cache) == (
         f"{tmp_path}/c: the cache cannot be used: database or disk is full; make room, name "
         "a file elsewhere with `cache`, or set `no_cache`"
     )
@@ -257,8 +257,8 @@ def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeyp
         messages.add(str(raised.value))
     assert waits[0] >= 0.2 and sum(waits[1:]) < 19 * 0.2  # had each waited, it would be more
     assert messages == {
-        f"{tmp_path}/c: the cache cannot be used: database is locked; another process holds it: wait "
-        "for that, name another with `cache`, or set `no_cache`"
+        f"{tmp_path}/c: the cache cannot be used: database is locked; another process holds it: "
+        "wait for that, name another with `cache`, or set `no_cache`"
     }
 
 
@@ -311,12 +311,12 @@ def test_the_command_shows_and_prunes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         (["--model", "x"], "--model says whose calls --prune removes; give both"),
         (["--prune", "-1"], "--prune"),
     ],
 )
-def test_the_command_refuses_what_makes_no_sense(tmp_path, options, said):
+def test_the_command_refuses_what_makes_no_sense(tmp_path, options, message):
     done = music("cache", "--cache", tmp_path / "c", *options)
-    assert done.status == 2 and said in done.err and len(done.err.splitlines()) == 1
+    assert done.status == 2 and message in done.err and len(done.err.splitlines()) == 1

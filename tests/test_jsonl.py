@@ -1,4 +1,4 @@
-"""Records in and out: what is read, in which words a bad file is named, and that an output which exists is whole."""
+"""Reading and writing JSONL: what is read, how a bad file is named, and whole output files."""
 
 import gzip
 import io
@@ -24,9 +24,9 @@ def record(identity, text="q"):
 
 
 def read(*paths, skip=False, unique=True, parse=lambda record: record):
-    said = []
-    rejects = jsonl.Rejects(skip=skip, report=said.append)
-    return list(jsonl.read(map(str, paths), parse, rejects, unique=unique)), said
+    reports = []
+    rejects = jsonl.Rejects(skip=skip, report=reports.append)
+    return list(jsonl.read(map(str, paths), parse, rejects, unique=unique)), reports
 
 
 def refused(*paths, error=InputError):
@@ -57,27 +57,26 @@ def folder(tmp_path, monkeypatch):
 )
 def test_a_record_is_read_from_any_file(folder, name, pack, line):
     (folder / name).write_bytes(pack(line))
-    [found], said = read(name)
-    assert (found, said) == ({"id": "x"}, [])
+    assert read(name) == ([{"id": "x"}], [])
 
 
 def test_the_line_number_counts_blank_lines(folder):
     (folder / "in.jsonl").write_bytes(b'\n\n{"id": 1}\n\n{"id": 2}\n')
-    assert [found.where for found in read("in.jsonl")[0]] == ["in.jsonl:3", "in.jsonl:5"]
+    assert [record.where for record in read("in.jsonl")[0]] == ["in.jsonl:3", "in.jsonl:5"]
 
 
 @pytest.mark.parametrize("paths", [[], ["-"]])
 def test_standard_input_is_read_where_no_file_is_named(monkeypatch, paths):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines({"id": "x"}))))
-    [found], _ = read(*paths)
-    assert (found, found.where) == ({"id": "x"}, "<stdin>:1")
+    [record], _ = read(*paths)
+    assert (record, record.where) == ({"id": "x"}, "<stdin>:1")
 
 
 def test_files_and_standard_input_are_read_in_the_order_given(folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines({"id": 2}))))
     write(folder / "1.jsonl", {"id": 1})
     write(folder / "3.jsonl", {"id": 3})
-    assert [found.where for found in read("1.jsonl", "-", "3.jsonl")[0]] == [
+    assert [record.where for record in read("1.jsonl", "-", "3.jsonl")[0]] == [
         "1.jsonl:1",
         "<stdin>:1",
         "3.jsonl:1",
@@ -93,12 +92,12 @@ def test_compressed_files_that_were_joined_are_read_to_the_end(folder, name, pac
 
 
 @pytest.mark.parametrize("name, pack", [("in.gz", GZ), ("in.zst", ZST)])
-@pytest.mark.parametrize("kept", [0.02, 0.5, 0.999])
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.999])
 def test_a_compressed_file_that_was_cut_off_is_damaged_wherever_it_was_cut(
-    folder, name, pack, kept
+    folder, name, pack, fraction
 ):
     whole = pack(lines(*({"id": number, "text": os.urandom(50).hex()} for number in range(1000))))
-    (folder / name).write_bytes(whole[: int(len(whole) * kept)])
+    (folder / name).write_bytes(whole[: int(len(whole) * fraction)])
     assert refused(name).startswith(f"{name}: damaged ")
 
 
@@ -109,7 +108,7 @@ def test_a_suffix_that_promises_too_much_is_named(folder, name):
 
 
 @pytest.mark.parametrize("pack, suffix", [(GZ, ".gz"), (ZST, ".zst")])
-def test_compressed_bytes_under_a_plain_name_are_recognised(folder, pack, suffix):
+def test_compressed_bytes_under_a_plain_name_are_recognized(folder, pack, suffix):
     (folder / "in.jsonl").write_bytes(pack(lines({"id": "x" * 100})))
     assert (
         refused("in.jsonl", error=RecordError)
@@ -118,7 +117,7 @@ def test_compressed_bytes_under_a_plain_name_are_recognised(folder, pack, suffix
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, expected",
     [
         (b"hello", "is not JSON: unexpected character, expected a JSON value (column 1)"),
         *(
@@ -143,11 +142,11 @@ def test_compressed_bytes_under_a_plain_name_are_recognised(folder, pack, suffix
     ],
     ids=lambda value: repr(value)[:14],
 )
-def test_a_bad_line_is_named_and_can_be_skipped(folder, line, said):
+def test_a_bad_line_is_named_and_can_be_skipped(folder, line, expected):
     write(folder / "in.jsonl", {"id": 1}, line, {"id": 3})
     message = refused("in.jsonl", error=RecordError)
     assert message.startswith(
-        "in.jsonl:2: is not JSON: " if said is None else f"in.jsonl:2: {said}"
+        "in.jsonl:2: is not JSON: " if expected is None else f"in.jsonl:2: {expected}"
     )
     if b"\n" not in line:
         assert read("in.jsonl", skip=True) == ([{"id": 1}, {"id": 3}], [message])
@@ -169,15 +168,16 @@ def test_a_line_that_is_too_long_is_a_bad_record_in_bounded_memory(folder):
         file.write(b'"}\n' + lines({"id": 3}))
     code = (
         "import resource; from musiccli.core import jsonl\n"
-        "said = []; rejects = jsonl.Rejects(skip=True, report=said.append)\n"
+        "reports = []; rejects = jsonl.Rejects(skip=True, report=reports.append)\n"
         "low = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "found = list(jsonl.read(['in.jsonl'], lambda record: record, rejects))\n"
-        "print([record['id'] for record in found], said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - low)"
+        "records = list(jsonl.read(['in.jsonl'], lambda record: record, rejects))\n"
+        "high = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print([record['id'] for record in records], reports, high - low)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found, _, kilobytes = done.stdout.rpartition(" ")
+    results, _, kilobytes = done.stdout.rpartition(" ")
     assert (
-        found
+        results
         == "[1, 3] ['in.jsonl:2: the line is longer than 32 MB; a record is one conversation']"
     )
     assert int(kilobytes) < 110_000
@@ -186,8 +186,8 @@ def test_a_line_that_is_too_long_is_a_bad_record_in_bounded_memory(folder):
 def test_a_line_of_nearly_the_limit_is_read(folder):
     write(folder / "in.zst", {"id": "x" * (20 << 20)})
     (folder / "in.zst").write_bytes(ZST((folder / "in.zst").read_bytes()))
-    [found], _ = read("in.zst")
-    assert len(found["id"]) == 20 << 20
+    [record], _ = read("in.zst")
+    assert len(record["id"]) == 20 << 20
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
@@ -209,20 +209,20 @@ def test_empty_standard_input_asks_about_the_command_before(monkeypatch, content
 def test_a_missing_file_and_a_folder_are_refused_before_anything_is_read(folder):
     write(folder / "in.jsonl", b"not even JSON")
     (folder / "empty.jsonl").touch()
-    for path, said in (
+    for path, expected in (
         ("none.jsonl", "no such file"),
         (".", "is a folder; expected a JSONL file"),
         ("empty.jsonl", "is empty; expected JSONL, one record a line"),
     ):
         with pytest.raises(InputError) as caught:
             jsonl.read(["in.jsonl", path], lambda record: record)
-        assert str(caught.value) == f"{path}: {said}"
+        assert str(caught.value) == f"{path}: {expected}"
 
 
 def test_a_file_without_permission_is_refused(folder):
     write(folder / "in.jsonl", {"id": 1}).chmod(0)
     folder.chmod(0o755)
-    assert without_rights(lambda: refused("in.jsonl")) == "in.jsonl: no permission to read it"
+    assert without_root_rights(lambda: refused("in.jsonl")) == "in.jsonl: no permission to read it"
 
 
 def test_a_named_pipe_is_read(folder):
@@ -237,13 +237,13 @@ def test_a_second_record_of_the_same_id_is_refused_across_files(folder):
     write(folder / "2.jsonl", record("z"), record("x"))
     message = "2.jsonl:2: id: 'x' stands here a second time; an id names one record"
     assert refused("1.jsonl", "2.jsonl", error=RecordError) == message
-    found, said = read("1.jsonl", "2.jsonl", skip=True)
-    assert ([one["id"] for one in found], said) == (["x", "y", "z"], [message])
+    records, reports = read("1.jsonl", "2.jsonl", skip=True)
+    assert ([record["id"] for record in records], reports) == (["x", "y", "z"], [message])
     assert len(read("1.jsonl", "2.jsonl", unique=False)[0]) == 4
 
 
 @pytest.mark.parametrize(
-    "other",
+    "fields",
     [
         {"id": "x", "branch": "rejected"},
         {"id": "x", "sample": 1},
@@ -253,8 +253,8 @@ def test_a_second_record_of_the_same_id_is_refused_across_files(folder):
         {"id": "x", "sample": [1, {}]},
     ],
 )
-def test_branches_samples_and_pools_of_one_id_are_records_of_their_own(folder, other):
-    write(folder / "in.jsonl", {"id": "x"}, {"id": "1" if other["id"] == 1 else 1}, other)
+def test_branches_samples_and_pools_of_one_id_are_records_of_their_own(folder, fields):
+    write(folder / "in.jsonl", {"id": "x"}, {"id": "1" if fields["id"] == 1 else 1}, fields)
     assert len(read("in.jsonl")[0]) == 3
 
 
@@ -273,17 +273,17 @@ def test_rejects_keep_each_bad_record_with_its_error(folder):
     rejects = jsonl.Rejects(skip=True, path="bad.jsonl.gz")
     list(jsonl.read(["in.jsonl"], lambda record: record, rejects))
     rejects.close()
-    kept = [
+    rejected = [
         json.loads(line)
         for line in gzip.decompress((folder / "bad.jsonl.gz").read_bytes()).splitlines()
     ]
-    assert [next(iter(one.items())) for one in kept] == [
+    assert [next(iter(fields.items())) for fields in rejected] == [
         ("line", '{"broken'),
         ("line", "[2]"),
         ("id", 1),
         ("line", "\ufffd"),
     ]
-    assert [one["error"].split(": ")[0] for one in kept] == [
+    assert [fields["error"].split(": ")[0] for fields in rejected] == [
         f"in.jsonl:{number}" for number in (2, 3, 4, 5)
     ]
     assert rejects.count == 4
@@ -291,8 +291,8 @@ def test_rejects_keep_each_bad_record_with_its_error(folder):
 
 def test_only_the_first_ten_bad_records_are_said(folder):
     write(folder / "in.jsonl", *[b"?"] * 30)
-    said = read("in.jsonl", skip=True)[1]
-    assert said[10:] == ["more bad records follow; they are counted, and kept by `rejects` FILE"]
+    reports = read("in.jsonl", skip=True)[1]
+    assert reports[10:] == ["more bad records follow; they are counted, and kept by `rejects` FILE"]
 
 
 @pytest.mark.parametrize(
@@ -334,8 +334,8 @@ def test_the_same_records_make_the_same_compressed_bytes(folder):
 def test_an_output_over_its_own_input_keeps_every_record(folder):
     write(folder / "in.jsonl", *({"id": number} for number in range(2000)))
     output = jsonl.open_output("in.jsonl")
-    for one in jsonl.read(["in.jsonl"], lambda record: record):
-        output.write(one)
+    for parsed in jsonl.read(["in.jsonl"], lambda record: record):
+        output.write(parsed)
     output.close()
     assert len(read("in.jsonl")[0]) == 2000
 
@@ -357,7 +357,7 @@ def test_an_output_follows_a_link_and_a_private_file_stays_private(folder):
 
 
 @pytest.mark.parametrize(
-    "path, said",
+    "path, expected",
     [
         (".", ".: is a folder; name a file to write"),
         ("none/out.jsonl", "none/out.jsonl: cannot be written: there is no such folder"),
@@ -365,10 +365,10 @@ def test_an_output_follows_a_link_and_a_private_file_stays_private(folder):
     ],
     ids=["folder", "no folder", "long name"],
 )
-def test_an_output_that_cannot_be_written_is_refused_at_once(folder, path, said):
+def test_an_output_that_cannot_be_written_is_refused_at_once(folder, path, expected):
     with pytest.raises(InputError) as caught:
         jsonl.open_output(path)
-    assert str(caught.value) == said and os.listdir() == []
+    assert str(caught.value) == expected and os.listdir() == []
 
 
 def test_an_output_in_a_read_only_folder_is_refused_at_once(folder):
@@ -378,7 +378,7 @@ def test_an_output_in_a_read_only_folder_is_refused_at_once(folder):
         return str(caught.value)
 
     folder.chmod(0o555)
-    assert without_rights(refusal) == "out.jsonl: cannot be written: Permission denied"
+    assert without_root_rights(refusal) == "out.jsonl: cannot be written: Permission denied"
     assert os.listdir() == []
 
 
@@ -411,7 +411,7 @@ def test_a_named_pipe_is_written_as_records_come(folder):
 
 
 @pytest.mark.parametrize(
-    "one, other, same",
+    "first, second, same",
     [
         (None, "-", True),
         ("-", "-", True),
@@ -421,8 +421,8 @@ def test_a_named_pipe_is_written_as_records_come(folder):
         (None, "x", False),
     ],
 )
-def test_two_outputs_into_one_place_are_recognised(folder, one, other, same):
-    assert jsonl.same_file(one, other) is same
+def test_two_outputs_into_one_place_are_recognized(folder, first, second, same):
+    assert jsonl.same_file(first, second) is same
 
 
 def test_a_killed_run_leaves_no_target(folder):
@@ -435,8 +435,8 @@ def test_a_killed_run_leaves_no_target(folder):
 
 def test_finished_records_reach_the_next_command_while_more_are_awaited():
     code = (
-        "import time; from musiccli.core import jsonl; output = jsonl.open_output(); output.write({'id': 1})\n"
-        "output.write({'id': 2}); time.sleep(600)"
+        "import time; from musiccli.core import jsonl; output = jsonl.open_output()\n"
+        "output.write({'id': 1}); output.write({'id': 2}); time.sleep(600)"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert [run.stdout.readline() for _ in range(2)] == [b'{"id":1}\n', b'{"id":2}\n']
@@ -445,18 +445,18 @@ def test_finished_records_reach_the_next_command_while_more_are_awaited():
 
 
 @pytest.mark.parametrize(
-    "closed, said",
+    "closed, expected",
     [
         ("<&-", "music pair: error: <stdin>: is closed; name a file\n"),
         (">&-", "music pair: error: <stdout>: is closed; write to a file with --output\n"),
         ("<&- 2>&-", ""),
     ],
 )
-def test_closed_streams_are_named_and_never_mixed_up(closed, said):
+def test_closed_streams_are_named_and_never_mixed_up(closed, expected):
     done = subprocess.run(
         ["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "pair"], capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -481,7 +481,8 @@ def test_standard_output_on_a_full_disk_is_one_line(unbuffered):
 def test_a_line_reaches_a_pipe_whole_however_long_it_is(unbuffered):
     code = (
         "import signal; from musiccli.core import jsonl\n"
-        "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\n"
+        "signal.signal(signal.SIGALRM, lambda *_: None)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)\n"
         "output = jsonl.open_output()\n"
         "for _ in range(20): output.write({'id': 'x' * 1_000_000})\n"
         "output.close()"
@@ -494,8 +495,8 @@ def test_a_line_reaches_a_pipe_whole_however_long_it_is(unbuffered):
         assert [len(line) for line in run.stdout] == [1_000_010] * 20
 
 
-def without_rights(work):
-    """The string that `work` returns, run by somebody who is not root: root may read and write everything."""
+def without_root_rights(work):
+    """The string that `work` returns, run by another user than root, who may read every file."""
     if os.geteuid():
         return work()
     reader, writer = os.pipe()
@@ -509,5 +510,5 @@ def without_rights(work):
             os._exit(0)
     os.close(writer)
     os.wait()
-    with open(reader) as found:
-        return found.read()
+    with open(reader) as result:
+        return result.read()

@@ -19,17 +19,17 @@ def padded(record: dict, texts: list[dict]) -> bytes:
 
 
 def branches(number: int) -> bytes:
-    made = b""
+    lines = b""
     for name in ("chosen", "rejected"):
         messages = [
             {"role": "user", "content": f"Question {number}?"},
             {"role": "assistant", "content": f"{name}: "},
         ]
-        made += padded(
+        lines += padded(
             {"id": f"record-{number}", "branch": name, "sample": 0, "messages": messages},
             messages[1:],
         )
-    return made
+    return lines
 
 
 def pair(number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What commands that ask LLMs show of their calls: live on a terminal, and in the last lines; and never a key."""
+"""What commands show of their LLM calls, on a terminal and at the end. Keys are never shown."""
 
 import os
 import pty
@@ -42,7 +42,7 @@ def test_calls_retries_and_money_are_seen_while_they_grow(music, model, money):
             nonlocal shown
             shown += os.read(leader, 1 << 16)
             text = shown.decode("utf-8", "replace")
-            return [int(found) for found in re.findall(rf"(\d+) calls, 1 retried, {money}", text)]
+            return [int(number) for number in re.findall(rf"(\d+) calls, 1 retried, {money}", text)]
 
         wait_until(lambda: len({*calls()}) >= 3)
         seen = calls()
@@ -92,6 +92,6 @@ def test_keys_stand_nowhere(music, tmp_path, model, debug):
     assert {headers["Authorization"] for headers in asked} == {f"Bearer {key}"}
     assert done.returncode in (0, 1) and "By the way, your key is [key]." in done.stdout
     assert failed.returncode == (1 if debug else 2) and "[key]" in failed.stderr
-    said = [text.encode() for run in (done, failed) for text in (run.stdout, run.stderr)]
-    kept = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
-    assert len(kept) >= 3 and not any(key.encode() in text for text in (*said, *kept))
+    outputs = [text.encode() for run in (done, failed) for text in (run.stdout, run.stderr)]
+    files = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) >= 3 and not any(key.encode() in text for text in (*outputs, *files))

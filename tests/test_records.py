@@ -1,4 +1,4 @@
-"""What a record may look like, and in which words each fault is named."""
+"""What a record may look like, and how each fault is named."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_conversations_start_with_the_user_after_at_most_one_system_message(mess
 
 
 @pytest.mark.parametrize(
-    "messages, said",
+    "messages, expected",
     [
         (None, "messages: is missing; it should be a list of messages"),
         ("hello", "messages: is a string; it should be a list of messages"),
@@ -88,22 +88,22 @@ def test_conversations_start_with_the_user_after_at_most_one_system_message(mess
         ([system()], "messages: holds only a system message; a conversation needs a user message"),
     ],
 )
-def test_a_conversation_that_is_none_is_refused_by_line_and_field(messages, said):
+def test_a_conversation_that_is_none_is_refused_by_line_and_field(messages, expected):
     assert (
         fault(records.parse_conversation, {"id": "x", "messages": messages})
-        == f"in.jsonl:7: {said}"
+        == f"in.jsonl:7: {expected}"
     )
 
 
 def test_a_long_value_is_shortened_and_stays_on_one_line():
-    said = fault(
+    expected = fault(
         records.parse_conversation, {"messages": [{"role": "us\ner" * 1000, "content": "q"}]}
     )
-    assert len(said) < 200 and "\n" not in said and "us\\ner" in said
+    assert len(expected) < 200 and "\n" not in expected and "us\\ner" in expected
 
 
 @pytest.mark.parametrize(
-    "name, value, said",
+    "name, value, expected",
     [
         ("id", None, "id: is null; it should be a string"),
         ("id", "", "id: is an empty string; it should be a string"),
@@ -114,19 +114,19 @@ def test_a_long_value_is_shortened_and_stays_on_one_line():
         ("metadata", ["m"], "metadata: is a list; it should be an object"),
     ],
 )
-def test_identity_of_another_type_is_refused(name, value, said):
+def test_identity_of_another_type_is_refused(name, value, expected):
     assert (
         fault(records.parse_conversation, {"id": "x", "messages": [user()], name: value})
-        == f"in.jsonl:7: {said}"
+        == f"in.jsonl:7: {expected}"
     )
 
 
 def test_a_record_without_id_gets_one_that_follows_from_its_content():
-    one, same, other = (
+    first, same, different = (
         records.parse_conversation(Record({"messages": [user(text)]}))["id"]
         for text in ("q", "q", "r")
     )
-    assert one == same != other and len(one) == 16
+    assert first == same != different and len(first) == 16
 
 
 @pytest.mark.parametrize("identity", [7, "7"])
@@ -137,14 +137,14 @@ def test_ids_are_kept_as_they_are(identity):
 
 
 def test_a_branch_is_chosen_and_the_first_sample_unless_it_says_otherwise():
-    found = records.parse_branch(Record({"id": "x", "messages": [user(), assistant()]}))
-    assert (found["branch"], found["sample"]) == ("chosen", 0)
-    tabular = Record({**found, "faults": None, "truncated": None, "contrast": None})
-    assert records.parse_branch(tabular) == found
+    parsed = records.parse_branch(Record({"id": "x", "messages": [user(), assistant()]}))
+    assert (parsed["branch"], parsed["sample"]) == ("chosen", 0)
+    tabular = Record({**parsed, "faults": None, "truncated": None, "contrast": None})
+    assert records.parse_branch(tabular) == parsed
 
 
 @pytest.mark.parametrize(
-    "name, value, said",
+    "name, value, expected",
     [
         ("branch", "better", "branch: is 'better'; it should be chosen or rejected"),
         ("branch", ["chosen"], "branch: is ['chosen']; it should be chosen or rejected"),
@@ -159,10 +159,10 @@ def test_a_branch_is_chosen_and_the_first_sample_unless_it_says_otherwise():
         ("faults", [{"message": 1}], 'faults[0]: should be {"message": ..., "fault": NAME}'),
     ],
 )
-def test_a_branch_with_wrong_bookkeeping_is_refused(name, value, said):
+def test_a_branch_with_wrong_bookkeeping_is_refused(name, value, expected):
     assert (
         fault(records.parse_branch, {"id": "x", "messages": [user(), assistant()], name: value})
-        == f"in.jsonl:7: {said}"
+        == f"in.jsonl:7: {expected}"
     )
 
 
@@ -177,8 +177,8 @@ def test_a_branch_with_wrong_bookkeeping_is_refused(name, value, said):
     ],
 )
 def test_preferences_of_every_form_become_two_whole_conversations(fields):
-    found = records.parse_preference(Record({"id": "x", **fields}))
-    assert found == {
+    parsed = records.parse_preference(Record({"id": "x", **fields}))
+    assert parsed == {
         "id": "x",
         "chosen": [user(), assistant("a")],
         "rejected": [user(), assistant("b")],
@@ -186,7 +186,7 @@ def test_preferences_of_every_form_become_two_whole_conversations(fields):
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    "fields, expected",
     [
         (
             {"chosen": [user(), assistant()]},
@@ -215,9 +215,9 @@ def test_preferences_of_every_form_become_two_whole_conversations(fields):
         ({}, "chosen: is missing; it should be a list of messages"),
     ],
 )
-def test_a_preference_that_is_none_is_refused(fields, said):
-    assert fault(records.parse_preference, {"id": "x", **fields}) == f"in.jsonl:7: {said}"
-    assert fault(records.parse_comparison, {"id": "x", **fields}) == f"in.jsonl:7: {said}"
+def test_a_preference_that_is_none_is_refused(fields, expected):
+    assert fault(records.parse_preference, {"id": "x", **fields}) == f"in.jsonl:7: {expected}"
+    assert fault(records.parse_comparison, {"id": "x", **fields}) == f"in.jsonl:7: {expected}"
 
 
 def test_two_unranked_conversations_are_a_comparison_and_no_preference():
@@ -243,8 +243,8 @@ def test_the_winner_is_a_side_of_the_record_a_tie_or_null(sides):
         fault(records.parse_judged, fields) == "in.jsonl:7: winner: is missing; music judge adds it"
     )
     for wrong in ("c", "", ["a"]):
-        said = f"in.jsonl:7: winner: is {wrong!r}; it should be one of {names}"
-        assert fault(records.parse_judged, {**fields, "winner": wrong}) == said
+        expected = f"in.jsonl:7: winner: is {wrong!r}; it should be one of {names}"
+        assert fault(records.parse_judged, {**fields, "winner": wrong}) == expected
 
 
 def test_a_record_of_no_known_kind_is_refused():
@@ -255,7 +255,7 @@ def test_a_record_of_no_known_kind_is_refused():
 
 
 @pytest.mark.parametrize(
-    "left, right, index",
+    "first, second, index",
     [
         ([user(), assistant("a")], [user(), assistant("a")], 2),
         ([user(), assistant("a")], [user(), assistant("b")], 1),
@@ -265,9 +265,9 @@ def test_a_record_of_no_known_kind_is_refused():
         ([], [], 0),
     ],
 )
-def test_first_divergence_is_the_first_message_that_differs(left, right, index):
-    assert records.first_divergence(left, right) == index
-    assert records.same_text(left, right) is (index == len(left) == len(right))
+def test_first_divergence_is_the_first_message_that_differs(first, second, index):
+    assert records.first_divergence(first, second) == index
+    assert records.same_text(first, second) is (index == len(first) == len(second))
 
 
 @pytest.mark.parametrize(

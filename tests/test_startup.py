@@ -1,4 +1,4 @@
-"""Start-up is instant: help loads nothing heavy, and costs little more than the libraries that draw it."""
+"""Help loads nothing heavy, and takes little longer than the libraries that draw it."""
 
 import statistics
 import subprocess
@@ -44,7 +44,7 @@ def test_help_loads_nothing_heavy(words):
 
 
 def test_help_costs_at_most_half_again_of_its_libraries(tmp_path):
-    """Whole processes in turn, so that what else runs here slows both; compiled once, as an installation is."""
+    """Whole processes, in turn, so that other work on this machine slows both alike."""
     settings = {
         "env": environment(PYTHONDONTWRITEBYTECODE=None, PYTHONPYCACHEPREFIX=str(tmp_path)),
         "check": True,

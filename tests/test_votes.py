@@ -1,4 +1,4 @@
-"""Replies of judges as verdicts: what is read, what is not, and what two orders or several judges make of it."""
+"""Verdicts: read from replies, and made from the votes of two orders and several judges."""
 
 import json
 import re
@@ -117,7 +117,7 @@ def test_the_schema_asks_for_reasons_before_the_verdict_and_forbids_the_rest():
 
 
 @pytest.mark.parametrize(
-    "winners, said",
+    "winners, expected",
     [
         (["a", "a"], "a"),
         (["tie", "tie"], "tie"),
@@ -129,20 +129,20 @@ def test_the_schema_asks_for_reasons_before_the_verdict_and_forbids_the_rest():
     ],
     ids=str,
 )
-def test_a_judges_two_votes_are_one_outcome(winners, said):
-    assert judge_outcome([{"winner": winner} for winner in winners]) == said
+def test_a_judges_two_votes_are_one_outcome(winners, expected):
+    assert judge_outcome([{"winner": winner} for winner in winners]) == expected
 
 
 def test_votes_are_told_apart_by_judge():
-    found = [
+    votes_of_judges = [
         {"judge": name, "winner": winner}
         for name, winner in (("x", "a"), ("y", "a"), ("x", "a"), ("y", "b"), ("z", None))
     ]
-    assert outcomes_by_judge(found) == {"x": "a", "y": "inconsistent", "z": "unreadable"}
+    assert outcomes_by_judge(votes_of_judges) == {"x": "a", "y": "inconsistent", "z": "unreadable"}
 
 
 @pytest.mark.parametrize(
-    "outcomes, said",
+    "outcomes, expected",
     [
         (["a"], "a"),
         (["a", "a", "b"], "a"),
@@ -162,12 +162,12 @@ def test_votes_are_told_apart_by_judge():
     ],
     ids=str,
 )
-def test_a_panel_says_what_more_of_its_judges_say_than_anything_else(outcomes, said):
-    assert panel_verdict(outcomes) == said
+def test_a_panel_says_what_more_of_its_judges_say_than_anything_else(outcomes, expected):
+    assert panel_verdict(outcomes) == expected
 
 
 @pytest.mark.parametrize(
-    "said, named",
+    "outcome, winner",
     [
         ("chosen", "chosen"),
         ("a", "a"),
@@ -176,12 +176,12 @@ def test_a_panel_says_what_more_of_its_judges_say_than_anything_else(outcomes, s
         ("unreadable", None),
     ],
 )
-def test_a_winner_is_a_side_a_tie_or_nobody(said, named):
-    assert winner_of(said) == named
+def test_a_winner_is_a_side_a_tie_or_nobody(outcome, winner):
+    assert winner_of(outcome) == winner
 
 
 @pytest.mark.parametrize(
-    "found, said",
+    "votes_field, expected",
     [
         ("yes", "votes: should be a list of votes"),
         (["a"], "votes[0]: should be a vote: judge, order, winner"),
@@ -197,6 +197,6 @@ def test_a_winner_is_a_side_a_tie_or_nobody(said, named):
         ),
     ],
 )
-def test_votes_of_another_shape_are_named(found, said):
-    with pytest.raises(RecordError, match=re.escape(said)):
-        parse_votes(Record({"id": 1, "a": [], "b": [], "votes": found}))
+def test_votes_of_another_shape_are_named(votes_field, expected):
+    with pytest.raises(RecordError, match=re.escape(expected)):
+        parse_votes(Record({"id": 1, "a": [], "b": [], "votes": votes_field}))
