@@ -41,20 +41,28 @@ STAND_INS = {  # what an example names, and what takes its place in the tests
 # Tables of options
 
 
-def option_rows(command) -> dict[str, tuple[str, str]]:
-    """Each option of a command as its help shows it, with its default and its help."""
+def option_rows(command) -> dict[str, str]:
+    """Each option of a command, and its help with its default, as its help shows them."""
     context = command.make_context("music", [], resilient_parsing=True)
     rows = {}
     for parameter in command.params:
         if not parameter.opts[0].startswith("-") or parameter.name == "help":
             continue
         names, help = (" ".join(text.split()) for text in parameter.get_help_record(context))
+        names = re.sub(r"<(int|float)( range)?>", "N", names)
         help, _, extra = help.partition(" [")
         default = re.search(r"default: ([^;\]]+)", extra)
-        required = "required" if "required" in extra else ""
-        shown = f"`{default[1]}`" if default and default[1] != "(dynamic)" else required
-        rows[f"`{names.replace('|', chr(92) + '|')}`"] = (shown, help.replace("|", "\\|"))
+        if default:
+            help += f" (`{default[1]}`)"
+        elif "required" in extra:
+            help += " (required)"
+        rows[f"`{escaped(names)}`"] = escaped(help)
     return rows
+
+
+def escaped(text: str) -> str:
+    """Text that does not end a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -66,18 +74,18 @@ def options_of(name: str) -> str:
     """The table of a command's options; for a group, with the commands that have each."""
     command = typer.main.get_command(app).commands[name]
     if not hasattr(command, "commands"):
-        rows = [[option, *row] for option, row in option_rows(command).items()]
-        return table(["option", "default", "what it does"], rows)
-    owners: dict[tuple[str, str, str], list[str]] = {}
+        rows = [[option, help] for option, help in option_rows(command).items()]
+        return table(["option", "what it does (default)"], rows)
+    owners: dict[tuple[str, str], list[str]] = {}
     for member, subcommand in command.commands.items():
-        for option, row in option_rows(subcommand).items():
-            owners.setdefault((option, *row), []).append(member)
+        for option, help in option_rows(subcommand).items():
+            owners.setdefault((option, help), []).append(member)
     everybody = len(command.commands)
     rows = [
-        [*row, "all" if len(members) == everybody else ", ".join(members)]
-        for row, members in owners.items()
+        [option, help, "all" if len(members) == everybody else ", ".join(members)]
+        for (option, help), members in owners.items()
     ]
-    return table(["option", "default", "what it does", "of"], rows)
+    return table(["option", "what it does (default)", "benchmarks"], rows)
 
 
 def renewed(text: str) -> str:
