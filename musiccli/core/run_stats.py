@@ -43,7 +43,7 @@ class RunStats:
         self._say(text)
 
     def count(self, name: str, reason: str = "", number: int = 1) -> None:
-        """Count an outcome. The name is an identifier, as "dropped"; a reason may also be a name."""
+        """Count an outcome. `name` is an identifier, as "dropped"; so is `reason`, or a name."""
         self.counts[Outcome(name, reason)] += number
 
     def number(self, name: str, reason: str = "") -> int:
