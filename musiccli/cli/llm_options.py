@@ -24,31 +24,8 @@ PROMPTS = Annotated[
     typer.Option(
         metavar="SET|FOLDER",
         show_default=False,
-        help="Prompt texts: paper, small (for models of few parameters), or a "
-        "folder with your own files; left out: small for the embedded models, else paper.",
-    ),
-]
-_MAX_COST = Annotated[
-    float,
-    typer.Option(
-        metavar="DOLLARS",
-        show_default=False,
-        help="Stop in good order when this much has been spent; left out: no limit.",
-    ),
-]
-_CONCURRENCY = Annotated[
-    int, typer.Option(min=1, help="Most calls in flight to one model; fewer when it refuses.")
-]
-_TIMEOUT = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For one call.")]
-_API_BASE = Annotated[
-    list[str],
-    typer.Option(
-        metavar="[MODEL=]URL",
-        show_default=False,
-        help="Where a server listens that speaks OpenAI's protocol, up to /v1; "
-        "give it several times to share the calls among several. MODEL=URL is for that model only; without MODEL it is for "
-        "every model on a server of one's own (hosted_vllm/NAME, openai/NAME, ...). Left out: litellm's environment "
-        "variables.",
+        help="Prompt texts: paper, small (for models of few parameters), or a folder with your own "
+        "files; left out: small for the bundled models, else paper.",
     ),
 ]
 CACHE = Annotated[
@@ -59,40 +36,60 @@ CACHE = Annotated[
         help="Finished calls; left out: calls.sqlite in the cache folder (MUSIC_CACHE).",
     ),
 ]
-_NO_CACHE = Annotated[
-    bool, typer.Option("--no-cache", help="Neither read nor keep finished calls.")
+MAX_COST = Annotated[
+    float,
+    typer.Option(
+        metavar="DOLLARS",
+        show_default=False,
+        help="Stop in good order when this much has been spent; left out: no limit.",
+    ),
 ]
-_OPTIONS: dict[str, tuple[Any, Any]] = {  # name -> annotation, default
-    "max_cost": (_MAX_COST, ClientConfig.max_cost),
-    "concurrency": (_CONCURRENCY, ClientConfig.concurrency),
-    "timeout": (_TIMEOUT, ClientConfig.timeout),
-    "api_base": (_API_BASE, list(ClientConfig.api_base)),
+CONCURRENCY = Annotated[
+    int, typer.Option(min=1, help="Most calls in flight to one model; fewer when it refuses.")
+]
+TIMEOUT = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For one call.")]
+API_BASE = Annotated[
+    list[str],
+    typer.Option(
+        metavar="[MODEL=]URL",
+        show_default=False,
+        help="Address of a server that speaks OpenAI's protocol, up to /v1; give it several times "
+        "to share the calls among several servers. MODEL=URL is for that model only; URL alone is "
+        "for every model on a server of your own (hosted_vllm/NAME, openai/NAME, ...). Left out: "
+        "litellm's environment variables.",
+    ),
+]
+NO_CACHE = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished calls.")]
+OPTIONS: dict[str, tuple[Any, Any]] = {  # name -> annotation, default
+    "max_cost": (MAX_COST, ClientConfig.max_cost),
+    "concurrency": (CONCURRENCY, ClientConfig.concurrency),
+    "timeout": (TIMEOUT, ClientConfig.timeout),
+    "api_base": (API_BASE, list(ClientConfig.api_base)),
     "cache": (CACHE, None),
-    "no_cache": (_NO_CACHE, False),
+    "no_cache": (NO_CACHE, False),
 }
 
 
 def with_llm_options(body: Callable[..., None]) -> Callable[..., None]:
-    """Add the options above to a command, and hand its body an `open_client` in their place."""
-    parameters = inspect.signature(body, eval_str=True).parameters.values()
-    added = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
-        )
-        for name, (annotation, default) in _OPTIONS.items()
-    ]
+    """Add OPTIONS to a command.
+
+    In their place `body(run, open_client, ...)` gets an OpenClient.
+    """
 
     @wraps(body)
     def command(run: Run, **options: Any) -> None:
-        client_options = {name: options.pop(name) for name in _OPTIONS}
+        client_options = {name: options.pop(name) for name in OPTIONS}
+        body(run, open_client=lambda models: _client(run, models, **client_options), **options)
 
-        def open_client(models: Sequence[str]) -> AbstractContextManager["Client"]:
-            return _client(run, models, **client_options)
-
-        body(run, open_client=open_client, **options)
-
+    parameters = inspect.signature(body, eval_str=True).parameters.values()
     kept = [parameter for parameter in parameters if parameter.name != "open_client"]
-    command.__signature__ = inspect.Signature([*kept, *added])  # type: ignore[attr-defined]  # typer reads it
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(name, keyword, annotation=annotation, default=default)
+        for name, (annotation, default) in OPTIONS.items()
+    ]
+    signature = inspect.Signature([*kept, *added])
+    command.__signature__ = signature  # type: ignore[attr-defined]  # typer reads the options here
     return command
 
 
@@ -110,14 +107,14 @@ def _client(
     *,
     cache: str | None,
     no_cache: bool,
-    api_base: list[str],
+    api_base: Sequence[str],
     **settings: Any,
 ) -> Iterator["Client"]:
     """A client for these models; when it closes, the run says what each role and model used."""
-    from musiccli.llm import endpoints
     from musiccli.llm.client import open_client
+    from musiccli.llm.endpoints import check_api_base
 
-    endpoints.check(api_base, models)
+    check_api_base(api_base, models)
     config = ClientConfig(api_base=tuple(api_base), **settings)
     client = open_client(config, cache, no_cache, run.stats)
     run.live = client.progress
@@ -135,17 +132,19 @@ def show_costs(planned: Mapping[tuple[str, str], Counter[str]]) -> None:
     Args:
         planned: by role and model, the number of "calls", "prompt_tokens" and "completion_tokens".
     """
-    from musiccli.llm.providers.litellm_provider import price
+    from musiccli.llm.providers.litellm_provider import token_prices
 
     rows, total, unknown = [], 0.0, False
     for (role, model), count in planned.items():
-        prices = price(model)
-        cost = (
-            prices and count["prompt_tokens"] * prices[0] + count["completion_tokens"] * prices[1]
-        )
-        total, unknown = total + (cost or 0.0), unknown or cost is None
-        sizes = (f"{count[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens"))
-        rows.append([f"{role} {model}", *sizes, "unknown" if cost is None else f"${cost:.2f}"])
+        prices = token_prices(model)
+        sizes = [f"{count[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens")]
+        dollars = "unknown"
+        if prices is None:
+            unknown = True
+        else:
+            cost = prices.cost(count["prompt_tokens"], count["completion_tokens"])
+            total, dollars = total + cost, f"${cost:.2f}"
+        rows.append([f"{role} {model}", *sizes, dollars])
     rows.append(["all", *("",) * 3, f"${total:.2f}" + (" and what is unknown" if unknown else "")])
     table(
         ["", "calls", "tokens in", "tokens out", "dollars"],

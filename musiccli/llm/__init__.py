@@ -1,1 +1,1 @@
-"""The one door to language models: every call of every stage goes through `client`."""
+"""Language models: every stage calls them through `musiccli.llm.client.Client`."""

@@ -1,58 +1,66 @@
-"""How far the money goes: what is begun should also be finished."""
+"""The budget of a run: an item of work starts only if the money will probably finish it."""
 
 import asyncio
 import math
 
 from musiccli.llm.concurrency import CURRENT_ITEM, WorkItem
 
-FIRST = 4  # items that begin before one has finished: until then nobody knows what an item costs
-LOOK = 0.05  # seconds between two looks whether one has
+UNPRICED_ITEMS = 4  # items that start before one has finished and shown what an item costs
+POLL_SECONDS = 0.05  # between two looks whether an item has finished
 
 
 class LimitReached(Exception):
-    """The run has spent what `--max-cost` allows, or will have when what is under way is finished."""
+    """The budget is spent, or the rest of it is needed by the items that have started."""
 
 
 class Budget:
-    """US dollars that may be spent, `most` in all.
+    """US dollars that a run may spend.
 
-    An item of work begins only while the money is enough for it and for those under way, each reckoned at what a
-    finished one has cost on average.
+    The expected cost of an item is the mean cost of the finished ones. An item starts only if the
+    budget covers its expected cost and what the started ones are still expected to cost.
+
+    Attributes:
+        max_cost: US dollars; infinite for no limit.
+        spent: US dollars spent so far.
     """
 
-    def __init__(self, most: float):
-        self.most, self.spent = most, 0.0
-        self._paid: dict[WorkItem, float] = {}  # by the items under way
-        self._finished, self._cost = 0, 0.0  # items that are done, and what they cost together
+    def __init__(self, max_cost: float):
+        self.max_cost, self.spent = max_cost, 0.0
+        self._started: dict[WorkItem, float] = {}  # what each unfinished item has cost so far
+        self._finished_items, self._finished_cost = 0, 0.0
 
-    async def begin(self) -> None:
-        """Before an item's first call, and without effect before its others. Raises LimitReached where the money would
-        not finish it."""
-        place = CURRENT_ITEM.get()
-        if self.most == math.inf or place in self._paid:
+    async def start_item(self) -> None:
+        """Call this before every call of an item; only the first one has an effect.
+
+        Raises:
+            LimitReached: the budget would probably not finish the item.
+        """
+        item = CURRENT_ITEM.get()
+        if self.max_cost == math.inf or item in self._started:
             return
-        self._settle()
-        while len(self._paid) >= FIRST and not self._finished:
-            await asyncio.sleep(LOOK)
-            self._settle()
-        usual = self._cost / self._finished if self._finished else 0.0
-        if (
-            self.spent + usual + sum(max(0.0, usual - paid) for paid in self._paid.values())
-            > self.most
-        ):
+        self._collect_finished()
+        while len(self._started) >= UNPRICED_ITEMS and not self._finished_items:
+            await asyncio.sleep(POLL_SECONDS)
+            self._collect_finished()
+        expected = self._finished_cost / self._finished_items if self._finished_items else 0.0
+        promised = sum(max(0.0, expected - cost) for cost in self._started.values())
+        if self.spent + expected + promised > self.max_cost:
             raise LimitReached
-        self._paid[place] = 0.0
+        self._started[item] = 0.0
 
     def check(self) -> None:
         """Raises LimitReached where nothing is left for another call."""
-        if self.spent >= self.most:
+        if self.spent >= self.max_cost:
             raise LimitReached
 
-    def pay(self, cost: float) -> None:
+    def charge(self, cost: float) -> None:
+        """Spend US dollars on a call of the current item."""
         self.spent += cost
-        if cost and self.most < math.inf:
-            self._paid[CURRENT_ITEM.get()] = self._paid.get(CURRENT_ITEM.get(), 0.0) + cost
+        if cost and self.max_cost < math.inf:
+            item = CURRENT_ITEM.get()
+            self._started[item] = self._started.get(item, 0.0) + cost
 
-    def _settle(self) -> None:
-        for place in [place for place in self._paid if place.done]:
-            self._finished, self._cost = self._finished + 1, self._cost + self._paid.pop(place)
+    def _collect_finished(self) -> None:
+        for item in [item for item in self._started if item.done]:
+            self._finished_items += 1
+            self._finished_cost += self._started.pop(item)

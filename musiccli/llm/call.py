@@ -1,26 +1,39 @@
-"""What goes through the door: one question to one model, and what came back."""
+"""One request to a language model, and its reply."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from typing import Any
 
 import orjson
+
+from musiccli.core.records import Message
 
 
 @dataclass(frozen=True)
 class Call:
-    """One question to one model, and for whom it is asked.
+    """One request to one model.
 
-    `messages` go through the model's chat template. Models in this process can also continue raw text: mode="turn"
-    continues the messages with the next user turn, mode="completion" continues `text`. `schema` is the JSON schema of the
-    reply where the model can be held to one; where it cannot, the reply is what it would have been without.
-    `temperature` and `top_p` are None where the model's own are to hold. `weights` tells a model of this process from
-    another of the same name: a folder that was trained into again.
+    Attributes:
+        model: the model's name, as "gemini/gemini-1.5-pro" or "local/smollm2".
+        call_key: what it is for, as (id, branch, sample, turn, role, attempt). The role stands last
+            but one. Equal requests with different keys are different calls.
+        messages: the conversation, written with the model's chat template.
+        text: the text to continue, for mode "completion".
+        mode: "chat" asks for the assistant's next message. Models in this process also have "turn",
+            which asks for the user's next message, and "completion", which continues `text`.
+        max_tokens: longest reply in tokens.
+        temperature: sampling temperature; None for the model's own.
+        top_p: nucleus sampling (arXiv 1904.09751); None for the model's own.
+        stop: strings that end the reply and are not part of it.
+        seed: the run's seed.
+        schema: JSON schema of the reply, for models that can be held to one. Others ignore it.
+        weights: tells a local model from an earlier one in the same folder.
     """
 
     model: str
-    call_key: tuple  # (id, branch, sample, turn, role, attempt): equal questions for others are other calls
-    messages: tuple[dict, ...] = ()
+    call_key: tuple[object, ...]
+    messages: tuple[Message, ...] = ()
     text: str = ""
     mode: str = "chat"
     max_tokens: int = 512
@@ -28,35 +41,50 @@ class Call:
     top_p: float | None = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
-    schema: dict | None = None
+    schema: dict[str, Any] | None = None
     weights: str | None = None
+
+    @property
+    def role(self) -> str:
+        """The role that the model plays in this call, as "assistant" or "judge"."""
+        return str(self.call_key[-2])
 
     @cached_property
     def key(self) -> bytes:
-        # The fields: nothing else stands there until this has been computed. A field that came later is None where it
-        # is not used, and left out, so that what older caches hold is found.
-        asked = {name: value for name, value in vars(self).items() if value is not None}
+        """The key of the call in the cache: a hash of all fields that are not None.
+
+        A field that is added later must default to None, so that existing caches are still found.
+        """
+        fields = {name: value for name, value in vars(self).items() if value is not None}
         # The names of these fields when the first caches were written.
-        asked["whom"], asked["as_"] = asked.pop("call_key"), asked.pop("mode")
-        return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+        fields["whom"], fields["as_"] = fields.pop("call_key"), fields.pop("mode")
+        return blake2b(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
     @property
-    def response_format(self) -> dict:
-        """What to add to a request of OpenAI's protocol so that the reply keeps to the schema, if there is one."""
-        form = {"name": "reply", "strict": True, "schema": self.schema}
-        return (
-            {"response_format": {"type": "json_schema", "json_schema": form}} if self.schema else {}
-        )
+    def response_format(self) -> dict[str, Any]:
+        """The field that a request of OpenAI's protocol needs for the schema; empty without one."""
+        if not self.schema:
+            return {}
+        json_schema = {"name": "reply", "strict": True, "schema": self.schema}
+        return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
 
     @property
     def call_seed(self) -> int:
-        """A seed for this call alone, so that two samples of one conversation differ and a repeated run does not."""
+        """A seed of this call alone: samples of a conversation differ, a repeated run does not."""
         return int.from_bytes(self.key[:4], "big") >> 1
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered. `cost` is in US dollars, None where nobody knows the price."""
+    """What a model answered. The cache stores the fields under these names.
+
+    Attributes:
+        text: the reply, without white space around it.
+        finish: OpenAI's finish_reason: "stop", "length", "content_filter", ...
+        prompt_tokens: tokens of the request.
+        completion_tokens: tokens of the reply.
+        cost: US dollars; None where the price is unknown.
+    """
 
     text: str
     finish: str

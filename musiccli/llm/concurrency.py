@@ -1,4 +1,4 @@
-"""Many records in flight at once, results in input order, in a bounded window: async work behind a plain iterator."""
+"""Concurrent work on many items behind a plain iterator: results in input order, bounded memory."""
 
 import asyncio
 import contextlib
@@ -6,82 +6,108 @@ import contextvars
 import queue
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-HELD = 8  # windows of results that may wait for an older one, so that an item that hangs stalls the others late
-_END = object()
+# Windows of results that may wait for an older one: an item that hangs stalls the others late.
+MAX_WAITING_WINDOWS = 8
 
 
 @dataclass(eq=False)
 class WorkItem:
-    """Where an item stands among all, and whether its work has ended."""
+    """One item's work: its number among all items, and whether it has ended."""
 
     number: int = 0
     done: bool = False
 
 
-NO_ITEM = WorkItem()  # of work outside of in_order
-CURRENT_ITEM = contextvars.ContextVar(
+NO_ITEM = WorkItem()  # outside of map_ordered
+# The item that is being worked on. Limiters serve the oldest item first.
+CURRENT_ITEM: contextvars.ContextVar[WorkItem] = contextvars.ContextVar(
     "CURRENT_ITEM", default=NO_ITEM
-)  # of the item being worked on; the oldest is served first
+)
 
 
 def map_ordered(
-    items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], window: int
+    items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any, Result]], window: int
 ) -> Iterator[Result]:
-    """`work(item)` for each item, at most `window` under way, in the order of `items`.
+    """Run `work(item)` for each item, and yield the results in the order of the items.
 
-    Results that are done wait for older ones, at most HELD windows of them. What asks for a place among the calls in
-    flight does so under PLACE, its item's. Input is read while work is under way, so a slow pipe and slow calls
-    overlap. An error in `items` is raised after everything begun before it has been yielded; an error in `work` is
-    raised in its item's place. Whoever may stop early closes the iterator: left to the interpreter's exit, it would
-    wait there for ever.
+    Items are read while work is under way, so a slow pipe and slow calls overlap. Results wait for
+    older ones, at most MAX_WAITING_WINDOWS windows of them.
+
+    An error of `items` is raised after the results of all items before it, an error of `work` in
+    its item's place. Close the iterator if you stop early: at the interpreter's exit it would wait
+    forever.
+
+    Args:
+        items: read in a thread, no further ahead than results may wait.
+        work: runs with CURRENT_ITEM set.
+        window: most items under way at once.
     """
     with asyncio.Runner() as runner:
-        results = _results(iter(items), work, window)
+        batches = _finished_batches(iter(items), work, window)
+
+        async def next_batch() -> list[asyncio.Task[Result]] | None:
+            return await anext(batches, None)
+
         try:
-            while (ready := runner.run(anext(results, _END))) is not _END:
-                for task in ready:
+            while (batch := runner.run(next_batch())) is not None:
+                for task in batch:
                     yield task.result()
         finally:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # an interrupt left it running: the runner stops it
-                runner.run(results.aclose())
+            # After an interrupt the generator still runs; the runner then cancels it.
+            with contextlib.suppress(RuntimeError):
+                runner.run(batches.aclose())
 
 
-async def _results(items: Iterator, work: Callable, window: int):
-    """Tasks that are done, in the order of their items, as many at once as there are."""
-    tasks: deque[asyncio.Task] = deque()
+async def gather_all(*works: Awaitable[Result]) -> list[Result]:
+    """The results of several works. An error is raised after all of them have ended.
+
+    A call that is under way will be paid for, so its reply should reach the cache.
+    """
+    results = await asyncio.gather(*works, return_exceptions=True)
+    values = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        values.append(result)
+    return values
+
+
+async def _finished_batches(
+    items: Iterator[Item], work: Callable[[Item], Coroutine[Any, Any, Result]], window: int
+) -> AsyncGenerator[list[asyncio.Task[Result]], None]:
+    """The finished tasks in the order of their items, as many at once as there are."""
+    tasks: deque[asyncio.Task[Result]] = deque()
     changed = asyncio.Event()
     reader = _Reader(items, changed)
-    begun = under_way = 0
+    started = under_way = 0
 
-    def ended(_: asyncio.Task) -> None:
+    def ended(_: asyncio.Task[Result]) -> None:
         nonlocal under_way
         under_way -= 1
         changed.set()
 
     try:
-        while tasks or reader.found or not reader.exhausted:
-            reader.ask_for(min(window - under_way, HELD * window - len(tasks)))
+        while tasks or reader.ready or not reader.exhausted:
+            reader.request(min(window - under_way, MAX_WAITING_WINDOWS * window - len(tasks)))
             await changed.wait()
             changed.clear()
-            while reader.found:
-                tasks.append(_begin(work, reader.found.popleft(), begun))
+            while reader.ready:
+                tasks.append(_start(work, reader.ready.popleft(), started))
                 tasks[-1].add_done_callback(ended)
-                begun, under_way = begun + 1, under_way + 1
-            ready = []
+                started, under_way = started + 1, under_way + 1
+            finished = []
             while tasks and tasks[0].done():
-                ready.append(tasks.popleft())
-                if ready[-1].exception():
-                    break  # nobody will ask for more
-            if ready:
-                yield ready
+                finished.append(tasks.popleft())
+                if finished[-1].exception():
+                    break  # its error ends the iteration
+            if finished:
+                yield finished
         if reader.error:
             raise reader.error
     finally:
@@ -91,60 +117,58 @@ async def _results(items: Iterator, work: Callable, window: int):
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _begin(work: Callable, item: object, number: int) -> asyncio.Task:
-    context, place = contextvars.copy_context(), WorkItem(number)
-    context.run(CURRENT_ITEM.set, place)
+def _start(
+    work: Callable[[Item], Coroutine[Any, Any, Result]], item: Item, number: int
+) -> asyncio.Task[Result]:
+    context, work_item = contextvars.copy_context(), WorkItem(number)
+    context.run(CURRENT_ITEM.set, work_item)
     task = asyncio.get_running_loop().create_task(work(item), context=context)
-    task.add_done_callback(lambda _: setattr(place, "done", True))
+    task.add_done_callback(lambda _: setattr(work_item, "done", True))
     return task
 
 
-async def gather_all(*works: Awaitable[Result]) -> list[Result]:
-    """The results of works that belong together. An error waits until all have ended: a call that is under way will be
-    paid for, so its answer should reach the cache."""
-    results = await asyncio.gather(*works, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+class _Reader(Generic[Item]):
+    """Reads items in a thread: waiting for a pipe must hold up neither the calls nor the exit."""
 
-
-class _Reader:
-    """Reads items in a thread of its own: waiting for a pipe must not hold up the calls, nor the exit."""
-
-    def __init__(self, items: Iterator, changed: asyncio.Event):
-        self.found: deque = deque()
-        self.exhausted, self.error = False, None
+    def __init__(self, items: Iterator[Item], changed: asyncio.Event):
+        self.ready: deque[Item] = deque()
+        self.exhausted = False
+        self.error: Exception | None = None
         self._changed, self._loop = changed, asyncio.get_running_loop()
-        self._asked = 0  # items that were asked for and have not come
+        self._outstanding = 0  # items that were requested and have not come
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         threading.Thread(target=self._read, args=(items,), name="reader", daemon=True).start()
 
-    def ask_for(self, count: int) -> None:
-        """Let `count` items come, those that were asked for before included."""
-        while self._asked < count and not self.exhausted:
-            self._asked += 1
+    def request(self, count: int) -> None:
+        """Let `count` items come, those that were requested before included."""
+        while self._outstanding < count and not self.exhausted:
+            self._outstanding += 1
             self._requests.put(True)
 
     def close(self) -> None:
         self._requests.put(False)
 
-    def _read(self, items: Iterator) -> None:
-        error = item = None
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the loop has been closed: nobody waits for items any more
-            while item is not _END and self._requests.get():
+    def _read(self, items: Iterator[Item]) -> None:
+        # RuntimeError: the loop is closed, and nobody waits for items any more.
+        with contextlib.suppress(RuntimeError):
+            while self._requests.get():
                 try:
-                    item = next(items, _END)
-                except Exception as raised:
-                    item, error = _END, raised
-                self._loop.call_soon_threadsafe(self._came, item, error)
+                    item = next(items)
+                except StopIteration:
+                    return self._call(self._ended, None)
+                except Exception as error:
+                    return self._call(self._ended, error)
+                self._call(self._came, item)
 
-    def _came(self, item: object, error: Exception | None) -> None:
-        self._asked -= 1
-        if item is _END:
-            self.exhausted, self.error = True, error
-        else:
-            self.found.append(item)
+    def _call(self, callback: Callable[[Any], None], value: object) -> None:
+        """Call a method in the loop's thread."""
+        self._loop.call_soon_threadsafe(callback, value)
+
+    def _came(self, item: Item) -> None:
+        self._outstanding -= 1
+        self.ready.append(item)
+        self._changed.set()
+
+    def _ended(self, error: Exception | None) -> None:
+        self.exhausted, self.error = True, error
         self._changed.set()

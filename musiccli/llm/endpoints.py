@@ -1,136 +1,174 @@
-"""Where a model is asked: its addresses, how calls are shared between them, and what is done about one that is down."""
+"""The addresses of one model: calls are shared among them, and one that is down is left out."""
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from musiccli.core.errors import InputError
-from musiccli.core.progress import say
 from musiccli.llm.provider_errors import ProviderError
 
-# Prefixes of models that a server of one's own offers by OpenAI's protocol, and litellm's variables for its address.
-# PREFIX_API_KEY holds its key.
-OWN = {
+# Prefixes of models on servers that speak OpenAI's protocol, and litellm's environment variables
+# for their address. PREFIX_API_KEY holds the key.
+OPENAI_COMPATIBLE = {
     "hosted_vllm": ("HOSTED_VLLM_API_BASE",),
-    "openai": ("OPENAI_BASE_URL", "OPENAI_API_BASE"),  # unless it is OpenAI's own address
+    "openai": ("OPENAI_BASE_URL", "OPENAI_API_BASE"),  # also OpenAI's own address
     "litellm_proxy": ("LITELLM_PROXY_API_BASE",),
     "lm_studio": ("LM_STUDIO_API_BASE",),
     "llamafile": ("LLAMAFILE_API_BASE",),
 }
-AWAY = 10.0  # seconds for which an address that is down is left alone
-FAILURES = 3  # in a row, until an address counts as down; one where nobody listens does at once
+DOWN_SECONDS = 10.0  # for which no call goes to an address that is down
+MAX_FAILURES = 3  # in a row; then an address is down. One where nobody listens is down at once.
 
 
 @dataclass(eq=False)
 class Endpoint:
-    """One address of a model. `url` is None where litellm knows the provider's."""
+    """One address of a model.
+
+    Attributes:
+        url: the address up to /v1; None for the provider's own address, which litellm knows.
+        in_flight: calls in flight.
+        failures: failures since its last reply.
+        down_until: monotonic time in seconds; None while the endpoint is up.
+    """
 
     url: str | None
-    direct: bool = False
     in_flight: int = 0
-    failures: int = 0  # since its last answer
-    away_until: float | None = None  # while it is down
+    failures: int = 0
+    down_until: float | None = None
 
     @property
     def up(self) -> bool:
-        """Whether it may be called; one that was down is tried with a single call first."""
-        return self.away_until is None or (
-            time.monotonic() >= self.away_until and not self.in_flight
+        """Whether it may be called. One that was down is tried with a single call first."""
+        return self.down_until is None or (
+            time.monotonic() >= self.down_until and not self.in_flight
         )
 
 
 class Endpoints:
-    """The addresses of one model. Raises InputError where there is none to be called."""
+    """The addresses of one model.
 
-    def __init__(self, model: str, given: Sequence[str] = ()):
-        self.model = model
+    Args:
+        model: the model's name.
+        api_base: addresses of servers, each "URL" or "MODEL=URL".
+        say: tells people something.
+
+    Attributes:
+        all: every endpoint, at least one.
+        key: the key for servers that speak OpenAI's protocol, if there is one.
+
+    Raises:
+        InputError: the model has no address.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        api_base: Sequence[str] = (),
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.model, self._say = model, say
         prefix = model.partition("/")[0]
         key = os.environ.get(f"{prefix.upper()}_API_KEY", "").strip()
-        self.key = key if prefix in OWN and key else None
-        urls = addresses(model, given)
-        if not urls and prefix in OWN and prefix != "openai":
+        self.key = key if prefix in OPENAI_COMPATIBLE and key else None
+        urls: list[str | None] = [*model_urls(model, api_base)]
+        if not urls and prefix in OPENAI_COMPATIBLE and prefix != "openai":
             raise InputError(
-                f"{model}: where is the server? name it by --api-base URL or {OWN[prefix][0]}"
+                f"{model}: where is the server? set `api_base` or {OPENAI_COMPATIBLE[prefix][0]}"
             )
-        self.all = [Endpoint(url, prefix in OWN and not _openais(url)) for url in urls] or [
-            Endpoint(None)
-        ]
+        self.all = [Endpoint(url) for url in urls or [None]]
 
     @contextmanager
-    def one(self) -> Iterator[Endpoint]:
-        """The address with the fewest calls in flight, for one call; how that ends says whether the address is up."""
-        up = [one for one in self.all if one.up]
-        chosen = (
-            min(up, key=lambda one: one.in_flight)
-            if up
-            else min(self.all, key=lambda one: one.away_until or 0)
-        )
-        chosen.in_flight += 1
+    def least_busy(self) -> Iterator[Endpoint]:
+        """The endpoint for one call. How the call ends tells whether the endpoint is up."""
+        up = [endpoint for endpoint in self.all if endpoint.up]
+        if up:
+            endpoint = min(up, key=lambda endpoint: endpoint.in_flight)
+        else:
+            endpoint = min(self.all, key=lambda endpoint: endpoint.down_until or 0)
+        endpoint.in_flight += 1
         try:
-            yield chosen
-            chosen.failures, chosen.away_until = 0, None
-        except ProviderError as refusal:
-            self._refused(chosen, refusal)
+            yield endpoint
+            endpoint.failures, endpoint.down_until = 0, None
+        except ProviderError as error:
+            self._record_failure(endpoint, error)
             raise
         finally:
-            chosen.in_flight -= 1
+            endpoint.in_flight -= 1
 
-    def elsewhere(self, refusal: ProviderError) -> bool:
-        """Whether a refused call would fare better at once, at another address."""
+    def can_fail_over(self, error: ProviderError) -> bool:
+        """Whether a call that failed may succeed at once at another endpoint."""
         return (
             len(self.all) > 1
-            and (refusal.unreachable or refusal.fatal)
-            and any(one.up for one in self.all)
+            and (error.unreachable or error.fatal)
+            and any(endpoint.up for endpoint in self.all)
         )
 
-    def _refused(self, endpoint: Endpoint, refusal: ProviderError) -> None:
-        if len(self.all) == 1 or not refusal.of_the_server:
+    def _record_failure(self, endpoint: Endpoint, error: ProviderError) -> None:
+        if len(self.all) == 1 or error.request_specific:
             return
         endpoint.failures += 1
-        if refusal.unreachable or refusal.fatal or endpoint.failures >= FAILURES:
-            if endpoint.away_until is None:
-                say(f"{self.model}: {refusal}; left alone for {AWAY:g} seconds, then tried again")
-            endpoint.away_until = time.monotonic() + AWAY
+        if error.unreachable or error.fatal or endpoint.failures >= MAX_FAILURES:
+            if endpoint.down_until is None:
+                self._say(
+                    f"{self.model}: {error}; no call goes there for {DOWN_SECONDS:g} seconds, "
+                    "then it is tried again"
+                )
+            endpoint.down_until = time.monotonic() + DOWN_SECONDS
 
 
-def addresses(model: str, given: Sequence[str]) -> list[str]:
-    """The addresses of a model: those given for it by name, else those given for every server of one's own, else its
-    environment variable's."""
+def speaks_openai(model: str, url: str | None) -> bool:
+    """Whether a model is called at a server of the user that speaks OpenAI's protocol."""
+    if url is None or urlsplit(url).hostname == "api.openai.com":
+        return False
+    return model.partition("/")[0] in OPENAI_COMPATIBLE
+
+
+def model_urls(model: str, api_base: Sequence[str]) -> list[str]:
+    """The addresses of a model.
+
+    These are the ones for it by name, else the ones for all OpenAI-compatible servers, else the one
+    in its environment variable.
+    """
     prefix = model.partition("/")[0]
-    pairs = [split(one) for one in given]
-    named = [url for name, url in pairs if name == model]
-    if named or prefix not in OWN:
-        return named
-    variable = next(
-        (value for name in OWN[prefix] if (value := os.environ.get(name, "").strip())), None
-    )
-    return [url for name, url in pairs if name is None] or (
-        [split(variable)[1]] if variable else []
-    )
+    pairs = [parse_api_base(text) for text in api_base]
+    by_name = [url for name, url in pairs if name == model]
+    if by_name or prefix not in OPENAI_COMPATIBLE:
+        return by_name
+    shared = [url for name, url in pairs if name is None]
+    if shared:
+        return shared
+    values = (os.environ.get(name, "").strip() for name in OPENAI_COMPATIBLE[prefix])
+    return [parse_api_base(value)[1] for value in values if value][:1]
 
 
-def check(given: Sequence[str], models: Sequence[str]) -> None:
-    """Raises InputError for an address that no model of the run would use."""
-    for one in given:
-        name, url = split(one)
+def check_api_base(api_base: Sequence[str], models: Sequence[str]) -> None:
+    """Raises InputError for an address that none of the models would use."""
+    for text in api_base:
+        name, url = parse_api_base(text)
         if name and name not in models:
             raise InputError(
-                f"--api-base {name}=...: no model of this run has that name; there is {', '.join(models)}"
+                f"`api_base` {name}=...: no model of this run has that name; there is "
+                f"{', '.join(models)}"
             )
-        if not any(url in addresses(model, [one]) for model in models):
+        if not any(url in model_urls(model, [text]) for model in models):
             raise InputError(
-                f"--api-base {url}: only models on a server of one's own ({', '.join(OWN)}) go to an "
-                "address without a name; for another write MODEL=URL"
+                f"`api_base` {url}: an address without a name is only for the models "
+                f"{', '.join(f'{prefix}/...' for prefix in OPENAI_COMPATIBLE)}; for another write "
+                "MODEL=URL"
             )
 
 
-def split(given: str) -> tuple[str | None, str]:
-    """ "MODEL=URL" or "URL" as the model, or None, and the URL up to /v1. Raises InputError for what is no address."""
-    before, equals, after = given.partition("=")
-    name, url = (before, after) if equals and "://" not in before else (None, given)
+def parse_api_base(text: str) -> tuple[str | None, str]:
+    """Split "MODEL=URL" or "URL" into the model, or None, and the URL up to /v1.
+
+    Raises:
+        InputError: the text is no address.
+    """
+    before, equals, after = text.partition("=")
+    name, url = (before, after) if equals and "://" not in before else (None, text)
     parts = urlsplit(url)
     try:
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
@@ -138,13 +176,9 @@ def split(given: str) -> tuple[str | None, str]:
         usable = False
     if "@" in parts.netloc:
         raise InputError(
-            "--api-base: an address with a password in it; keys belong into the environment, as "
+            "`api_base`: an address with a password in it; set a key in the environment, as "
             "HOSTED_VLLM_API_KEY or OPENAI_API_KEY"
         )
     if not usable or any(letter.isspace() for letter in url):
-        raise InputError(f"--api-base {given}: expected [MODEL=]http://HOST:PORT/v1")
+        raise InputError(f"`api_base` {text}: expected [MODEL=]http://HOST:PORT/v1")
     return name, url.rstrip("/").removesuffix("/chat/completions")
-
-
-def _openais(url: str) -> bool:
-    return urlsplit(url).hostname == "api.openai.com"

@@ -1,85 +1,81 @@
-"""How one provider's model fares in a run: its pace, its addresses, and whether asking it further makes sense."""
+"""When a run stops calling a model: not after single failures, and not only when the input ends."""
+
+from collections.abc import Callable
 
 from musiccli.core.errors import CallError, InputError
-from musiccli.core.progress import say
 from musiccli.llm.call import Call
-from musiccli.llm.endpoints import Endpoints
-from musiccli.llm.limiter import AdaptiveLimiter
-from musiccli.llm.provider_errors import ProviderError
+from musiccli.llm.provider_errors import MAX_RETRY_AFTER, ProviderError
 
-GIVE_UP_AFTER = (
-    8  # calls to a model that failed for good, one after the other, without an answer between
-)
-LONGEST_WAIT = (
-    300.0  # seconds; a provider that asks for more (a spent quota, mostly) is not waited for
-)
+MAX_FAILURES = 8  # calls that fail for good, one after the other, before the run stops
 
 
 class ModelHealth:
-    """One model's. `broken` says why no further call is made, once that is so; `kept`: finished calls are on disk."""
+    """Counts the failures of one model.
 
-    def __init__(self, endpoints: Endpoints, pace: AdaptiveLimiter, kept: bool = False):
-        self.endpoints, self.pace, self.kept = endpoints, pace, kept
-        self.broken: str | None = None
-        self._answered = self._warned = False
-        self._failed = 0  # since the last answer
+    Args:
+        cached: whether finished calls are kept, so that another run continues from them.
+        say: tells people something.
+
+    Attributes:
+        stop_reason: why no further call is made; None while calls are made.
+    """
+
+    def __init__(self, cached: bool = False, say: Callable[[str], None] = lambda text: None):
+        self.stop_reason: str | None = None
+        self._cached, self._say = cached, say
+        self._has_succeeded = self._has_warned = False
+        self._failures = 0  # since the last success
 
     def check(self) -> None:
-        """Raises InputError where the run has given this model up."""
-        if self.broken:
-            raise InputError(self.broken)
+        """Raises InputError where no further call is made."""
+        if self.stop_reason:
+            raise InputError(self.stop_reason)
 
-    def answered(self) -> None:
-        self._answered, self._failed = True, 0
-        self.pace.succeeded()
+    def record_success(self) -> None:
+        """A call succeeded."""
+        self._has_succeeded, self._failures = True, 0
 
-    def refused(self, refusal: ProviderError) -> None:
-        if refusal.overloaded:
-            self.pace.refused(None if _too_long(refusal) else refusal.retry_after)
+    def warn(self, call: Call, error: ProviderError) -> None:
+        """Say once why a model that has not replied yet is tried again."""
+        if not self._has_succeeded and not self._has_warned:
+            self._has_warned = True
+            self._say(f"{call.model}: {error}; trying again")
 
-    def worth_another(self, refusal: ProviderError) -> bool:
-        return refusal.passing and not _too_long(refusal)
+    def record_failure(
+        self, call: Call, error: ProviderError, attempts: int
+    ) -> CallError | InputError:
+        """The exception for a call that failed for good: one record's, or the whole run's.
 
-    def warn(self, call: Call, refusal: ProviderError) -> None:
-        """Say once why a model that has not answered yet is asked again: nobody should wait for it in the dark."""
-        if not self._answered and not self._warned:
-            self._warned = True
-            say(f"{call.model}: {refusal}; trying again")
-
-    def failed(self, call: Call, refusal: ProviderError, attempts: int) -> CallError | InputError:
-        """What a call that failed for good means: for its record, or for the run.
-
-        A model that has never answered is given up at once where no call can succeed (wrong key, no such model), and
-        after GIVE_UP_AFTER failures of any kind. One that has answered is given up after as many failures in a row that
-        are not of the question (too long, filtered, answered with nothing): its server died, or its credit is spent.
+        A model that has never replied stops the run at once if no call can succeed (wrong key, no
+        such model), else after MAX_FAILURES failures of any kind. A model that has replied before
+        stops it after MAX_FAILURES failures in a row that other calls would share: its server died,
+        or its credit is spent. Requests that are too long, filtered or answered with nothing do not
+        count then.
         """
-        text = f"{call.model}: {refusal}" + (
-            f" (after {attempts} attempts)" if attempts > 1 else ""
-        )
-        if _too_long(refusal):
-            text += f"; it asks for a wait of {_spell(refusal.retry_after)}, and {_spell(LONGEST_WAIT)} is the most"
-        if self._answered and not refusal.of_the_server:
-            return CallError(text)
-        self._failed += 1
-        if self.broken:  # by another that was in flight, too
-            pass
-        elif not self._answered and (refusal.fatal or self._failed >= GIVE_UP_AFTER):
-            self.broken = f"{text}; no call to it has succeeded, so the run stops here"
-        elif self._failed >= GIVE_UP_AFTER:
-            self.broken = (
-                f"{text}; {self._failed} calls to it have failed in a row, so the run stops here"
+        text = f"{call.model}: {error}" + (f" (after {attempts} attempts)" if attempts > 1 else "")
+        if error.retry_after and error.wait_too_long:
+            text += (
+                f"; it asks for a wait of {_duration(error.retry_after)}, and "
+                f"{_duration(MAX_RETRY_AFTER)} is the most"
             )
-            if self.kept:
-                self.broken += (
-                    "; the same line goes on from here, and pays for no finished call again"
-                )
-        return InputError(self.broken) if self.broken else CallError(text)
+        if self._has_succeeded and error.request_specific:
+            return CallError(text)
+        self._failures += 1
+        if not self.stop_reason:  # a call that was in flight may have set it
+            self.stop_reason = self._reason_to_stop(text, error)
+        return InputError(self.stop_reason) if self.stop_reason else CallError(text)
+
+    def _reason_to_stop(self, text: str, error: ProviderError) -> str | None:
+        if not self._has_succeeded and (error.fatal or self._failures >= MAX_FAILURES):
+            return f"{text}; no call to it has succeeded, so the run stops here"
+        if self._failures < MAX_FAILURES:
+            return None
+        reason = f"{text}; {self._failures} calls to it have failed in a row, so the run stops here"
+        if self._cached:
+            reason += "; the same command continues from here and pays for no finished call again"
+        return reason
 
 
-def _too_long(refusal: ProviderError) -> bool:
-    return (refusal.retry_after or 0) > LONGEST_WAIT
-
-
-def _spell(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

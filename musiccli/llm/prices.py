@@ -1,30 +1,52 @@
-"""What a model's tokens cost, from the price table that litellm brings along: reading it takes milliseconds, importing
-litellm seconds."""
+"""Prices of tokens, from the table that litellm brings along.
+
+Reading the table takes milliseconds; importing litellm takes seconds.
+"""
 
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import orjson
 
 TABLE = "model_prices_and_context_window_backup.json"
 
 
+class TokenPrices(NamedTuple):
+    """US dollars for one token of the prompt and for one of the reply."""
+
+    prompt: float
+    completion: float
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """US dollars for so many tokens."""
+        return prompt_tokens * self.prompt + completion_tokens * self.completion
+
+
 @cache
-def price(model: str) -> tuple[float, float] | None:
-    """US dollars per prompt token and per completion token; None where the table does not have them."""
+def listed_prices(model: str) -> TokenPrices | None:
+    """The prices of a model; None where the table does not have them."""
     if model.startswith("local/"):
-        return 0.0, 0.0
-    prefix, _, name = model.partition("/")
-    known = _table()
-    found = known.get(model) or known.get(name) or {}
-    if model not in known and found.get("litellm_provider") != prefix:
+        return TokenPrices(0.0, 0.0)
+    provider, _, name = model.partition("/")
+    table = _table()
+    entry = table.get(model) or table.get(name) or {}
+    if model not in table and entry.get("litellm_provider") != provider:
         return None
-    prices = found.get("input_cost_per_token"), found.get("output_cost_per_token")
-    return None if None in prices else prices
+    return prices_of(entry)
 
 
-def _table() -> dict:
+def prices_of(entry: dict[str, Any]) -> TokenPrices | None:
+    """The prices in an entry of litellm's table; None where one of the two is missing."""
+    prompt, completion = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
+    return None if prompt is None or completion is None else TokenPrices(prompt, completion)
+
+
+def _table() -> dict[str, Any]:
     spec = find_spec("litellm")
-    path = Path(spec.submodule_search_locations[0], TABLE) if spec else None
-    return orjson.loads(path.read_bytes()) if path and path.exists() else {}
+    if not spec or not spec.submodule_search_locations:
+        return {}
+    path = Path(spec.submodule_search_locations[0], TABLE)
+    table: dict[str, Any] = orjson.loads(path.read_bytes()) if path.exists() else {}
+    return table

@@ -1,26 +1,36 @@
-"""Continuous batching: rows join a batch when they come, leave it when they are done, and never wait for one another.
+"""Continuous batching: rows join a running batch and leave it when they are done.
 
-Keys and values of all rows stand in one buffer that is written in place. A row's tokens end where every row's do, at a
-column that moves right with each token: to come costs a row its own copy, to leave that of one other, a token nothing.
-What a row has read is kept for prompts that begin alike.
+The keys and values of all rows stand in one buffer, which is written in place. The tokens of every
+row end at the same column, which moves to the right with each token. A row that joins is copied
+once; one that leaves is replaced by a copy of the last row; a token costs no copy.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from musiccli.llm.local.prefix_cache import PrefixCache
+from musiccli.llm.local.prefix_cache import Layers, PrefixCache
 
 TOP_K = 64  # candidates that top-p sampling considers
-TOGETHER = 8  # prompts of similar length prefilled in one pass, so that little of it is padding
-SPARE = 256  # columns that a buffer is made with beyond those that it needs
+PREFILL_ROWS = 8  # prompts of similar length that are read in one pass: little of it is padding
+SPARE_COLUMNS = 256  # columns of a new buffer beyond those that it needs
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt as text, special tokens and all, and how to continue it."""
+    """A prompt and how to continue it.
+
+    Attributes:
+        prompt: the text, special tokens included.
+        max_tokens: most tokens of the answer.
+        temperature: 0 always takes the likeliest token.
+        top_p: nucleus sampling (arXiv 1904.09751).
+        seed: of this request's sampling.
+        stop: strings that end the answer.
+    """
 
     prompt: str
     max_tokens: int
@@ -32,7 +42,14 @@ class Request:
 
 @dataclass(eq=False)
 class Row:
-    """One request under way: its prompt's tokens, what was written so far, and its own source of chance."""
+    """One request under way.
+
+    Attributes:
+        request: what was asked.
+        ids: tokens of the prompt.
+        written: tokens of the answer so far.
+        generator: the request's own random numbers.
+    """
 
     request: Request
     ids: list[int]
@@ -43,148 +60,176 @@ class Row:
 
     @property
     def cached_length(self) -> int:
-        """Tokens whose keys and values are there: all but the one written last."""
+        """Tokens whose keys and values are in the buffer: all but the last one written."""
         return len(self.ids) + len(self.written) - 1
 
 
 class Layer(CacheLayerMixin):
-    """One layer's keys and values, (rows, heads, columns, size) each, of which a `Batch` says what is in use."""
+    """One layer's buffers: keys and values, (rows, heads, columns, size) each.
+
+    The batch says which rows and columns are in use.
+    """
 
     def __init__(self, batch: "Batch", keys: torch.Tensor, values: torch.Tensor):
         super().__init__()
         self.batch, self.keys, self.values, self.is_initialized = batch, keys, values, True
 
-    def update(self, key, value, *args, **kwargs):
-        rows, low, end = len(self.batch.rows), self.batch.low, self.batch.end
+    def update(self, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any):
+        """Write one token's keys and values, and return all that are in use."""
+        rows, start, end = len(self.batch.rows), self.batch.start, self.batch.end
         self.keys[:rows, :, end - 1], self.values[:rows, :, end - 1] = key[:, :, 0], value[:, :, 0]
-        return self.keys[:rows, :, low:end], self.values[:rows, :, low:end]
+        return self.keys[:rows, :, start:end], self.values[:rows, :, start:end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.batch.end - self.batch.low, 0
+        """Columns of the attention mask, and its offset."""
+        return self.batch.end - self.batch.start, 0
 
     def get_seq_length(self) -> int:
-        return self.batch.end - self.batch.low - 1
+        """Columns in use before the token that is being read."""
+        return self.batch.end - self.batch.start - 1
 
     def get_max_length(self) -> int:
+        """No limit."""
         return -1
 
-    def lazy_initialization(self, key_states, value_states) -> None:
-        """There is nothing to be done later."""
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """The buffers exist from the start."""
 
 
 class Batch:
-    """The rows under way in one model. The columns from `low` up to `end` of its buffers are in use."""
+    """The rows under way in one model.
+
+    Attributes:
+        rows: the rows, in the order of the buffers' rows.
+        start, end: the columns of the buffers from `start` up to `end` are in use.
+        end_tokens: tokens that end an answer.
+        prefixes: keys and values of texts that were read before.
+    """
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
-        ends = model.generation_config.eos_token_id
-        self.ends = set(ends if isinstance(ends, list) else [ends])  # tokens that end a reply
+        end_tokens = model.generation_config.eos_token_id
+        self.end_tokens = set(end_tokens if isinstance(end_tokens, list) else [end_tokens])
         self.prefixes = PrefixCache()
         self.clear()
 
     def clear(self) -> None:
+        """Drop all rows and the buffers."""
         self.rows: list[Row] = []
-        self.low = self.end = 0
+        self.start = self.end = 0
         self._cache = Cache(layers=[])
 
     @torch.inference_mode()
     def join(self, rows: list[Row]) -> list[Row]:
-        """Read the prompts of new rows and write a first token for each; returns the rows that are done already."""
-        found = {row: self.prefixes.find(row.ids[:-1]) for row in rows}
-        rows = sorted(rows, key=lambda row: len(row.ids) - found[row][0])
-        for start in range(0, len(rows), TOGETHER):
-            self._prefill({row: found[row] for row in rows[start : start + TOGETHER]})
-        return self._leave()
+        """Read the prompts of new rows and write their first tokens; returns the finished rows."""
+        prefixes = {row: self.prefixes.longest_prefix(row.ids[:-1]) for row in rows}
+        rows = sorted(rows, key=lambda row: len(row.ids) - prefixes[row][0])
+        for first in range(0, len(rows), PREFILL_ROWS):
+            self._prefill({row: prefixes[row] for row in rows[first : first + PREFILL_ROWS]})
+        return self._remove_finished()
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
-        """Write one token in every row; returns the rows that are done now."""
+        """Write one token in every row; returns the finished rows."""
         device = self.model.device
         self._make_room(self._cache.layers, len(self.rows), 0, 1)
         self.end += 1
-        cached_length = torch.tensor(
+        lengths = torch.tensor(
             [[row.cached_length + 1] for row in self.rows], device=device
         )  # (rows, 1)
-        mask = (torch.arange(self.low, self.end, device=device) >= self.end - cached_length).long()
+        mask = (torch.arange(self.start, self.end, device=device) >= self.end - lengths).long()
         tokens = torch.tensor([row.written[-1:] for row in self.rows], device=device)
-        self._write(self.rows, self._forward(tokens, mask, cached_length - 1, self._cache))
-        return self._leave()
+        self._write(self.rows, self._forward(tokens, mask, lengths - 1, self._cache))
+        return self._remove_finished()
 
-    def _prefill(self, found: dict[Row, tuple[int, list]]) -> None:
-        """Read the rows' prompts. All read as many tokens as the row that has most to read; what stands before these
-        was found, and is copied."""
-        rows, device = [*found], self.model.device
+    def _prefill(self, prefixes: dict[Row, tuple[int, Layers]]) -> None:
+        """Read the prompts of some rows.
+
+        All rows read as many tokens as the one that has most to read. What stands before these
+        is copied from the cached prefixes.
+        """
+        rows, device = [*prefixes], self.model.device
         longest = max(len(row.ids) for row in rows)
-        before = longest - max(len(row.ids) - there for row, (there, _) in found.items())
+        known = longest - max(len(row.ids) - length for row, (length, _) in prefixes.items())
         ids, mask = (
             torch.zeros(len(rows), longest, dtype=torch.long, device=device) for _ in range(2)
         )
         for index, row in enumerate(rows):
             ids[index, longest - len(row.ids) :] = torch.tensor(row.ids)
             mask[index, longest - len(row.ids) :] = 1
-        cache = self._known(found, longest, before)
+        cache = self._prefix_columns(prefixes, longest, known)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self._write(rows, self._forward(ids[:, before:], mask, positions[:, before:], cache))
+        self._write(rows, self._forward(ids[:, known:], mask, positions[:, known:], cache))
         self._make_room(cache.layers, len(self.rows) + len(rows), longest, 0)
         first, last = len(self.rows), len(self.rows) + len(rows)
-        for own, new in zip(self._cache.layers, cache.layers, strict=True):
-            own.keys[first:last, :, self.end - longest : self.end] = new.keys
-            own.values[first:last, :, self.end - longest : self.end] = new.values
+        for buffer, layer in zip(self._cache.layers, cache.layers, strict=True):
+            buffer.keys[first:last, :, self.end - longest : self.end] = layer.keys
+            buffer.values[first:last, :, self.end - longest : self.end] = layer.values
         self.rows = self.rows + rows
-        self._forget()
+        self._release_columns()
 
     @staticmethod
-    def _known(found: dict[Row, tuple[int, list]], longest: int, before: int) -> DynamicCache:
-        """The columns up to `before` of rows that all end at `longest`."""
+    def _prefix_columns(
+        prefixes: dict[Row, tuple[int, Layers]], longest: int, known: int
+    ) -> DynamicCache:
+        """The first `known` columns of rows that all end at column `longest`."""
         cache = DynamicCache()
-        like = next((layers for _, layers in found.values() if layers), []) if before else []
-        for number, pair in enumerate(like):
-            columns = [one.new_zeros(len(found), len(one), before, one.shape[2]) for one in pair]
-            for index, (row, (_, layers)) in enumerate(found.items()):
-                count = before - (longest - len(row.ids))
+        example = next((layers for _, layers in prefixes.values() if layers), []) if known else []
+        for number, pair in enumerate(example):
+            columns = [
+                tensor.new_zeros(len(prefixes), len(tensor), known, tensor.shape[2])
+                for tensor in pair
+            ]
+            for index, (row, (_, layers)) in enumerate(prefixes.items()):
+                count = known - (longest - len(row.ids))
                 if count > 0:
-                    for to, one in zip(columns, layers[number], strict=True):
-                        to[index, :, before - count :] = one[:, :count]
+                    for target, source in zip(columns, layers[number], strict=True):
+                        target[index, :, known - count :] = source[:, :count]
             cache.update(*columns, number)
         return cache
 
-    def _make_room(self, like: list, rows: int, before: int, after: int) -> None:
-        """Buffers for so many rows, with `before` columns up to `end` and `after` behind it; what is in use moves with
-        `end`. `like` has layers of the same shapes."""
-        there = self._cache.layers
-        rows = max([rows, *(len(one.keys) for one in there[:1])])
+    def _make_room(self, example: list, rows: int, before: int, after: int) -> None:
+        """Grow the buffers if need be.
+
+        Args:
+            example: layers with keys and values of the same heads and sizes.
+            rows: rows that the buffers must have.
+            before: columns that they must have up to `end`.
+            after: columns that they must have behind `end`.
+        """
+        layers = self._cache.layers
+        rows = max([rows, *(len(layer.keys) for layer in layers[:1])])
         if (
-            there
-            and rows == len(there[0].keys)
+            layers
+            and rows == len(layers[0].keys)
             and before <= self.end
-            and self.end + after <= there[0].keys.shape[2]
+            and self.end + after <= layers[0].keys.shape[2]
         ):
             return
-        used, count, end = (
-            slice(self.low, self.end),
-            len(self.rows),
-            max(before, self.end - self.low),
-        )
-        low = end - (self.end - self.low)
+        used, count = slice(self.start, self.end), len(self.rows)
+        end = max(before, self.end - self.start)
+        start = end - (self.end - self.start)
 
-        def moved(like: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
-            new = like.new_zeros(rows, like.shape[1], end + after + SPARE, like.shape[3])
-            if count:
-                new[:count, :, low:end] = old[:count, :, used]
+        def moved(example: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
+            columns = end + after + SPARE_COLUMNS
+            new = example.new_zeros(rows, example.shape[1], columns, example.shape[3])
+            if old is not None:
+                new[:count, :, start:end] = old[:count, :, used]
             return new
 
-        pairs = zip(like, there or [None] * len(like), strict=True)
+        pairs = zip(example, layers or [None] * len(example), strict=True)
         self._cache = Cache(
             layers=[
                 Layer(
-                    self, moved(one.keys, old and old.keys), moved(one.values, old and old.values)
+                    self, moved(new.keys, old and old.keys), moved(new.values, old and old.values)
                 )
-                for one, old in pairs
+                for new, old in pairs
             ]
         )
-        self.low, self.end = low, end
+        self.start, self.end = start, end
 
-    def _forward(self, tokens, mask, positions, cache) -> torch.Tensor:  # -> (rows, vocabulary)
+    def _forward(self, tokens, mask, positions, cache) -> torch.Tensor:
+        """The logits of the last tokens, (rows, vocabulary)."""
         return self.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -198,38 +243,36 @@ class Batch:
         for row, token in zip(rows, sample(logits, rows), strict=True):
             row.written.append(token)
 
-    def _leave(self) -> list[Row]:
-        """Take out the rows that are done; the last one moves into the place of each."""
-        done = [row for row in self.rows if self._done(row)]
-        for row in done:
-            place, last = self.rows.index(row), self.rows[-1]
-            self._keep(row, place)
+    def _remove_finished(self) -> list[Row]:
+        """Take out the finished rows; the last row moves into the place of each."""
+        finished = [row for row in self.rows if self._is_finished(row)]
+        for row in finished:
+            index, last = self.rows.index(row), self.rows[-1]
+            self._store_prefix(row, index)
             if row is not last:
                 columns = slice(self.end - last.cached_length, self.end)
                 for layer in self._cache.layers:
-                    layer.keys[place, :, columns] = layer.keys[len(self.rows) - 1, :, columns]
-                    layer.values[place, :, columns] = layer.values[len(self.rows) - 1, :, columns]
-                self.rows[place] = last
+                    layer.keys[index, :, columns] = layer.keys[len(self.rows) - 1, :, columns]
+                    layer.values[index, :, columns] = layer.values[len(self.rows) - 1, :, columns]
+                self.rows[index] = last
             del self.rows[-1]
-        self._forget()
-        return done
+        self._release_columns()
+        return finished
 
-    def _keep(self, row: Row, place: int) -> None:
+    def _store_prefix(self, row: Row, index: int) -> None:
         columns = slice(self.end - row.cached_length, self.end)
-        self.prefixes.keep(
-            [*row.ids, *row.written[:-1]],
-            [
-                (one.keys[place, :, columns].clone(), one.values[place, :, columns].clone())
-                for one in self._cache.layers
-            ],
-        )
+        layers = [
+            (layer.keys[index, :, columns].clone(), layer.values[index, :, columns].clone())
+            for layer in self._cache.layers
+        ]
+        self.prefixes.store([*row.ids, *row.written[:-1]], layers)
 
-    def _forget(self) -> None:
-        """Columns in which no row has a token any more are out of use."""
-        self.low = self.end - max((row.cached_length for row in self.rows), default=0)
+    def _release_columns(self) -> None:
+        """Columns in which no row has a token are not in use."""
+        self.start = self.end - max((row.cached_length for row in self.rows), default=0)
 
-    def _done(self, row: Row) -> bool:
-        if row.written[-1] in self.ends or len(row.written) >= row.request.max_tokens:
+    def _is_finished(self, row: Row) -> bool:
+        if row.written[-1] in self.end_tokens or len(row.written) >= row.request.max_tokens:
             return True
         return bool(row.request.stop) and any(
             stop in self.tokenizer.decode(row.written) for stop in row.request.stop
@@ -237,9 +280,13 @@ class Batch:
 
 
 def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
-    """The next token of each row from logits (rows, vocabulary): its own temperature, top-p and seed.
+    """The next token of each row, by the row's temperature, top-p and random numbers.
 
-    By the Gumbel-max trick: with noise added, the largest score is a sample, and each row's noise is its own.
+    Gumbel-max trick: with Gumbel noise added to the scores, the largest one is a sample.
+
+    Args:
+        logits: (rows, vocabulary).
+        rows: the rows, in the same order.
     """
     temperature = torch.tensor([[max(row.request.temperature, 1e-6)] for row in rows])
     top_p = torch.tensor([[row.request.top_p] for row in rows])

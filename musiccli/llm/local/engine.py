@@ -1,12 +1,13 @@
-"""Chat models inside this process: requests of many conversations, answered together in batches.
+"""A chat model in this process: the requests of many conversations, answered in batches.
 
-A thread owns the model. Up to `BATCH` requests are under way at once; one that is done makes room for one that
-waits, the one for the oldest item first. Each keeps its own temperature, seed, stops and token limit, so an answer does
-not depend on its batch-mates beyond float noise.
+A thread owns the model. Up to BATCH_ROWS requests are under way at once. A finished one makes room
+for the waiting request of the oldest item. Each request has its own temperature, seed, stops and
+token limit, so its answer does not depend on the rest of the batch beyond float noise.
 """
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -18,72 +19,87 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from musiccli.core.bundled_models import path_or_hub_id
 from musiccli.core.errors import CallError, InputError
-from musiccli.core.progress import say
 from musiccli.core.quiet import quiet_libraries
+from musiccli.core.records import Message
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.llm.concurrency import CURRENT_ITEM
 from musiccli.llm.local.batch import Batch, Request, Row
 
-BATCH = 24  # requests answered together; measured on 2 cores: more than 24 gains little
+BATCH_ROWS = 24  # requests under way; measured on 2 cores: more gains little
+UNLIMITED_CONTEXT = 1 << 20  # tokens, where a model names no limit
 
 
 @dataclass(frozen=True)
 class Completion:
+    """The answer to a request. `finish` is OpenAI's finish_reason: "stop" or "length"."""
+
     text: str
-    finish: str  # "stop" or "length", as OpenAI's finish_reason
+    finish: str
     prompt_tokens: int
     completion_tokens: int
 
 
 class LocalEngine:
-    """One transformers model, its tokenizer and the thread that generates."""
+    """One model, its tokenizer, and the thread that generates.
 
-    def __init__(self, name: str):
-        path = path_or_hub_id(name, say)
+    Args:
+        name: the model's name, as "local/smollm2".
+        say: tells people something.
+
+    Raises:
+        InputError: the model cannot be loaded.
+    """
+
+    def __init__(self, name: str, say: Callable[[str], None] = lambda text: None):
+        self.name = name
+        self._load(path_or_hub_id(name, say))
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        self.context = limit or UNLIMITED_CONTEXT
+        self._batch = Batch(self.model, self.tokenizer)
+        # A heap: the oldest item goes first, then whoever asked first.
+        self._queue: list[tuple[int, int, Row]] = []
+        self._ticket = count()
+        self._futures: dict[Row, Future[Completion]] = {}
+        self._ready = threading.Condition()
+        self._closed = threading.Event()
+        for layer in getattr(self.model.base_model, "layers", ()):
+            layer.register_forward_pre_hook(self._check_open)
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        self._thread.start()
+
+    def _load(self, path: str) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
         retain_freed_memory()
         try:
             with quiet_libraries():
                 self.tokenizer = AutoTokenizer.from_pretrained(path)
-                self.model = (
-                    AutoModelForCausalLM.from_pretrained(
-                        path, dtype=torch.bfloat16 if device == "cuda" else torch.float32
-                    )
-                    .to(device)
-                    .eval()
-                )
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # ValueError: a folder without a model, a model that cannot generate
-            raise InputError(f"{name}: cannot be loaded: {str(error).splitlines()[0]}") from error
+                model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        except (OSError, ValueError) as error:  # ValueError: no model, or one that cannot generate
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self.name}: cannot be loaded: {reason}") from error
+        self.model = model.to(device).eval()
         use_onednn_linear(self.model)
-        self.name = name
-        self.context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
-        self._batch = Batch(self.model, self.tokenizer)
-        self._queue: list[
-            tuple[int, int, Row]
-        ] = []  # a heap: the oldest item, then who asked first
-        self._asked = count()
-        self._futures: dict[Row, Future] = {}
-        self._ready = threading.Condition()
-        self._closed = threading.Event()
-        for layer in getattr(self.model.base_model, "layers", ()):
-            layer.register_forward_pre_hook(self._stay_open)
-        self._thread = threading.Thread(target=self._serve, name=f"engine {name}", daemon=True)
-        self._thread.start()
 
-    def render(self, messages: list[dict], speaker: str = "assistant") -> str:
-        """The conversation as the model's template writes it, up to where `speaker` ("assistant" or "user") begins."""
-        render = self.tokenizer.apply_chat_template
+    def render(self, messages: list[Message], speaker: str = "assistant") -> str:
+        """Write a conversation with the model's template, up to where the speaker begins.
+
+        Args:
+            messages: the conversation.
+            speaker: "assistant" or "user".
+
+        Raises:
+            InputError: the model has no template.
+            CallError: its template refuses the conversation.
+        """
+        apply = self.tokenizer.apply_chat_template
         try:
             if speaker == "assistant":
-                return render(messages, tokenize=False, add_generation_prompt=True)
+                return apply(messages, tokenize=False, add_generation_prompt=True)
             mark = "\u2063speaks here\u2063"
-            return render(
-                [*messages, {"role": speaker, "content": mark}], tokenize=False
-            ).partition(mark)[0]
+            text = apply([*messages, {"role": speaker, "content": mark}], tokenize=False)
+            return text.partition(mark)[0]
         except ValueError as error:
             raise InputError(
                 f"{self.name}: has no chat template; use a chat model, or a completion prompt"
@@ -94,46 +110,52 @@ class LocalEngine:
             ) from error
 
     async def complete(self, request: Request) -> Completion:
-        """Continue `request.prompt`. Raises CallError where it does not fit into the model's context."""
+        """Continue a prompt. Raises CallError where it does not fit into the model's context."""
         ids = self.tokenizer(request.prompt, add_special_tokens=False).input_ids
         if len(ids) + request.max_tokens > self.context:
             raise CallError(
-                f"{self.name}: {len(ids)} + {request.max_tokens} tokens do not fit into {self.context}"
+                f"{self.name}: {len(ids)} + {request.max_tokens} tokens do not fit into "
+                f"{self.context}"
             )
-        row, future = Row(request, ids), Future()
+        row = Row(request, ids)
+        future: Future[Completion] = Future()
         with self._ready:
             if self._closed.is_set():
                 raise CallError(f"{self.name}: closed")
             self._futures[row] = future
-            heappush(self._queue, (CURRENT_ITEM.get().number, next(self._asked), row))
+            heappush(self._queue, (CURRENT_ITEM.get().number, next(self._ticket), row))
             self._ready.notify()
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """End the thread, in the middle of a batch if need be: torch aborts a process that exits while it computes."""
+        """End the thread, in the middle of a batch if need be.
+
+        torch aborts a process that exits while it computes.
+        """
         with self._ready:
             self._closed.set()
             self._ready.notify()
         self._thread.join(timeout=30)
 
-    def _stay_open(self, *_: object) -> None:
-        """Asked before each layer of the network: a whole batch may take seconds to pass it."""
+    def _check_open(self, *_: object) -> None:
+        """Runs before each layer of the network: a whole batch may take seconds to pass it."""
         if self._closed.is_set():
             raise CallError("closed")
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
+        """What the thread does."""
         batch = self._batch
         while not self._closed.is_set():
             rows = self._next_rows()
             try:
-                done = batch.join(rows) if rows else []
-                done += batch.step() if batch.rows else []
+                finished = batch.join(rows) if rows else []
+                finished += batch.step() if batch.rows else []
             except Exception as error:
                 self._fail([*{*rows, *batch.rows}], error)
                 batch.clear()
             else:
-                for row in done:
-                    self._futures.pop(row).set_result(self._read(row))
+                for row in finished:
+                    self._futures.pop(row).set_result(self._completion(row))
         self._fail([*self._futures], "closed")
 
     def _fail(self, rows: list[Row], reason: object) -> None:
@@ -143,19 +165,20 @@ class LocalEngine:
                 future.set_exception(CallError(f"{self.name}: {reason}"))
 
     def _next_rows(self) -> list[Row]:
-        """Who waits and finds room in the batch; where the batch is empty, this waits for somebody."""
+        """The waiting rows for which the batch has room. An empty batch waits for one."""
         with self._ready:
             if not self._batch.rows:
                 self._ready.wait_for(lambda: self._queue or self._closed.is_set())
-            room = min(BATCH - len(self._batch.rows), len(self._queue))
+            room = min(BATCH_ROWS - len(self._batch.rows), len(self._queue))
             rows = [heappop(self._queue)[-1] for _ in range(room)]
         wanted = [row for row in rows if self._futures[row].set_running_or_notify_cancel()]
         for row in {*rows} - {*wanted}:
             del self._futures[row]
         return wanted
 
-    def _read(self, row: Row) -> Completion:
-        ended = row.written[-1] in self._batch.ends
+    def _completion(self, row: Row) -> Completion:
+        """The answer of a finished row, without the stop string and what follows it."""
+        ended = row.written[-1] in self._batch.end_tokens
         ids = row.written[:-1] if ended else row.written
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         cut = min((text.find(stop) for stop in row.request.stop if stop in text), default=None)

@@ -1,104 +1,127 @@
-"""One call to a provider through litellm, and what its refusals mean."""
+"""The provider for everything that litellm knows how to call."""
 
+import logging
 import os
 import re
+import warnings
 from functools import cache
+from types import ModuleType
+from typing import Any
 
 from musiccli.core.errors import InputError
-from musiccli.llm import prices
 from musiccli.llm.call import Call, Reply
-from musiccli.llm.endpoints import OWN
-from musiccli.llm.provider_errors import ProviderError, seconds_until
+from musiccli.llm.endpoints import OPENAI_COMPATIBLE
+from musiccli.llm.prices import TokenPrices, listed_prices, prices_of
+from musiccli.llm.provider_errors import ProviderError, parse_retry_after
 
-HOPELESS = re.compile(
-    r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE
-)  # litellm calls these 500
+# litellm gives these errors status 500; no later attempt helps.
+UNUSABLE = re.compile(r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE)
 
 
-async def complete(call: Call, timeout: float, api_base: str | None) -> Reply:
-    """The provider's reply to one call, tried once. Raises Refusal."""
-    litellm = _litellm()
-    options = {"stop": list(call.stop)} if call.stop else {}
-    if call.schema and litellm.supports_response_schema(call.model):
-        options |= call.response_format
-    top_p = (
-        None if call.top_p == 1 else call.top_p
-    )  # 1 is everybody's own, and Claude takes none beside a temperature
+class LiteLLMProvider:
+    """Calls a provider through litellm, which finds the key in the environment.
+
+    Args:
+        timeout: seconds for one attempt.
+    """
+
+    def __init__(self, timeout: float):
+        self.timeout = timeout
+
+    async def complete(self, call: Call, url: str | None = None, key: str | None = None) -> Reply:
+        """Send one call once. Raises ProviderError; InputError where the name has no provider."""
+        litellm = _litellm()
+        options: dict[str, Any] = {"stop": list(call.stop)} if call.stop else {}
+        if call.schema and litellm.supports_response_schema(call.model):
+            options |= call.response_format
+        try:
+            response = await litellm.acompletion(
+                model=call.model,
+                messages=list(call.messages),
+                max_tokens=call.max_tokens,
+                temperature=call.temperature,
+                # 1 is everybody's default, and Claude takes none beside a temperature.
+                top_p=None if call.top_p == 1 else call.top_p,
+                seed=call.call_seed,
+                timeout=self.timeout,
+                api_base=url,
+                num_retries=0,
+                max_retries=0,
+                **options,
+            )
+        except Exception as error:
+            # Not `from error`: its text may quote the key, and --debug would show it.
+            raise provider_error(error) from None
+        return _read(litellm, response, call.model)
+
+
+def token_prices(model: str) -> TokenPrices | None:
+    """The prices of a model; None where nobody knows them.
+
+    litellm also knows names that its table does not list, but not those of the user's own servers.
+    """
+    prices = listed_prices(model)
+    if prices or model.partition("/")[0] in OPENAI_COMPATIBLE:
+        return prices
     try:
-        answer = await litellm.acompletion(
-            model=call.model,
-            messages=list(call.messages),
-            max_tokens=call.max_tokens,
-            temperature=call.temperature,
-            top_p=top_p,
-            seed=call.call_seed,
-            timeout=timeout,
-            api_base=api_base,
-            num_retries=0,
-            max_retries=0,
-            **options,
-        )
-    except Exception as error:
-        raise _refusal(error) from None  # its own text may quote the key, and --debug would show it
-    choice = answer.choices[0] if answer.choices else None
-    text = (choice.message.content if choice else "") or ""
-    text = text.strip()
-    usage = getattr(answer, "usage", None)
-    return Reply(
-        text,
-        (choice and choice.finish_reason) or "stop",
-        getattr(usage, "prompt_tokens", 0) or 0,
-        getattr(usage, "completion_tokens", 0) or 0,
-        _cost(litellm, answer, call.model),
-    )
-
-
-def price(model: str) -> tuple[float, float] | None:
-    """US dollars per prompt token and per completion token; None where nobody knows. litellm knows names that its table
-    does not list, but not those of one's own server."""
-    known = prices.price(model)
-    if known or model.partition("/")[0] in OWN:
-        return known
-    try:
-        known = _litellm().get_model_info(model)
-    except Exception:  # litellm raises a bare Exception for a model it does not list
+        return prices_of(_litellm().get_model_info(model))
+    except Exception:  # litellm raises a bare Exception for a model that it does not list
         return None
-    found = known.get("input_cost_per_token"), known.get("output_cost_per_token")
-    return None if None in found else found
+
+
+def provider_error(error: Exception) -> ProviderError | InputError:
+    """What an exception of litellm means."""
+    text = str(error).partition("Traceback (most recent call last)")[0]
+    if type(error).__name__ == "BadRequestError" and "LLM Provider NOT provided" in text:
+        return InputError(
+            f"{getattr(error, 'model', None) or 'model'}: name the provider, as in "
+            "gemini/gemini-1.5-pro or hosted_vllm/NAME; local/NAME runs in this process"
+        )
+    code = str(getattr(error, "status_code", None))
+    # A status below 400 comes with a body that does not parse.
+    status = int(code) if code.isdigit() and int(code) >= 400 else 500
+    if UNUSABLE.search(text):
+        status = 401
+    return ProviderError(text, status, _retry_after(error))
 
 
 @cache
-def _litellm():
-    """litellm, imported when a provider is first called (it takes seconds), kept from the network and the screen."""
+def _litellm() -> ModuleType:
+    """litellm, kept from the network and the screen. Importing it takes seconds."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-    import logging
-    import warnings
-
     import litellm
 
     litellm.suppress_debug_info, litellm.drop_params, litellm.telemetry = True, True, False
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # When a run is interrupted, litellm leaves a coroutine behind that it had not begun.
+    # When a run is interrupted, litellm leaves a coroutine that it has not started.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    return litellm
+    module: ModuleType = litellm
+    return module
 
 
-def _refusal(error: Exception) -> ProviderError | InputError:
-    status = getattr(error, "status_code", None)
-    status = (
-        int(status) if str(status).isdigit() and int(status) >= 400 else 500
-    )  # 200: a body that does not parse
-    name = type(error).__name__
-    if name == "BadRequestError" and "LLM Provider NOT provided" in str(error):
-        return InputError(
-            f"{getattr(error, 'model', None) or 'model'}: name the provider, as in "
-            "gemini/gemini-1.5-pro or hosted_vllm/NAME; local/NAME runs in this process"
-        )
-    text = str(error).partition("Traceback (most recent call last)")[0]
-    if HOPELESS.search(text):
-        status = 401
-    return ProviderError(text, status, _retry_after(error))
+def _read(litellm: ModuleType, response: Any, model: str) -> Reply:
+    choice = response.choices[0] if response.choices else None
+    text = (choice.message.content if choice else "") or ""
+    usage = getattr(response, "usage", None)
+    return Reply(
+        text.strip(),
+        (choice and choice.finish_reason) or "stop",
+        getattr(usage, "prompt_tokens", 0) or 0,
+        getattr(usage, "completion_tokens", 0) or 0,
+        _cost(litellm, response, model),
+    )
+
+
+def _cost(litellm: ModuleType, response: Any, model: str) -> float | None:
+    computed = getattr(response, "_hidden_params", {})
+    if "response_cost" in computed:  # computing it again would take a quarter of a call's time
+        cost: float | None = computed["response_cost"]
+        return cost
+    try:
+        return float(litellm.completion_cost(response, model=model))
+    except Exception:  # litellm raises a bare Exception for a model that it does not list
+        return None
 
 
 def _retry_after(error: Exception) -> float | None:
@@ -107,17 +130,5 @@ def _retry_after(error: Exception) -> float | None:
         getattr(getattr(error, "response", None), "headers", None),
     ):
         if value := (headers or {}).get("retry-after"):
-            return seconds_until(value)
+            return parse_retry_after(value)
     return None
-
-
-def _cost(litellm, answer, model: str) -> float | None:
-    reckoned = getattr(answer, "_hidden_params", {})
-    if (
-        "response_cost" in reckoned
-    ):  # litellm has done so by itself; once more would take a quarter of a call's time
-        return reckoned["response_cost"]
-    try:
-        return litellm.completion_cost(answer, model=model)
-    except Exception:  # litellm raises a bare Exception for a model it does not list
-        return None

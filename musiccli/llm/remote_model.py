@@ -1,0 +1,147 @@
+"""One model behind a provider: sends its calls, and retries those that fail."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from musiccli.core.errors import InputError
+from musiccli.llm import limiter
+from musiccli.llm.budget import Budget
+from musiccli.llm.call import Call, Reply
+from musiccli.llm.config import ClientConfig
+from musiccli.llm.endpoints import Endpoints
+from musiccli.llm.limiter import AdaptiveLimiter
+from musiccli.llm.model_health import ModelHealth
+from musiccli.llm.provider_errors import REQUEST_SPECIFIC, EmptyReply, ProviderError
+from musiccli.llm.providers import Providers
+from musiccli.llm.usage import Usage
+
+
+class RemoteModel:
+    """One model of a client.
+
+    Args:
+        model: the model's name.
+        config: how models are called.
+        providers: the ways to reach the model.
+        budget: the run's money.
+        cached: whether finished calls are kept, so that another run continues from them.
+        say: tells people something.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: ClientConfig,
+        providers: Providers,
+        budget: Budget,
+        cached: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self._attempts = config.attempts
+        self._providers, self._budget, self._say = providers, budget, say
+        self.endpoints = Endpoints(model, config.api_base, say)
+        self.limiter = AdaptiveLimiter(config.concurrency)
+        self.health = ModelHealth(cached, say)
+        self._rejected: dict[str, Any] = {}  # field of a call that the model rejects -> None
+
+    async def complete(self, call: Call, usage: Usage) -> Reply:
+        """The reply to a call, after as many attempts as it takes; they are counted in `usage`.
+
+        Raises:
+            CallError: the call failed for good.
+            InputError: no call to this model can succeed.
+            LimitReached: the money is spent.
+        """
+        if call.mode != "chat":
+            raise InputError(
+                f"{call.model}: only local/ models continue raw text; choose other `prompts`"
+            )
+        await self._budget.start_item()
+        attempt, failovers = 1, 0
+        while True:
+            try:
+                async with self.limiter.slot():
+                    # Checked in the slot, so that none of the calls that wait for one starts.
+                    self.health.check()
+                    self._budget.check()
+                    reply = await self._attempt(call)
+            except ProviderError as error:
+                self._record_error(error, usage)
+                if failovers < len(self.endpoints.all) - 1 and self.endpoints.can_fail_over(error):
+                    usage.retries, failovers = usage.retries + 1, failovers + 1
+                    continue
+                if attempt == self._attempts or not error.retryable:
+                    raise self.health.record_failure(call, error, attempt) from error
+                usage.retries += 1
+                self.health.warn(call, error)
+                await asyncio.sleep(_delay(error, attempt))
+                attempt, failovers = attempt + 1, 0
+            else:
+                self.limiter.record_success()
+                self.health.record_success()
+                self._charge(call, reply, usage)
+                return reply
+
+    def slow_down(self, error: ProviderError) -> None:
+        """Lower the limit after an overload, and pause if the provider asks for a sensible wait."""
+        if error.overloaded:
+            self.limiter.record_overload(None if error.wait_too_long else error.retry_after)
+
+    def _record_error(self, error: ProviderError, usage: Usage) -> None:
+        self.slow_down(error)
+        if isinstance(error, EmptyReply):  # nothing came, and that costs tokens, too
+            usage.add(error.reply)
+            self._budget.charge(error.reply.cost or 0.0)
+
+    def _charge(self, call: Call, reply: Reply, usage: Usage) -> None:
+        if reply.cost is None and not usage.price_unknown and self._budget.max_cost < math.inf:
+            self._say(f"{call.model}: its price is unknown, so `max_cost` cannot count it")
+        usage.add(reply)
+        self._budget.charge(reply.cost or 0.0)
+
+    async def _attempt(self, call: Call) -> Reply:
+        """One attempt, without the fields that the model rejects. Later calls leave them out, too."""
+        rejected = dict(self._rejected)
+        while True:
+            try:
+                reply = await self._send(replace(call, **rejected))
+            except ProviderError as error:
+                name = rejected_field(replace(call, **rejected), error)
+                if name is None:
+                    raise
+                rejected[name] = None
+            else:
+                for name in rejected.keys() - self._rejected.keys() - {"schema"}:
+                    value = getattr(call, name)
+                    self._say(f"{call.model}: rejects {name}={value:g}; left out from here on")
+                self._rejected |= rejected
+                return reply
+
+    async def _send(self, call: Call) -> Reply:
+        with self.endpoints.least_busy() as endpoint:
+            provider = self._providers.choose(call.model, endpoint.url)
+            reply = await provider.complete(call, endpoint.url, self.endpoints.key)
+            if not reply.text:
+                raise EmptyReply(reply)
+            return reply
+
+
+def rejected_field(call: Call, error: ProviderError) -> str | None:
+    """The field of a call that a model rejects, if the error is about one.
+
+    Claude takes temperature or top_p, thinking models often neither, and their errors name it. A
+    schema is rejected in many words.
+    """
+    if error.status not in REQUEST_SPECIFIC:
+        return None
+    sampling = [name for name in ("top_p", "temperature") if name in str(error)]
+    return next((name for name in (*sampling, "schema") if getattr(call, name) is not None), None)
+
+
+def _delay(error: ProviderError, attempt: int) -> float:
+    """Seconds until the next attempt."""
+    quota = error.overloaded and error.retry_after is None
+    return max(error.retry_after or 0, limiter.backoff(attempt, quota))
