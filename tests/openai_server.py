@@ -81,6 +81,7 @@ class Server:
 
     reply: Callable[[dict], str] = echo  # from a request's body
     delay: float = 0.0  # seconds before every answer
+    wait_for_calls: int = 0  # no answer, refusals apart, before so many calls have come
     faults: dict[str, float] = field(default_factory=dict)  # fault -> probability
     script: Sequence[
         str | None
@@ -156,6 +157,8 @@ class Server:
             return failure(400, f"{refused[0]} is not supported.")
         if self.limit is not None and self.in_flight > self.limit:
             return failure(429, "Too many calls in flight.")
+        while self.calls < self.wait_for_calls:
+            await asyncio.sleep(0.001)
         await asyncio.sleep(math.inf if fault == "hang" else self.delay)
         if fault in ("429", "429-retry-after"):
             wait = {"Retry-After": f"{self.retry_after:g}"} if fault == "429-retry-after" else None

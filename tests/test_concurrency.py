@@ -4,12 +4,11 @@ import asyncio
 import gc
 import itertools
 import threading
-import time
 
 import pytest
 from scripted import wait_until
 
-from musiccli.llm.concurrency import CURRENT_ITEM, HELD, gather_all, map_ordered
+from musiccli.llm.concurrency import CURRENT_ITEM, MAX_WAITING_WINDOWS, gather_all, map_ordered
 
 
 async def echo(item):
@@ -31,12 +30,15 @@ def test_no_items_no_results():
 
 
 def test_at_most_the_window_is_under_way():
-    under_way, most = 0, 0
+    under_way, most, full = 0, 0, asyncio.Event()
 
     async def work(item: int) -> int:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
+        if under_way == 5:
+            full.set()
+        await asyncio.wait_for(full.wait(), 120)
         await asyncio.sleep(0.001 * (item % 3))
         under_way -= 1
         return item
@@ -57,7 +59,7 @@ def test_one_item_that_hangs_does_not_stall_the_others_up_to_a_bound():
     results, got = map_ordered(itertools.count(), work, window=3), []
     reader = threading.Thread(target=lambda: got.extend(itertools.islice(results, 100)))
     reader.start()
-    wait_until(lambda: len(begun) == HELD * 3)
+    wait_until(lambda: len(begun) == MAX_WAITING_WINDOWS * 3)
     assert got == []
     freed.set()
     reader.join()
@@ -79,7 +81,7 @@ def test_endless_input_is_read_no_further_than_the_window():
     read = []
     results = map_ordered((read.append(item) or item for item in itertools.count()), echo, window=7)
     assert [next(results) for _ in range(10)] == list(range(10))
-    assert len(read) <= 10 + 7 * HELD + 1
+    assert len(read) <= 10 + 7 * MAX_WAITING_WINDOWS + 1
     results.close()
 
 
@@ -88,7 +90,7 @@ def test_a_result_comes_while_the_input_is_still_waited_for():
 
     def slow_pipe():
         yield "first"
-        assert seen.wait(5), "the first result should not wait for the second item"
+        assert seen.wait(120), "the first result should not wait for the second item"
         yield "second"
 
     results = map_ordered(slow_pipe(), echo, window=8)
@@ -107,7 +109,7 @@ def test_work_goes_on_while_the_input_is_waited_for():
 
     def slow_pipe():
         yield 1
-        assert finished.wait(5)
+        assert finished.wait(120)
         yield 2
 
     assert list(map_ordered(slow_pipe(), work, window=8)) == [1, 2]
@@ -131,13 +133,15 @@ def test_an_error_in_the_input_comes_after_the_results_before_it():
 
 
 def test_an_error_in_work_comes_in_its_place_and_ends_what_is_in_flight():
-    cancelled = []
+    cancelled, all_started, never = [], asyncio.Event(), asyncio.Event()
 
     async def work(item: int) -> int:
         if item == 2:
             raise ValueError("two")
+        if item == 4:
+            all_started.set()
         try:
-            await asyncio.sleep(10 if item > 2 else 0.02)
+            await (all_started if item < 2 else never).wait()
         except asyncio.CancelledError:
             cancelled.append(item)
             raise
@@ -155,7 +159,8 @@ def test_closing_early_cancels_what_is_in_flight():
 
     async def work(item: int) -> int:
         try:
-            await asyncio.sleep(10 if item else 0)
+            if item:
+                await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.append(item)
             raise
@@ -174,7 +179,7 @@ def test_a_reader_that_is_left_waiting_ends_without_a_word(monkeypatch):
 
     def slow_pipe():
         yield "first"
-        left.wait(5)
+        left.wait(120)
         yield "second"
 
     results = map_ordered(slow_pipe(), echo, window=8)
@@ -229,11 +234,13 @@ def test_what_is_read_while_nobody_asks_is_not_lost():
 
     def items():
         yield 0
-        seen.wait(5)
+        seen.wait(120)
         yield from (1, 2)
 
+    others = set(threading.enumerate())
     results = map_ordered(items(), echo, window=8)
     assert next(results) == 0
+    [reader] = set(threading.enumerate()) - others
     seen.set()
-    time.sleep(0.05)  # both items and the end come while the consumer is busy
+    wait_until(lambda: not reader.is_alive())  # both items and the end come while nobody asks
     assert list(results) == [1, 2]

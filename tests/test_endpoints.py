@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 from openai_server import serve
 from scripted import Music, cast, jsonl, lines, no_network
-from test_client import call
+from test_client import call, client_of
 
 from musiccli.core.errors import CallError, InputError
-from musiccli.llm import client as door
-from musiccli.llm import endpoints
-from musiccli.llm.call import Reply
+from musiccli.llm import endpoints, limiter
+from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client
-from musiccli.llm.endpoints import Endpoints, addresses, check, split
+from musiccli.llm.endpoints import Endpoints, check_api_base, model_urls, parse_api_base
 from musiccli.llm.provider_errors import ProviderError
+from musiccli.llm.providers import Providers
+from musiccli.llm.providers.openai_server import OpenAIServer
 
 VLLM, OTHER, GEMINI = "hosted_vllm/scripted", "hosted_vllm/other", "gemini/gemini-1.5-pro"
 A, B = "http://a:8000/v1", "http://b:8000/v1"
@@ -25,16 +26,17 @@ A, B = "http://a:8000/v1", "http://b:8000/v1"
 def loopback(monkeypatch):
     no_network(monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    for variables in endpoints.OWN.values():
+    for variables in endpoints.OPENAI_COMPATIBLE.values():
         for name in variables:
             monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(door, "backoff", lambda *_: 0.01)
+    monkeypatch.setattr(limiter, "backoff", lambda *_: 0.01)
 
 
 def ask(client: Client, count: int, model: str = VLLM) -> list:
     async def every() -> list:
         return await asyncio.gather(
-            *(client.ask(call(number, model)) for number in range(count)), return_exceptions=True
+            *(client.complete(call(number, model)) for number in range(count)),
+            return_exceptions=True,
         )
 
     return asyncio.run(every())
@@ -60,7 +62,7 @@ def nobody() -> str:
     ],
 )
 def test_an_address_may_be_for_one_model(given, name, url):
-    assert split(given) == (name, url)
+    assert parse_api_base(given) == (name, url)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +82,12 @@ def test_an_address_may_be_for_one_model(given, name, url):
 )
 def test_what_is_no_address_is_said(given):
     with pytest.raises(InputError, match=r"expected .MODEL=.http://HOST:PORT/v1"):
-        split(given)
+        parse_api_base(given)
 
 
 def test_a_password_is_not_repeated():
     with pytest.raises(InputError) as met:
-        split("http://me:secret@h/v1")
+        parse_api_base("http://me:secret@h/v1")
     assert "secret" not in str(met.value) and "HOSTED_VLLM_API_KEY" in str(met.value)
 
 
@@ -105,7 +107,7 @@ def test_a_password_is_not_repeated():
     ],
 )
 def test_which_addresses_a_model_has(model, given, expected):
-    assert addresses(model, given) == expected
+    assert model_urls(model, given) == expected
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,8 @@ def test_which_addresses_a_model_has(model, given, expected):
 def test_litellms_variable_serves_where_no_address_is_given(monkeypatch, model, variable):
     monkeypatch.setenv(variable, f"{A}/")
     [endpoint] = Endpoints(model).all
-    assert (endpoint.url, endpoint.direct) == (A, True)
+    assert endpoint.url == A
+    assert isinstance(Providers(1).choose(model, endpoint.url), OpenAIServer)
     assert Endpoints(model, [B]).all[0].url == B
 
 
@@ -135,7 +138,8 @@ def test_litellms_variable_serves_where_no_address_is_given(monkeypatch, model, 
     ],
 )
 def test_only_servers_of_ones_own_are_called_directly(model, given, direct):
-    assert Endpoints(model, given).all[0].direct is direct
+    [endpoint] = Endpoints(model, given).all
+    assert isinstance(Providers(1).choose(model, endpoint.url), OpenAIServer) is direct
 
 
 @pytest.mark.parametrize(
@@ -143,48 +147,61 @@ def test_only_servers_of_ones_own_are_called_directly(model, given, direct):
     [
         (
             f"{OTHER}={A}",
-            f"--api-base {OTHER}=...: no model of this run has that name; there is {GEMINI}, gpt-4o",
+            f"`api_base` {OTHER}=...: no model of this run has that name; there is {GEMINI}, gpt-4o",
         ),
-        (A, f"--api-base {A}: only models on a server of one's own"),
+        (A, f"`api_base` {A}: an address without a name is only for the models "),
     ],
 )
 def test_an_address_that_nobody_would_use_is_said(given, said):
     with pytest.raises(InputError) as met:
-        check([given], [GEMINI, "gpt-4o"])
+        check_api_base([given], [GEMINI, "gpt-4o"])
     assert str(met.value).startswith(said)
-    check([A, f"{GEMINI}={B}"], [GEMINI, VLLM])
+    check_api_base([A, f"{GEMINI}={B}"], [GEMINI, VLLM])
 
 
 def test_calls_are_shared_among_the_addresses():
-    with serve(delay=0.02) as one, serve(delay=0.02) as other:
-        replies = ask(Client(api_base=[one.base_url, other.base_url], concurrency=8), 40)
+    with serve(wait_for_calls=4) as one, serve(wait_for_calls=4) as other:
+        replies = ask(client_of(one.base_url, other.base_url, concurrency=8), 40)
         assert {type(reply) for reply in replies} == {Reply}
         assert one.peak == other.peak == 4
-        assert 15 <= one.calls <= 25 and one.calls + other.calls == 40
+        assert one.calls + other.calls == 40
+
+
+def test_addresses_that_are_equally_fast_get_equally_many_calls():
+    client, urls = client_of(A, B, concurrency=8), []
+
+    async def complete(call, url, key) -> Reply:
+        urls.append(url)
+        await asyncio.sleep(0)
+        return Reply("A form.", "stop", 8, 8, None)
+
+    client.providers.openai_server.complete = complete
+    assert {type(reply) for reply in ask(client, 40)} == {Reply}
+    assert urls.count(A) == urls.count(B) == 20
 
 
 def test_two_models_live_in_two_places():
     with serve() as one, serve() as other:
-        client = Client(api_base=[f"{VLLM}={one.base_url}", other.base_url])
+        client = client_of(f"{VLLM}={one.base_url}", other.base_url)
         ask(client, 3), ask(client, 2, OTHER)
         assert (one.calls, other.calls) == (3, 2)
 
 
-def test_where_nobody_listens_is_left_alone_and_the_other_carries_on(nobody, capfd):
+def test_where_nobody_listens_is_left_alone_and_the_other_carries_on(nobody):
+    messages: list[str] = []
     with serve() as server:
-        client = Client(api_base=[nobody, server.base_url], attempts=1)
+        client = client_of(nobody, server.base_url, attempts=1, messages=messages)
         assert {type(reply) for reply in ask(client, 20)} == {Reply}
         assert server.calls == 20
-    said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"{VLLM}: no connection to {nobody}")
-    assert said[0].endswith("; left alone for 10 seconds, then tried again")
+    [message] = messages
+    assert message.startswith(f"{VLLM}: no connection to {nobody}")
+    assert message.endswith("; no call goes there for 10 seconds, then it is tried again")
 
 
 def test_a_server_that_dies_in_the_middle_costs_no_call():
     with ExitStack() as stack:
         one, other = (stack.enter_context(serve(delay=0.02)) for _ in range(2))
-        client = Client(api_base=[one.base_url, other.base_url], concurrency=8)
+        client = client_of(one.base_url, other.base_url, concurrency=8)
         ask(client, 8)
         one.script = ["reset"] * 1000
         assert {type(reply) for reply in ask(client, 100)} == {Reply}
@@ -193,43 +210,46 @@ def test_a_server_that_dies_in_the_middle_costs_no_call():
 
 def test_a_server_with_another_model_does_not_attract_the_calls():
     with serve(delay=0.02) as good, serve() as wrong:
-        client = Client(
-            api_base=[wrong.base_url.replace("/v1", "/nowhere"), good.base_url], attempts=1
-        )
+        nowhere = wrong.base_url.replace("/v1", "/nowhere")
+        client = client_of(nowhere, good.base_url, attempts=1)
         assert {type(reply) for reply in ask(client, 30)} == {Reply}
         assert good.calls == 30
 
 
 def test_a_server_that_comes_back_is_found_again(monkeypatch):
-    monkeypatch.setattr(endpoints, "AWAY", 0.05)
+    monkeypatch.setattr(endpoints, "DOWN_SECONDS", 0.05)
     with serve(script=["500"] * 3) as one, serve(delay=0.01) as other:
-        client = Client(api_base=[one.base_url, other.base_url], concurrency=4)
+        client = client_of(one.base_url, other.base_url, concurrency=4)
         ask(client, 100)
         assert one.calls - one.finished == 3
         assert one.finished > 20
 
 
 def test_where_all_are_down_the_call_fails_with_the_reason(nobody):
-    client = Client(api_base=[nobody, nobody.replace("127.0.0.1", "localhost")], attempts=2)
+    client = client_of(nobody, nobody.replace("127.0.0.1", "localhost"), attempts=2)
     [error] = ask(client, 1)
     assert isinstance(error, CallError) and "no connection to" in str(error)
 
 
 def test_a_question_that_every_address_refuses_does_not_go_round_between_them(monkeypatch):
     with serve(delay=0.02) as one, serve(delay=0.02) as other:
-        client = Client(api_base=[one.base_url, other.base_url], concurrency=8)
-        answer, refused = client._direct.complete, []
+        client = client_of(one.base_url, other.base_url, concurrency=8)
+        provider, refused, answered = client.providers.openai_server, [], []
+        answer = provider.complete
 
-        async def complete(asked, *where):
+        async def complete(asked: Call, *address: str | None) -> Reply:
             if asked.text == "flagged":
-                refused.append(where)
-                await asyncio.sleep(
-                    0.03
-                )  # in which others are answered, so that both addresses count as up
+                refused.append(address)
+                # By then both addresses have answered, and count as up.
+                until = min(len(answered) + 8, 4 + 60)
+                while len(answered) < until:
+                    await asyncio.sleep(0.001)
                 raise ProviderError("403: flagged", 403)
-            return await answer(asked, *where)
+            reply = await answer(asked, *address)
+            answered.append(reply)
+            return reply
 
-        monkeypatch.setattr(client._direct, "complete", complete)
+        monkeypatch.setattr(provider, "complete", complete)
         ask(client, 4)
 
         async def every() -> list:
@@ -237,7 +257,7 @@ def test_a_question_that_every_address_refuses_does_not_go_round_between_them(mo
                 replace(call(99, VLLM), text="flagged"),
                 *(call(number, VLLM) for number in range(60)),
             ]
-            return await asyncio.gather(*map(client.ask, calls), return_exceptions=True)
+            return await asyncio.gather(*map(client.complete, calls), return_exceptions=True)
 
         error, *replies = asyncio.run(every())
     assert (type(error), len(refused)) == (CallError, 2)
@@ -246,7 +266,7 @@ def test_a_question_that_every_address_refuses_does_not_go_round_between_them(mo
 
 def test_a_wrong_key_at_every_address_ends_the_run():
     with serve(api_key="a") as one, serve(api_key="b") as other:
-        [error] = ask(Client(api_base=[one.base_url, other.base_url]), 1)
+        [error] = ask(client_of(one.base_url, other.base_url), 1)
         assert isinstance(error, InputError) and "Incorrect API key" in str(error)
         assert (one.calls, other.calls) == (1, 1)
 
@@ -287,7 +307,7 @@ def test_simulate_asks_each_model_where_it_lives(music):
     [
         (("--api-base", "localhost:8000/v1"), "expected [MODEL=]http://HOST:PORT/v1"),
         (("--api-base", "openai/x=http://h/v1"), "no model of this run has that name"),
-        ((), "where is the server? name it by --api-base URL or HOSTED_VLLM_API_BASE"),
+        ((), "where is the server? set --api-base or HOSTED_VLLM_API_BASE"),
     ],
 )
 def test_an_address_that_cannot_serve_is_one_line(music, options, said):

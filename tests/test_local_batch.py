@@ -6,7 +6,7 @@ import toys
 from transformers import AutoModelForCausalLM
 
 from musiccli.llm.local.batch import Batch, Request, Row
-from musiccli.llm.local.prefix_cache import PrefixCache, common
+from musiccli.llm.local.prefix_cache import PrefixCache, common_prefix
 
 HISTORY = toys.draw(90, 0)
 LONGER = [
@@ -89,8 +89,10 @@ def kept(ids: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def test_the_longest_beginning_is_found():
     prefixes = PrefixCache()
     for ids in ([1, 2, 3, 4], [1, 2, 9], [5]):
-        prefixes.keep(ids, kept(ids))
-    assert [prefixes.find(ids)[0] for ids in ([1, 2, 3, 7], [1, 2, 9, 9, 9], [1, 3], [6], [])] == [
+        prefixes.store(ids, kept(ids))
+    assert [
+        prefixes.longest_prefix(ids)[0] for ids in ([1, 2, 3, 7], [1, 2, 9, 9, 9], [1, 3], [6], [])
+    ] == [
         3,
         3,
         1,
@@ -102,13 +104,17 @@ def test_the_longest_beginning_is_found():
 def test_what_goes_on_from_a_text_takes_its_place_and_the_least_used_goes_first():
     prefixes = PrefixCache(limit=16 * 7)  # of seven tokens
     for ids in ([1, 2], [1, 2, 3], [4, 5]):
-        prefixes.keep(ids, kept(ids))
+        prefixes.store(ids, kept(ids))
     assert prefixes.size == 16 * 5
-    prefixes.find([1, 2, 3])
-    prefixes.keep([6, 7, 8], kept([6, 7, 8]))
-    assert [prefixes.find([first])[0] for first in (1, 4, 6)] == [1, 0, 1]
+    prefixes.longest_prefix([1, 2, 3])
+    prefixes.store([6, 7, 8], kept([6, 7, 8]))
+    assert [prefixes.longest_prefix([first])[0] for first in (1, 4, 6)] == [1, 0, 1]
     assert prefixes.size == 16 * 6
 
 
-def test_common():
-    assert [common(*both) for both in (([], [1]), ([1, 2], [1, 2, 3]), ([1, 2], [2]))] == [0, 2, 0]
+def test_common_prefix():
+    assert [common_prefix(*both) for both in (([], [1]), ([1, 2], [1, 2, 3]), ([1, 2], [2]))] == [
+        0,
+        2,
+        0,
+    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from openai_server import allow_many_connections, play, serve
+from scripted import wait_until
 
 SCRIPT = str(Path(__file__).with_name("openai_server.py"))
 
@@ -21,7 +22,7 @@ def ask(content: str = "What is a fugue?", **fields) -> dict:
 
 
 def post(
-    server, *bodies: dict | bytes, headers: dict | None = None, timeout: float = 5
+    server, *bodies: dict | bytes, headers: dict | None = None, timeout: float = 120
 ) -> list[tuple]:
     """Post all bodies at once; (status, headers, text) of each answer, or the exception that the client met."""
 
@@ -228,11 +229,9 @@ def test_slow_body_comes_in_pieces_and_is_whole(stream):
 
 def test_hanging_call_is_freed_when_the_client_leaves():
     with serve(script=["hang"]) as server:
-        [error] = post(server, ask(), timeout=0.1)
+        [error] = post(server, ask(), timeout=2)
         assert isinstance(error, TimeoutError)
-        deadline = time.monotonic() + 2
-        while server.in_flight and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: not server.in_flight)
         assert (server.calls, server.in_flight) == (1, 0)
 
 
@@ -240,7 +239,12 @@ def test_delay_is_waited_before_an_answer():
     with serve(delay=0.1) as server:
         start = time.monotonic()
         post(server, ask(), ask("two"), ask("three"))
-        assert 0.1 <= time.monotonic() - start < 0.28
+        assert time.monotonic() - start >= 0.1
+
+
+def test_no_answer_comes_before_as_many_calls_as_it_waits_for():
+    with serve(wait_for_calls=3) as server:
+        post(server, ask(), ask("two"), ask("three"))
         assert server.peak == 3
 
 
@@ -268,7 +272,7 @@ def test_same_call_tried_again_meets_another_fate():
 
 
 def test_calls_beyond_the_limit_are_refused_at_once():
-    with serve(limit=2, delay=0.2) as server:
+    with serve(limit=2, wait_for_calls=5) as server:
         answers = post(server, *(ask(f"question {number}") for number in range(5)))
     assert sorted(status for status, _, _ in answers) == [200, 200, 429, 429, 429]
 
@@ -301,7 +305,7 @@ def test_unknown_fault_is_named():
 
 def test_thousand_calls_are_in_flight_at_once():
     allow_many_connections()
-    with serve(delay=1) as server:
+    with serve(wait_for_calls=1000) as server:
         answers = post(server, *(ask(f"question {number}") for number in range(1000)))
         assert [status for status, _, _ in answers] == [200] * 1000
         assert len(set(contents(answers))) == server.peak == server.finished == 1000
@@ -316,5 +320,5 @@ def test_script_prints_its_port_serves_and_ends_quietly():
         server = type("Remote", (), {"base_url": f"http://127.0.0.1:{port}/v1"})
         assert contents(post(server, ask())) == ["[[A]]"]
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=5) == ("", "")
+        assert process.communicate(timeout=120) == ("", "")
     assert process.returncode == 0

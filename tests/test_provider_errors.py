@@ -6,45 +6,41 @@ from email.utils import formatdate
 import pytest
 
 from musiccli.llm.call import Reply
-from musiccli.llm.provider_errors import LONGEST, Empty, ProviderError, seconds_until
-from musiccli.llm.providers import litellm_provider as provider
+from musiccli.llm.provider_errors import MAX_MESSAGE, EmptyReply, ProviderError, parse_retry_after
+from musiccli.llm.providers.litellm_provider import provider_error
 
 KEY = "sesame-open-9876543210"
 
 
 @pytest.mark.parametrize(
-    "status, passing, overloaded, fatal, of_the_server",
+    "status, retryable, overloaded, fatal, request_specific",
     [
-        (400, False, False, False, False),
-        (401, False, False, True, True),
-        (402, False, False, True, True),
-        (404, False, False, True, True),
-        (408, True, False, False, True),
-        (413, False, False, False, False),
-        (429, True, True, False, True),
-        (500, True, False, False, True),
-        (503, True, True, False, True),
-        (529, True, True, False, True),
+        (400, False, False, False, True),
+        (401, False, False, True, False),
+        (402, False, False, True, False),
+        (404, False, False, True, False),
+        (408, True, False, False, False),
+        (413, False, False, False, True),
+        (429, True, True, False, False),
+        (500, True, False, False, False),
+        (503, True, True, False, False),
+        (529, True, True, False, False),
     ],
 )
-def test_the_status_says_what_to_do(status, passing, overloaded, fatal, of_the_server):
+def test_the_status_says_what_to_do(status, retryable, overloaded, fatal, request_specific):
     met = ProviderError("no", status)
-    assert (met.passing, met.overloaded, met.fatal, met.of_the_server) == (
-        passing,
-        overloaded,
-        fatal,
-        of_the_server,
-    )
+    assert (met.retryable, met.overloaded) == (retryable, overloaded)
+    assert (met.fatal, met.request_specific) == (fatal, request_specific)
 
 
 def test_an_empty_reply_is_tried_again_and_says_nothing_about_the_server():
-    met = Empty(Reply("", "stop", 7, 0, None))
-    assert (met.passing, met.of_the_server, str(met)) == (True, False, "an empty reply")
+    met = EmptyReply(Reply("", "stop", 7, 0, None))
+    assert (met.retryable, met.request_specific, str(met)) == (True, True, "an empty reply")
 
 
 def test_an_empty_reply_that_used_up_its_tokens_would_come_out_the_same():
-    met = Empty(Reply("", "length", 7, 50, None))
-    assert (met.passing, met.of_the_server) == (False, False)
+    met = EmptyReply(Reply("", "length", 7, 50, None))
+    assert (met.retryable, met.request_specific) == (False, True)
     assert str(met).startswith("an empty reply: all 50 tokens it may write were gone")
 
 
@@ -61,10 +57,10 @@ def test_an_empty_reply_that_used_up_its_tokens_would_come_out_the_same():
     ],
 )
 def test_retry_after_is_read_in_seconds(value, seconds):
-    assert seconds_until(value) == seconds
+    assert parse_retry_after(value) == seconds
     error = RuntimeError("slow down")
     error.litellm_response_headers = {"retry-after": value}
-    assert provider._refusal(error).retry_after == seconds
+    assert provider_error(error).retry_after == seconds
 
 
 @pytest.mark.parametrize(
@@ -82,12 +78,13 @@ def test_retry_after_is_read_in_seconds(value, seconds):
 def test_a_wait_that_stands_in_the_text_is_read_there(text, seconds):
     assert ProviderError(text, 429).retry_after == seconds
     assert ProviderError(text, 429, retry_after=3.0).retry_after == 3.0
-    assert provider._refusal(RuntimeError("x" * LONGEST + text)).retry_after == seconds
+    assert provider_error(RuntimeError("x" * MAX_MESSAGE + text)).retry_after == seconds
 
 
 @pytest.mark.parametrize("usegmt", [True, False])  # "GMT", and "-0000", which says no zone: UTC
-def test_retry_after_may_be_a_date(usegmt):
-    assert 88 < seconds_until(formatdate(time.time() + 90, usegmt=usegmt)) <= 90
+def test_retry_after_may_be_a_date(monkeypatch, usegmt):
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    assert parse_retry_after(formatdate(1_700_000_090, usegmt=usegmt)) == 90
 
 
 @pytest.mark.parametrize(
@@ -104,13 +101,13 @@ def test_no_key_stands_in_a_refusal(monkeypatch, secret):
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", KEY)
     monkeypatch.setenv("HF_TOKEN", "token-of-mine")
     text = f"Incorrect API key provided: {secret}, at ?key={secret}&alt=json."
-    for met in (ProviderError(text), provider._refusal(RuntimeError(text))):
+    for met in (ProviderError(text), provider_error(RuntimeError(text))):
         assert str(met) == "Incorrect API key provided: [key], at ?key=[key]&alt=json"
 
 
 def test_a_key_at_the_place_of_the_cut_does_not_show_in_part(monkeypatch):
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", KEY)
-    assert "sesame" not in str(ProviderError("x" * (LONGEST - 10) + KEY))
+    assert "sesame" not in str(ProviderError("x" * (MAX_MESSAGE - 10) + KEY))
 
 
 def test_the_password_in_an_address_is_taken_out():
