@@ -19,12 +19,12 @@ FLUSH_SECONDS = 0.5  # how long a record may wait before the reader of a pipe se
 
 
 def open_output(path: str | None = None) -> "Output":
-    """Open a file for writing, compressed by its suffix; None and "-" are standard output.
+    """Open a file for writing, compressed by its suffix. None, "" and "-" are standard output.
 
     Raises:
         InputError: it cannot be written.
     """
-    if path is None or path == "-":
+    if not path or path == "-":
         return StandardOutput()
     if os.path.isdir(path):
         raise InputError(f"{path}: is a folder; name a file to write")
