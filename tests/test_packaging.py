@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 DISTRIBUTIONS = {"backports": "backports.zstd"}  # by import name
+LATER = {"compression"}  # of the standard library of newer Pythons
 
 
 def imported() -> set[str]:
@@ -21,7 +22,7 @@ def imported() -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module.split(".")[0])
-    return names - sys.stdlib_module_names - {"musiccli"}
+    return names - sys.stdlib_module_names - LATER - {"musiccli"}
 
 
 def declared() -> set[str]:
