@@ -15,7 +15,7 @@ from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, first_divergence
 from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation, cut_to_fit
 from musiccli.score.scorer import score
-from musiccli.train.tokenized_pairs import prepare
+from musiccli.train.tokenized_pairs import tokenize_pairs
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 ODD = [
@@ -116,7 +116,7 @@ def test_training_and_scoring_read_the_same_tokens(template):
             "rejected": [*history, {"role": "assistant", "content": "no"}],
         }
     )
-    [trained] = prepare([record], model, 2048, Counter())
+    [trained] = tokenize_pairs([record], model, 2048)
     list(score([record], model, "rm"))
     assert [(one.ids, one.reward_positions) for one in trained.sides] == [
         (one.ids, one.reward_positions) for one in seen

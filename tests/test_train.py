@@ -24,14 +24,15 @@ from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.train.batching import plan, total_steps
+from musiccli.train.batching import plan_steps, total_steps
 from musiccli.train.config import TrainConfig
-from musiccli.train.log import Log
+from musiccli.train.log import TrainingLog
 from musiccli.train.run import train
-from musiccli.train.tokenized_pairs import prepare
-from musiccli.train.trainer import Trainer
+from musiccli.train.states import TrainingStates
+from musiccli.train.tokenized_pairs import tokenize_pairs
 
 TIMES = ("tokens_per_s", "pairs_per_s")
 PATIENCE = 120  # seconds: torch itself waits for 30 until it kills a process that is deaf in the middle of a product
@@ -192,7 +193,7 @@ def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
     records = [
         Record(one | {"metadata": {"by": number / 4}}) for number, one in enumerate(pairs(12))
     ]
-    settings = TrainConfig(
+    config = TrainConfig(
         model=base,
         batch=12,
         steps=1,
@@ -203,7 +204,7 @@ def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
         margin_scale=2.0,
         center=0.5,
     )
-    measured = train(records, tmp_path / "rm", settings, evaluation=records)
+    measured = train(records, tmp_path / "rm", config, held_out=records)
     model = checkpoint.create(base, seed=3)
     model.network.core.set_attn_implementation("eager")
     with torch.no_grad():
@@ -219,15 +220,15 @@ def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
     )
     plain = -torch.nn.functional.logsigmoid(
         chosen - rejected
-    )  # held-out loss is the same for all settings
+    )  # held-out loss is the same for all config
     assert measured["eval_loss"] == pytest.approx(plain.mean().item(), rel=1e-4)
 
 
 def test_centring_draws_rewards_to_zero(tmp_path, base):
     records, found = [Record(one) for one in pairs(8)], []
     for center in (None, 0.5):
-        settings = TrainConfig(model=base, batch=8, steps=12, lr=1e-2, seed=2, center=center)
-        found.append(train(records, tmp_path / str(center), settings)["mean_reward"])
+        config = TrainConfig(model=base, batch=8, steps=12, lr=1e-2, seed=2, center=center)
+        found.append(train(records, tmp_path / str(center), config)["mean_reward"])
     assert abs(found[1]) < abs(found[0]) / 3
 
 
@@ -254,8 +255,8 @@ def test_a_lists_length_is_a_margin_so_that_each_contrasted_turn_can_count(base)
         Record(pairs(3)[1] | {"contrast": []}),
         Record(pairs(3)[2] | {"metadata": {"contrast": contrast[:1]}}),
     ]
-    found = prepare(
-        records, checkpoint.create(base), 2048, Counter(), margin_field="contrast", margin_scale=0.5
+    found = tokenize_pairs(
+        records, checkpoint.create(base), 2048, margin_field="contrast", margin_scale=0.5
     )
     assert [one.margin for one in found] == [1.0, 0.0, 0.5]
 
@@ -386,10 +387,10 @@ def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
 
 def test_lora_learns_and_its_checkpoint_scores_what_was_measured(tmp_path, base):
     records = [Record(one) for one in pairs(8)]
-    settings = TrainConfig(
+    config = TrainConfig(
         model=base, batch=8, steps=15, lr=1e-2, lora=4, schedule="constant_with_warmup"
     )
-    measured = train(records, tmp_path, settings, evaluation=[Record(one) for one in pairs(8)])
+    measured = train(records, tmp_path, config, held_out=[Record(one) for one in pairs(8)])
     assert measured["eval_loss"] < 0.3 < losses(tmp_path)[0]
     scores = music(
         "score", write(tmp_path / "in.jsonl", pairs(8)), "--model", tmp_path, "--as", "rm"
@@ -407,10 +408,10 @@ SIZES = [7, 300, 45, 45, 12, 90, 3, 250, 61, 18, 33]
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("budget", [1, 100, 4096])
 def test_every_pair_comes_once_an_epoch_in_steps_of_exactly_a_batch(ranks, budget):
-    settings = TrainConfig(
+    config = TrainConfig(
         batch=4, steps=22, budget=budget, seed=5
     )  # 88 pairs: eight epochs of eleven
-    steps = list(plan(SIZES, settings, ranks))
+    steps = list(plan_steps(SIZES, config, ranks))
     assert len(steps) == 22
     drawn = []
     for step in steps:
@@ -437,11 +438,11 @@ def test_the_plan_follows_from_the_seed_and_steps_hold_the_same_pairs_for_any_nu
     def sets(ranks, seed=5):
         return [
             sorted(index for batches in step for batch in batches for index in batch)
-            for step in plan(SIZES, TrainConfig(batch=4, steps=9, seed=seed), ranks)
+            for step in plan_steps(SIZES, TrainConfig(batch=4, steps=9, seed=seed), ranks)
         ]
 
-    assert list(plan(SIZES, TrainConfig(batch=4, steps=9), 2)) == list(
-        plan(SIZES, TrainConfig(batch=4, steps=9), 2)
+    assert list(plan_steps(SIZES, TrainConfig(batch=4, steps=9), 2)) == list(
+        plan_steps(SIZES, TrainConfig(batch=4, steps=9), 2)
     )
     assert sets(1) == sets(2) == sets(3) != sets(1, seed=6)
 
@@ -449,10 +450,10 @@ def test_the_plan_follows_from_the_seed_and_steps_hold_the_same_pairs_for_any_nu
 @pytest.mark.parametrize("ranks", [1, 8])
 def test_an_epoch_of_many_pairs_is_planned_in_seconds_and_wastes_little(ranks):
     """Waste: what a rank could have computed while it waits for the one with the most tokens of the step."""
-    draws, settings = random.Random(0), TrainConfig(batch=64 * ranks, budget=4096)
+    draws, config = random.Random(0), TrainConfig(batch=64 * ranks, budget=4096)
     sizes = [min(2048, int(draws.lognormvariate(6, 0.8))) for _ in range(20_000)]
     start, held, room = time.process_time(), 0, 0
-    for step in plan(sizes, settings, ranks):
+    for step in plan_steps(sizes, config, ranks):
         loads = [sum(sizes[index] for batch in batches for index in batch) for batches in step]
         held, room = held + sum(loads), room + max(loads) * ranks
     assert held / room > 0.95 and time.process_time() - start < 10
@@ -460,8 +461,8 @@ def test_an_epoch_of_many_pairs_is_planned_in_seconds_and_wastes_little(ranks):
 
 def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, monkeypatch):
     records, shapes, measured = [Record(one) for one in pairs(12)], [], []
-    settings = TrainConfig(model=base, batch=12, steps=1, budget=400)
-    measured.append(train(records, tmp_path / "packed", settings))
+    config = TrainConfig(model=base, batch=12, steps=1, budget=400)
+    measured.append(train(records, tmp_path / "packed", config))
     pad, real = RewardNetwork.__init__, RewardNetwork._padded
     monkeypatch.setattr(
         RewardNetwork, "__init__", lambda self, model, packed: pad(self, model, packed=False)
@@ -479,10 +480,10 @@ def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, m
         train(
             records,
             tmp_path / "padded",
-            settings,
-            checked=False,
-            say=said.append,
-            evaluation=records,
+            config,
+            check=False,
+            stats=RunStats(say=said.append),
+            held_out=records,
         )
     )
     assert measured[1]["loss"] == pytest.approx(measured[0]["loss"], abs=1e-5)
@@ -493,7 +494,9 @@ def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, m
 
 
 def test_ranks_get_about_as_many_tokens():
-    for step in islice(plan([100, 1, 1, 1, 1, 1, 1, 94] * 4, TrainConfig(batch=32, steps=3), 2), 3):
+    for step in islice(
+        plan_steps([100, 1, 1, 1, 1, 1, 1, 94] * 4, TrainConfig(batch=32, steps=3), 2), 3
+    ):
         loads = [
             sum(([100, 1, 1, 1, 1, 1, 1, 94] * 4)[index] for batch in batches for index in batch)
             for batches in step
@@ -502,7 +505,7 @@ def test_ranks_get_about_as_many_tokens():
 
 
 @pytest.mark.parametrize(
-    "pairs, settings, steps",
+    "pairs, config, steps",
     [
         (104_000, {"batch": 64}, 1625),
         (30, {"batch": 4}, 8),
@@ -511,8 +514,8 @@ def test_ranks_get_about_as_many_tokens():
         (30, {"batch": 4, "epochs": 0.1}, 1),
     ],
 )
-def test_steps_are_those_asked_for_or_whole_passes(pairs, settings, steps):
-    assert total_steps(pairs, TrainConfig(**settings)) == steps
+def test_steps_are_those_asked_for_or_whole_passes(pairs, config, steps):
+    assert total_steps(pairs, TrainConfig(**config)) == steps
 
 
 # Pairs
@@ -531,12 +534,12 @@ def test_pairs_that_teach_nothing_and_pairs_too_long_are_counted(base):
             pair("parts early", talk(long, "yes", "q", "a"), talk(long, "no", "q", "a")),
         )
     ]
-    counts = Counter()
-    found = prepare(records, checkpoint.create(base), 60, counts)
-    assert counts == {
-        "pairs cut to 60 tokens": 1,
-        "pairs dropped (both sides the same tokens)": 2,
-        "pairs dropped (over 60 tokens and not to be cut)": 2,
+    stats = RunStats()
+    found = tokenize_pairs(records, checkpoint.create(base), 60, stats)
+    assert stats.phrases() == {
+        "pairs cut to fit": 1,
+        "pairs dropped (same tokens)": 2,
+        "pairs dropped (too long)": 2,
     }
     assert len(found) == 2
     for sides in (one.sides for one in found):
@@ -556,7 +559,7 @@ def test_what_was_dropped_and_cut_is_said_of_both_files(run, tmp_path):
         [
             f"music train: {start}1 pairs {what}"
             for start in ("", "--eval: ")
-            for what in ("cut to 300 tokens", "dropped (both sides the same tokens)")
+            for what in ("cut to fit", "dropped (same tokens)")
         ],
     )
     assert done.lines[4].startswith("music train: 7 pairs, ")
@@ -643,13 +646,13 @@ def test_a_pair_that_the_template_refuses_is_a_bad_record(base, tmp_path):
 
 DYING = """
 import os, signal, sys
-from musiccli.train.log import Log
-real = Log.add
+from musiccli.train.log import TrainingLog
+real = TrainingLog.add
 def add(self, measured):
     real(self, measured)
     if measured["step"] == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-Log.add = add
+TrainingLog.add = add
 from musiccli.cli.main import main
 main()
 """
@@ -727,7 +730,7 @@ def test_a_run_that_was_killed_before_it_saved_starts_again(run, finished, tmp_p
 
 
 def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
-    out, real = tmp_path / "rm", Log.add
+    out, real = tmp_path / "rm", TrainingLog.add
 
     def torn(self, measured):
         if measured["step"] == 3:
@@ -737,7 +740,7 @@ def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
         real(self, measured)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Log, "add", torn)
+        patch.setattr(TrainingLog, "add", torn)
         assert "Crash" in run(out, "--save-every", 2).err
     assert run(out, "--save-every", 2).status == 0
     assert log(out) == log(finished)
@@ -793,15 +796,15 @@ def test_other_pairs_are_another_run_also_halfway(run, finished, halfway, tmp_pa
 @pytest.fixture
 def halfway(run, tmp_path):
     """A run that stopped after it had saved step 4."""
-    real = Trainer.save_state
+    real = TrainingStates.save
 
-    def stop(self, step, identity):
-        real(self, step, identity)
+    def stop(self, step):
+        real(self, step)
         if step == 4:
             raise Crash
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "save_state", stop)
+        patch.setattr(TrainingStates, "save", stop)
         assert "Crash" in run(tmp_path / "halfway", "--save-every", 2).err
     return tmp_path / "halfway"
 
@@ -1171,9 +1174,9 @@ SHARDED = """
 import os
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from musiccli.train.log import Log
+from musiccli.train.log import TrainingLog
 
-made, real = AcceleratorState.__init__, Log.add
+made, real = AcceleratorState.__init__, TrainingLog.add
 def init(self, *args, **options):  # accelerate shards on GPUs only; what it calls can do so without
     made(self, *args, **options)
     self.fsdp_plugin = getattr(self, "fsdp_plugin", None) or FullyShardedDataParallelPlugin(
@@ -1184,7 +1187,7 @@ def add(self, measured):
     real(self, measured)
     if measured["step"] == 5 and "DIE" in os.environ:
         os._exit(3)
-AcceleratorState.__init__, Log.add = init, add
+AcceleratorState.__init__, TrainingLog.add = init, add
 from musiccli.cli.main import main
 main()
 """

@@ -64,7 +64,7 @@ def test_several_runs_are_drawn_together_under_their_names(trained, tmp_path):
         third,
     )
     assert done.status == 0, done.err
-    found = curves.read([str(out), str(other), str(third)])
+    found = curves.read_logs([str(out), str(other), str(third)])
     assert list(found) == [str(out), str(other), "third"]
     assert [len(steps) for steps in found.values()] == [4, 4, 4]
     assert b"third" in (tmp_path / "all.svg").read_bytes()
@@ -72,11 +72,11 @@ def test_several_runs_are_drawn_together_under_their_names(trained, tmp_path):
 
 def test_the_same_logs_give_the_same_bytes_and_others_others(trained):
     steps = lines(trained[1] / "log.jsonl")
-    drawn = curves.draw({"rm": steps}, "svg")
-    assert drawn == curves.draw({"rm": steps}, "svg")
+    drawn = curves.draw_curves({"rm": steps}, "svg")
+    assert drawn == curves.draw_curves({"rm": steps}, "svg")
     for name in ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy", "eval_margin"):
         changed = [*steps[:-1], steps[-1] | {name: steps[-1][name] + 0.3}]
-        assert curves.draw({"rm": changed}, "svg") != drawn, name
+        assert curves.draw_curves({"rm": changed}, "svg") != drawn, name
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 
 import pytest
 import torch
@@ -12,10 +11,10 @@ from toys import backbone, lines, pair, pairs, talk, write
 from musiccli.core.records import Record, count_turns
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.loss import bradley_terry, pair_losses
-from musiccli.train.checks import check
+from musiccli.train.checks import run_checks
 from musiccli.train.config import TrainConfig
 from musiccli.train.run import train
-from musiccli.train.tokenized_pairs import prepare
+from musiccli.train.tokenized_pairs import tokenize_pairs
 
 CASES = {  # by what differs: the sides, and which turn of the one is compared with which of the other
     "the only reply": (talk("q", "yes"), talk("q", "no"), [(0, 0)]),
@@ -95,7 +94,7 @@ def records():
 
 
 def prepared(model, **more):
-    return prepare(records(), model, 2048, Counter(), per_turn=True, **more)
+    return tokenize_pairs(records(), model, 2048, per_turn=True, **more)
 
 
 def after(model, messages, turn):
@@ -106,7 +105,7 @@ def after(model, messages, turn):
     return model.network.core(input_ids=torch.tensor([ids])).logits[0, 0]
 
 
-def by_hand(base, centre):
+def by_hand(base, center):
     """The loss of each case, and a model with the gradients of their mean."""
     model = checkpoint.create(base, seed=3)
     model.network.core.set_attn_implementation("eager")
@@ -116,7 +115,7 @@ def by_hand(base, centre):
             (after(model, chosen, one), after(model, rejected, other)) for one, other in compared
         ]
         at_turns = [
-            -torch.log(torch.sigmoid(one - other - margin)) + centre * (one + other) ** 2
+            -torch.log(torch.sigmoid(one - other - margin)) + center * (one + other) ** 2
             for one, other in rewards
         ]
         losses.append(sum(at_turns) / len(at_turns))
@@ -163,7 +162,7 @@ def test_losses_and_gradients_are_those_of_a_computation_by_hand(base, packed):
 @pytest.mark.parametrize("budget", [40, 1024])
 def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budget):
     losses, own = by_hand(base, 0.01)
-    settings = TrainConfig(
+    config = TrainConfig(
         model=base,
         batch=len(CASES),
         steps=1,
@@ -174,7 +173,7 @@ def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budg
         center=0.01,
         per_turn=True,
     )
-    measured = train(records(), tmp_path / "rm", settings, evaluation=records())
+    measured = train(records(), tmp_path / "rm", config, held_out=records())
     with torch.no_grad():
         last = torch.stack(
             [
@@ -204,8 +203,8 @@ def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budg
 def test_pairs_that_differ_in_the_last_reply_alone_have_the_ordinary_loss(base, tmp_path):
     given, found = pairs(9)[1:], []
     for per_turn in (False, True):
-        settings = TrainConfig(model=base, batch=4, steps=3, lr=1e-2, seed=3, per_turn=per_turn)
-        train([Record(one) for one in given], tmp_path / str(per_turn), settings)
+        config = TrainConfig(model=base, batch=4, steps=3, lr=1e-2, seed=3, per_turn=per_turn)
+        train([Record(one) for one in given], tmp_path / str(per_turn), config)
         found.append(
             [
                 [step[name] for name in ("loss", "margin", "mean_reward", "grad_norm")]
@@ -217,8 +216,8 @@ def test_pairs_that_differ_in_the_last_reply_alone_have_the_ordinary_loss(base, 
 
 def test_the_checks_pass_for_pairs_that_are_read_at_many_turns(base):
     model = checkpoint.create(base)
-    report = check(model, prepared(model))
-    assert (report.doubts, report.faults, len(report.right)) == ([], [], 6)
+    report = run_checks(model, prepared(model))
+    assert (report.warnings, report.errors, len(report.passed)) == ([], [], 6)
 
 
 def test_a_run_says_how_often_it_compares_and_its_notes_and_card_that_it_does(run, tmp_path):

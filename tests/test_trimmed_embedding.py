@@ -1,7 +1,5 @@
 """An embedding that holds the rows of a run's tokens alone: same rewards, same training, same checkpoint."""
 
-from collections import Counter
-
 import pytest
 import torch
 from toys import backbone, pair, pairs, talk
@@ -11,7 +9,7 @@ from musiccli.reward_model import checkpoint
 from musiccli.reward_model import trimmed_embedding as vocabulary
 from musiccli.train import run
 from musiccli.train.config import TrainConfig
-from musiccli.train.tokenized_pairs import prepare
+from musiccli.train.tokenized_pairs import tokenize_pairs
 
 
 @pytest.fixture(params=["llama", "gemma3"])
@@ -31,7 +29,7 @@ def embedding(model):
 
 
 def encoded(model):
-    return prepare([Record(one) for one in pairs(6)], model, 512, Counter())
+    return tokenize_pairs([Record(one) for one in pairs(6)], model, 512)
 
 
 def tokens(found):
@@ -113,9 +111,11 @@ def test_widened_it_holds_what_was_trained_among_the_rest(base):
 def test_a_run_goes_on_only_with_the_held_out_pairs_it_began_with(base, tmp_path, monkeypatch):
     settings = TrainConfig(model=base, batch=3, steps=4, lr=1e-2)
     records, out = [Record(one) for one in pairs(12)], tmp_path / "rm"
-    monkeypatch.setattr(run, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        run, "write_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         run.train(records, out, settings, save_every=2)
     others = [Record(pair("other", talk("quite", "another"), talk("quite", "unheard")))]
     with pytest.raises(run.InputError, match="held-out"):
-        run.train(records, out, settings, evaluation=others, save_every=2)
+        run.train(records, out, settings, held_out=others, save_every=2)

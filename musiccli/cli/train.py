@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +9,10 @@ import typer
 
 from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES, SEED
 from musiccli.cli.run import Run, stage
-from musiccli.core import jsonl, records
-
-
-class Schedule(StrEnum):
-    linear = "linear"
-    cosine = "cosine"
-    constant_with_warmup = "constant_with_warmup"
+from musiccli.core import jsonl
+from musiccli.core.errors import InputError
+from musiccli.core.records import parse_preference
+from musiccli.train.config import Schedule, TrainConfig
 
 
 @stage(writes=False)
@@ -25,72 +21,76 @@ def train(
     out: Annotated[
         str,
         typer.Option(
-            metavar="DIR", help="Where the reward model goes; the same line again resumes."
+            metavar="DIR",
+            help="Where the reward model goes. The same command again resumes the run.",
         ),
     ],
     model: Annotated[
         str,
         typer.Option(
             metavar="MODEL",
-            help="Backbone, which gets a new head: a hub id, a folder or local/NAME.",
+            help="The backbone, which gets a new reward head: a hub id, a folder or local/NAME.",
         ),
-    ] = "google/gemma-2-9b-it",
+    ] = TrainConfig.model,
     init_from: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|ID",
             show_default=False,
-            help="In place of --model: a reward model to go on from; its head is kept.",
+            help="A reward model to continue from, with its head, in place of --model.",
         ),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs a step, over all processes.")] = 64,
+    ] = TrainConfig.init_from,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Pairs in one optimizer step, over all processes.")
+    ] = TrainConfig.batch,
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=1, show_default=False, help="Optimiser steps; left out: as --epochs says."
-        ),
-    ] = None,
-    epochs: Annotated[float, typer.Option(min=0.0, help="Passes over the pairs.")] = 1.0,
+        typer.Option(min=1, show_default=False, help="Optimizer steps; left out: by --epochs."),
+    ] = TrainConfig.steps,
+    epochs: Annotated[
+        float, typer.Option(min=0.0, help="Passes over the pairs.")
+    ] = TrainConfig.epochs,
     lr: Annotated[
-        float, typer.Option(min=0, help="Peak learning rate; LoRA wants about 1e-4.")
-    ] = 2e-6,
+        float, typer.Option(min=0, help="Peak learning rate; LoRA needs about 1e-4.")
+    ] = TrainConfig.lr,
     schedule: Annotated[
-        Schedule, typer.Option(help="How the rate goes on after its rise.")
-    ] = Schedule.linear,
+        Schedule, typer.Option(help="How the learning rate falls after warmup.")
+    ] = TrainConfig.schedule,
     warmup: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the steps in which the rate rises.")
-    ] = 0.03,
+        float,
+        typer.Option(min=0, max=1, help="Fraction of the steps in which the learning rate rises."),
+    ] = TrainConfig.warmup,
     max_length: Annotated[
         int,
         typer.Option(
             min=2,
             metavar="TOKENS",
-            help="Longer pairs lose whole oldest exchanges on "
-            "both sides, or are dropped; both are counted.",
+            help="Longer pairs lose their oldest exchanges on both sides, or are dropped; both are "
+            "counted.",
         ),
-    ] = 2048,
+    ] = TrainConfig.max_length,
     lora: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="RANK",
             show_default=False,
-            help="Train low-rank adapters and the head; merged when saved. Left out: all weights.",
+            help="Train low-rank adapters and the head, merged when saved. Left out: all weights.",
         ),
-    ] = None,
+    ] = TrainConfig.lora,
     margin_field: Annotated[
         str | None,
         typer.Option(
             metavar="FIELD",
             show_default=False,
-            help="A number of each pair "
-            "(or of its metadata) by which chosen should be ahead: Llama 2's margin loss. A list "
-            "counts by its length: contrast gives a unit for every contrasted turn.",
+            help="A number of each pair, or of its metadata, by which the chosen reward should be "
+            "above the rejected one: Llama 2's margin loss. A list counts by its length: contrast "
+            "gives 1 for every contrasted turn.",
         ),
-    ] = None,
+    ] = TrainConfig.margin_field,
     margin_scale: Annotated[
         float, typer.Option(metavar="FACTOR", help="Multiplies the margins.")
-    ] = 1.0,
+    ] = TrainConfig.margin_scale,
     center: Annotated[
         float | None,
         typer.Option(
@@ -98,36 +98,35 @@ def train(
             min=0,
             metavar="COEF",
             show_default=False,
-            help="Pull "
-            "rewards to a mean of zero: adds COEF times the squared sum of a pair's rewards to its loss, as "
-            "TRL's center_rewards_coefficient does; 0.01 is usual.",
+            help="Add COEF times the squared sum of a pair's rewards to its loss, which pulls "
+            "rewards to a mean of zero; 0.01 is usual. TRL's center_rewards_coefficient.",
         ),
-    ] = None,
+    ] = TrainConfig.center,
     per_turn: Annotated[
         bool,
         typer.Option(
             "--per-turn",
-            help="Compare rewards at every assistant turn from where the "
-            "sides part, and take the mean; left out: at the last alone.",
+            help="Compare rewards at every assistant turn from the first difference on, and take "
+            "the mean; left out: at the last turn only.",
         ),
-    ] = False,
+    ] = TrainConfig.per_turn,
     budget: Annotated[
         int,
         typer.Option(
             min=1,
             metavar="TOKENS",
-            help="Tokens in one micro-batch: a step stays the "
-            "same; more takes more memory, and uses a GPU better, say 8192.",
+            help="The most tokens in one micro-batch. It changes speed and memory only; on a GPU "
+            "try 8192.",
         ),
-    ] = 1024,
+    ] = TrainConfig.budget,
     activation_checkpointing: Annotated[
         bool,
         typer.Option(
             "--activation-checkpointing",
             help="Keep only each layer's input: less memory, more time.",
         ),
-    ] = False,
-    eval: Annotated[
+    ] = TrainConfig.activation_checkpointing,
+    held_out: Annotated[
         str | None,
         typer.Option(
             "--eval",
@@ -146,16 +145,17 @@ def train(
             min=1,
             metavar="STEPS",
             show_default=False,
-            help="Keep a state to resume from; left out: none, a run that is stopped starts again.",
+            help="Save a state to resume from. Left out: none, and a stopped run starts again.",
         ),
     ] = None,
-    tracker: Annotated[
+    trackers: Annotated[
         list[str] | None,
         typer.Option(
+            "--tracker",
             metavar="NAME",
             show_default=False,
-            help="Log to tensorboard, "
-            "wandb, trackio, mlflow, ..., too, as accelerate does; may be repeated.",
+            help="Log also to tensorboard, wandb, trackio, mlflow or another tracker that "
+            "accelerate knows; may be repeated.",
         ),
     ] = None,
     plot: Annotated[
@@ -163,8 +163,8 @@ def train(
         typer.Option(
             metavar="FILE",
             show_default=False,
-            help="Draw loss, accuracy and margin "
-            "over the steps as .png, .svg or .pdf (needs matplotlib).",
+            help="Draw loss, accuracy and margin over the steps, as .png, .svg or .pdf (needs "
+            "matplotlib).",
         ),
     ] = None,
     plot_beside: Annotated[
@@ -172,7 +172,7 @@ def train(
         typer.Option(
             metavar="DIR",
             show_default=False,
-            help="Another run, drawn into the same picture; may be repeated.",
+            help="Another run to draw in the same figure; may be repeated.",
         ),
     ] = None,
     push_to_hub: Annotated[
@@ -180,8 +180,8 @@ def train(
         typer.Option(
             metavar="REPO",
             show_default=False,
-            help="Push the finished "
-            "checkpoint to the Hugging Face hub; a new repository is private.",
+            help="Push the finished checkpoint to the Hugging Face hub; a new repository is "
+            "private.",
         ),
     ] = None,
     num_processes: NUM_PROCESSES = None,
@@ -191,11 +191,11 @@ def train(
         typer.Option(
             "--check/--no-check",
             show_default=False,
-            help="--check: only look for "
-            "what ruins reward models, and stop; --no-check: train without looking.",
+            help="--check: only look for what ruins reward models, and stop. --no-check: train "
+            "without looking.",
         ),
     ] = None,
-    seed: SEED = 0,
+    seed: SEED = TrainConfig.seed,
 ) -> None:
     """Train a Bradley-Terry reward model on preference pairs, in full or with LoRA.
 
@@ -203,61 +203,69 @@ def train(
     music train pairs.jsonl music.jsonl --model google/gemma-2-9b-it --out rm
     head -n 20 pairs.jsonl | music train --model local/gemma3-270m --batch 4 --lr 1e-5 --out rm
 
-    DIR holds the checkpoint at its top (transformers opens it as it is) and log.jsonl, one line a step.
+    DIR gets the checkpoint, which transformers opens as it is, and log.jsonl, one line a step.
     """
     run.in_processes(num_processes, accelerate_config)
-    from musiccli.cli.files import save
-    from musiccli.core import figures
-    from musiccli.core import processes as launch
-    from musiccli.train import curves, log
-    from musiccli.train.config import TrainConfig
-    from musiccli.train.run import train
+    from musiccli.core.figures import check_figure_path
+    from musiccli.core.processes import rank_zero_output, refuse_shared_input
+    from musiccli.train.curves import read_logs
+    from musiccli.train.log import describe_metrics
+    from musiccli.train.run import ChecksFailed, train
 
     if plot:
-        figures.check_figure_path(plot)
-    curves.read(plot_beside or ())  # what is wrong with them is better known now
-    settings = TrainConfig(
+        check_figure_path(plot)
+    read_logs(plot_beside or ())  # raises now, not after the training
+    config = TrainConfig(
         model=model,
+        init_from=init_from,
         batch=batch,
         steps=steps,
         epochs=epochs,
         lr=lr,
-        schedule=schedule.value,
+        schedule=schedule,
         warmup=warmup,
         max_length=max_length,
         lora=lora,
-        budget=budget,
-        init_from=init_from,
         margin_field=margin_field,
         margin_scale=margin_scale,
-        center=center,
         per_turn=per_turn,
+        center=center,
+        budget=budget,
         activation_checkpointing=activation_checkpointing,
         seed=seed,
     )
-    held_out = (
-        jsonl.read([eval], records.parse_preference, run.rejects, unique=False) if eval else None
-    )
-    with launch.rank_zero_output():
-        launch.refuse_shared_input(run.files)
-        measured = train(
-            run.read(records.parse_preference, unique=False),
-            Path(out),
-            settings,
-            evaluation=held_out,
-            eval_every=eval_every,
-            save_every=save_every,
-            tracked=tracker or (),
-            command=shlex.join(["music", *sys.argv[1:]]),
-            hub=push_to_hub,
-            checked=check is not False,
-            only_check=check is True,
-            rejects=run.rejects,
-            counts=run.counts,
-            say=run.say,
-        )
+    held_out_pairs = None
+    if held_out:
+        held_out_pairs = jsonl.read([held_out], parse_preference, run.rejects, unique=False)
+    with rank_zero_output():
+        refuse_shared_input(run.files)
+        try:
+            metrics = train(
+                run.read(parse_preference, unique=False),
+                Path(out),
+                config,
+                held_out=held_out_pairs,
+                eval_every=eval_every,
+                save_every=save_every,
+                trackers=trackers or (),
+                push_to_hub=push_to_hub,
+                command=shlex.join(["music", *sys.argv[1:]]),
+                check=check is not False,
+                check_only=check is True,
+                stats=run.stats,
+            )
+        except ChecksFailed as error:
+            raise InputError(f"{error}; --no-check would train all the same") from error
     if plot and not check:
-        logs = curves.read([out, *(plot_beside or ())])
-        save(plot, [curves.draw(logs, figures.figure_format(plot))])
-    if measured:
-        run.say(f"{log.in_words(measured)}; {run.clock}; reward model in {out}")
+        draw(plot, [out, *(plot_beside or ())])
+    if metrics:
+        run.say(f"{describe_metrics(metrics)}; {run.clock}; reward model in {out}")
+
+
+def draw(path: str, folders: list[str]) -> None:
+    """Draw the logs of runs into one figure."""
+    from musiccli.cli.files import save
+    from musiccli.core.figures import figure_format
+    from musiccli.train.curves import draw_curves, read_logs
+
+    save(path, [draw_curves(read_logs(folders), figure_format(path))])

@@ -43,7 +43,7 @@ def seeds(
         if message["role"] in _ROLES_BEFORE[next_speaker]
     ]
     if not lengths:
-        raise Dropped("no_reply")  # every conversation has a user message
+        raise Dropped("no_reply")  # a user message is in every conversation
     if max_tokens:
         lengths = [n for n in lengths if count_tokens(messages[:n]) <= max_tokens]
     if not lengths:

@@ -1,1 +1,1 @@
-"""Training a reward model: settings, pairs, the plan of steps, the trainer, what is measured and checked, the run."""
+"""Training a Bradley-Terry reward model: `run.train` is the recipe, the other modules its parts."""

@@ -1,63 +1,71 @@
-"""The whole run planned before it starts: which pairs each step holds, and in which micro-batches on each rank."""
+"""Which pairs each step holds, and in which micro-batches each rank computes them.
 
+The plan follows from the seed and the sizes of the pairs, so every rank makes the same one.
+"""
+
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
-from itertools import count as count_from
 
 from musiccli.core.errors import InputError
 from musiccli.reward_model.packing import micro_batches, partitions
 from musiccli.train.config import TrainConfig
 
+MicroBatch = list[int]  # indices of pairs; an empty one keeps a rank in step with the others
+Step = list[list[MicroBatch]]  # for each rank its micro-batches, equally many on every rank
 
-def plan(
-    sizes: Sequence[int], settings: TrainConfig, ranks: int, padded: bool = False
-) -> Iterator[list[list[list[int]]]]:
-    """Each step's micro-batches for each rank: step[rank] = [[pair, ...], ...], as many on every rank.
 
-    Pairs are shuffled anew for each epoch; a step's pairs are dealt to the ranks by size, largest first. A micro-batch
-    that is [] only keeps the ranks in step.
+def plan_steps(
+    sizes: Sequence[int], config: TrainConfig, ranks: int, padded: bool = False
+) -> Iterator[Step]:
+    """Every step of a run, in order.
+
+    Pairs are shuffled anew in each epoch, and a step may hold pairs of two epochs.
+
+    Args:
+        sizes: tokens of each pair in a forward pass.
+        config: gives `batch`, `budget`, `seed` and the number of steps.
+        ranks: how many processes share each step.
+        padded: whether a micro-batch takes the size of its largest pair for each of its pairs.
     """
-    order = _order(len(sizes), settings.seed)
-    for _ in range(total_steps(len(sizes), settings)):
-        yield deal(
-            [next(order) for _ in range(settings.batch)], sizes, settings.budget, ranks, padded
-        )
+    order = _shuffled_epochs(len(sizes), config.seed)
+    for _ in range(total_steps(len(sizes), config)):
+        indices = list(itertools.islice(order, config.batch))
+        yield partition_pairs(indices, sizes, config.budget, ranks, padded)
 
 
-def deal(
+def partition_pairs(
     indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int, padded: bool = False
-) -> list[list[list[int]]]:
-    """Pairs dealt to the ranks, largest first and each to the rank with the fewest tokens, in as many micro-batches on
-    every rank; some may be []."""
-    partitions_ = [
-        [indices[place] for place in partition]
-        for partition in partitions([sizes[index] for index in indices], ranks)
-    ]
-    dealt = [
-        [
-            [partition[place] for place in batch]
-            for batch in micro_batches([sizes[index] for index in partition], budget, padded)
-        ]
-        for partition in partitions_
-    ]
-    most = max(len(batches) for batches in dealt)
-    return [[[]] * (most - len(batches)) + batches for batches in dealt]
+) -> Step:
+    """Partition pairs over the ranks, and each rank's pairs into micro-batches.
+
+    The largest pair comes first, and each pair goes to the rank with the fewest tokens. A rank with
+    fewer micro-batches than another gets empty ones before its own.
+    """
+    step: Step = []
+    for partition in partitions([sizes[index] for index in indices], ranks):
+        pairs = [indices[position] for position in partition]
+        batches = micro_batches([sizes[index] for index in pairs], budget, padded)
+        step.append([[pairs[position] for position in batch] for batch in batches])
+    most = max(len(batches) for batches in step)
+    return [[[]] * (most - len(batches)) + batches for batches in step]
 
 
-def total_steps(pairs: int, settings: TrainConfig) -> int:
-    """The optimiser's steps: those asked for, or passes over the pairs. Raises InputError where these make no step."""
-    if settings.steps:
-        return settings.steps
-    if not 0 < settings.epochs < math.inf:
+def total_steps(pairs: int, config: TrainConfig) -> int:
+    """The number of optimizer steps. Raises InputError where `epochs` makes no step."""
+    if config.steps:
+        return config.steps
+    if not 0 < config.epochs < math.inf:
         raise InputError(
-            f"--epochs {settings.epochs:g}: trains nothing; give a number above 0, or --steps"
+            f"`epochs` {config.epochs:g}: trains nothing; give a number above 0, or `steps`"
         )
-    return max(1, round(pairs * settings.epochs / settings.batch))
+    return max(1, round(pairs * config.epochs / config.batch))
 
 
-def _order(count: int, seed: int) -> Iterator[int]:
-    for epoch in count_from(0):
+def _shuffled_epochs(count: int, seed: int) -> Iterator[int]:
+    """Indices below `count` in random order, epoch after epoch without end."""
+    for epoch in itertools.count():
         indices = list(range(count))
         random.Random(f"{seed} {epoch}").shuffle(indices)
         yield from indices

@@ -1,7 +1,7 @@
-"""What silently ruins reward models, looked for before the first step.
+"""Checks before the first step for what silently ruins reward models.
 
-A check says what is right in one line, or raises: InputError for what must be mended first, Doubt for what a person
-should know. Rewards are compared on a few of the shortest pairs, which costs a moment.
+Each check returns one line about what is right, or raises: InputError for what must be corrected,
+CheckWarning for what does not stop a run. Rewards are compared on a few of the shortest pairs.
 """
 
 import contextlib
@@ -16,41 +16,51 @@ from safetensors import safe_open
 
 from musiccli.core.errors import InputError
 from musiccli.core.quiet import quiet_libraries
+from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.checkpoint import RewardModel, has_logit_softcap
 from musiccli.reward_model.network import RewardNetwork, last_rewards
-from musiccli.train.tokenized_pairs import Pair
+from musiccli.train.tokenized_pairs import TokenizedPair
 
-SAMPLE = 4, 512  # pairs, tokens: at most so many are scored to look for differences
+SAMPLE_PAIRS, SAMPLE_TOKENS = 4, 512  # the most that is scored to compare rewards
+
+Sides = tuple[EncodedConversation, EncodedConversation]
 
 
-class Doubt(InputError):
-    """Something that does not stop a run."""
+class CheckWarning(InputError):
+    """Something that a person should know, and that does not stop a run."""
 
 
 @dataclass
-class Report:
-    """What was found, a line each."""
+class CheckReport:
+    """The results of all checks, a line each."""
 
-    right: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
-def check(model: RewardModel, pairs: Sequence[Pair]) -> Report:
-    """All checks of a model and of the pairs it is to be trained and measured on."""
-    report = Report()
-    for look in (one_bos, padding, reward_token, attention, company, head):
+def run_checks(model: RewardModel, pairs: Sequence[TokenizedPair]) -> CheckReport:
+    """Run every check on a model and on all pairs that it will be trained and measured on."""
+    report = CheckReport()
+    for check in (
+        check_bos,
+        check_padding,
+        check_reward_token,
+        check_attention,
+        check_batch_invariance,
+        check_head,
+    ):
         try:
-            report.right.append(look(model, pairs))
-        except Doubt as doubt:
-            report.doubts.append(str(doubt))
-        except InputError as fault:
-            report.faults.append(str(fault))
+            report.passed.append(check(model, pairs))
+        except CheckWarning as warning:
+            report.warnings.append(str(warning))
+        except InputError as error:
+            report.errors.append(str(error))
     return report
 
 
-def one_bos(model: RewardModel, pairs: Sequence[Pair]) -> str:
-    """Exactly one BOS, first, where the tokenizer writes one before plain text; a doubled one nowhere."""
+def check_bos(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+    """Each conversation begins with exactly one BOS, where the tokenizer begins text with it."""
     bos, text = model.tokenizer.bos_token_id, model.tokenizer.bos_token
     sides = [side.ids for pair in pairs for side in pair.sides]
     expected = bos is not None and model.tokenizer("a")["input_ids"][:1] == [bos]
@@ -58,181 +68,181 @@ def one_bos(model: RewardModel, pairs: Sequence[Pair]) -> str:
         raise InputError("the template writes two BOS tokens; remove one from the chat template")
     if expected and any(ids[0] != bos for ids in sides):
         raise InputError(
-            f"conversations begin without the BOS token {text}, which the backbone knows before every "
-            "text; add {{ bos_token }} to the chat template"
+            f"conversations begin without the BOS token {text}, which the backbone knows before "
+            "every text; add {{ bos_token }} to the chat template"
         )
-    if expected and (again := sum(bos in ids[1:] for ids in sides)):
-        raise Doubt(
-            f"{again:,} conversations hold {text} in their text, where it reads as another BOS"
+    if expected and (repeated := sum(bos in ids[1:] for ids in sides)):
+        raise CheckWarning(
+            f"{repeated:,} conversations hold {text} in their text, where it reads as another BOS"
         )
-    return (
-        f"one BOS token, {text}, begins every conversation"
-        if all(ids[0] == bos for ids in sides)
-        else "no BOS token, which this tokenizer does not write either"
-    )
+    if all(ids[0] == bos for ids in sides):
+        return f"one BOS token, {text}, begins every conversation"
+    return "no BOS token, which this tokenizer does not write either"
 
 
-def padding(model: RewardModel, pairs: Sequence[Pair]) -> str:
-    """Padding is a token of its own: transformers reads the reward at the last token that is not padding."""
+def check_padding(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+    """The padding token has no other use: transformers reads a reward at the last other token."""
     tokenizer, pad = model.tokenizer, model.network.core.config.pad_token_id
     if pad is None or pad != tokenizer.pad_token_id:
         raise InputError(
-            f"the padding token is {pad} in the model's config, {tokenizer.pad_token_id} in its tokenizer"
+            f"the padding token is {pad} in the model's config, {tokenizer.pad_token_id} in its "
+            "tokenizer"
         )
     if pad == tokenizer.eos_token_id:
         raise InputError(
-            f"the padding token ({tokenizer.pad_token}) is eos, too; a reward would be read one token "
-            "early"
+            f"the padding token ({tokenizer.pad_token}) is eos, too; a reward would be read one "
+            "token early"
         )
     if any(side.ids[-1] == pad for pair in pairs for side in pair.sides):
         raise InputError(
-            f"conversations end with the padding token ({tokenizer.pad_token}), which no reward can be "
-            "read at"
+            f"conversations end with the padding token ({tokenizer.pad_token}), which no reward "
+            "can be read at"
         )
-    instead = (
-        f", in place of {model.replaced_padding}, which also ends turns"
-        if model.replaced_padding
-        else ""
-    )
-    return f"padding is {tokenizer.pad_token}{instead}"
+    replaced = ""
+    if model.replaced_padding:
+        replaced = f", in place of {model.replaced_padding}, which also ends turns"
+    return f"padding is {tokenizer.pad_token}{replaced}"
 
 
-def reward_token(model: RewardModel, pairs: Sequence[Pair]) -> str:
-    """The reward is read at one and the same token, the template's last; it is stored with the checkpoint."""
-    ends = Counter(
+def check_reward_token(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+    """All rewards are read at the same token, the last that the chat template writes."""
+    tokens = Counter(
         side.ids[end] for pair in pairs for side in pair.sides for end in side.reward_positions
     )
-    shown = ", ".join(repr(model.tokenizer.decode([end])) for end, _ in ends.most_common(3))
-    if len(ends) > 1:
-        raise Doubt(
-            f"rewards are read at {len(ends):,} different tokens ({shown}{', ...' * (len(ends) > 3)}); let the "
-            "chat template end every turn with a token of its own"
+    most_common = tokens.most_common(3)
+    shown = ", ".join(repr(model.tokenizer.decode([token])) for token, _ in most_common)
+    if len(tokens) > 1:
+        more = ", ..." if len(tokens) > 3 else ""
+        raise CheckWarning(
+            f"rewards are read at {len(tokens):,} different tokens ({shown}{more}); let the chat "
+            "template end every turn with a token of its own"
         )
-    return f"the reward is read at {shown}, token {ends.most_common(1)[0][0]}, the last that the template writes"
+    token = most_common[0][0]
+    return f"the reward is read at {shown}, token {token}, the last that the template writes"
 
 
-def attention(model: RewardModel, pairs: Sequence[Pair]) -> str:
-    """The attention in use gives the rewards that transformers' own forward gives, one conversation at a time."""
+def check_attention(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+    """The attention in use gives the same rewards as transformers' plain attention does."""
     core = model.network.core
     if has_logit_softcap(core.config) and "sdpa" in str(core.config._attn_implementation):
         raise InputError(
-            "attention is sdpa, which leaves out this model's soft-capping; use eager or flash attention"
+            "attention is sdpa, which leaves out this model's soft-capping; use eager or flash "
+            "attention"
         )
-    groups = _sample(pairs)
-    with _reference(model.network), torch.inference_mode():
+    sample = _sample(pairs)
+    with _plain_attention(model.network), torch.inference_mode():
         expected = torch.cat(
             [
-                core(input_ids=torch.tensor([one.ids], device=core.device)).logits[:, 0].float()
-                for group in groups
-                for one in group
+                core(input_ids=torch.tensor([side.ids], device=core.device)).logits[:, 0].float()
+                for sides in sample
+                for side in sides
             ]
         )
-    _same(
-        _rewards(model.network, groups),
+    _compare(
+        _rewards(model.network, sample),
         expected,
         core.dtype,
         "rewards differ from those of transformers' own forward by {:.2g}",
     )
+    layout = "packed" if model.network.packed else "padded"
     return (
-        f"{'packed' if model.network.packed else 'padded'} attention gives the rewards of transformers' own "
-        f"forward on {2 * len(groups)} conversations"
+        f"{layout} attention gives the rewards of transformers' own forward on {2 * len(sample)} "
+        "conversations"
     )
 
 
-def company(model: RewardModel, pairs: Sequence[Pair]) -> str:
-    """A reward does not depend on the size of its batch, nor on who else is in it."""
-    groups = _sample(pairs)
-    together = _rewards(model.network, groups)
-    alone = torch.cat([_rewards(model.network, [[one]]) for group in groups for one in group])
-    turned = _rewards(model.network, groups[::-1]).view(-1, 2).flip(0).flatten()
-    for other in (alone, turned):
-        _same(
-            together,
-            other,
+def check_batch_invariance(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+    """A reward depends neither on the size of its batch nor on the other conversations in it."""
+    sample = _sample(pairs)
+    batched = _rewards(model.network, sample)
+    single = torch.cat([_rewards(model.network, [(side,)]) for sides in sample for side in sides])
+    reversed_pairs = _rewards(model.network, sample[::-1]).view(-1, 2).flip(0).flatten()
+    for rewards in (single, reversed_pairs):
+        _compare(
+            batched,
+            rewards,
             model.network.core.dtype,
             "rewards depend on the batch: they differ by {:.2g} between batches",
         )
     return "rewards do not depend on the batch"
 
 
-def head(model: RewardModel, pairs: Sequence[Pair] = ()) -> str:
-    """The head is trained, and what is written to disk holds it as it is (an adapted head, for example, is lost)."""
+def check_head(model: RewardModel, pairs: Sequence[TokenizedPair] = ()) -> str:
+    """The reward head is trained, and saving keeps it as it is (an adapted head would be lost)."""
     network = model.network
-    if not all(
-        weight.requires_grad
-        for weight in network.core.score.parameters()
-        if weight.is_floating_point()
-    ) and not hasattr(network.model, "peft_config"):
+    adapted = hasattr(network.model, "peft_config")
+    head = [weight for weight in network.core.score.parameters() if weight.is_floating_point()]
+    if not adapted and not all(weight.requires_grad for weight in head):
         raise InputError("the reward head is frozen; nothing would be learnt in it")
-    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-        if hasattr(network.model, "peft_config"):
-            network.model.save_pretrained(folder, save_embedding_layers=False)
-        else:
-            weights = {
-                name: weight
-                for name, weight in network.core.state_dict().items()
-                if "score" in name
-            }
-            network.core.save_pretrained(folder, state_dict=weights)
-        stored = list(_stored_heads(Path(folder)))
-    trained = {
-        name: weight
+    trained = [
+        weight.detach().cpu()
         for name, weight in network.named_parameters()
         if weight.requires_grad and "score" in name and name.endswith("weight")
-    }
-    if (
-        len(stored) != 1
-        or len(trained) != 1
-        or not torch.equal(stored[0], next(iter(trained.values())).detach().cpu())
-    ):
+    ]
+    saved = _saved_heads(network)
+    if len(saved) != 1 or len(trained) != 1 or not torch.equal(saved[0], trained[0]):
         raise InputError(
-            "the reward head does not come back from disk as it is in training; its LoRA must save it "
-            "whole (modules_to_save)"
+            "the reward head does not come back from disk as it is in training; its LoRA must save "
+            "it whole (modules_to_save)"
         )
     return "the reward head is trained, and comes back from disk"
 
 
-def _stored_heads(folder: Path) -> Iterator[torch.Tensor]:
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
-            yield from (
-                weights.get_tensor(name)
-                for name in weights.keys()  # noqa: SIM118
-                if name.endswith("score.weight")
-            )
+def _saved_heads(network: RewardNetwork) -> list[torch.Tensor]:
+    """The weights of reward heads in the files that saving the network writes."""
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+        if hasattr(network.model, "peft_config"):
+            network.model.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            weights = network.core.state_dict()
+            head = {name: weight for name, weight in weights.items() if "score" in name}
+            network.core.save_pretrained(folder, state_dict=head)
+        heads = []
+        for file in sorted(Path(folder).glob("*.safetensors")):
+            with safe_open(file, "pt") as saved:
+                names = [name for name in saved.keys() if name.endswith("score.weight")]  # noqa: SIM118
+                heads += [saved.get_tensor(name) for name in names]
+        return heads
 
 
-def _sample(pairs: Sequence[Pair]) -> list[tuple]:
-    """The sides of some of the shortest pairs: at least one, else within SAMPLE."""
-    found, room = [], SAMPLE[1]
-    for pair in sorted(pairs, key=lambda pair: pair.size)[: SAMPLE[0]]:
-        room -= pair.size
-        if found and room < 0:
+def _sample(pairs: Sequence[TokenizedPair]) -> list[Sides]:
+    """The sides of the shortest pairs: at least one pair, and no more than the sample's limits."""
+    sample: list[Sides] = []
+    remaining = SAMPLE_TOKENS
+    for pair in sorted(pairs, key=lambda pair: pair.size)[:SAMPLE_PAIRS]:
+        remaining -= pair.size
+        if sample and remaining < 0:
             break
-        found.append(pair.sides)
-    return found
+        sample.append(pair.sides)
+    return sample
 
 
-def _rewards(network: RewardNetwork, groups: Sequence) -> torch.Tensor:
+def _rewards(
+    network: RewardNetwork, groups: Sequence[Sequence[EncodedConversation]]
+) -> torch.Tensor:
+    """The reward of each whole conversation of each group, (conversations,)."""
     with torch.inference_mode():
         return last_rewards(network.eval()(groups))
 
 
 @contextlib.contextmanager
-def _reference(network: RewardNetwork) -> Iterator[None]:
-    """Transformers' own plain attention for a while."""
+def _plain_attention(network: RewardNetwork) -> Iterator[None]:
+    """Let the network's core compute with transformers' plain attention for a while."""
     configs = [network.core.config, network.backbone.config]
-    kept = [config._attn_implementation for config in configs]
+    implementations = [config._attn_implementation for config in configs]
     network.eval()
     network.core.set_attn_implementation("eager")
     try:
         yield
     finally:
-        for config, implementation in zip(configs, kept, strict=True):
+        for config, implementation in zip(configs, implementations, strict=True):
             config._attn_implementation = implementation
 
 
-def _same(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, fault: str) -> None:
+def _compare(
+    rewards: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, message: str
+) -> None:
+    """Raise InputError with the largest difference where rewards differ by more than rounding."""
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-    if not torch.allclose(found, expected, atol=tolerance, rtol=tolerance):
-        raise InputError(fault.format((found - expected).abs().max().item()))
+    if not torch.allclose(rewards, expected, atol=tolerance, rtol=tolerance):
+        raise InputError(message.format((rewards - expected).abs().max().item()))

@@ -1,39 +1,67 @@
-"""How to train: what a run is told, kept with the checkpoint, and compared when it is resumed."""
+"""The settings of a training run, with every default."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. The defaults are the paper's (arXiv 2512.24693): 64 pairs a step, 2e-6, 2048 tokens."""
+    """What determines a training run. It is kept with the checkpoint, and compared on resuming.
+
+    The paper (arXiv 2512.24693) gives the defaults of `batch`, `lr` and `max_length`.
+
+    Attributes:
+        model: the backbone, which gets a new reward head: a hub id, a folder or local/NAME.
+        init_from: a reward model to continue from, with its head, in place of `model`.
+        batch: pairs in one optimizer step, over all processes.
+        steps: optimizer steps; None means `epochs` passes over the pairs.
+        epochs: passes over the pairs, where `steps` is None.
+        lr: peak learning rate.
+        schedule: how the learning rate falls after warmup. "linear" falls to zero, as by default in
+            TRL; the paper does not say.
+        warmup: fraction of the steps in which the learning rate rises.
+        weight_decay: AdamW's weight decay.
+        max_grad_norm: the L2 norm to which gradients are clipped.
+        max_length: the most tokens of one conversation.
+        lora: rank of the low-rank adapters; None trains all weights.
+        margin_field: the field of each pair that says by how much the chosen reward should be above
+            the rejected one (Llama 2, arXiv 2307.09288, eq. 2); None means no margin.
+        margin_scale: the factor that multiplies each margin.
+        per_turn: compare rewards at every assistant turn from the first difference on, and take the
+            mean of the losses. Otherwise compare them at the last turn only.
+        center: weight of the squared sum of a pair's rewards in its loss, which pulls rewards to a
+            mean of zero (arXiv 2312.09244); None means 0.
+        budget: the most tokens in one micro-batch, unless a single pair has more.
+        activation_checkpointing: keep only each layer's input, and compute the rest again in the
+            backward pass.
+        seed: determines the new head, the adapters and the order of the pairs.
+    """
 
     model: str = "google/gemma-2-9b-it"
-    batch: int = 64  # pairs a step, over all processes
-    steps: int | None = None  # else `epochs` passes over the pairs
+    init_from: str | None = None
+    batch: int = 64
+    steps: int | None = None
     epochs: float = 1.0
     lr: float = 2e-6
-    schedule: str = "linear"  # to zero, as TRL's default; the paper does not say
-    warmup: float = 0.03  # of all steps
+    schedule: Schedule = "linear"
+    warmup: float = 0.03
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_length: int = 2048
     lora: int | None = None
-    init_from: str | None = None  # a reward model to go on from, in place of `model`
-    margin_field: str | None = (
-        None  # by how much chosen should be ahead (Llama 2, arXiv 2307.09288, eq. 2)
-    )
-    margin_scale: float = 1.0  # margins are multiplied by it
-    per_turn: bool = False  # the loss at every assistant turn from where the sides part, in place of the last alone
-    center: float | None = None  # weight of the squared sum of a pair's rewards (arXiv 2312.09244)
-    budget: int = 1024  # tokens a micro-batch
+    margin_field: str | None = None
+    margin_scale: float = 1.0
+    per_turn: bool = False
+    center: float | None = None
+    budget: int = 1024
     activation_checkpointing: bool = False
     seed: int = 0
 
 
-# Fields that notes written before call by another name.
-RENAMED_SETTINGS = {"centre": "center"}
+# A run may continue with other values of these: they say how a step is computed, not what.
+RESUMABLE_SETTINGS = {"budget", "activation_checkpointing"}
 
-RESUMABLE_SETTINGS = {
-    "budget",
-    "activation_checkpointing",
-}  # how a step is computed, not what: a run goes on with others
+# Settings by the names that older checkpoints have for them.
+RENAMED_SETTINGS = {"centre": "center"}

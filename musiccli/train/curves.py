@@ -1,8 +1,9 @@
-"""The logs of training runs as one picture: loss, accuracy and margin over the steps, with what was held out."""
+"""Training curves: the logs of runs as one figure of loss, accuracy and margin over the steps."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from musiccli.core.figures import (
     COLORS,
@@ -12,60 +13,76 @@ from musiccli.core.figures import (
     figure_bytes,
     plot_label,
 )
-from musiccli.train import log
+from musiccli.train.log import LOG_FILE, read_log
+from musiccli.train.metrics import Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "margin": "margin (chosen - rejected)"}
-WINDOW = 20  # of all steps, how many a running mean spans at most: one in so many
+SMOOTHING = 20  # a running mean spans at most this fraction of the steps: 1 in 20
 
 
-def read(folders: Sequence[str]) -> dict[str, list[dict]]:
-    """The logs in runs' folders by the folder's name, or by its path where two have the same name."""
+def read_logs(folders: Sequence[str]) -> dict[str, list[Metrics]]:
+    """The logs of runs by the name of their folder, or by its path where two names are equal."""
     names = [Path(folder).resolve().name for folder in folders]
     return {
-        name if names.count(name) == 1 else folder: log.read(Path(folder) / log.NAME)
+        name if names.count(name) == 1 else folder: read_log(Path(folder) / LOG_FILE)
         for name, folder in zip(names, folders, strict=True)
     }
 
 
-def draw(logs: Mapping[str, Sequence[dict]], form: str) -> bytes:
-    """Logs by name, a color each: every step faint, their running mean strong, held-out figures as points."""
+def draw_curves(logs: Mapping[str, Sequence[Metrics]], file_format: str) -> bytes:
+    """Draw logs, each in a color of its own, and return the figure's file.
+
+    Steps are faint lines, their running mean a strong one, and held-out metrics points.
+
+    Args:
+        logs: the steps of each run by the run's name.
+        file_format: "png", "svg" or "pdf".
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.use("agg")
     with matplotlib.rc_context(RC_PARAMS), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph "
-        )  # a script that the font lacks is drawn as boxes
+        # A script that the font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph ")
         figure = Figure(figsize=(7.2, 7.6), layout="constrained")
-        for axes, (name, label) in zip(
-            figure.subplots(len(PANELS), 1, sharex=True), PANELS.items(), strict=True
-        ):
-            for number, (run, steps) in enumerate(logs.items()):
-                _curve(axes, steps, name, COLORS[number % len(COLORS)], plot_label(run))
-            axes.grid(axis="y", linewidth=0.8)
-            axes.tick_params(length=0)
-            axes.set_ylabel(label)
-            if name == "accuracy":
-                axes.set_ylim(-0.02, 1.02)
-                axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-                axes.axhline(0.5, color=FAINT_COLOR, linewidth=1, zorder=1)
-        axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.plot([], [], "o", color=TEXT_COLOR, markersize=5, label="held out")
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, ncols=4, loc="outside lower center")
-        return figure_bytes(figure, form)
+        panels = figure.subplots(len(PANELS), 1, sharex=True)
+        for axes, metric in zip(panels, PANELS, strict=True):
+            _draw_panel(axes, metric, logs)
+        panels[-1].set_xlabel("step")
+        panels[-1].xaxis.get_major_locator().set_params(integer=True)
+        _draw_legend(figure, panels[-1])
+        return figure_bytes(figure, file_format)
 
 
-def _curve(axes, steps: Sequence[dict], name: str, color: str, label: str) -> None:
-    places, values = [step["step"] for step in steps], [step[name] for step in steps]
-    axes.plot(places, values, color=color, linewidth=0.8, alpha=0.35)
-    axes.plot(places, running_mean(values), color=color, linewidth=1.8, label=label)
-    held_out = [(step["step"], step[f"eval_{name}"]) for step in steps if f"eval_{name}" in step]
+def _draw_panel(axes: "Axes", metric: str, logs: Mapping[str, Sequence[Metrics]]) -> None:
+    """One metric of all runs."""
+    for index, (run, steps) in enumerate(logs.items()):
+        _draw_curve(axes, steps, metric, COLORS[index % len(COLORS)], plot_label(run))
+    axes.grid(axis="y", linewidth=0.8)
+    axes.tick_params(length=0)
+    axes.set_ylabel(PANELS[metric])
+    if metric == "accuracy":
+        axes.set_ylim(-0.02, 1.02)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        axes.axhline(0.5, color=FAINT_COLOR, linewidth=1, zorder=1)
+
+
+def _draw_curve(
+    axes: "Axes", steps: Sequence[Metrics], metric: str, color: str, label: str
+) -> None:
+    """One metric of one run: every step, the running mean, and the held-out values."""
+    numbers, values = [step["step"] for step in steps], [step[metric] for step in steps]
+    axes.plot(numbers, values, color=color, linewidth=0.8, alpha=0.35)
+    axes.plot(numbers, running_mean(values), color=color, linewidth=1.8, label=label)
+    held_out = [step for step in steps if f"eval_{metric}" in step]
     axes.plot(
-        [place for place, _ in held_out],
-        [value for _, value in held_out],
+        [step["step"] for step in held_out],
+        [step[f"eval_{metric}"] for step in held_out],
         "o-",
         color=color,
         linewidth=1,
@@ -75,8 +92,18 @@ def _curve(axes, steps: Sequence[dict], name: str, color: str, label: str) -> No
     )
 
 
+def _draw_legend(figure: "Figure", axes: "Axes") -> None:
+    """The runs' names, and what a point means, below the panels."""
+    axes.plot([], [], "o", color=TEXT_COLOR, markersize=5, label="held out")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=4, loc="outside lower center")
+
+
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Each value's mean with its neighbours, as many on either side where there are."""
-    reach = len(values) // WINDOW // 2
-    around = [values[max(0, place - reach) : place + reach + 1] for place in range(len(values))]
-    return [sum(near) / len(near) for near in around]
+    """The mean of each value and its neighbors, fewer of them at both ends."""
+    reach = len(values) // SMOOTHING // 2
+    means = []
+    for index in range(len(values)):
+        window = values[max(0, index - reach) : index + reach + 1]
+        means.append(sum(window) / len(window))
+    return means

@@ -1,4 +1,4 @@
-"""How much memory a run will take in each process: an estimate, before the first step."""
+"""An estimate, before the first step, of the memory that a run takes in each process."""
 
 import os
 from collections.abc import Sequence
@@ -11,134 +11,158 @@ from musiccli.cpu.recomputation import SavedBytes
 from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, recomputes_selectively
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.config import TrainConfig
-from musiccli.train.tokenized_pairs import Pair
+from musiccli.train.tokenized_pairs import TokenizedPair
 
-SAMPLE = 512  # tokens: the largest pair that is not larger is run forward once to see what it keeps
+SAMPLE_TOKENS = 512  # activations are measured on the largest pair of at most so many tokens
+LESS_MEMORY = (
+    "a smaller `budget` or `max_length`, `activation_checkpointing`, `lora` or more processes with "
+    "FSDP take less"
+)
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes in one process, at the peak of a step."""
+class MemoryEstimate:
+    """Bytes in one process at the peak of a step.
+
+    Attributes:
+        parameters: all weights.
+        gradients: of the trained weights.
+        optimizer: AdamW's two moments.
+        activations: what the micro-batch that takes the most keeps for its backward pass.
+        workspace: the largest weight's gradient while it is added; autocast's copies of weights.
+        tokens: of the largest micro-batch. These are tokens, not bytes.
+    """
 
     parameters: float
     gradients: float
     optimizer: float
-    activations: float  # of the micro-batch that takes the most, kept for the backward pass
-    workspace: float  # of the largest weight's gradient while it is added to, and of autocast's copies of weights
-    tokens: int  # of the largest micro-batch
+    activations: float
+    workspace: float
+    tokens: int
 
     @property
     def total(self) -> float:
+        """Bytes of all parts."""
         return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
 
     def __str__(self) -> str:
-        parts = ", ".join(
-            f"{name} {_shown(getattr(self, name))}"
-            for name in ("parameters", "gradients", "optimizer", "workspace", "activations")
+        names = ("parameters", "gradients", "optimizer", "workspace", "activations")
+        parts = ", ".join(f"{name} {_readable(getattr(self, name))}" for name in names)
+        return (
+            f"about {_readable(self.total)} a process, an estimate: {parts} "
+            f"(of up to {self.tokens:,} tokens at once)"
         )
-        return f"about {_shown(self.total)} a process, an estimate: {parts} (of up to {self.tokens:,} tokens at once)"
 
 
-def estimate(
+def estimate_memory(
     model: RewardModel,
-    pairs: Sequence[Pair],
-    settings: TrainConfig,
+    pairs: Sequence[TokenizedPair],
+    config: TrainConfig,
     *,
     ranks: int = 1,
     sharded: bool = False,
     offloaded_bytes: int = 0,
     device: torch.device = CPU,
-) -> Memory:
-    """Parameters and gradients as they are, AdamW's two moments, and activations measured on one pair and scaled to the
-    largest micro-batch. Sharded weights are divided by `ranks`; else DDP's buckets hold gradients a second time.
-    `offloaded_bytes` are bytes of weights that wait beside the network; `device` is where it will be trained."""
+) -> MemoryEstimate:
+    """Estimate the memory of a step.
+
+    Activations are measured on one pair and scaled to the largest micro-batch. Sharded weights are
+    divided by `ranks`. Without sharding, DDP's buckets hold the gradients a second time.
+
+    Args:
+        model: as it will be trained.
+        pairs: all pairs to train on.
+        config: gives `batch`, `budget` and `activation_checkpointing`.
+        ranks: how many processes there are.
+        sharded: whether FSDP shards the weights over them.
+        offloaded_bytes: bytes of weights that are kept beside the network.
+        device: where the network will be trained.
+    """
     weights = list(model.network.parameters())
-    trained = sum(_bytes(weight) for weight in weights if weight.requires_grad)
+    trained = [_bytes(weight) for weight in weights if weight.requires_grad]
     share = 1 / ranks if sharded else 1
     copies = 2 if ranks > 1 and not sharded else 1
     sizes = [pair.size for pair in pairs]
-    tokens = max(max(sizes), min(settings.budget, sum(sorted(sizes)[-settings.batch :])))
-    largest = max(_bytes(weight) for weight in weights if weight.requires_grad)
-    activations, cast = _activations(
-        model, pairs, tokens, settings.activation_checkpointing, device
-    )
-    return Memory(
-        sum(map(_bytes, weights)) * share + offloaded_bytes,
-        trained * copies * share,
-        2 * trained * share,
-        activations,
-        largest + cast * share,
-        tokens,
+    tokens = max(max(sizes), min(config.budget, sum(sorted(sizes)[-config.batch :])))
+    activations, cast = _activations(model, pairs, tokens, config.activation_checkpointing, device)
+    return MemoryEstimate(
+        parameters=sum(map(_bytes, weights)) * share + offloaded_bytes,
+        gradients=sum(trained) * copies * share,
+        optimizer=2 * sum(trained) * share,
+        activations=activations,
+        workspace=max(trained) + cast * share,
+        tokens=tokens,
     )
 
 
-def available(device: torch.device) -> float:
+def available_memory(device: torch.device) -> float:
     """Bytes that a process of this run may still take on its device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return float(psutil.virtual_memory().available / processes)
 
 
 def _activations(
     model: RewardModel,
-    pairs: Sequence[Pair],
+    pairs: Sequence[TokenizedPair],
     tokens: int,
     checkpointing: bool,
     device: torch.device,
 ) -> tuple[float, float]:
-    """Bytes that the forward pass of a micro-batch of up to `tokens` keeps for the backward one; and bytes of weights
-    in another precision, which autocast keeps."""
-    whole, products, cast = _kept(model, pairs)
+    """Bytes that a micro-batch of up to `tokens` keeps; bytes of weights that autocast copies."""
+    kept, products, cast = _measured_bytes(model, pairs)
     config = model.network.core.config.get_text_config()
     inputs = config.num_hidden_layers * config.hidden_size * model.network.core.dtype.itemsize
-    layer = (
-        whole / config.num_hidden_layers
-    )  # one at a time is computed again, or as much is needed on the way back
+    # One layer at a time is computed again, or its gradients take as much.
+    layer = kept / config.num_hidden_layers
     if checkpointing:
         return tokens * (inputs + layer), cast / config.num_hidden_layers
+    # A micro-batch of few tokens keeps everything, and may so take more than a larger one.
     few = min(tokens, RECOMPUTE_ABOVE) if recomputes_selectively(model.network, device) else tokens
-    again = (
-        tokens * (inputs + products + layer) if tokens > few else 0
-    )  # may well be less than few keep
-    return max(few * (whole + layer), again), cast
+    recomputed = tokens * (inputs + products + layer) if tokens > few else 0
+    return max(few * (kept + layer), recomputed), cast
 
 
-def _kept(model: RewardModel, pairs: Sequence[Pair]) -> tuple[float, float, float]:
-    """Bytes a token that a forward pass keeps for the backward one, weights aside; those of them that products gave;
-    and bytes of weights in another precision."""
-    small = [pair for pair in pairs if pair.size <= SAMPLE]
-    pair = (
-        max(small, key=lambda pair: pair.size) if small else min(pairs, key=lambda pair: pair.size)
-    )
+def _measured_bytes(
+    model: RewardModel, pairs: Sequence[TokenizedPair]
+) -> tuple[float, float, float]:
+    """What a forward pass keeps for the backward pass, measured on one pair.
+
+    Returns:
+        Bytes a token without the weights; those of them that matrix products computed; and, for all
+        tokens together, bytes of weights that were copied into another precision.
+    """
+    small = [pair for pair in pairs if pair.size <= SAMPLE_TOKENS]
+    pair = max(small, key=_size) if small else min(pairs, key=_size)
     weights = {weight.untyped_storage().data_ptr() for weight in model.network.parameters()}
     shapes = {frozenset(weight.shape) for weight in model.network.parameters() if weight.dim() == 2}
-    kept: dict[int, int] = {}
+    kept: dict[int, int] = {}  # bytes by the address of the storage
     cast: dict[int, int] = {}
 
-    def see(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            copies = (
-                tensor.dim() == 2
-                and frozenset(tensor.shape) in shapes
-                and tensor.dtype != torch.float32
-            )
-            (cast if copies else kept)[storage.data_ptr()] = storage.nbytes()
+            copied = tensor.dim() == 2 and frozenset(tensor.shape) in shapes
+            is_cast = copied and tensor.dtype != torch.float32
+            (cast if is_cast else kept)[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    # In evaluation nothing is recomputed; the models in use have no dropout, so training keeps the same.
-    with (
-        torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor),
-        SavedBytes() as products,
-    ):
+    # In evaluation nothing is recomputed. Our models have no dropout, so training keeps the same.
+    hooks = torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor)
+    with hooks, SavedBytes() as products:
         rewards = model.network.eval()([pair.sides])
     del rewards
     return sum(kept.values()) / pair.size, products.bytes / pair.size, sum(cast.values())
+
+
+def _size(pair: TokenizedPair) -> int:
+    return pair.size
 
 
 def _bytes(weight: torch.Tensor) -> int:
     return weight.numel() * weight.element_size()
 
 
-def _shown(count: float) -> str:
+def _readable(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

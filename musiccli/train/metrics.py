@@ -1,16 +1,29 @@
-"""What is measured of rewards: loss, accuracy, margin; on held-out pairs also calibration, and accuracy by kind."""
+"""What is measured of rewards: loss, accuracy and margin; for held-out pairs calibration, too."""
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-from musiccli.train.tokenized_pairs import PARTS, Pair
+from musiccli.train.tokenized_pairs import DIVERGENCES, TokenizedPair
+
+Metrics = dict[str, Any]  # one step's values by name, as the log holds them
 
 BINS = 10  # of confidence, from 0.5 to 1
 
 
-def means(losses: Sequence[float], margins: Sequence[float], rewards: Sequence[float]) -> dict:
-    """Means over pairs. Accuracy is strict: a tie is no success."""
+def mean_metrics(
+    losses: Sequence[float], margins: Sequence[float], rewards: Sequence[float]
+) -> Metrics:
+    """Means over pairs.
+
+    Accuracy is strict: a pair with equal rewards counts as wrong.
+
+    Args:
+        losses: one for each pair.
+        margins: chosen minus rejected reward, one for each pair.
+        rewards: of all sides.
+    """
     count = len(losses)
     return {
         "loss": math.fsum(losses) / count,
@@ -20,49 +33,65 @@ def means(losses: Sequence[float], margins: Sequence[float], rewards: Sequence[f
     }
 
 
-def held_out(rewards: Sequence[tuple[float, float]], pairs: Sequence[Pair]) -> dict:
-    """Of the rewards (chosen, rejected) of pairs: the means, ECE, and accuracy by turns and by where the sides part.
+def held_out_metrics(
+    rewards: Sequence[tuple[float, float]], pairs: Sequence[TokenizedPair]
+) -> Metrics:
+    """The metrics of held-out pairs: means, calibration, and accuracy by turns and by divergence.
 
-    The loss is Bradley-Terry's alone, so that runs with other margins or centring can be compared.
+    The loss is Bradley-Terry's alone, at the last turn. Runs with other margins, centering or
+    `per_turn` can so be compared.
+
+    Args:
+        rewards: (chosen, rejected) of each pair.
+        pairs: in the same order.
     """
     margins = [chosen - rejected for chosen, rejected in rewards]
+    # -log sigmoid(margin), written so that no exponential overflows.
     losses = [max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))) for margin in margins]
-    found = means(losses, margins, [reward for both in rewards for reward in both])
-    return (
-        {"pairs": len(pairs)}
-        | found
-        | {
-            "ece": calibration_error(margins),
-            "by_turns": _accuracies(margins, [pair.turns for pair in pairs]),
-            "by_divergence": _accuracies(margins, [pair.parts for pair in pairs], PARTS),
-        }
-    )
+    means = mean_metrics(losses, margins, [reward for sides in rewards for reward in sides])
+    return {
+        "pairs": len(pairs),
+        **means,
+        "ece": expected_calibration_error(margins),
+        "by_turns": _accuracies(margins, [pair.turns for pair in pairs]),
+        "by_divergence": _accuracies(margins, [pair.divergence for pair in pairs], DIVERGENCES),
+    }
 
 
-def calibration_error(margins: Sequence[float]) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, eq. 3) of the picks that margins make.
+def expected_calibration_error(margins: Sequence[float]) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, eq. 3).
 
-    The model picks the side with the higher reward, with confidence sigmoid(|margin|), between 0.5 and 1. These are
-    put into BINS bins of equal width over that range; the error is the mean over pairs of |share of right picks -
-    mean confidence| of their bin. A tie is half right.
+    The model picks the side with the higher reward, with confidence sigmoid(|margin|). BINS bins of
+    equal width divide the confidences from 0.5 to 1. The error is the mean over pairs of
+    |accuracy - mean confidence| of their bin. A tie counts as half right.
     """
-    bins = defaultdict(list)
+    gaps: dict[int, list[float]] = defaultdict(list)
     for margin in margins:
         confidence = 1 / (1 + math.exp(-abs(margin)))
-        right = 0.5 if margin == 0 else float(margin > 0)
-        bins[min(BINS - 1, int((confidence - 0.5) * 2 * BINS))].append(right - confidence)
-    return math.fsum(abs(math.fsum(gaps)) for gaps in bins.values()) / len(margins)
+        correct = 0.5 if margin == 0 else float(margin > 0)
+        bin_index = min(BINS - 1, int((confidence - 0.5) * 2 * BINS))
+        gaps[bin_index].append(correct - confidence)
+    return math.fsum(abs(math.fsum(bin_gaps)) for bin_gaps in gaps.values()) / len(margins)
 
 
 def _accuracies(
-    margins: Sequence[float], kinds: Sequence[int | str], order: Sequence[str] = ()
-) -> dict[str, dict]:
-    """{kind: {"accuracy", "pairs"}} of each kind there is."""
-    groups = defaultdict(list)
-    for kind, margin in zip(kinds, margins, strict=True):
-        groups[kind].append(margin > 0)
+    margins: Sequence[float], groups: Sequence[Any], order: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
+    """{group: {"accuracy", "pairs"}}, in the order given or else sorted.
+
+    Args:
+        margins: one for each pair.
+        groups: the group of each pair.
+        order: of the groups; a group without pairs is left out.
+    """
+    correct: dict[Any, list[bool]] = defaultdict(list)
+    for group, margin in zip(groups, margins, strict=True):
+        correct[group].append(margin > 0)
     return {
-        str(kind): {"accuracy": sum(groups[kind]) / len(groups[kind]), "pairs": len(groups[kind])}
-        for kind in (order or sorted(groups))
-        if kind in groups
+        str(group): {
+            "accuracy": sum(correct[group]) / len(correct[group]),
+            "pairs": len(correct[group]),
+        }
+        for group in (order or sorted(correct))
+        if group in correct
     }

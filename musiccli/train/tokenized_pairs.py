@@ -1,105 +1,164 @@
-"""Preferences as tokens: what is too long is cut or dropped, what teaches nothing is dropped, all of it counted."""
+"""Preference pairs as token ids: what a run trains on, and what it is measured on.
+
+A pair over the length limit is cut or dropped. A pair whose sides are the same tokens is dropped.
+Each outcome is counted.
+"""
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import orjson
 
 from musiccli.core.errors import RecordError
-from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Message, Record, count_turns, first_divergence, lookup, shortened
+from musiccli.core.run_stats import RunStats
 from musiccli.reward_model.chat_template import EncodedConversation, cut_to_fit
 from musiccli.reward_model.checkpoint import RewardModel
 
-PARTS = ("first", "middle", "last")
+DIVERGENCES = ("first", "middle", "last")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An encoded preference, and by what held-out accuracy is broken down."""
+class TokenizedPair:
+    """A preference as token ids, with what held-out accuracy is broken down by.
 
-    sides: tuple[
-        EncodedConversation, EncodedConversation
-    ]  # chosen, rejected; the t-th reads of both are compared, and the last is at the end
-    size: int  # tokens in a forward pass: when packed, or padded
-    tokens: int  # tokens as two sequences
-    turns: int  # assistant turns of the side that has more, as `bench agreement` counts them
-    parts: str  # where the sides part: one of PARTS
-    margin: float = 0.0  # by how much the loss wants chosen ahead
+    Attributes:
+        sides: the chosen and the rejected side. Both have equally many `reward_positions`. The loss
+            compares the rewards at the first position of each side, at the second, and so on. The
+            last position is the end of the conversation.
+        size: tokens of the pair in a forward pass, packed or padded as the network computes it.
+        tokens: tokens of both sides as two separate sequences.
+        turns: assistant turns of the side that has more, as `music bench agreement` counts them.
+        divergence: the exchange in which the sides begin to differ, one of DIVERGENCES.
+        margin: by how much the loss wants the chosen reward above the rejected one.
+    """
+
+    sides: tuple[EncodedConversation, EncodedConversation]
+    size: int
+    tokens: int
+    turns: int
+    divergence: str
+    margin: float = 0.0
 
 
-def prepare(
+def tokenize_pairs(
     preferences: Iterable[Record],
     model: RewardModel,
     max_length: int,
-    counts: Counter,
+    stats: RunStats | None = None,
     *,
-    rejects: Rejects | None = None,
     margin_field: str | None = None,
     margin_scale: float = 1.0,
     per_turn: bool = False,
-) -> list[Pair]:
-    """Encode preferences; what is too long is cut by the contract of chat.fit, or dropped, and counted either way.
+) -> list[TokenizedPair]:
+    """Tokenize preferences with the model's chat template.
 
-    Pairs whose two sides are the same tokens are dropped: their loss is log 2 and their gradient zero. One that the
-    chat template refuses, or whose `margin_field` holds no margin, goes to `rejects`; margins are multiplied by
-    `margin_scale`. Sides are read where `compared` says, or with `per_turn` false after the last turn alone.
+    A pair of equal tokens is dropped because its loss is always log 2 and its gradient zero.
+
+    Args:
+        preferences: records with `chosen` and `rejected`.
+        model: gives the chat template, and the size of a pair in a forward pass.
+        max_length: the most tokens of one side. Longer pairs are cut by `cut_to_fit`, or dropped.
+        stats: counts `pairs_cut_to_fit` and `pairs_dropped`. Its rejects take a pair that the chat
+            template refuses, or that has no margin.
+        margin_field: the field that holds a pair's margin; None means a margin of 0.
+        margin_scale: the factor that multiplies each margin.
+        per_turn: compare rewards after every turn in which the sides differ. Otherwise compare them
+            after the last turn only.
     """
-    rejects = rejects or Rejects()
+    stats = stats or RunStats()
     encode = partial(model.chat_template.encode, every_turn=per_turn)
-    pairs = []
+    pairs: list[TokenizedPair] = []
     for record in preferences:
-        sides, fitted = [record["chosen"], record["rejected"]], None
-        with rejects.guard(record):
+        with stats.rejects.guard(record):
             margin = margin_scale * _margin(record, margin_field) if margin_field else 0.0
-            fitted = cut_to_fit(encode, sides, max_length, first_divergence(*sides))
-            if fitted is None:
-                counts[f"pairs dropped (over {max_length} tokens and not to be cut)"] += 1
-        if fitted is None:
-            continue
-        (chosen, rejected), cut = fitted
-        counts[f"pairs cut to {max_length} tokens"] += cut > 0
-        if chosen.ids == rejected.ids:
-            counts["pairs dropped (both sides the same tokens)"] += 1
-            continue
-        pairs.append(
-            Pair(
-                compared(chosen, rejected),
-                model.network.token_count((chosen, rejected)),
-                len(chosen.ids) + len(rejected.ids),
-                max(map(count_turns, sides)),
-                where_they_part(*sides),
-                margin,
+            conversations = [record["chosen"], record["rejected"]]
+            sides = _encode_sides(conversations, encode, max_length, stats)
+            if sides is None:
+                continue
+            pairs.append(
+                TokenizedPair(
+                    keep_compared_positions(*sides),
+                    model.network.token_count(sides),
+                    sum(len(side.ids) for side in sides),
+                    max(map(count_turns, conversations)),
+                    diverging_exchange(*conversations),
+                    margin,
+                )
             )
-        )
     return pairs
 
 
-def compared(
+def _encode_sides(
+    conversations: list[list[Message]],
+    encode: Callable[[list[Message]], EncodedConversation],
+    max_length: int,
+    stats: RunStats,
+) -> tuple[EncodedConversation, EncodedConversation] | None:
+    """The chosen and the rejected side as tokens; None where the pair is dropped."""
+    fitted = cut_to_fit(encode, conversations, max_length, first_divergence(*conversations))
+    if fitted is None:
+        stats.count("pairs_dropped", "too_long")
+        return None
+    (chosen, rejected), messages_cut = fitted
+    if messages_cut:
+        stats.count("pairs_cut_to_fit")
+    if chosen.ids == rejected.ids:
+        stats.count("pairs_dropped", "same_tokens")
+        return None
+    return chosen, rejected
+
+
+def keep_compared_positions(
     chosen: EncodedConversation, rejected: EncodedConversation
 ) -> tuple[EncodedConversation, EncodedConversation]:
-    """Both sides with those reads alone that the loss compares: after the last turn of each, and before it after every
-    turn that both have. Turns of the shared history are left out: of the same tokens the rewards are the same."""
-    ends = [
-        (one, other)
-        for one, other in zip(
-            chosen.reward_positions[:-1], rejected.reward_positions[:-1], strict=False
-        )
-        if chosen.ids[: one + 1] != rejected.ids[: other + 1]
+    """Both sides with only the reward positions that the loss compares.
+
+    These are the last position of each side, and before it those of the turns that both sides have.
+    Turns of the shared history are left out: equal tokens have equal rewards.
+    """
+    turns = zip(chosen.reward_positions[:-1], rejected.reward_positions[:-1], strict=False)
+    compared = [
+        (chosen_end, rejected_end)
+        for chosen_end, rejected_end in turns
+        if chosen.ids[: chosen_end + 1] != rejected.ids[: rejected_end + 1]
     ]
-    ours, theirs = zip(
-        *ends, (chosen.reward_positions[-1], rejected.reward_positions[-1]), strict=True
+    compared.append((chosen.reward_positions[-1], rejected.reward_positions[-1]))
+    chosen_positions, rejected_positions = map(list, zip(*compared, strict=True))
+    return (
+        EncodedConversation(chosen.ids, chosen_positions),
+        EncodedConversation(rejected.ids, rejected_positions),
     )
-    return EncodedConversation(chosen.ids, list(ours)), EncodedConversation(
-        rejected.ids, list(theirs)
-    )
+
+
+def diverging_exchange(chosen: Sequence[Message], rejected: Sequence[Message]) -> str:
+    """The exchange in which two sides begin to differ, one of DIVERGENCES.
+
+    "last" means that only the last reply differs, and "first" that the first exchange differs
+    already. Everything between is "middle".
+    """
+    shared = first_divergence(chosen, rejected)
+    if shared >= max(len(chosen), len(rejected)) - 1:
+        return "last"
+    return "first" if shared - (chosen[0]["role"] == "system") < 2 else "middle"
+
+
+def fingerprint(pairs: Sequence[TokenizedPair]) -> str:
+    """A hash of tokens and margins, equal for runs on the same pairs in the same order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for side in pair.sides:
+            digest.update(orjson.dumps(side.ids))
+        if pair.margin:
+            digest.update(orjson.dumps(pair.margin))
+    return digest.hexdigest()[:16]
 
 
 def _margin(record: Record, field: str) -> float:
+    """A record's margin: a number, or the length of a list. Raises RecordError otherwise."""
     value = lookup(record, field)
     if isinstance(value, list):
         return float(len(value))
@@ -111,22 +170,3 @@ def _margin(record: Record, field: str) -> float:
             record=record,
         )
     return float(value)
-
-
-def where_they_part(chosen: Sequence[Message], rejected: Sequence[Message]) -> str:
-    """ "last" where only the last reply differs, "first" where the first exchange does already, else "middle"."""
-    shared = first_divergence(chosen, rejected)
-    if shared >= max(len(chosen), len(rejected)) - 1:
-        return "last"
-    return "first" if shared - (chosen[0]["role"] == "system") < 2 else "middle"
-
-
-def fingerprint(pairs: Sequence[Pair]) -> str:
-    """Equal for runs on the same tokens and margins in the same order."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        for side in pair.sides:
-            digest.update(orjson.dumps(side.ids))
-        if pair.margin:
-            digest.update(orjson.dumps(pair.margin))
-    return digest.hexdigest()[:16]

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from toys import sequence, talk
 
-from musiccli.train.log import in_words
-from musiccli.train.metrics import calibration_error, held_out, means
-from musiccli.train.tokenized_pairs import Pair, where_they_part
+from musiccli.train.log import describe_metrics
+from musiccli.train.metrics import expected_calibration_error, held_out_metrics, mean_metrics
+from musiccli.train.tokenized_pairs import TokenizedPair, diverging_exchange
 
-PAIR = Pair((sequence([1]), sequence([2])), 2, 2, 1, "last")
+PAIR = TokenizedPair((sequence([1]), sequence([2])), 2, 2, 1, "last")
 
 
 def logit(confidence):
@@ -18,7 +18,7 @@ def logit(confidence):
 
 
 def test_means_are_over_pairs_and_a_tie_is_no_success():
-    assert means([0.5, 1.5], [2.0, 0.0], [1, 2, 3, 4]) == {
+    assert mean_metrics([0.5, 1.5], [2.0, 0.0], [1, 2, 3, 4]) == {
         "loss": 1.0,
         "accuracy": 0.5,
         "margin": 1.0,
@@ -40,15 +40,15 @@ def test_means_are_over_pairs_and_a_tie_is_no_success():
     ],
 )
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy_by_bin(margins, error):
-    assert calibration_error(margins) == pytest.approx(error, abs=1e-12)
+    assert expected_calibration_error(margins) == pytest.approx(error, abs=1e-12)
 
 
-def test_held_out_pairs_are_broken_down_by_turns_and_by_where_they_part():
+def test_held_out_pairs_are_broken_down_by_turns_and_by_diverging_exchange():
     pairs = [
-        replace(PAIR, turns=turns, parts=parts)
-        for turns, parts in ((3, "first"), (1, "last"), (3, "middle"), (12, "last"))
+        replace(PAIR, turns=turns, divergence=divergence)
+        for turns, divergence in ((3, "first"), (1, "last"), (3, "middle"), (12, "last"))
     ]
-    found = held_out([(2.0, 1.0), (0.0, 1.0), (5.0, 5.0), (1.0, -1.0)], pairs)
+    found = held_out_metrics([(2.0, 1.0), (0.0, 1.0), (5.0, 5.0), (1.0, -1.0)], pairs)
     assert found["loss"] == pytest.approx(
         sum(math.log(1 + math.exp(-m)) for m in (1, -1, 0, 2)) / 4
     )
@@ -71,7 +71,7 @@ def test_held_out_pairs_are_broken_down_by_turns_and_by_where_they_part():
 
 
 def test_a_huge_margin_overflows_nothing():
-    assert held_out([(-1e4, 1e4)], [PAIR])["loss"] == 2e4
+    assert held_out_metrics([(-1e4, 1e4)], [PAIR])["loss"] == 2e4
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_huge_margin_overflows_nothing():
     ],
 )
 def test_where_sides_part(chosen, rejected, where):
-    assert where_they_part(chosen, rejected) == where_they_part(rejected, chosen) == where
+    assert diverging_exchange(chosen, rejected) == diverging_exchange(rejected, chosen) == where
 
 
 def test_the_last_line_tells_the_counts_and_leaves_out_what_is_not_known():
@@ -104,4 +104,4 @@ def test_the_last_line_tells_the_counts_and_leaves_out_what_is_not_known():
         "grad_norm": None,
         "eval_by_turns": {"1": {"accuracy": 0.5, "pairs": 8}, "2": {"accuracy": 1.0, "pairs": 3}},
     }
-    assert in_words(step) == "step 6, loss 0.6123, eval_by_turns 1: 0.5 of 8 2: 1 of 3"
+    assert describe_metrics(step) == "step 6, loss 0.6123, eval_by_turns 1: 0.5 of 8 2: 1 of 3"

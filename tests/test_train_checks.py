@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 import torch
@@ -15,10 +14,10 @@ from toys import backbone, pairs, sequence, write
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.train import checks
-from musiccli.train.checks import Doubt, check
+from musiccli.train.checks import CheckWarning, run_checks
 from musiccli.train.config import TrainConfig
-from musiccli.train.memory import estimate
-from musiccli.train.tokenized_pairs import prepare
+from musiccli.train.memory import estimate_memory
+from musiccli.train.tokenized_pairs import tokenize_pairs
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def model(base):
 
 
 def prepared(model, records=None):
-    return prepare([Record(one) for one in records or pairs(8)], model, 2048, Counter())
+    return tokenize_pairs([Record(record) for record in records or pairs(8)], model, 2048)
 
 
 def with_template(base, target, text):
@@ -62,9 +61,9 @@ TURN = "{% for m in messages %}{{ m.role }}:{{ m.content }}"
 @pytest.mark.parametrize("lora", [None, 4])
 def test_a_sound_model_passes_every_check(base, lora):
     model = checkpoint.create(str(base), lora=lora)
-    report = check(model, prepared(model))
-    assert (report.doubts, report.faults) == ([], [])
-    assert report.right == [
+    report = run_checks(model, prepared(model))
+    assert (report.warnings, report.errors) == ([], [])
+    assert report.passed == [
         "one BOS token, <|im_start|>, begins every conversation",
         "padding is <|endoftext|>, in place of <|im_end|>, which also ends turns",
         "the reward is read at '\\n', token 198, the last that the template writes",
@@ -77,17 +76,18 @@ def test_a_sound_model_passes_every_check(base, lora):
 def test_gemmas_template_passes_and_loses_its_bos_in_another(gemma, tmp_path):
     sound = checkpoint.create(str(gemma))
     assert (
-        checks.one_bos(sound, prepared(sound)) == "one BOS token, <bos>, begins every conversation"
+        checks.check_bos(sound, prepared(sound))
+        == "one BOS token, <bos>, begins every conversation"
     )
-    assert checks.padding(sound, prepared(sound)) == "padding is <pad>"
+    assert checks.check_padding(sound, prepared(sound)) == "padding is <pad>"
     own = (gemma / "chat_template.jinja").read_text()
     bare = with_template(gemma, tmp_path / "bare", own.replace("{{ bos_token }}", ""))
-    assert fault(checks.one_bos, bare) == (
+    assert fault(checks.check_bos, bare) == (
         "conversations begin without the BOS token <bos>, which the backbone knows before every text; add "
         "{{ bos_token }} to the chat template"
     )
     twice = with_template(gemma, tmp_path / "twice", "{{ bos_token }}" + own)
-    assert fault(checks.one_bos, twice) == (
+    assert fault(checks.check_bos, twice) == (
         "the template writes two BOS tokens; remove one from the chat template"
     )
 
@@ -104,20 +104,20 @@ def test_a_text_that_holds_the_bos_token_is_a_doubt(gemma):
             ]
         },
     ]
-    assert fault(checks.one_bos, model, prepared(model, given), Doubt) == (
+    assert fault(checks.check_bos, model, prepared(model, given), CheckWarning) == (
         "1 conversations hold <bos> in their text, where it reads as another BOS"
     )
-    report = check(model, prepared(model, given))
-    assert len(report.doubts) == 1 and not report.faults
+    report = run_checks(model, prepared(model, given))
+    assert len(report.warnings) == 1 and not report.errors
 
 
 def test_padding_that_is_eos_is_wrong(model):
     model.tokenizer.pad_token = model.tokenizer.eos_token
-    assert fault(checks.padding, model).startswith(
+    assert fault(checks.check_padding, model).startswith(
         "the padding token is 0 in the model's config, 2 in its tokenizer"
     )
     model.network.core.config.pad_token_id = model.tokenizer.eos_token_id
-    assert fault(checks.padding, model) == (
+    assert fault(checks.check_padding, model) == (
         "the padding token (<|im_end|>) is eos, too; a reward would be read one token early"
     )
 
@@ -128,14 +128,14 @@ def test_conversations_that_end_with_padding_are_wrong(base, tmp_path):
         tmp_path / "m",
         TURN + "{{ '<|endoftext|>' if 'up' in m.content else '\n' }}{% endfor %}",
     )
-    assert fault(checks.padding, model) == (
+    assert fault(checks.check_padding, model) == (
         "conversations end with the padding token (<|endoftext|>), which no reward can be read at"
     )
 
 
 def test_rewards_read_at_many_tokens_are_a_doubt(base, tmp_path):
     model = with_template(base, tmp_path / "m", TURN + "{% endfor %}")
-    said = fault(checks.reward_token, model, kind=Doubt)
+    said = fault(checks.check_reward_token, model, kind=CheckWarning)
     assert said.startswith("rewards are read at ") and said.endswith(
         ", ...); let the chat template end every turn with a token of its own"
     )
@@ -155,13 +155,13 @@ def test_a_reward_model_whose_template_was_changed_is_refused(base, tmp_path):
 
 def test_sdpa_on_a_soft_capped_model_is_wrong(gemma):
     model = checkpoint.create(str(gemma))
-    assert checks.attention(model, prepared(model)).startswith(
+    assert checks.check_attention(model, prepared(model)).startswith(
         "packed attention gives the rewards of "
     )
     model.network.packed = False
     for config in (model.network.core.config, model.network.backbone.config):
         config._attn_implementation = "sdpa"
-    assert fault(checks.attention, model) == (
+    assert fault(checks.check_attention, model) == (
         "attention is sdpa, which leaves out this model's soft-capping; use eager or flash attention"
     )
 
@@ -178,14 +178,14 @@ def test_rewards_that_are_read_a_token_early_are_wrong(model, monkeypatch):
             ]
         ),
     )
-    said = fault(checks.attention, model)
+    said = fault(checks.check_attention, model)
     assert said.startswith("rewards differ from those of transformers' own forward by ")
 
 
 def test_the_check_of_attention_leaves_it_as_it_was(model):
     before = model.network([[sequence([5, 6, 7])]])[0]
     kept = model.network.backbone.config._attn_implementation
-    checks.attention(model, prepared(model))
+    checks.check_attention(model, prepared(model))
     assert model.network.backbone.config._attn_implementation == kept
     assert torch.equal(model.network([[sequence([5, 6, 7])]])[0], before)
 
@@ -203,7 +203,9 @@ def test_rewards_that_depend_on_the_batch_are_wrong(model, monkeypatch, company)
     monkeypatch.setattr(
         model.network, "forward", lambda groups: list(company(torch.cat(real(groups)))[:, None])
     )
-    assert fault(checks.company, model).startswith("rewards depend on the batch: they differ by ")
+    assert fault(checks.check_batch_invariance, model).startswith(
+        "rewards depend on the batch: they differ by "
+    )
 
 
 def test_a_head_that_lora_adapts_and_loses_is_wrong(base, model):
@@ -212,7 +214,7 @@ def test_a_head_that_lora_adapts_and_loses_is_wrong(base, model):
     model.network.model = get_peft_model(
         model.network.model, LoraConfig(r=4, target_modules="all-linear")
     )
-    assert fault(checks.head, model) == (
+    assert fault(checks.check_head, model) == (
         "the reward head does not come back from disk as it is in training; its LoRA "
         "must save it whole (modules_to_save)"
     )
@@ -220,7 +222,10 @@ def test_a_head_that_lora_adapts_and_loses_is_wrong(base, model):
 
 def test_a_frozen_head_is_wrong(model):
     model.network.core.score.requires_grad_(False)
-    assert fault(checks.head, model) == "the reward head is frozen; nothing would be learnt in it"
+    assert (
+        fault(checks.check_head, model)
+        == "the reward head is frozen; nothing would be learnt in it"
+    )
 
 
 def test_everything_that_is_wrong_is_said_each_in_a_line(base, tmp_path):
@@ -263,21 +268,21 @@ def test_everything_that_is_wrong_is_said_each_in_a_line(base, tmp_path):
 
 def test_memory_follows_from_what_is_trained_and_how(base):
     model, adapted = checkpoint.create(str(base)), checkpoint.create(str(base), lora=4)
-    given, settings = prepared(model), TrainConfig(batch=8)
+    given, config = prepared(model), TrainConfig(batch=8)
     size = sum(weight.numel() for weight in model.network.parameters())
     own = sum(weight.numel() for weight in adapted.network.parameters() if weight.requires_grad)
-    full = estimate(model, given, settings)
+    full = estimate_memory(model, given, config)
     assert (full.parameters, full.gradients, full.optimizer) == (4 * size, 4 * size, 8 * size)
     assert full.tokens == sum(pair.size for pair in given)
-    lora = estimate(adapted, given, settings)
+    lora = estimate_memory(adapted, given, config)
     assert (lora.gradients, lora.optimizer, lora.parameters > 4 * size) == (4 * own, 8 * own, True)
-    assert estimate(model, given, settings, ranks=2).gradients == 8 * size
-    sharded = estimate(model, given, settings, ranks=4, sharded=True)
+    assert estimate_memory(model, given, config, ranks=2).gradients == 8 * size
+    sharded = estimate_memory(model, given, config, ranks=4, sharded=True)
     assert (sharded.parameters, sharded.optimizer) == (size, 2 * size)
-    small = estimate(model, given, TrainConfig(batch=8, budget=64))
+    small = estimate_memory(model, given, TrainConfig(batch=8, budget=64))
     assert small.tokens == max(64, *(pair.size for pair in given))
     assert small.activations / small.tokens == pytest.approx(full.activations / full.tokens)
-    less = estimate(model, given, TrainConfig(batch=8, activation_checkpointing=True))
+    less = estimate_memory(model, given, TrainConfig(batch=8, activation_checkpointing=True))
     assert less.activations < full.activations * 0.7
 
 
@@ -285,28 +290,30 @@ def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_doe
     base, monkeypatch
 ):
     model = checkpoint.create(str(base))
-    given, settings = prepared(model), TrainConfig(batch=8)
-    whole = estimate(model, given, settings)
+    given, config = prepared(model), TrainConfig(batch=8)
+    whole = estimate_memory(model, given, config)
     monkeypatch.setattr("musiccli.train.memory.RECOMPUTE_ABOVE", whole.tokens - 1)
-    assert estimate(model, given, settings).activations == pytest.approx(
+    assert estimate_memory(model, given, config).activations == pytest.approx(
         whole.activations * (1 - 1 / whole.tokens)
     )
     monkeypatch.setattr("musiccli.train.memory.RECOMPUTE_ABOVE", whole.tokens // 8)
-    assert whole.activations / 8 < estimate(model, given, settings).activations < whole.activations
-    on_gpu = estimate(model, given, settings, device=torch.device("cuda"))
+    assert (
+        whole.activations / 8
+        < estimate_memory(model, given, config).activations
+        < whole.activations
+    )
+    on_gpu = estimate_memory(model, given, config, device=torch.device("cuda"))
     assert on_gpu.activations == pytest.approx(whole.activations)  # where nothing is computed again
 
 
 def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
-    monkeypatch.setattr(
-        "musiccli.cpu.products.use_onednn_linear", lambda _: None
-    )  # as on a GPU: our products stay fp32
+    # As on a GPU: oneDNN's products would stay in fp32.
     monkeypatch.setattr("musiccli.reward_model.checkpoint.use_onednn_linear", lambda _: None)
     model = checkpoint.create(str(base))
-    given, settings = prepared(model), TrainConfig(batch=8)
-    plain = estimate(model, given, settings)
+    given, config = prepared(model), TrainConfig(batch=8)
+    plain = estimate_memory(model, given, config)
     with torch.autocast("cpu", torch.bfloat16):
-        half = estimate(model, given, settings)
+        half = estimate_memory(model, given, config)
     assert 0.4 < half.activations / plain.activations < 0.9
     layers = sum(
         weight.numel() for weight in model.network.backbone.layers.parameters() if weight.dim() == 2
@@ -316,33 +323,31 @@ def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
 
 PEAK = """
 import sys, json
-from collections import Counter
-from pathlib import Path
 from accelerate import Accelerator
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import checkpoint_activations
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used_tokens
-from musiccli.train.memory import estimate
-from musiccli.train.tokenized_pairs import prepare
-from musiccli.train.batching import deal
+from musiccli.train.memory import estimate_memory
+from musiccli.train.tokenized_pairs import tokenize_pairs
+from musiccli.train.batching import partition_pairs
 from musiccli.train.config import TrainConfig
 from musiccli.train.trainer import Trainer
 
 def resident(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
-settings = TrainConfig(batch=8, lr=1e-5)
+config = TrainConfig(batch=8, lr=1e-5)
 model = checkpoint.create(sys.argv[1])
 checkpoint_activations(model.network, everything=False)
-pairs = prepare([Record(json.loads(line)) for line in open(sys.argv[2])], model, 2048, Counter())
+pairs = tokenize_pairs([Record(json.loads(line)) for line in open(sys.argv[2])], model, 2048)
 vocabulary = TrimmedEmbedding(model.network, used_tokens(side.ids for pair in pairs for side in pair.sides))
-memory = estimate(model, pairs, settings)
+memory = estimate_memory(model, pairs, config)
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
-trainer = Trainer(model, pairs, Path("unused"), settings, Accelerator(cpu=True), vocabulary)
+trainer = Trainer(model, pairs, config, Accelerator(cpu=True))
 for _ in range(2):
-    trainer.step(deal(range(8), [pair.size for pair in pairs], settings.budget, 1)[0])
+    trainer.step(partition_pairs(range(8), [pair.size for pair in pairs], config.budget, 1)[0])
 print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 """
 

@@ -1,0 +1,65 @@
+"""The set-up of accelerate, which spreads a run over processes and devices."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from musiccli.core.errors import InputError
+from musiccli.core.processes import ProcessGroup
+from musiccli.train.config import TrainConfig
+
+TRACKERS_FOLDER = "trackers"  # in a run's folder: the files of trackers that write any
+
+
+def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) -> Accelerator:
+    """An accelerator on GPUs with bf16 mixed precision where there are any, else on CPUs.
+
+    Raises InputError where there are more processes than pairs in a batch.
+    """
+    gpu = torch.cuda.is_available()
+    accelerator = Accelerator(
+        mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no",
+        cpu=not gpu,
+        log_with=list(trackers) or None,
+        project_dir=str(out / TRACKERS_FOLDER),
+    )
+    if config.batch < accelerator.num_processes:
+        raise InputError(
+            f"`batch` {config.batch}: every one of {accelerator.num_processes} processes needs a "
+            "pair"
+        )
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    if fsdp and fsdp.fsdp_version == 2 and accelerator.mixed_precision == "bf16":
+        # accelerate's own policy would sum gradients and return rewards in bf16.
+        fsdp.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # DeepSpeed wants the batch size of a data loader, and clips gradients by its own setting.
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_clipping": config.max_grad_norm,
+        }
+    return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether FSDP shards the weights over the processes."""
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def process_group(accelerator: Accelerator) -> ProcessGroup:
+    """The processes of the run."""
+    return ProcessGroup(accelerator.num_processes, accelerator.process_index)
+
+
+def refuse_different_data(fingerprint: str, accelerator: Accelerator) -> None:
+    """Raise InputError where the ranks have read different pairs; their plans would differ, too."""
+    if len(set(process_group(accelerator).gather([fingerprint]))) > 1:
+        raise InputError(
+            "the processes have read different pairs; each must be given the same files"
+        )

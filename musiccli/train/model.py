@@ -1,0 +1,57 @@
+"""The model of a run: created before the first step, collected from all ranks after the last."""
+
+from collections.abc import Callable
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from musiccli.reward_model import checkpoint
+from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding
+from musiccli.train.config import TrainConfig
+
+
+def create_model(
+    config: TrainConfig, say: Callable[[str], None] = lambda text: None
+) -> RewardModel:
+    """The model to train: a backbone with a new head, or a reward model to continue from."""
+    return checkpoint.create(
+        config.init_from or config.model,
+        seed=config.seed,
+        lora=config.lora,
+        trained=config.init_from is not None,
+        say=say,
+    )
+
+
+def collect_model(
+    model: RewardModel,
+    trained: nn.Module,
+    embedding: TrimmedEmbedding,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> RewardModel:
+    """The trained model with all its weights. Every rank must call this.
+
+    Sharded weights are gathered, and the main process puts them into a new model.
+
+    Args:
+        model: as it was created.
+        trained: its network, as accelerate has prepared and trained it.
+        embedding: the trimmed embedding of `model`, which is restored.
+        config: of the run.
+        accelerator: of the run.
+    """
+    sharding = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if accelerator.distributed_type not in sharding:
+        model.network = accelerator.unwrap_model(trained)
+        embedding.restore()
+        return model
+    weights = accelerator.get_state_dict(trained)
+    if accelerator.is_main_process:
+        model = create_model(config)
+        embedding = TrimmedEmbedding(model.network, embedding.tokens)
+        model.network.load_state_dict(weights, assign=True)
+        embedding.restore()
+    return model

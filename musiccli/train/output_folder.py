@@ -1,0 +1,60 @@
+"""The folder of a run: claimed before the work starts, and given the finished checkpoint."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from musiccli.core.errors import InputError
+from musiccli.reward_model import checkpoint
+from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.train.states import remove_states
+
+BEGUN_FILE = ".music-train"  # marks a run's folder until it holds a reward model
+
+
+def claim_folder(out: Path) -> None:
+    """Make the folder.
+
+    Raises InputError where it holds something else or cannot be written: better now than after
+    hours of work.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        names = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
+        if names and not any((out / mark).exists() for mark in (BEGUN_FILE, checkpoint.NOTES)):
+            raise InputError(
+                f"{out}: holds something else ({', '.join(names)[:60]}); name another `out`"
+            )
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except FileExistsError:
+        raise InputError(f"{out}: is a file; `out` names a folder") from None
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def mark_begun(out: Path) -> None:
+    """Mark the folder as that of a run, so that the run may continue in it."""
+    (out / BEGUN_FILE).touch()
+
+
+def write_checkpoint(model: RewardModel, out: Path, notes: dict[str, Any]) -> None:
+    """Write the finished reward model to the top of the folder, and remove the saved states.
+
+    The notes are moved there last: a folder that has them holds a complete checkpoint.
+    """
+    model.notes |= notes
+    partial = out / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    checkpoint.save(model, partial)
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == checkpoint.NOTES):
+        target = out / file.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(file, target)
+    partial.rmdir()
+    (out / BEGUN_FILE).unlink(missing_ok=True)
+    remove_states(out)
