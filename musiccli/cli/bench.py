@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Metrics with intervals, from records that were scored or judged.
+    short_help="Compute metrics with intervals from scored or judged records.",
+    help="""Compute metrics with intervals from scored or judged records.
 
 \b
 music score pairs.jsonl --model rm | music bench agreement
