@@ -65,7 +65,8 @@ def write_records(path: str | PathLike[str], records: Iterable[Mapping[str, Any]
         InputError: the file cannot be written.
 
     Example:
-        >>> write_records("long.jsonl", (r for r in read_records("in.jsonl") if len(r["messages"]) > 4))
+        >>> records = read_records("in.jsonl")
+        >>> write_records("long.jsonl", (r for r in records if len(r["messages"]) > 4))
         118
     """
     from musiccli.core import jsonl

@@ -1,4 +1,4 @@
-"""The model card says what the run was; and the hub, or what speaks like it, gets the checkpoint and nothing else."""
+"""The model card tells of the run, and a stand-in for the hub gets the checkpoint and no more."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ from musiccli.reward_model.card import render_card
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The line of a run with held-out pairs and one that is dropped, and where it put its reward model."""
+    """The command of a run with held-out pairs and a pair that is dropped, and its folder."""
     folder = tmp_path_factory.mktemp("run")
     held_out = write(folder / "held-out.jsonl", pairs(5, seed=1))
     same = pairs(9)[8]
@@ -119,7 +119,7 @@ def test_a_pipe_has_no_hash(run, tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers as the hub does to what a push asks; every file is small enough to travel inside the commit."""
+    """Answers a push as the hub does; every file is small enough to be part of the commit."""
 
     def do_POST(self):
         sent = self.rfile.read(int(self.headers["Content-Length"]))
@@ -167,7 +167,7 @@ def hub(refuses=False):
 
 
 def push(line, address="http://127.0.0.1:9", token="hf_secret"):
-    """The same line again, in a process of its own: the hub's client reads its address when it is imported."""
+    """The same command in a new process: the hub's client reads its address at import."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {
         "HF_ENDPOINT": address,

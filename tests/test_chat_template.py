@@ -1,4 +1,4 @@
-"""Conversations as tokens: one BOS, where turns end, and what is cut from those that are too long."""
+"""Conversations as tokens: one BOS, where turns end, and what is cut from too long ones."""
 
 import random
 from collections import Counter
@@ -78,7 +78,8 @@ def test_a_system_message_goes_before_the_first_user_message_where_the_template_
         gemma.render([SYSTEM, *talk("q", "a")])
         == gemma.render(talk("Be brief.\n\nq", "a"))
         == (
-            "<bos><start_of_turn>user\nBe brief.\n\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n"
+            "<bos><start_of_turn>user\nBe brief.\n\nq<end_of_turn>\n"
+            "<start_of_turn>model\na<end_of_turn>\n"
         )
     )
 
@@ -239,7 +240,7 @@ def conversations(draws):
 
 
 def tails(sides, cut):
-    """The conversations without their `cut` oldest messages after the system message; None if the contract forbids."""
+    """The conversations without `cut` messages after the system message; None if not allowed."""
     system = sides[0][0]["role"] == "system"
     if cut == 0:
         return sides

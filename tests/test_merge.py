@@ -1,4 +1,4 @@
-"""`music merge`: an adapter and its backbone become one checkpoint with the adapter's scores, or the reason is said."""
+"""`music merge`: an adapter and its backbone become one checkpoint with the adapter's scores."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def trained(base, given, tmp_path_factory):
 
 
 def peft_adapter(base, target, task="SEQ_CLS", **settings):
-    """What another tool would leave: an adapter that peft made and saved, every weight drawn; the model itself, too."""
+    """An adapter with random weights that peft made and saved, as another tool would; the model."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(5)
@@ -138,7 +138,8 @@ def test_what_is_no_adapter_or_does_not_fit_is_one_line(base, trained, tmp_path)
         == f"{trained}: is merged already; its adapter alone is in {adapter}"
     )
     assert wrong(base, "--out", out) == (
-        f"{base}: holds no adapter_config.json; expected the folder of a LoRA adapter, as peft writes it"
+        f"{base}: holds no adapter_config.json; expected the folder of a LoRA adapter, as peft "
+        "writes it"
     )
     assert wrong(adapter, "--out", trained) == f"{trained}: is there already; name another --out"
     assert wrong(adapter, "--out", out, "--model", "/nowhere").startswith(
@@ -154,7 +155,8 @@ def test_what_is_no_adapter_or_does_not_fit_is_one_line(base, trained, tmp_path)
     headless = tmp_path / "headless"
     peft_adapter(base, headless, task=None)
     assert wrong(headless, "--out", out) == (
-        f"{headless}: holds no reward head, and {base} has no trained one; LoRA keeps it with task_type SEQ_CLS"
+        f"{headless}: holds no reward head, and {base} has no trained one; LoRA keeps it with "
+        "task_type SEQ_CLS"
     )
     torn = shutil.copytree(adapter, tmp_path / "torn")
     (torn / "adapter_model.safetensors").write_bytes(b"torn")

@@ -1,4 +1,4 @@
-"""Rewards are the model's own, whatever is packed with what; and checkpoints are what transformers and peft open."""
+"""Rewards do not depend on packing, and transformers and peft open the checkpoints."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from toys import FAMILIES, WINDOW, backbone, draw, seeing, sequence, talk
+from toys import FAMILIES, WINDOW, backbone, draw, multimodal_backbone, sequence, talk
 from transformers import AutoModelForSequenceClassification
 
 from musiccli.core.errors import InputError
@@ -60,8 +60,11 @@ def padded(network):
 
 
 def pairs():
-    """Pairs of (chosen, rejected) that share a long prefix, a short one, none; one longer than the window several times
-    over; one side the beginning of the other; both the same."""
+    """Pairs of (chosen, rejected) that share a long prefix, a short one or none.
+
+    One side is several times as long as the window, one is the beginning of its other side, and
+    in one pair both sides are the same.
+    """
     common = draw(PREFIX, 1)
     return [
         (sequence(common + draw(30, 2)), sequence(common + draw(21, 3))),
@@ -320,8 +323,8 @@ def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(
     said = []
     model = checkpoint.create(bases("llama"), say=said.append)
     assert said == [
-        "LlamaForSequenceClassification: its attention cannot be packed; padding instead (slower, same "
-        "scores)"
+        "LlamaForSequenceClassification: its attention cannot be packed; padding instead "
+        "(slower, same scores)"
     ]
     assert not model.network.packed and model.network.core.config._attn_implementation == "sdpa"
     assert [model.network.token_count(group) for group in pairs()[:2]] == [2 * 70, 2 * 13]
@@ -412,7 +415,8 @@ def test_an_encoder_is_refused(trained):
     )
     transformers.BertForSequenceClassification(config).save_pretrained(trained)
     assert fault(checkpoint.load, str(trained)) == (
-        f"{trained}: BertForSequenceClassification has no linear head named score; only decoders with one are read"
+        f"{trained}: BertForSequenceClassification has no linear head named score; only decoders "
+        "with one are read"
     )
 
 
@@ -466,8 +470,8 @@ def test_weights_that_are_not_in_the_files_are_never_drawn_at_random(bases, fami
         said = fault(checkpoint.create, spoilt)
         assert said.startswith(f"{spoilt}: cannot be loaded as a reward model: ")
         assert (
-            " weights are not in its files (are they whole, and names without a prefix such as module.?); "
-            in said
+            " weights are not in its files (are they whole, and names without a prefix such as "
+            "module.?); " in said
         )
         assert layer.split(".")[0] in said and fault(checkpoint.load, spoilt) == said
         shutil.rmtree(spoilt)
@@ -476,8 +480,8 @@ def test_weights_that_are_not_in_the_files_are_never_drawn_at_random(bases, fami
 def test_a_weight_of_another_shape_is_named(trained):
     changed(trained, "config.json", intermediate_size=48)
     assert fault(checkpoint.load, str(trained)) == (
-        f"{trained}: cannot be loaded as a reward model: 3 weights are of another shape in its files than by its "
-        "config; model.layers.0.mlp.down_proj.weight is one"
+        f"{trained}: cannot be loaded as a reward model: 3 weights are of another shape in its "
+        "files than by its config; model.layers.0.mlp.down_proj.weight is one"
     )
 
 
@@ -573,10 +577,13 @@ def test_pipelines_give_the_raw_score(stepped, kind):
 
 def test_a_fresh_process_under_another_seed_scores_the_same(stepped):
     code = (
-        "import json, sys, torch; torch.manual_seed(1234); from musiccli.reward_model import checkpoint\n"
+        "import json, sys, torch\nfrom musiccli.reward_model import checkpoint\n"
+        "torch.manual_seed(1234)\n"
         "for folder in sys.argv[2:]:\n"
         "    m = checkpoint.load(folder)\n"
-        "    print([m.network([[m.chat_template.encode(one)]])[0][-1].item() for one in json.loads(sys.argv[1])])"
+        "    encode = m.chat_template.encode\n"
+        "    talks = json.loads(sys.argv[1])\n"
+        "    print([m.network([[encode(talk)]])[0][-1].item() for talk in talks])"
     )
     folders = [str(folder) for folder, _ in stepped.values()]
     done = subprocess.run(
@@ -610,7 +617,7 @@ def test_lora_trains_adapters_and_head_and_nothing_else(bases):
 
 @pytest.mark.parametrize("lora", [None, 4])
 def test_of_a_multimodal_model_is_trained_what_text_passes_through(tmp_path, lora):
-    model = checkpoint.create(str(seeing(tmp_path / "base")), lora=lora)
+    model = checkpoint.create(str(multimodal_backbone(tmp_path / "base")), lora=lora)
     assert model.network.packed
     sum(one.sum() for one in model.network(pairs()[0:1])).backward()
     trained = {

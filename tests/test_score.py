@@ -1,4 +1,4 @@
-"""`music score`: what it adds, that it adds the same whoever stands beside, and what it cannot score."""
+"""`music score`: what it adds, that neighbors change nothing, and what it cannot score."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ CLOSE = {"abs": 1e-5, "rel": 1e-4}
 
 @pytest.fixture(scope="module")
 def rm(tmp_path_factory):
-    """The folder of a reward model that nobody trained: its head is drawn, and scores all the same."""
+    """The folder of a reward model whose head is random."""
     folder = tmp_path_factory.mktemp("rm") / "toy"
     checkpoint.save(checkpoint.create(str(backbone(folder.parent / "base", "gemma2"))), folder)
     return folder
@@ -409,8 +409,8 @@ def test_a_missing_model_is_one_line(tmp_path):
     )
     assert (done.status, done.out) == (2, b"")
     assert done.lines == [
-        f"music score: error: {tmp_path / 'none'}: no such folder; expected a model's folder, a hub "
-        "id or local/NAME"
+        f"music score: error: {tmp_path / 'none'}: no such folder; expected a model's folder, a "
+        "hub id or local/NAME"
     ]
 
 

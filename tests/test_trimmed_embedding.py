@@ -1,4 +1,4 @@
-"""An embedding that holds the rows of a run's tokens alone: same rewards, same training, same checkpoint."""
+"""An embedding that holds the rows of a run's tokens alone trains to the same checkpoint."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
-"""Small models for tests: real architectures of a few thousand weights under a real tokenizer; and real conversations.
+"""Small models and real conversations for tests.
 
-Their weights are drawn large, so that what a token may look at changes the reward far more than rounding does.
+The models are real architectures of a few thousand weights under a real tokenizer. Their weights
+are large, so that what a token sees changes the reward far more than rounding does.
 """
 
 import json
@@ -86,7 +87,7 @@ FAMILIES = {
 
 
 def embedded(name: str) -> Path:
-    """The folder of an embedded model; skips where its package is not installed."""
+    """The folder of a bundled model; skips where its package is not installed."""
     try:
         return bundled_model_folder(name)
     except InputError as missing:
@@ -102,20 +103,23 @@ def tokenizer(name: str):
 def backbone(
     target: Path, family: str = "llama", *, tokens: str = "smollm2", seed: int = 0, **settings
 ) -> Path:
-    """A language model of a family, saved in `target` with the tokenizer of an embedded model."""
-    network, config, own = FAMILIES[family]
+    """A language model of a family, saved in `target` with the tokenizer of a bundled model."""
+    network, config, settings_of_family = FAMILIES[family]
     common = {} if family == "gpt2" else COMMON
     size = {"smollm2": 49152, "gemma3-270m": 262144}[tokens]
-    return drawn(
+    return random_model(
         target,
         network,
-        config(vocab_size=size, **{**common, **own, "initializer_range": 0.3, **settings}),
+        config(
+            vocab_size=size,
+            **{**common, **settings_of_family, "initializer_range": 0.3, **settings},
+        ),
         tokens,
         seed,
     )
 
 
-def seeing(target: Path) -> Path:
+def multimodal_backbone(target: Path) -> Path:
     """A multimodal language model, Gemma-3 with a vision tower, saved in `target`."""
     text = COMMON | FAMILIES["gemma3"][2] | {"vocab_size": 49152}
     vision = {
@@ -129,11 +133,13 @@ def seeing(target: Path) -> Path:
     config = Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=4, initializer_range=0.3
     )
-    return drawn(target, Gemma3ForConditionalGeneration, config)
+    return random_model(target, Gemma3ForConditionalGeneration, config)
 
 
-def drawn(target: Path, network: type, config, tokens: str = "smollm2", seed: int = 0) -> Path:
-    """A network drawn by its config and saved in `target` with the tokenizer of an embedded model."""
+def random_model(
+    target: Path, network: type, config, tokens: str = "smollm2", seed: int = 0
+) -> Path:
+    """A random network, saved in `target` with the tokenizer of a bundled model."""
     target.mkdir(parents=True, exist_ok=True)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(embedded(tokens) / file, target)
@@ -164,7 +170,7 @@ def pair(name: str, chosen: list[dict], rejected: list[dict]) -> dict:
 
 
 def pairs(count: int, seed: int = 0) -> list[dict]:
-    """Preferences of different lengths that share 1, 3 or 5 messages, and one that shares none of 4."""
+    """Preferences of many lengths that share 1, 3 or 5 messages; the first shares none of 4."""
     draws = random.Random(seed)
 
     def say(words: int) -> str:

@@ -47,7 +47,7 @@ def score(
             min=2,
             metavar="TOKENS",
             show_default=False,
-            help="Longer conversations lose their oldest exchanges. Left out: what the model takes.",
+            help="Longer conversations lose oldest exchanges. Left out: what the model takes.",
         ),
     ] = ScoreConfig.max_length,
     budget: Annotated[

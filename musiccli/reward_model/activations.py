@@ -1,4 +1,4 @@
-"""Activation checkpointing: what a layer keeps for the backward pass, and what it computes again."""
+"""Activation checkpointing: which results of a layer are computed again in the backward pass."""
 
 import torch
 

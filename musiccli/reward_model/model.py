@@ -13,6 +13,8 @@ from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.packing import DEFAULT_BUDGET
 from musiccli.reward_model.scoring import NOT_FINITE, deduplicate, encode_sides, score_encoded
 
+# A list of messages, or a record that holds one as "messages".
+ConversationLike = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 UNLIMITED = 1 << 20  # tokens, for backbones that name no limit
 
 
@@ -72,7 +74,7 @@ class RewardModel:
 
     def score(
         self,
-        conversations: Iterable[Sequence[Message] | Mapping[str, Any]],
+        conversations: Iterable[ConversationLike],
         *,
         max_length: int | None = None,
         budget: int = DEFAULT_BUDGET,
@@ -94,8 +96,8 @@ class RewardModel:
 
         Example:
             >>> question = {"role": "user", "content": "What is 2 + 2?"}
-            >>> replies = ["4.", "5."]
-            >>> model.score([[question, {"role": "assistant", "content": text}] for text in replies])
+            >>> replies = [{"role": "assistant", "content": text} for text in ("4.", "5.")]
+            >>> model.score([[question, reply] for reply in replies])
             [1.93, -0.41]
         """
         rewards = self._rewards(conversations, max_length, budget, every_turn=False)
@@ -103,7 +105,7 @@ class RewardModel:
 
     def score_turns(
         self,
-        conversations: Iterable[Sequence[Message] | Mapping[str, Any]],
+        conversations: Iterable[ConversationLike],
         *,
         max_length: int | None = None,
         budget: int = DEFAULT_BUDGET,
@@ -126,7 +128,7 @@ class RewardModel:
 
     def _rewards(
         self,
-        conversations: Iterable[Sequence[Message] | Mapping[str, Any]],
+        conversations: Iterable[ConversationLike],
         max_length: int | None,
         budget: int,
         every_turn: bool,
@@ -135,16 +137,8 @@ class RewardModel:
         encoded: list[EncodedConversation] = []
         prompts: list[str] = []
         for number, conversation in enumerate(conversations):
-            where = f"conversation {number}"
-            messages = _messages(conversation, where)
-            try:
-                sides, _ = encode_sides(
-                    self.chat_template, {"messages": messages}, limit, every_turn=every_turn
-                )
-            except RecordError as error:
-                error.where = where
-                raise
-            encoded += sides
+            messages = _messages(conversation, _where(number))
+            encoded.append(self._encode(messages, limit, every_turn, _where(number)))
             prompts.append(_first_user_text(messages))
         firsts, kinds = deduplicate(encoded)
         rewards = score_encoded(
@@ -155,11 +149,27 @@ class RewardModel:
         )
         for number, kind in enumerate(kinds):
             if not all(map(math.isfinite, rewards[kind])):
-                raise RecordError(NOT_FINITE, where=f"conversation {number}")
+                raise RecordError(NOT_FINITE, where=_where(number))
         return [list(rewards[kind]) for kind in kinds]
 
+    def _encode(
+        self, messages: list[Message], limit: int, every_turn: bool, where: str
+    ) -> EncodedConversation:
+        sides = {"messages": messages}
+        try:
+            encoded, _ = encode_sides(self.chat_template, sides, limit, every_turn=every_turn)
+        except RecordError as error:
+            error.where = where
+            raise
+        return encoded[0]
 
-def _messages(conversation: Sequence[Message] | Mapping[str, Any], where: str) -> list[Message]:
+
+def _where(number: int) -> str:
+    """How errors name a conversation."""
+    return f"conversation {number}"
+
+
+def _messages(conversation: ConversationLike, where: str) -> list[Message]:
     """The checked messages of one conversation; the caller's objects stay as they are."""
     fields = conversation if isinstance(conversation, Mapping) else {"messages": list(conversation)}
     return parse_conversation(Record(fields, where))["messages"]

@@ -79,7 +79,7 @@ class RewardNetwork(nn.Module):
             return nn.functional.linear(hidden.float(), head.weight.float(), bias)[:, 0]
 
     def _packed(self, groups) -> tuple[torch.Tensor, list[int]]:
-        """Hidden states (positions, size) at all reward positions, and each conversation's number."""
+        """Hidden states (positions, size) at reward positions, and how many a conversation has."""
         row = pack(groups)
         device = self.backbone.device
         hidden = self.backbone(
