@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openai_server import FAULTS, Server, allow_many_connections, digest, serve
-from scripted import Music, cast, lines, talk
+from scripted import Music, lines, scripted_reply, talk
 
 MODEL = "openai/scripted"
 PASSING = [
@@ -78,7 +78,9 @@ def chaos(
     out, rejects = folder / "out.jsonl", folder / "rejects.jsonl"
     with (
         Music(folder) as music,
-        serve(reply=cast, faults=faults, retry_after=QUIET, pause=PAUSE, keep=0) as server,
+        serve(
+            reply=scripted_reply, faults=faults, retry_after=QUIET, pause=PAUSE, keep=0
+        ) as server,
     ):
         begun = time.monotonic()
         done = music(
@@ -144,11 +146,11 @@ def kills(
         if call in asked:
             lost[asked[call]] += 1
         asked[call] = killed
-        return cast(body)
+        return scripted_reply(body)
 
     given = "".join(seeds(count))
     (folder / "plain").mkdir()
-    with Music(folder / "plain") as music, serve(reply=cast, keep=0) as server:
+    with Music(folder / "plain") as music, serve(reply=scripted_reply, keep=0) as server:
         plain = music(
             *simulate(server, "-o", folder / "plain.jsonl", turns=turns), stdin=given, timeout=600
         )
@@ -201,7 +203,7 @@ def memory(folder: Path, counts: tuple[int, ...] = (10_000, 100_000), most: floa
     found = {}
     for count in counts:
         (folder / str(count)).mkdir()
-        with Music(folder / str(count)) as music, serve(reply=cast, keep=0) as server:
+        with Music(folder / str(count)) as music, serve(reply=scripted_reply, keep=0) as server:
             begun = time.monotonic()
             with (
                 (folder / f"{count}.err").open("w") as errors,

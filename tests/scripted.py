@@ -1,7 +1,7 @@
-"""What the tests of LLM stages share: a cast for the loopback server, a run of `music`, and no other network.
+"""What the tests of LLM stages share: a model for the loopback server, runs of `music`, no network.
 
-The cast knows by the prompt who is asked. Every reply is new text that follows from the whole request, its seed
-included, so no two calls get the same and a repeated call gets what it got before.
+The scripted model tells from the prompt which role it plays. Each reply follows from the whole
+request, with its seed: other requests get other replies, a repeated request gets the same one.
 """
 
 import json
@@ -18,9 +18,15 @@ from console import hear, wait_until
 from openai_server import Server
 
 MUSIC = [sys.executable, "-m", "musiccli"]
-WORDS = Path(__file__).read_text("utf-8").split()  # any words do
-WORDS = sorted({word.lower() for word in WORDS if word.isalpha() and len(word) > 3})
-MARKS = {
+WORDS = """
+anchor apple basket beach bottle branch bridge candle carpet castle cellar chain cloud copper corner
+cotton desert dinner engine falcon feather fence field finger flower forest garden glass hammer
+harbor island jacket kettle kitchen ladder lantern lemon letter marble meadow mirror morning
+mountain needle ocean orchard paper pencil pepper planet pocket rabbit ribbon river saddle shadow
+silver spoon stable station summer table temple thunder timber tunnel valley velvet village violin
+wagon walnut water window winter
+""".split()  # noqa: SIM905
+ROLE_MARKS = {  # what only the prompt of a role says
     "You write the next message of the user": "user",
     "Write exactly this and nothing else": "contrast",
     "Write only the rewritten instruction.": "rewrite",
@@ -41,31 +47,34 @@ socket.getaddrinfo = getaddrinfo
 
 
 def role(body: dict) -> str:
-    """Who is asked, for the first time or again: one of MARKS, or else the assistant."""
-    asked = "".join(message["content"] for message in body["messages"])
-    return next((name for mark, name in MARKS.items() if mark in asked), "assistant")
+    """The role that a request is for, at the first attempt or a retry."""
+    text = "".join(message["content"] for message in body["messages"])
+    return next((name for mark, name in ROLE_MARKS.items() if mark in text), "assistant")
 
 
 def words(body: dict, count: int = 8) -> str:
+    """A sentence of this many words that follows from the request."""
     chosen = random.Random(json.dumps(body, sort_keys=True)).choices(WORDS, k=count)
     return " ".join(chosen).capitalize() + "."
 
 
-def cast(body: dict) -> str:
-    """A reply in the form that the one who is asked should give it."""
+def scripted_reply(body: dict) -> str:
+    """A reply in the form that the role's prompt asks for."""
     if role(body) == "contrast":
-        return f"<instruction>Rewritten: {words(body)}</instruction>\n<reply>Contrasted: {words(body, 9)}</reply>"
+        instruction, reply = f"Rewritten: {words(body)}", f"Contrasted: {words(body, 9)}"
+        return f"<instruction>{instruction}</instruction>\n<reply>{reply}</reply>"
     if role(body) == "judge":
         return "Explained.\n[[A]]"
     return f"{role(body).capitalize()} says: {words(body)}"
 
 
 def roles(server: Server) -> Counter:
+    """How many requests the server got for each role."""
     return Counter(role(body) for body in list(server.requests))
 
 
 def no_network(monkeypatch) -> None:
-    """Names of other hosts than this one do not resolve."""
+    """Let the names of other hosts fail to resolve."""
     real = socket.getaddrinfo
 
     def getaddrinfo(host, *args, **kwargs):
@@ -76,9 +85,10 @@ def no_network(monkeypatch) -> None:
 
 
 class Music:
-    """Runs `music` as a person does, with a cache of its own; `network` is what it looked up elsewhere.
+    """Runs `music` in processes, with its cache in `folder`.
 
-    As a context manager it leaves no process behind, whatever a test found.
+    `network` holds the hosts that were looked up. As a context manager it kills every process that
+    is still running at the end.
     """
 
     def __init__(self, folder: Path):
@@ -131,7 +141,7 @@ class Music:
     def interrupted(
         self, *arguments: object, when, stdin: str | None = None
     ) -> subprocess.CompletedProcess:
-        """Ctrl-C as soon as `when()` is true; without `stdin` the input stays open, and nothing comes."""
+        """A run that gets Ctrl-C as soon as `when()` is true. Its input stays open."""
         process = self.start(*arguments)
         if stdin is not None:
             process.stdin.write(stdin)

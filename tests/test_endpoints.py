@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from openai_server import serve
-from scripted import Music, cast, jsonl, lines, no_network
+from scripted import Music, jsonl, lines, no_network, scripted_reply
 from test_client import call, client_of
 
 from musiccli.core.errors import CallError, InputError
@@ -281,7 +281,7 @@ def test_simulate_asks_each_model_where_it_lives(music):
     seeds = jsonl(
         [{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}]
     )
-    with serve(reply=cast) as one, serve(reply=cast) as other:
+    with serve(reply=scripted_reply) as one, serve(reply=scripted_reply) as other:
         done = music(
             "simulate",
             "--assistant",

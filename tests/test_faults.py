@@ -1,4 +1,4 @@
-"""What is a fault of simulated text and what is not; and how rarely the detectors speak up at what people wrote."""
+"""What is a fault of simulated text, what is not, and how rarely people's text is called faulty."""
 
 from pathlib import Path
 
@@ -108,8 +108,9 @@ def test_a_reviewer_may_find_anything_but_has_to_review(text, name):
         "Take care!",
         "Bye, have a great day",
         "I want to thank you for your deep work.",
-        "Thank you so much for all of this! I feel much more confident now about the dinner, and I really appreciate how "
-        "patient you were with my many questions. I'll be sure to report how it went. Have a wonderful evening!",
+        "Thank you so much for all of this! I feel much more confident now about the dinner, and "
+        "I really appreciate how patient you were with my many questions. I'll be sure to report "
+        "how it went. Have a wonderful evening!",
     ],
 )
 def test_a_message_that_only_thanks_or_leaves_is_a_goodbye(text):
@@ -188,7 +189,7 @@ def test_what_spoils_a_rewritten_instruction_has_a_name(instruction, name):
 
 
 @pytest.mark.parametrize(
-    "one, other, same",
+    "first, second, same",
     [
         ("Boil it for eight minutes.", "boil it, for eight minutes!", True),
         ("Boil it.", "Fry it.", False),
@@ -197,12 +198,12 @@ def test_what_spoils_a_rewritten_instruction_has_a_name(instruction, name):
         ("What causes the phases of the Moon?", "What causes the faces of the Moon?", False),
     ],
 )
-def test_messages_are_alike_in_nearly_the_same_words(one, other, same):
-    assert text_checks.alike(one, other) is same
+def test_messages_are_alike_in_nearly_the_same_words(first, second, same):
+    assert text_checks.alike(first, second) is same
 
 
 def test_every_fault_that_is_asked_again_has_words_for_it():
-    told = feedback.load("paper")
+    texts = feedback.load("paper")
     for role, names in {
         "user": (
             "empty",
@@ -229,8 +230,8 @@ def test_every_fault_that_is_asked_again_has_words_for_it():
         ),
     }.items():
         for name in names:
-            assert feedback.for_fault(told, role, name), f"{role} {name}"
-    assert feedback.for_fault(told, "assistant", "refusal") is None
+            assert feedback.for_fault(texts, role, name), f"{role} {name}"
+    assert feedback.for_fault(texts, "assistant", "refusal") is None
     assert feedback.load("small") == {}
 
 
@@ -251,42 +252,41 @@ def real() -> dict[str, list[tuple[str, list[dict]]]]:
     """By role: (text, history) of every real turn that answers something, each once."""
     if not DATA.is_dir():
         pytest.skip("the public data files are not beside the repository")
-    found = {"user": {}, "assistant": {}}
+    turns_by_role = {"user": {}, "assistant": {}}
     stats = RunStats(Rejects(skip=True, report=lambda text: None))
     rows = read_rows([str(DATA / name) for name in FILES], stats=stats)
     for record in sample(rows, SampleConfig(emit="conversations"), stats=stats):
         messages = record["messages"]
         for index, message in enumerate(messages):
             if index and message["role"] != "system":
-                found[message["role"]][message["content"], messages[index - 1]["content"]] = (
-                    messages[:index]
-                )
+                key = message["content"], messages[index - 1]["content"]
+                turns_by_role[message["role"]][key] = messages[:index]
     return {
         role: [(text, history) for (text, _), history in turns.items()]
-        for role, turns in found.items()
+        for role, turns in turns_by_role.items()
     }
 
 
-def share(found: list, fault: str) -> float:
-    return found.count(fault) / len(found)
+def share(names: list, fault: str) -> float:
+    return names.count(fault) / len(names)
 
 
 def test_people_are_rarely_taken_for_faulty_simulators(real):
-    """What is left of `repeat` are people who say "Go on." again; `goodbye` is what those said who did leave."""
-    found = [faults.user_fault(text, history) for text, history in real["user"]]
-    assert len(found) > 8000
+    """What remains of `repeat` are people who write "Go on." again; `goodbye` are real goodbyes."""
+    names = [faults.user_fault(text, history) for text, history in real["user"]]
+    assert len(names) > 8000
     for name in ("empty", "refusal", "role flip", "prompt leak"):
-        assert share(found, name) < 0.0005, name
-    assert share(found, "repeat") < 0.005
-    assert 0.01 < share(found, "goodbye") < 0.03
+        assert share(names, name) < 0.0005, name
+    assert share(names, "repeat") < 0.005
+    assert 0.01 < share(names, "goodbye") < 0.03
 
 
 def test_real_replies_rarely_look_like_leaks_or_flips(real):
     replies = real["assistant"]
     assert len(replies) > 15_000
-    found = [faults.reply_fault(text, history) for text, history in replies]
-    assert share(found, "role flip") < 0.005  # Anthropic HH's replies that begin with "Human:"
-    assert share(found, "repeat") < 0.005
+    names = [faults.reply_fault(text, history) for text, history in replies]
+    assert share(names, "role flip") < 0.005  # Anthropic HH's replies that begin with "Human:"
+    assert share(names, "repeat") < 0.005
     assert (
         sum(bool(text_checks.names_an_instruction(text)) for text, _ in replies) / len(replies)
         < 0.0005

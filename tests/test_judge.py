@@ -1,4 +1,4 @@
-"""Verdicts: both orders, panels, what cannot be read, and conversations that try to speak to the judge."""
+"""Verdicts: both orders, panels, unreadable replies, and conversations that address the judge."""
 
 import json
 import re
@@ -55,11 +55,11 @@ def sides(body: dict) -> tuple[str, str]:
 
 
 def prefers(word: str):
-    """A judge that likes the conversation with this word; one that shows it in neither or both is a tie."""
+    """A judge that likes the conversation with this word; in both or in neither it is a tie."""
 
     def reply(body: dict) -> str:
-        found = [word in side for side in sides(body)]
-        return f"Because.\n[[{'C' if found[0] == found[1] else 'A' if found[0] else 'B'}]]"
+        first, second = (word in side for side in sides(body))
+        return f"Because.\n[[{'C' if first == second else 'A' if first else 'B'}]]"
 
     return reply
 
@@ -162,12 +162,12 @@ def test_what_a_panel_could_not_use_is_counted_by_judge():
     def reply(body: dict) -> str:
         return always("Hm.")(body) if body["model"] == "two" else always("[[B]]")(body)
 
-    [done], counts, _ = verdicts(reply, [preference()], ("openai/one", "openai/two"))
+    [done], counts, _ = verdicts(reply, [preference()], ("openai/one", "hosted_vllm/two"))
     assert (done["winner"], done["verdict"]) == ("tie", "inconsistent")
     assert counts == {
         "inconsistent (the orders disagree)": 1,
         "inconsistent votes (openai/one)": 1,
-        "unreadable votes (openai/two)": 1,
+        "unreadable votes (hosted_vllm/two)": 1,
     }
 
 
@@ -182,7 +182,7 @@ def test_records_keep_their_order_and_their_other_fields():
     done, _, _ = verdicts(prefers("water"), records)
     added = ("winner", "verdict", "votes")
     assert [
-        {name: value for name, value in one.items() if name not in added} for one in done
+        {name: value for name, value in record.items() if name not in added} for record in done
     ] == records
 
 
@@ -203,7 +203,7 @@ def test_contests_of_one_id_are_judged_each_for_itself(tmp_path):
     with serve(reply=prefers("water")) as server:
         client = Client(ClientConfig(api_base=(server.base_url,)), Store(tmp_path / "c"))
         done = list(judge(contests, JudgeConfig(judges=("openai/one",)), client))
-        assert [(one["best_of"], one["winner"]) for one in done] == [(2, "a"), (4, "a")]
+        assert [(record["best_of"], record["winner"]) for record in done] == [(2, "a"), (4, "a")]
         assert server.calls == 4
 
 
@@ -269,7 +269,7 @@ def test_the_fence_is_another_for_every_record_and_order_and_the_same_again():
 
 
 def test_the_fence_follows_from_both_texts_so_nobody_can_write_his_own():
-    """Whoever learns the mark of a pair and writes it into a reply has changed the pair, and so its mark."""
+    """Whoever writes the mark of a pair into a reply changes the pair, and with it the mark."""
     seen = set()
     for _ in range(20):
         held = [*BAD[:-1], {"role": "assistant", "content": "GOLD " + " ".join(sorted(seen))}]
@@ -305,7 +305,7 @@ def test_a_judge_answers_in_json_where_the_server_can_hold_it_to_that_and_else_i
         client = Client(ClientConfig(api_base=(server.base_url,), timeout=5, concurrency=1))
         done = list(judge(records, JudgeConfig(judges=("openai/one",)), client))
         assert server.calls == 8 + plain
-    assert [one["winner"] for one in done] == ["chosen"] * 4
+    assert [record["winner"] for record in done] == ["chosen"] * 4
     assert done[0]["votes"][0]["explanation"].startswith("Because." if plain else '{"explanation"')
 
 
@@ -330,7 +330,7 @@ def test_a_pair_whose_call_fails_is_rejected_and_the_others_go_on():
                 RunStats(rejects),
             )
         )
-    assert ([one["id"] for one in done], rejects.count) == (["x", "y"], 1)
+    assert ([record["id"] for record in done], rejects.count) == (["x", "y"], 1)
 
 
 # The command line
@@ -357,14 +357,14 @@ def test_judge_writes_judged_records_and_nothing_else(music):
             server.base_url,
             stdin=jsonl(records),
         )
-        assert server.calls == 3 * 2 * 2 + 2  # a judge named twice has one voice
-    assert (done.returncode, [one["winner"] for one in lines(done.stdout)]) == (
+        assert server.calls == 3 * 2 * 2 + 2  # a judge named twice votes once
+    assert (done.returncode, [record["winner"] for record in lines(done.stdout)]) == (
         0,
         ["chosen"] * 3,
     ), done.stderr
-    *_, one, two, last = done.stderr.splitlines()
-    assert one.startswith("music judge: judge hosted_vllm/two: 6 calls (0 from cache, ")
-    assert two.startswith("music judge: judge openai/one: 6 calls (0 from cache, ")
+    *_, first, second, last = done.stderr.splitlines()
+    assert first.startswith("music judge: judge hosted_vllm/two: 6 calls (0 from cache, ")
+    assert second.startswith("music judge: judge openai/one: 6 calls (0 from cache, ")
     assert last.startswith("music judge: 3 records written in ")
     assert music.network == ""
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 from console import music
 from openai_server import serve
-from scripted import cast
+from scripted import scripted_reply
 from toys import TINY, backbone
 
 from musiccli import manual
@@ -178,7 +178,7 @@ def workplace(tmp_path_factory):
     script = folder / "bin" / "music"
     script.write_text(f"#!{sys.executable}\nfrom musiccli.cli.main import main\nmain()\n")
     script.chmod(0o755)
-    with serve(reply=cast) as server:
+    with serve(reply=scripted_reply) as server:
         environment = os.environ | {
             "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),

@@ -4,7 +4,7 @@ import time
 
 import pytest
 from openai_server import serve
-from scripted import Music, cast, jsonl, lines, no_network
+from scripted import Music, jsonl, lines, no_network, scripted_reply
 from test_client import OPENAI, ask, call, client_of
 
 from musiccli.core.errors import CallError, InputError
@@ -128,7 +128,7 @@ SEEDS = [
 
 def test_a_run_that_is_given_up_says_how_to_go_on_and_does(tmp_path):
     script = [None] * 40 + ["echo-key"] * 400
-    with Music(tmp_path) as music, serve(reply=cast, script=script) as server:
+    with Music(tmp_path) as music, serve(reply=scripted_reply, script=script) as server:
         line = (
             "simulate",
             "--assistant",

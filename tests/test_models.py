@@ -6,7 +6,7 @@ import re
 
 import pytest
 from openai_server import serve
-from scripted import Music, cast, jsonl, wait_until
+from scripted import Music, jsonl, scripted_reply, wait_until
 
 VLLM = "hosted_vllm/scripted"
 SEEDS = jsonl(
@@ -32,7 +32,7 @@ def test_calls_retries_and_money_are_seen_while_they_grow(music, model, money):
     leader, follower = pty.openpty()
     music.environment |= {"COLUMNS": "160", "TERM": "xterm"}
     shown = b""
-    with serve(reply=cast, delay=0.03, script=["500"]) as server:
+    with serve(reply=scripted_reply, delay=0.03, script=["500"]) as server:
         process = music.start(*simulate(server, model, "--concurrency", 2), stderr=follower)
         os.close(follower)
         process.stdin.write(SEEDS)
@@ -68,9 +68,9 @@ def test_keys_stand_nowhere(music, tmp_path, model, debug):
 
     def indiscreet(body: dict) -> str:
         return (
-            f"{cast(body)} By the way, your key is {key}."
+            f"{scripted_reply(body)} By the way, your key is {key}."
             if len(body["messages"]) > 1
-            else cast(body)
+            else scripted_reply(body)
         )
 
     with serve(reply=indiscreet, faults={"echo-key": 0.05}, script=[None] * 5) as server:

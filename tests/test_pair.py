@@ -42,14 +42,14 @@ def branch(name: str, contents=None, identifier="e", sample=0, **fields) -> Reco
 
 def joined(*branches: Record) -> tuple[list[dict], dict, list[str]]:
     """The preferences, the counts, and what was said."""
-    said = []
-    stats = RunStats(say=said.append)
-    return list(join_branches(branches, stats)), stats.phrases(), said
+    messages = []
+    stats = RunStats(say=messages.append)
+    return list(join_branches(branches, stats)), stats.phrases(), messages
 
 
 def test_a_preference_holds_both_branches_whole_and_says_where_they_part():
     bookkeeping = {"usage": {"prompt_tokens": 3}, "cost": 0.1}
-    [pair], counts, said = joined(
+    [pair], counts, messages = joined(
         branch("chosen", metadata={"topic": "eggs"}, extra=[1], **bookkeeping),
         branch("rejected", **bookkeeping),
     )
@@ -64,7 +64,7 @@ def test_a_preference_holds_both_branches_whole_and_says_where_they_part():
         "first_divergence": 1,
         "contrast": [{"message": 1, "instruction": "How do I fry an egg?"}],
     }
-    assert (counts, said) == ({}, [])
+    assert (counts, messages) == ({}, [])
     assert parse_preference(Record(pair)) == pair
 
 
@@ -91,9 +91,9 @@ def test_branches_that_stand_together_stream():
         yield branch("rejected", identifier="one")
         pytest.fail("the first pair should not wait for more input")
 
-    said = []
-    assert next(join_branches(pipe(), RunStats(say=said.append)))["id"] == "one"
-    assert said == []
+    messages = []
+    assert next(join_branches(pipe(), RunStats(say=messages.append)))["id"] == "one"
+    assert messages == []
 
 
 def test_branches_that_stand_apart_are_held_and_that_is_said_once():
@@ -102,10 +102,11 @@ def test_branches_that_stand_apart_are_held_and_that_is_said_once():
         for name in ("chosen", "rejected")
         for identifier in "abc"
     ]
-    pairs, counts, said = joined(*apart)
+    pairs, counts, messages = joined(*apart)
     assert ([pair["id"] for pair in pairs], counts) == (["a", "b", "c"], {})
-    assert said == [
-        "b.jsonl:b0chosen: branches of one id do not stand together; holding each until its partner comes"
+    assert messages == [
+        "b.jsonl:b0chosen: branches of one id do not stand together; "
+        "holding each until its partner comes"
     ]
 
 
@@ -174,25 +175,26 @@ def candidates(identifier: str = "e", music=(1, 4, 2, 3), baseline=(3, 1, 2, 4))
                 "branch": "chosen",
                 "metadata": {"topic": "eggs"},
                 "messages": talk("How?", f"{identifier}{number}"),
-                "scores": {"music": one, "baseline": other},
+                "scores": {"music": score, "baseline": baseline_score},
             }
         )
-        for number, (one, other) in enumerate(zip(music, baseline, strict=True))
+        for number, (score, baseline_score) in enumerate(zip(music, baseline, strict=True))
     ]
 
 
 def contests(records, sizes=(2, 4)) -> tuple[list[tuple], dict]:
     """(id, N, a's pick, b's pick) of each contest, and the counts."""
     stats = RunStats()
-    made = list(best_of(records, sizes, "music", "baseline", stats))
-    for contest in made:
+    made_contests = list(best_of(records, sizes, "music", "baseline", stats))
+    for contest in made_contests:
         assert contest["models"] == {"a": "music", "b": "baseline"} and contest["metadata"] == {
             "topic": "eggs"
         }
         for side in "ab":
             assert contest[side][-1]["content"] == f"{contest['id']}{contest['picks'][side]}"
     return [
-        (one["id"], one["best_of"], one["picks"]["a"], one["picks"]["b"]) for one in made
+        (contest["id"], contest["best_of"], contest["picks"]["a"], contest["picks"]["b"])
+        for contest in made_contests
     ], stats.phrases()
 
 
@@ -216,7 +218,8 @@ def test_candidates_with_faults_take_part_and_are_counted():
 
 def picks(pool, name, sizes=(1, 2, 4, 8), seed=0):
     return {
-        one["best_of"]: one["picks"]["a"] for one in best_of(pool, sizes, name, "music", seed=seed)
+        contest["best_of"]: contest["picks"]["a"]
+        for contest in best_of(pool, sizes, name, "music", seed=seed)
     }
 
 
@@ -247,7 +250,7 @@ def test_a_guess_may_stand_in_place_of_a_model(name, expected):
 
 def test_the_random_pick_is_even_repeatable_and_another_for_each_prompt_size_and_seed():
     def drawn(seed):
-        found = Counter()
+        counts = Counter()
         for identifier in range(400):
             pool = [
                 Record(
@@ -260,8 +263,8 @@ def test_the_random_pick_is_even_repeatable_and_another_for_each_prompt_size_and
                 )
                 for number in range(8)
             ]
-            found.update(picks(pool, "baseline/random", seed=seed).items())
-        return found
+            counts.update(picks(pool, "baseline/random", seed=seed).items())
+        return counts
 
     assert drawn(0) == drawn(0) != drawn(1)
     for size in (2, 4, 8):
@@ -278,9 +281,9 @@ def test_pools_follow_the_sample_number_whatever_the_order_of_input():
 
 def test_ids_may_come_mixed():
     mixed = [
-        one
-        for both in zip(candidates("x"), candidates("y", baseline=(3, 1, 2, 0)), strict=True)
-        for one in both
+        candidate
+        for pair in zip(candidates("x"), candidates("y", baseline=(3, 1, 2, 0)), strict=True)
+        for candidate in pair
     ]
     assert contests(mixed)[0] == [("x", 2, 1, 0), ("x", 4, 1, 3), ("y", 2, 1, 0), ("y", 4, 1, 0)]
 
@@ -324,7 +327,7 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    "fields, problem",
     [
         (
             {"branch": "rejected"},
@@ -335,10 +338,10 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
         ({"sample": None}, "sample: is null; it should be a whole number"),
     ],
 )
-def test_what_is_no_candidate_is_refused(fields, said):
-    with pytest.raises(RecordError) as met:
+def test_what_is_no_candidate_is_refused(fields, problem):
+    with pytest.raises(RecordError) as raised:
         check_scored_candidate(Record(candidates()[0] | fields), ("music", "baseline"))
-    assert str(met.value) == said
+    assert str(raised.value) == problem
 
 
 @pytest.fixture

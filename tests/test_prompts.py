@@ -1,4 +1,4 @@
-"""Prompt texts: found, read, filled; a folder of one's own may replace some of them."""
+"""Prompt texts are loaded and filled; a folder may replace some of them."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The algorithm call by call, on a cast whose every reply is known; faults; runs that are cut short and go on."""
+"""The algorithm call by call, with scripted models; faults; runs that are stopped and go on."""
 
 import contextlib
 import math
@@ -9,7 +9,18 @@ from random import Random
 import pytest
 from aiohttp import web
 from openai_server import serve
-from scripted import Music, cast, jsonl, lines, no_network, role, roles, talk, wait_until, words
+from scripted import (
+    Music,
+    jsonl,
+    lines,
+    no_network,
+    role,
+    roles,
+    scripted_reply,
+    talk,
+    wait_until,
+    words,
+)
 
 from musiccli import prompts
 from musiccli.core import jsonl as files
@@ -56,7 +67,9 @@ def seed(identifier: object = "s", *contents: str, **fields) -> Record:
     )
 
 
-def simulated(*seeds: Record, reply=cast, client: dict | None = None, rejects=None, **settings):
+def simulated(
+    *seeds: Record, reply=scripted_reply, client: dict | None = None, rejects=None, **settings
+):
     """The records, the counts above zero, and the server that answered."""
     stats = RunStats(rejects)
     config = SimulateConfig(**{"assistant": MODEL, "user": MODEL, "turns": 2, **settings})
@@ -69,12 +82,12 @@ def simulated(*seeds: Record, reply=cast, client: dict | None = None, rejects=No
 
 
 def six_words(body: dict) -> str:
-    """Whoever is asked: six words, eight tokens by this server's count."""
-    one, other, *_ = words(body).lower().split()
+    """In every role six words, which are eight tokens by this server's count."""
+    first, second, *_ = words(body).lower().split()
     return (
-        f"<instruction>{one}</instruction><reply>{other} one two three four five</reply>"
+        f"<instruction>{first}</instruction><reply>{second} one two three four five</reply>"
         if role(body) == "contrast"
-        else f"{one} {other} or else {other} {one}"
+        else f"{first} {second} or else {second} {first}"
     )
 
 
@@ -212,16 +225,16 @@ def test_whatever_is_contrasted_the_chosen_branch_is_the_same_and_is_asked_for_o
     """The ablation differs in the rejected branch alone."""
     seeds = [seed("x"), seed("y", "Hello?", "Hi.")]
     cache = {"cache": Store(tmp_path / "c")}
-    plain, _, asked = simulated(*seeds, turns=3, contrast="none", client=cache)
+    plain, _, plain_server = simulated(*seeds, turns=3, contrast="none", client=cache)
     for policy in ("all", "first", "last", "random:2", "prob:0.4"):
         done, _, server = simulated(*seeds, turns=3, contrast=policy, client=cache)
         assert [texts(record) for record in done if record["branch"] == "chosen"] == list(
             map(texts, plain)
         )
-        assert not [body for body in server.requests if body in asked.requests]
-        alone, _, afresh = simulated(*seeds, turns=3, contrast=policy)
+        assert not [body for body in server.requests if body in plain_server.requests]
+        alone, _, fresh_server = simulated(*seeds, turns=3, contrast=policy)
         assert list(map(texts, alone)) == list(map(texts, done))
-        assert all(body in afresh.requests for body in asked.requests)
+        assert all(body in fresh_server.requests for body in plain_server.requests)
 
 
 def test_two_turns_of_three_are_contrasted_in_their_places():
@@ -229,7 +242,9 @@ def test_two_turns_of_three_are_contrasted_in_their_places():
         chosen, rejected = simulated(seed(number), turns=3, contrast="random:2")[0]
         turns = sorted(contrasted_turns("random:2", 3, Random(f"0 {number} 0")))
         assert turn_kinds(rejected) == "".join("C" if turn in turns else "A" for turn in range(3))
-        assert [one["message"] for one in rejected["contrast"]] == [1 + 2 * turn for turn in turns]
+        assert [reply["message"] for reply in rejected["contrast"]] == [
+            1 + 2 * turn for turn in turns
+        ]
         assert turn_kinds(chosen) == "AAA"
 
 
@@ -246,14 +261,14 @@ def test_each_branchs_user_sees_its_own_branch_only():
                 == 1
             )
     for text in seen:
-        own = [name in text for name in ("Assistant says", "Contrasted:")]
-        assert own.count(True) == 1 and "Rewritten" not in text
+        branches = [name in text for name in ("Assistant says", "Contrasted:")]
+        assert branches.count(True) == 1 and "Rewritten" not in text
 
 
 def test_the_assistant_sees_the_conversation_as_messages():
     [chosen, _], _, server = simulated(seed("s", "One?", "Two.", "Three?"), turns=2)
-    asked = [body["messages"] for body in by_role(server, "assistant")]
-    assert sorted(asked, key=len) == [chosen["messages"][:3], chosen["messages"][:5]]
+    histories = [body["messages"] for body in by_role(server, "assistant")]
+    assert sorted(histories, key=len) == [chosen["messages"][:3], chosen["messages"][:5]]
 
 
 def test_a_contrast_in_one_call_sees_its_own_branch_and_keeps_the_users_message():
@@ -266,18 +281,18 @@ def test_a_contrast_in_one_call_sees_its_own_branch_and_keeps_the_users_message(
     assert all(
         text.startswith(("Question s?", "User says: ", "Contrasted: ")) for text in texts(rejected)
     )
-    assert [one["instruction"][:11] for one in rejected["contrast"]] == ["Rewritten: "] * 2
+    assert [reply["instruction"][:11] for reply in rejected["contrast"]] == ["Rewritten: "] * 2
     assert not any("instruction>" in text or "Rewritten" in text for text in texts(rejected))
 
 
 def test_a_contrast_in_two_calls_answers_the_rewritten_instruction_in_its_place():
     [_, rejected], counts, server = simulated(seed(), turns=2, contrast_calls=2)
     assert (roles(server), counts) == ({"assistant": 4, "rewrite": 2, "user": 2}, {})
-    instructions = [one["instruction"] for one in rejected["contrast"]]
+    instructions = [reply["instruction"] for reply in rejected["contrast"]]
     assert all(text.startswith("Rewrite says: ") for text in instructions)
-    asked = [body["messages"] for body in by_role(server, "assistant")]
-    assert talk(instructions[0]) in asked
-    assert [*rejected["messages"][:2], {"role": "user", "content": instructions[1]}] in asked
+    histories = [body["messages"] for body in by_role(server, "assistant")]
+    assert talk(instructions[0]) in histories
+    assert [*rejected["messages"][:2], {"role": "user", "content": instructions[1]}] in histories
     assert not any("Rewrite says" in text for text in texts(rejected))
 
 
@@ -303,9 +318,9 @@ def test_samples_differ_and_stand_together():
 
 
 def test_the_same_seed_gives_the_same_records_and_another_seed_others():
-    first, again, other = (simulated(seed(), turns=2, seed=number)[0] for number in (1, 1, 2))
-    assert first == again
-    assert texts(first[0])[1:] != texts(other[0])[1:]
+    first, same, different = (simulated(seed(), turns=2, seed=number)[0] for number in (1, 1, 2))
+    assert first == same
+    assert texts(first[0])[1:] != texts(different[0])[1:]
 
 
 def test_limits_and_temperature_reach_the_models():
@@ -410,21 +425,21 @@ def test_the_reviewer_reads_the_conversation_and_the_chairman_also_the_review_wh
     def reply(body: dict) -> str:
         if role(body) == "reviewer":
             reviews.append(f"It lacks: {words(body)}")
-        return reviews[-1] if role(body) == "reviewer" else cast(body)
+        return reviews[-1] if role(body) == "reviewer" else scripted_reply(body)
 
     [done], _, server = simulated(
         seed(), reply=reply, contrast="none", user_turns="review", client={"concurrency": 1}
     )
-    [asked], [told] = (
+    [reviewer], [chairman] = (
         [body["messages"] for body in by_role(server, who)] for who in ("reviewer", "chairman")
     )
     read = f"The conversation so far:\n\n{transcript(done['messages'][:2])}\n\n"
-    assert read + "Write only the review." in asked[0]["content"]
+    assert read + "Write only the review." in reviewer[0]["content"]
     assert (
         f"{read}The review of the assistant's last reply:\n\n{reviews[0]}\n\nWrite only"
-        in told[0]["content"]
+        in chairman[0]["content"]
     )
-    assert len(asked) == len(told) == 1 and "It lacks" not in str(done)
+    assert len(reviewer) == len(chairman) == 1 and "It lacks" not in str(done)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +481,7 @@ def test_reviewer_and_chairman_are_two_calls_even_where_they_are_asked_the_same(
     assert (again, server.calls) == (done, 0)
 
 
-def test_the_users_model_reviews_and_takes_the_chair_within_the_users_limit():
+def test_the_users_model_is_reviewer_and_chairman_within_the_users_limit():
     _, _, server = simulated(
         seed(), contrast="none", user_turns="review", user="openai/u", user_tokens=33
     )
@@ -480,13 +495,13 @@ def test_the_users_model_reviews_and_takes_the_chair_within_the_users_limit():
 # Faults
 
 
-def faulty(who: str, text: str, times: int, reply=cast):
-    """A cast in which `who` gives a bad text the first `times` times."""
-    left = [times]
+def faulty(who: str, text: str, times: int, reply=scripted_reply):
+    """Replies in which the role `who` gives a bad text the first `times` times."""
+    remaining = [times]
 
     def answer(body: dict) -> str:
-        if role(body) == who and left[0]:
-            left[0] -= 1
+        if role(body) == who and remaining[0]:
+            remaining[0] -= 1
             return text
         return reply(body)
 
@@ -523,7 +538,8 @@ CONTRAST_FAULTS = [
         "leak",
     ),
     (
-        "<instruction>How do I fry an egg?</instruction><reply>How do I fry an egg? In oil.</reply>",
+        "<instruction>How do I fry an egg?</instruction>"
+        "<reply>How do I fry an egg? In oil.</reply>",
         "leak",
     ),
     ("<instruction>How to fry?</instruction><reply>Oil.\nUser: and then?</reply>", "role flip"),
@@ -563,10 +579,14 @@ def test_a_fault_of_reviewer_or_chairman_is_asked_again_counted_and_gone(who, te
     assert len(by_role(server, who)) == 3
 
 
-def test_a_chairman_who_gives_out_the_review_is_told_so():
+def test_a_chairman_who_repeats_the_review_is_told_so():
     def reply(body: dict) -> str:
         first = role(body) == "chairman" and len(body["messages"]) == 1
-        return "It names no pan, no time." if first or role(body) == "reviewer" else cast(body)
+        return (
+            "It names no pan, no time."
+            if first or role(body) == "reviewer"
+            else scripted_reply(body)
+        )
 
     [done], counts, server = simulated(seed(), reply=reply, contrast="none", user_turns="review")
     assert (counts, "faults" in done) == ({"retried (user review leak)": 1}, False)
@@ -575,7 +595,7 @@ def test_a_chairman_who_gives_out_the_review_is_told_so():
     )
 
 
-def test_a_fault_that_stays_is_the_users_where_it_is_the_chairmans_and_nobodys_where_it_is_the_reviewers():
+def test_a_chairmans_fault_that_stays_is_the_users_and_a_reviewers_marks_no_branch():
     settings = {"contrast": "none", "user_turns": "review", "retries": 1}
     [done], _, _ = simulated(seed(), reply=faulty("chairman", "Thanks, goodbye!", 2), **settings)
     assert done["faults"] == [{"message": 2, "fault": "user goodbye"}]
@@ -588,7 +608,7 @@ def test_a_fault_that_stays_is_the_users_where_it_is_the_chairmans_and_nobodys_w
 def test_a_reviewer_who_never_says_anything_ends_its_conversation_alone(tmp_path):
     def reply(body: dict) -> str:
         silent = role(body) == "reviewer" and "Question bad" in str(body["messages"])
-        return "<think>Hm." if silent else cast(body)
+        return "<think>Hm." if silent else scripted_reply(body)
 
     rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
     done, _, _ = simulated(
@@ -651,18 +671,18 @@ def test_a_fault_that_stays_marks_its_record_and_pair_drops_it_by_name(who, text
 
 
 @pytest.mark.parametrize(
-    "asked, temperatures",
+    "temperature, temperatures",
     [(0.7, [0.7, 0.9, 1.0, 1.0]), (0.0, [0.0, 0.2, 0.4, 0.6]), (1.4, [1.4, 1.4, 1.4, 1.4])],
 )
 def test_a_faulty_message_is_asked_for_again_warmer_but_never_beyond_what_providers_take(
-    asked, temperatures
+    temperature, temperatures
 ):
     _, _, server = simulated(
         seed(),
         reply=faulty("assistant", "question s", 3),
         turns=1,
         contrast="none",
-        temperature=asked,
+        temperature=temperature,
     )
     assert [body["temperature"] for body in server.requests] == temperatures
     assert len({body["seed"] for body in server.requests}) == 4
@@ -681,7 +701,7 @@ def test_a_leak_in_the_second_call_is_asked_again():
 
     def reply(body: dict) -> str:
         answers = body["messages"][-1]["content"].startswith("Rewrite says")
-        return leaks.pop() if answers and leaks else cast(body)
+        return leaks.pop() if answers and leaks else scripted_reply(body)
 
     done, counts, _ = simulated(seed(), reply=reply, turns=1, contrast_calls=2)
     assert counts == {"retried (contrast leak)": 1}
@@ -689,7 +709,7 @@ def test_a_leak_in_the_second_call_is_asked_again():
 
 
 @pytest.mark.parametrize(
-    "who, text, told",
+    "who, text, feedback",
     [
         ("user", "Thanks, goodbye!", "The conversation is not over."),
         ("user", "?!", "That message says nothing."),
@@ -698,7 +718,7 @@ def test_a_leak_in_the_second_call_is_asked_again():
         ("rewrite", "question s", "That asks for the same"),
     ],
 )
-def test_who_is_asked_again_sees_the_message_and_what_is_wrong_with_it(who, text, told):
+def test_who_is_asked_again_sees_the_message_and_what_is_wrong_with_it(who, text, feedback):
     _, _, server = simulated(
         seed(), reply=faulty(who, text, 2), turns=2, contrast_calls=2 if who == "rewrite" else 1
     )
@@ -709,7 +729,7 @@ def test_who_is_asked_again_sees_the_message_and_what_is_wrong_with_it(who, text
     assert len(again) == 2
     for messages in again:
         assert [message["role"] for message in messages[-3:]] == ["user", "assistant", "user"]
-        assert messages[-1]["content"].startswith(told)
+        assert messages[-1]["content"].startswith(feedback)
         assert (
             messages[:-2] in same
         )  # as it was asked first; what went wrong before the last attempt is forgotten
@@ -743,7 +763,9 @@ def test_an_assistant_may_refuse():
 def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
     def reply(body: dict) -> str:
         return (
-            "One two three four five. Six seven eight" if role(body) == "assistant" else cast(body)
+            "One two three four five. Six seven eight"
+            if role(body) == "assistant"
+            else scripted_reply(body)
         )
 
     [done], counts, _ = simulated(
@@ -753,7 +775,7 @@ def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
 
 
 @pytest.mark.parametrize(
-    "written, said",
+    "text, spoken",
     [
         ("<think>The user greets.</think>\n\nHello!", "Hello!"),
         ("Hello <think>!", "Hello <think>!"),
@@ -762,13 +784,13 @@ def test_a_reply_that_the_limit_cut_is_marked_and_ends_with_a_sentence():
         ("<think>a</think>b</think>c", "b</think>c"),
     ],
 )
-def test_thoughts_before_a_reply_are_not_part_of_it(written, said):
-    assert without_thinking(Reply(written, "stop", 1, 2, 0.5)).text == said
+def test_thoughts_before_a_reply_are_not_part_of_it(text, spoken):
+    assert without_thinking(Reply(text, "stop", 1, 2, 0.5)).text == spoken
 
 
 def test_no_thoughts_reach_the_conversation():
     def reply(body: dict) -> str:
-        return f"<think>{words(body)}</think>{cast(body)}"
+        return f"<think>{words(body)}</think>{scripted_reply(body)}"
 
     done, counts, server = simulated(seed(), reply=reply, turns=2)
     assert not any("think>" in text for record in done for text in texts(record)) and not counts
@@ -778,7 +800,7 @@ def test_no_thoughts_reach_the_conversation():
 def test_a_contrast_cut_before_its_reply_is_too_long_and_is_told_so():
     def reply(body: dict) -> str:
         cut = role(body) == "contrast" and len(body["messages"]) == 1
-        return f"<instruction>{words(body, 200)}" if cut else cast(body)
+        return f"<instruction>{words(body, 200)}" if cut else scripted_reply(body)
 
     done, counts, _ = simulated(seed(), reply=reply, turns=1, assistant_tokens=40, user_tokens=40)
     assert (counts, "faults" in done[1]) == ({"retried (contrast cut off)": 1}, False)
@@ -804,7 +826,7 @@ def test_a_contrast_in_one_call_is_no_longer_than_what_it_stands_against(policy)
 @pytest.mark.parametrize("who", ["user", "assistant"])
 def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_end(who):
     def reply(body: dict) -> str:
-        return words(body, 40) if role(body) == who else cast(body)
+        return words(body, 40) if role(body) == who else scripted_reply(body)
 
     done, counts, server = simulated(
         seed(), reply=reply, turns=2, retries=1, **{f"{who}_tokens": 24}
@@ -873,7 +895,7 @@ def test_a_contrast_is_split_into_instruction_and_reply(text, parts):
 
 def test_a_conversation_whose_call_fails_is_rejected_and_the_others_go_on(tmp_path):
     def reply(body: dict) -> str:
-        return "" if "poison" in str(body["messages"]) else cast(body)
+        return "" if "poison" in str(body["messages"]) else scripted_reply(body)
 
     rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
     done, _, _ = simulated(
@@ -896,7 +918,7 @@ def test_a_conversation_whose_call_fails_is_rejected_and_the_others_go_on(tmp_pa
 
 def test_a_seed_whose_samples_fail_is_rejected_once_and_can_be_read_again(tmp_path):
     def reply(body: dict) -> str:
-        return "" if "poison" in str(body["messages"]) else cast(body)
+        return "" if "poison" in str(body["messages"]) else scripted_reply(body)
 
     rejects = files.Rejects(path=str(tmp_path / "rejects.jsonl"))
     done, _, _ = simulated(
@@ -912,7 +934,7 @@ def test_a_seed_whose_samples_fail_is_rejected_once_and_can_be_read_again(tmp_pa
     rejects.close()
     assert (len(done), rejects.count) == (6, 2)
     assert [
-        one["id"] for one in files.read([str(tmp_path / "rejects.jsonl")], parse_conversation)
+        record["id"] for record in files.read([str(tmp_path / "rejects.jsonl")], parse_conversation)
     ] == [
         "bad",
         "worse",
@@ -921,7 +943,7 @@ def test_a_seed_whose_samples_fail_is_rejected_once_and_can_be_read_again(tmp_pa
 
 def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
     def reply(body: dict) -> str:
-        return "" if role(body) == "contrast" else cast(body)
+        return "" if role(body) == "contrast" else scripted_reply(body)
 
     rejects = files.Rejects()
     cache = {"cache": Store(tmp_path / "c"), "attempts": 1}
@@ -963,7 +985,7 @@ def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_t
     expected = Counter({name: count["calls"] for (name, _), count in planned.items()})
     if (
         contrast_calls == 2
-    ):  # the cast takes an answer to a rewritten instruction for any assistant's
+    ):  # the scripted model takes an answer to a rewritten instruction for any assistant's
         expected["assistant"] += expected.pop("contrast", 0)
     assert (dict(expected), counts, rehearsed, total) == (dict(roles(server)), {}, 8, 8)
 
@@ -1006,7 +1028,7 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
     seeds, stats, gpt = [seed(number) for number in range(12)], RunStats(), "openai/gpt-4o"
     whole, _, _ = simulated(*seeds, assistant=gpt, user=gpt)
     price = sum(record["cost"] for record in whole)
-    with serve(reply=cast) as server:
+    with serve(reply=scripted_reply) as server:
         first, second = (
             Client(
                 ClientConfig(api_base=(server.base_url,), concurrency=2, max_cost=most),
@@ -1045,15 +1067,16 @@ def options(server, *more: object) -> tuple:
 
 def test_simulate_writes_branches_and_nothing_else_in_spite_of_faults(music):
     faults = {"500": 0.05, "429": 0.05, "empty": 0.03, "reset": 0.03, "invalid-json": 0.03}
-    with serve(reply=cast, faults=faults) as server:
+    with serve(reply=scripted_reply, faults=faults) as server:
         done = music(*options(server), stdin=SEEDS)
     assert done.returncode == 0, done.stderr
     assert lines(done.stdout) == simulated(*SEED_RECORDS)[0]
-    said = [line for line in done.stderr.splitlines() if not line.endswith("; trying again")]
-    assert [line.split(": ")[1] for line in said[:3]] == [
+    stderr = [line for line in done.stderr.splitlines() if not line.endswith("; trying again")]
+    assert [line.split(": ")[1] for line in stderr[:3]] == [
         f"{who} {MODEL}" for who in ("assistant", "contrast", "user")
     ]
-    assert said[3].startswith("music simulate: 24 records written in ") and len(said) == 4
+    assert stderr[3].startswith("music simulate: 24 records written in ")
+    assert len(stderr) == 4
     assert music.network == ""
     pairs = music("pair", stdin=done.stdout)
     assert (pairs.returncode, [pair["id"] for pair in lines(pairs.stdout)]) == (0, list(range(12)))
@@ -1065,7 +1088,7 @@ def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_
     undisturbed, _, reference = simulated(*SEED_RECORDS)
     target = tmp_path / "out.jsonl"
     script = [*[None] * 28, *["hang"] * 4, *[None] * 24, *["hang"] * 4]  # both runs get no further
-    with serve(reply=cast, script=script) as server:
+    with serve(reply=scripted_reply, script=script) as server:
         run = options(server, "--concurrency", 4, "-o", target)
         process = music.start(*run)
         process.stdin.write(SEEDS)
@@ -1087,9 +1110,11 @@ def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_
 
 
 def test_interrupted_while_the_input_is_waited_for_leaves_at_once(music):
-    one = SEEDS[: SEEDS.index("\n") + 1]
-    with serve(reply=cast) as server:
-        done = music.interrupted(*options(server), when=lambda: server.finished >= 6, stdin=one)
+    first_line = SEEDS[: SEEDS.index("\n") + 1]
+    with serve(reply=scripted_reply) as server:
+        done = music.interrupted(
+            *options(server), when=lambda: server.finished >= 6, stdin=first_line
+        )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         130,
         "music simulate: interrupted",
@@ -1098,7 +1123,7 @@ def test_interrupted_while_the_input_is_waited_for_leaves_at_once(music):
 
 def test_a_reader_that_has_seen_enough_ends_the_run_quietly(music):
     early, late = jsonl(SEED_RECORDS[:2]), jsonl(SEED_RECORDS[2:])
-    with serve(reply=cast) as server:
+    with serve(reply=scripted_reply) as server:
         process = music.start(*options(server))
         process.stdin.write(early)
         process.stdin.flush()
@@ -1108,18 +1133,19 @@ def test_a_reader_that_has_seen_enough_ends_the_run_quietly(music):
             process.stdin.write(late)
             process.stdin.flush()  # and it stays open, as from a slow pipe
         assert process.wait(timeout=120) == 0
-        said = process.stderr.read()
+        stderr = process.stderr.read()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
     assert lines(first)[0]["id"] == 0
     assert all(
-        line.startswith("music simulate: ") and f" {MODEL}: " in line for line in said.splitlines()
-    ), said
+        line.startswith("music simulate: ") and f" {MODEL}: " in line
+        for line in stderr.splitlines()
+    ), stderr
 
 
 def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, tmp_path):
     target = tmp_path / "out.jsonl"
-    with serve(reply=cast) as server:
+    with serve(reply=scripted_reply) as server:
         planned = music(
             *options(server, "--assistant", "openai/gpt-4o", "--dry-run", "-o", target), stdin=SEEDS
         )
@@ -1137,18 +1163,18 @@ def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, t
 
 
 def test_users_that_review_are_an_option_and_their_calls_are_planned(music, tmp_path):
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "chair.md").write_text(
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "chair.md").write_text(
         "You turn a review into the next message, quickly. {{transcript}} {{review}}"
     )
-    given = ("--user-turns", "review", "--prompts", own)
-    expected, _, _ = simulated(*SEED_RECORDS, user_turns="review", prompts=str(own))
-    _, _, once = simulated(*SEED_RECORDS, user_turns="review", prompts=str(own), retries=0)
-    with serve(reply=cast) as server:
-        planned = music(*options(server, *given, "--dry-run"), stdin=SEEDS)
+    more = ("--user-turns", "review", "--prompts", folder)
+    expected, _, _ = simulated(*SEED_RECORDS, user_turns="review", prompts=str(folder))
+    _, _, once = simulated(*SEED_RECORDS, user_turns="review", prompts=str(folder), retries=0)
+    with serve(reply=scripted_reply) as server:
+        planned = music(*options(server, *more, "--dry-run"), stdin=SEEDS)
         assert (planned.returncode, server.calls) == (0, 0), planned.stderr
-        done = music(*options(server, *given), stdin=SEEDS)
+        done = music(*options(server, *more), stdin=SEEDS)
     assert (done.returncode, lines(done.stdout)) == (0, expected), done.stderr
     table = [line.split() for line in planned.stderr.splitlines() if MODEL in line]
     assert {row[0]: int(row[2]) for row in table} == roles(once)
@@ -1160,11 +1186,11 @@ def test_a_failed_conversation_gives_exit_status_1(music):
     def reply(body: dict) -> str:
         if "Question 3?" in str(body["messages"]):
             raise web.HTTPBadRequest
-        return cast(body)
+        return scripted_reply(body)
 
     with serve(reply=reply) as server:
         done = music(*options(server, "--concurrency", 1), stdin=SEEDS)
-    assert (done.returncode, {one["id"] for one in lines(done.stdout)}) == (
+    assert (done.returncode, {record["id"] for record in lines(done.stdout)}) == (
         1,
         set(range(12)) - {3},
     ), done.stderr
@@ -1198,10 +1224,10 @@ def test_a_wrong_policy_or_prompt_set_is_said_before_anybody_is_asked(music, mor
     ],
 )
 def test_a_folder_of_prompts_decides_how_many_calls_a_contrast_takes(music, tmp_path, files, calls):
-    own = tmp_path / "own"
-    own.mkdir()
+    folder = tmp_path / "prompts"
+    folder.mkdir()
     for name in files:
-        (own / f"{name}.md").write_text(prompts.load("paper", name).text)
-    with serve(reply=cast) as server:
-        done = music(*options(server, "--turns", 1, "--prompts", own), stdin=jsonl([seed()]))
+        (folder / f"{name}.md").write_text(prompts.load("paper", name).text)
+    with serve(reply=scripted_reply) as server:
+        done = music(*options(server, "--turns", 1, "--prompts", folder), stdin=jsonl([seed()]))
         assert (done.returncode, roles(server)) == (0, calls), done.stderr
