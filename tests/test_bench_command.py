@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import console
 import pytest
 
+import musiccli.bench
 from musiccli.bench.rewardbench import PAIRS
+from musiccli.cli.bench import benchmark_commands
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SUBSETS = {
@@ -295,3 +298,55 @@ def test_on_llmbar_the_shorter_reply_is_the_better_guess():
     shortest = found["baseline/shortest", "section", "Chat Hard"]["value"]
     assert shortest == pytest.approx(0.728, abs=5e-4)
     assert section["value"] < shortest <= section["value"] + section["ties"] / 2 / 419 * 1.2
+
+
+NEW_BENCHMARK = """
+from dataclasses import dataclass
+from musiccli.bench.benchmark import Benchmark, option
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.tables import Table
+from musiccli.bench.stats.outcomes import metric_record
+from musiccli.core.records import parse_conversation
+
+@dataclass(frozen=True)
+class RolesConfig(BenchConfig):
+    role: tuple[str, ...] = option(("user",), metavar="ROLE", help="Count these roles.")
+
+def metrics(records, config, stats, worst):
+    roles = [message["role"] for record in records for message in record["messages"]]
+    for role in config.role:
+        yield metric_record("roles", "data", role, "messages", roles.count(role), None, len(roles))
+
+BENCHMARK = Benchmark(
+    name="roles",
+    title="Roles",
+    summary="How many messages a role has.",
+    example="music bench roles talks.jsonl",
+    parse=lambda record, config: parse_conversation(record),
+    metrics=metrics,
+    tables=lambda rows, config: [Table("Roles", ["", "messages"], [["all", str(len(rows))]])],
+    plot=lambda axes, rows: None,
+    config=RolesConfig,
+    options=("seed",),
+)
+"""
+
+
+@pytest.fixture
+def new_benchmark(tmp_path, monkeypatch):
+    (tmp_path / "roles.py").write_text(NEW_BENCHMARK)
+    monkeypatch.setattr(musiccli.bench, "__path__", [*musiccli.bench.__path__, str(tmp_path)])
+    benchmark_commands.cache_clear()
+    yield
+    benchmark_commands.cache_clear()
+    sys.modules.pop("musiccli.bench.roles")
+
+
+def test_a_new_file_is_a_new_command_with_its_options(new_benchmark):
+    talk = {"id": "t", "messages": [{"role": "user", "content": "hi"}]}
+    done = console.music("bench", "roles", "--role", "system", given=console.lines(talk))
+    assert (done.status, [row["value"] for row in done.records]) == (0, [0.0])
+    done = console.music("bench", "roles", given=console.lines(talk))
+    assert [(row["subset"], row["value"]) for row in done.records] == [("user", 1.0)]
+    helped = console.music("bench", "roles", "--help").out.decode()
+    assert "Count these roles." in helped and "--seed" in helped and "--model" not in helped

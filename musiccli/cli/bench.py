@@ -6,9 +6,9 @@ Each file of musiccli/bench/ that sets BENCHMARK becomes a command here.
 import dataclasses
 import inspect
 import pkgutil
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, MutableMapping
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,17 +24,34 @@ from musiccli.judge.config import JudgeConfig
 if TYPE_CHECKING:
     from musiccli.bench.benchmark import Benchmark
 
-bench = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    short_help="Compute metrics with intervals from scored or judged records.",
-    help="""Compute metrics with intervals from scored or judged records.
+
+class BenchmarkGroup(typer.core.TyperGroup):
+    """`music bench`. The benchmarks are imported when somebody asks for the group's commands."""
+
+    @property
+    def commands(self) -> MutableMapping[str, Any]:  # type: ignore[override]  # an attribute there
+        """The command of each benchmark, by its name."""
+        return benchmark_commands()
+
+    @commands.setter
+    def commands(self, commands: object) -> None:
+        """Do nothing: what typer knows when it makes the group is no command."""
+
+
+app.add_typer(
+    typer.Typer(
+        cls=BenchmarkGroup,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        short_help="Compute metrics with intervals from scored or judged records.",
+        help="""Compute metrics with intervals from scored or judged records.
 
 \b
 music score pairs.jsonl --model rm | music bench agreement
 music judge contests.jsonl --judge MODEL | music bench winrate --html winrate.html""",
+    ),
+    name="bench",
 )
-app.add_typer(bench, name="bench")
 
 MODELS = Annotated[
     list[str] | None,
@@ -93,61 +110,73 @@ JUDGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # annotation, default
 FILE_OPTIONS = {"plot": (PLOT, None), "html": (HTML, None), "markdown": (MARKDOWN, None)}
 
 
-def find_benchmarks() -> "Iterator[Benchmark[Any]]":
-    """The benchmark of every file of musiccli/bench/ that has one, by the files' names."""
-    package = find_spec("musiccli.bench")
-    for module in pkgutil.iter_modules(package.submodule_search_locations if package else []):
-        benchmark = getattr(import_module(f"musiccli.bench.{module.name}"), "BENCHMARK", None)
-        if benchmark:
-            yield benchmark
+@cache
+def benchmark_commands() -> MutableMapping[str, Any]:
+    """A command for every file of musiccli/bench/ that sets BENCHMARK."""
+    import musiccli.bench
+
+    group = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    for file in pkgutil.iter_modules(musiccli.bench.__path__):
+        module = import_module(f"musiccli.bench.{file.name}")
+        if hasattr(module, "BENCHMARK"):
+            add_command(module.BENCHMARK, group)
+    return typer.main.get_group(group).commands
 
 
-def add_command(benchmark: "Benchmark[Any]") -> None:
-    """Make a benchmark a command of `music bench`."""
-    options = command_options(benchmark)
+def add_command(benchmark: "Benchmark[Any]", group: typer.Typer) -> None:
+    """Make a benchmark a command of the group."""
 
-    def command(
-        run: Run,
-        plot: str | None,
-        html: str | None,
-        markdown: str | None,
-        open_client: OpenClient | None = None,
-        **settings: Any,
-    ) -> None:
-        from musiccli.cli.report import Report
+    def command(run: Run, **options: Any) -> None:
+        run_benchmark(run, benchmark, **options)
 
-        judge_settings = {name: settings.pop(name, None) for name in JUDGE_OPTIONS}
-        config = benchmark.config(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in settings.items()
-                if value is not None  # else the config's own default
-            }
-        )
-        report = Report(run, benchmark, config, plot, html, markdown)
-        records: Iterable[Any] = run.read(
-            lambda record: benchmark.parse(record, config), unique=benchmark.unique_ids
-        )
-        if benchmark.reads_branches:
-            from musiccli.pair.preferences import join_branches
-
-            records = join_branches(records, run.stats, drop=lambda *_: None)
-        judge = {}
-        if open_client and judge_settings["judges"]:
-            judge = ask_judges(run, open_client, seed=config.seed, **judge_settings)
-        report.write(list(benchmark.metrics(records, config, run.stats, report.worst, **judge)))
-
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, keyword, annotation=annotation, default=default)
+        for name, (annotation, default) in command_options(benchmark).items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # for typer
     command.__doc__ = f"{benchmark.summary}\n\n\b\n{benchmark.example}"
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
-        [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
-            )
-            for name, (annotation, default) in options.items()
-        ]
-    )
     body = with_llm_options(command) if benchmark.asks_judges else command
-    stage(f"bench {benchmark.name}", to=bench)(body)
+    stage(f"bench {benchmark.name}", to=group)(body)
+
+
+def run_benchmark(
+    run: Run,
+    benchmark: "Benchmark[Any]",
+    *,
+    plot: str | None,
+    html: str | None,
+    markdown: str | None,
+    open_client: OpenClient | None = None,
+    **settings: Any,
+) -> None:
+    """Read records, compute the benchmark's metrics, and write all that was asked for."""
+    from musiccli.cli.report import Report
+
+    judge_settings = {name: settings.pop(name, None) for name in JUDGE_OPTIONS}
+    config = make_config(benchmark, settings)
+    report = Report(run, benchmark, config, plot, html, markdown)
+    records: Iterable[Any] = run.read(
+        lambda record: benchmark.parse(record, config), unique=benchmark.unique_ids
+    )
+    if benchmark.reads_branches:
+        from musiccli.pair.preferences import join_branches
+
+        records = join_branches(records, run.stats, drop=lambda *_: None)
+    judging = {}
+    if open_client and judge_settings["judges"]:
+        judging = ask_judges(run, open_client, seed=config.seed, **judge_settings)
+    report.write(list(benchmark.metrics(records, config, run.stats, report.worst, **judging)))
+
+
+def make_config(benchmark: "Benchmark[Any]", settings: dict[str, Any]) -> BenchConfig:
+    """The benchmark's config; an option that was left out keeps the config's default."""
+    values = {name: value for name, value in settings.items() if value is not None}
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    config: BenchConfig = benchmark.config(**values)
+    return config
 
 
 def command_options(benchmark: "Benchmark[Any]") -> dict[str, tuple[Any, Any]]:
@@ -194,7 +223,3 @@ def ask_judges(
             yield from judge(pairs, config, client, run.stats)
 
     return {"judges": config.judges, "judge_pairs": judge_pairs}
-
-
-for _benchmark in find_benchmarks():
-    add_command(_benchmark)
