@@ -1,11 +1,16 @@
 """music cache | jq -s 'map(.calls) | add'"""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from musiccli.cli.app import plain_command
 from musiccli.cli.llm_options import CACHE
+
+if TYPE_CHECKING:
+    from musiccli.core.store import Store
+
+SECONDS_PER_DAY = 86400
 
 
 @plain_command
@@ -38,31 +43,58 @@ def cache(
     A call that was removed is made, and paid for, again when a run asks for it.
     """
     import time
+    from contextlib import closing
 
-    from musiccli.core import jsonl
     from musiccli.core.errors import InputError
-    from musiccli.core.progress import say, table
+    from musiccli.core.progress import say
     from musiccli.core.store import Store
     from musiccli.llm.client import cache_path
 
     if model and prune is None:
-        raise InputError("--model says whose calls --prune removes; give both")
+        raise InputError("`model` says whose calls `prune` removes; give both")
     path = cache_path(cache)
     if not path.exists():
         say(f"music cache: {path}: no calls are kept there yet")
         return
-    kept = Store(path)
-    if prune is not None:
-        say(f"music cache: {kept.prune(time.time() - prune * 86400, model):,} calls removed")
+    with closing(Store(path)) as store:
+        if prune is not None:
+            removed = store.prune(time.time() - prune * SECONDS_PER_DAY, model)
+            say(f"music cache: {removed:,} calls removed")
+        _show(store)
+    say(f"music cache: {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _show(store: "Store") -> None:
+    """Write one record a model, and the same as a table for people."""
+    import time
+
+    from musiccli.core import jsonl
+    from musiccli.core.progress import table
+
     output, rows = jsonl.open_output(), []
-    for name, calls, size, *moments in kept.models():
-        first, last = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) for at in moments)
-        output.write(
-            {"model": name or None, "calls": calls, "bytes": size, "first": first, "last": last}
+    for used in store.models():
+        first, last = (
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+            for seconds in (used.first, used.last)
         )
-        rows.append([name or "(unknown)", f"{calls:,}", f"{size / 1e6:.1f}", first[:10], last[:10]])
+        output.write(
+            {
+                "model": used.model or None,
+                "calls": used.entries,
+                "bytes": used.size,
+                "first": first,
+                "last": last,
+            }
+        )
+        rows.append(
+            [
+                used.model or "(unknown)",
+                f"{used.entries:,}",
+                f"{used.size / 1e6:.1f}",
+                first[:10],
+                last[:10],
+            ]
+        )
     output.close()
     if rows:
         table(["", "calls", "MB", "first", "last"], rows)
-    say(f"music cache: {path}, {path.stat().st_size / 1e6:.1f} MB")
-    kept.close()
