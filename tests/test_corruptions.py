@@ -411,7 +411,7 @@ def test_a_contrast_is_what_show_audit_and_sensitivity_read():
     result = Record(contrast(turn="last"))
     assert (
         records.parse_preference(Record({**result}))
-        == audit.contrasted(Record({**result}))
+        == audit.check_contrast(Record({**result}))
         == result
     )
     shown = record_view(result)
