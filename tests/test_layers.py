@@ -185,3 +185,17 @@ def test_nothing_below_the_command_line_exits(name):
             assert ast.unparse(node.func) not in ("sys.exit", "exit", "quit"), (
                 f"{name} exits in line {node.lineno}"
             )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if room(name) == "cli" and name != "cli.app"]
+)
+def test_a_default_stands_in_a_config_alone(name):
+    """An option without a config has None, True or False; every other default has one place."""
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.FunctionDef):
+            for default in filter(None, (*node.args.defaults, *node.args.kw_defaults)):
+                values = [
+                    part.value for part in ast.walk(default) if isinstance(part, ast.Constant)
+                ]
+                assert set(values) <= {None, True, False}, f"{name}: a default of {node.name}"

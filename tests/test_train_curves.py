@@ -83,7 +83,7 @@ def test_the_same_logs_give_the_same_bytes_and_others_others(trained):
     "values, expected",
     [([1.0, 5.0, 3.0], [1.0, 5.0, 3.0]), ([0.0, 3.0] * 20, [1.5] + [1.0, 2.0] * 19 + [1.5])],
 )
-def test_a_running_mean_is_centred(values, expected):
+def test_a_running_mean_is_centered(values, expected):
     assert curves.running_mean(values) == pytest.approx(expected)
 
 
