@@ -32,21 +32,18 @@ class DryRunClient:
         self._config = config
 
     async def complete(self, call: Call) -> Reply:
-        role = call.call_key[-2]
-        text = self._reply(role, call.max_tokens)
+        text = self._reply(call)
         asked = sum(len(message["content"]) for message in call.messages) + len(call.text)
         counts = Counter(calls=1, prompt_tokens=asked // 4, completion_tokens=len(text) // 4)
-        self.planned.setdefault((role, call.model), Counter()).update(counts)
+        self.planned.setdefault((call.role, call.model), Counter()).update(counts)
         return Reply(text, "stop", counts["prompt_tokens"], counts["completion_tokens"], 0.0)
 
-    def _reply(self, role: str, max_tokens: int) -> str:
-        if role == "contrast" and self._config.contrast_calls == 1:
-            instruction, reply = (
-                _text(self._config.user_tokens),
-                _text(self._config.assistant_tokens),
-            )
+    def _reply(self, call: Call) -> str:
+        config = self._config
+        if call.role == "contrast" and config.contrast_calls == 1:
+            instruction, reply = _text(config.user_tokens), _text(config.assistant_tokens)
             return f"<instruction>{instruction}</instruction><reply>{reply}</reply>"
-        return _text(max_tokens)
+        return _text(call.max_tokens)
 
 
 def estimate(seeds: Iterable[Record], config: SimulateConfig) -> tuple[Planned, int, int]:
