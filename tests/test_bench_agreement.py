@@ -173,7 +173,7 @@ def test_kappa_against_a_constant_label_is_not_given():
 
 
 def two_models(gained, lost, both, per_prompt=1):
-    """Pairs that only `new` has right, only `old`, and both; `per_prompt` copies of each share their prompt."""
+    """Pairs that only `new` has right, only `old`, and both; `per_prompt` copies of each."""
     outcomes = [((1, 0), (0, 1))] * gained + [((0, 1), (1, 0))] * lost + [((1, 0), (1, 0))] * both
     return [
         pair(f"{number}.{copy}", {"new": new, "old": old}, prompt=f"prompt {number}")

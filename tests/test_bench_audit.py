@@ -1,4 +1,4 @@
-"""The contrast audit: each contrasted turn measured, shown to a judge blind, and what follows for the labels."""
+"""The contrast audit: checks of each contrasted turn, judges of it, and label noise."""
 
 from collections import Counter
 from itertools import zip_longest
@@ -18,7 +18,7 @@ CHOSEN = (*SEED, "Eight minutes in boiling water.", "And soft?", "Take it out af
 
 
 def pair(*rejected: str, identifier: object = "p", **fields) -> Record:
-    """A pair whose two last replies are contrasted; the rejected branch's reply, message and reply are given."""
+    """A pair whose two last replies are contrasted, from the last rejected messages."""
     first, asked, second = rejected
     altered = {3: "How do I fry an egg?", 5: "How do I bake a potato?"}
     return Record(
@@ -41,7 +41,7 @@ PLAIN = pair(
 
 
 def measured(*pairs: Record, said: dict | None = None) -> dict:
-    """{(model, subset, metric): value}, where judges said of each turn, by its number, what `said` holds."""
+    """{(model, subset, metric): record}; `said` holds the winners of each turn by judge."""
     outcomes = said or {}
 
     def judge_pairs(turns):

@@ -1,4 +1,4 @@
-"""`music bench` as it is typed: metrics on stdout, everything for people on stderr, one line for what is wrong."""
+"""`music bench` as it is typed: metrics on stdout, all else on stderr, errors in one line."""
 
 import json
 import os
@@ -159,8 +159,8 @@ def test_a_partial_rewardbench_says_so():
     assert "Reasoning (partial)" in done.stderr
     assert "Average" not in done.stderr
     assert (
-        "music bench rewardbench: partial: not RewardBench's figures; other rows than its own in math-prm (0 of "
-        "447), hep-cpp (0 of 164), hep-go (8 of 164) and 4 more"
+        "music bench rewardbench: partial: not RewardBench's figures; other rows than its own in "
+        "math-prm (0 of 447), hep-cpp (0 of 164), hep-go (8 of 164) and 4 more"
     ) in done.stderr
 
 

@@ -1,7 +1,8 @@
 """95% intervals hold the truth between 93 and 97 times in 100: simulated where the truth is known.
 
-Each case draws many sets as they are met in practice, n values alone or in clusters, and asks the tool's own functions.
-All is drawn from fixed seeds, so a case passes or fails always; with 2,000 sets a share of 95% is known to 1 point.
+Each case draws many sets as they are met in practice, with values alone or in clusters. The seeds
+are fixed, so a case always passes or always fails. With 2,000 sets, a share of 95% is known to
+within one point.
 """
 
 import math
@@ -77,7 +78,7 @@ def test_of_win_rates_with_ties(count, most, tied):
 
 @pytest.mark.parametrize("correlation", [0, 0.3, 0.6])
 def test_of_weighted_means_whose_parts_share_their_tasks(correlation):
-    """As RewardBench's Reasoning: 447 problems for one half, 164 tasks in six languages for the other."""
+    """As RewardBench's Reasoning: half 447 problems, half 164 tasks in six languages."""
     random = np.random.default_rng(8)
     tasks = np.arange(164)
     code = outcomes(random, 0.8, correlation, np.repeat(tasks, 6)).reshape(SETS, 164, 6)
@@ -146,7 +147,7 @@ def test_of_differences_between_two_models_on_the_same_pairs(count, most, first,
 
 @pytest.mark.parametrize("count, most, accuracy", [(100, 1, 0.7), (100, 8, 0.8), (300, 4, 0.9)])
 def test_of_kappa(count, most, accuracy):
-    """Two judges who are right with the same chance, one of them lazy: in a tenth of the pairs it says tie."""
+    """Two judges who are right equally often; one of them calls a tenth of the pairs ties."""
     random, sets = np.random.default_rng(5), 1000
     clusters = sizes(random, count, most)
     truth = normal(random, clusters, sets, 0.3) > 0
@@ -181,7 +182,7 @@ def test_of_fleiss_kappa(count, most, accuracy):
 
 @pytest.mark.parametrize("count, most, biased", [(100, 1, 0.2), (100, 8, 0.5), (1000, 4, 0.1)])
 def test_of_how_often_the_first_shown_wins(count, most, biased):
-    """Two votes a pair: a biased judge names the first twice, another the same side, first in one of the orders."""
+    """Two votes a pair: a biased judge names the first side twice, another the same side."""
     random, sets = np.random.default_rng(7), 1000
     clusters = sizes(random, count, most)
     wins = np.where(normal(random, clusters, sets, 0.2) < NormalDist().inv_cdf(biased), 2.0, 1.0)

@@ -26,7 +26,7 @@ def votes(judge, ab, ba):
 
 
 def pair(number, *cast, long="a", **fields):
-    """Two conversations; side `long` says more. `cast` is (judge, winner in order ab, winner in order ba) each."""
+    """Two conversations; `long` is the longer. `cast`: (judge, winner in order ab, in order ba)."""
     texts = {"a": "x", "b": "y"} | {long: "longer"}
     return Record(
         {
@@ -161,7 +161,7 @@ def test_the_winner_that_a_record_came_with_is_its_label():
         check_judged_pair(pair(0, ("j", "a", "a"), given_winner=5))
 
 
-def test_kappa_of_two_judges_who_are_always_right_is_one_though_the_better_side_is_always_listed_first():
+def test_kappa_of_two_judges_who_are_always_right_is_one_for_preferences_too():
     pairs = [
         Record(
             {

@@ -1,4 +1,4 @@
-"""What `music bench` writes beside its records: pages that stand alone, Markdown for papers, pictures."""
+"""What `music bench` writes beside its records: pages, Markdown and figures."""
 
 import hashlib
 import os
@@ -271,7 +271,7 @@ def test_the_page_says_how_to_get_the_same_figures(folder):
 
 
 def test_a_named_pipe_is_read_once_and_has_no_hash(folder):
-    """As a shell's <(...) is one; opened again after it was read it would wait for a writer for ever."""
+    """As a shell's <(...) is one. Opened a second time, it would wait for a writer for ever."""
     os.mkfifo("pairs")
     running = start("bench", "agreement", "pairs", "--html", "page.html")
     write("pairs", *BENCHES["agreement"])
@@ -298,8 +298,8 @@ def test_without_matplotlib_a_page_has_tables_and_says_what_is_missing(folder, m
     done = bench("agreement", "--html", "page.html")
     assert "--plot" not in done.err
     assert (
-        'music bench agreement: page.html: has no picture, matplotlib is missing; pip install "musiccli[plot]"'
-        in done.lines
+        "music bench agreement: page.html: has no picture, matplotlib is missing; "
+        'pip install "musiccli[plot]"' in done.lines
     )
     assert "<svg" not in read(folder / "page.html") and "<table>" in read(folder / "page.html")
 
@@ -337,13 +337,14 @@ def test_markdown_is_exact():
     )
     assert "".join(markdown.document([table], ["a note with *stars*"])) == (
         "**Title, % [95%]**\n\n"
-        "|  | pairs | a\\|b |\n| :-- | --: | --: |\n| Chat | 1 | 2 [1, 3] |\n| &emsp;under\\_it | 1,000 |  |\n\n"
+        "|  | pairs | a\\|b |\n| :-- | --: | --: |\n| Chat | 1 | 2 [1, 3] |\n"
+        "| &emsp;under\\_it | 1,000 |  |\n\n"
         "- a note with \\*stars\\*\n"
     )
 
 
 def test_a_model_that_scored_fewer_pairs_says_so_in_its_cell(folder):
-    """Two models' accuracies stand in one line: whoever compares them must see that they are of other pairs."""
+    """Two models' accuracies stand in one line, so it must say that they are of other pairs."""
     records = [pair(number, number % 2, 0.5) for number in range(40)]
     for one in records[1:8:2]:
         one["scores"]["easy"] = one["scores"]["rm"]

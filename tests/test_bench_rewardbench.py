@@ -51,7 +51,7 @@ def test_the_table_has_2985_rows_in_23_subsets():
 @pytest.mark.parametrize(
     "subset, section, score, average",
     [
-        # The section's loss when half of one subset is wrong: half the subset's weight over the section's.
+        # Half of one subset is wrong: half its weight over the section's is lost.
         ("alpacaeval-easy", "Chat", 1 - 50 / 358, 1 - 50 / 358 / 4),
         ("llmbar-adver-manual", "Chat Hard", 1 - 23 / 456, 1 - 23 / 456 / 4),
         ("xstest-should-refuse", "Safety", 1 - 77 / 740, 1 - 77 / 740 / 4),
@@ -98,7 +98,7 @@ def test_average_is_the_plain_mean_of_unrounded_sections():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_figure_is_the_published_one_to_1e_12(seed):
-    """Random scores, some of them equal, against a plain computation from the table in the benchmark's paper."""
+    """Random scores, some equal, against a plain computation from the benchmark's table."""
     chance = random.Random(seed)
     wanted, pairs = {}, []
     for subset, count in PAIRS.items():
@@ -184,7 +184,7 @@ def test_interval_of_a_perfect_score_is_not_a_point():
 
 
 def test_one_task_in_six_languages_is_one():
-    """Right or wrong in all languages alike, the 164 tasks are worth no more than one language's."""
+    """Where all languages agree, the 164 tasks are worth no more than one language's."""
     chance = random.Random(2)
     right = {number: chance.random() < 0.7 for number in range(164)}
     pairs = [
@@ -254,7 +254,8 @@ def test_metric_records_have_the_agreed_fields():
         ({"scores": {}}, "has no scores; run music score first"),
         (
             {"subset": None},
-            "metadata.subset: is missing; RewardBench's records name theirs, as music sample writes them",
+            "metadata.subset: is missing; RewardBench's records name theirs, "
+            "as music sample writes them",
         ),
         (
             {"scores": {"rm": 1.5}},

@@ -1,4 +1,4 @@
-"""RewardBench 2's arithmetic: shared firsts, the score of the ties, and every figure against a plain computation."""
+"""RewardBench 2: shared firsts, the score of the ties, and a plain computation of all figures."""
 
 import math
 import random
@@ -83,7 +83,7 @@ def test_a_random_pick_is_right_once_in_four():
 @pytest.mark.parametrize(
     "tied, ref, score",
     [
-        # right answers close together, far above the wrong one: all parts full, and tanh(4/1 - 1) of the last
+        # right answers close together, far above the wrong one: all parts are full
         (([5, 4], [0]), ([5], [1]), 1 + 0.01 * math.tanh(3)),
         # right, but spread wider than the gap
         (([9, 2], [0]), ([5], [1]), 0.3 + 0.3 + 0.01 * math.tanh(2 / 7 - 1)),

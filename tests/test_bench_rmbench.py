@@ -1,4 +1,4 @@
-"""RM-Bench's arithmetic: what a cell is, what easy and hard are, and every figure against a plain computation."""
+"""RM-Bench: cells, easy and hard comparisons, and a plain computation of all figures."""
 
 import random
 from statistics import mean
@@ -15,7 +15,7 @@ TEXTS = ("short", "a longer reply", "**a longer reply in markdown**")
 
 
 def candidates(number, right, wrong, domain="chat", model="rm", more=None):
-    """The six conversations of one prompt, from the scores of its three right and three wrong replies."""
+    """The six conversations of one prompt, from the scores of its replies."""
     return [
         Record(
             {
@@ -78,7 +78,7 @@ def test_cells_are_the_styles_of_the_right_and_the_wrong_reply():
 
 
 def published(groups):
-    """The figures as the authors' code defines them, one comparison at a time: {domain or level: score}."""
+    """The figures as the authors' code defines them: {domain or level: score}."""
     domains = {}
     for name in DOMAINS:
         here = [(right, wrong) for domain, right, wrong in groups if domain.startswith(name)]

@@ -84,7 +84,7 @@ def test_a_tie_is_inconsistent_only_if_one_judge_turned_with_the_order(cast, end
 
 
 def test_a_choice_between_the_picks_has_a_floor_and_a_ceiling():
-    """Against b: a coin between a's pick and b's own, and whoever takes the one that the judge prefers."""
+    """Against b: a coin between both picks, and a choice of the one that the judge prefers."""
     ended = ["a"] * 5 + ["b"] * 3 + ["tie"] * 2 + [None]
     [row] = metrics([contest(number, winner) for number, winner in enumerate(ended)])
     assert (row["value"], row["random"], row["oracle"]) == (
@@ -142,7 +142,7 @@ def test_each_n_has_a_row_and_its_change_from_the_smallest():
 
 
 def test_a_change_is_measured_within_prompts():
-    """Prompts differ wildly, but each moves by the same: the change is known better than either rate."""
+    """Prompts differ a lot, but change alike: the change is known better than either rate."""
     contests = []
     for number in range(200):
         winner = "ab"[number % 2]

@@ -119,8 +119,8 @@ def _task_cluster(pair: Record) -> int | None:
 
 def _subset_records(outcomes: Outcomes, config: BenchConfig) -> Iterator[MetricRecord]:
     """The subsets in the order of the table, then the others."""
-    known = [subset for subset in PAIRS if subset in outcomes]
-    for subset in [*known, *(subset for subset in outcomes if subset not in PAIRS)]:
+    listed = [subset for subset in PAIRS if subset in outcomes]
+    for subset in [*listed, *(subset for subset in outcomes if subset not in PAIRS)]:
         section = SECTION_OF.get(subset)
         yield accuracy_record(NAME, subset, outcomes[subset], config.confidence, section=section)
 
@@ -187,8 +187,10 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     lines = []
     for section, weights in SECTIONS.items():
         lines += [(section, section), *((subset, f"  {subset}") for subset in weights)]
-    known = {"all", *SECTIONS, *PAIRS}
-    others = [subset for subset in distinct(row["subset"] for row in rows) if subset not in known]
+    table_subsets = {"all", *SECTIONS, *PAIRS}
+    others = [
+        subset for subset in distinct(row["subset"] for row in rows) if subset not in table_subsets
+    ]
     lines += [*((subset, subset) for subset in others), ("all", "Average")]
     return [accuracy_table(TITLE, rows, lines, config.confidence)]
 

@@ -228,11 +228,11 @@ def _with_average(model: str, rows: Sequence[MetricRecord]) -> Iterator[MetricRe
             missing.append(f"{subset} ({count} of {prompts})")
             if count:
                 by_subset[subset] |= {"partial": True, "missing": missing[-1:]}
-    known = [by_subset[subset] for subset in PROMPTS if subset in by_subset]
-    yield from known
+    listed = [by_subset[subset] for subset in PROMPTS if subset in by_subset]
+    yield from listed
     yield from (row for subset, row in by_subset.items() if subset not in PROMPTS)
-    if len(known) == len(PROMPTS):
-        yield _average_record(model, known, missing)
+    if len(listed) == len(PROMPTS):
+        yield _average_record(model, listed, missing)
 
 
 def _average_record(
