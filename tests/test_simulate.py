@@ -41,13 +41,13 @@ from musiccli.llm.config import ClientConfig
 from musiccli.pair.preferences import join_branches
 from musiccli.prompts import transcript
 from musiccli.simulate import estimate as estimates
-from musiccli.simulate.asking import without_thinking
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.contrast import split_contrast
 from musiccli.simulate.estimate import estimate
 from musiccli.simulate.policies import contrasted_turns
-from musiccli.simulate.sentences import whole_sentences
+from musiccli.simulate.retries import without_thinking
 from musiccli.simulate.simulator import simulate
+from musiccli.simulate.truncation import whole_sentences
 
 MODEL = "openai/scripted"
 

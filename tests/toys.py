@@ -31,7 +31,7 @@ from transformers import (
 
 from musiccli.core.bundled_models import BUNDLED_MODELS, bundled_model_folder
 from musiccli.core.errors import InputError
-from musiccli.core.quiet import quiet_libraries
+from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.reward_model.chat_template import EncodedConversation
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

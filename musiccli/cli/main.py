@@ -21,7 +21,7 @@ from musiccli.cli import (  # noqa: F401  (importing a file adds its command)
     train,
 )
 from musiccli.cli.app import app
-from musiccli.cli.wording import as_typed, use_options_of
+from musiccli.cli.option_names import as_typed, use_options_of
 from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, MusicError
 from musiccli.core.progress import be_quiet, say

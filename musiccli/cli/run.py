@@ -10,8 +10,8 @@ from typing import Any
 import typer
 
 from musiccli.cli.app import app, first_line
+from musiccli.cli.option_names import as_typed
 from musiccli.cli.options import FILES, ON_ERROR, OUTPUT, REJECTS, OnError
-from musiccli.cli.wording import as_typed
 from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, InputError, MusicError
 from musiccli.core.progress import Clock, bar, say

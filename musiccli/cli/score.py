@@ -97,7 +97,7 @@ def score(
     with processes.rank_zero_output(), open_store as store:
         processes.refuse_shared_input(run.files)
         process_group = processes.process_group()
-        scored = score(
+        records_with_scores = score(
             run.read(records.parse_any),
             load(model, run.say),
             name,
@@ -108,5 +108,5 @@ def score(
         )
         if process_group.rank:
             run.withhold()
-            scored = processes.drain(scored)
-        run.write(scored)
+            records_with_scores = processes.drain(records_with_scores)
+        run.write(records_with_scores)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from musiccli.core.cache_folder import cache_folder
 from musiccli.core.errors import InputError
-from musiccli.core.quiet import quiet_libraries
+from musiccli.core.quiet_libraries import quiet_libraries
 
 GEMMA_TEMPLATE = Path(__file__).parent / "templates" / "gemma.jinja"
 

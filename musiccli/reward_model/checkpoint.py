@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from musiccli.core.bundled_models import list_model_files, path_or_hub_id
 from musiccli.core.errors import InputError
-from musiccli.core.quiet import quiet_libraries
+from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.cpu import plain_torch
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
+from musiccli.reward_model.batch_layout import packed_or_padded
 from musiccli.reward_model.card import render_card
 from musiccli.reward_model.chat_template import ChatTemplate
-from musiccli.reward_model.layout import packed_or_padded
 from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory

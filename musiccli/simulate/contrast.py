@@ -14,9 +14,9 @@ from musiccli.core.text_checks import refuses
 from musiccli.llm.call import Reply
 from musiccli.prompts import transcript
 from musiccli.simulate import faults
-from musiccli.simulate.asking import Asker, Question, without_thinking
 from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
+from musiccli.simulate.retries import Asker, Question, without_thinking
 
 INSTRUCTION = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL | re.IGNORECASE)
 REPLY = re.compile(r"<reply>(.*?)(?:</reply>|\Z)", re.DOTALL | re.IGNORECASE)

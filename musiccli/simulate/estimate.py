@@ -33,8 +33,12 @@ class DryRunClient:
 
     async def complete(self, call: Call) -> Reply:
         text = self._reply(call)
-        asked = sum(len(message["content"]) for message in call.messages) + len(call.text)
-        counts = Counter(calls=1, prompt_tokens=asked // 4, completion_tokens=len(text) // 4)
+        prompt_characters = sum(len(message["content"]) for message in call.messages) + len(
+            call.text
+        )
+        counts = Counter(
+            calls=1, prompt_tokens=prompt_characters // 4, completion_tokens=len(text) // 4
+        )
         self.planned.setdefault((call.role, call.model), Counter()).update(counts)
         return Reply(text, "stop", counts["prompt_tokens"], counts["completion_tokens"], 0.0)
 

@@ -16,11 +16,11 @@ from musiccli.llm.budget import LimitReached
 from musiccli.llm.client import Client
 from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.simulate import faults
-from musiccli.simulate.asking import Asker, Question
 from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.contrast import OneCallContrast, TwoCallContrast
 from musiccli.simulate.policies import contrasted_turns
+from musiccli.simulate.retries import Asker, Question
 from musiccli.simulate.users import PlainUser, ReviewUser
 
 

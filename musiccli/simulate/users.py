@@ -3,9 +3,9 @@
 from musiccli import prompts
 from musiccli.prompts import transcript
 from musiccli.simulate import faults
-from musiccli.simulate.asking import Asker, Question
 from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
+from musiccli.simulate.retries import Asker, Question
 
 
 class PlainUser:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from musiccli.core.errors import InputError
-from musiccli.core.quiet import quiet_libraries
+from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.checkpoint import RewardModel, has_logit_softcap
 from musiccli.reward_model.network import RewardNetwork, last_rewards

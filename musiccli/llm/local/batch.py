@@ -150,16 +150,20 @@ class Batch:
         """
         rows, device = [*prefixes], self.model.device
         longest = max(len(row.ids) for row in rows)
-        known = longest - max(len(row.ids) - length for row, (length, _) in prefixes.items())
+        prefix_columns = longest - max(
+            len(row.ids) - length for row, (length, _) in prefixes.items()
+        )
         ids, mask = (
             torch.zeros(len(rows), longest, dtype=torch.long, device=device) for _ in range(2)
         )
         for index, row in enumerate(rows):
             ids[index, longest - len(row.ids) :] = torch.tensor(row.ids)
             mask[index, longest - len(row.ids) :] = 1
-        cache = self._prefix_columns(prefixes, longest, known)
+        cache = self._prefix_columns(prefixes, longest, prefix_columns)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        self._write(rows, self._forward(ids[:, known:], mask, positions[:, known:], cache))
+        self._write(
+            rows, self._forward(ids[:, prefix_columns:], mask, positions[:, prefix_columns:], cache)
+        )
         self._make_room(cache.layers, len(self.rows) + len(rows), longest, 0)
         first, last = len(self.rows), len(self.rows) + len(rows)
         for buffer, layer in zip(self._cache.layers, cache.layers, strict=True):
@@ -170,21 +174,25 @@ class Batch:
 
     @staticmethod
     def _prefix_columns(
-        prefixes: dict[Row, tuple[int, Layers]], longest: int, known: int
+        prefixes: dict[Row, tuple[int, Layers]], longest: int, prefix_columns: int
     ) -> DynamicCache:
-        """The first `known` columns of rows that all end at column `longest`."""
+        """The first `prefix_columns` columns of rows that all end at column `longest`."""
         cache = DynamicCache()
-        example = next((layers for _, layers in prefixes.values() if layers), []) if known else []
+        example = (
+            next((layers for _, layers in prefixes.values() if layers), [])
+            if prefix_columns
+            else []
+        )
         for number, pair in enumerate(example):
             columns = [
-                tensor.new_zeros(len(prefixes), len(tensor), known, tensor.shape[2])
+                tensor.new_zeros(len(prefixes), len(tensor), prefix_columns, tensor.shape[2])
                 for tensor in pair
             ]
             for index, (row, (_, layers)) in enumerate(prefixes.items()):
-                count = known - (longest - len(row.ids))
+                count = prefix_columns - (longest - len(row.ids))
                 if count > 0:
                     for target, source in zip(columns, layers[number], strict=True):
-                        target[index, :, known - count :] = source[:, :count]
+                        target[index, :, prefix_columns - count :] = source[:, :count]
             cache.update(*columns, number)
         return cache
 

@@ -61,7 +61,7 @@ def _with_prompt(row: Record, name: str, side: list[Message]) -> list[Message]:
     if side[: len(history)] == history:
         return side
     if isinstance(prompt, str) and side and side[0]["role"] != "assistant":
-        if any(_asks(message, prompt) for message in side):
+        if any(_holds_prompt(message, prompt) for message in side):
             return side
         raise RecordError(
             "neither holds the prompt nor begins with the assistant", field=name, record=row
@@ -69,7 +69,7 @@ def _with_prompt(row: Record, name: str, side: list[Message]) -> list[Message]:
     return history + side
 
 
-def _asks(message: Message, prompt: str) -> bool:
+def _holds_prompt(message: Message, prompt: str) -> bool:
     """Whether a user message is the prompt, up to spaces around it."""
     content: object = message["content"]  # not yet checked
     return (

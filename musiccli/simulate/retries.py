@@ -12,7 +12,7 @@ from musiccli.llm.client import Client
 from musiccli.prompts import Prompt, feedback
 from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
-from musiccli.simulate.sentences import whole_sentences
+from musiccli.simulate.truncation import whole_sentences
 
 RETRY_TEMPERATURE_STEP = 0.2  # per retry: the same temperature would often give the same message
 MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
@@ -103,9 +103,9 @@ class Asker:
         """
         speaker = SPEAKERS.get(question.role, question.role)
         attempts = self._config.retries + 1
-        asked = question
+        next_question = question
         for attempt in range(attempts):
-            reply = await self._client.complete(self._call(branch, turn, asked, attempt))
+            reply = await self._client.complete(self._call(branch, turn, next_question, attempt))
             branch.add_usage(reply)
             reply, whole = whole_sentences(question.prepare(reply))
             fault = _fault(reply, whole, fault_of)
@@ -113,7 +113,7 @@ class Asker:
                 return reply, None
             if attempt < self._config.retries:
                 self._stats.count("retried", f"{speaker} {fault}")
-            asked = question.after_fault(
+            next_question = question.after_fault(
                 reply.text, feedback.for_fault(self._feedback, speaker, fault)
             )
         if fault == "empty":
