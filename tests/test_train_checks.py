@@ -1,4 +1,5 @@
-"""The checks before training: each passes a sound model, and names what is wrong with one that is broken there."""
+"""The checks before training: each passes a sound model, and says what is wrong with a "
+"broken one."""
 
 import json
 import os
@@ -83,7 +84,8 @@ def test_gemmas_template_passes_and_loses_its_bos_in_another(gemma, tmp_path):
     own = (gemma / "chat_template.jinja").read_text()
     bare = with_template(gemma, tmp_path / "bare", own.replace("{{ bos_token }}", ""))
     assert fault(checks.check_bos, bare) == (
-        "conversations begin without the BOS token <bos>, which the backbone knows before every text; add "
+        "conversations begin without the BOS token <bos>, which the backbone knows before "
+        "every text; add "
         "{{ bos_token }} to the chat template"
     )
     twice = with_template(gemma, tmp_path / "twice", "{{ bos_token }}" + own)
@@ -148,7 +150,8 @@ def test_a_reward_model_whose_template_was_changed_is_refused(base, tmp_path):
         with pytest.raises(checks.InputError) as caught:
             call(str(tmp_path))
         assert str(caught.value) == (
-            f"{tmp_path}: was trained to be read at '\\n', but its chat template ends with '<|im_end|>' now; put its "
+            f"{tmp_path}: was trained to be read at '\\n', but its chat template ends with "
+            "'<|im_end|>' now; put its "
             "own chat_template.jinja back"
         )
 
@@ -162,7 +165,8 @@ def test_sdpa_on_a_soft_capped_model_is_wrong(gemma):
     for config in (model.network.core.config, model.network.backbone.config):
         config._attn_implementation = "sdpa"
     assert fault(checks.check_attention, model) == (
-        "attention is sdpa, which leaves out this model's soft-capping; use eager or flash attention"
+        "attention is sdpa, which leaves out this model's soft-capping; use eager or flash "
+        "attention"
     )
 
 
@@ -254,7 +258,8 @@ def test_everything_that_is_wrong_is_said_each_in_a_line(base, tmp_path):
     ]
     assert wrong == [
         "check: wrong: the template writes two BOS tokens; remove one from the chat template",
-        "check: wrong: conversations end with the padding token (<|endoftext|>), which no reward can be read at",
+        "check: wrong: conversations end with the padding token (<|endoftext|>), which no "
+        "reward can be read at",
     ]
     assert differs.startswith(
         "check: wrong: rewards differ from those of transformers' own forward by "
@@ -335,13 +340,15 @@ from musiccli.train.config import TrainConfig
 from musiccli.train.trainer import Trainer
 
 def resident(name):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+    [line] = [line for line in open("/proc/self/status") if line.startswith(name)]
+    return int(line.split()[1]) * 1024
 
 config = TrainConfig(batch=8, lr=1e-5)
 model = checkpoint.create(sys.argv[1])
 checkpoint_activations(model.network, everything=False)
 pairs = tokenize_pairs([Record(json.loads(line)) for line in open(sys.argv[2])], model, 2048)
-vocabulary = TrimmedEmbedding(model.network, used_tokens(side.ids for pair in pairs for side in pair.sides))
+tokens = used_tokens(side.ids for pair in pairs for side in pair.sides)
+embedding = TrimmedEmbedding(model.network, tokens)
 memory = estimate_memory(model, pairs, config)
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
@@ -356,7 +363,7 @@ print((resident("VmHWM") - before) / (memory.total - memory.parameters))
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read from /proc"
 )
 def test_the_estimate_is_close_to_the_measured_peak(tmp_path):
-    # Large enough for the code that the first step loads, and glibc's steps of 64 MB, to be small beside it.
+    # Large: the code that the first step loads, and glibc's steps of 64 MB, are small beside it.
     base = backbone(
         tmp_path / "base", hidden_size=384, intermediate_size=1536, num_hidden_layers=8, head_dim=96
     )

@@ -101,7 +101,8 @@ def test_a_running_mean_is_centered(values, expected):
         ),
         (
             ("--tracker", "diary"),
-            "--tracker diary: there is aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, "
+            "--tracker diary: there is aim, clearml, comet_ml, dvclive, mlflow, swanlab, "
+            "tensorboard, "
             "trackio, wandb",
         ),
         (
@@ -137,7 +138,7 @@ def init(project):
 
 @pytest.fixture
 def tracked(trained, tmp_path):
-    """Runs with a stand-in for the package trackio, which accelerate itself calls; gives what it was told."""
+    """Runs with a stand-in for the package trackio, and gives what accelerate told it."""
     (tmp_path / "trackio.py").write_text(TRACKIO)
     (tmp_path / "trackio-1.0.dist-info").mkdir()
     (tmp_path / "trackio-1.0.dist-info" / "METADATA").write_text(

@@ -1,4 +1,4 @@
-"""`music train --per-turn`: the loss by hand, from conversations that are cut after each turn and read one by one."""
+"""`music train --per-turn`: the loss by hand, from conversations cut after each turn."""
 
 import json
 import shutil
@@ -16,7 +16,8 @@ from musiccli.train.config import TrainConfig
 from musiccli.train.run import train
 from musiccli.train.tokenized_pairs import tokenize_pairs
 
-CASES = {  # by what differs: the sides, and which turn of the one is compared with which of the other
+# By what differs: the sides, and the turns (of chosen, of rejected) that are compared.
+CASES = {
     "the only reply": (talk("q", "yes"), talk("q", "no"), [(0, 0)]),
     "the last reply": (talk("q", "a", "r", "yes"), talk("q", "a", "r", "no"), [(1, 1)]),
     "all": (
@@ -47,7 +48,10 @@ CASES = {  # by what differs: the sides, and which turn of the one is compared w
         [(1, 1)],
     ),
 }
-TRIMS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+TRIMS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+)
 RECORDS = [
     pair(name, *sides) | {"by": number / 4}
     for number, (name, (*sides, _)) in enumerate(CASES.items())
@@ -98,7 +102,7 @@ def prepared(model, **more):
 
 
 def after(model, messages, turn):
-    """The reward of a conversation as it stood after its turn of that number, by transformers' own forward."""
+    """The reward of a conversation after one of its turns, by transformers' own forward."""
     seen = messages[: 2 * turn + 2]
     assert count_turns(seen) == turn + 1
     ids = model.tokenizer.apply_chat_template(seen, return_dict=False)
@@ -254,7 +258,8 @@ def test_a_template_that_rewrites_earlier_turns_is_a_bad_record_only_where_these
 ):
     shutil.copytree(base, tmp_path / "strict")
     (tmp_path / "strict" / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last or m.role == 'user' else '' }}\n{% endfor %}"
+        "{% for m in messages %}{{ m.role }}:{{ m.content if loop.last or m.role == 'user' "
+        "else '' }}\n{% endfor %}"
     )
     assert run("--model", tmp_path / "strict").status == 0
     shutil.rmtree(tmp_path / "rm")
@@ -262,7 +267,8 @@ def test_a_template_that_rewrites_earlier_turns_is_a_bad_record_only_where_these
     assert (done.status, done.lines) == (
         2,
         [
-            f"music train: error: {file}:2: messages: the chat template rewrites earlier turns when more follow"
+            f"music train: error: {file}:2: messages: the chat template rewrites earlier "
+            "turns when more follow"
         ],
     )
 
