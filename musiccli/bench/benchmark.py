@@ -1,8 +1,8 @@
 """What a benchmark is. Each file of this folder that sets BENCHMARK adds one to `music bench`.
 
 Such a file holds everything about its benchmark: what it reads, its formula and where that comes
-from, its tables and its plot. The command line finds the files by itself. It imports all of them
-when it starts, so numpy, scipy and matplotlib are imported inside functions.
+from, its tables and its plot. The command line finds the files by itself, and imports all of them
+for any command of `music bench`. So numpy, scipy and matplotlib are imported inside functions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
