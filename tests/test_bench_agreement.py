@@ -132,7 +132,7 @@ def test_numbers_are_listed_in_their_order():
     ]
     subsets = [
         row["subset"]
-        for row in metrics(pairs, AgreementConfig(by=("turns",)))
+        for row in metrics(pairs, AgreementConfig(group_by=("turns",)))
         if row["model"] == "rm"
     ]
     assert subsets == ["all", "turns=1", "turns=2", "turns=10"]
@@ -147,7 +147,7 @@ def test_pairs_are_grouped_by_a_field_of_the_metadata(field):
     ]
     found = {
         row["subset"]: row["value"]
-        for row in metrics(pairs, AgreementConfig(by=(field,)))
+        for row in metrics(pairs, AgreementConfig(group_by=(field,)))
         if row["metric"] == "accuracy" and row["model"] == "rm"
     }
     assert found == {"all": pytest.approx(1 / 3), f"{field}=math": 0.5, f"{field}=none": 0}
@@ -160,7 +160,7 @@ def test_kappa_is_given_where_labels_name_both_sides():
             ["aa"] * 20 + ["ab"] * 5 + ["bb"] * 15 + ["ba"] * 10
         )
     ]
-    [row] = find(list(metrics(pairs, AgreementConfig(by=()))), "kappa")
+    [row] = find(list(metrics(pairs, AgreementConfig(group_by=()))), "kappa")
     assert row["value"] == pytest.approx(0.4)  # agreed 0.7, chance 0.5 x 0.6 + 0.5 x 0.4
     assert row["low"] < 0.4 < row["high"]
 
@@ -183,7 +183,7 @@ def two_models(gained, lost, both, per_prompt=1):
 
 
 def test_two_models_are_compared_on_the_same_pairs():
-    rows = list(metrics(two_models(30, 10, 60), AgreementConfig(by=())))
+    rows = list(metrics(two_models(30, 10, 60), AgreementConfig(group_by=())))
     [difference], [test] = (
         find(rows, "accuracy_difference", model="new"),
         find(rows, "mcnemar_p", model="new"),
@@ -201,7 +201,7 @@ def test_two_models_are_compared_on_the_same_pairs():
 def test_repeating_every_pair_of_a_prompt_adds_nothing_to_what_is_known():
     once, often = (
         find(
-            list(metrics(two_models(30, 10, 60, copies), AgreementConfig(by=()))),
+            list(metrics(two_models(30, 10, 60, copies), AgreementConfig(group_by=()))),
             metric,
             model="new",
         )[0]
@@ -210,7 +210,7 @@ def test_repeating_every_pair_of_a_prompt_adds_nothing_to_what_is_known():
     assert (often["low"], often["high"]) == (once["low"], once["high"])
     once, often = (
         find(
-            list(metrics(two_models(30, 10, 60, copies), AgreementConfig(by=()))),
+            list(metrics(two_models(30, 10, 60, copies), AgreementConfig(group_by=()))),
             "accuracy",
             model="new",
         )[0]
@@ -221,7 +221,7 @@ def test_repeating_every_pair_of_a_prompt_adds_nothing_to_what_is_known():
 
 def test_pairs_that_only_one_model_scored_are_left_out_of_the_comparison():
     pairs = [*two_models(3, 1, 6), pair("alone", {"old": (1, 0)}), pair("first", {"new": (1, 0)})]
-    rows = list(metrics(pairs, AgreementConfig(by=())))
+    rows = list(metrics(pairs, AgreementConfig(group_by=())))
     assert find(rows, "accuracy_difference", model="new")[0]["count"] == 10
     assert [find(rows, "accuracy", model=model)[0]["count"] for model in ("new", "old")] == [11, 11]
 

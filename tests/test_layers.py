@@ -4,6 +4,7 @@ The folders of musiccli are its rooms. A room imports only rooms below it, and a
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,41 @@ def test_a_default_stands_in_a_config_alone(name):
                     part.value for part in ast.walk(default) if isinstance(part, ast.Constant)
                 ]
                 assert set(values) <= {None, True, False}, f"{name}: a default of {node.name}"
+
+
+@cache
+def options() -> set[str]:
+    """Every option of every command, as "--batch"."""
+    from test_contract import commands
+
+    return {
+        name
+        for command in commands().values()
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("--")
+    }
+
+
+def names_options(text: str) -> bool:
+    """Whether a text names an option of ours.
+
+    A pipeline that help shows, and the name of an option alone, are what they should be.
+    """
+    if text in options() or (text.startswith("music ") and " | " in text):
+        return False
+    return not options().isdisjoint(text.replace("=", " ").replace(":", " ").split())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in MODULES if room(name) not in COMMANDS and name != "reward_model.card"],
+)
+def test_only_the_command_line_names_its_options(name):
+    """The library names its parameters in backticks, and cli/ says what to type.
+
+    A model card shows whole command lines, which people copy.
+    """
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not names_options(node.value), f"{name}: line {node.lineno}: {node.value}"

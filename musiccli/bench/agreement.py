@@ -47,13 +47,14 @@ NAME, TITLE = "agreement", "Agreement with labels"
 
 @dataclass(frozen=True)
 class AgreementConfig(BenchConfig):
-    """The common settings, and `by`: the fields by whose values accuracies are given.
+    """The common settings, and the fields by whose values accuracies are given.
 
     A field is one of the record or its metadata, "turns" or "first_divergence".
     """
 
-    by: tuple[str, ...] = option(
+    group_by: tuple[str, ...] = option(
         ("turns", "first_divergence"),
+        "--by",
         metavar="FIELD",
         help="Also by each value of a field, like metadata.category; may be repeated. Default: "
         "turns, first_divergence.",
@@ -85,9 +86,9 @@ def metrics(
             stats.count("left_out", "label_is_a_tie" if label else "label_is_null")
             continue
         worst.add_scored_pair(record, label)
-        values = {field: _field_value(record, field) for field in config.by}
+        values = {field: _field_value(record, field) for field in config.group_by}
         pairs.add(record, side_names(record).index(label), values)
-    for subset, mask in _subsets(pairs, config.by):
+    for subset, mask in _subsets(pairs, config.group_by):
         all_outcomes = [pairs.outcomes(model, mask) for model in pairs.models]
         outcomes = [some for some in all_outcomes if len(some)]
         for some in outcomes:
@@ -109,10 +110,10 @@ def _field_value(pair: Record, field: str) -> int | str:
     return value if is_plain else str(value).lower()
 
 
-def _subsets(pairs: ScoredPairs, by: Sequence[str]) -> "Iterator[tuple[str, Array | None]]":
+def _subsets(pairs: ScoredPairs, group_by: Sequence[str]) -> "Iterator[tuple[str, Array | None]]":
     """All pairs, then the pairs of each value of each field, with their masks."""
     yield "all", None
-    for field in by:
+    for field in group_by:
         for value, mask in pairs.groups(field):
             yield f"{field}={value}", mask
 

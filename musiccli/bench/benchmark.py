@@ -21,15 +21,16 @@ Config = TypeVar("Config", bound=BenchConfig)
 Rows = Sequence[MetricRecord]
 
 
-def option(default: Any, *, metavar: str, help: str) -> Any:
+def option(default: Any, *names: str, metavar: str, help: str) -> Any:
     """A field of a benchmark's config that is an option of its command.
 
     Args:
         default: a tuple, for an option that may be repeated, or None.
+        names: the option as people type it; left out, it follows from the field's name.
         metavar: what help calls the option's value.
         help: one sentence, and what leaving the option out means.
     """
-    return field(default=default, metadata={"metavar": metavar, "help": help})
+    return field(default=default, metadata={"names": names, "metavar": metavar, "help": help})
 
 
 def one_panel(rows: Rows) -> list[Rows]:

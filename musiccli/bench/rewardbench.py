@@ -98,8 +98,8 @@ def metrics(
         worst.add_scored_pair(record, "chosen")
         pairs.add(record, 0, {"subset": lookup(record, "subset")}, _task_cluster(record))
     masks = dict(pairs.groups("subset"))
-    others = sum(int(masks[subset].sum()) for subset in masks.keys() - PAIRS)
-    stats.count("of_subsets_outside_the_four_sections", number=others)
+    outside = sum(int(masks[subset].sum()) for subset in masks.keys() - PAIRS)
+    stats.count("of_subsets_outside_the_four_sections", number=outside)
     for model in pairs.models:
         all_outcomes = {subset: pairs.outcomes(model, mask) for subset, mask in masks.items()}
         outcomes = {subset: some for subset, some in all_outcomes.items() if len(some)}
@@ -188,10 +188,10 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     for section, weights in SECTIONS.items():
         lines += [(section, section), *((subset, f"  {subset}") for subset in weights)]
     table_subsets = {"all", *SECTIONS, *PAIRS}
-    others = [
+    outside = [
         subset for subset in distinct(row["subset"] for row in rows) if subset not in table_subsets
     ]
-    lines += [*((subset, subset) for subset in others), ("all", "Average")]
+    lines += [*((subset, subset) for subset in outside), ("all", "Average")]
     return [accuracy_table(TITLE, rows, lines, config.confidence)]
 
 

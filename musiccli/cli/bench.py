@@ -191,7 +191,8 @@ def command_options(benchmark: "Benchmark[Any]") -> dict[str, tuple[Any, Any]]:
     for field in dataclasses.fields(benchmark.config):
         if field.metadata:
             kind = list[str] | None if isinstance(field.default, tuple) else str | None
-            option = typer.Option(show_default=False, **field.metadata)
+            described = dict(field.metadata)
+            option = typer.Option(*described.pop("names"), show_default=False, **described)
             options[field.name] = Annotated[kind, option], None
     if benchmark.asks_judges:
         options |= JUDGE_OPTIONS

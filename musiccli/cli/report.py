@@ -125,7 +125,7 @@ class Report:
         for option, path in paths.items():
             if not path:
                 continue
-            if path == "-" or any(jsonl.same_file(path, other) for other in taken):
+            if path == "-" or any(jsonl.same_file(path, taken_path) for taken_path in taken):
                 raise InputError(f"{option} {path}: something else goes there; name another file")
             if not Path(path).parent.is_dir():
                 raise InputError(f"{option} {path}: there is no such folder")

@@ -1,7 +1,6 @@
 """One run of one command: its input and output, its last line, its exit status."""
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -46,15 +45,13 @@ class Run:
         self._check_rejects(rejects, output)
         self._output = jsonl.open_output(output)
         try:
-            self.rejects = jsonl.Rejects(
+            rejects_file = jsonl.Rejects(
                 skip=on_error is OnError.skip, path=rejects, report=self.say_error
             )
         except InputError:
             self._output.discard()
             raise
-        self.stats = RunStats(self.rejects, self.say)
-        self.counts: Counter[str] = Counter()
-        self.limits = self.stats.limits
+        self.stats = RunStats(rejects_file, self.say)
 
     def _check_rejects(self, rejects: str | None, output: str | None) -> None:
         inputs = set(self.files) - {"-"}
@@ -93,7 +90,7 @@ class Run:
             self.say(
                 "waiting for records from the keyboard, one a line; Ctrl-D ends them, Ctrl-C leaves"
             )
-        return self._counted(jsonl.read(self.files, parse, self.rejects, unique=unique))
+        return self._counted(jsonl.read(self.files, parse, self.stats.rejects, unique=unique))
 
     def _counted(self, records: Iterator[Record]) -> Iterator[Record]:
         for record in records:
@@ -108,7 +105,7 @@ class Run:
         from musiccli.core.processes import launched, relaunch
 
         if not launched() and (config or (processes or 1) > 1):
-            self.rejects.close()  # the processes write it
+            self.stats.rejects.close()  # the processes write it
             raise typer.Exit(relaunch(self.files, processes=processes, config=config))
 
     def write(self, results: Iterable[dict[str, Any]], total: int | None = None) -> None:
@@ -141,8 +138,8 @@ class Run:
         Raises typer.Exit with status 1 where records failed or a limit stopped the run.
         """
         self._output.close()
-        self.rejects.close()
-        incomplete = bool(self.rejects.count or self.stats.limits)
+        self.stats.rejects.close()
+        incomplete = bool(self.stats.rejects.count or self.stats.limits)
         if not self._only_informs or incomplete:
             self.say("; ".join(self._summary()))
         if incomplete:
@@ -152,11 +149,10 @@ class Run:
         number, verb = self._output.count, "written"
         if self._only_informs:
             number, verb = self.read_count, "read"
-        counts = {**self.counts, **self.stats.phrases()}
         return [
             f"{number:,} records {verb} in {self.clock}",
-            *(f"{count:,} {outcome}" for outcome, count in sorted(counts.items()) if count),
-            *([f"{self.rejects.count:,} failed"] if self.rejects.count else []),
+            *(f"{count:,} {outcome}" for outcome, count in self.stats.phrases().items()),
+            *([f"{self.stats.rejects.count:,} failed"] if self.stats.rejects.count else []),
             *self.stats.limits,
         ]
 
@@ -164,7 +160,7 @@ class Run:
         """End without a result: the output does not appear, what was rejected so far is kept."""
         self._output.discard()
         with suppress(MusicError):  # something else went wrong before, and is said
-            self.rejects.close()
+            self.stats.rejects.close()
 
 
 def stage(

@@ -236,7 +236,7 @@ def train(
     )
     held_out_pairs = None
     if held_out:
-        held_out_pairs = jsonl.read([held_out], parse_preference, run.rejects, unique=False)
+        held_out_pairs = jsonl.read([held_out], parse_preference, run.stats.rejects, unique=False)
     with rank_zero_output():
         refuse_shared_input(run.files)
         try:

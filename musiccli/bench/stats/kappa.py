@@ -24,8 +24,8 @@ def cohen_kappa(table: "ArrayLike") -> "Array":
     total = table.sum((-1, -2))
     with np.errstate(invalid="ignore", divide="ignore"):
         observed = np.trace(table, axis1=-2, axis2=-1) / total
-        chance = (table.sum(-1) * table.sum(-2)).sum(-1) / total**2
-    return _beyond_chance(observed, chance)
+        expected = (table.sum(-1) * table.sum(-2)).sum(-1) / total**2
+    return _beyond_chance(observed, expected)
 
 
 def fleiss_columns(table: "ArrayLike") -> "list[Array]":
@@ -59,13 +59,13 @@ def fleiss_kappa(sums: "Array") -> "Array":
     raters = ratings / items
     with np.errstate(invalid="ignore", divide="ignore"):
         observed = (squares / items - raters) / (raters * (raters - 1))
-        chance = ((categories / ratings[..., None]) ** 2).sum(-1)
-    return _beyond_chance(observed, chance)
+        expected = ((categories / ratings[..., None]) ** 2).sum(-1)
+    return _beyond_chance(observed, expected)
 
 
-def _beyond_chance(observed: "Array", chance: "Array") -> "Array":
+def _beyond_chance(observed: "Array", expected: "Array") -> "Array":
     import numpy as np
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        kappa: Array = (observed - chance) / np.where(chance < 1, 1 - chance, np.nan)
+        kappa: Array = (observed - expected) / np.where(expected < 1, 1 - expected, np.nan)
     return kappa

@@ -167,11 +167,16 @@ class ScoredPairs:
 
         columns = (self._picks[model], self._labels, self._prompts)
         picks, labels, prompts = map(np.asarray, columns)
-        scored = picks != ABSENT if mask is None else mask & (picks != ABSENT)
+        is_scored = picks != ABSENT if mask is None else mask & (picks != ABSENT)
         points_of_equal = 0.5 if is_baseline(model) else 0.0
         points = np.where(picks == labels, 1.0, np.where(picks == EQUAL, points_of_equal, 0.0))
         return ModelOutcomes(
-            model, scored, points[scored], picks[scored], labels[scored], prompts[scored]
+            model,
+            is_scored,
+            points[is_scored],
+            picks[is_scored],
+            labels[is_scored],
+            prompts[is_scored],
         )
 
 
