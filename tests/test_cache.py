@@ -130,7 +130,7 @@ def test_a_file_that_is_no_cache_is_named_with_what_to_do(tmp_path, content):
     path.write_bytes(content)
     message = open_error(path)
     assert message.startswith(f"{path}: the cache cannot be used: ")
-    assert message.endswith("; mend or remove it, or set `no_cache`")
+    assert message.endswith("; repair or remove it, or set `no_cache`")
     assert path.read_bytes() == content
 
 
@@ -265,7 +265,7 @@ def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeyp
 def test_a_reply_that_does_not_parse_is_said(tmp_path):
     cache = Store(tmp_path / "c")
     cache._database.execute("insert into calls (key, reply) values (?, ?)", (b"one", b"{oops"))
-    with pytest.raises(InputError, match=r"the cache cannot be used: .*; mend or remove it"):
+    with pytest.raises(InputError, match=r"the cache cannot be used: .*; repair or remove it"):
         cache.get(b"one")
 
 

@@ -130,7 +130,7 @@ class Row:
     filters: bool = True  # one good input gives one or more records with its id; else the output is something whole
     passes: bool = True  # fields it does not know are in its output, too
     unique: bool = True  # refuses a second record of the same id
-    again: str = "id: 'x' stands here a second time; an id names one record"  # and says so
+    again: str = "id: 'x' names an earlier record, too; ids must be unique"  # and says so
     datasets: bool = (
         False  # reads rows of any format, in its own words: only what concerns the output holds
     )

@@ -235,7 +235,7 @@ def test_a_named_pipe_is_read(folder):
 def test_a_second_record_of_the_same_id_is_refused_across_files(folder):
     write(folder / "1.jsonl", record("x"), record("y"))
     write(folder / "2.jsonl", record("z"), record("x"))
-    message = "2.jsonl:2: id: 'x' stands here a second time; an id names one record"
+    message = "2.jsonl:2: id: 'x' names an earlier record, too; ids must be unique"
     assert refused("1.jsonl", "2.jsonl", error=RecordError) == message
     records, reports = read("1.jsonl", "2.jsonl", skip=True)
     assert ([record["id"] for record in records], reports) == (["x", "y", "z"], [message])

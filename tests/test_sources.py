@@ -272,7 +272,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub):
     with pytest.raises(InputError) as caught:
         read("nobody/nothing")
     assert str(caught.value) == (
-        "nobody/nothing: no such file here, and it cannot be had from the hub: "
+        "nobody/nothing: no such file here, and it cannot be loaded from the hub: "
         "Couldn't reach 'nobody/nothing' on the Hub"
     )
 

@@ -67,11 +67,11 @@ def path_or_hub_id(model: str, say: Callable[[str], None] = lambda text: None) -
     Args:
         model: a path, a hub id, or `local/` before either or before the name of a bundled model.
             A bundled model is converted now if it has not been.
-        say: is told what takes long.
+        say: is called with a line about each step that takes long.
 
     Raises:
-        InputError: a bundled model's package is missing or not the published one, or there is no
-            such `local/` model.
+        InputError: there is no such `local/` model, or a bundled model's package is missing or
+            differs from the published one.
     """
     name = model.removeprefix("local/")
     if model.startswith("local/") and name in BUNDLED_MODELS:

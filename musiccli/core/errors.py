@@ -3,7 +3,7 @@
 MusicError            the message is for the user
 ├── InputError        an input, an option or a model that cannot be used
 ├── RecordError       one bad record; a run may skip it and count it
-└── CallError         an LLM did not answer one call, after all retries; its record is a bad one
+└── CallError         an LLM did not answer one call, after all retries; its record counts as bad
 """
 
 from enum import IntEnum
@@ -31,9 +31,9 @@ class RecordError(MusicError):
 
     Attributes:
         problem: what is wrong.
-        field: the field that is wrong, if it is one.
+        field: the name of the wrong field; None where the problem is not in one field.
         where: "file:line" of the record, if it was read from a file.
-        record: the record, or the text of a line that is none.
+        record: the record, or the text of a line that holds no record.
     """
 
     def __init__(

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **variables: object) -> "Markup":
-    """A template as HTML that other templates print as it is.
+    """Render a template to HTML, which other templates print without escaping it again.
 
     Args:
         template: the file's path inside the package, as "show/templates/page.html".
-        variables: what the template prints. One that it uses and that is missing is an error.
+        variables: what the template prints. A variable that the template uses must be given.
     """
     from markupsafe import Markup
 
@@ -30,7 +30,7 @@ def render(template: str, **variables: object) -> "Markup":
 
 
 def render_pieces(template: str, **variables: object) -> Iterator[str]:
-    """The same piece by piece: an iterator among the variables is read as the page is written."""
+    """Render a template in pieces. An iterator among the variables is read on the way."""
     return _environment().get_template(template).generate(variables)
 
 

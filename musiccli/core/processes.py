@@ -1,4 +1,4 @@
-"""Run this command in several processes, or find that a launcher has started this one.
+"""Run this command in several processes, or join the processes of a launcher that started it.
 
 On one machine this uses PyTorch's own launcher, that of torchrun. For several machines, FSDP or
 DeepSpeed it uses `accelerate launch` with a config file.
@@ -44,9 +44,9 @@ class ProcessGroup:
 
 
 def process_group() -> ProcessGroup:
-    """Connect this process with those that were launched with it, by nccl on GPUs, else by gloo.
+    """Connect this process with those launched together with it: by nccl on GPUs, else by gloo.
 
-    `rank_zero_output` closes the connection. A process that no launcher started is alone.
+    `rank_zero_output` closes the connection. A process that no launcher started is a group of one.
     """
     if not launched():
         return ProcessGroup()
@@ -58,7 +58,7 @@ def process_group() -> ProcessGroup:
 
 
 def drain(results: Iterable[Any]) -> Iterator[Any]:
-    """Compute all results and yield none: rank 0 writes them."""
+    """Compute all results but yield none, since only rank 0 writes them."""
     for _ in results:
         pass
     yield from ()
@@ -86,8 +86,8 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
     """Run this process's command line in several processes.
 
     Args:
-        files: the command's inputs. Every process reads all of standard input if it is one.
-        processes: how many; None for as many as `config` says, without it one.
+        files: the command's inputs. If standard input is one, every process reads all of it.
+        processes: how many; None takes the number from `config`, or 1 without a config.
         config: the path of an accelerate config file.
 
     Returns:
@@ -104,11 +104,11 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
 
 @contextlib.contextmanager
 def rank_zero_output() -> Iterator[None]:
-    """Around the work of a launched process: of each machine, only the first writes to stderr.
+    """Let only the first of a machine's processes write to stderr; wrap a process's work in this.
 
-    The others end here, with exit status 0, when their work is done. After an error they wait
-    until the launcher ends them: it ends all processes when one has failed. An error that only one
-    of them has it raises after ERROR_DELAY. The launcher reports Ctrl-C and killed processes.
+    The others exit here with status 0 when their work is done. After an error they wait
+    ERROR_DELAY seconds before they raise it. Usually the same error ends rank 0 before that, and
+    the launcher then ends them. The launcher also reports Ctrl-C and killed processes.
     """
     if "LOCAL_RANK" not in os.environ:
         yield
@@ -134,8 +134,8 @@ def rank_zero_output() -> Iterator[None]:
 def _connection() -> Iterator[None]:
     """Leave the process group at the end.
 
-    Also after an error, since a process that exits among gloo's threads may abort. But then not
-    from nccl's group: it might wait for the other processes.
+    This is needed after an error, too: a process that exits while gloo's threads run may abort.
+    But after an error an nccl group is not left, because that could wait for other processes.
     """
     failed = True
     try:
@@ -168,7 +168,7 @@ def _delayed_connection_error() -> Iterator[None]:
 
 
 def _end_with_launcher(launcher: int) -> None:
-    """End this process when the launcher is gone: nobody else would, and it might wait forever."""
+    """End this process when its launcher has ended. Otherwise it might wait forever."""
     while os.getppid() == launcher:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -216,7 +216,7 @@ def _launch_with_accelerate(config: str, processes: int | None, arguments: list[
     except SignalException:
         raise KeyboardInterrupt from None
     except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-        raise InputError(f"{config}: accelerate cannot start by it: {error}") from error
+        raise InputError(f"{config}: accelerate cannot start with it: {error}") from error
     return ExitStatus.DONE
 
 

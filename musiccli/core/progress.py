@@ -38,7 +38,7 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 class Bar:
-    """A progress bar that shows nothing, for where there is no terminal."""
+    """A progress bar that shows nothing, for use without a terminal."""
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count items that are done; `note` is shown behind the bar."""
@@ -64,8 +64,8 @@ def bar(
 ) -> Iterator[Bar]:
     """A progress bar on stderr.
 
-    Nothing is shown where stderr is no terminal, where stdout is one, within another bar, or after
-    `be_quiet`.
+    It is shown only if stderr is a terminal and stdout is not. It is not shown within another bar
+    or after `be_quiet`.
 
     Args:
         label: stands before the bar.
@@ -144,7 +144,7 @@ def show_markdown(text: str) -> None:
 
 
 class Clock:
-    """The time since it was made."""
+    """Measures the time since it was created."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()

@@ -1,9 +1,9 @@
 """The records that JSONL lines hold, and the functions that check them.
 
-The TypedDicts list the fields that we read or write. Any other field passes through every command
-untouched. Each `parse_...` function takes one Record, checks the fields it knows, changes other
-forms of the same kind into ours, and returns the same Record. It raises RecordError, which names
-the field that is wrong. No function changes an `id`: it joins the records of all commands.
+The TypedDicts list the fields that we read or write. Every command passes other fields through
+unchanged. Each `parse_...` function takes one Record, checks the fields it knows, converts other
+accepted forms into ours, and returns the same Record. It raises a RecordError that names the wrong
+field. No function changes an `id`, because ids join the records that different commands write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,14 @@ class Conversation(TypedDict, total=False):
 
 
 class ContrastedReply(TypedDict):
-    """A reply that was written under an altered instruction: its message's index, and that text."""
+    """A reply to an altered instruction: the reply's index in the messages, and the instruction."""
 
     message: int
     instruction: str
 
 
 class FaultyReply(TypedDict):
-    """A reply with a fault: its message's index, and the name of the fault."""
+    """A message with a fault: its index in the messages, and the name of the fault."""
 
     message: int
     fault: str
@@ -79,14 +79,14 @@ class Vote(TypedDict):
     """What one judge said about a pair that it saw in one order."""
 
     judge: str  # the model's name
-    order: str
+    order: str  # "ab": the record's first side was shown as conversation A; "ba": its second
     winner: str | None  # a side's name, "tie", or None where the reply could not be read
     explanation: str
     truncated: NotRequired[bool]  # True where the token limit cut the reply off
 
 
 class Judged(TypedDict, total=False):
-    """What a judge adds to a preference or a comparison."""
+    """The fields that judging adds to a preference or a comparison."""
 
     winner: Required[str | None]  # a side's name, "tie", or None where no reply could be read
     verdict: str  # the panel's: a side's name, "tie", "inconsistent" or "unreadable"
@@ -95,13 +95,13 @@ class Judged(TypedDict, total=False):
 
 
 class Scored(TypedDict, total=False):
-    """What scoring adds to any record, by the name of the model.
+    """The fields that scoring adds to any record; their keys are models' names.
 
-    A record with two sides has a number (in `turn_scores`: a list) for each side's name.
+    In a record with two sides, each value is an object with one score (or list) for each side.
     """
 
     scores: Required[dict[str, float | dict[str, float]]]
-    turn_scores: dict[str, list[float] | dict[str, list[float]]]  # one number an assistant turn
+    turn_scores: dict[str, list[float] | dict[str, list[float]]]  # one number per turn
 
 
 class Metric(TypedDict):
@@ -120,7 +120,7 @@ class Metric(TypedDict):
 ROLES = ("system", "user", "assistant")
 BRANCHES = ("chosen", "rejected")
 IDENTITY_FIELDS = ("id", "branch", "sample", "best_of")  # equal in no two records of one input
-BASELINE_PREFIX = "baseline/"  # names that begin so are baselines, which stand where a model would
+BASELINE_PREFIX = "baseline/"  # begins the names of baselines, which are used in place of a model
 
 
 class Record(dict[str, Any]):
@@ -136,7 +136,7 @@ class Record(dict[str, Any]):
 def parse_messages(
     record: Mapping[str, Any], field: str, *, ends_with: str | None = None
 ) -> list[Message]:
-    """Check the messages in one field: a system message or none, then user and assistant in turn.
+    """Check the messages in one field: user and assistant alternate, after an optional system one.
 
     Args:
         record: the record that holds them.
@@ -144,7 +144,7 @@ def parse_messages(
         ends_with: the role that the last message must have; None for any.
 
     Raises:
-        RecordError: the field is no list of such messages, or one of them is empty.
+        RecordError: the field is not a list of such messages, or a message is empty.
     """
     messages = record.get(field)
     if messages is None:
@@ -195,9 +195,10 @@ def parse_conversation(record: Record) -> Record:
 
 
 def parse_branch(record: Record) -> Record:
-    """Check a Branch. Without `branch` and `sample` it is the first chosen one.
+    """Check a Branch. `branch` defaults to "chosen", and `sample` to 0.
 
-    `contrast`, `faults` and `truncated` are removed where they are null, as tables write them.
+    Fields `contrast`, `faults` and `truncated` that are null are removed: files of tables, such as
+    Parquet, write null for a missing field.
     """
     parse_conversation(record)
     if record.setdefault("branch", "chosen") not in BRANCHES:
@@ -219,10 +220,10 @@ def parse_branch(record: Record) -> Record:
 
 
 def parse_preference(record: Record) -> Record:
-    """Check a Preference. Sides may be strings or the last messages alone, beside a `prompt`.
+    """Check a Preference. With a `prompt`, a side may be a string or only the messages after it.
 
-    The prompt, a string or messages, is put before each side that does not begin with it. Then it
-    is removed.
+    The prompt is a string or messages. It is put before each side that does not begin with it,
+    and then removed.
     """
     _parse_sides(record, ("chosen", "rejected"))
     return _with_id(record, "chosen", "rejected")
@@ -363,7 +364,7 @@ def _error(record: Mapping[str, Any], field: str, problem: str) -> RecordError:
 
 
 def _kind(value: object) -> str:
-    """The kind of a JSON value, as people call it."""
+    """The kind of a JSON value, in words for an error message."""
     names: dict[type, str] = {
         str: "a string",
         list: "a list",

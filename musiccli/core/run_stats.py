@@ -51,7 +51,7 @@ class RunStats:
         return self.counts[Outcome(name, reason)]
 
     def phrases(self) -> dict[str, int]:
-        """How often each outcome occurred that did, by its words, in alphabetical order."""
+        """How often each outcome occurred, by its words in alphabetical order. None is zero."""
         return {
             str(outcome): count
             for outcome, count in sorted(self.counts.items(), key=lambda item: str(item[0]))

@@ -15,13 +15,13 @@ import orjson
 
 from musiccli.core.errors import InputError
 
-VERSION = 2  # version 1 had no column `model`; a file of it gets one
+VERSION = 2  # version 1 had no column `model`, which is added to such files
 LOCK_TIMEOUT = 30.0  # seconds to wait for another process that is writing
 CREATE_TABLE = "create table if not exists calls (key blob primary key, reply blob, at real)"
 FOREIGN_TABLES = (
     "select 1 from sqlite_master where tbl_name <> 'calls' or sql not like '%reply blob%'"
 )
-HINTS = {  # by words of SQLite's message
+HINTS = {  # by words in SQLite's message
     "locked": "another process holds it: wait for that, name another with `cache`",
     "full": "make room, name a file elsewhere with `cache`",
     "readonly": "make it writable, name another with `cache`",
@@ -31,7 +31,13 @@ HINTS = {  # by words of SQLite's message
 
 
 class ModelUsage(NamedTuple):
-    """What the store holds of one model: entries, their bytes, and Unix times (seconds)."""
+    """What the store holds of one model.
+
+    Attributes:
+        size: the bytes of all replies.
+        first: when the oldest entry was put, as a Unix time in seconds.
+        last: when the newest entry was put.
+    """
 
     model: str
     entries: int
@@ -44,7 +50,7 @@ class Store:
     """JSON objects by key. Every method raises InputError where the file cannot be used."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file; it and its folder are made if they are missing."""
+        """Open the file. A missing file or folder is created."""
         self.path = Path(path)
         self._failure = ""  # the first error: later calls raise it at once, without waiting again
         try:
@@ -74,7 +80,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is put within it is kept; after an exception, none of it."""
+        """Keep everything that is put within this context, or nothing of it after an exception."""
         self._execute("begin immediate")
         try:
             yield
@@ -105,7 +111,7 @@ class Store:
         self._database.close()
 
     def _prepare(self) -> None:
-        """Check what the file is, then make what it lacks."""
+        """Check that the file is a store of ours or new, and create the table if it is missing."""
         version = self._database.execute("pragma user_version").fetchone()[0]
         if version not in (0, 1, VERSION):
             raise InputError(
@@ -137,7 +143,7 @@ class Store:
             time.sleep(0.02)
 
     def _make_table(self) -> None:
-        """Make the table, or give that of version 1 its new column. Other processes wait."""
+        """Create the table, or add the new column to that of version 1. Other processes wait."""
         execute = self._database.execute
         execute("begin immediate")
         execute(CREATE_TABLE)
@@ -158,7 +164,7 @@ class Store:
 
     def _unusable(self, error: Exception) -> InputError:
         hints = [hint for words, hint in HINTS.items() if words in str(error)]
-        hint = hints[0] if hints else "mend or remove it"
+        hint = hints[0] if hints else "repair or remove it"
         return InputError(
             f"{self.path}: the cache cannot be used: {error}; {hint}, or set `no_cache`"
         )

@@ -35,11 +35,11 @@ LEAK = re.compile(
     r"<(instruction|reply)>|"
     r"instead of (what you asked|your (question|request)|the original)",
     re.IGNORECASE,
-)  # words about another instruction than the user's
+)  # words about an instruction that is not the user's
 
-MIN_QUOTED_WORDS = 4  # fewer words in a row may stand in any text by chance
-SHORT_TEXT = 100  # characters; below, one changed word may change the meaning
-MAX_COMPARED_WORDS = 400  # of a long text: the comparison's time grows with the square
+MIN_QUOTED_WORDS = 4  # fewer words in a row may occur in any text by chance
+SHORT_TEXT = 100  # characters; in a shorter text one changed word may change the meaning
+MAX_COMPARED_WORDS = 400  # of a long text: the time grows with the square of the length
 
 
 def refuses(text: str) -> bool:
@@ -68,7 +68,7 @@ def alike(first: str, second: str) -> bool:
 
     Messages with different numbers are not alike; nor are short messages with a different word.
     """
-    # Every reply is compared with every earlier message. The checks are in the order of their time:
+    # Every reply is compared with every earlier message, so the fastest checks come first:
     # lengths, numbers, common words (an upper bound of the ratio), and the ratio itself.
     longest = max(len(first), len(second))
     if min(len(first), len(second)) < 0.8 * longest - 20:  # 20 characters of punctuation

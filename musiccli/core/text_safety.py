@@ -1,7 +1,7 @@
 """Make text from records safe to show to people.
 
-Control characters can drive a terminal. Other invisible characters turn the direction of the text
-beside them, or hide it.
+Control characters can send commands to a terminal. Other invisible characters reverse the direction
+of the text beside them, or hide it.
 """
 
 from unicodedata import category

@@ -1,8 +1,8 @@
 """From a judge's replies to a verdict.
 
-A reply holds a letter; with the order in which the conversations were shown it is a vote. A judge
-votes once for each order, and its votes make one outcome. The outcomes of a panel of judges make
-one verdict.
+A reply holds a letter. The letter and the order in which the conversations were shown make a vote.
+A judge votes once for each order, and its votes make one outcome. The outcomes of a panel of judges
+make one verdict.
 """
 
 import re
@@ -17,7 +17,7 @@ from musiccli.core.records import Record, shortened, side_names
 
 TIE, INCONSISTENT, UNREADABLE = "tie", "inconsistent", "unreadable"  # outcomes beside a side's name
 GIVEN_WINNER = "given_winner"  # field: the winner a record held before it was judged
-LETTERS = ("A", "B", "C")  # the conversation shown as A is better, that shown as B, neither
+LETTERS = ("A", "B", "C")  # conversation A is better, conversation B is better, or neither
 VERDICT_SCHEMA = {  # a judge writes its reasons first, so that the verdict can follow from them
     "type": "object",
     "additionalProperties": False,
@@ -28,7 +28,7 @@ VERDICT_SCHEMA = {  # a judge writes its reasons first, so that the verdict can 
     },
 }
 _MARK = re.compile(r"\[\[([ABC])\]\]")
-_MARK_AT_END = re.compile(r"\[\[([ABC])\]\][\s.!*_]*$")  # a mark before a quote or words is quoted
+_MARK_AT_END = re.compile(r"\[\[([ABC])\]\][\s.!*_]*$")  # no text may follow
 _MARK_ALONE = re.compile(r"\W*\[\[([ABC])\]\]\W*")
 _LETTER_ALONE = re.compile(r"\W*([ABC])\W*")
 _NAMED = re.compile(r"[\s*_#]*(?:final |my )?verdict[\s*_:]+([ABC])[\s.!*_]*", re.IGNORECASE)
@@ -38,8 +38,8 @@ _CODE_BLOCK = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
 def read_verdict(text: str, truncated: bool = False) -> str | None:
     """The letter in a judge's reply: "A", "B", "C" (a tie), or None where there is none.
 
-    Three forms are read: a JSON object with a `verdict`; a last line that ends with one [[A]] or
-    that is "Verdict: A"; a reply that is one letter. Marks in earlier lines may be quotations.
+    Three forms are read: a JSON object with a `verdict`; a reply that is one letter; a last line
+    that is "Verdict: A" or ends with [[A]]. Marks in earlier lines may be quotations.
 
     Args:
         text: the reply.
@@ -128,11 +128,13 @@ def outcomes_by_judge(votes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def panel_verdict(outcomes: Iterable[str]) -> str:
     """The verdict of several judges: the most frequent of their outcomes.
 
-    It is a side's name, "tie", "inconsistent" or "unreadable". Unreadable judges do not count.
-    Judges whose outcome is a tie or inconsistent count together: they see no difference. A side
-    wins with more votes than they have and than the other side has. Otherwise the verdict is a tie.
-    But it is "inconsistent" where they have at least as many votes as each side, and at least half
-    of them are inconsistent.
+    Unreadable judges do not count. Those with a tie or an inconsistent outcome count together, as
+    undecided.
+
+    Returns:
+        "unreadable" where no judge counts. A side's name where more judges chose it than the other
+        side, and more than are undecided. "inconsistent" where at least half of the undecided
+        judges are inconsistent, and no side has more judges than are undecided. Else "tie".
     """
     counts = Counter(outcomes)
     del counts[UNREADABLE]

@@ -255,7 +255,7 @@ def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
     if dataset.path == CONTAMINATED:
         stats.say(f"{dataset.path} overlaps RewardBench; skywork (v0.2) does not")
     with _any_error_is_input_error(
-        f"{dataset.path}: no such file here, and it cannot be had from the hub"
+        f"{dataset.path}: no such file here, and it cannot be loaded from the hub"
     ):
         data = _datasets().load_dataset(
             dataset.path,

@@ -34,7 +34,7 @@ def writing_stream(path: str, raw: BinaryIO) -> BinaryIO:
 
 
 def read_errors() -> tuple[type[Exception], ...]:
-    """What reading a file may raise that is damaged or cut off. EOFError: it was cut off."""
+    """The exceptions that reading a damaged file may raise. EOFError: the file was cut off."""
     return (OSError, EOFError, zlib.error, _zstd().ZstdError)
 
 

@@ -30,8 +30,8 @@ def read(
     Args:
         paths: the files; "-", or no path at all, is standard input.
         parse: checks each record, and may change it; raises RecordError.
-        rejects: what happens to lines that hold no JSON object and to records that `parse`
-            refuses. By default the first one raises RecordError.
+        rejects: handles lines that hold no JSON object, and records that `parse` refuses. By
+            default the first one raises RecordError.
         unique: whether a second record with the same IDENTITY_FIELDS is a bad record.
 
     Raises:
@@ -73,11 +73,11 @@ def _records(
 def _add_identity(identities: set[int], record: Record) -> None:
     """Raises RecordError if a record with the same identity was read before.
 
-    Only hashes are kept: of ten million records, 0.7 GB.
+    Only hashes are kept, which take about 0.7 GB for ten million records.
     """
     identity = hash(repr([record.get(field) for field in IDENTITY_FIELDS]))
     if identity in identities:
-        problem = f"{shortened(record['id'])} stands here a second time; an id names one record"
+        problem = f"{shortened(record['id'])} names an earlier record, too; ids must be unique"
         raise RecordError(problem, field="id", record=record)
     identities.add(identity)
 
@@ -94,7 +94,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
                 yield number, None
             else:
                 yield number, line
-    except BrokenPipeError:  # from where the records are written, not from this file
+    except BrokenPipeError:  # raised by the output that the records go to, not by this file
         raise
     except read_errors() as error:
         position = f"after line {number}" if number else "at its start"
@@ -167,9 +167,9 @@ def from_keyboard(paths: Iterable[str]) -> bool:
 
 @contextlib.contextmanager
 def standard_input_as_file() -> Iterator[None]:
-    """Copy standard input to a file, which processes started meanwhile read in its place.
+    """Copy standard input to a temporary file, which processes started within this context read.
 
-    Each of them reads all of it. The file is removed at the end.
+    So each of these processes can read the whole input.
     """
     import shutil
     import tempfile

@@ -11,7 +11,7 @@ REPORTED = 10  # bad records that are reported one by one
 
 
 class Rejects:
-    """Counts bad records, reports them and keeps them; or ends the run at the first.
+    """Counts, reports and keeps bad records, or ends the run at the first one.
 
     Attributes:
         skip: whether the run goes on after a bad record.
@@ -25,14 +25,14 @@ class Rejects:
         path: str | None = None,
         report: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Bad records are written to the file `path`; `report` is told about the first ones."""
+        """Write bad records to the file `path`, and call `report` with the first few errors."""
         self.skip, self.count = skip, 0
         self._report = report
         self._output = open_output(path) if path else None
 
     @contextlib.contextmanager
     def guard(self, record: Record | None = None) -> Iterator[None]:
-        """Around the work on one record: count a RecordError, or raise it unless `skip`."""
+        """Count a RecordError within this context if `skip` is set, and raise it otherwise."""
         try:
             yield
         except RecordError as error:
@@ -43,7 +43,7 @@ class Rejects:
             self.add(error, error.record)
 
     def add(self, error: Exception, record: object = None) -> None:
-        """Count one bad record, whether `skip` or not. `record` may also be a line's text."""
+        """Count one bad record, whatever `skip` is. `record` may also be a line's text."""
         self.count += 1
         if self.count <= REPORTED:
             self._report(str(error))

@@ -60,7 +60,7 @@ class Output:
         self.count += 1
 
     def write_bytes(self, data: bytes) -> None:
-        """Write bytes that are not a record, as a page or a picture."""
+        """Write bytes that are not a record, such as a page or a picture."""
         try:
             self._stream.write(data)
             self._after_write()
@@ -92,7 +92,7 @@ class Output:
 
 
 class FileOutput(Output):
-    """A file. It is written beside its target and renamed by `close`: one that exists is whole."""
+    """A file, written beside its target and renamed by `close`. So a target is always complete."""
 
     def __init__(self, path: str) -> None:
         self._target = Path(os.path.realpath(path))  # what a link points to, not the link
@@ -103,7 +103,7 @@ class FileOutput(Output):
 
     def discard(self) -> None:
         super().discard()
-        with contextlib.suppress(OSError):  # renamed or removed before
+        with contextlib.suppress(OSError):  # it may be renamed or removed already
             self._partial.unlink()
 
     def _complete(self) -> None:
@@ -159,8 +159,8 @@ class StandardOutput(StreamOutput):
 class DelayedFlush:
     """Flushes a stream within FLUSH_SECONDS of a write.
 
-    With a `timer` this holds also where no other write follows. A compressed stream has none: two
-    threads may not use it at once.
+    Without a `timer` it flushes only when another write follows. Compressed streams have no timer,
+    because two threads may not use them at once.
     """
 
     def __init__(self, stream: BinaryIO, *, timer: bool) -> None:
@@ -191,7 +191,7 @@ class DelayedFlush:
 
 
 def _raise_unwritable(name: str, error: OSError) -> NoReturn:
-    """Raises InputError; a closed pipe is no failure, and its error goes on."""
+    """Raises InputError, but a BrokenPipeError again: that the reader stopped is no failure."""
     if isinstance(error, BrokenPipeError):
         raise error
     folder = os.path.dirname(name)
@@ -202,7 +202,7 @@ def _raise_unwritable(name: str, error: OSError) -> NoReturn:
 
 
 def silence_stdout() -> None:
-    """Drop what standard output still holds: the interpreter's exit would fail to write it."""
+    """Discard what standard output still buffers: writing it when Python exits would fail."""
     with contextlib.suppress(OSError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
