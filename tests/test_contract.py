@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import typer
@@ -300,7 +301,7 @@ def test_every_command_stands_in_the_table_or_is_excused():
 
 @pytest.mark.parametrize("fault", bad_lines(ROWS[0]))
 def test_a_bad_record_stops_the_run_with_one_line_that_names_it(reader, fault, monkeypatch):
-    monkeypatch.setattr(jsonl, "MAX_LINE", 2048)
+    monkeypatch.setattr("musiccli.core.jsonl.reader.MAX_LINE", 2048)
     line, said = bad_lines(reader)[fault]
     write("in.jsonl", line, *reader.good("x"))
     done = run(reader, "in.jsonl", "-o", "out.jsonl")
@@ -311,7 +312,7 @@ def test_a_bad_record_stops_the_run_with_one_line_that_names_it(reader, fault, m
 
 @pytest.mark.parametrize("fault", bad_lines(ROWS[0]))
 def test_a_bad_record_can_be_skipped_counted_and_kept(reader, fault, monkeypatch):
-    monkeypatch.setattr(jsonl, "MAX_LINE", 2048)
+    monkeypatch.setattr("musiccli.core.jsonl.reader.MAX_LINE", 2048)
     line, said = bad_lines(reader)[fault]
     write("clean.jsonl", *reader.good("x"), *reader.good("y"))
     number = len(reader.good("x")) + 1
@@ -423,14 +424,14 @@ def test_an_output_file_is_what_standard_output_would_be(row):
 def test_an_output_that_existed_stays_when_the_run_fails(row):
     write("out.jsonl", b"before")
     assert run(row, "-o", "out.jsonl", given=lines(*row.good("x"), b"?")).status == 2
-    assert os.listdir() == ["out.jsonl"] and jsonl.Path("out.jsonl").read_bytes() == b"before\n"
+    assert os.listdir() == ["out.jsonl"] and Path("out.jsonl").read_bytes() == b"before\n"
 
 
 def test_an_output_over_its_own_input_works(reader):
     write("in.jsonl", *reader.good("x"), *reader.good("y"))
     expected = run(reader, "in.jsonl").out
     assert run(reader, "in.jsonl", "-o", "in.jsonl").status == 0
-    assert jsonl.Path("in.jsonl").read_bytes() == expected
+    assert Path("in.jsonl").read_bytes() == expected
 
 
 @pytest.mark.parametrize(
