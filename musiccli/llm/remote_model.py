@@ -103,7 +103,7 @@ class RemoteModel:
         self._budget.charge(reply.cost or 0.0)
 
     async def _attempt(self, call: Call) -> Reply:
-        """One attempt, without the fields that the model rejects. Later calls leave them out, too."""
+        """One attempt, without the fields the model rejects; later calls leave them out, too."""
         rejected = dict(self._rejected)
         while True:
             try:
