@@ -1,4 +1,4 @@
-"""The library names its own parameters, in backticks; people type options. Here the one becomes the other.
+"""In messages, replace the names of the library's parameters by the options that set them.
 
 A message such as "`max_length` is below 2" reads "--max-length is below 2" on the command line.
 """

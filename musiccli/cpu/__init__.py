@@ -1,7 +1,7 @@
-"""What makes a CPU fast, behind one switch: the environment variable MUSIC_PLAIN_TORCH.
+"""Faster linear layers, attention, memory and recomputation on a CPU.
 
-Set to 1, models run on PyTorch's own linear layers, attention, memory and autograd.
-The numbers are the same but for rounding. Use it to find out whether this room is to blame.
+With the environment variable MUSIC_PLAIN_TORCH set to 1, models run on PyTorch's own. The results
+are the same up to rounding. Use it to find out whether an error comes from this package.
 """
 
 import os
@@ -10,5 +10,5 @@ SWITCH = "MUSIC_PLAIN_TORCH"
 
 
 def plain_torch() -> bool:
-    """Whether everything in this room is switched off."""
+    """Whether everything in this package is switched off."""
     return os.environ.get(SWITCH, "") not in ("", "0")

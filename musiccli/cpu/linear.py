@@ -19,7 +19,7 @@ ONEDNN_IS_FASTER = (
 
 
 def use_onednn_linear(model: nn.Module) -> None:
-    """Let all linear layers of `model` be computed here wherever they are in fp32 on a CPU.
+    """Let OneDnnLinear compute all linear layers of `model`, wherever they are in fp32 on a CPU.
 
     Only the layers' class changes: their weights and the names of their weights stay.
     """
@@ -61,8 +61,8 @@ class _LinearFunction(torch.autograd.Function):
 def _weight_gradient(outputs: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """outputs (out, rows) @ inputs (in, rows).T -> (out, in).
 
-    The shorter side goes first: oneDNN has no good kernel for the other order where LoRA makes
-    one side short.
+    The factor with fewer rows goes first. LoRA makes one factor small, and oneDNN is slow where
+    that is the second one.
     """
     if len(outputs) <= len(inputs):
         return multiply_transposed(outputs, inputs)

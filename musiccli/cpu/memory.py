@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, where a CPU does the work.
+"""Keep freed memory in the process when a CPU does the work.
 
 Every pass through a network allocates and frees the same large tensors. glibc returns each to
 the system and asks for it again, page by page, which takes a sixth of a training step's time.
@@ -24,7 +24,7 @@ SETTINGS = {
 def retain_freed_memory() -> None:
     """Let this process keep the memory that it frees, for its next allocations.
 
-    Does nothing where there is a GPU, whose weights only pass through memory, or no glibc.
+    Does nothing without glibc, or with a GPU, where the large tensors are in the GPU's memory.
     """
     if plain_torch() or torch.cuda.is_available() or not sys.platform.startswith("linux"):
         return

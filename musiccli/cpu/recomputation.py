@@ -1,7 +1,7 @@
 """Which results of a layer's forward pass a CPU keeps for the backward pass.
 
-Matrix products are nearly all of a CPU's work, and norms, gates and rotations nearly all of the
-memory. Keeping the products alone halves the peak of memory and takes a tenth more time.
+Matrix products take nearly all of the time, while norms, gates and rotations take nearly all of
+the memory. Keeping only the products halves the peak memory and takes a tenth more time.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""How `music judge` asks its judges: every default once."""
+"""The options of `music judge` with their defaults."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ class JudgeConfig:
     """Which models judge, by which prompt, and how much they may write.
 
     Attributes:
-        judges: models, as litellm names them or local/NAME; several form a panel.
+        judges: models, as litellm names them or local/NAME. Several of them decide by majority.
         prompts: a prompt set's name, or a folder.
-        max_tokens: the longest explanation and verdict.
+        max_tokens: the token limit of a reply, an explanation and a verdict.
         temperature: 0, so that the same question gets the same verdict.
-        seed: sent with every call; the marks around conversations follow from it.
+        seed: sent with every call. The marks before the turns also depend on it.
     """
 
     judges: tuple[str, ...] = ("local/smollm2",)

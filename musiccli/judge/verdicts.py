@@ -87,13 +87,13 @@ def judge_prompt(
     second: list[Message],
     salt: tuple[object, ...],
 ) -> str:
-    """What a judge reads: the prompt with two conversations, each turn below a mark, the fence.
+    """The text that a judge reads: the prompt, with the two conversations filled in.
 
-    The fence is a hash of both texts, so that no text can contain its own. Where one does by
-    chance, another fence is taken.
+    Each turn stands below a mark that holds the fence. The fence is a hash of both conversations,
+    so nobody can write it into a text beforehand. A fence that a text contains is not used.
 
     Args:
-        salt: what else the fence depends on.
+        salt: values that the hash also depends on.
     """
     plain = transcript(first), transcript(second)
     candidates = (content_id(*salt, *plain, attempt).upper() for attempt in count())
@@ -145,7 +145,7 @@ async def _vote(
 
 
 def _given_winner(record: Record) -> dict[str, Any]:
-    """The winner that a record came with, often a person's, under another name."""
+    """The record's winner from before it was judged, often a person's vote, as `given_winner`."""
     return (
         {votes.GIVEN_WINNER: record["winner"]}
         if "winner" in record and "votes" not in record

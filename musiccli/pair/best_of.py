@@ -19,7 +19,7 @@ BASELINE_PICKS: dict[str, Callable[[list[Record], Random], Record]] = {
     BASELINE_PREFIX + "first": lambda pool, rng: pool[0],
     BASELINE_PREFIX + "longest": lambda pool, rng: max(pool, key=_length),
     BASELINE_PREFIX + "shortest": lambda pool, rng: min(pool, key=_length),
-}  # these may stand in place of a model, and read nothing
+}  # baselines that may take the place of a model; none reads the texts
 
 
 def best_of(
@@ -30,19 +30,20 @@ def best_of(
     stats: RunStats | None = None,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """One contest for each id and pool size N: the best candidate by one model against the other's.
+    """For each id and pool size N, a contest between the picks that two models make from one pool.
 
-    Of each id, the first max(sizes) candidates in the input are used. The pool of N holds those N
-    with the lowest sample numbers, so that pools are nested. Candidates of one id need not stand
-    together. An id with too few candidates gives the contests of the smaller sizes. Candidates with
-    a fault take part.
+    The first max(sizes) candidates of each id are used. The pool of size N holds those N with the
+    lowest sample numbers, so smaller pools are parts of larger ones. Candidates of one id may be
+    anywhere in the input. An id with too few candidates gives the contests of the smaller sizes.
+    Candidates with a fault take part.
 
     Args:
         candidates: conversations that passed `check_scored_candidate` for `a` and `b`.
         sizes: pool sizes, ascending.
         a: name of the model whose pick is side a, or a key of `BASELINE_PICKS`.
         b: likewise for side b.
-        stats: counts unused candidates, faulty ones, small pools, and contests of the same pick.
+        stats: counts unused candidates, faulty candidates, ids with too few candidates, and
+            contests in which both sides pick the same candidate.
         seed: for the random baseline.
     """
     stats = stats or RunStats()
@@ -64,7 +65,7 @@ def best_of(
 
 
 def check_scored_candidate(candidate: Record, names: Iterable[str]) -> Record:
-    """A conversation with a score by every name that is a model's.
+    """Check a candidate: a conversation with a score by each of `names` that is not a baseline.
 
     Raises:
         RecordError: a score is missing, or the candidate is a rejected branch.
@@ -92,7 +93,7 @@ def check_scored_candidate(candidate: Record, names: Iterable[str]) -> Record:
 
 
 def pick(pool: list[Record], name: str, seed: int) -> Record:
-    """The candidate that a model or a baseline takes from a pool: the first of equal ones."""
+    """The candidate that a model or a baseline picks from a pool; of equal ones, the first."""
     if name in BASELINE_PICKS:
         return BASELINE_PICKS[name](pool, Random(f"{seed} {pool[0]['id']} {len(pool)}"))
     return max(pool, key=lambda candidate: candidate["scores"][name])

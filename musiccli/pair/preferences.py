@@ -7,7 +7,7 @@ from musiccli.core.records import Record, first_divergence, same_text
 from musiccli.core.run_stats import RunStats
 
 SCORE_FIELDS = ("scores", "turn_scores")
-BRANCH_FIELDS = {  # of one branch alone: a preference has both
+BRANCH_FIELDS = {  # these describe one branch, so they are not copied to the preference of two
     *("messages", "branch", "contrast", "faults", "truncated", "usage", "cost"),
     *SCORE_FIELDS,
 }
@@ -16,9 +16,9 @@ BRANCH_FIELDS = {  # of one branch alone: a preference has both
 def drop_reason(chosen: Record, rejected: Record, drop_truncated: bool = False) -> str | None:
     """Why two branches would make a preference that teaches nothing or something wrong.
 
-    A message that the token limit cut is no reason by default: after the cut it ends with a whole
-    sentence, and long-winded models leave hardly a pair without one. A message that ends in the
-    middle of a sentence is a fault.
+    A message that the token limit cut is no reason by default. It was shortened to whole sentences,
+    and models that write long replies leave few pairs without one. A message that still ends in
+    the middle of a sentence has a fault, and so is dropped.
 
     Args:
         drop_truncated: whether a message that was cut is a reason, too.
@@ -57,7 +57,7 @@ def join_branches(
     """
     stats = stats or RunStats()
     waiting: dict[tuple[object, int], Record] = {}
-    told = False
+    reported = False
     for branch in branches:
         if "chosen" in branch:
             yield branch
@@ -66,8 +66,8 @@ def join_branches(
         partner = waiting.pop(key, None)
         if partner is None:
             waiting[key] = branch
-            if len(waiting) > 1 and not told:
-                told = True
+            if len(waiting) > 1 and not reported:
+                reported = True
                 stats.say(
                     f"{branch.where}: branches of one id do not stand together; "
                     "holding each until its partner comes"

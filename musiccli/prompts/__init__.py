@@ -1,8 +1,8 @@
-"""Prompt texts: the files beside this one, or those of a folder.
+"""Prompt texts, from the folders beside this file or from a user's folder.
 
 A file is plain text with {{variables}}. It may begin with a head: `name: value` lines between two
-`---` lines. There `as:` is the mode of the call (chat, turn or completion, see llm.call.Call), and
-`stop:` a JSON list of strings that end a reply.
+`---` lines. `as:` is the mode of the call (chat, turn or completion, see llm.call.Call). `stop:` is
+a JSON list of strings that end a reply.
 """
 
 import re
@@ -82,10 +82,10 @@ def load(prompt_set: str, role: str) -> Prompt | None:
 
 
 def require(prompt_set: str, role: str) -> Prompt:
-    """The prompt of a role that cannot do without one.
+    """The prompt of a role, which must have one.
 
     Raises:
-        InputError: the set has none, or as `load` does.
+        InputError: the set has none, or `load` raises it.
     """
     prompt = load(prompt_set, role)
     if prompt is None:
@@ -94,7 +94,7 @@ def require(prompt_set: str, role: str) -> Prompt:
 
 
 def contains(prompt_set: str, role: str) -> bool:
-    """Whether a set or folder has a file of its own for a role.
+    """Whether a set or folder itself has a file for a role.
 
     Raises:
         InputError: there is no such set.
@@ -105,8 +105,8 @@ def contains(prompt_set: str, role: str) -> bool:
 def transcript(messages: Sequence[Message], mark: str = "") -> str:
     """A conversation as plain text: "User: ...", "Assistant: ...".
 
-    With a `mark`, each turn stands below a line "[MARK user]" instead. Text inside a message that
-    looks like the start of a turn lacks the mark.
+    With a `mark`, each turn stands below a line "[MARK user]" instead. So text inside a message
+    cannot be taken for the start of a turn, unless it contains the mark.
     """
     heads = {role: f"[{mark} {role}]\n" if mark else f"{role.capitalize()}: " for role in ROLES}
     return "\n\n".join(heads[message["role"]] + message["content"].strip() for message in messages)

@@ -1,4 +1,4 @@
-"""What a model is told when its message has a fault: the sections of a prompt set's retry.md."""
+"""The feedback to a model whose message has a fault: the sections of a prompt set's retry.md."""
 
 import re
 from collections.abc import Mapping
@@ -18,5 +18,5 @@ def load(prompt_set: str) -> dict[str, str]:
 
 
 def for_fault(texts: Mapping[str, str], role: str, fault: str) -> str | None:
-    """The text about this role's fault, else about the fault in any role, else None."""
+    """The text for this role's fault, else for this fault of any role, else None."""
     return texts.get(f"{role} {fault}") or texts.get(fault)

@@ -18,7 +18,7 @@ ROLE_NAMES = {  # the datasets' names of roles, and ours
     "bot": "assistant",
     "model": "assistant",
 }
-CONTENT_COLUMNS = {  # ids and texts, which are no labels
+CONTENT_COLUMNS = {  # ids and texts, which are not labels
     "id",
     "unique_id",
     "metadata",
@@ -44,11 +44,11 @@ class Format:
     Attributes:
         name: the format's name in error messages.
         order: formats are tried in this order, and the first that fits reads the row. A format
-            with more telling columns has a lower order.
-        columns: every row has these; it may have more.
-        read: gives the records of one row, not yet checked.
-        read_pairs: gives them as preferences, where `read` gives something else.
-        fits: whether the values fit, too, where the columns alone do not tell.
+            with more specific columns has a lower order.
+        columns: the columns that every row has; it may have more.
+        read: yields the records of one row, not yet checked.
+        read_pairs: yields preferences, for a format whose `read` yields other records.
+        fits: checks the values of a row, where its columns alone do not identify the format.
     """
 
     name: str
@@ -71,8 +71,8 @@ def make_record(
     """The record of one row, not yet checked.
 
     Args:
-        row: its labels become metadata.
-        source: the name of the dataset; becomes metadata, too.
+        row: the row, whose labels become metadata.
+        source: the name of the dataset, which becomes metadata, too.
         sides: the conversations, each under the field that holds it.
         labels: more metadata.
         id: the record's id. Without it the row's id is used, or one made from the texts.
@@ -191,7 +191,7 @@ def join_user_messages(messages: Iterable[Message]) -> list[Message]:
 
 
 def with_system_message(row: Record, messages: list[Message]) -> list[Message]:
-    """The messages after the system message that some files hold in a column of its own."""
+    """The messages, after the system message that some files hold in a separate column."""
     system = row.get("system")
     if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
         return [{"role": "system", "content": system}, *messages]

@@ -1,4 +1,4 @@
-"""What `music sample` writes: its choices, and every default."""
+"""The options of `music sample` with their defaults."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -110,7 +110,7 @@ def conversations(record: Record, rng: Random) -> list[dict[str, Any]]:
 def corruptions(
     record: Record, rng: Random, *, pool: MessagePool, kinds: Collection[CorruptionKind]
 ) -> list[dict[str, Any]]:
-    """The conversation, or the better side, over each corruption of it."""
+    """Preferences of the conversation, or of the better side, over each corruption of it."""
     results = corrupt(record, rng, pool=pool, kinds=kinds)
     if not results:
         short = count_turns(intact_messages(record)) < 2
@@ -121,7 +121,7 @@ def corruptions(
 def contrasts(
     record: Record, rng: Random, *, pool: MessagePool, turn: ContrastTurn
 ) -> list[dict[str, Any]]:
-    """The conversation, or the better side, over itself with one reply of another conversation."""
+    """The preference of a conversation over itself with one reply taken from another one."""
     result = replace_one_reply(record, rng, pool=pool, turn=turn)
     if result is None:
         answered = count_turns(intact_messages(record)) > 0

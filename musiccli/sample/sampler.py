@@ -28,7 +28,7 @@ def sample(
     """Turn rows into records of the kind `config.emit`, in the order of the rows.
 
     Results that are too long, that repeat another or that overlap `excluded` are dropped. Then
-    `config.count` of them are chosen at random; without a count they are given as they are read.
+    `config.count` of them are chosen at random. Without a count all are yielded as they are read.
 
     Args:
         rows: pairs of a source's name and one of its rows, as `read_rows` gives them.
@@ -66,7 +66,7 @@ def _emit(
 
 
 def _hold(records: Iterable[Record], stats: RunStats) -> list[Record]:
-    """All records, each conversation once. They stay in memory to give messages to each other."""
+    """All records without repeated conversations, in memory: each may lend messages to others."""
     once = ((record, record) for record in drop_repeated_conversations(records, stats))
     return [Record(record) for record in drop_duplicates(once, stats)]
 
@@ -106,7 +106,7 @@ def read_records(
     Args:
         rows: pairs of a source's name and one of its rows.
         stats: counts the rows; its `rejects` get the rows that cannot be read.
-        pairs: whether to give preferences where rows can become either conversations or
+        pairs: whether to yield preferences where rows can become either conversations or
             preferences. Solved and unsolved trajectories are then held until the last row.
     """
     trajectories = []

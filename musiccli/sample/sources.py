@@ -76,8 +76,8 @@ def read_rows(
     """The rows of several datasets, one dataset after the other, each row with its source's name.
 
     Args:
-        names: files, folders, `-` (standard input), short names or hub ids. A name that exists on
-            the disk is a file or folder, whatever else it could mean.
+        names: files, folders, `-` (standard input), short names or hub ids. A file or folder of
+            that name comes before a short name or hub id.
         split: the part of a folder or of a hub dataset to read.
         revision: the commit, branch or tag of a hub dataset.
         stats: its `rejects` get the lines that are no JSON objects.
@@ -210,7 +210,7 @@ def _damage_is_input_error(path: str) -> Iterator[None]:
 
 
 def _datasets() -> Any:
-    """The `datasets` library, without its log; without its progress bars where nobody looks."""
+    """The `datasets` library, without its log, and without progress bars outside a terminal."""
     import datasets
 
     for name in ("datasets", "huggingface_hub"):  # log a line for each retry; an error follows
@@ -268,7 +268,7 @@ def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
 
 
 def _table_rows(table: Iterable[dict[str, Any]], name: str) -> Iterator[Record]:
-    """A table's rows as JSON: dates become strings, and what JSON cannot hold (bytes) null."""
+    """A table's rows as JSON: dates become strings, and values without a JSON form become null."""
     for number, row in enumerate(table):
         encoded = orjson.dumps(row, default=lambda _: None, option=orjson.OPT_NON_STR_KEYS)
         yield Record(orjson.loads(encoded), f"{name}[{number}]")

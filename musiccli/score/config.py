@@ -1,4 +1,4 @@
-"""How to score."""
+"""The options of `music score` with their defaults."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from musiccli.reward_model.packing import DEFAULT_BUDGET
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """How to score.
+    """Which rewards are computed, and in batches of what size.
 
     Attributes:
         per_turn: whether to add the reward after each assistant turn as well.
         last_only: whether the model sees the last user message and its reply alone, after the
             system message if there is one.
-        max_length: tokens, above which a conversation loses its oldest exchanges; None for what
-            the model takes.
-        budget: tokens in one forward pass.
+        max_length: the most tokens of a conversation; a longer one loses its oldest exchanges.
+            None is the length of the model's context.
+        budget: the most tokens in one forward pass.
     """
 
     per_turn: bool = False

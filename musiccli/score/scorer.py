@@ -1,4 +1,4 @@
-"""A reward model's scores for any record: one number a side, and one a turn where asked."""
+"""A reward model's scores for any record: one number per side and, on request, one per turn."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class SideRewards:
 
     Attributes:
         rewards: for each side its rewards, oldest turn first.
-        was_cut: whether it lost its oldest exchanges.
+        was_cut: whether the record lost its oldest exchanges.
     """
 
     rewards: list[list[float]]
@@ -158,7 +158,7 @@ class _Scorer:
                 self.model.chat_template, sides, self.max_length, every_turn=self.config.per_turn
             )
         except RecordError as error:
-            error.record = None  # it would travel between processes; the caller has it
+            error.record = None  # not to send the record between processes; the caller has it
             return error
 
     def _rewards(
@@ -166,8 +166,8 @@ class _Scorer:
     ) -> tuple[list[list[float]], int]:
         """The rewards of each (record id, side), and how many of these were in the store.
 
-        New ones are stored when all are computed. So a run that was stopped and goes on makes the
-        same batches as an unbroken one, and rounds alike.
+        New rewards are stored only when all are computed. So a run that is resumed makes the same
+        batches as one that was never stopped, and its rounding is the same.
         """
         keys = [self._key(side) for _, side in sides] if self.store else []
         replies = [self.store.get(key) for key in keys] if self.store else [None] * len(sides)

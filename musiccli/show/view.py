@@ -1,7 +1,7 @@
 """What is shown of a record: its text, in the order in which a terminal or a page shows it.
 
-Control characters, and invisible ones that turn or hide text, are made visible here, for every
-kind of output. Fields that other programs wrote may hold anything: odd values are passed over.
+Control characters are made visible here for every kind of output, and so are invisible ones that
+reverse or hide text. Values of an unexpected kind, which other programs may write, are left out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

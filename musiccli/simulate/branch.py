@@ -14,7 +14,7 @@ class Branch:
     """A conversation that grows from a seed, with its faults and what its calls cost.
 
     Attributes:
-        seed: the record it began with.
+        seed: the record of the conversation that it continues.
         sample: its number among the conversations from this seed.
         name: "chosen" or "rejected".
         messages: the seed's, and those added since.

@@ -1,4 +1,4 @@
-"""How `music simulate` plays conversations: every default once."""
+"""The options of `music simulate` with their defaults."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ class SimulateConfig:
 
     Attributes:
         assistant: the model that plays the assistant, as litellm names it or local/NAME.
-        user: the model that plays the user; None: the assistant's.
-        contraster: the model that writes contrasted replies; None: the assistant's.
-        user_turns: "plain" for one call a message; "review" for two, a reviewer's and a chairman's
-            (ReviewInstruct, arXiv 2505.11010).
+        user: the model that plays the user; None for the assistant's.
+        contraster: the model that writes contrasted replies; None for the assistant's.
+        user_turns: "plain" for one call per user message; "review" for two, a reviewer's and a
+            chairman's (ReviewInstruct, arXiv 2505.11010).
         turns: assistant replies added to each seed.
         contrast: the policy that says which turns of the rejected branch are contrasted.
         samples: conversations simulated from each seed.
-        contrast_calls: 1 to rewrite and answer in one call, as the paper does; 2 for a call each.
+        contrast_calls: 1 to rewrite and answer in one call, as the paper does; 2 for two calls.
         prompts: a prompt set's name, or a folder.
         assistant_tokens: the token limit of an assistant's reply.
         user_tokens: the token limit of a user's message.
-        temperature: of every first attempt.
-        top_p: of every call.
+        temperature: sampling temperature of every first attempt; a retry's is higher.
+        top_p: total probability of the tokens that are sampled from, in every call.
         retries: how often a message with a fault is asked for again.
         seed: everything random follows from it.
     """

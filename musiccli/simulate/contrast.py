@@ -1,6 +1,7 @@
 """Contrasted replies: the assistant answers an altered form of the user's instruction.
 
-The conversation keeps the user's message, so the reply reads well and is wrong for what was asked.
+The conversation keeps the user's own message. So the reply is well written, but does not answer
+what the user asked.
 """
 
 import re
@@ -90,10 +91,10 @@ def split_contrast(text: str) -> tuple[str | None, str | None]:
 
 
 def contrast_fault(text: str, message: str, history: Sequence[Message]) -> str | None:
-    """What is wrong with a one-call contrast.
+    """What is wrong with a one-call contrast, or None.
 
     Args:
-        message: the user's, which was to be rewritten.
+        message: the user's message, which was to be rewritten.
     """
     instruction, reply = split_contrast(text)
     if not instruction or not reply:

@@ -14,8 +14,8 @@ from musiccli.llm.client import Client
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.simulator import Simulator
 
-ESTIMATE_SAMPLE = 200  # most conversations that an estimate rests on
-Planned = dict[tuple[str, str], Counter[str]]  # as DryRunClient.planned
+ESTIMATE_SAMPLE = 200  # the most conversations that are simulated for an estimate
+Planned = dict[tuple[str, str], Counter[str]]  # counts by role and model
 
 
 class DryRunClient:

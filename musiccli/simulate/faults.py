@@ -1,8 +1,8 @@
 """Faults of simulated text: each `..._fault` function names what is wrong with a message.
 
-The patterns are English. They are for text that a model wrote in a role, but let pass what people
-write: tests/test_faults.py says how rarely they match real turns of Anthropic HH, OpenAssistant and
-MT-Bench-101.
+The patterns are English. They should match the faults of models that play a role, and not what
+people write. tests/test_faults.py bounds how often they match real turns of Anthropic HH,
+OpenAssistant and MT-Bench-101.
 """
 
 import re
@@ -84,11 +84,11 @@ MAX_GOODBYE_WORDS = 80  # a longer message says more than goodbye
 
 
 def user_fault(text: str, history: Sequence[Message], review: str = "") -> str | None:
-    """What is wrong with a simulated user's message.
+    """What is wrong with a simulated user's message, or None.
 
     Args:
         history: the conversation before it.
-        review: the review it was made of, which the user should not show.
+        review: the review that the message is made from, and must not quote.
     """
     plain = straight_quotes(text).strip()
     if not says_something(plain):
@@ -107,17 +107,16 @@ def user_fault(text: str, history: Sequence[Message], review: str = "") -> str |
 
 
 def review_fault(text: str) -> str | None:
-    """What is wrong with a review of an assistant's reply."""
+    """What is wrong with a review of an assistant's reply, or None."""
     if not says_something(text):
         return "empty"
     return "refusal" if refuses(text) else None
 
 
 def reply_fault(text: str, history: Sequence[Message]) -> str | None:
-    """What is wrong with an assistant's reply: it speaks for the user, too, or repeats a message.
+    """What is wrong with an assistant's reply, or None: user's words in it, or a repeated message.
 
-    A refusal is no fault. Where the user asks for harm it is the right reply, which a reward model
-    should prefer.
+    A refusal is not a fault: if the user asks for something harmful, a refusal is the right reply.
     """
     if _USER_SPEAKER.search(text):
         return "role flip"
@@ -125,7 +124,7 @@ def reply_fault(text: str, history: Sequence[Message]) -> str | None:
 
 
 def rewrite_fault(instruction: str, original: str) -> str | None:
-    """What is wrong with a rewritten instruction.
+    """What is wrong with a rewritten instruction, or None.
 
     Args:
         original: the user's instruction.
@@ -138,10 +137,10 @@ def rewrite_fault(instruction: str, original: str) -> str | None:
 
 
 def contrast_reply_fault(text: str, instruction: str, history: Sequence[Message]) -> str | None:
-    """What is wrong with a reply to an altered instruction.
+    """What is wrong with a reply to an altered instruction, or None.
 
-    A refusal is a fault here. Either the model refused the task, or the reply refuses the altered
-    instruction and answers the user's request as well: the pair's label would be noise.
+    A refusal is a fault here. The model may have refused to write a contrast, or the reply may
+    answer the user's own request as well. Either way the pair's label would be noise.
     """
     if refuses(text):
         return "refusal"

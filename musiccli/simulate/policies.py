@@ -8,13 +8,13 @@ POLICIES = "all | none | first | last | random:K | prob:P"
 
 
 def contrasted_turns(policy: str, turns: int, rng: Random) -> set[int]:
-    """The contrasted ones among `turns` simulated turns, counted from 0.
+    """The numbers of the contrasted turns, from 0 to `turns` - 1.
 
     random:K draws K turns. prob:P draws each turn with probability P. Where it draws none, one turn
     is taken at random, because a pair without any contrast teaches nothing.
 
     Raises:
-        InputError: the policy is none of POLICIES.
+        InputError: the policy is not one of POLICIES.
     """
     name, _, number = policy.partition(":")
     try:

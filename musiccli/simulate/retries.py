@@ -16,7 +16,7 @@ from musiccli.simulate.truncation import whole_sentences
 
 RETRY_TEMPERATURE_STEP = 0.2  # per retry: the same temperature would often give the same message
 MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
-SPEAKERS = {"chairman": "user"}  # a role that writes another role's message
+SPEAKERS = {"chairman": "user"}  # roles that write the message of another role
 
 
 def without_thinking(reply: Reply) -> Reply:
@@ -53,7 +53,7 @@ class Question:
 
         Args:
             history: the conversation so far; a prompt `as: turn` is this alone.
-            values: of the prompt's variables.
+            values: the values of the prompt's variables.
         """
         if prompt.mode == "turn":
             return replace(self, messages=tuple(history), mode="turn", stop=prompt.stop)
@@ -146,7 +146,7 @@ class Asker:
 
 
 def _fault(reply: Reply, whole: bool, fault_of: Callable[[str], str | None]) -> str | None:
-    """The fault of a reply, which is `whole` unless it ends in the middle of a sentence."""
+    """The fault of a reply, or None. `whole`: it does not end in the middle of a sentence."""
     if not reply.text.strip():
         return "empty"
     fault = fault_of(reply.text)

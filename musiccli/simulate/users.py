@@ -1,4 +1,4 @@
-"""User simulators: who writes the user's messages, and in how many calls."""
+"""User simulators: they write the user's messages, in one call or in two."""
 
 from musiccli import prompts
 from musiccli.prompts import transcript

@@ -71,7 +71,7 @@ def _candidates(row: Record) -> Candidates:
 def _tie_labels(row: Record) -> dict[str, Any]:
     """What the score of RewardBench 2's subset Ties needs, from ids such as "ref:7" and "tied:7".
 
-    `prompt_id` is the question, and `sample_type` which of the two prompts on it the row has.
+    `prompt_id` numbers the question, and `sample_type` names which of its two prompts the row has.
     """
     tie = re.fullmatch(r"(ref|tied):(\d+)", str(row.get("id")))
     return {"sample_type": tie[1], "prompt_id": int(tie[2])} if tie else {}

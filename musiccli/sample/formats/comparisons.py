@@ -8,7 +8,7 @@ from musiccli.sample.columns import Format, make_record, read_messages
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """The comparison."""
+    """Yield the row's comparison with all its fields."""
     sides = {side: read_messages(row, side) for side in ("a", "b")}
     yield make_record(row, source, sides, keep_fields=True)
 

@@ -15,13 +15,16 @@ from musiccli.sample.columns import (
 
 
 def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """The conversation."""
+    """Yield the row's conversation, after the system message of its own column if there is one."""
     messages = with_system_message(row, read_messages(row, "messages"))
     yield make_record(row, source, {"messages": messages}, keep_fields=True)
 
 
 def read_prompt_and_completion(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """The prompt, followed by the completion where there is one. Each is a string or messages."""
+    """Yield the prompt, and the completion after it if there is one, as one conversation.
+
+    Prompt and completion may each be a string or messages.
+    """
     messages = read_prompt(row)
     completion = row.get("completion")
     if isinstance(completion, str) and completion:

@@ -40,9 +40,8 @@ def is_trajectory(record: Record) -> bool:
 def pair_trajectories(trajectories: Iterable[Record]) -> Iterator[Record]:
     """Preferences between trajectories on the same task: each solved one over each unsolved one.
 
-    Both sides are whole conversations, each with its own history. A last message without a reply,
-    where a run broke off, is left out. `same_prompt` in the metadata is false where the data words
-    the task differently.
+    Both sides are whole conversations, each with its own history. A last user message that got no
+    reply is left out. `same_prompt` in the metadata says whether both begin with the same message.
     """
     by_task: dict[str, list[Record]] = {}
     for trajectory in trajectories:

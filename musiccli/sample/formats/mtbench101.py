@@ -15,7 +15,7 @@ from musiccli.sample.columns import (
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """The conversation."""
+    """Yield the turns as one conversation."""
     messages = []
     for index, turn in enumerate(nested_value(row, "history", list)):
         if not isinstance(turn, dict):

@@ -9,9 +9,9 @@ from musiccli.sample.columns import Format, make_record, read_messages
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """The comparison and its winner.
+    """Yield the comparison with its winner.
 
-    MT-Bench gives both turns whichever was judged, so the sides end with the judged turn.
+    MT-Bench's rows hold both turns, also where the first was judged. So later turns are cut off.
     """
     winner = _winner(row)
     last_message = 2 * row["turn"] if isinstance(row.get("turn"), int) else None

@@ -27,7 +27,7 @@ HH_HEADER = re.compile(r"\n\n(Human|Assistant):")  # without the blank line it i
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """The preference."""
+    """Yield the preference, each side as a whole conversation."""
     sides = {name: _read_side(row, name) for name in ("chosen", "rejected")}
     is_record = isinstance(row["chosen"], list) and row.get("prompt") is None
     yield make_record(row, source, sides, keep_fields=is_record)

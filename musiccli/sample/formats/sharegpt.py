@@ -8,14 +8,14 @@ from musiccli.sample.columns import Format, make_record, read_messages, with_sys
 
 
 def read_preference(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """Each of the two replies after the history."""
+    """Yield the preference between the two replies, each after the history."""
     history = with_system_message(row, read_messages(row, "conversations"))
     sides = {name: history + read_messages(row, name) for name in ("chosen", "rejected")}
     yield make_record(row, source, sides)
 
 
 def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """The conversation."""
+    """Yield the row's conversation, after the system message of its own column if there is one."""
     messages = with_system_message(row, read_messages(row, "conversations"))
     yield make_record(row, source, {"messages": messages})
 

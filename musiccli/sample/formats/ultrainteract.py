@@ -8,7 +8,7 @@ from musiccli.sample.columns import Format, assistant_message, make_record, read
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """Each action after the trajectory."""
+    """Yield the preference between the two actions, each after the trajectory."""
     history = read_messages(row, "trajectory")
     sides = {name: [*history, assistant_message(row[name])] for name in ("chosen", "rejected")}
     yield make_record(row, source, sides)
