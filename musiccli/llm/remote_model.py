@@ -103,7 +103,7 @@ class RemoteModel:
         self._budget.charge(reply.cost or 0.0)
 
     async def _attempt(self, call: Call) -> Reply:
-        """One attempt, without the fields the model rejects; later calls leave them out, too."""
+        """Make one attempt. A field that the model rejects is left out, in later calls, too."""
         rejected = dict(self._rejected)
         while True:
             try:

@@ -1,9 +1,10 @@
-"""The table and the figure of recipes/laptop.sh: each arm's accuracy, the mean of its runs, with intervals.
+"""The table and the figure of recipes/laptop.sh: the accuracy of each arm, with intervals.
 
     python recipes/laptop/table.py FOLDER --arms a b c [--runs N] [--figure FILE.png]
 
-An interval is about an arm, not about the models that were trained: it grows with the spread of the runs and with that
-of the conversations. Where there is one run, it is about that model alone. Markdown goes to standard output.
+The accuracy of an arm is the mean of its runs. Its interval counts the spread of the runs and that
+of the conversations. Where there is one run, it is about that model alone. Markdown goes to
+standard output.
 """
 
 import argparse
@@ -68,12 +69,12 @@ def parts(pair: dict) -> set[str]:
 
 
 def error(values: np.ndarray, groups: np.ndarray) -> tuple[float, int]:
-    """The standard error of the mean of (runs, pairs), and its degrees of freedom (Satterthwaite 1946, Biometrics 2).
+    """The standard error of the mean of (runs, pairs), and its degrees of freedom.
 
-    Runs and conversations are both drawn, so their variances add. What varies from run to run within a conversation is
-    in both of them, which makes intervals a little wide where runs hardly differ: in simulations of 3 to 8 runs that
-    differ by 0 to 7 points, on 177 conversations of two pairs, 92 to 98% of the 95% intervals held the truth. Of those
-    that take the runs as given 61 to 97% did.
+    Runs and conversations are both samples, so their variances add (Satterthwaite 1946, Biometrics
+    2). In simulations of 3 to 8 runs that differ by 0 to 7 points, on 177 conversations of two
+    pairs, 92 to 98% of the 95% intervals hold the truth. Intervals that take the runs as fixed do
+    so in 61 to 97%.
     """
     within, freedom = standard_error(values.mean(axis=0), groups) ** 2, len(set(groups)) - 1
     if len(values) == 1 or freedom < 1:
@@ -94,15 +95,18 @@ def share(values: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
 
 
 def difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> str:
-    """Of two arms, run against run of the same seed: the mean, its interval, and what could have been shown."""
+    """How far two arms differ, in points, between runs of the same seed.
+
+    Returns the mean, its interval, and the smallest difference that 80% power would have shown.
+    """
     gaps = 100 * (first - second)
     spread, freedom = error(gaps, groups)
     half = t_quantile(0.95, freedom) * spread
-    return (
-        f"{gaps.mean():+.1f} [{gaps.mean() - half:+.1f}, {gaps.mean() + half:+.1f}], {detectable_difference(spread):.1f}"
-        if spread > 0
-        else f"{gaps.mean():+.1f}"
-    )
+    mean = gaps.mean()
+    if not spread > 0:
+        return f"{mean:+.1f}"
+    interval = f"[{mean - half:+.1f}, {mean + half:+.1f}]"
+    return f"{mean:+.1f} {interval}, {detectable_difference(spread):.1f}"
 
 
 def blind(pairs: list[dict]) -> str:
@@ -118,7 +122,7 @@ def blind(pairs: list[dict]) -> str:
 def row(
     label: str, pairs: list[dict], arms: dict[str, list[str]], against: list[tuple[str, str]]
 ) -> str:
-    """`arms` are the arms with their runs; where fewer of these scored the pairs, the cell says how many."""
+    """A row of the table. Where fewer runs of an arm scored the pairs, its cell says how many."""
     groups = clusters(pairs)
     names = {
         arm: [name for name in runs if name in pairs[0]["scores"]] for arm, runs in arms.items()
@@ -185,7 +189,7 @@ def table(folder: Path, names: list[str], others: list[str], runs: int) -> str:
 
 
 def figure(folder: Path, arms: list[str], runs: int, path: Path) -> None:
-    """Accuracy over how many turns follow the exchanged reply, a line an arm, its interval as a band."""
+    """Draw accuracy by the turns that follow the exchanged reply: a line and a band an arm."""
     import matplotlib
     from matplotlib.figure import Figure
 
