@@ -51,8 +51,8 @@ arms=${ARMS:-a b c}
 jobs=${JOBS:-2}          # at a time, sharing the cores: two on one core each do half as much again as one on two
 if [ -n "$dry" ]; then
     preferences=$here/tiny-data/pairs.jsonl conversations=$here/tiny-data/seeds.jsonl trajectories=
-    pairs=8 seeds=5 turns=1 heldout=4 tested=3 solved=2 runs=1
-    train=(--batch 4 --lr 3e-5 --max-length 256 --lora 2)
+    pairs=4 seeds=5 turns=1 heldout=4 tested=3 solved=2 runs=1
+    train=(--batch 2 --lr 3e-5 --max-length 128 --lora 2)
     small=("${small[@]}" --assistant-tokens 24 --user-tokens 24 --retries 1)
 fi
 half=$((pairs / 2))

@@ -5,7 +5,7 @@
 #
 # Needs: 8 GPUs of 80 GB, GEMINI_API_KEY, a Hugging Face login that may read google/gemma-2-9b-it, about 400 GB of disk.
 # --dry-run walks every stage on a CPU with the embedded models and a handful of rows of tiny-data, in minutes: it shows
-# that the script works, up to the hardware, and nothing about the method.
+# that the script works, up to the hardware, and nothing about the method. DRY_LLM and DRY_MODEL name other models for it.
 #
 # Stopped at any point, the same line goes on; finished calls are not paid for twice. SIMULATOR=... and JUDGE=... take any
 # other model of litellm's: Gemini 1.5 Pro can no longer be had from Google.
@@ -46,14 +46,16 @@ prompts=1000                    # paper: first prompts of each set
 sets=(hh ultrainteract)         # paper
 candidates=(--turns 3 --samples 8 --contrast none) # paper: conversations of 3 turns, pools nested up to 8
 sizes=2,4,8                     # paper
+judging=()                      # open: what a judge may write, and how
 rewardbench=rewardbench         # paper
 # -------------------------------------------------------------------------------------------------------------------
 if [ -n "$dry" ]; then
-    preferences=$here/tiny-data/pairs.jsonl seeds=4 simulator=local/smollm2 judge=local/smollm2
-    model=local/smollm2 prompts=2 sizes=2 sets=("$here/tiny-data/prompts.jsonl") rewardbench=$here/tiny-data/heldout.jsonl
+    preferences=$here/tiny-data/pairs.jsonl seeds=4 prompts=2 sizes=2
+    simulator=${DRY_LLM:-local/smollm2} judge=${DRY_LLM:-local/smollm2} model=${DRY_MODEL:-local/smollm2}
+    sets=("$here/tiny-data/prompts.jsonl") rewardbench=$here/tiny-data/heldout.jsonl
     simulate=(--turns 2 --contrast all) candidates=(--turns 1 --samples 2 --contrast none)
-    texts=(--assistant-tokens 24 --user-tokens 24)
-    train=(--batch 4 --steps 2 --lr 1e-4 --lora 4 --max-length 512)
+    texts=(--assistant-tokens 24 --user-tokens 24) judging=(--max-tokens 48)
+    train=(--batch 2 --steps 2 --lr 1e-4 --lora 4 --max-length 256)
 fi
 
 todo() { # todo FILE WHAT: whether FILE is still to be made
@@ -103,7 +105,7 @@ for set in "${sets[@]}"; do
         music pair "$out/$name.scored.jsonl" --best-of "$sizes" --a music --b baseline -o "$out/$name.contests.jsonl"
     fi
     if todo "$name.judged.jsonl" "judged in both orders"; then
-        music judge "$out/$name.contests.jsonl" --judge "$judge" --cache "$out/calls.sqlite" \
+        music judge "$out/$name.contests.jsonl" --judge "$judge" "${judging[@]}" --cache "$out/calls.sqlite" \
             --rejects "$out/$name.judge.rejects.jsonl" -o "$out/$name.judged.jsonl" || [ $? -eq 1 ]
     fi
     music bench winrate "$out/$name.judged.jsonl" -o "$out/$name.winrate.jsonl"

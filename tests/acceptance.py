@@ -20,8 +20,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from build import read, talk
 from openai_server import FAULTS, Server, allow_many_connections, digest, serve
-from scripted import Music, lines, scripted_reply, talk
+from scripted import Music, scripted_reply
 
 MODEL = "openai/scripted"
 PASSING = [
@@ -91,9 +92,9 @@ def chaos(
         )
         seconds = time.monotonic() - begun
     assert done.returncode in (0, 1), done.stderr[-2000:]
-    finished = Counter((one["id"], one["branch"]) for one in lines(out.read_text()))
+    finished = Counter((one["id"], one["branch"]) for one in read(out.read_text()))
     failed = (
-        Counter(one["id"] for one in lines(rejects.read_text())) if rejects.exists() else Counter()
+        Counter(one["id"] for one in read(rejects.read_text())) if rejects.exists() else Counter()
     )
     whole = {identifier for identifier, _ in finished}
     assert set(finished.values()) <= {1} and set(failed.values()) <= {1}, (

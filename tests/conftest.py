@@ -2,6 +2,17 @@
 
 import os
 
+import pytest
+
 # Two tests run at a time on two cores: threads beside them would mostly wait for each other. One thread also adds up in
 # one order, so that what a program writes can be compared bit for bit with what a test computes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def music(tmp_path):
+    """`music` in processes of its own, with no network and an empty cache."""
+    from scripted import Music
+
+    with Music(tmp_path) as music:
+        yield music

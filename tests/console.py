@@ -16,7 +16,6 @@ import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -101,20 +100,6 @@ def wait_until_reading(process: subprocess.Popen) -> None:
         return unread[0] == 0 and psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING
 
     wait_until(waits)
-
-
-def lines(*records: dict | bytes) -> bytes:
-    """JSONL of records; bytes are lines that stand as they are."""
-    return b"".join(
-        record if isinstance(record, bytes) else json.dumps(record).encode()
-        for record in (part for record in records for part in (record, b"\n"))
-    )
-
-
-def write(path: str | Path, *records: dict | bytes) -> Path:
-    path = Path(path)
-    path.write_bytes(lines(*records))
-    return path
 
 
 def environment(**changes: str | None) -> dict[str, str]:

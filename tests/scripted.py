@@ -154,17 +154,5 @@ class Music:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def lines(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def jsonl(records) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def talk(*contents: str) -> list[dict]:
-    """Messages: user, assistant, user, ..."""
-    return [
-        {"role": ("user", "assistant")[index % 2], "content": content}
-        for index, content in enumerate(contents)
-    ]

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from build import talk, write
 from console import music
-from toys import backbone, pairs, talk, tiny, write
+from toys import backbone, pairs, tiny
 
 import musiccli
 from musiccli import InputError, MusicError, RecordError, RewardModel, read_records, write_records
@@ -41,7 +42,7 @@ def alone(model, messages, every_turn=False):
 
 
 def test_scores_are_those_of_the_command(model, folder, tmp_path):
-    given = write(tmp_path / "in.jsonl", [{"messages": messages} for messages in TALKS])
+    given = write(tmp_path / "in.jsonl", *({"messages": messages} for messages in TALKS))
     done = music("score", given, "--model", folder, "--no-cache", "--per-turn")
     scores, turn_scores = model.score(TALKS), model.score_turns(TALKS)
     assert scores == pytest.approx([one["scores"]["toy"] for one in done.records], **CLOSE)

@@ -2,19 +2,13 @@
 
 import numpy as np
 import pytest
+from build import talk
 
 from musiccli.bench.agreement import AgreementConfig, check_labeled_pair, metrics
 from musiccli.bench.stats.intervals import wilson_interval
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
-
-
-def side(prompt, replies):
-    return [{"role": "user", "content": prompt}] + [
-        {"role": ("assistant", "user")[index % 2], "content": reply}
-        for index, reply in enumerate(replies)
-    ]
 
 
 def pair(
@@ -31,8 +25,8 @@ def pair(
     return Record(
         {
             "id": f"p{number}",
-            names[0]: side(prompt, replies),
-            names[1]: side(prompt, others),
+            names[0]: talk(prompt, *replies),
+            names[1]: talk(prompt, *others),
             "metadata": {},
             "scores": {
                 model: dict(zip(names, both, strict=True)) for model, both in scores.items()
@@ -243,18 +237,18 @@ def test_interval_is_wilsons_where_no_prompt_repeats():
         (
             {
                 "id": "x",
-                "a": side("q", ["r"]),
-                "b": side("q", ["s"]),
+                "a": talk("q", "r"),
+                "b": talk("q", "s"),
                 "scores": {"rm": {"a": 1, "b": 2}},
             },
             "winner: is missing; music judge adds it",
         ),
         (
-            {"id": "x", "chosen": side("q", ["r"]), "rejected": side("q", ["s"])},
+            {"id": "x", "chosen": talk("q", "r"), "rejected": talk("q", "s")},
             "has no scores; run music score first",
         ),
         (
-            {"id": "x", "messages": side("q", ["r"]), "scores": {"rm": 1}},
+            {"id": "x", "messages": talk("q", "r"), "scores": {"rm": 1}},
             "chosen: is missing; it should be a list of messages",
         ),
     ],

@@ -4,9 +4,10 @@ from collections import Counter
 from itertools import zip_longest
 
 import pytest
-from console import lines, music
+from build import lines, talk
+from console import music
 from openai_server import serve
-from scripted import no_network, talk
+from scripted import no_network
 
 from musiccli.bench.audit import ContrastedTurns, check_contrast, metrics
 from musiccli.bench.report.worst_records import WorstRecords

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from build import talk
 
 from musiccli.bench.stats import baselines
 from musiccli.core.jsonl import Rejects
@@ -14,13 +15,6 @@ from musiccli.sample.config import SampleConfig
 from musiccli.sample.sampler import sample
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-def side(*contents):
-    return [
-        {"role": ("user", "assistant")[index % 2], "content": content}
-        for index, content in enumerate(contents)
-    ]
 
 
 def pair(one, other, names=("chosen", "rejected"), **fields):
@@ -39,7 +33,7 @@ def pair(one, other, names=("chosen", "rejected"), **fields):
     ],
 )
 def test_each_baseline_scores_both_sides_by_its_measure(baseline, expected):
-    scores = baselines.baseline_scores(pair(side("q", "aaaa", "qqqq", "a"), side("q", "aaaaa")))
+    scores = baselines.baseline_scores(pair(talk("q", "aaaa", "qqqq", "a"), talk("q", "aaaaa")))
     assert scores[f"baseline/{baseline}"] == expected
 
 
@@ -65,18 +59,18 @@ def test_of_solved_over_unsolved_trajectories_the_short_ones_win():
 
 
 def test_first_listed_is_a():
-    assert baselines.baseline_scores(pair(side("q", "a"), side("q", "b"), ("a", "b")))[
+    assert baselines.baseline_scores(pair(talk("q", "a"), talk("q", "b"), ("a", "b")))[
         "baseline/first-listed"
     ] == {"a": 1, "b": 0}
 
 
 def test_in_preferences_a_coin_that_follows_from_the_id_says_which_was_first():
     found = [
-        baselines.first_listed(pair(side("q", "a"), side("q", "b"), id=f"pair-{number}"))
+        baselines.first_listed(pair(talk("q", "a"), talk("q", "b"), id=f"pair-{number}"))
         for number in range(1000)
     ]
     assert found == [
-        baselines.first_listed(pair(side("other", "text"), side("q", "b"), id=f"pair-{number}"))
+        baselines.first_listed(pair(talk("other", "text"), talk("q", "b"), id=f"pair-{number}"))
         for number in range(1000)
     ]
     assert 440 < found.count("chosen") < 560

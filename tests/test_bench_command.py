@@ -8,6 +8,7 @@ from pathlib import Path
 
 import console
 import pytest
+from build import lines, scored_pair
 
 import musiccli.bench
 from musiccli.bench.rewardbench import PAIRS
@@ -43,17 +44,6 @@ def rows(done):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def pair(number, chosen, rejected, **fields):
-    prompt = {"role": "user", "content": f"prompt {number}"}
-    return {
-        "id": f"p{number}",
-        "chosen": [prompt, {"role": "assistant", "content": "yes"}],
-        "rejected": [prompt, {"role": "assistant", "content": "no"}],
-        "scores": {"rm": {"chosen": chosen, "rejected": rejected}},
-        **fields,
-    }
-
-
 def contest(number, winner, size):
     return {
         "id": f"p{number}",
@@ -72,7 +62,12 @@ def test_agreement_from_a_pipe_is_metrics_on_stdout_and_a_table_on_stderr():
         "agreement",
         "--by",
         "turns",
-        records=[pair(0, 1, 0), pair(1, 0, 1), pair(2, 1, 1), pair(3, 2, 1)],
+        records=[
+            scored_pair(0, 1, 0),
+            scored_pair(1, 0, 1),
+            scored_pair(2, 1, 1),
+            scored_pair(3, 2, 1),
+        ],
     )
     first = rows(done)[0]
     assert first | {"low": 0, "high": 0} == {
@@ -112,7 +107,7 @@ def test_the_same_seed_gives_the_same_bytes():
             "agreement",
             ["--by", "part"],
             [
-                pair(number * number % 61, number * 7 % 11 / 11, 0.4)
+                scored_pair(number * number % 61, number * 7 % 11 / 11, 0.4)
                 | {"id": number, "part": number % 9}
                 for number in range(200)
             ],
@@ -154,7 +149,7 @@ def test_wider_confidence_gives_wider_intervals():
 
 def test_a_partial_rewardbench_says_so():
     done = music(
-        "rewardbench", records=[pair(number, 1, 0, subset="hep-go") for number in range(8)]
+        "rewardbench", records=[scored_pair(number, 1, 0, subset="hep-go") for number in range(8)]
     )
     assert "Reasoning (partial)" in done.stderr
     assert "Average" not in done.stderr
@@ -165,7 +160,11 @@ def test_a_partial_rewardbench_says_so():
 
 
 def test_left_out_labels_are_counted_in_the_last_line():
-    records = [pair(0, 1, 0, winner="tie"), pair(1, 1, 0, winner=None), pair(2, 1, 0)]
+    records = [
+        scored_pair(0, 1, 0, winner="tie"),
+        scored_pair(1, 1, 0, winner=None),
+        scored_pair(2, 1, 0),
+    ]
     last = music("agreement", records=records).stderr.splitlines()[-1]
     assert last.endswith("1 left out (label is a tie); 1 left out (label is null)")
 
@@ -175,16 +174,16 @@ def test_left_out_labels_are_counted_in_the_last_line():
     [
         (
             "agreement",
-            [{key: value for key, value in pair(0, 1, 0).items() if key != "scores"}],
+            [{key: value for key, value in scored_pair(0, 1, 0).items() if key != "scores"}],
             "<stdin>:1: has no scores; run music score first",
         ),
         (
             "rewardbench",
-            [pair(0, 1, 0)],
+            [scored_pair(0, 1, 0)],
             "<stdin>:1: metadata.subset: is missing; RewardBench's records name theirs, as "
             "music sample writes them",
         ),
-        ("winrate", [pair(0, 1, 0)], "<stdin>:1: winner: is missing; music judge adds it"),
+        ("winrate", [scored_pair(0, 1, 0)], "<stdin>:1: winner: is missing; music judge adds it"),
         (
             "winrate",
             [],
@@ -200,7 +199,10 @@ def test_what_cannot_be_counted_is_one_line_and_status_2(command, records, messa
 
 def test_bad_records_can_be_skipped_and_are_counted():
     done = music(
-        "agreement", "--on-error", "skip", records=[pair(0, 1, 0), {"id": "x"}, pair(1, None, 0)]
+        "agreement",
+        "--on-error",
+        "skip",
+        records=[scored_pair(0, 1, 0), {"id": "x"}, scored_pair(1, None, 0)],
     )
     assert done.returncode == 1
     assert json.loads(done.stdout.splitlines()[0])["count"] == 1
@@ -211,13 +213,13 @@ PLOTTED = [
     (
         "rewardbench",
         [
-            pair(subset + number, int(number), 1, subset=subset)
+            scored_pair(subset + number, int(number), 1, subset=subset)
             for subset in PAIRS
             for number in "0123"
         ],
     ),
-    ("rewardbench", [pair(0, 1, 0, subset="shp")]),
-    ("agreement", [pair(number, number % 3, 1) for number in range(9)]),
+    ("rewardbench", [scored_pair(0, 1, 0, subset="shp")]),
+    ("agreement", [scored_pair(number, number % 3, 1) for number in range(9)]),
     (
         "winrate",
         [contest(number, "ab"[number % 2], size) for number in range(9) for size in (2, 4)],
@@ -344,9 +346,9 @@ def new_benchmark(tmp_path, monkeypatch):
 
 def test_a_new_file_is_a_new_command_with_its_options(new_benchmark):
     talk = {"id": "t", "messages": [{"role": "user", "content": "hi"}]}
-    done = console.music("bench", "roles", "--role", "system", given=console.lines(talk))
+    done = console.music("bench", "roles", "--role", "system", given=lines(talk))
     assert (done.status, [row["value"] for row in done.records]) == (0, [0.0])
-    done = console.music("bench", "roles", given=console.lines(talk))
+    done = console.music("bench", "roles", given=lines(talk))
     assert [(row["subset"], row["value"]) for row in done.records] == [("user", 1.0)]
     helped = console.music("bench", "roles", "--help").out.decode()
     assert "Count these roles." in helped and "--seed" in helped and "--model" not in helped

@@ -4,7 +4,8 @@ import math
 import random
 
 import pytest
-from console import lines, music
+from build import lines, talk, votes
+from console import music
 
 from musiccli.bench.judges import JudgesConfig, check_judged_pair, metrics
 from musiccli.bench.stats.baselines import first_listed
@@ -14,17 +15,6 @@ from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 
 
-def side(prompt, text):
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-
-
-def votes(judge, ab, ba):
-    return [
-        {"judge": judge, "order": order, "winner": winner, "explanation": ""}
-        for order, winner in (("ab", ab), ("ba", ba))
-    ]
-
-
 def pair(number, *cast, long="a", **fields):
     """Two conversations; `long` is the longer. `cast`: (judge, winner in order ab, in order ba)."""
     texts = {"a": "x", "b": "y"} | {long: "longer"}
@@ -32,7 +22,7 @@ def pair(number, *cast, long="a", **fields):
         {
             "id": f"p{number}",
             "votes": [vote for one in cast for vote in votes(*one)],
-            **{name: side(f"prompt {number}", texts[name]) for name in "ab"},
+            **{name: talk(f"prompt {number}", texts[name]) for name in "ab"},
             **fields,
         }
     )
@@ -98,7 +88,7 @@ def test_a_judge_nobody_could_read_has_counts_and_no_shares():
 
 
 def test_sides_of_one_length_say_nothing_of_verbosity():
-    same = Record(pair(0, ("j", "a", "a")) | {"b": side("prompt 0", "LONGER")})
+    same = Record(pair(0, ("j", "a", "a")) | {"b": talk("prompt 0", "LONGER")})
     assert share(of([same, pair(1, ("j", "a", "a"))])["j", "longer_wins"]) == (1, 1)
 
 
@@ -139,8 +129,8 @@ def test_the_chosen_side_is_the_label_of_a_preference():
         Record(
             {
                 "id": f"p{number}",
-                "chosen": side(f"{number}", "yes"),
-                "rejected": side(f"{number}", "no"),
+                "chosen": talk(f"{number}", "yes"),
+                "rejected": talk(f"{number}", "no"),
                 "votes": votes("j", said, said),
             }
         )
@@ -166,8 +156,8 @@ def test_kappa_of_two_judges_who_are_always_right_is_one_for_preferences_too():
         Record(
             {
                 "id": f"p{number}",
-                "chosen": side(f"{number}", "yes"),
-                "rejected": side(f"{number}", "no"),
+                "chosen": talk(f"{number}", "yes"),
+                "rejected": talk(f"{number}", "no"),
                 "votes": votes("x", "chosen", "chosen") + votes("y", "chosen", "chosen"),
             }
         )
@@ -310,7 +300,7 @@ def test_what_cannot_be_counted_is_named(record, field, said):
 
 
 def test_pairs_that_nobody_was_asked_about_are_counted():
-    stats, same = RunStats(), side("prompt", "x")
+    stats, same = RunStats(), talk("prompt", "x")
     record = Record({"id": 1, "a": same, "b": same, "winner": "tie", "votes": []})
     rows = list(metrics([check_judged_pair(record)], stats=stats))
     assert (rows, stats.phrases()) == ([], {"left out (same text)": 1})
@@ -323,7 +313,7 @@ def test_intervals_take_pairs_of_one_prompt_as_one():
         pairs += [
             Record(
                 pair(f"{number}-{copy}", ("j", said, said))
-                | {"a": side(f"prompt {number}", "longer"), "b": side(f"prompt {number}", "y")}
+                | {"a": talk(f"prompt {number}", "longer"), "b": talk(f"prompt {number}", "y")}
             )
             for copy in range(5)
         ]

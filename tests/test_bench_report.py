@@ -8,28 +8,12 @@ from html.parser import HTMLParser
 from unicodedata import category
 
 import pytest
-from console import lines, music, start, write
+from build import lines, scored_pair, talk, votes, write
+from console import music, start
 
 from musiccli.bench.report import html, markdown
 from musiccli.bench.report.tables import Table
 from musiccli.bench.rewardbench import PAIRS
-
-
-def talk(*texts):
-    return [
-        {"role": ("user", "assistant")[turn % 2], "content": text}
-        for turn, text in enumerate(texts)
-    ]
-
-
-def pair(number, chosen, rejected, **fields):
-    return {
-        "id": f"p{number}",
-        "chosen": talk(f"prompt {number}", "yes"),
-        "rejected": talk(f"prompt {number}", "no"),
-        "scores": {"rm": {"chosen": chosen, "rejected": rejected}},
-        **fields,
-    }
 
 
 def candidate(number, sample, **metadata):
@@ -53,16 +37,9 @@ def contest(number, winner):
     }
 
 
-def votes(judge, ab, ba):
-    return [
-        {"judge": judge, "order": order, "winner": winner}
-        for order, winner in (("ab", ab), ("ba", ba))
-    ]
-
-
 BENCHES = {
     "rewardbench": [
-        pair(f"{subset}{number}", int(number), 1, metadata={"subset": subset})
+        scored_pair(f"{subset}{number}", int(number), 1, metadata={"subset": subset})
         for subset in PAIRS
         for number in "0123"
     ],
@@ -74,9 +51,11 @@ BENCHES = {
         for number, domain in enumerate(("chat", "code", "math", "safety-refuse"))
         for sample in range(6)
     ],
-    "agreement": [pair(number, number % 3, 1) for number in range(9)],
+    "agreement": [scored_pair(number, number % 3, 1) for number in range(9)],
     "sensitivity": [
-        pair(f"{kind}{number}", number % 3, 1, corruption={"kind": kind, "distance": number // 5})
+        scored_pair(
+            f"{kind}{number}", number % 3, 1, corruption={"kind": kind, "distance": number // 5}
+        )
         for kind in ("reply", "swap", "drop_user")
         for number in range(20)
     ],
@@ -192,7 +171,7 @@ EVIL = "<script>alert(1)</script>\"'&\x1b[31m\u202e</table></svg><!--"
 
 
 def test_nothing_in_a_record_becomes_markup(folder):
-    records = [pair(number, 0, 1, metadata={"category": EVIL}) for number in range(3)]
+    records = [scored_pair(number, 0, 1, metadata={"category": EVIL}) for number in range(3)]
     for one in records:
         one["id"] += EVIL
         one["scores"] = {EVIL: one["scores"]["rm"]}
@@ -241,7 +220,7 @@ def test_a_models_name_is_a_name_in_the_terminal_too(kind, name):
 
 
 def test_the_worst_records_are_folded_bounded_and_the_first_is_open(folder):
-    records = [pair(number, 0, number) for number in range(30)]
+    records = [scored_pair(number, 0, number) for number in range(30)]
     bench("agreement", "--html", "page.html", records=records)
     text = read(folder / "page.html")
     summaries = re.findall(
@@ -255,7 +234,7 @@ def test_the_worst_records_are_folded_bounded_and_the_first_is_open(folder):
 
 
 def test_a_model_that_is_never_wrong_has_no_such_section(folder):
-    bench("agreement", "--html", "page.html", records=[pair(0, 1, 0)])
+    bench("agreement", "--html", "page.html", records=[scored_pair(0, 1, 0)])
     assert "Most wrong" not in read(folder / "page.html")
 
 
@@ -345,7 +324,7 @@ def test_markdown_is_exact():
 
 def test_a_model_that_scored_fewer_pairs_says_so_in_its_cell(folder):
     """Two models' accuracies stand in one line, so it must say that they are of other pairs."""
-    records = [pair(number, number % 2, 0.5) for number in range(40)]
+    records = [scored_pair(number, number % 2, 0.5) for number in range(40)]
     for one in records[1:8:2]:
         one["scores"]["easy"] = one["scores"]["rm"]
     done = bench("agreement", "--html", "page.html", "--markdown", "tables.md", records=records)

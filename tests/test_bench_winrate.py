@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from build import talk, votes
 
 from musiccli.bench.winrate import check_contest, metrics
 from musiccli.core.errors import RecordError
@@ -10,26 +11,15 @@ from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 
 
-def side(text):
-    return [{"role": "user", "content": "the prompt"}, {"role": "assistant", "content": text}]
-
-
-def votes(ab, ba, judge="llm"):
-    return [
-        {"judge": judge, "order": order, "winner": winner, "explanation": ""}
-        for order, winner in (("ab", ab), ("ba", ba))
-    ]
-
-
 def contest(number, winner, size=2, picks=(0, 1), **fields):
     return Record(
         {
             "id": f"prompt-{number}",
             "best_of": size,
-            "a": side("x"),
-            "b": side("y"),
+            "a": talk("the prompt", "x"),
+            "b": talk("the prompt", "y"),
             "winner": winner,
-            "votes": votes(winner, winner),
+            "votes": votes("llm", winner, winner),
             "models": {"a": "new", "b": "old"},
             "picks": dict(zip("ab", picks, strict=True)),
             **fields,
@@ -44,7 +34,7 @@ def test_every_ending_is_counted_as_what_it_is():
         contest(1, "a"),
         contest(2, "b"),
         contest(3, "tie"),
-        contest(4, "tie", votes=votes("a", "b")),
+        contest(4, "tie", votes=votes("llm", "a", "b")),
         contest(5, None),
         contest(6, "tie", picks=(1, 1)),
     ]
@@ -66,14 +56,14 @@ def test_every_ending_is_counted_as_what_it_is():
 @pytest.mark.parametrize(
     "cast, ending",
     [
-        (votes("a", "b"), "inconsistent"),
-        (votes("a", "tie"), "tie"),
-        (votes("tie", "tie"), "tie"),
+        (votes("llm", "a", "b"), "inconsistent"),
+        (votes("llm", "a", "tie"), "tie"),
+        (votes("llm", "tie", "tie"), "tie"),
         (
-            votes("a", "a", "one") + votes("b", "b", "two"),
+            votes("one", "a", "a") + votes("two", "b", "b"),
             "tie",
         ),  # two judges of different minds, each consistent
-        (votes("tie", "tie", "one") + votes("b", "a", "two"), "inconsistent"),
+        (votes("one", "tie", "tie") + votes("two", "b", "a"), "inconsistent"),
         ([], "tie"),
         (None, "tie"),
     ],
@@ -113,13 +103,33 @@ def test_a_contest_of_one_pick_with_itself_needs_no_judge():
 
 
 def test_a_comparison_that_is_no_contest_is_a_against_b():
-    [row] = metrics([Record({"id": "x", "a": side("x"), "b": side("y"), "winner": "b"})])
+    [row] = metrics(
+        [
+            Record(
+                {
+                    "id": "x",
+                    "a": talk("the prompt", "x"),
+                    "b": talk("the prompt", "y"),
+                    "winner": "b",
+                }
+            )
+        ]
+    )
     assert (row["model"], row["against"], row["subset"], row["value"]) == ("a", "b", "all", 0)
 
 
 def test_a_judged_preference_is_chosen_against_rejected():
     [row] = metrics(
-        [Record({"id": "x", "chosen": side("x"), "rejected": side("y"), "winner": "chosen"})]
+        [
+            Record(
+                {
+                    "id": "x",
+                    "chosen": talk("the prompt", "x"),
+                    "rejected": talk("the prompt", "y"),
+                    "winner": "chosen",
+                }
+            )
+        ]
     )
     assert (row["model"], row["against"], row["value"]) == ("chosen", "rejected", 1)
 

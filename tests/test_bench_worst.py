@@ -1,22 +1,19 @@
 """The worst records: the right ones, and few of them."""
 
 import pytest
+from build import talk
 
 from musiccli.bench.report.worst_records import RECORDS_PER_MODEL, WorstRecords
 from musiccli.bench.stats.candidates import CandidateGroup
 from musiccli.core.records import Record
 
 
-def side(text):
-    return [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
-
-
 def pair(number, chosen, rejected, model="rm", **fields):
     return Record(
         {
             "id": f"p{number}",
-            "chosen": side("good"),
-            "rejected": side("bad"),
+            "chosen": talk("q", "good"),
+            "rejected": talk("q", "bad"),
             "scores": {model: {"chosen": chosen, "rejected": rejected}},
             **fields,
         }
@@ -82,7 +79,7 @@ def test_of_candidates_the_lowest_right_one_stands_beside_the_highest_wrong_one(
             {
                 "id": "c",
                 "sample": number,
-                "messages": side(text),
+                "messages": talk("q", text),
                 "scores": {"rm": score},
                 "metadata": {"correct": number < 2, "subset": "Math"},
             }
@@ -95,8 +92,8 @@ def test_of_candidates_the_lowest_right_one_stands_beside_the_highest_wrong_one(
     assert (model, problem) == ("rm", "wrong by 3")
     assert record == {
         "id": "c",
-        "chosen": side("low"),
-        "rejected": side("high"),
+        "chosen": talk("q", "low"),
+        "rejected": talk("q", "high"),
         "metadata": {"subset": "Math"},
         "scores": {"rm": {"chosen": 1, "rejected": 4}},
     }
@@ -104,7 +101,7 @@ def test_of_candidates_the_lowest_right_one_stands_beside_the_highest_wrong_one(
 
 def test_candidates_without_a_wrong_one_are_passed_over():
     record = Record(
-        {"id": "c", "messages": side("x"), "scores": {"rm": 1}, "metadata": {"correct": True}}
+        {"id": "c", "messages": talk("q", "x"), "scores": {"rm": 1}, "metadata": {"correct": True}}
     )
     worst = WorstRecords()
     worst.add_candidates(CandidateGroup([record]))
@@ -117,8 +114,8 @@ def test_lost_contests_come_from_the_largest_pools_first():
             {
                 "id": f"{size} {winner}",
                 "best_of": size,
-                "a": side("x"),
-                "b": side("y"),
+                "a": talk("q", "x"),
+                "b": talk("q", "y"),
                 "winner": winner,
                 "models": {"a": "new", "b": "old"},
             }
@@ -132,6 +129,6 @@ def test_lost_contests_come_from_the_largest_pools_first():
 
 
 def test_comparisons_that_are_no_contests_are_lost_by_their_first_side():
-    assert lost_contests([Record({"id": "x", "a": side("x"), "b": side("y"), "winner": "b"})]) == [
-        ("a", "lost", "x")
-    ]
+    assert lost_contests(
+        [Record({"id": "x", "a": talk("q", "x"), "b": talk("q", "y"), "winner": "b"})]
+    ) == [("a", "lost", "x")]

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import transformers
 import yaml
+from build import read, talk, write
 from console import COMMAND, music
-from toys import backbone, lines, pairs, talk, write
+from toys import backbone, pairs
 
 from musiccli.reward_model.card import render_card
 
@@ -25,9 +26,9 @@ from musiccli.reward_model.card import render_card
 def run(tmp_path_factory):
     """The command of a run with held-out pairs and a pair that is dropped, and its folder."""
     folder = tmp_path_factory.mktemp("run")
-    held_out = write(folder / "held-out.jsonl", pairs(5, seed=1))
+    held_out = write(folder / "held-out.jsonl", *pairs(5, seed=1))
     same = pairs(9)[8]
-    given = write(folder / "pairs.jsonl", [*pairs(8), same | {"rejected": same["chosen"]}])
+    given = write(folder / "pairs.jsonl", *pairs(8), same | {"rejected": same["chosen"]})
     line = [
         str(word)
         for word in (
@@ -64,7 +65,7 @@ def test_the_card_says_what_the_run_was(run):
         assert f"| {file} | {count} | `{digest}` |" in body
     assert "- 1 pairs dropped (same tokens)\n" in body
     assert shlex.join(["music", *line]) in body
-    measured = lines(out / "log.jsonl")[-1]
+    measured = read(out / "log.jsonl")[-1]
     assert f"| accuracy | {measured['eval_accuracy']:.4g} |" in body
     assert f"| expected calibration error, 10 bins | {measured['eval_ece']:.4g} |" in body
     for turns, one in measured["eval_by_turns"].items():
@@ -78,7 +79,7 @@ def test_the_card_says_what_the_run_was(run):
 
 def test_the_cards_own_python_gives_the_score(run, tmp_path):
     _, out = run
-    given = write(tmp_path / "in.jsonl", [{"messages": talk("What is 2 + 2?", "4.")}])
+    given = write(tmp_path / "in.jsonl", {"messages": talk("What is 2 + 2?", "4.")})
     [scored] = music("score", given, "--model", out, "--as", "x").records
     examples = re.findall(r"```python\n(.*?)```", render_card({}, str(out)), re.DOTALL)
     assert len(examples) == 2

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toys import hh, mtbench101, needs_data, sequence, talk, tokenizer
+from build import talk
+from toys import hh, mtbench101, needs_data, sequence, tokenizer
 from transformers import AutoTokenizer
 
 from musiccli.core.errors import InputError, RecordError

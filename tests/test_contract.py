@@ -15,17 +15,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from console import (
-    COMMAND,
-    Done,
-    environment,
-    lines,
-    music,
-    start,
-    wait_until,
-    wait_until_reading,
-    write,
-)
+from build import assistant, lines, write
+from console import COMMAND, Done, environment, music, start, wait_until, wait_until_reading
 from openai_server import serve
 
 from musiccli.cli.main import app
@@ -34,10 +25,6 @@ from musiccli.core import jsonl
 
 def question(identity: str) -> dict:
     return {"role": "user", "content": f"What is a fugue, {identity}?"}
-
-
-def reply(text: str) -> dict:
-    return {"role": "assistant", "content": text}
 
 
 def conversation(identity: str) -> list[dict]:
@@ -51,7 +38,7 @@ def branches(identity: str) -> list[dict]:
             "branch": branch,
             "sample": 0,
             "seed_messages": 1,
-            "messages": [question(identity), reply(branch)],
+            "messages": [question(identity), assistant(branch)],
         }
         for branch in ("chosen", "rejected")
     ]
@@ -62,7 +49,7 @@ def candidates(identity: str) -> list[dict]:
         {
             "id": identity,
             "sample": number,
-            "messages": [question(identity), reply(f"{number}")],
+            "messages": [question(identity), assistant(f"{number}")],
             "scores": {"x": number, "y": -number},
         }
         for number in range(2)
@@ -73,8 +60,8 @@ def pair(identity: str, **fields) -> list[dict]:
     return [
         {
             "id": identity,
-            "chosen": [question(identity), reply("A piece.")],
-            "rejected": [question(identity), reply("A cake.")],
+            "chosen": [question(identity), assistant("A piece.")],
+            "rejected": [question(identity), assistant("A cake.")],
             **fields,
         }
     ]
@@ -275,11 +262,11 @@ def bad_lines(row: Row) -> dict[str, tuple[bytes | dict, str]]:
         ),
         "message is a string": (broken(row, **{it: ["hello"]}), f"{it}[0]: is a string; "),
         "content is a number": (
-            broken(row, **{it: [reply("x") | {"content": 1}]}),
+            broken(row, **{it: [assistant("x") | {"content": 1}]}),
             f"{it}[0]: content is a number; ",
         ),
         "content is empty": (
-            broken(row, **{it: [reply(" ")]}),
+            broken(row, **{it: [assistant(" ")]}),
             f"{it}[0]: content of this assistant message is empty",
         ),
         "id is a list": (broken(row, id=["x"]), "id: is a list; it should be a string"),

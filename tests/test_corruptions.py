@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from build import talk
 
 from musiccli.bench import audit
 from musiccli.core import records
@@ -17,14 +18,6 @@ from musiccli.sample.sampler import sample
 from musiccli.show.view import record_view
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-def talk(*texts, system=None):
-    first = [{"role": "system", "content": system}] if system else []
-    return first + [
-        {"role": ("user", "assistant")[number % 2], "content": text}
-        for number, text in enumerate(texts)
-    ]
 
 
 def conversation(identity, *texts, **fields):

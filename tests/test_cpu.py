@@ -4,10 +4,11 @@ import ctypes
 
 import pytest
 import torch
+from build import read, write
 from console import music
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import backbone, draw, lines, pairs, sequence, tiny, write
+from toys import backbone, draw, pairs, sequence, tiny
 
 from musiccli.cpu import SWITCH, linear, memory, plain_torch
 from musiccli.cpu.attention import attention
@@ -212,7 +213,7 @@ def test_the_switch_turns_all_tricks_off_and_leaves_rewards_and_gradients(
 
 def test_commands_train_and_score_to_the_same_numbers_with_the_switch(base, tmp_path, monkeypatch):
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
-    given, held_out = write(tmp_path / "pairs.jsonl", pairs(8)), tiny("heldout")
+    given, held_out = write(tmp_path / "pairs.jsonl", *pairs(8)), tiny("heldout")
     logs, scores = [], []
     for setting in ("0", "1"):
         monkeypatch.setenv(SWITCH, setting)
@@ -222,9 +223,9 @@ def test_commands_train_and_score_to_the_same_numbers_with_the_switch(base, tmp_
             *("--lr", "1e-3"),
         )
         assert done.status == 0, done.err
-        logs.append([step["loss"] for step in lines(folder / "log.jsonl")])
+        logs.append([step["loss"] for step in read(folder / "log.jsonl")])
         done = music(
-            "score", write(tmp_path / "in.jsonl", held_out), "--model", folder, "--as", "x"
+            "score", write(tmp_path / "in.jsonl", *held_out), "--model", folder, "--as", "x"
         )
         assert "from the cache" not in done.lines[-1]
         scores.append(

@@ -5,8 +5,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
+from build import read
 from openai_server import serve
-from scripted import Music, jsonl, lines, no_network, scripted_reply
+from scripted import jsonl, no_network, scripted_reply
 from test_client import call, client_of
 
 from musiccli.core.errors import CallError, InputError
@@ -271,12 +272,6 @@ def test_a_wrong_key_at_every_address_ends_the_run():
         assert (one.calls, other.calls) == (1, 1)
 
 
-@pytest.fixture
-def music(tmp_path):
-    with Music(tmp_path) as music:
-        yield music
-
-
 def test_simulate_asks_each_model_where_it_lives(music):
     seeds = jsonl(
         [{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}]
@@ -298,7 +293,7 @@ def test_simulate_asks_each_model_where_it_lives(music):
             f"{OTHER}={other.base_url}",
             stdin=seeds,
         )
-        assert (done.returncode, len(lines(done.stdout))) == (0, 1), done.stderr
+        assert (done.returncode, len(read(done.stdout))) == (0, 1), done.stderr
         assert (one.calls, other.calls) == (2, 1)
 
 

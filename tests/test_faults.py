@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from scripted import talk
+from build import talk
 
 from musiccli.core import text_checks
 from musiccli.core.jsonl import Rejects

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from build import assistant, system, user
 
 from musiccli.core import records
 from musiccli.core.errors import RecordError
@@ -16,18 +17,6 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the public data files are not beside the repository"
 )
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
 
 
 def read(row, source="", pairs=False, where="rows.jsonl:1"):

@@ -11,7 +11,8 @@ from functools import partial
 
 import pytest
 from backports import zstd
-from console import COMMAND, environment, lines, start, wait_until, write
+from build import lines, write
+from console import COMMAND, environment, start, wait_until
 
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError, RecordError

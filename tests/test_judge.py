@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from build import read, talk
 from openai_server import serve
-from scripted import Music, jsonl, lines, no_network, talk
+from scripted import jsonl, no_network
 
 from musiccli.core import jsonl as files
 from musiccli.core.errors import InputError
@@ -336,12 +337,6 @@ def test_a_pair_whose_call_fails_is_rejected_and_the_others_go_on():
 # The command line
 
 
-@pytest.fixture
-def music(tmp_path):
-    with Music(tmp_path) as music:
-        yield music
-
-
 def test_judge_writes_judged_records_and_nothing_else(music):
     records = [preference(number) for number in range(3)]
     with serve(reply=prefers("water"), script=["500", "429"]) as server:
@@ -358,7 +353,7 @@ def test_judge_writes_judged_records_and_nothing_else(music):
             stdin=jsonl(records),
         )
         assert server.calls == 3 * 2 * 2 + 2  # a judge named twice votes once
-    assert (done.returncode, [record["winner"] for record in lines(done.stdout)]) == (
+    assert (done.returncode, [record["winner"] for record in read(done.stdout)]) == (
         0,
         ["chosen"] * 3,
     ), done.stderr
@@ -398,8 +393,8 @@ def test_judge_interrupted_then_stopped_by_its_limit_goes_on_each_time(music):
         )
         stopped = music(*options, "--max-cost", "0.003", stdin=records)
         assert stopped.returncode == 1 and "stopped by --max-cost with " in stopped.stderr
-        assert 3 <= len(lines(stopped.stdout)) < 20
+        assert 3 <= len(read(stopped.stdout)) < 20
         whole = music(*options, stdin=records)
-        assert (whole.returncode, len(lines(whole.stdout))) == (0, 20)
+        assert (whole.returncode, len(read(whole.stdout))) == (0, 20)
         assert 40 <= server.calls <= 40 + 2  # what was in flight is asked again
     assert whole.stdout.startswith(stopped.stdout) and stopped.stdout.startswith(cut.stdout)

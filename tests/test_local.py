@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import toys
-from scripted import talk
+from build import talk
 
 from musiccli.core.bundled_models import bundled_model_folder
 from musiccli.core.errors import CallError, InputError

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from build import read, write
 from console import music
-from toys import backbone, lines, pairs, write
+from toys import backbone, pairs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.reward_model import checkpoint
@@ -19,7 +20,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "pairs.jsonl", pairs(8))
+    return write(tmp_path_factory.mktemp("data") / "pairs.jsonl", *pairs(8))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_an_adapter_made_elsewhere_scores_as_it_did_there(base, given, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(base)
     ids = [
         tokenizer.apply_chat_template(one[side], tokenize=False)
-        for one in lines(given)
+        for one in read(given)
         for side in ("chosen", "rejected")
     ]
     with torch.inference_mode():

@@ -3,8 +3,9 @@
 import time
 
 import pytest
+from build import read
 from openai_server import serve
-from scripted import Music, jsonl, lines, no_network, scripted_reply
+from scripted import Music, jsonl, no_network, scripted_reply
 from test_client import OPENAI, ask, call, client_of
 
 from musiccli.core.errors import CallError, InputError
@@ -154,13 +155,13 @@ def test_a_run_that_is_given_up_says_how_to_go_on_and_does(tmp_path):
             "from here and pays for no finished call again"
         )
         assert "Traceback" not in stopped.stderr and not (tmp_path / "out.jsonl").exists()
-        rejected = lines((tmp_path / "rejects.jsonl").read_text())
+        rejected = read((tmp_path / "rejects.jsonl").read_text())
         # As many calls fail before the run stops, and a few more where a late reply excuses some.
         assert 1 <= len(rejected) < MAX_FAILURES + 4 and "401" in rejected[0]["error"]
         server.script, paid = (), server.finished
         again = music(*line, stdin=jsonl(SEEDS))
         assert again.returncode == 0, again.stderr
-        assert len(lines((tmp_path / "out.jsonl").read_text())) == 2 * len(SEEDS)
+        assert len(read((tmp_path / "out.jsonl").read_text())) == 2 * len(SEEDS)
         cached = sum(
             int(line.split("(")[1].split()[0].replace(",", ""))
             for line in again.stderr.splitlines()

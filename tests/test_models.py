@@ -6,19 +6,13 @@ import re
 
 import pytest
 from openai_server import serve
-from scripted import Music, jsonl, scripted_reply, wait_until
+from scripted import jsonl, scripted_reply, wait_until
 
 VLLM = "hosted_vllm/scripted"
 SEEDS = jsonl(
     {"id": number, "messages": [{"role": "user", "content": f"Question {number}?"}]}
     for number in range(40)
 )
-
-
-@pytest.fixture
-def music(tmp_path):
-    with Music(tmp_path) as music:
-        yield music
 
 
 def simulate(server, model: str = VLLM, *more: object) -> tuple:

@@ -4,7 +4,8 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from scripted import Music, jsonl, lines, talk
+from build import read, talk
+from scripted import jsonl
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, parse_preference
@@ -344,12 +345,6 @@ def test_what_is_no_candidate_is_refused(fields, problem):
     assert str(raised.value) == problem
 
 
-@pytest.fixture
-def music(tmp_path):
-    with Music(tmp_path) as music:
-        yield music
-
-
 def test_a_pair_that_nothing_drops_is_whole_and_a_preference_passes_through():
     faulty = branch("rejected", faults=[{"message": 1, "fault": "contrast leak"}])
     [pair] = join_branches([branch("chosen"), faulty], drop=lambda *_: None)
@@ -360,7 +355,7 @@ def test_a_pair_that_nothing_drops_is_whole_and_a_preference_passes_through():
 def test_truncated_pairs_are_dropped_by_an_option(music):
     cut = jsonl([branch("chosen", truncated=[1]), branch("rejected")])
     kept, dropped = music("pair", stdin=cut), music("pair", "--drop-truncated", stdin=cut)
-    assert (len(lines(kept.stdout)), len(lines(dropped.stdout))) == (1, 0)
+    assert (len(read(kept.stdout)), len(read(dropped.stdout))) == (1, 0)
     assert (
         "; 1 pairs with truncated messages" in kept.stderr
         and "; 1 dropped (truncated)" in dropped.stderr
@@ -373,7 +368,7 @@ def test_pair_joins_what_it_reads(music):
     done = music(
         "pair", stdin=jsonl([branch("chosen"), branch("rejected"), branch("chosen", sample=1)])
     )
-    assert (done.returncode, [pair["id"] for pair in lines(done.stdout)]) == (0, ["e"])
+    assert (done.returncode, [pair["id"] for pair in read(done.stdout)]) == (0, ["e"])
     assert done.stderr.startswith("music pair: 1 records written in ")
     assert done.stderr.endswith("; 1 dropped (other branch missing)\n")
 
@@ -382,7 +377,7 @@ def test_pair_best_of_takes_its_sizes_in_any_order(music):
     done = music(
         "pair", "--best-of", "4,2,2", "--a", "music", "--b", "baseline", stdin=jsonl(candidates())
     )
-    assert (done.returncode, [contest["best_of"] for contest in lines(done.stdout)]) == (0, [2, 4])
+    assert (done.returncode, [contest["best_of"] for contest in read(done.stdout)]) == (0, [2, 4])
 
 
 def test_a_candidate_without_a_score_stops_the_run_or_is_skipped(music):
@@ -398,7 +393,7 @@ def test_a_candidate_without_a_score_stops_the_run_or_is_skipped(music):
         "music pair: error: <stdin>:1: scores: no score by 'music' (scores by: none); music score "
         "adds scores\n",
     )
-    assert (skipped.returncode, [contest["id"] for contest in lines(skipped.stdout)]) == (1, ["y"])
+    assert (skipped.returncode, [contest["id"] for contest in read(skipped.stdout)]) == (1, ["y"])
     assert "; 1 failed" in skipped.stderr
 
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from scripted import talk
+from build import talk
 
 from musiccli import prompts
 from musiccli.core.errors import InputError

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from console import music
 from openai_server import serve
+from scripted import cast
+from toys import backbone
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "recipes").glob("*.sh"))
@@ -47,11 +49,28 @@ def test_accelerate_reads_a_config(config):
     assert load_config_from_file(str(config)).num_processes >= 1
 
 
-@has_models
+def run(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """A dry run of a recipe into `folder`, beside which its caches are."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", ROOT / "recipes" / script, "--dry-run", folder],
+        env=os.environ | {"PATH": path, "MUSIC_CACHE": f"{folder}.cache"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
 def test_the_papers_run_walks_all_its_stages(tmp_path):
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    line = ["bash", ROOT / "recipes" / "paper.sh", "--dry-run", tmp_path / "paper"]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    """With a server for the LLM and a toy for the backbone: the laptop's run takes embedded models."""
+    with serve(reply=cast) as server:
+        environment = {
+            "DRY_LLM": "openai/scripted",
+            "DRY_MODEL": str(backbone(tmp_path / "toy", num_hidden_layers=2)),
+            "OPENAI_BASE_URL": server.base_url,
+            "OPENAI_API_KEY": "none",
+        }
+        done = run("paper.sh", tmp_path / "paper", **environment)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "paper").iterdir()}
     assert made >= {
@@ -62,27 +81,23 @@ def test_the_papers_run_walks_all_its_stages(tmp_path):
         "prompts.winrate.jsonl",
         "agreement.jsonl",
     }
-    again = subprocess.run(line, env=environment, capture_output=True, text=True)
+    again = run("paper.sh", tmp_path / "paper", **environment)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
 
 
+@pytest.mark.slow
 @has_models
 def test_the_laptops_run_walks_all_its_stages(tmp_path):
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "ARMS": "margin",
-    }
-    line = ["bash", ROOT / "recipes" / "laptop.sh", "--dry-run", tmp_path / "laptop"]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    arms = ["margin"]
+    done = run("laptop.sh", tmp_path / "laptop", ARMS=" ".join(arms))
     assert done.returncode == 0, done.stderr
-    arms = environment["ARMS"].split()
     assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {
         f"{arm}-0" for arm in arms
     }
     assert done.stdout == (tmp_path / "laptop" / f"{','.join(arms)}.md").read_text()
     heads = [cell.strip() for cell in done.stdout.splitlines()[0].strip("|").split("|")]
     assert heads[3:] == [f"{arm}, 1 run" for arm in arms]
-    again = subprocess.run(line, env=environment, capture_output=True, text=True)
+    again = run("laptop.sh", tmp_path / "laptop", ARMS=" ".join(arms))
     assert (again.returncode, again.stdout) == (0, done.stdout) and "== " not in again.stderr
 
 

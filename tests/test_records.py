@@ -1,22 +1,11 @@
 """What a record may look like, and how each fault is named."""
 
 import pytest
+from build import assistant, system, user
 
 from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
-
-
-def user(text="q"):
-    return {"role": "user", "content": text}
-
-
-def assistant(text="a"):
-    return {"role": "assistant", "content": text}
-
-
-def system(text="s"):
-    return {"role": "system", "content": text}
 
 
 def fault(parse, fields):

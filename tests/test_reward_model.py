@@ -11,8 +11,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 import transformers
+from build import talk
 from safetensors.torch import load_file, save_file
-from toys import FAMILIES, WINDOW, backbone, draw, multimodal_backbone, sequence, talk
+from toys import FAMILIES, WINDOW, backbone, draw, multimodal_backbone, sequence
 from transformers import AutoModelForSequenceClassification
 
 from musiccli.core.errors import InputError

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from build import talk
 
 from musiccli.core import records
 from musiccli.core.errors import RecordError
@@ -24,13 +25,6 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the public data files are not beside the repository"
 )
-
-
-def talk(*texts):
-    return [
-        {"role": ("user", "assistant")[number % 2], "content": text}
-        for number, text in enumerate(texts)
-    ]
 
 
 def rows(*inputs, source="file"):

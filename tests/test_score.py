@@ -4,14 +4,14 @@ import gzip
 import json
 import shutil
 import sqlite3
-import time
 from contextlib import closing
 
 import psutil
 import pytest
 import torch
-from console import lines, music, start
-from toys import backbone, needs_data, pairs, talk, tiny, write
+from build import lines, talk, write
+from console import music, start, wait_until
+from toys import backbone, needs_data, pairs, tiny
 from toys import mtbench101 as conversations
 
 from musiccli.core.errors import InputError, RecordError
@@ -388,7 +388,7 @@ def test_records_go_through_the_command_in_order_with_their_scores(rm, tmp_path)
 
 def test_compressed_files_and_names(rm, tmp_path):
     file = tmp_path / "in.jsonl.gz"
-    file.write_bytes(gzip.compress(write(tmp_path / "in.jsonl", tiny("heldout")).read_bytes()))
+    file.write_bytes(gzip.compress(write(tmp_path / "in.jsonl", *tiny("heldout")).read_bytes()))
     out = tmp_path / "out.jsonl.gz"
     done = music("score", file, "--model", f"{rm}/", "--as", "mine", "--per-turn", "-o", out)
     assert (done.status, done.out) == (0, b"")
@@ -405,7 +405,7 @@ def test_compressed_files_and_names(rm, tmp_path):
 
 def test_a_missing_model_is_one_line(tmp_path):
     done = music(
-        "score", write(tmp_path / "in.jsonl", tiny("heldout")), "--model", tmp_path / "none"
+        "score", write(tmp_path / "in.jsonl", *tiny("heldout")), "--model", tmp_path / "none"
     )
     assert (done.status, done.out) == (2, b"")
     assert done.lines == [
@@ -417,7 +417,8 @@ def test_a_missing_model_is_one_line(tmp_path):
 def test_what_was_cut_is_said_in_the_last_line_and_nowhere_else(rm, tmp_path):
     file = write(
         tmp_path / "in.jsonl",
-        [conversation("c", "word " * 90, "a", "q", "b"), conversation("d", "q", "a")],
+        conversation("c", "word " * 90, "a", "q", "b"),
+        conversation("d", "q", "a"),
     )
     shutil.copytree(rm, tmp_path / "rm")
     config = tmp_path / "rm" / "tokenizer_config.json"
@@ -502,26 +503,19 @@ def test_a_reward_that_is_no_number_is_not_kept(rm, store):
 
 def test_a_run_that_was_killed_goes_on_and_ends_as_an_unbroken_one(rm, tmp_path, monkeypatch):
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
-    file = write(
-        tmp_path / "in.jsonl",
-        [
-            conversation(
-                f"{number}", f"question {number}", *["word " * 60, "and?"] * 6, f"answer {number}"
-            )
-            for number in range(700)
-        ],
-    )
-    line = ("score", file, "--model", rm, "-o", tmp_path / "out.jsonl")
+    records = lines(*(conversation(f"{n}", f"question {n}", f"answer {n}") for n in range(300)))
+    line = ("score", "--model", rm, "-o", tmp_path / "out.jsonl")
     broken = start(*line)
-    while not (found := kept(tmp_path / "cache" / "scores.sqlite")):
-        assert broken.poll() is None, "ended before it could be killed"
-        time.sleep(0.02)
+    broken.stdin.write(records)  # it stays open, so that the run cannot end before it is killed
+    broken.stdin.flush()
+    wait_until(lambda: kept(tmp_path / "cache" / "scores.sqlite") or broken.poll() is not None)
     broken.kill()
-    broken.wait()
-    assert not (tmp_path / "out.jsonl").exists() and 0 < found < 700
-    done = music(*line)
+    broken.communicate()
+    assert not (tmp_path / "out.jsonl").exists()
+    assert 0 < kept(tmp_path / "cache" / "scores.sqlite") < 300
+    done = music(*line, given=records)
     assert done.status == 0 and "sequences from the cache" in done.lines[-1]
-    unbroken = music("score", file, "--model", rm, "--no-cache")
+    unbroken = music("score", "--model", rm, "--no-cache", given=records)
     assert (tmp_path / "out.jsonl").read_bytes() == unbroken.out
 
 
@@ -552,7 +546,7 @@ def test_two_processes_score_as_one_in_input_order(rm, tmp_path, skip):
         for number in range(15)
     ]
     bad = [conversation("bad", "ends with the user")] * skip
-    file = write(tmp_path / "in.jsonl", records[:20] + bad + records[20:])
+    file = write(tmp_path / "in.jsonl", *(records[:20] + bad + records[20:]))
     line = ("score", file, "--model", rm, "--no-cache", "--on-error", "skip" if skip else "stop")
     one = music(*line, "--rejects", tmp_path / "one.jsonl")
     two = start(
@@ -592,18 +586,8 @@ def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
 
 
 def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
-    file = write(
-        tmp_path / "in.jsonl",
-        [
-            conversation(
-                f"{number}", f"question {number}", *["word " * 60, "and?"] * 6, f"answer {number}"
-            )
-            for number in range(1200)
-        ],
-    )
     run = start(
         "score",
-        file,
         "--model",
         rm,
         "--cache",
@@ -613,15 +597,16 @@ def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
         "-o",
         tmp_path / "out.jsonl",
     )
-    while not kept(tmp_path / "scores.sqlite"):
-        assert run.poll() is None, "ended before anything could be killed"
-        time.sleep(0.02)
+    records = lines(*(conversation(f"{n}", f"question {n}", f"answer {n}") for n in range(600)))
+    run.stdin.write(records)  # it stays open, so that the run cannot end before a process is killed
+    run.stdin.flush()
+    wait_until(lambda: kept(tmp_path / "scores.sqlite") or run.poll() is not None)
     [child] = [
         child
         for child in psutil.Process(run.pid).children(recursive=True)
         if child.environ().get("RANK") == "1"
     ]
     child.kill()
-    _, err = run.communicate(timeout=100)
+    _, err = run.communicate(timeout=300)
     assert run.returncode == 2 and not (tmp_path / "out.jsonl").exists()
     assert err.decode().splitlines() == ["music score: error: process 1 was killed by SIGKILL"]

@@ -8,19 +8,9 @@ from random import Random
 
 import pytest
 from aiohttp import web
+from build import read, talk
 from openai_server import serve
-from scripted import (
-    Music,
-    jsonl,
-    lines,
-    no_network,
-    role,
-    roles,
-    scripted_reply,
-    talk,
-    wait_until,
-    words,
-)
+from scripted import jsonl, no_network, role, roles, scripted_reply, wait_until, words
 
 from musiccli import prompts
 from musiccli.core import jsonl as files
@@ -622,7 +612,7 @@ def test_a_reviewer_who_never_says_anything_ends_its_conversation_alone(tmp_path
     )
     rejects.close()
     assert [record["id"] for record in done] == ["x"]
-    [kept] = lines((tmp_path / "rejects.jsonl").read_text())
+    [kept] = read((tmp_path / "rejects.jsonl").read_text())
     assert (
         kept["error"]
         == "seeds.jsonl:bad: openai/scripted wrote nothing as reviewer in turn 2, 2 times"
@@ -909,7 +899,7 @@ def test_a_conversation_whose_call_fails_is_rejected_and_the_others_go_on(tmp_pa
     )
     rejects.close()
     assert [record["id"] for record in done] == ["x", "x", "y", "y"]
-    [kept] = lines((tmp_path / "rejects.jsonl").read_text())
+    [kept] = read((tmp_path / "rejects.jsonl").read_text())
     assert (kept["id"], rejects.count) == ("bad", 1)
     assert kept["error"].startswith(
         "seeds.jsonl:bad: openai/scripted: an empty reply (after 2 attempts)"
@@ -1055,12 +1045,6 @@ SEED_RECORDS = [
 SEEDS = jsonl(SEED_RECORDS)
 
 
-@pytest.fixture
-def music(tmp_path):
-    with Music(tmp_path) as music:
-        yield music
-
-
 def options(server, *more: object) -> tuple:
     return ("simulate", "--assistant", MODEL, "--api-base", server.base_url, "--turns", 2, *more)
 
@@ -1070,7 +1054,7 @@ def test_simulate_writes_branches_and_nothing_else_in_spite_of_faults(music):
     with serve(reply=scripted_reply, faults=faults) as server:
         done = music(*options(server), stdin=SEEDS)
     assert done.returncode == 0, done.stderr
-    assert lines(done.stdout) == simulated(*SEED_RECORDS)[0]
+    assert read(done.stdout) == simulated(*SEED_RECORDS)[0]
     stderr = [line for line in done.stderr.splitlines() if not line.endswith("; trying again")]
     assert [line.split(": ")[1] for line in stderr[:3]] == [
         f"{who} {MODEL}" for who in ("assistant", "contrast", "user")
@@ -1079,7 +1063,7 @@ def test_simulate_writes_branches_and_nothing_else_in_spite_of_faults(music):
     assert len(stderr) == 4
     assert music.network == ""
     pairs = music("pair", stdin=done.stdout)
-    assert (pairs.returncode, [pair["id"] for pair in lines(pairs.stdout)]) == (0, list(range(12)))
+    assert (pairs.returncode, [pair["id"] for pair in read(pairs.stdout)]) == (0, list(range(12)))
 
 
 def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_have_written(
@@ -1103,7 +1087,7 @@ def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_
             cut.stderr
         )
         whole = music(*run, stdin=SEEDS)
-        assert (whole.returncode, lines(target.read_text())) == (0, undisturbed)
+        assert (whole.returncode, read(target.read_text())) == (0, undisturbed)
         assert (
             reference.calls <= server.calls <= reference.calls + 2 * 4
         )  # what was in flight is asked again
@@ -1136,7 +1120,7 @@ def test_a_reader_that_has_seen_enough_ends_the_run_quietly(music):
         stderr = process.stderr.read()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-    assert lines(first)[0]["id"] == 0
+    assert read(first)[0]["id"] == 0
     assert all(
         line.startswith("music simulate: ") and f" {MODEL}: " in line
         for line in stderr.splitlines()
@@ -1175,7 +1159,7 @@ def test_users_that_review_are_an_option_and_their_calls_are_planned(music, tmp_
         planned = music(*options(server, *more, "--dry-run"), stdin=SEEDS)
         assert (planned.returncode, server.calls) == (0, 0), planned.stderr
         done = music(*options(server, *more), stdin=SEEDS)
-    assert (done.returncode, lines(done.stdout)) == (0, expected), done.stderr
+    assert (done.returncode, read(done.stdout)) == (0, expected), done.stderr
     table = [line.split() for line in planned.stderr.splitlines() if MODEL in line]
     assert {row[0]: int(row[2]) for row in table} == roles(once)
     assert roles(once)["reviewer"] == roles(once)["chairman"] > 0 == roles(once)["user"]
@@ -1190,7 +1174,7 @@ def test_a_failed_conversation_gives_exit_status_1(music):
 
     with serve(reply=reply) as server:
         done = music(*options(server, "--concurrency", 1), stdin=SEEDS)
-    assert (done.returncode, {record["id"] for record in lines(done.stdout)}) == (
+    assert (done.returncode, {record["id"] for record in read(done.stdout)}) == (
         1,
         set(range(12)) - {3},
     ), done.stderr

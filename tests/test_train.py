@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from build import read, talk, write
 from console import COMMAND, music, start, wait_until
 from safetensors.torch import load_file
-from toys import backbone, embedded, lines, pair, pairs, talk, tiny, write
+from toys import backbone, embedded, pair, pairs, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.core.records import Record
@@ -44,7 +45,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "pairs.jsonl", pairs(12))
+    return write(tmp_path_factory.mktemp("data") / "pairs.jsonl", *pairs(12))
 
 
 @pytest.fixture
@@ -82,12 +83,12 @@ def log(out):
     """What the log says, without what depends on the clock."""
     return [
         {name: value for name, value in step.items() if name not in TIMES}
-        for step in lines(out / "log.jsonl")
+        for step in read(out / "log.jsonl")
     ]
 
 
 def losses(out):
-    return [step["loss"] for step in lines(out / "log.jsonl")]
+    return [step["loss"] for step in read(out / "log.jsonl")]
 
 
 def weights(out):
@@ -180,7 +181,7 @@ def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
     (-torch.nn.functional.logsigmoid(chosen - rejected)).mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(core.parameters(), 1.0)
     torch.optim.AdamW(core.parameters(), lr=1e-2, weight_decay=0.0).step()
-    [measured] = lines(tmp_path / "log.jsonl")
+    [measured] = read(tmp_path / "log.jsonl")
     assert (measured["lr"], measured["grad_norm"]) == (1e-2, pytest.approx(norm.item(), rel=1e-4))
     trained = checkpoint.load(str(tmp_path)).network.core.state_dict()
     for name, weight in core.state_dict().items():
@@ -235,7 +236,7 @@ def test_centring_draws_rewards_to_zero(tmp_path, base):
 def test_a_pair_without_its_margin_is_a_bad_record(run, tmp_path, value):
     given = write(
         tmp_path / "in.jsonl",
-        [one | {"by": 0.5} for one in pairs(8)] + [pairs(9)[8] | {"by": value}],
+        *([one | {"by": 0.5} for one in pairs(8)] + [pairs(9)[8] | {"by": value}]),
     )
     done = run(tmp_path / "rm", "--margin-field", "by", pairs=given)
     found = "missing" if value is None else repr(value)
@@ -281,7 +282,7 @@ def test_a_factor_of_margins_that_makes_no_sense_is_refused_before_the_model_is_
 
 def test_other_margins_are_another_run(run, tmp_path):
     files = [
-        write(tmp_path / f"{by}.jsonl", [one | {"by": by} for one in pairs(8)]) for by in (1, 2)
+        write(tmp_path / f"{by}.jsonl", *[one | {"by": by} for one in pairs(8)]) for by in (1, 2)
     ]
     assert run(tmp_path / "rm", "--margin-field", "by", pairs=files[0]).status == 0
     assert (
@@ -301,7 +302,7 @@ def test_training_goes_on_from_a_reward_model_with_its_head(file, base, finished
         one["scores"]["x"] for one in music("score", file, "--model", finished, "--as", "x").records
     ]
     mean = sum(one["chosen"] + one["rejected"] for one in scores) / len(scores) / 2
-    assert lines(tmp_path / "rm" / "log.jsonl")[-1]["eval_mean_reward"] == pytest.approx(
+    assert read(tmp_path / "rm" / "log.jsonl")[-1]["eval_mean_reward"] == pytest.approx(
         mean, abs=1e-4
     )
     done = music(*line, "--init-from", base, "--out", tmp_path / "other")
@@ -340,7 +341,7 @@ def test_two_processes_fed_by_a_pipe_give_the_same_losses_and_say_things_once(
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     bad, planned, measured, last = done.stderr.splitlines()
     assert ":13: chosen: is a number" in bad and [
-        one["chosen"] for one in lines(tmp_path / "bad.jsonl")
+        one["chosen"] for one in read(tmp_path / "bad.jsonl")
     ] == [3]
     assert "; 2 x cpu, no mixed precision" in planned
     assert measured.startswith("music train: step 6, loss ") and last.endswith("; 1 failed")
@@ -353,7 +354,7 @@ def test_a_tie_is_no_success(tmp_path, base):
     model = checkpoint.create(base)
     model.network.core.score.weight.data.zero_()
     checkpoint.save(model, tmp_path / "indifferent")
-    given = write(tmp_path / "pairs.jsonl", pairs(4))
+    given = write(tmp_path / "pairs.jsonl", *pairs(4))
     done = music(
         "train",
         given,
@@ -369,7 +370,7 @@ def test_a_tie_is_no_success(tmp_path, base):
         given,
     )
     assert done.status == 0, done.err
-    [step] = lines(tmp_path / "rm" / "log.jsonl")
+    [step] = read(tmp_path / "rm" / "log.jsonl")
     assert (step["accuracy"], step["eval_accuracy"], step["eval_margin"]) == (0.0, 0.0, 0.0)
     assert step["loss"] == pytest.approx(math.log(2))
 
@@ -381,7 +382,7 @@ def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
         tmp_path,
         TrainConfig(model=base, batch=8, steps=20, lr=1e-2, schedule="constant_with_warmup"),
     )
-    last = lines(tmp_path / "log.jsonl")[-1]
+    last = read(tmp_path / "log.jsonl")[-1]
     assert last["loss"] < 0.1 and last["accuracy"] == 1.0
     assert losses(tmp_path)[0] > 0.3
 
@@ -394,7 +395,7 @@ def test_lora_learns_and_its_checkpoint_scores_what_was_measured(tmp_path, base)
     measured = train(records, tmp_path, config, held_out=[Record(one) for one in pairs(8)])
     assert measured["eval_loss"] < 0.3 < losses(tmp_path)[0]
     scores = music(
-        "score", write(tmp_path / "in.jsonl", pairs(8)), "--model", tmp_path, "--as", "rm"
+        "score", write(tmp_path / "in.jsonl", *pairs(8)), "--model", tmp_path, "--as", "rm"
     ).records
     margins = [one["scores"]["rm"]["chosen"] - one["scores"]["rm"]["rejected"] for one in scores]
     assert sum(margins) / 8 == pytest.approx(measured["eval_margin"], rel=1e-3)
@@ -553,7 +554,7 @@ def test_what_was_dropped_and_cut_is_said_of_both_files(run, tmp_path):
         pair("same", talk("q", "a"), talk("q", "a")),
         pair("cut", talk("x " * 400, "a", "q", "y"), talk("x " * 400, "a", "q", "n")),
     ]
-    files = [write(tmp_path / name, given) for name in ("pairs.jsonl", "held-out.jsonl")]
+    files = [write(tmp_path / name, *given) for name in ("pairs.jsonl", "held-out.jsonl")]
     done = run(tmp_path / "rm", "--max-length", 300, "--eval", files[1], pairs=files[0])
     assert (done.status, done.lines[:4]) == (
         0,
@@ -577,15 +578,15 @@ def test_plain_prompt_chosen_rejected_rows_are_pairs_too(run, finished, tmp_path
         for number in range(4)
     ]
     for name, records in (("whole", whole), ("plain", plain)):
-        done = run(tmp_path / name, pairs=write(tmp_path / f"{name}.jsonl", records))
+        done = run(tmp_path / name, pairs=write(tmp_path / f"{name}.jsonl", *records))
         assert done.status == 0, done.err
     assert log(tmp_path / "plain") == log(tmp_path / "whole")
 
 
 def test_held_out_figures_are_those_of_score(run, tmp_path):
-    held_out = write(tmp_path / "held-out.jsonl", tiny("heldout"))
+    held_out = write(tmp_path / "held-out.jsonl", *tiny("heldout"))
     assert run(tmp_path / "rm", "--eval", held_out, "--save-every", 4).status == 0
-    steps = lines(tmp_path / "rm" / "log.jsonl")
+    steps = read(tmp_path / "rm" / "log.jsonl")
     assert [step["step"] for step in steps if "eval_loss" in step] == [4, 6]
     scores = [
         one["scores"]["rm"] for one in music("score", held_out, "--model", tmp_path / "rm").records
@@ -615,9 +616,11 @@ def test_held_out_figures_are_those_of_score(run, tmp_path):
 
 def test_held_out_pairs_are_measured_as_often_as_asked(run, file, tmp_path):
     done = run(tmp_path / "rm", "--eval", file, "--eval-every", 2, "--save-every", 5)
-    assert [
-        step["step"] for step in lines(tmp_path / "rm" / "log.jsonl") if "eval_ece" in step
-    ] == [2, 4, 6]
+    assert [step["step"] for step in read(tmp_path / "rm" / "log.jsonl") if "eval_ece" in step] == [
+        2,
+        4,
+        6,
+    ]
     assert " eval_by_divergence first: " in done.lines[-1]
 
 
@@ -629,7 +632,8 @@ def test_a_pair_that_the_template_refuses_is_a_bad_record(base, tmp_path):
     )
     given = write(
         tmp_path / "in.jsonl",
-        [pair("a", talk("q", "a"), talk("q", "b")), pair("b", talk("q", "x"), talk("q", "b"))],
+        pair("a", talk("q", "a"), talk("q", "b")),
+        pair("b", talk("q", "x"), talk("q", "b")),
     )
     line = ("train", given, "--model", tmp_path / "strict", "--out", tmp_path / "rm", "--batch", 1)
     done = music(*line)
@@ -638,7 +642,7 @@ def test_a_pair_that_the_template_refuses_is_a_bad_record(base, tmp_path):
         [f"music train: error: {given}:2: messages: the chat template refuses it: no x"],
     )
     done = music(*line, "--on-error", "skip", "--rejects", tmp_path / "bad.jsonl")
-    assert (done.status, [one["id"] for one in lines(tmp_path / "bad.jsonl")]) == (1, ["b"])
+    assert (done.status, [one["id"] for one in read(tmp_path / "bad.jsonl")]) == (1, ["b"])
     assert (tmp_path / "rm" / "model.safetensors").exists()
 
 
@@ -776,7 +780,7 @@ def test_other_settings_are_another_run(run, finished, more, says):
 
 
 def test_other_pairs_are_another_run_also_halfway(run, finished, halfway, tmp_path):
-    other = write(tmp_path / "other.jsonl", pairs(12, seed=9))
+    other = write(tmp_path / "other.jsonl", *pairs(12, seed=9))
     done = run(finished, pairs=other)
     assert (done.status, done.lines) == (
         2,
@@ -1076,7 +1080,7 @@ def test_processes_that_have_read_different_pairs_are_refused(run, tmp_path):
         "sys.argv[2] += os.environ['RANK']\nmain()"
     )
     for rank in range(2):
-        write(tmp_path / f"pairs{rank}", pairs(12, seed=rank))
+        write(tmp_path / f"pairs{rank}", *pairs(12, seed=rank))
     done = run(
         tmp_path / "rm",
         pairs=tmp_path / "pairs",
@@ -1224,7 +1228,7 @@ def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(
     run, finished, tmp_path
 ):
     (tmp_path / "sharded.py").write_text(SHARDED)
-    held_out = write(tmp_path / "held-out.jsonl", pairs(3))
+    held_out = write(tmp_path / "held-out.jsonl", *pairs(3))
     line = partial(torchrun, tmp_path / "sharded.py")
     out, more = tmp_path / "rm", ("--save-every", 2, "--budget", 64, "--eval", held_out)
     run(out, *more, run=lambda *words: line(*words, DIE="1"))
@@ -1266,7 +1270,7 @@ def test_accelerates_own_config_is_followed(run, finished, tmp_path):
 
 def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
     embedded("smollm2")
-    given = write(tmp_path / "pairs.jsonl", pairs(4))
+    given = write(tmp_path / "pairs.jsonl", *pairs(4))
     done = music(
         "train",
         given,
@@ -1284,7 +1288,7 @@ def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
         given,
     )
     assert done.status == 0, done.err
-    steps = lines(tmp_path / "rm" / "log.jsonl")
+    steps = read(tmp_path / "rm" / "log.jsonl")
     assert steps[1]["loss"] < steps[0]["loss"] - 0.1
     assert steps[1]["eval_loss"] < steps[1]["loss"]
     scores = [

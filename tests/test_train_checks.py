@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import torch
+from build import write
 from console import music
-from toys import backbone, pairs, sequence, write
+from toys import backbone, pairs, sequence
 
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
@@ -243,7 +244,7 @@ def test_everything_that_is_wrong_is_said_each_in_a_line(base, tmp_path):
     )
     done = music(
         "train",
-        write(tmp_path / "in.jsonl", pairs(8)),
+        write(tmp_path / "in.jsonl", *pairs(8)),
         "--model",
         tmp_path / "m",
         "--batch",
@@ -369,7 +370,7 @@ def test_the_estimate_is_close_to_the_measured_peak(tmp_path):
     )
     given = write(
         tmp_path / "in.jsonl",
-        [
+        *[
             one
             | {
                 side: [

@@ -4,8 +4,9 @@ import os
 import subprocess
 
 import pytest
+from build import read, write
 from console import COMMAND, music
-from toys import backbone, lines, pairs, write
+from toys import backbone, pairs
 
 from musiccli.train import curves
 
@@ -14,7 +15,7 @@ from musiccli.train import curves
 def trained(tmp_path_factory):
     """A finished run's line, as words, and its folder."""
     folder = tmp_path_factory.mktemp("runs")
-    given = write(folder / "pairs.jsonl", pairs(8))
+    given = write(folder / "pairs.jsonl", *pairs(8))
     line = [
         "train",
         given,
@@ -71,7 +72,7 @@ def test_several_runs_are_drawn_together_under_their_names(trained, tmp_path):
 
 
 def test_the_same_logs_give_the_same_bytes_and_others_others(trained):
-    steps = lines(trained[1] / "log.jsonl")
+    steps = read(trained[1] / "log.jsonl")
     drawn = curves.draw_curves({"rm": steps}, "svg")
     assert drawn == curves.draw_curves({"rm": steps}, "svg")
     for name in ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy", "eval_margin"):
@@ -112,7 +113,7 @@ def test_a_running_mean_is_centered(values, expected):
     ],
 )
 def test_what_cannot_be_is_said_before_the_model_is_loaded(tmp_path, more, says):
-    given = write(tmp_path / "pairs.jsonl", pairs(4))
+    given = write(tmp_path / "pairs.jsonl", *pairs(4))
     done = music("train", given, "--model", "/nowhere", "--out", tmp_path / "rm", *more)
     assert (done.status, done.lines) == (2, [f"music train: error: {says}"])
     assert not (tmp_path / "rm").exists()
@@ -158,7 +159,7 @@ def tracked(trained, tmp_path):
             *more,
         ]
         done = subprocess.run(line, capture_output=True, text=True, env=environment | settings)
-        return done, lines(notes) if notes.exists() else []
+        return done, read(notes) if notes.exists() else []
 
     return run
 
@@ -169,7 +170,7 @@ def test_a_tracker_is_told_the_settings_and_every_step_once(tracked, tmp_path, m
     assert done.returncode == 0, done.stderr
     assert [one[0] for one in told] == ["init", "config", "log", "log", "log", "log", "finish"]
     assert told[0][1] == "music" and told[1][1]["batch"] == 4 and None not in told[1][1].values()
-    steps = lines(tmp_path / "rm" / "log.jsonl")
+    steps = read(tmp_path / "rm" / "log.jsonl")
     assert [one[1] for one in told[2:6]] == [step["step"] for step in steps] == [1, 2, 3, 4]
     assert told[3][2]["loss"] == steps[1]["loss"]
     turns, one = next(iter(steps[1]["eval_by_turns"].items()))

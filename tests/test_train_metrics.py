@@ -4,7 +4,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from toys import sequence, talk
+from build import talk
+from toys import sequence
 
 from musiccli.train.log import describe_metrics
 from musiccli.train.metrics import expected_calibration_error, held_out_metrics, mean_metrics

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from build import read, talk, write
 from console import music
-from toys import backbone, lines, pair, pairs, talk, write
+from toys import backbone, pair, pairs
 
 from musiccli.core.records import Record, count_turns
 from musiccli.reward_model import checkpoint
@@ -68,7 +69,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def file(tmp_path):
-    return write(tmp_path / "pairs.jsonl", RECORDS)
+    return write(tmp_path / "pairs.jsonl", *RECORDS)
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_pairs_that_differ_in_the_last_reply_alone_have_the_ordinary_loss(base, 
         found.append(
             [
                 [step[name] for name in ("loss", "margin", "mean_reward", "grad_norm")]
-                for step in lines(tmp_path / str(per_turn) / "log.jsonl")
+                for step in read(tmp_path / str(per_turn) / "log.jsonl")
             ]
         )
     assert found[0] == found[1]

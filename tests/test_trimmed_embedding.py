@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from toys import backbone, pair, pairs, talk
+from build import talk
+from toys import backbone, pair, pairs
 
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint

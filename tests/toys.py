@@ -4,13 +4,13 @@ The models are real architectures of a few thousand weights under a real tokeniz
 are large, so that what a token sees changes the reward far more than rounding does.
 """
 
-import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from build import read, talk
 from transformers import (
     AutoTokenizer,
     Gemma2Config,
@@ -158,13 +158,6 @@ def draw(count: int, seed: int) -> list[int]:
     return random.Random(seed).choices(range(10, 2000), k=count)
 
 
-def talk(*texts: str) -> list[dict]:
-    return [
-        {"role": ("user", "assistant")[number % 2], "content": text}
-        for number, text in enumerate(texts)
-    ]
-
-
 def pair(name: str, chosen: list[dict], rejected: list[dict]) -> dict:
     return {"id": name, "chosen": chosen, "rejected": rejected, "metadata": {}}
 
@@ -196,21 +189,12 @@ def pairs(count: int, seed: int = 0) -> list[dict]:
     return found
 
 
-def write(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def tiny(name: str) -> list[dict]:
-    return lines(TINY / f"{name}.jsonl")
+    return read(TINY / f"{name}.jsonl")
 
 
 def mtbench101(count: int) -> list[list[dict]]:
-    rows = lines(DATA / "mtbench101" / "mtbench101.jsonl")
+    rows = read(DATA / "mtbench101" / "mtbench101.jsonl")
     return [
         talk(*(text for turn in row["history"] for text in (turn["user"], turn["bot"])))
         for row in rows[:: len(rows) // count][:count]
@@ -219,7 +203,7 @@ def mtbench101(count: int) -> list[list[dict]]:
 
 def hh(count: int) -> list[tuple[list[dict], list[dict]]]:
     """Both sides of human-labelled pairs."""
-    rows = lines(DATA / "hh_helpful" / "anthropic_helpful_0521.jsonl")
+    rows = read(DATA / "hh_helpful" / "anthropic_helpful_0521.jsonl")
     found = []
     for row in rows[:: len(rows) // count][:count]:
         sample = row["evaluation_sample"]

@@ -1,0 +1,62 @@
+"""Build what tests give to `music`, and read what it writes: messages, records and JSONL."""
+
+import json
+from pathlib import Path
+
+
+def user(text: str = "q") -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str = "a") -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def system(text: str = "s") -> dict:
+    return {"role": "system", "content": text}
+
+
+def talk(*texts: str, system: str | None = None) -> list[dict]:
+    """Messages of user, assistant, user, ..., after those of the system."""
+    first = [{"role": "system", "content": system}] if system else []
+    return first + [(user, assistant)[turn % 2](text) for turn, text in enumerate(texts)]
+
+
+def scored_pair(number: int, chosen: float, rejected: float, **fields) -> dict:
+    """A pair of its own prompt, and the rewards that the model "rm" gives its two sides."""
+    return {
+        "id": f"p{number}",
+        "chosen": talk(f"prompt {number}", "yes"),
+        "rejected": talk(f"prompt {number}", "no"),
+        "scores": {"rm": {"chosen": chosen, "rejected": rejected}},
+        **fields,
+    }
+
+
+def votes(judge: str, ab: str, ba: str) -> list[dict]:
+    """A judge's votes in both orders."""
+    return [
+        {"judge": judge, "order": order, "winner": winner, "explanation": ""}
+        for order, winner in (("ab", ab), ("ba", ba))
+    ]
+
+
+def lines(*records: dict | bytes) -> bytes:
+    """JSONL of records; bytes are lines that stand as they are."""
+    return b"".join(
+        record if isinstance(record, bytes) else json.dumps(record).encode()
+        for record in (part for record in records for part in (record, b"\n"))
+    )
+
+
+def write(path: str | Path, *records: dict | bytes) -> Path:
+    """Write records to a file as JSONL."""
+    path = Path(path)
+    path.write_bytes(lines(*records))
+    return path
+
+
+def read(source: str | Path) -> list[dict]:
+    """The records of a file, or of a text that holds JSONL."""
+    text = source.read_text("utf-8") if isinstance(source, Path) else source
+    return [json.loads(line) for line in text.splitlines()]
