@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from console import music
 from openai_server import serve
-from scripted import cast
+from scripted import scripted_reply
 from toys import backbone
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def run(script: str, folder: Path, **environment: str) -> subprocess.CompletedPr
 @pytest.mark.slow
 def test_the_papers_run_walks_all_its_stages(tmp_path):
     """With a server for the LLM and a toy for the backbone: the laptop's run takes embedded models."""
-    with serve(reply=cast) as server:
+    with serve(reply=scripted_reply) as server:
         environment = {
             "DRY_LLM": "openai/scripted",
             "DRY_MODEL": str(backbone(tmp_path / "toy", num_hidden_layers=2)),

@@ -586,8 +586,18 @@ def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
 
 
 def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
+    file = write(
+        tmp_path / "in.jsonl",
+        *(
+            conversation(
+                f"{number}", f"question {number}", *["word " * 60, "and?"] * 6, f"answer {number}"
+            )
+            for number in range(1200)
+        ),
+    )
     run = start(
         "score",
+        file,
         "--model",
         rm,
         "--cache",
@@ -597,9 +607,6 @@ def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
         "-o",
         tmp_path / "out.jsonl",
     )
-    records = lines(*(conversation(f"{n}", f"question {n}", f"answer {n}") for n in range(600)))
-    run.stdin.write(records)  # it stays open, so that the run cannot end before a process is killed
-    run.stdin.flush()
     wait_until(lambda: kept(tmp_path / "scores.sqlite") or run.poll() is not None)
     [child] = [
         child
