@@ -1,8 +1,8 @@
 """Which results are kept: duplicates are dropped, and some of the rest are chosen at random."""
 
-import random
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
+from random import Random
 from typing import Any
 
 from musiccli.core.records import (
@@ -14,6 +14,7 @@ from musiccli.core.records import (
     lookup,
     side_names,
 )
+from musiccli.core.reservoir import draw_sample
 from musiccli.core.run_stats import RunStats
 from musiccli.sample.corruptions import intact_messages
 
@@ -83,15 +84,9 @@ def choose(
 ) -> Iterator[dict[str, Any]]:
     """Choose `count` results at random, all with the same probability, and keep their order.
 
-    This is reservoir sampling: Vitter 1985, "Random sampling with a reservoir", algorithm R.
+    All results are read before the first is yielded. `stats` counts how many are missing.
     """
-    rng = random.Random(seed)
-    reservoir: list[tuple[int, dict[str, Any]]] = []
-    for index, result in enumerate(results):
-        if index < count:
-            reservoir.append((index, result))
-        elif (slot := rng.randrange(index + 1)) < count:
-            reservoir[slot] = (index, result)
-    stats.count("fewer_than_asked_for", number=count - len(reservoir))
-    for _, result in sorted(reservoir, key=itemgetter(0)):
+    drawn, _ = draw_sample(enumerate(results), count, Random(seed))
+    stats.count("fewer_than_asked_for", number=count - len(drawn))
+    for _, result in sorted(drawn, key=itemgetter(0)):
         yield result

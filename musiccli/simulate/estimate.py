@@ -8,6 +8,7 @@ from random import Random
 from typing import cast
 
 from musiccli.core.records import Record
+from musiccli.core.reservoir import draw_sample
 from musiccli.core.run_stats import RunStats
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client
@@ -53,9 +54,8 @@ class DryRunClient:
 def estimate(seeds: Iterable[Record], config: SimulateConfig) -> tuple[Planned, int, int]:
     """What these seeds would take without retries.
 
-    Up to ESTIMATE_SAMPLE conversations are drawn at random from all (Algorithm R: Vitter 1985, ACM
-    TOMS 11:37), simulated with a DryRunClient, and their counts scaled up. Where all conversations
-    fit into the sample, the number of calls is exact.
+    Up to ESTIMATE_SAMPLE conversations are drawn at random and simulated with a DryRunClient. Their
+    counts are scaled up to all conversations. The number of calls is exact where all were drawn.
 
     Returns:
         The counts as in `DryRunClient.planned`, the size of the sample, and the number of all
@@ -63,7 +63,8 @@ def estimate(seeds: Iterable[Record], config: SimulateConfig) -> tuple[Planned, 
     """
     client = DryRunClient(config)
     simulator = Simulator(replace(config, retries=0), cast(Client, client), RunStats())
-    drawn, total = _draw(seeds, config)
+    conversations = ((seed, sample) for seed in seeds for sample in range(config.samples))
+    drawn, total = draw_sample(conversations, ESTIMATE_SAMPLE, Random(config.seed))
 
     async def dry_run() -> None:
         for seed, sample in drawn:
@@ -75,20 +76,6 @@ def estimate(seeds: Iterable[Record], config: SimulateConfig) -> tuple[Planned, 
         for key, counts in sorted(client.planned.items())
     }
     return planned, len(drawn), total
-
-
-def _draw(seeds: Iterable[Record], config: SimulateConfig) -> tuple[list[tuple[Record, int]], int]:
-    """A random sample of the conversations to simulate, and how many there are."""
-    rng, total = Random(config.seed), 0
-    drawn: list[tuple[Record, int]] = []
-    for seed in seeds:
-        for sample in range(config.samples):
-            total += 1
-            if len(drawn) < ESTIMATE_SAMPLE:
-                drawn.append((seed, sample))
-            elif (position := rng.randrange(total)) < ESTIMATE_SAMPLE:
-                drawn[position] = (seed, sample)
-    return drawn, total
 
 
 def _text(max_tokens: int) -> str:

@@ -55,8 +55,8 @@ class ReviewUser:
     async def _review(self, branch: Branch, turn: int) -> str:
         """What the last reply lacks.
 
-        A fault that stays in a review does not mark the branch: the review is no part of the
-        conversation, and the message made of it is checked.
+        A review that is still faulty after the last retry does not mark the branch. It is not part
+        of the conversation, and the message made from it is checked.
         """
         history = branch.messages
         question = self._reviewer.with_prompt(
