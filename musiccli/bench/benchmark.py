@@ -50,7 +50,7 @@ class Benchmark(Generic[Config]):
         parse: checks a record that was read, and returns it. Raises RecordError.
         metrics: called as `metrics(records, config, stats, worst)`; yields metric records.
         tables: makes the tables of the metric records. Tables without rows are not shown.
-        notes: sentences for what the tables have no room for.
+        notes: sentences on what the tables do not show.
         plot: draws the metric records of one panel.
         panels: divides the metric records among the panels of the figure.
         config: the class of the config. Its fields made by `option` are options of the command.

@@ -140,7 +140,7 @@ class BestOfFour:
         self._prompts.append(prompt_cluster(first))
 
     def record(self, model: str, subset: str, config: BenchConfig) -> MetricRecord:
-        """The metric record."""
+        """The accuracy of these prompts, as a metric record."""
         import numpy as np
 
         points, picks, prompts = map(np.asarray, (self._points, self._picks, self._prompts))

@@ -7,7 +7,7 @@ import typer
 
 from musiccli import __version__
 
-# The order of the help: the pipeline, then what looks after its files.
+# The order of the help: the commands of the pipeline, then the commands that serve them.
 ORDER = (
     *("sample", "simulate", "pair", "train", "score", "judge", "bench"),
     *("show", "merge", "cache", "help"),

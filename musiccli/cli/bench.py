@@ -35,7 +35,7 @@ class BenchmarkGroup(typer.core.TyperGroup):
 
     @commands.setter
     def commands(self, commands: object) -> None:
-        """Do nothing: what typer knows when it makes the group is no command."""
+        """Do nothing: typer sets it when it makes the group, without the benchmarks."""
 
 
 app.add_typer(
@@ -150,7 +150,7 @@ def run_benchmark(
     open_client: OpenClient | None = None,
     **settings: Any,
 ) -> None:
-    """Read records, compute the benchmark's metrics, and write all that was asked for."""
+    """Read records, compute the benchmark's metrics, and write them and the requested files."""
     from musiccli.cli.report import Report
 
     judge_settings = {name: settings.pop(name, None) for name in JUDGE_OPTIONS}

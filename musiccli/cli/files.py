@@ -6,7 +6,7 @@ from musiccli.core import jsonl
 
 
 def save(path: str, pieces: Iterable[bytes]) -> None:
-    """Write a file. It appears when it is complete, or not at all."""
+    """Write a file, which appears only when it is complete."""
     output = jsonl.open_output(path)
     try:
         for piece in pieces:

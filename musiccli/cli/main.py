@@ -38,7 +38,7 @@ def main() -> None:
         root.main(args=arguments, prog_name="music")
     command, running = find_command(root, arguments)
     use_options_of(running)
-    if sys.stderr is None:  # closed: print would write to standard output instead
+    if sys.stderr is None:  # it is closed, and print would write to standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if "--quiet" in sys.argv:
         be_quiet()
@@ -50,7 +50,7 @@ def main() -> None:
             context.command.invoke(context)
     except typer.Exit as ending:
         sys.exit(ending.exit_code)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output, such as head, has closed the pipe
         jsonl.silence_stdout()
         sys.exit(ExitStatus.DONE)
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import typer
 
 
 class OnError(StrEnum):
-    """What becomes of a run that meets a bad record."""
+    """What a run does at a bad record."""
 
     stop = "stop"
     skip = "skip"

@@ -22,12 +22,12 @@ class Run:
     """One run of one command.
 
     Attributes:
-        name: the command as people type it, without `music`.
+        name: the name of the command, without `music`.
         files: the inputs named on the command line; none means standard input.
         clock: the time since the run began.
         stats: what stages count, and where they speak to people.
         read_count: how many records were read so far.
-        live: gives the words behind the progress bar; asked several times a second.
+        live: returns the text after the progress bar; called several times a second.
     """
 
     def __init__(
@@ -157,9 +157,9 @@ class Run:
         ]
 
     def discard(self) -> None:
-        """End without a result: the output does not appear, what was rejected so far is kept."""
+        """End without a result. The output does not appear, but the rejects so far are kept."""
         self._output.discard()
-        with suppress(MusicError):  # something else went wrong before, and is said
+        with suppress(MusicError):  # another error ended the run, and that one is reported
             self.stats.rejects.close()
 
 
@@ -212,7 +212,7 @@ def stage(
 
 
 def _own_parameters(body: Callable[..., None]) -> list[inspect.Parameter]:
-    """What a command declares beside its Run; options only, so that their order is free."""
+    """The parameters of a command but its Run, keyword-only so that their order is free."""
     parameters = inspect.signature(body, eval_str=True).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return [parameter.replace(kind=keyword) for parameter in parameters if parameter.name != "run"]

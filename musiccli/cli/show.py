@@ -111,7 +111,7 @@ def field_values(tests: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def use_color(color: Color, on_terminal: bool) -> bool:
-    """NO_COLOR (https://no-color.org) turns off what nobody asked for."""
+    """Whether to use color. NO_COLOR (https://no-color.org) turns it off only for `auto`."""
     if color is Color.auto:
         return on_terminal and not os.environ.get("NO_COLOR")
     return color is Color.always

@@ -1,4 +1,4 @@
-"""The budget of a run: an item of work starts only if the money will probably finish it."""
+"""The budget of a run: an item of work starts only if the rest will probably pay for all of it."""
 
 import asyncio
 import math

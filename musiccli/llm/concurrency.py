@@ -140,7 +140,7 @@ class _Reader(Generic[Item]):
         threading.Thread(target=self._read, args=(items,), name="reader", daemon=True).start()
 
     def request(self, count: int) -> None:
-        """Let `count` items come, those that were requested before included."""
+        """Request items until `count` are outstanding, with those that were requested before."""
         while self._outstanding < count and not self.exhausted:
             self._outstanding += 1
             self._requests.put(True)

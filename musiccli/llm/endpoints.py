@@ -1,4 +1,4 @@
-"""The addresses of one model: calls are shared among them, and one that is down is left out."""
+"""The addresses of one model. Calls are shared among them, except those that are down."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""When a run stops calling a model: not after single failures, and not only when the input ends."""
+"""Decide when a model has failed so often that the run stops calling it."""
 
 from collections.abc import Callable
 

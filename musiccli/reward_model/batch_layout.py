@@ -1,4 +1,4 @@
-"""Whether a model's conversations are packed into one row or padded, found out by a comparison."""
+"""Choose between packing conversations into one row and padding them, by comparing rewards."""
 
 from collections.abc import Callable
 from typing import Any

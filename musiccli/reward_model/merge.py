@@ -33,7 +33,7 @@ def merge(
         adapter: the folder of the adapter.
         out: a folder that does not exist yet, or is empty.
         model: the backbone; left out, the one that the adapter names.
-        say: told in a line what people should know.
+        say: called with one-line messages for the user.
 
     Returns:
         The largest difference between rewards before and after, on two conversations.

@@ -86,9 +86,9 @@ class RewardModel:
         Args:
             conversations: lists of messages, or records that hold such a list as "messages".
                 Each ends with the assistant.
-            max_length: tokens, above which a conversation loses its oldest exchanges; left out,
-                what the backbone takes.
-            budget: tokens in one forward pass; less takes less memory.
+            max_length: the most tokens of a conversation. A longer one loses its oldest exchanges.
+                None is the length of the backbone's context.
+            budget: the most tokens in one forward pass. A smaller budget takes less memory.
 
         Raises:
             RecordError: a conversation is malformed, or too long to be cut. It says which.
@@ -165,7 +165,7 @@ class RewardModel:
 
 
 def _where(number: int) -> str:
-    """How errors name a conversation."""
+    """The name of a conversation in errors."""
     return f"conversation {number}"
 
 

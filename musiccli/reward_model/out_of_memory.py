@@ -1,4 +1,4 @@
-"""One line in place of a traceback where memory runs out."""
+"""Turn an out-of-memory error into one line of advice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from musiccli.core.errors import InputError
 
 @contextmanager
 def explain_out_of_memory(advice: str) -> Iterator[None]:
-    """Raise InputError with `advice`, on what takes less memory, where the work runs out of it."""
+    """Raise InputError if memory runs out within it; `advice` says what would take less memory."""
     try:
         yield
     except RuntimeError as error:

@@ -1,6 +1,6 @@
 """Rewards of many encoded conversations, in few forward passes.
 
-Neighbors that begin alike share the computation of what they have in common. Every forward pass
+Neighbors that begin with the same tokens share the computation of these tokens. Every forward pass
 holds about as many tokens as its budget allows.
 """
 
@@ -31,7 +31,7 @@ def encode_sides(
     Args:
         template: the model's chat template.
         sides: one conversation, or the two of a pair, by field name.
-        max_length: tokens, above which oldest exchanges are cut.
+        max_length: the most tokens of a side; above it, the oldest exchanges are cut.
         every_turn: whether to read a reward after every assistant turn, or the last alone.
 
     Returns:
@@ -84,8 +84,8 @@ def score_encoded(
     Args:
         network: the network, in evaluation mode.
         conversations: in an order in which those with a common beginning are neighbors.
-        prompts: for each conversation something that is equal for neighbors that begin alike.
-        budget: tokens in one forward pass. A longer conversation gets one for itself.
+        prompts: one value per conversation, equal for neighbors that begin with the same tokens.
+        budget: the most tokens in one forward pass. A longer conversation gets one for itself.
 
     Raises:
         InputError: memory does not suffice.

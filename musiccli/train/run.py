@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 
 class ChecksFailed(InputError):
-    """More than one check has found something wrong; each was said in a line of its own."""
+    """More than one check has found something wrong, and each was reported in a line."""
 
 
 @explain_out_of_memory(LESS_MEMORY)

@@ -1,10 +1,9 @@
-"""Content-blind baselines: what guesses get right that do not read the text.
+"""Content-blind baselines: the accuracy of rules that do not read the text.
 
-They stand beside every accuracy.
-On MT-Bench's human votes the longer conversation wins about 68%. Of MINT's solved and unsolved
-trajectories the shorter one is solved in 89%. An accuracy means little without such numbers beside
-it. A baseline that cannot tell two sides apart guesses, and earns half a point. A reward model
-whose two scores are equal earns none.
+An accuracy means little without them. On MT-Bench's human votes, the longer conversation wins about
+68% of the time. Of one solved and one unsolved trajectory of MINT, the shorter one is solved in 89%
+of the pairs. A baseline that cannot tell two sides apart guesses, and earns half a point. A reward
+model whose two scores are equal earns none.
 """
 
 from collections.abc import Mapping
@@ -40,7 +39,7 @@ def baseline_scores(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def first_listed(record: Mapping[str, Any]) -> str:
     """The side that counts as listed first: `a` of a comparison.
 
-    A preference always lists its better side first. There the record's id decides, as a coin would.
+    A preference always lists its better side first. So a hash of its id chooses a side at random.
     """
     from hashlib import blake2b
 

@@ -56,7 +56,8 @@ def bootstrap_interval(
         config: the number of bootstrap samples, the confidence and the seed.
 
     Returns:
-        The bounds, or None where no sample differs, as with one cluster: that is no certainty.
+        The bounds. None where all samples are equal, as with one cluster: they show no spread, but
+        that does not make the value certain.
     """
     import numpy as np
     from scipy.special import ndtr

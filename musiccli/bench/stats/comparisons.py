@@ -39,7 +39,8 @@ def _compare_two(
 
     - `accuracy_difference`; its interval is a paired bootstrap over prompts.
     - `mcnemar_p`; McNemar's test takes the pairs as independent.
-    - `detectable_difference`: what such a set of pairs would have shown with a power of 80%.
+    - `detectable_difference`: the true difference that such a set of pairs would show to be
+      significant with a probability (power) of 80%.
     """
     scored_by_first = pairs.outcomes(first, pairs.outcomes(second, mask).mask)
     scored_by_second = pairs.outcomes(second, scored_by_first.mask)

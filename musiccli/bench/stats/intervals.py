@@ -82,8 +82,8 @@ def proportion_interval(
 ) -> Interval:
     """Wilson's interval of the mean of clustered values from 0 to 1.
 
-    A half point for a tie varies less than a toss of a coin. So values with half points are worth
-    more than their number.
+    Half points vary less than zeros and ones. So values with half points count for more
+    independent outcomes than there are values.
     """
     import numpy as np
 
