@@ -87,6 +87,7 @@ def test_agreement_from_a_pipe_is_metrics_on_stdout_and_a_table_on_stderr():
     assert "music bench agreement: 16 records written in" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes():
     contests = [
         contest(number, "ab"[number % (size + 1) == 0], size)
@@ -100,6 +101,7 @@ def test_the_same_seed_gives_the_same_bytes():
     assert once == again != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, options, records",
     [
@@ -229,6 +231,7 @@ PLOTTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, records, suffix, start",
     [

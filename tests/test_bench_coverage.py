@@ -46,6 +46,7 @@ def held(intervals: list, truth: float) -> float:
     return float(np.mean((low <= truth) & (truth <= high)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count, most, share, correlation",
     [
@@ -76,6 +77,7 @@ def test_of_win_rates_with_ties(count, most, tied):
     assert 0.93 <= held([proportion_interval(row, clusters) for row in found], truth) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0, 0.3, 0.6])
 def test_of_weighted_means_whose_parts_share_their_tasks(correlation):
     """As RewardBench's Reasoning: half 447 problems, half 164 tasks in six languages."""
@@ -97,6 +99,7 @@ def test_of_weighted_means_whose_parts_share_their_tasks(correlation):
     assert correlation < 0.5 or held(apart, 0.75) < 0.9
 
 
+@pytest.mark.slow
 def test_forgetting_the_prompts_or_that_they_are_few_would_not_do():
     random = np.random.default_rng(3)
     clusters = sizes(random, 100, 8)
@@ -128,6 +131,7 @@ def normal(random, clusters: np.ndarray, sets: int, common: float) -> np.ndarray
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count, most, first, second", [(100, 1, 0.8, 0.75), (100, 8, 0.8, 0.75), (300, 4, 0.95, 0.9)]
 )
@@ -145,6 +149,7 @@ def test_of_differences_between_two_models_on_the_same_pairs(count, most, first,
     assert 0.93 <= held(intervals, first - second) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, most, accuracy", [(100, 1, 0.7), (100, 8, 0.8), (300, 4, 0.9)])
 def test_of_kappa(count, most, accuracy):
     """Two judges who are right equally often; one of them calls a tenth of the pairs ties."""
@@ -164,6 +169,7 @@ def test_of_kappa(count, most, accuracy):
     assert 0.93 <= held(intervals, float(expected)) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, most, accuracy", [(100, 8, 0.8), (300, 1, 0.7)])
 def test_of_fleiss_kappa(count, most, accuracy):
     """Three judges who are right with the same chance; two outcomes, equally many of each."""
@@ -180,6 +186,7 @@ def test_of_fleiss_kappa(count, most, accuracy):
     assert 0.93 <= held(intervals, (2 * accuracy - 1) ** 2) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, most, biased", [(100, 1, 0.2), (100, 8, 0.5), (1000, 4, 0.1)])
 def test_of_how_often_the_first_shown_wins(count, most, biased):
     """Two votes a pair: a biased judge names the first side twice, another the same side."""

@@ -249,6 +249,7 @@ def test_the_page_says_how_to_get_the_same_figures(folder):
     assert f"Python{'.'.join(map(str, sys.version_info[:3]))}" in text.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_named_pipe_is_read_once_and_has_no_hash(folder):
     """As a shell's <(...) is one. Opened a second time, it would wait for a writer for ever."""
     os.mkfifo("pairs")

@@ -48,6 +48,7 @@ def test_the_table_has_2985_rows_in_23_subsets():
     assert (sum(PAIRS.values()), len(PAIRS)) == (2985, 23)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "subset, section, score, average",
     [

@@ -59,6 +59,7 @@ def test_replies_outlive_the_process_and_folders_are_made(tmp_path):
     assert Store(tmp_path / "deep" / "er" / "calls.sqlite").get(b"one") == REPLY
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_new_cache_at_the_same_moment_share_it(tmp_path):
     for attempt in range(3):
         path, gate = tmp_path / f"{attempt}.sqlite", tmp_path / f"{attempt}.go"

@@ -51,6 +51,7 @@ def run(tmp_path_factory):
     return line, folder / "rm"
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_run_was(run):
     line, out = run
     text = (out / "README.md").read_text()
@@ -181,6 +182,7 @@ def push(line, address="http://127.0.0.1:9", token="hf_secret"):
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_pushed_without_training_again(run):
     line, out = run
     (out / "trackers").mkdir(exist_ok=True)
@@ -202,6 +204,7 @@ def test_a_finished_run_is_pushed_without_training_again(run):
     assert {"README.md", "model.safetensors", "log.jsonl", "music.json"} <= set(files)
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_leaves_the_model_and_says_how_to_go_on(run):
     line, out = run
     with hub(refuses=True) as server:
@@ -214,6 +217,7 @@ def test_a_push_that_fails_leaves_the_model_and_says_how_to_go_on(run):
     assert last.endswith("; the same line again pushes it")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "token, says",
     [

@@ -55,6 +55,7 @@ def with_template(tokens, text):
 # Gemma
 
 
+@pytest.mark.slow
 def test_gemma_conversations_have_exactly_one_bos_at_their_start(gemma):
     for messages in (talk("q", "a"), talk("q", "a", "r", "b"), [SYSTEM, *talk("q", "a")], *ODD):
         ids = gemma.encode(messages).ids
@@ -62,6 +63,7 @@ def test_gemma_conversations_have_exactly_one_bos_at_their_start(gemma):
         assert ids.count(2) == 1
 
 
+@pytest.mark.slow
 def test_gemma_is_read_at_the_newline_after_the_end_of_turn(gemma):
     encoded = gemma.encode(talk("q", "a", "r", "b"))
     around = [

@@ -113,6 +113,7 @@ def test_two_samples_of_one_question_have_different_seeds_and_a_repeated_one_its
     assert 0 <= call().call_seed < 2**31
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, cost",
     [
@@ -131,6 +132,7 @@ def test_cost_is_in_dollars_and_none_where_the_price_is_unknown(model, cost):
     assert ("price unknown" in client.summary()[0]) is (cost is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["openai/gpt-4o", "deepseek/deepseek-chat"])
 def test_an_empty_reply_is_paid_for_too(model):
     with server_and_client() as (server, client):

@@ -286,6 +286,7 @@ def test_every_command_stands_in_the_table_or_is_excused():
     assert rows - there == set() and EXCUSED.keys() & rows == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", bad_lines(ROWS[0]))
 def test_a_bad_record_stops_the_run_with_one_line_that_names_it(reader, fault, monkeypatch):
     monkeypatch.setattr("musiccli.core.jsonl.reader.MAX_LINE", 2048)

@@ -412,6 +412,7 @@ def test_a_contrast_is_what_show_audit_and_sensitivity_read():
     assert [message.instruction for message in shown.columns[1]] == ["UUUU"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "mtbench101").is_dir(), reason="needs ../shared/data/mtbench101")
 def test_on_mtbench101_every_record_is_valid_matched_and_wrong_in_one_place():
     results, counts = sampled(sources.read_rows([str(DATA / "mtbench101" / "mtbench101.jsonl")]))

@@ -189,6 +189,7 @@ def train_step(base, monkeypatch):
     return torch.cat([chosen, rejected]).detach(), gradients, tricks
 
 
+@pytest.mark.slow
 def test_the_switch_turns_all_tricks_off_and_leaves_rewards_and_gradients(
     base, library, monkeypatch
 ):
@@ -211,6 +212,7 @@ def test_the_switch_turns_all_tricks_off_and_leaves_rewards_and_gradients(
     assert max(gradient.abs().max() for gradient in gradients) > 0.01
 
 
+@pytest.mark.slow
 def test_commands_train_and_score_to_the_same_numbers_with_the_switch(base, tmp_path, monkeypatch):
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
     given, held_out = write(tmp_path / "pairs.jsonl", *pairs(8)), tiny("heldout")

@@ -271,6 +271,7 @@ def share(names: list, fault: str) -> float:
     return names.count(fault) / len(names)
 
 
+@pytest.mark.slow
 def test_people_are_rarely_taken_for_faulty_simulators(real):
     """What remains of `repeat` are people who write "Go on." again; `goodbye` are real goodbyes."""
     names = [faults.user_fault(text, history) for text, history in real["user"]]
@@ -281,6 +282,7 @@ def test_people_are_rarely_taken_for_faulty_simulators(real):
     assert 0.01 < share(names, "goodbye") < 0.03
 
 
+@pytest.mark.slow
 def test_real_replies_rarely_look_like_leaks_or_flips(real):
     replies = real["assistant"]
     assert len(replies) > 15_000

@@ -337,6 +337,7 @@ def test_a_pair_whose_call_fails_is_rejected_and_the_others_go_on():
 # The command line
 
 
+@pytest.mark.slow
 def test_judge_writes_judged_records_and_nothing_else(music):
     records = [preference(number) for number in range(3)]
     with serve(reply=prefers("water"), script=["500", "429"]) as server:
@@ -364,6 +365,7 @@ def test_judge_writes_judged_records_and_nothing_else(music):
     assert music.network == ""
 
 
+@pytest.mark.slow
 def test_judge_without_a_key_says_so_in_one_line(music):
     done = music(
         "judge", "--judge", "gemini/gemini-1.5-pro", stdin=jsonl([preference(n) for n in range(3)])
@@ -374,6 +376,7 @@ def test_judge_without_a_key_says_so_in_one_line(music):
     assert music.network == ""
 
 
+@pytest.mark.slow
 def test_judge_interrupted_then_stopped_by_its_limit_goes_on_each_time(music):
     records = jsonl([preference(number) for number in range(20)])
     script = [*[None] * 8, *["hang"] * 2]  # the first run gets no further

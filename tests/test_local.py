@@ -56,6 +56,7 @@ MATES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_batch_mates_do_not_change_an_answer(engine, temperature):
     own = request(engine, temperature=temperature, top_p=0.9, seed=7)
@@ -69,6 +70,7 @@ def test_batch_mates_do_not_change_an_answer(engine, temperature):
     assert len({one.text for one in among}) == 4 and alone.text
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_its_answer_and_another_seed_gives_another(engine):
     one, again, other = complete(
         engine, *(request(engine, temperature=1.0, seed=seed) for seed in (1, 1, 2))
@@ -100,12 +102,14 @@ def test_each_row_ends_at_its_own_token_limit(engine):
     assert done[2].text.startswith(done[1].text) and done[1].text.startswith(done[0].text)
 
 
+@pytest.mark.slow
 def test_an_answer_that_ends_by_itself_says_stop(engine):
     [done] = complete(engine, request(engine, "Reply with the single word: yes", max_tokens=60))
     assert done.finish == "stop" and done.completion_tokens < 60
     assert "<|im_end|>" not in done.text
 
 
+@pytest.mark.slow
 def test_a_stop_string_ends_its_row_only_and_is_not_in_it(engine):
     [whole] = complete(engine, request(engine, max_tokens=16))
     word = whole.text.split()[4]
@@ -159,6 +163,7 @@ def test_what_does_not_fit_into_the_context_fails_alone(engine):
     assert short.completion_tokens == 2
 
 
+@pytest.mark.slow
 def test_whoever_gives_up_waiting_does_not_spoil_the_batch(engine):
     async def run() -> Completion:
         impatient, patient = (
@@ -212,6 +217,7 @@ def test_a_model_without_a_template_is_named(engine, monkeypatch):
         engine.render(QUESTION)
 
 
+@pytest.mark.slow
 def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
     client = Client()
     client.providers.local.engines["local/smollm2"] = engine

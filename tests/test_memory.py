@@ -62,6 +62,7 @@ def peak(words: str, line, count: int, folder) -> int:
     return used.ru_maxrss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, line, few", [("pair", branches, 2000), ("bench winrate", pair, 3000)]
 )

@@ -70,6 +70,7 @@ def scores(given, model):
     return [one["scores"]["x"][side] for one in done.records for side in ("chosen", "rejected")]
 
 
+@pytest.mark.slow
 def test_the_adapter_of_a_run_merges_into_the_runs_own_model(trained, given, base, tmp_path):
     done = music("merge", trained / "adapter", "--out", tmp_path / "plain")
     assert (done.status, done.out, len(done.lines)) == (0, b"", 1), done.err
@@ -85,6 +86,7 @@ def test_the_adapter_of_a_run_merges_into_the_runs_own_model(trained, given, bas
     assert "# A reward model on " in (tmp_path / "plain" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_adapter_made_elsewhere_scores_as_it_did_there(base, given, tmp_path):
     model = peft_adapter(base, tmp_path / "theirs")
     done = music("merge", tmp_path / "theirs", "--out", tmp_path / "plain")
@@ -103,6 +105,7 @@ def test_an_adapter_made_elsewhere_scores_as_it_did_there(base, given, tmp_path)
     assert scores(given, tmp_path / "plain") == pytest.approx(expected, abs=1e-3, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_adapters_own_tokenizer_goes_with_it(base, tmp_path):
     peft_adapter(base, tmp_path / "theirs")
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -116,6 +119,7 @@ def test_the_adapters_own_tokenizer_goes_with_it(base, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_head_that_the_adapter_lacks_may_be_the_backbones(base, given, tmp_path):
     checkpoint.save(checkpoint.create(str(base), seed=4), tmp_path / "rm")
     peft_adapter(tmp_path / "rm", tmp_path / "theirs", task=None)
@@ -132,6 +136,7 @@ def wrong(*line):
     return done.lines[0].removeprefix("music merge: error: ")
 
 
+@pytest.mark.slow
 def test_what_is_no_adapter_or_does_not_fit_is_one_line(base, trained, tmp_path):
     adapter, out = trained / "adapter", tmp_path / "out"
     assert (
@@ -165,6 +170,7 @@ def test_what_is_no_adapter_or_does_not_fit_is_one_line(base, trained, tmp_path)
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_is_not_mistaken_for_a_reward_model(trained, given):
     done = music("score", given, "--model", trained / "adapter")
     assert (done.status, done.lines) == (

@@ -127,6 +127,7 @@ SEEDS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_given_up_says_how_to_go_on_and_does(tmp_path):
     script = [None] * 40 + ["echo-key"] * 400
     with Music(tmp_path) as music, serve(reply=scripted_reply, script=script) as server:

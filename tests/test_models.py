@@ -45,6 +45,7 @@ def test_calls_retries_and_money_are_seen_while_they_grow(music, model, money):
     os.close(leader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, debug",
     [

@@ -303,6 +303,7 @@ def test_unknown_fault_is_named():
         pass
 
 
+@pytest.mark.slow
 def test_thousand_calls_are_in_flight_at_once():
     allow_many_connections()
     with serve(wait_for_calls=1000) as server:

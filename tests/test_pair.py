@@ -352,6 +352,7 @@ def test_a_pair_that_nothing_drops_is_whole_and_a_preference_passes_through():
     assert list(join_branches([pair])) == [pair]
 
 
+@pytest.mark.slow
 def test_truncated_pairs_are_dropped_by_an_option(music):
     cut = jsonl([branch("chosen", truncated=[1]), branch("rejected")])
     kept, dropped = music("pair", stdin=cut), music("pair", "--drop-truncated", stdin=cut)

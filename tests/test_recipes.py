@@ -101,6 +101,7 @@ def test_the_laptops_run_walks_all_its_stages(tmp_path):
     assert (again.returncode, again.stdout) == (0, done.stdout) and "== " not in again.stderr
 
 
+@pytest.mark.slow
 def test_the_laptops_table_takes_the_mean_of_runs_and_counts_their_spread(tmp_path):
     def pair(conversation: str, distance: int, **right: bool) -> dict:
         scores = {
@@ -157,6 +158,7 @@ def test_the_laptops_table_takes_the_mean_of_runs_and_counts_their_spread(tmp_pa
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_measure_of_injections_sees_a_judge_that_obeys_and_pays_once(tmp_path):
     def obeys(body: dict) -> str:
         """Says what any text in a conversation tells it to, if nothing says where conversations end; else C."""

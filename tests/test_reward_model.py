@@ -136,6 +136,7 @@ def test_rewards_after_every_turn_are_those_of_each_prefix_alone(model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, setting",
     [
@@ -277,6 +278,7 @@ def test_bradley_terry_is_minus_log_sigmoid_of_the_margin():
 # Attention that transformers would do wrong, or that cannot be packed
 
 
+@pytest.mark.slow
 def test_a_soft_capped_model_never_runs_sdpa(bases, tmp_path, monkeypatch):
     asked = []
     real = AutoModelForSequenceClassification.from_pretrained
@@ -337,6 +339,7 @@ def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(
 # Padding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["smollm2", "gemma3-270m"])
 def test_padding_is_none_of_the_tokens_that_end_or_begin_conversations(tmp_path, tokens):
     model = checkpoint.create(str(backbone(tmp_path, tokens=tokens, num_hidden_layers=1)))
@@ -459,6 +462,7 @@ def stored_as(folder, rename):
     return str(copied)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_that_are_not_in_the_files_are_never_drawn_at_random(bases, family, tmp_path):
     whole = shutil.copytree(bases(family), tmp_path / "base")
@@ -530,6 +534,7 @@ def test_a_saved_model_loads_with_equal_scores_and_no_trace_of_packing(model, tm
     assert again.notes["reward_token"] == {"id": 198, "text": "\n"}
 
 
+@pytest.mark.slow
 def test_a_new_head_follows_from_the_seed_alone(bases):
     torch.manual_seed(5)
     heads = []
@@ -565,6 +570,7 @@ def stepped(bases, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "lora"])
 def test_pipelines_give_the_raw_score(stepped, kind):
     folder, scores = stepped[kind]
@@ -576,6 +582,7 @@ def test_pipelines_give_the_raw_score(stepped, kind):
         torch.testing.assert_close(torch.tensor([one["score"] for one in found]), scores, **CLOSE)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_under_another_seed_scores_the_same(stepped):
     code = (
         "import json, sys, torch\nfrom musiccli.reward_model import checkpoint\n"
@@ -595,6 +602,7 @@ def test_a_fresh_process_under_another_seed_scores_the_same(stepped):
         torch.testing.assert_close(torch.tensor(json.loads(line)), scores, **CLOSE)
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_and_head_and_nothing_else(bases):
     model = checkpoint.create(bases("llama"), lora=4)
     trained = {name for name, weight in model.network.named_parameters() if weight.requires_grad}
@@ -616,6 +624,7 @@ def test_lora_trains_adapters_and_head_and_nothing_else(bases):
     assert moved == trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, 4])
 def test_of_a_multimodal_model_is_trained_what_text_passes_through(tmp_path, lora):
     model = checkpoint.create(str(multimodal_backbone(tmp_path / "base")), lora=lora)
@@ -635,6 +644,7 @@ def test_of_a_multimodal_model_is_trained_what_text_passes_through(tmp_path, lor
     )
 
 
+@pytest.mark.slow
 def test_the_adapter_alone_loads_with_peft(bases, tmp_path):
     from peft import PeftModel
 
@@ -663,6 +673,7 @@ def test_training_can_go_on_from_a_reward_model(bases, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, 4])
 @pytest.mark.parametrize("family", ["gemma3", "gemma2", "llama"])
 def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora, monkeypatch):

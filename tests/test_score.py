@@ -135,6 +135,7 @@ def test_what_reads_the_same_scores_the_same_whoever_stands_beside(model):
     assert len({one["scores"]["rm"]["chosen"] for one in scored(model, records)}) == len(records)
 
 
+@pytest.mark.slow
 @needs_data
 def test_per_turn_scores_of_real_conversations_and_pairs_are_those_of_each_prefix(model):
     talks = conversations(8)
@@ -187,6 +188,7 @@ def test_a_second_run_replaces_the_scores_of_the_same_name(model):
     assert found["turn_scores"] == {"other": [1.5]}
 
 
+@pytest.mark.slow
 def test_scores_that_are_replaced_are_counted_in_the_last_line(rm, tmp_path):
     once = music("score", "--model", rm, "--no-cache", given=lines(*tiny("heldout")[:3]))
     again = music("score", "--model", rm, "--no-cache", given=once.out + lines(tiny("heldout")[3]))
@@ -274,6 +276,7 @@ def test_a_padded_forward_pass_stays_within_the_budget_too(rm, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_output_keeps_input_order_over_many_windows(model, monkeypatch):
     monkeypatch.setattr("musiccli.score.scorer.WINDOW", 7)
     records = [Record(one) for one in pairs(20)] + candidates()
@@ -386,6 +389,7 @@ def test_records_go_through_the_command_in_order_with_their_scores(rm, tmp_path)
     assert "<stdin>:17: messages: ends with the user; there is no reply to score" in done.err
 
 
+@pytest.mark.slow
 def test_compressed_files_and_names(rm, tmp_path):
     file = tmp_path / "in.jsonl.gz"
     file.write_bytes(gzip.compress(write(tmp_path / "in.jsonl", *tiny("heldout")).read_bytes()))
@@ -414,6 +418,7 @@ def test_a_missing_model_is_one_line(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_what_was_cut_is_said_in_the_last_line_and_nowhere_else(rm, tmp_path):
     file = write(
         tmp_path / "in.jsonl",
@@ -469,6 +474,7 @@ def test_turn_scores_are_kept_apart_from_last_scores(model, store):
     assert all(len(one["turn_scores"]["rm"]) == 2 for one in turns)
 
 
+@pytest.mark.slow
 def test_another_model_in_the_same_folder_computes_anew(model, rm, tmp_path, store):
     folder = tmp_path / "toy"
     shutil.copytree(rm, folder)
@@ -501,6 +507,7 @@ def test_a_reward_that_is_no_number_is_not_kept(rm, store):
         assert (len(found), rejects.count) == ((0, 1) if weight is not kept else (1, 0))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_ends_as_an_unbroken_one(rm, tmp_path, monkeypatch):
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
     records = lines(*(conversation(f"{n}", f"question {n}", f"answer {n}") for n in range(300)))
@@ -533,6 +540,7 @@ def kept(file) -> int:
 # Several processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [False, True])
 def test_two_processes_score_as_one_in_input_order(rm, tmp_path, skip):
     records = [
@@ -570,6 +578,7 @@ def test_two_processes_score_as_one_in_input_order(rm, tmp_path, skip):
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
     given = "".join(
         json.dumps(one) + "\n"
@@ -585,6 +594,7 @@ def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
     assert line.endswith("<stdin>:16: messages: ends with the user; there is no reply to score")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
     file = write(
         tmp_path / "in.jsonl",

@@ -524,6 +524,7 @@ def test_html_of_a_broken_file_does_not_appear(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "hh_harmless").is_dir(), reason="needs ../shared/data/hh_harmless")
 def test_real_pairs_are_shown_whole_at_any_width(tmp_path):
     """Every word of 100 real pairs is there, and no line is too long."""

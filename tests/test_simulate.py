@@ -980,6 +980,7 @@ def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_t
     assert (dict(expected), counts, rehearsed, total) == (dict(roles(server)), {}, 8, 8)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_many_conversations_is_a_sample_scaled_up(monkeypatch):
     monkeypatch.setattr(estimates, "ESTIMATE_SAMPLE", 50)
     seeds = [
@@ -1049,6 +1050,7 @@ def options(server, *more: object) -> tuple:
     return ("simulate", "--assistant", MODEL, "--api-base", server.base_url, "--turns", 2, *more)
 
 
+@pytest.mark.slow
 def test_simulate_writes_branches_and_nothing_else_in_spite_of_faults(music):
     faults = {"500": 0.05, "429": 0.05, "empty": 0.03, "reset": 0.03, "invalid-json": 0.03}
     with serve(reply=scripted_reply, faults=faults) as server:
@@ -1066,6 +1068,7 @@ def test_simulate_writes_branches_and_nothing_else_in_spite_of_faults(music):
     assert (pairs.returncode, [pair["id"] for pair in read(pairs.stdout)]) == (0, list(range(12)))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_have_written(
     music, tmp_path
 ):
@@ -1146,6 +1149,7 @@ def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, t
     assert music.network == ""
 
 
+@pytest.mark.slow
 def test_users_that_review_are_an_option_and_their_calls_are_planned(music, tmp_path):
     folder = tmp_path / "prompts"
     folder.mkdir()

@@ -43,6 +43,7 @@ def test_help_loads_nothing_heavy(words):
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
+@pytest.mark.slow
 def test_help_costs_at_most_half_again_of_its_libraries(tmp_path):
     """Whole processes, in turn, so that other work on this machine slows both alike."""
     settings = {

@@ -145,6 +145,7 @@ def figures(margins, rewards):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_loss_of_a_step_is_that_of_the_padded_pairs(tmp_path, family):
     base = str(backbone(tmp_path / "base", family))
@@ -167,6 +168,7 @@ def test_the_loss_of_a_step_is_that_of_the_padded_pairs(tmp_path, family):
     assert abs(expected["loss"] - math.log(2)) > 0.01 and 0 < expected["accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
     records = [Record(one) for one in pairs(12)]
     train(
@@ -224,6 +226,7 @@ def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
     assert measured["eval_loss"] == pytest.approx(plain.mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_centring_draws_rewards_to_zero(tmp_path, base):
     records, found = [Record(one) for one in pairs(8)], []
     for center in (None, 0.5):
@@ -280,6 +283,7 @@ def test_a_factor_of_margins_that_makes_no_sense_is_refused_before_the_model_is_
     assert not (tmp_path / "rm").exists()
 
 
+@pytest.mark.slow
 def test_other_margins_are_another_run(run, tmp_path):
     files = [
         write(tmp_path / f"{by}.jsonl", *[one | {"by": by} for one in pairs(8)]) for by in (1, 2)
@@ -294,6 +298,7 @@ def test_other_margins_are_another_run(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_reward_model_with_its_head(file, base, finished, tmp_path):
     line = ("train", file, "--batch", 4, "--steps", 1, "--lr", 0, "--seed", 7, "--eval", file)
     done = music(*line, "--init-from", finished, "--out", tmp_path / "rm")
@@ -322,6 +327,7 @@ def test_a_smaller_budget_gives_the_same_losses(run, finished, tmp_path):
     assert len({round(loss, 3) for loss in losses(finished)}) == 6
 
 
+@pytest.mark.slow
 def test_two_processes_fed_by_a_pipe_give_the_same_losses_and_say_things_once(
     run, file, finished, tmp_path
 ):
@@ -387,6 +393,7 @@ def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
     assert losses(tmp_path)[0] > 0.3
 
 
+@pytest.mark.slow
 def test_lora_learns_and_its_checkpoint_scores_what_was_measured(tmp_path, base):
     records = [Record(one) for one in pairs(8)]
     config = TrainConfig(
@@ -614,6 +621,7 @@ def test_held_out_figures_are_those_of_score(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_measured_as_often_as_asked(run, file, tmp_path):
     done = run(tmp_path / "rm", "--eval", file, "--eval-every", 2, "--save-every", 5)
     assert [step["step"] for step in read(tmp_path / "rm" / "log.jsonl") if "eval_ece" in step] == [
@@ -663,6 +671,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_as_if_it_had_not_been(run, finished, tmp_path):
     def die(*line):
         return subprocess.run([sys.executable, "-c", DYING, *map(str, line)], capture_output=True)
@@ -720,6 +729,7 @@ def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(
     assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_it_saved_starts_again(run, finished, tmp_path):
     def die(*line):
         return subprocess.run([sys.executable, "-c", DYING, *map(str, line)], capture_output=True)
@@ -1046,6 +1056,7 @@ def test_a_second_bos_is_found_unless_nobody_looks(file, doubled, tmp_path):
 # Several processes
 
 
+@pytest.mark.slow
 def test_an_error_in_two_processes_is_one_line(file, tmp_path):
     done = process(
         "train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--num-processes", 2
@@ -1074,6 +1085,7 @@ def test_a_pipe_that_another_launchers_processes_would_share_is_refused(
     )
 
 
+@pytest.mark.slow
 def test_processes_that_have_read_different_pairs_are_refused(run, tmp_path):
     (tmp_path / "differs.py").write_text(
         "import os, sys\nfrom musiccli.cli.main import main\n"
@@ -1145,6 +1157,7 @@ def losses_so_far(out):
     return (out / "log.jsonl").read_bytes().count(b"\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_started_processes_end_with_the_one_that_started_them(running, how):
@@ -1157,6 +1170,7 @@ def test_started_processes_end_with_the_one_that_started_them(running, how):
         assert starter.stderr.read().decode().splitlines()[1:] == ["music train: interrupted"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "running",
     [
@@ -1173,6 +1187,7 @@ def test_an_interrupt_ends_processes_that_accelerate_started(running):
     assert starter.stderr.read().decode().splitlines()[-1] == "music train: interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 def test_a_process_that_is_killed_ends_the_others_and_is_named(running):
     starter, workers = running
@@ -1224,6 +1239,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(
     run, finished, tmp_path
 ):
@@ -1253,6 +1269,7 @@ def test_weights_sharded_over_processes_give_the_same_model_also_after_a_crash(
     assert log(out)[-1]["eval_mean_reward"] == pytest.approx(sum(scores[0]) / 6, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_accelerates_own_config_is_followed(run, finished, tmp_path):
     config = tmp_path / "one.yaml"
     config.write_text(
@@ -1268,6 +1285,7 @@ def test_accelerates_own_config_is_followed(run, finished, tmp_path):
 # A real model
 
 
+@pytest.mark.slow
 def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
     embedded("smollm2")
     given = write(tmp_path / "pairs.jsonl", *pairs(4))

@@ -75,6 +75,7 @@ def test_a_sound_model_passes_every_check(base, lora):
     ]
 
 
+@pytest.mark.slow
 def test_gemmas_template_passes_and_loses_its_bos_in_another(gemma, tmp_path):
     sound = checkpoint.create(str(gemma))
     assert (
@@ -95,6 +96,7 @@ def test_gemmas_template_passes_and_loses_its_bos_in_another(gemma, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_text_that_holds_the_bos_token_is_a_doubt(gemma):
     model = checkpoint.create(str(gemma))
     given = [
@@ -157,6 +159,7 @@ def test_a_reward_model_whose_template_was_changed_is_refused(base, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_sdpa_on_a_soft_capped_model_is_wrong(gemma):
     model = checkpoint.create(str(gemma))
     assert checks.check_attention(model, prepared(model)).startswith(
@@ -360,6 +363,7 @@ print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read from /proc"
 )

@@ -71,6 +71,7 @@ def test_several_runs_are_drawn_together_under_their_names(trained, tmp_path):
     assert b"third" in (tmp_path / "all.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_logs_give_the_same_bytes_and_others_others(trained):
     steps = read(trained[1] / "log.jsonl")
     drawn = curves.draw_curves({"rm": steps}, "svg")
@@ -164,6 +165,7 @@ def tracked(trained, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--num-processes", "2")])
 def test_a_tracker_is_told_the_settings_and_every_step_once(tracked, tmp_path, more):
     done, told = tracked(*more)
@@ -177,6 +179,7 @@ def test_a_tracker_is_told_the_settings_and_every_step_once(tracked, tmp_path, m
     assert told[3][2][f"eval_by_turns/{turns}/accuracy"] == one["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_tracker_that_refuses_is_one_line(tracked):
     done, told = tracked(REFUSE="1")
     assert (done.returncode, told) == (2, [])

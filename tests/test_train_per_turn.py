@@ -139,6 +139,7 @@ def test_sides_are_read_where_they_are_compared_and_nowhere_else(base):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_losses_and_gradients_are_those_of_a_computation_by_hand(base, packed):
     expected, own = by_hand(base, 0.01)
@@ -164,6 +165,7 @@ def test_losses_and_gradients_are_those_of_a_computation_by_hand(base, packed):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [40, 1024])
 def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budget):
     losses, own = by_hand(base, 0.01)
@@ -225,6 +227,7 @@ def test_the_checks_pass_for_pairs_that_are_read_at_many_turns(base):
     assert (report.warnings, report.errors, len(report.passed)) == ([], [], 6)
 
 
+@pytest.mark.slow
 def test_a_run_says_how_often_it_compares_and_its_notes_and_card_that_it_does(run, tmp_path):
     done = run("--per-turn")
     assert done.status == 0, done.err
@@ -244,6 +247,7 @@ def test_a_run_says_how_often_it_compares_and_its_notes_and_card_that_it_does(ru
     )
 
 
+@pytest.mark.slow
 def test_a_run_from_before_there_was_such_a_setting_is_known_again(run, tmp_path):
     assert run().status == 0
     notes = tmp_path / "rm" / "music.json"
@@ -254,6 +258,7 @@ def test_a_run_from_before_there_was_such_a_setting_is_known_again(run, tmp_path
     assert "(per_turn was False, is True)" in run("--per-turn").err
 
 
+@pytest.mark.slow
 def test_a_template_that_rewrites_earlier_turns_is_a_bad_record_only_where_these_are_read(
     run, base, file, tmp_path
 ):

@@ -50,6 +50,7 @@ def test_rewards_stay_as_they_are(base):
         assert torch.equal(torch.cat(model.network(groups)), before)
 
 
+@pytest.mark.slow
 def test_training_gives_the_weights_that_a_whole_embedding_gives(base, tmp_path, monkeypatch):
     settings = TrainConfig(model=base, batch=3, steps=4, lr=1e-2)
     records = [Record(one) for one in pairs(12)]
@@ -66,6 +67,7 @@ def test_training_gives_the_weights_that_a_whole_embedding_gives(base, tmp_path,
         torch.testing.assert_close(weight, theirs[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_rows_that_no_token_reached_are_those_of_the_backbone(base, tmp_path):
     run.train(
         [Record(one) for one in pairs(12)],
