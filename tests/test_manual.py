@@ -49,7 +49,6 @@ def option_rows(command) -> dict[str, str]:
         if not parameter.opts[0].startswith("-") or parameter.name == "help":
             continue
         names, help = (" ".join(text.split()) for text in parameter.get_help_record(context))
-        names = re.sub(r"<(int|float)( range)?>", "N", names)
         help, _, extra = help.partition(" [")
         default = re.search(r"default: ([^;\]]+)", extra)
         if default:

@@ -34,7 +34,7 @@ def help(
     from musiccli.core.progress import show_markdown
 
     text = manual.read(page or manual.INDEX)
-    if sys.stdout.isatty():
+    if sys.stdout and sys.stdout.isatty():
         show_markdown(text)
     else:
         output = jsonl.open_output()

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -201,6 +201,7 @@ def stage(
                 raise
 
         parameters = [*_own_parameters(body), *_common_parameters(reads, writes)]
+        _name_numbers(parameters)
         command.__doc__ = body.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -216,6 +217,15 @@ def _own_parameters(body: Callable[..., None]) -> list[inspect.Parameter]:
     parameters = inspect.signature(body, eval_str=True).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return [parameter.replace(kind=keyword) for parameter in parameters if parameter.name != "run"]
+
+
+def _name_numbers(parameters: Iterable[inspect.Parameter]) -> None:
+    """Let help call a number N, where its option has no other name for it."""
+    for parameter in parameters:
+        kind, *settings = get_args(parameter.annotation) or (None,)
+        if kind in (int, float, int | None, float | None):
+            for option in settings:
+                option.metavar = option.metavar or "N"
 
 
 def _common_parameters(reads: bool, writes: bool) -> list[inspect.Parameter]:

@@ -151,7 +151,7 @@ def check_api_base(api_base: Sequence[str], models: Sequence[str]) -> None:
         if name and name not in models:
             raise InputError(
                 f"`api_base` {name}=...: no model of this run has that name; there is "
-                f"{', '.join(models)}"
+                f"{', '.join(dict.fromkeys(models))}"
             )
         if not any(url in model_urls(model, [text]) for model in models):
             raise InputError(
