@@ -8,7 +8,13 @@ import threading
 import pytest
 from scripted import wait_until
 
-from musiccli.llm.concurrency import CURRENT_ITEM, MAX_WAITING_WINDOWS, gather_all, map_ordered
+from musiccli.llm.concurrency import (
+    CURRENT_ITEM,
+    MAX_WAITING_WINDOWS,
+    _Reader,
+    gather_all,
+    map_ordered,
+)
 
 
 async def echo(item):
@@ -45,6 +51,23 @@ def test_at_most_the_window_is_under_way():
 
     assert list(map_ordered(range(40), work, window=5)) == list(range(40))
     assert most == 5
+
+
+def test_items_that_have_come_and_not_begun_count_in_the_window():
+    read = []
+
+    async def request_twice() -> int:
+        changed = asyncio.Event()
+        reader = _Reader((read.append(item) or item for item in itertools.count()), changed)
+        for _ in range(2):
+            reader.request(3)
+            while len(reader.ready) < 3:
+                await changed.wait()
+                changed.clear()
+        reader.close()
+        return reader._outstanding
+
+    assert (asyncio.run(request_twice()), read) == (0, [0, 1, 2])
 
 
 def test_one_item_that_hangs_does_not_stall_the_others_up_to_a_bound():

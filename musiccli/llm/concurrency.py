@@ -140,8 +140,8 @@ class _Reader(Generic[Item]):
         threading.Thread(target=self._read, args=(items,), name="reader", daemon=True).start()
 
     def request(self, count: int) -> None:
-        """Request items until `count` are outstanding, with those that were requested before."""
-        while self._outstanding < count and not self.exhausted:
+        """Request items until `count` are outstanding or ready, with those requested before."""
+        while self._outstanding + len(self.ready) < count and not self.exhausted:
             self._outstanding += 1
             self._requests.put(True)
 
