@@ -41,6 +41,7 @@ def alone(model, messages, every_turn=False):
         return model.network([[encoded]])[0].tolist()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_command(model, folder, tmp_path):
     given = write(tmp_path / "in.jsonl", *({"messages": messages} for messages in TALKS))
     done = music("score", given, "--model", folder, "--no-cache", "--per-turn")

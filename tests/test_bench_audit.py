@@ -253,6 +253,7 @@ def test_branches_give_the_figures_of_the_pairs_they_make_and_none_is_dropped():
     assert "length alone" in from_pairs.err and "longest" in from_pairs.err
 
 
+@pytest.mark.slow
 def test_a_judge_is_asked_in_both_orders_and_never_told(monkeypatch, tmp_path):
     no_network(monkeypatch)
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path))

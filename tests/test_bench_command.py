@@ -57,6 +57,7 @@ def contest(number, winner, size):
     }
 
 
+@pytest.mark.slow
 def test_agreement_from_a_pipe_is_metrics_on_stdout_and_a_table_on_stderr():
     done = music(
         "agreement",
@@ -141,6 +142,7 @@ def test_every_process_gives_the_same_bytes(command, options, records):
     assert len(found) == 1 and "" not in found
 
 
+@pytest.mark.slow
 def test_wider_confidence_gives_wider_intervals():
     contests = [contest(number, "ab"[number % 3 == 0], 2) for number in range(50)]
     [narrow], [wide] = (
@@ -149,6 +151,7 @@ def test_wider_confidence_gives_wider_intervals():
     assert wide["low"] < narrow["low"] < narrow["value"] < narrow["high"] < wide["high"]
 
 
+@pytest.mark.slow
 def test_a_partial_rewardbench_says_so():
     done = music(
         "rewardbench", records=[scored_pair(number, 1, 0, subset="hep-go") for number in range(8)]
@@ -161,6 +164,7 @@ def test_a_partial_rewardbench_says_so():
     ) in done.stderr
 
 
+@pytest.mark.slow
 def test_left_out_labels_are_counted_in_the_last_line():
     records = [
         scored_pair(0, 1, 0, winner="tie"),
@@ -171,6 +175,7 @@ def test_left_out_labels_are_counted_in_the_last_line():
     assert last.endswith("1 left out (label is a tie); 1 left out (label is null)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, records, message",
     [
@@ -199,6 +204,7 @@ def test_what_cannot_be_counted_is_one_line_and_status_2(command, records, messa
     assert done.stderr == f"music bench {command}: error: {message}\n"
 
 
+@pytest.mark.slow
 def test_bad_records_can_be_skipped_and_are_counted():
     done = music(
         "agreement",
@@ -248,6 +254,7 @@ def test_plot_draws_every_benchmark(tmp_path, command, records, suffix, start):
     assert os.listdir(tmp_path) == [target.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, problem",
     [
@@ -263,6 +270,7 @@ def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_read(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_plot_without_matplotlib_says_what_to_install(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ImportError")
     done = music(
@@ -278,6 +286,7 @@ def test_plot_without_matplotlib_says_what_to_install(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "llmbar").is_dir(), reason="needs ../shared/data/llmbar")
 def test_on_llmbar_the_shorter_reply_is_the_better_guess():
     records = []

@@ -150,6 +150,7 @@ def test_every_bench_writes_its_tables_as_markdown(folder, name):
     assert text.startswith("**") and "95% interval" in text.splitlines()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rewardbench2", "rmbench", "sensitivity", "judges", "audit"])
 @pytest.mark.parametrize("form, start", [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_the_newer_benches_draw_pictures_too(folder, name, form, start):
@@ -264,6 +265,7 @@ def test_a_named_pipe_is_read_once_and_has_no_hash(folder):
     assert "pairsa pipe, which left nothing to name" in text and "sha256" not in text
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_page(folder):
     path = write(folder / "pairs.jsonl", *BENCHES["sensitivity"])
     texts = []

@@ -141,6 +141,7 @@ def test_without_all_prompts_or_domains_it_says_what_is_missing():
     )
 
 
+@pytest.mark.slow
 def test_a_whole_benchmark_is_not_partial():
     given = [
         one

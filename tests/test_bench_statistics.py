@@ -145,6 +145,7 @@ def test_where_nothing_varies_the_bootstrap_claims_nothing(rows):
     assert bootstrap_interval(np.array(rows), mean) is None
 
 
+@pytest.mark.slow
 def test_bootstrap_of_many_draws_and_kinds_is_done_in_bounded_pieces():
     rows = np.stack([np.linspace(0, 1, 3000), np.ones(3000)], axis=1)
     low, high = bootstrap_interval(rows, mean, BenchConfig(bootstrap=4_000))
@@ -170,6 +171,7 @@ def test_combined_intervals_hold_the_truth_too_even_near_one():
     assert 0.93 <= held / 2000 <= 0.985
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first, second", [(0, 0), (1, 0), (5, 5), (10, 2), (87, 137), (2000, 2150)]
 )

@@ -78,6 +78,7 @@ def test_the_card_says_what_the_run_was(run):
     assert "the last token that the chat template writes, '\\n'." in body
 
 
+@pytest.mark.slow
 def test_the_cards_own_python_gives_the_score(run, tmp_path):
     _, out = run
     given = write(tmp_path / "in.jsonl", {"messages": talk("What is 2 + 2?", "4.")})
@@ -107,6 +108,7 @@ def test_only_a_model_of_the_hub_is_named_to_the_hub(base, named, tmp_path, monk
     assert ("base_model:" in render_card({"base": base})) is named
 
 
+@pytest.mark.slow
 def test_a_pipe_has_no_hash(run, tmp_path):
     line, _ = run
     text = Path(line[1]).read_bytes()

@@ -144,6 +144,7 @@ def agrees_with_its_prefixes(template, messages):
     )
 
 
+@pytest.mark.slow
 @needs_data
 def test_a_turn_ends_where_the_conversation_up_to_it_ends(template):
     conversations = mtbench101(60) + [side for sides in hh(60) for side in sides]
@@ -157,6 +158,7 @@ def test_odd_texts_end_where_their_prefixes_end(template, messages):
     agrees_with_its_prefixes(template, messages)
 
 
+@pytest.mark.slow
 def test_a_template_that_rewrites_earlier_turns_has_no_turn_ends_but_a_last_token(smollm2):
     thinks = with_template(
         smollm2,
@@ -181,6 +183,7 @@ def test_a_tokenizer_without_a_template_is_an_input_error(smollm2):
         with_template(smollm2, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "date",
     [
@@ -204,6 +207,7 @@ def test_a_template_that_writes_todays_date_writes_one_and_the_same_also_when_sa
     )
 
 
+@pytest.mark.slow
 def test_what_a_template_raises_is_a_fault_of_the_record(smollm2):
     strict = with_template(
         smollm2,

@@ -209,6 +209,7 @@ def test_after_every_attempt_the_call_has_failed(fault):
         assert server.calls == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", PATHS)
 def test_retry_after_is_waited_for_by_all_calls_to_that_model(model):
     with server_and_client(script=["429-retry-after"], retry_after=0.5) as (server, client):
@@ -342,6 +343,7 @@ def conversation(client: Client, calls: int):
     return work
 
 
+@pytest.mark.slow
 def test_the_oldest_conversations_are_finished_first():
     with server_and_client({"concurrency": 4}, delay=0.005) as (server, client):
         results = map_ordered(range(64), conversation(client, 5), window=64)

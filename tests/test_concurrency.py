@@ -242,6 +242,7 @@ def test_an_error_waits_for_the_works_beside_it():
     assert finished == [1]
 
 
+@pytest.mark.slow
 def test_errors_after_the_first_are_not_talked_about(capfd, caplog):
     async def work(item: int) -> None:
         raise ValueError(item)

@@ -460,6 +460,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(row):
     assert not [line for line in done.lines if "rror" in line or "written" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", [None, "1"])
 @pytest.mark.parametrize("words", ["pair", "show"])
 def test_head_closes_a_pipe_quietly(words, unbuffered, tmp_path):
@@ -532,6 +533,7 @@ INTERRUPTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row, sent, deaf",
     INTERRUPTS,

@@ -242,6 +242,7 @@ def test_commands_train_and_score_to_the_same_numbers_with_the_switch(base, tmp_
     assert max(scores[0]) - min(scores[0]) > 0.5
 
 
+@pytest.mark.slow
 def test_stored_scores_are_not_mixed(base, tmp_path, monkeypatch):
     """Scores computed in another way differ by rounding, which a strict comparison would see."""
     checkpoint.save(checkpoint.create(str(base)), tmp_path)

@@ -272,6 +272,7 @@ def test_a_wrong_key_at_every_address_ends_the_run():
         assert (one.calls, other.calls) == (1, 1)
 
 
+@pytest.mark.slow
 def test_simulate_asks_each_model_where_it_lives(music):
     seeds = jsonl(
         [{"id": "one", "messages": [{"role": "user", "content": "What is a fugue in music?"}]}]
@@ -297,6 +298,7 @@ def test_simulate_asks_each_model_where_it_lives(music):
         assert (one.calls, other.calls) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, said",
     [

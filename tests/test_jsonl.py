@@ -434,6 +434,7 @@ def test_a_killed_run_leaves_no_target(folder):
     assert not (folder / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_finished_records_reach_the_next_command_while_more_are_awaited():
     code = (
         "import time; from musiccli.core import jsonl; output = jsonl.open_output()\n"
@@ -445,6 +446,7 @@ def test_finished_records_reach_the_next_command_while_more_are_awaited():
     run.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closed, expected",
     [

@@ -79,11 +79,13 @@ def test_a_seed_repeats_its_answer_and_another_seed_gives_another(engine):
     assert one.text != other.text
 
 
+@pytest.mark.slow
 def test_temperature_zero_is_the_likeliest_answer_whatever_the_seed(engine):
     one, other = complete(engine, *(request(engine, temperature=0.0, seed=seed) for seed in (1, 2)))
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_tiny_top_p_leaves_only_the_likeliest_token(engine):
     greedy, narrow = complete(
         engine, request(engine, temperature=0.0), request(engine, temperature=1.0, top_p=1e-6)
@@ -91,6 +93,7 @@ def test_a_tiny_top_p_leaves_only_the_likeliest_token(engine):
     assert narrow == greedy
 
 
+@pytest.mark.slow
 def test_each_row_ends_at_its_own_token_limit(engine):
     limits = (1, 5, 14)
     done = complete(
@@ -120,6 +123,7 @@ def test_a_stop_string_ends_its_row_only_and_is_not_in_it(engine):
     assert cut.completion_tokens < whole.completion_tokens
 
 
+@pytest.mark.slow
 def test_more_requests_than_a_batch_are_all_answered_in_their_places(engine):
     numbers = range(BATCH_ROWS + 3)
     done = complete(
@@ -130,6 +134,7 @@ def test_more_requests_than_a_batch_are_all_answered_in_their_places(engine):
     assert done[5] == complete(engine, request(engine, "Say 5.", max_tokens=1, seed=5))[0]
 
 
+@pytest.mark.slow
 def test_the_oldest_item_gets_the_next_room_in_the_batch(engine, monkeypatch):
     monkeypatch.setattr(local, "BATCH_ROWS", 1)
     finished = []
@@ -157,6 +162,7 @@ def test_a_conversation_is_rendered_up_to_where_the_speaker_begins(engine):
     assert engine.render(QUESTION, "user").count("speaks here") == 0
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_the_context_fails_alone(engine):
     long, short = complete(engine, request(engine, "word " * 9000), request(engine, max_tokens=2))
     assert isinstance(long, CallError) and "do not fit into" in str(long)
@@ -176,6 +182,7 @@ def test_whoever_gives_up_waiting_does_not_spoil_the_batch(engine):
     assert asyncio.run(run()) == complete(engine, request(engine))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in a layer", "between two tokens"])
 def test_a_closed_engine_ends_in_the_middle_of_an_answer(engine, monkeypatch, where):
     """Wherever its thread stands: who waits for an answer, and who comes later, hears of it."""
@@ -246,6 +253,7 @@ def test_the_client_asks_it_as_assistant_as_user_and_for_a_completion(engine):
     ]
 
 
+@pytest.mark.slow
 def test_a_folder_with_other_weights_is_asked_anew_and_the_same_ones_are_not(tmp_path):
     model = f"local/{toys.backbone(tmp_path / 'chat', seed=1)}"
 

@@ -61,6 +61,7 @@ def alone(model, ids: list[int], size: int = 6) -> list[int]:
     return written
 
 
+@pytest.mark.slow
 def test_what_was_read_before_changes_no_answer_and_is_not_read_again(model):
     batch = Counting(model, None)
     assert answers(batch, [HISTORY, HISTORY[:8]]) == [

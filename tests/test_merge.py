@@ -182,6 +182,7 @@ def test_an_adapter_is_not_mistaken_for_a_reward_model(trained, given):
     )
 
 
+@pytest.mark.slow
 def test_rewards_that_merging_would_change_are_refused(trained, tmp_path, monkeypatch):
     from peft import PeftModel
 

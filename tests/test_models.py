@@ -19,6 +19,7 @@ def simulate(server, model: str = VLLM, *more: object) -> tuple:
     return ("simulate", "--assistant", model, "--api-base", server.base_url, "--turns", 2, *more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, money", [(VLLM, r"price unknown"), ("openai/gpt-4o", r"\$0\.\d{4}")]
 )

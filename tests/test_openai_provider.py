@@ -164,6 +164,7 @@ def test_retry_after_of_an_error_is_kept():
     assert answer_of(answering(429, "slow", **{"Retry-After": "7"})).retry_after == 7
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_said_to():
     async def respond() -> None:
         await asyncio.Event().wait()

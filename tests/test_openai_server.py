@@ -227,6 +227,7 @@ def test_slow_body_comes_in_pieces_and_is_whole(stream):
     assert streamed(text) if stream else json.loads(text)
 
 
+@pytest.mark.slow
 def test_hanging_call_is_freed_when_the_client_leaves():
     with serve(script=["hang"]) as server:
         [error] = post(server, ask(), timeout=2)
@@ -253,6 +254,7 @@ def test_script_serves_the_first_calls_and_then_all_is_well():
         assert [post(server, ask())[0][0] for _ in range(5)] == [500, 200, 429, 200, 200]
 
 
+@pytest.mark.slow
 def test_faults_follow_from_the_seed_in_whatever_order_calls_come():
     def statuses(seed: int, *, backwards: bool = False) -> list[int]:
         bodies = [ask(f"question {number}") for number in range(200)]
@@ -312,6 +314,7 @@ def test_thousand_calls_are_in_flight_at_once():
         assert len(set(contents(answers))) == server.peak == server.finished == 1000
 
 
+@pytest.mark.slow
 def test_script_prints_its_port_serves_and_ends_quietly():
     command = [sys.executable, SCRIPT, "--delay-ms", "1", "--reply", "[[A]]"]
     with subprocess.Popen(

@@ -249,6 +249,7 @@ def test_a_guess_may_stand_in_place_of_a_model(name, expected):
     assert check_scored_candidate(pool[0], ("music", name)) is pool[0]
 
 
+@pytest.mark.slow
 def test_the_random_pick_is_even_repeatable_and_another_for_each_prompt_size_and_seed():
     def drawn(seed):
         counts = Counter()
@@ -365,6 +366,7 @@ def test_truncated_pairs_are_dropped_by_an_option(music):
     assert (mixed.returncode, "--drop-truncated is for pairs" in mixed.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_pair_joins_what_it_reads(music):
     done = music(
         "pair", stdin=jsonl([branch("chosen"), branch("rejected"), branch("chosen", sample=1)])
@@ -374,6 +376,7 @@ def test_pair_joins_what_it_reads(music):
     assert done.stderr.endswith("; 1 dropped (other branch missing)\n")
 
 
+@pytest.mark.slow
 def test_pair_best_of_takes_its_sizes_in_any_order(music):
     done = music(
         "pair", "--best-of", "4,2,2", "--a", "music", "--b", "baseline", stdin=jsonl(candidates())
@@ -381,6 +384,7 @@ def test_pair_best_of_takes_its_sizes_in_any_order(music):
     assert (done.returncode, [contest["best_of"] for contest in read(done.stdout)]) == (0, [2, 4])
 
 
+@pytest.mark.slow
 def test_a_candidate_without_a_score_stops_the_run_or_is_skipped(music):
     records = jsonl([candidates("x")[0] | {"scores": {}}, *candidates("y")])
     options = ("pair", "--best-of", "2", "--a", "music", "--b", "baseline")

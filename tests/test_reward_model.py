@@ -85,6 +85,7 @@ def rewards(network, groups):
 # Packed and padded
 
 
+@pytest.mark.slow
 def test_packed_rewards_are_the_padded_ones(model):
     found, expected = rewards(model.network, pairs()), rewards(padded(model.network), pairs())
     assert expected.std() > 0.1
@@ -157,6 +158,7 @@ def test_window_and_soft_cap_matter_here(bases, tmp_path, family, setting):
     assert (rewards(kept.network, long) - rewards(other.network, long)).abs().min() > 0.01
 
 
+@pytest.mark.slow
 def test_rewards_are_fp32_where_the_rest_is_bf16(llama):
     """In bf16 many pairs would tie: it has 8 bits."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -316,6 +318,7 @@ def _refuses_runs(self, *args, **settings):
     return self.real_forward(*args, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forward", [_ignores_runs, _refuses_runs])
 def test_a_model_whose_attention_cannot_be_packed_is_padded_and_says_so(
     bases, llama, monkeypatch, forward
@@ -354,6 +357,7 @@ def test_padding_is_none_of_the_tokens_that_end_or_begin_conversations(tmp_path,
     }[tokens]
 
 
+@pytest.mark.slow
 def test_a_template_that_ends_with_the_padding_token_gets_another(bases, tmp_path):
     shutil.copytree(bases("llama"), tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(
@@ -387,6 +391,7 @@ def fault(call, *args):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_classifier_with_more_labels_is_refused(trained):
     config = transformers.AutoConfig.from_pretrained(trained, num_labels=3)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(trained)
@@ -396,6 +401,7 @@ def test_a_classifier_with_more_labels_is_refused(trained):
         )
 
 
+@pytest.mark.slow
 def test_a_language_model_has_no_trained_head(trained):
     base = str(trained.parent / "base")
     assert fault(checkpoint.load, base) == (
@@ -403,11 +409,13 @@ def test_a_language_model_has_no_trained_head(trained):
     )
 
 
+@pytest.mark.slow
 def test_a_model_without_template_is_refused(trained):
     (trained / "chat_template.jinja").unlink()
     assert "the tokenizer has no chat template" in fault(checkpoint.load, str(trained))
 
 
+@pytest.mark.slow
 def test_an_encoder_is_refused(trained):
     config = transformers.BertConfig(
         vocab_size=49152,
@@ -437,6 +445,7 @@ def test_what_is_no_model_folder_is_named(name, says):
     assert says in fault(checkpoint.load, name)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_named_in_one_line(trained):
     good = {
         name: (trained / name).read_bytes()
@@ -482,6 +491,7 @@ def test_weights_that_are_not_in_the_files_are_never_drawn_at_random(bases, fami
         shutil.rmtree(spoilt)
 
 
+@pytest.mark.slow
 def test_a_weight_of_another_shape_is_named(trained):
     changed(trained, "config.json", intermediate_size=48)
     assert fault(checkpoint.load, str(trained)) == (
@@ -490,6 +500,7 @@ def test_a_weight_of_another_shape_is_named(trained):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "package, how",
     [
@@ -517,6 +528,7 @@ def spread(model):
     )
 
 
+@pytest.mark.slow
 def test_a_saved_model_loads_with_equal_scores_and_no_trace_of_packing(model, tmp_path):
     before = spread(model)
     checkpoint.save(model, tmp_path)
@@ -665,6 +677,7 @@ def test_the_adapter_alone_loads_with_peft(bases, tmp_path):
     torch.testing.assert_close(torch.stack(found), scores, **CLOSE)
 
 
+@pytest.mark.slow
 def test_training_can_go_on_from_a_reward_model(bases, tmp_path):
     first = checkpoint.create(bases("llama"), seed=1)
     checkpoint.save(first, tmp_path)
@@ -692,6 +705,7 @@ def test_what_is_computed_again_gives_the_same_gradients(bases, family, lora, mo
     assert max(gradient.abs().max() for gradient in gradients[0]) > 0
 
 
+@pytest.mark.slow
 def test_what_a_gpu_will_compute_again_is_not_chosen_as_on_a_cpu(bases):
     """The model still is on the CPU when it is decided."""
 

@@ -438,6 +438,7 @@ def test_the_command_excludes_a_benchmark_and_keeps_what_it_rejects(tmp_path):
     ) and "1 failed" in last_line(done)
 
 
+@pytest.mark.slow
 def test_the_command_narrows_corruptions_and_places_contrasts():
     stdin = "".join(
         json.dumps(
@@ -500,6 +501,7 @@ def test_help_names_every_short_name():
     )
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(tmp_path):
     with gzip.open(tmp_path / "many.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(preference(number, length=40)) + "\n" for number in range(5000))
@@ -520,6 +522,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
         assert process.stderr.read() == "" and process.wait() == 0
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize(
     "name, emit, count",

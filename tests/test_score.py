@@ -59,6 +59,7 @@ def scored(model, records, stats=None, store=None, **config):
 # What is added
 
 
+@pytest.mark.slow
 def test_a_conversation_gets_a_number(model):
     [found] = scored(model, [conversation("c", "q", "a", "r", "b")])
     assert found["scores"] == {
@@ -112,6 +113,7 @@ def test_last_only_keeps_the_system_message(model):
     assert found["scores"]["rm"] == pytest.approx(reward(model, [system, *talk("r", "b")]), **CLOSE)
 
 
+@pytest.mark.slow
 def test_what_reads_the_same_scores_the_same_whoever_stands_beside(model):
     """Not nearly the same: a strict comparison would take rounding for an opinion."""
     end = [
@@ -220,6 +222,7 @@ def candidates(prompts=3, samples=5):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1, 64, 150, 100_000])
 def test_candidates_of_a_prompt_score_as_each_alone_whatever_the_budget(model, budget):
     found = scored(model, candidates(), budget=budget)
@@ -231,6 +234,7 @@ def test_candidates_of_a_prompt_score_as_each_alone_whatever_the_budget(model, b
     )
 
 
+@pytest.mark.slow
 def test_a_forward_pass_stays_within_the_budget_where_one_sequence_does(model, monkeypatch):
     rows = []
     real = model.network._packed
@@ -254,6 +258,7 @@ def test_a_forward_pass_stays_within_the_budget_where_one_sequence_does(model, m
     assert together < 0.85 * sum(rows)  # a shared prompt is computed once
 
 
+@pytest.mark.slow
 def test_a_padded_forward_pass_stays_within_the_budget_too(rm, monkeypatch):
     model = checkpoint.load(str(rm))
     model.network = RewardNetwork(model.network.core, packed=False)

@@ -379,6 +379,7 @@ def test_the_page_asks_for_nothing():
     assert "default-src 'none'" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, shown",
     [
@@ -407,11 +408,13 @@ def test_a_choice_of_records(arguments, shown):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_no_matching_record_is_reported():
     done = run("--id", "nobody", records=[preference()])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "music show: no record matches\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, input_records, message",
     [
@@ -437,12 +440,14 @@ def test_what_cannot_be_shown_is_one_line_and_status_2(arguments, input_records,
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"music show: error: {message}\n")
 
 
+@pytest.mark.slow
 def test_a_bad_record_can_be_stepped_over():
     done = run("--on-error", "skip", records=[{"id": "x"}, preference()])
     assert done.returncode == 1 and "p1 · preference" in done.stdout
     assert done.stderr.splitlines()[-1].endswith("1 shown; 1 failed")
 
 
+@pytest.mark.slow
 def test_in_a_pipe_there_is_no_color_and_a_reader_that_leaves_is_no_error():
     text = "".join(json.dumps(preference(id=f"p{number}")) + "\n" for number in range(2000))
     with subprocess.Popen(
@@ -489,6 +494,7 @@ def in_terminal(*arguments, env=None):
     return os.read(leader, 1 << 16).decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_its_width_and_color():
     shown = in_terminal()
     assert "\x1b[1;4;32mthree\x1b[0m" in shown
@@ -497,17 +503,20 @@ def test_a_terminal_gets_its_width_and_color():
     } == {70}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments, env", [(["--color", "never"], {}), ([], {"NO_COLOR": "1"})])
 def test_a_terminal_gets_no_color_where_none_is_wanted(arguments, env):
     assert "\x1b" not in in_terminal(*arguments, env=env)
 
 
+@pytest.mark.slow
 def test_color_can_be_forced_into_a_pipe_and_width_chosen():
     done = run("--color", "always", "--width", "64", records=[preference()])
     assert "\x1b[1;4;32mthree\x1b[0m" in done.stdout
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines())) == 64
 
 
+@pytest.mark.slow
 def test_html_is_one_whole_file(tmp_path):
     target = tmp_path / "page.html"
     done = run("--html", target, records=[preference()])
@@ -518,6 +527,7 @@ def test_html_is_one_whole_file(tmp_path):
     assert os.listdir(tmp_path) == ["page.html"]
 
 
+@pytest.mark.slow
 def test_html_of_a_broken_file_does_not_appear(tmp_path):
     done = run("--html", tmp_path / "page.html", records=[preference(), {"id": "x"}])
     assert done.returncode == 2

@@ -211,6 +211,7 @@ def test_the_branches_are_one_conversation_up_to_the_first_contrasted_reply(poli
     assert rejected["contrast"][0]["message"] == shared and chosen["contrast"] == []
 
 
+@pytest.mark.slow
 def test_whatever_is_contrasted_the_chosen_branch_is_the_same_and_is_asked_for_once(tmp_path):
     """The ablation differs in the rejected branch alone."""
     seeds = [seed("x"), seed("y", "Hello?", "Hi.")]
@@ -943,6 +944,7 @@ def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
     assert (len(done), roles(server)) == (2, {"contrast": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy, contrast_calls, user_turns",
     [
@@ -1015,6 +1017,7 @@ def test_the_estimates_tokens_are_those_of_the_prompts_and_two_thirds_of_the_lim
     )  # and the tags
 
 
+@pytest.mark.slow
 def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
     seeds, stats, gpt = [seed(number) for number in range(12)], RunStats(), "openai/gpt-4o"
     whole, _, _ = simulated(*seeds, assistant=gpt, user=gpt)
@@ -1096,6 +1099,7 @@ def test_a_run_that_was_killed_and_interrupted_goes_on_and_writes_what_it_would_
         )  # what was in flight is asked again
 
 
+@pytest.mark.slow
 def test_interrupted_while_the_input_is_waited_for_leaves_at_once(music):
     first_line = SEEDS[: SEEDS.index("\n") + 1]
     with serve(reply=scripted_reply) as server:
@@ -1108,6 +1112,7 @@ def test_interrupted_while_the_input_is_waited_for_leaves_at_once(music):
     ), done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_ends_the_run_quietly(music):
     early, late = jsonl(SEED_RECORDS[:2]), jsonl(SEED_RECORDS[2:])
     with serve(reply=scripted_reply) as server:
@@ -1130,6 +1135,7 @@ def test_a_reader_that_has_seen_enough_ends_the_run_quietly(music):
     ), stderr
 
 
+@pytest.mark.slow
 def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, tmp_path):
     target = tmp_path / "out.jsonl"
     with serve(reply=scripted_reply) as server:
@@ -1170,6 +1176,7 @@ def test_users_that_review_are_an_option_and_their_calls_are_planned(music, tmp_
     assert all("quickly" in body["messages"][0]["content"] for body in by_role(server, "chairman"))
 
 
+@pytest.mark.slow
 def test_a_failed_conversation_gives_exit_status_1(music):
     def reply(body: dict) -> str:
         if "Question 3?" in str(body["messages"]):
@@ -1186,6 +1193,7 @@ def test_a_failed_conversation_gives_exit_status_1(music):
     assert done.stderr.splitlines()[-1].endswith("; 1 failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more, problem",
     [
@@ -1202,6 +1210,7 @@ def test_a_wrong_policy_or_prompt_set_is_said_before_anybody_is_asked(music, mor
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "files, calls",
     [

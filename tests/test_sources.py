@@ -53,6 +53,7 @@ def test_json_is_read_as_lines_or_as_a_list_by_its_content(tmp_path, name, data,
     ]
 
 
+@pytest.mark.slow
 def test_parquet_rows_are_plain_lists_and_objects(tmp_path):
     rows = [{"chosen": [{"role": "user", "content": "q"}], "score": 1.5}]
     path = parquet(tmp_path / "part.parquet", rows)

@@ -191,6 +191,7 @@ def test_a_step_is_one_of_adamw_on_the_padded_loss(tmp_path, base):
         assert (trained[name] - weight).abs().gt(1e-4).double().mean() < 2e-3, name
 
 
+@pytest.mark.slow
 def test_margins_and_centring_are_in_the_loss_as_published(tmp_path, base):
     records = [
         Record(one | {"metadata": {"by": number / 4}}) for number, one in enumerate(pairs(12))
@@ -235,6 +236,7 @@ def test_centring_draws_rewards_to_zero(tmp_path, base):
     assert abs(found[1]) < abs(found[0]) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, "much", True, -1])
 def test_a_pair_without_its_margin_is_a_bad_record(run, tmp_path, value):
     given = write(
@@ -321,6 +323,7 @@ def test_training_goes_on_from_a_reward_model_with_its_head(file, base, finished
     )
 
 
+@pytest.mark.slow
 def test_a_smaller_budget_gives_the_same_losses(run, finished, tmp_path):
     assert run(tmp_path / "rm", "--budget", 64).status == 0
     assert losses(tmp_path / "rm") == pytest.approx(losses(finished), abs=1e-5)
@@ -356,6 +359,7 @@ def test_two_processes_fed_by_a_pipe_give_the_same_losses_and_say_things_once(
         assert step == pytest.approx(other, abs=1e-4, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_tie_is_no_success(tmp_path, base):
     model = checkpoint.create(base)
     model.network.core.score.weight.data.zero_()
@@ -381,6 +385,7 @@ def test_a_tie_is_no_success(tmp_path, base):
     assert step["loss"] == pytest.approx(math.log(2))
 
 
+@pytest.mark.slow
 def test_eight_pairs_are_learnt_by_heart(tmp_path, base):
     records = [Record(one) for one in pairs(8)]
     train(
@@ -468,6 +473,7 @@ def test_an_epoch_of_many_pairs_wastes_little(ranks):
     assert computed / possible > 0.95
 
 
+@pytest.mark.slow
 def test_a_padded_step_stays_within_the_budget_and_is_the_same(tmp_path, base, monkeypatch):
     records, shapes, measured = [Record(one) for one in pairs(12)], [], []
     config = TrainConfig(model=base, batch=12, steps=1, budget=400)
@@ -530,6 +536,7 @@ def test_steps_are_those_asked_for_or_whole_passes(pairs, config, steps):
 # Pairs
 
 
+@pytest.mark.slow
 def test_pairs_that_teach_nothing_and_pairs_too_long_are_counted(base):
     long = "word " * 100
     records = [
@@ -555,6 +562,7 @@ def test_pairs_that_teach_nothing_and_pairs_too_long_are_counted(base):
         assert all(side.reward_positions == [len(side.ids) - 1] for side in sides)
 
 
+@pytest.mark.slow
 def test_what_was_dropped_and_cut_is_said_of_both_files(run, tmp_path):
     given = [
         *pairs(6),
@@ -574,6 +582,7 @@ def test_what_was_dropped_and_cut_is_said_of_both_files(run, tmp_path):
     assert done.lines[4].startswith("music train: 7 pairs, ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["q", talk("q")])
 def test_plain_prompt_chosen_rejected_rows_are_pairs_too(run, finished, tmp_path, prompt):
     whole = [
@@ -590,6 +599,7 @@ def test_plain_prompt_chosen_rejected_rows_are_pairs_too(run, finished, tmp_path
     assert log(tmp_path / "plain") == log(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_held_out_figures_are_those_of_score(run, tmp_path):
     held_out = write(tmp_path / "held-out.jsonl", *tiny("heldout"))
     assert run(tmp_path / "rm", "--eval", held_out, "--save-every", 4).status == 0
@@ -632,6 +642,7 @@ def test_held_out_pairs_are_measured_as_often_as_asked(run, file, tmp_path):
     assert " eval_by_divergence first: " in done.lines[-1]
 
 
+@pytest.mark.slow
 def test_a_pair_that_the_template_refuses_is_a_bad_record(base, tmp_path):
     shutil.copytree(base, tmp_path / "strict")
     (tmp_path / "strict" / "chat_template.jinja").write_text(
@@ -694,6 +705,7 @@ class Crash(Exception):
     """Stands for a kill at a certain place."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place, call",
     [
@@ -744,6 +756,7 @@ def test_a_run_that_was_killed_before_it_saved_starts_again(run, finished, tmp_p
     assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
 
 
+@pytest.mark.slow
 def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
     out, real = tmp_path / "rm", TrainingLog.add
 
@@ -761,6 +774,7 @@ def test_a_torn_log_line_is_written_anew(run, finished, tmp_path):
     assert log(out) == log(finished)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(run, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     done = run(finished, "--save-every", 2)
@@ -789,6 +803,7 @@ def test_other_settings_are_another_run(run, finished, more, says):
     )
 
 
+@pytest.mark.slow
 def test_other_pairs_are_another_run_also_halfway(run, finished, halfway, tmp_path):
     other = write(tmp_path / "other.jsonl", *pairs(12, seed=9))
     done = run(finished, pairs=other)
@@ -826,6 +841,7 @@ def halfway(run, tmp_path):
     return tmp_path / "halfway"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["state.json", "model.safetensors", "optimizer.bin"])
 def test_a_damaged_state_is_one_line(run, halfway, damaged):
     state = halfway / "checkpoints" / "step-000004"
@@ -839,6 +855,7 @@ def test_a_damaged_state_is_one_line(run, halfway, damaged):
     assert run(halfway).status == 0
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_less_memory_and_ends_the_same(run, finished, halfway):
     done = run(halfway, "--budget", 64, "--activation-checkpointing")
     assert (done.status, done.lines[1]) == (
@@ -858,6 +875,7 @@ def test_a_run_goes_on_with_less_memory_and_ends_the_same(run, finished, halfway
     ]
 
 
+@pytest.mark.slow
 def test_a_run_whose_state_says_centre_goes_on(run, finished, halfway):
     file = halfway / "checkpoints" / "step-000004" / "state.json"
     state = json.loads(file.read_text())
@@ -906,6 +924,7 @@ def throw(error):
     raise error
 
 
+@pytest.mark.slow
 def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path, monkeypatch):
     """DeepSpeed clips by itself, and may not say the norm."""
     real = Accelerator.clip_grad_norm_
@@ -1001,6 +1020,7 @@ def test_no_epochs_train_nothing_and_are_refused(file, tmp_path, epochs):
     assert not (tmp_path / "rm").exists()
 
 
+@pytest.mark.slow
 def test_bad_held_out_pairs_are_found_before_training(run, tmp_path):
     held_out = tmp_path / "held-out.jsonl"
     same = json.dumps(pair("same", talk("q", "a"), talk("q", "a")))
@@ -1041,6 +1061,7 @@ def doubled(base, tmp_path):
     return tmp_path / "doubled"
 
 
+@pytest.mark.slow
 def test_a_second_bos_is_found_unless_nobody_looks(file, doubled, tmp_path):
     line = ("train", file, "--model", doubled, "--out", tmp_path / "rm", "--batch", 4, "--steps", 1)
     for more in ((), ("--check",)):

@@ -60,6 +60,7 @@ def fault(look, model, given=None, kind=checks.InputError):
 TURN = "{% for m in messages %}{{ m.role }}:{{ m.content }}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, 4])
 def test_a_sound_model_passes_every_check(base, lora):
     model = checkpoint.create(str(base), lora=lora)
@@ -146,6 +147,7 @@ def test_rewards_read_at_many_tokens_are_a_doubt(base, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_reward_model_whose_template_was_changed_is_refused(base, tmp_path):
     checkpoint.save(checkpoint.create(str(base)), tmp_path)
     (tmp_path / "chat_template.jinja").write_text(TURN + "<|im_end|>{% endfor %}")
@@ -174,6 +176,7 @@ def test_sdpa_on_a_soft_capped_model_is_wrong(gemma):
     )
 
 
+@pytest.mark.slow
 def test_rewards_that_are_read_a_token_early_are_wrong(model, monkeypatch):
     real = model.network._packed
     monkeypatch.setattr(
@@ -228,6 +231,7 @@ def test_a_head_that_lora_adapts_and_loses_is_wrong(base, model):
     )
 
 
+@pytest.mark.slow
 def test_a_frozen_head_is_wrong(model):
     model.network.core.score.requires_grad_(False)
     assert (
@@ -236,6 +240,7 @@ def test_a_frozen_head_is_wrong(model):
     )
 
 
+@pytest.mark.slow
 def test_everything_that_is_wrong_is_said_each_in_a_line(base, tmp_path):
     shutil.copytree(base, tmp_path / "m")
     config = tmp_path / "m" / "tokenizer_config.json"
@@ -275,6 +280,7 @@ def test_everything_that_is_wrong_is_said_each_in_a_line(base, tmp_path):
 # Memory
 
 
+@pytest.mark.slow
 def test_memory_follows_from_what_is_trained_and_how(base):
     model, adapted = checkpoint.create(str(base)), checkpoint.create(str(base), lora=4)
     given, config = prepared(model), TrainConfig(batch=8)
@@ -295,6 +301,7 @@ def test_memory_follows_from_what_is_trained_and_how(base):
     assert less.activations < full.activations * 0.7
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_does_not(
     base, monkeypatch
 ):
@@ -315,6 +322,7 @@ def test_a_micro_batch_that_keeps_everything_counts_beside_a_larger_one_that_doe
     assert on_gpu.activations == pytest.approx(whole.activations)  # where nothing is computed again
 
 
+@pytest.mark.slow
 def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
     # As on a GPU: oneDNN's products would stay in fp32.
     monkeypatch.setattr("musiccli.reward_model.checkpoint.use_onednn_linear", lambda _: None)

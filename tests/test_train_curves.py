@@ -35,6 +35,7 @@ def trained(tmp_path_factory):
     return line, folder / "rm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suffix, begins", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
 )
@@ -45,6 +46,7 @@ def test_a_finished_run_is_drawn_without_training_again(trained, tmp_path, suffi
     assert (tmp_path / f"curves.{suffix}").read_bytes().startswith(begins)
 
 
+@pytest.mark.slow
 def test_several_runs_are_drawn_together_under_their_names(trained, tmp_path):
     line, out = trained
     other = tmp_path / "with_$_sign" / "rm"

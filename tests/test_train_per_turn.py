@@ -128,6 +128,7 @@ def by_hand(base, center):
     return [loss.item() for loss in losses], model
 
 
+@pytest.mark.slow
 def test_sides_are_read_where_they_are_compared_and_nowhere_else(base):
     model = checkpoint.create(base)
     for (*sides, compared), found in zip(CASES.values(), prepared(model), strict=True):
@@ -207,6 +208,7 @@ def test_a_step_has_that_loss_and_measures_the_last_rewards(base, tmp_path, budg
     assert abs(expected["loss"] - expected["eval_loss"]) > 0.05
 
 
+@pytest.mark.slow
 def test_pairs_that_differ_in_the_last_reply_alone_have_the_ordinary_loss(base, tmp_path):
     given, found = pairs(9)[1:], []
     for per_turn in (False, True):
@@ -221,6 +223,7 @@ def test_pairs_that_differ_in_the_last_reply_alone_have_the_ordinary_loss(base, 
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_the_checks_pass_for_pairs_that_are_read_at_many_turns(base):
     model = checkpoint.create(base)
     report = run_checks(model, prepared(model))
@@ -279,6 +282,7 @@ def test_a_template_that_rewrites_earlier_turns_is_a_bad_record_only_where_these
     )
 
 
+@pytest.mark.slow
 def test_a_run_whose_notes_say_centre_is_the_same_run(run, tmp_path):
     assert run("--center", 0.01).status == 0
     notes = tmp_path / "rm" / "music.json"

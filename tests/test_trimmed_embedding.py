@@ -37,6 +37,7 @@ def tokens(found):
     return vocabulary.used_tokens(side.ids for pair in found for side in pair.sides)
 
 
+@pytest.mark.slow
 def test_rewards_stay_as_they_are(base):
     model = checkpoint.create(base)
     found = encoded(model)
@@ -84,6 +85,7 @@ def test_rows_that_no_token_reached_are_those_of_the_backbone(base, tmp_path):
     assert 5 < len(reached) < 200 and len(found) < 200
 
 
+@pytest.mark.slow
 def test_adapters_leave_the_embedding_whole(base):
     model = checkpoint.create(base, lora=2)
     weight = embedding(model).weight
@@ -93,6 +95,7 @@ def test_adapters_leave_the_embedding_whole(base):
     assert embedding(model).weight is weight
 
 
+@pytest.mark.slow
 def test_widened_it_holds_what_was_trained_among_the_rest(base):
     model = checkpoint.create(base)
     before = embedding(model).weight.detach().clone()
@@ -111,6 +114,7 @@ def test_widened_it_holds_what_was_trained_among_the_rest(base):
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_with_the_held_out_pairs_it_began_with(base, tmp_path, monkeypatch):
     settings = TrainConfig(model=base, batch=3, steps=4, lr=1e-2)
     records, out = [Record(one) for one in pairs(12)], tmp_path / "rm"
