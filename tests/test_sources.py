@@ -216,6 +216,7 @@ def hub(monkeypatch):
             {},
             {
                 "path": "allenai/reward-bench",
+                "name": None,
                 "data_dir": None,
                 "split": "filtered",
                 "revision": "168d848cdbbea9764fae4a544dc9ca1e6cca4931",
@@ -226,6 +227,7 @@ def hub(monkeypatch):
             {"split": "test"},
             {
                 "path": "Anthropic/hh-rlhf",
+                "name": None,
                 "data_dir": "helpful-base",
                 "split": "test",
                 "revision": "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
@@ -236,12 +238,17 @@ def hub(monkeypatch):
             {"revision": "main"},
             {
                 "path": "Skywork/Skywork-Reward-Preference-80K-v0.2",
+                "name": None,
                 "data_dir": None,
                 "split": "train",
                 "revision": "main",
             },
         ),
-        ("some/data", {}, {"path": "some/data", "data_dir": None, "split": None, "revision": None}),
+        (
+            "some/data",
+            {},
+            {"path": "some/data", "name": None, "data_dir": None, "split": None, "revision": None},
+        ),
     ],
 )
 def test_names_are_looked_up_and_options_stand_over_the_table(hub, name, settings, asked):
@@ -252,9 +259,10 @@ def test_names_are_looked_up_and_options_stand_over_the_table(hub, name, setting
     ]
 
 
-def test_every_short_name_is_pinned_to_a_whole_commit_and_none_overlaps_rewardbench():
+def test_a_short_name_has_a_split_and_if_pinned_a_whole_commit_and_none_overlaps_rewardbench():
     for dataset in sources.SHORT_NAMES.values():
-        assert re.fullmatch(r"[0-9a-f]{40}", dataset.revision) and dataset.split
+        assert dataset.split
+        assert dataset.revision is None or re.fullmatch(r"[0-9a-f]{40}", dataset.revision)
         assert dataset.path != sources.CONTAMINATED
 
 
