@@ -1,11 +1,11 @@
 """What the readers of all dataset formats share: messages, labels and ids from a row's columns."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, Record, content_id, count_turns
+from musiccli.core.records import Message, Record, content_id, count_turns, shortened
 
 ROLE_NAMES = {  # the datasets' names of roles, and ours
     "system": "system",
@@ -66,6 +66,7 @@ def make_record(
     labels: dict[str, Any] | None = None,
     *,
     id: str | int | None = None,
+    texts: Collection[str] = (),
     keep_fields: bool = False,
 ) -> dict[str, Any]:
     """The record of one row, not yet checked.
@@ -76,11 +77,12 @@ def make_record(
         sides: the conversations, each under the field that holds it.
         labels: more metadata.
         id: the record's id. Without it the row's id is used, or one made from the texts.
+        texts: columns that hold texts, which do not become metadata even where they are short.
         keep_fields: whether a row with an id keeps all its fields, because it is a record already.
     """
     metadata = {
         **(row["metadata"] if isinstance(row.get("metadata"), dict) else {}),
-        **row_labels(row),
+        **row_labels({name: value for name, value in row.items() if name not in texts}),
         **(labels or {}),
         "turns": count_turns(next(iter(sides.values()))),
     }
@@ -116,6 +118,31 @@ def row_labels(columns: object) -> dict[str, Any]:
         and isinstance(value, str | int | float)
         and len(str(value)) <= MAX_LABEL_LENGTH
     }
+
+
+def read_label(row: Record, field: str, meanings: Mapping[Any, str]) -> str:
+    """What the value of a label column means.
+
+    Args:
+        row: the row.
+        field: the column, or a dotted path into it.
+        meanings: what each value means.
+
+    Raises:
+        RecordError: the column holds none of these values.
+    """
+    value: Any = row
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    for label, meaning in meanings.items():
+        if value == label and isinstance(value, bool) == isinstance(label, bool):
+            return meaning
+    labels = [str(label).lower() if isinstance(label, bool) else str(label) for label in meanings]
+    raise RecordError(
+        f"is {shortened(value)}; it should be {', '.join(labels[:-1])} or {labels[-1]}",
+        field=field,
+        record=row,
+    )
 
 
 def read_messages(row: Record, field: str) -> list[Message]:

@@ -115,6 +115,8 @@ def read_records(
         records: list[Record] = []
         with stats.rejects.guard(row):
             records = _read_row(row, source, pairs, hint=not stats.rejects.skip)
+            if not records:
+                stats.count("dropped", "no_pair" if pairs else "no_conversation")
         for record in records:
             if not (pairs and is_trajectory(record)):
                 yield record

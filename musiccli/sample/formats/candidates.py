@@ -2,55 +2,32 @@
 
 import re
 from collections.abc import Iterator
-from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
-from musiccli.core.records import Message, Record, content_id
+from musiccli.core.records import Record, content_id
+from musiccli.sample.candidates import (
+    Candidate,
+    Candidates,
+    candidate_conversations,
+    candidate_pairs,
+)
 from musiccli.sample.columns import (
     Format,
     assistant_message,
-    make_record,
     read_prompt,
     row_id,
     with_system_message,
 )
 
 
-class Candidates(NamedTuple):
-    """The candidates of one row, each a whole conversation, and what their records share."""
-
-    right: list[list[Message]]
-    wrong: list[list[Message]]
-    id: str
-    labels: dict[str, Any]
-
-
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """Each candidate as a conversation. `correct` in the metadata says whether it is right.
-
-    `sample` numbers them from 0, the right ones first.
-    """
-    right, wrong, id, labels = _candidates(row)
-    for sample, messages in enumerate(right + wrong):
-        correct = {"correct": sample < len(right)}
-        record = make_record(row, source, {"messages": messages}, labels | correct, id=id)
-        yield record | {"sample": sample}
+    """Each candidate as a conversation, the right ones first."""
+    yield from candidate_conversations(row, source, _candidates(row))
 
 
 def read_pairs(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """Every right candidate over every wrong one.
-
-    `candidates` in the metadata holds the number of each, both counted from 0.
-    """
-    right, wrong, id, labels = _candidates(row)
-    for (first, chosen), (second, rejected) in product(enumerate(right), enumerate(wrong)):
-        yield make_record(
-            row,
-            source,
-            {"chosen": chosen, "rejected": rejected},
-            labels | {"candidates": [first, second]},
-            id=f"{id}/{first}-{second}",
-        )
+    """Every right candidate over every wrong one."""
+    yield from candidate_pairs(row, source, _candidates(row))
 
 
 def _candidates(row: Record) -> Candidates:
@@ -65,7 +42,9 @@ def _candidates(row: Record) -> Candidates:
         id = content_id(*right, *wrong)
     elif isinstance(row.get("domain"), str):
         id = f"{row['domain']}/{id}"
-    return Candidates(right, wrong, str(id), _tie_labels(row))
+    candidates = [Candidate(messages, True) for messages in right]
+    candidates += [Candidate(messages, False) for messages in wrong]
+    return Candidates(candidates, str(id), _tie_labels(row))
 
 
 def _tie_labels(row: Record) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""JudgeBench (arXiv 2410.12784): a question, two answers, and the label "A>B" or "B>A"."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from musiccli.core.records import Record
+from musiccli.sample.columns import (
+    Format,
+    assistant_message,
+    make_record,
+    read_label,
+    user_message,
+)
+
+TEXTS = ("question", "response_A", "response_B", "label")
+
+
+def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the comparison, won by the answer that is correct.
+
+    `source` in the metadata is the set of questions, as "mmlu-pro-computer science".
+    """
+    sides = {
+        side: [user_message(row["question"]), assistant_message(row[f"response_{side.upper()}"])]
+        for side in ("a", "b")
+    }
+    winner = read_label(row, "label", {"A>B": "a", "B>A": "b", "A=B": "tie"})
+    yield make_record(row, source, sides, id=row.get("pair_id"), texts=TEXTS) | {"winner": winner}
+
+
+FORMATS = [
+    Format(
+        "JudgeBench",
+        order=43,
+        columns=frozenset({"question", "response_A", "response_B", "label"}),
+        read=read,
+    )
+]
