@@ -16,6 +16,33 @@ def system(text: str = "s") -> dict:
     return {"role": "system", "content": text}
 
 
+def call(name: str, /, text: str = "", **arguments) -> dict:
+    """An assistant's message that calls a function, with or without text."""
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return assistant(text) | {"tool_calls": [{"type": "function", "function": function}]}
+
+
+def result(text: str, **fields) -> dict:
+    """A tool's message."""
+    return {"role": "tool", "content": text, **fields}
+
+
+def weather(answer: str = "It is 3 C.", found: str = "3 C", **fields) -> dict:
+    """A conversation in which the assistant calls a function, reads its result, and answers."""
+    tool = {"type": "function", "function": {"name": "weather", "description": "It knows."}}
+    return {
+        "id": "w",
+        "messages": [
+            user("How warm is it in Oslo?"),
+            call("weather", city="Oslo"),
+            result(found),
+            assistant(answer),
+        ],
+        "tools": [tool],
+        **fields,
+    }
+
+
 def talk(*texts: str, system: str | None = None) -> list[dict]:
     """Messages of user, assistant, user, ..., after those of the system."""
     first = [{"role": "system", "content": system}] if system else []

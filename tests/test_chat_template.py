@@ -13,7 +13,8 @@ from toys import hh, mtbench101, needs_data, sequence, tokenizer
 from transformers import AutoTokenizer
 
 from musiccli.core.errors import InputError, RecordError
-from musiccli.core.records import Record, first_divergence
+from musiccli.core.messages import first_divergence
+from musiccli.core.records import Record
 from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation, cut_to_fit
 from musiccli.score.scorer import score
 from musiccli.train.tokenized_pairs import tokenize_pairs

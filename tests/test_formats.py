@@ -314,8 +314,8 @@ def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
             "chosen[0]: is no message by the system, the user or the assistant (role None)",
         ),
         (
-            {"messages": [user("q"), {"role": "tool", "content": "3"}]},
-            "messages[1]: is no message by the system, the user or the assistant (role 'tool')",
+            {"messages": [user("q"), {"role": "critic", "content": "3"}]},
+            "messages[1]: is no message by the system, the user or the assistant (role 'critic')",
         ),
         (
             {"messages": [user("q"), user("r")]},

@@ -34,21 +34,17 @@ def test_conversations_start_with_the_user_after_at_most_one_system_message(mess
         ([user(), None], 'messages[1]: is null; a message is {"role": ..., "content": ...}'),
         (
             [{"content": "q"}],
-            "messages[0]: role is null; it should be one of system, user, assistant",
+            "messages[0]: role is null; it should be one of system, user, assistant, tool",
         ),
         (
             [{"role": "human", "content": "q"}],
-            "messages[0]: role is 'human'; it should be one of system, user, assistant",
+            "messages[0]: role is 'human'; it should be one of system, user, assistant, tool",
         ),
         (
             [{"role": ["user"], "content": "q"}],
-            "messages[0]: role is ['user']; it should be one of system, user, assistant",
+            "messages[0]: role is ['user']; it should be one of system, user, assistant, tool",
         ),
         ([{"role": "user"}], "messages[0]: content is null; it should be a string"),
-        (
-            [{"role": "user", "content": [{"type": "text", "text": "q"}]}],
-            "messages[0]: content is a list; it should be a string",
-        ),
         (
             [{"role": "user", "content": 3}],
             "messages[0]: content is a number; it should be a string",

@@ -15,13 +15,8 @@ from scripted import jsonl, no_network, role, roles, scripted_reply, wait_until,
 from musiccli import prompts
 from musiccli.core import jsonl as files
 from musiccli.core.errors import InputError
-from musiccli.core.records import (
-    Record,
-    first_divergence,
-    parse_branch,
-    parse_conversation,
-    parse_preference,
-)
+from musiccli.core.messages import first_divergence
+from musiccli.core.records import Record, parse_branch, parse_conversation, parse_preference
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
 from musiccli.llm import limiter

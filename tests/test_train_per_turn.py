@@ -9,7 +9,8 @@ from build import read, talk, write
 from console import music
 from toys import backbone, pair, pairs
 
-from musiccli.core.records import Record, count_turns
+from musiccli.core.messages import count_turns
+from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.loss import bradley_terry, pair_losses
 from musiccli.train.checks import run_checks

@@ -25,15 +25,8 @@ from musiccli.bench.stats.outcomes import (
     check_scored_pair,
     metric_record,
 )
-from musiccli.core.records import (
-    Record,
-    count_turns,
-    first_divergence,
-    lookup,
-    parse_judged,
-    parse_preference,
-    side_names,
-)
+from musiccli.core.messages import count_turns, first_divergence
+from musiccli.core.records import Record, lookup, parse_judged, parse_preference, side_names
 from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:

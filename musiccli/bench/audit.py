@@ -31,14 +31,8 @@ from musiccli.bench.stats.outcomes import (
 )
 from musiccli.core import text_checks, votes
 from musiccli.core.errors import RecordError
-from musiccli.core.records import (
-    BASELINE_PREFIX,
-    Message,
-    Record,
-    first_divergence,
-    parse_branch,
-    parse_preference,
-)
+from musiccli.core.messages import Message, first_divergence
+from musiccli.core.records import BASELINE_PREFIX, Record, parse_branch, parse_preference
 from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:

@@ -26,16 +26,14 @@ from musiccli.bench.stats.intervals import proportion_interval, wilson_interval
 from musiccli.bench.stats.kappa import cohen_kappa, fleiss_columns, fleiss_kappa
 from musiccli.bench.stats.outcomes import MetricRecord, metric_record, prompt_cluster
 from musiccli.core import votes
-from musiccli.core.errors import RecordError
+from musiccli.core.errors import RecordError, shortened
+from musiccli.core.messages import count_characters, same_text
 from musiccli.core.records import (
     IDENTITY_FIELDS,
     Record,
     content_id,
-    count_characters,
     lookup,
     parse_comparison,
-    same_text,
-    shortened,
     side_names,
 )
 from musiccli.core.run_stats import RunStats

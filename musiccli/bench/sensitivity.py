@@ -26,7 +26,8 @@ from musiccli.bench.stats.outcomes import (
     check_scored_pair,
 )
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Record, count_characters, parse_preference
+from musiccli.core.messages import count_characters
+from musiccli.core.records import Record, parse_preference
 from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:

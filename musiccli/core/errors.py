@@ -54,3 +54,21 @@ class RecordError(MusicError):
 
 class CallError(MusicError):
     """An LLM did not give a usable answer to one call, after all retries."""
+
+
+def shortened(value: object) -> str:
+    """A value for an error message: quoted, on one line, at most 60 characters of it."""
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def kind_of(value: object) -> str:
+    """The kind of a JSON value, in words for an error message."""
+    names: dict[type, str] = {
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return "an empty string" if value == "" else names.get(type(value), "a number")

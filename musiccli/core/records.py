@@ -6,17 +6,15 @@ accepted forms into ours, and returns the same Record. It raises a RecordError t
 field. No function changes an `id`, because ids join the records that different commands write.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NotRequired, Required, TypedDict
 
-from musiccli.core.errors import RecordError
-
-
-class Message(TypedDict):
-    """One message of a conversation. `role` is one of ROLES."""
-
-    role: str
-    content: str
+from musiccli.core.errors import RecordError, kind_of, shortened
+from musiccli.core.messages import Message, parse_messages, parse_tools
+from musiccli.core.messages import count_characters as count_characters
+from musiccli.core.messages import count_turns as count_turns
+from musiccli.core.messages import first_divergence as first_divergence
+from musiccli.core.messages import same_text as same_text
 
 
 class Conversation(TypedDict, total=False):
@@ -24,6 +22,7 @@ class Conversation(TypedDict, total=False):
 
     id: Required[str | int]
     messages: Required[list[Message]]
+    tools: list[dict[str, Any]]  # the functions on offer, in OpenAI's form
     metadata: dict[str, Any]
 
 
@@ -61,6 +60,7 @@ class Preference(TypedDict, total=False):
     id: Required[str | int]
     chosen: Required[list[Message]]
     rejected: Required[list[Message]]
+    tools: list[dict[str, Any]]
     metadata: dict[str, Any]
     first_divergence: int  # index of the first message in which the two sides differ
     contrast: list[ContrastedReply]
@@ -72,6 +72,7 @@ class Comparison(TypedDict, total=False):
     id: Required[str | int]
     a: Required[list[Message]]
     b: Required[list[Message]]
+    tools: list[dict[str, Any]]
     metadata: dict[str, Any]
 
 
@@ -117,7 +118,6 @@ class Metric(TypedDict):
     count: int
 
 
-ROLES = ("system", "user", "assistant")
 BRANCHES = ("chosen", "rejected")
 IDENTITY_FIELDS = ("id", "branch", "sample", "best_of")  # equal in no two records of one input
 BASELINE_PREFIX = "baseline/"  # begins the names of baselines, which are used in place of a model
@@ -131,61 +131,6 @@ class Record(dict[str, Any]):
     def __init__(self, fields: Mapping[str, Any], where: str | None = None) -> None:
         super().__init__(fields)
         self.where = where
-
-
-def parse_messages(
-    record: Mapping[str, Any], field: str, *, ends_with: str | None = None
-) -> list[Message]:
-    """Check the messages in one field: user and assistant alternate, after an optional system one.
-
-    Args:
-        record: the record that holds them.
-        field: the name of the field.
-        ends_with: the role that the last message must have; None for any.
-
-    Raises:
-        RecordError: the field is not a list of such messages, or a message is empty.
-    """
-    messages = record.get(field)
-    if messages is None:
-        raise _error(record, field, "is missing; it should be a list of messages")
-    if not isinstance(messages, list):
-        raise _error(record, field, f"is {_kind(messages)}; it should be a list of messages")
-    if not messages:
-        problem = "is an empty list; a conversation needs at least one message"
-        raise _error(record, field, problem)
-    expected = "user"
-    for index, message in enumerate(messages):
-        role = _parse_message(record, f"{field}[{index}]", message)
-        if role == "system" and index == 0:
-            continue
-        if role != expected:
-            problem = f"role is {role} where {expected} should speak; roles alternate, user first"
-            raise _error(record, f"{field}[{index}]", problem)
-        expected = "assistant" if role == "user" else "user"
-    last = messages[-1]["role"]
-    if last == "system":
-        problem = "holds only a system message; a conversation needs a user message"
-        raise _error(record, field, problem)
-    if ends_with and last != ends_with:
-        raise _error(record, field, f"ends with the {last}; it should end with the {ends_with}")
-    return messages
-
-
-def _parse_message(record: Mapping[str, Any], field: str, message: object) -> str:
-    """Check one message, and return its role."""
-    if not isinstance(message, dict):
-        problem = f'is {_kind(message)}; a message is {{"role": ..., "content": ...}}'
-        raise _error(record, field, problem)
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        problem = f"role is {shortened(role)}; it should be one of {', '.join(ROLES)}"
-        raise _error(record, field, problem)
-    if not isinstance(content, str):
-        raise _error(record, field, f"content is {_kind(content)}; it should be a string")
-    if not content.strip():
-        raise _error(record, field, f"content of this {role} message is empty")
-    return str(role)
 
 
 def parse_conversation(record: Record) -> Record:
@@ -211,7 +156,7 @@ def parse_branch(record: Record) -> Record:
         if record.get(field, ()) is None:
             del record[field]
         elif not isinstance(record.get(field, []), list):
-            raise _error(record, field, f"is {_kind(record[field])}; it should be a list")
+            raise _error(record, field, f"is {kind_of(record[field])}; it should be a list")
     for index, faulty in enumerate(record.get("faults", [])):
         if not isinstance(faulty, dict) or not isinstance(faulty.get("fault"), str):
             problem = 'should be {"message": ..., "fault": NAME}'
@@ -279,32 +224,6 @@ def lookup(record: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def first_divergence(first: Sequence[Message], second: Sequence[Message]) -> int:
-    """Index of the first message in which two conversations differ.
-
-    Where one begins with the other, the length of the shorter one.
-    """
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if (left["role"], left["content"]) != (right["role"], right["content"]):
-            return index
-    return min(len(first), len(second))
-
-
-def same_text(first: Sequence[Message], second: Sequence[Message]) -> bool:
-    """Whether two conversations have the same roles and contents."""
-    return len(first) == len(second) == first_divergence(first, second)
-
-
-def count_turns(conversation: Sequence[Message]) -> int:
-    """How many assistant messages a conversation has."""
-    return sum(message["role"] == "assistant" for message in conversation)
-
-
-def count_characters(conversation: Sequence[Message]) -> int:
-    """How many characters the messages of a conversation have, those of every role."""
-    return sum(len(message["content"]) for message in conversation)
-
-
 def content_id(*parts: object) -> str:
     """An id of 16 hex digits that follows from the content alone."""
     from hashlib import blake2b
@@ -312,12 +231,6 @@ def content_id(*parts: object) -> str:
     import orjson
 
     return blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
-
-
-def shortened(value: object) -> str:
-    """A value for an error message: quoted, on one line, at most 60 characters of it."""
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _parse_sides(record: Record, names: tuple[str, str]) -> None:
@@ -341,35 +254,27 @@ def _parse_sides(record: Record, names: tuple[str, str]) -> None:
 
 
 def _with_id(record: Record, *content_fields: str) -> Record:
-    """Check `id` and `metadata`; a record without an id gets one from these fields."""
+    """Check `id`, `tools` and `metadata`; a record without an id gets one from these fields."""
+    if record.get("tools") is not None:
+        parse_tools(record)
     if "id" not in record:
         record["id"] = content_id(*(record[field] for field in content_fields))
     identity = record["id"]
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        raise _error(record, "id", f"is {_kind(identity)}; it should be a string")
+        raise _error(record, "id", f"is {kind_of(identity)}; it should be a string")
     if not isinstance(record.get("metadata") or {}, dict):
-        raise _error(record, "metadata", f"is {_kind(record['metadata'])}; it should be an object")
+        raise _error(
+            record, "metadata", f"is {kind_of(record['metadata'])}; it should be an object"
+        )
     return record
 
 
 def _integer(record: Record, field: str, default: int) -> int:
     value = record.get(field, default)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _error(record, field, f"is {_kind(value)}; it should be a whole number")
+        raise _error(record, field, f"is {kind_of(value)}; it should be a whole number")
     return value
 
 
 def _error(record: Mapping[str, Any], field: str, problem: str) -> RecordError:
     return RecordError(problem, field=field, record=record)
-
-
-def _kind(value: object) -> str:
-    """The kind of a JSON value, in words for an error message."""
-    names: dict[type, str] = {
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return "an empty string" if value == "" else names.get(type(value), "a number")

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from musiccli.core.errors import RecordError
-from musiccli.core.records import Record, shortened, side_names
+from musiccli.core.errors import RecordError, shortened
+from musiccli.core.records import Record, side_names
 
 TIE, INCONSISTENT, UNREADABLE = "tie", "inconsistent", "unreadable"  # outcomes beside a side's name
 GIVEN_WINNER = "given_winner"  # field: the winner a record held before it was judged

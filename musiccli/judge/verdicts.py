@@ -7,7 +7,8 @@ from typing import Any
 from musiccli import prompts
 from musiccli.core import votes
 from musiccli.core.errors import CallError
-from musiccli.core.records import Message, Record, content_id, same_text, side_names
+from musiccli.core.messages import Message, same_text
+from musiccli.core.records import Record, content_id, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.judge.config import JudgeConfig
 from musiccli.llm.budget import LimitReached

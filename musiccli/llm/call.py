@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from musiccli.core.records import Message
+from musiccli.core.messages import Message
 
 
 @dataclass(frozen=True)

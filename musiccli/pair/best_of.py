@@ -6,7 +6,8 @@ from typing import Any
 
 from musiccli.core import records
 from musiccli.core.errors import RecordError
-from musiccli.core.records import BASELINE_PREFIX, Record, count_characters
+from musiccli.core.messages import count_characters
+from musiccli.core.records import BASELINE_PREFIX, Record
 from musiccli.core.run_stats import RunStats
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from musiccli.core.records import Record, first_divergence, same_text
+from musiccli.core.messages import first_divergence, same_text
+from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 
 SCORE_FIELDS = ("scores", "turn_scores")

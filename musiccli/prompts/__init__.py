@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from musiccli.core.errors import InputError
-from musiccli.core.records import ROLES, Message
+from musiccli.core.messages import ROLES, Message, message_text
 
 # "paper" is for models that follow instructions, "small" for models of few parameters.
 SETS = ("paper", "small")
@@ -109,7 +109,8 @@ def transcript(messages: Sequence[Message], mark: str = "") -> str:
     cannot be taken for the start of a turn, unless it contains the mark.
     """
     heads = {role: f"[{mark} {role}]\n" if mark else f"{role.capitalize()}: " for role in ROLES}
-    return "\n\n".join(heads[message["role"]] + message["content"].strip() for message in messages)
+    texts = (heads[message["role"]] + message_text(message).strip() for message in messages)
+    return "\n\n".join(texts)
 
 
 def _path(prompt_set: str, role: str) -> Path:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from musiccli.core.errors import InputError, RecordError
-from musiccli.core.records import Message
+from musiccli.core.messages import Message
 
 DATE_CALL = re.compile(r"""strftime_now\((["'])(.*?)\1\)""")  # how templates ask for today's date
 FIXED_DATE = datetime(2024, 7, 26)  # Llama 3.2's template writes this one where it has no clock

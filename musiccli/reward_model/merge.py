@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from musiccli.core.errors import InputError
+from musiccli.core.messages import Message
 from musiccli.core.quiet_libraries import quiet_libraries
-from musiccli.core.records import Message
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.model import RewardModel
 

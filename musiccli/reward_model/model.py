@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, Record, parse_conversation
+from musiccli.core.messages import Message
+from musiccli.core.records import Record, parse_conversation
 from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.packing import DEFAULT_BUDGET

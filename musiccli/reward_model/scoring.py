@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, first_divergence
+from musiccli.core.messages import Message, first_divergence
 from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation, cut_to_fit
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory

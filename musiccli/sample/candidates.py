@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from musiccli.core.records import Message, Record
+from musiccli.core.messages import Message
+from musiccli.core.records import Record
 from musiccli.sample.columns import make_record
 
 

@@ -4,11 +4,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, Record, content_id, count_turns, shortened
+from musiccli.core.errors import RecordError, shortened
+from musiccli.core.messages import (
+    ASSISTANT_FIELDS,
+    MEDIA_FIELDS,
+    TOOL_FIELDS,
+    Message,
+    count_turns,
+    join_parts,
+)
+from musiccli.core.records import Record, content_id
 
 ROLE_NAMES = {  # the datasets' names of roles, and ours
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
@@ -17,6 +26,8 @@ ROLE_NAMES = {  # the datasets' names of roles, and ours
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
 }
 CONTENT_COLUMNS = {  # ids and texts, which are not labels
     "id",
@@ -25,6 +36,7 @@ CONTENT_COLUMNS = {  # ids and texts, which are not labels
     "prompt",
     "completion",
     "system",
+    "tools",
     "chosen",
     "rejected",
     "winner",
@@ -92,9 +104,11 @@ def make_record(
     if keep_fields and id is not None:
         old_metadata = row.get("metadata")
         return {**row, **sides, "metadata": metadata if old_metadata is None else old_metadata}
+    tools = {"tools": row["tools"]} if row.get("tools") is not None else {}
     return {
         "id": content_id(*sides.values()) if id is None else id,
         **sides,
+        **tools,
         "metadata": metadata,
     }
 
@@ -166,7 +180,16 @@ def read_messages(row: Record, field: str) -> list[Message]:
                 record=row,
             )
         content: Any = fields.get("content", fields.get("value"))  # checked with the record
-        messages.append({"role": ROLE_NAMES[role], "content": content})
+        if isinstance(content, list):
+            content = join_parts(row, f"{field}[{index}].content", content)
+        tool_fields = TOOL_FIELDS if ROLE_NAMES[role] == "tool" else ()
+        extra: Any = {
+            name: fields[name]
+            for name in (*tool_fields, *ASSISTANT_FIELDS, *MEDIA_FIELDS)
+            if fields.get(name) is not None
+        }
+        parsed: Any = {"role": ROLE_NAMES[role], "content": content, **extra}
+        messages.append(parsed)
     return messages
 
 

@@ -16,15 +16,17 @@ the last changed turn. Lengths are in characters.
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from operator import attrgetter
 from random import Random
 from typing import Any, NamedTuple
 
-from musiccli.core.records import Message, Record, count_characters, same_text, side_names
+from musiccli.core.messages import Message, count_characters, same_text, turn_ends
+from musiccli.core.records import Record, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.sample.config import ContrastTurn, CorruptionKind
 
-Turn = list[Message]  # a user message and the reply to it
+Turn = list[Message]  # a user message and all that replies to it
 
 
 class PooledMessage(NamedTuple):
@@ -33,7 +35,7 @@ class PooledMessage(NamedTuple):
     length: int
     opening: str  # the first user message of its conversation
     text: str
-    previous_text: str  # of the message before it
+    user_text: str  # of the user message before it
 
 
 class MessagePool:
@@ -51,22 +53,25 @@ class MessagePool:
             pooled.sort()
 
     def _add(self, messages: list[Message]) -> None:
-        opening, previous_text = opening_text(messages), ""
+        opening, user_text = opening_text(messages), ""
         for message in messages:
             text = message["content"]
-            if message["role"] in self._by_length:
-                pooled = PooledMessage(len(text), opening, text, previous_text)
+            if message["role"] in self._by_length and not message.get("tool_calls"):
+                pooled = PooledMessage(len(text), opening, text, user_text)
                 self._by_length[message["role"]].append(pooled)
-            previous_text = text
+            if message["role"] == "user":
+                user_text = text
 
     def nearest(self, message: Message, opening: str, rng: Random) -> PooledMessage | None:
         """The message of the same role and the nearest length, in other words.
 
         Args:
-            message: the message to replace.
+            message: the message to replace. One that calls functions has no replacement.
             opening: the first user message of its conversation.
             rng: decides between messages of equally near lengths.
         """
+        if message.get("tool_calls"):
+            return None
         words = _words(message["content"])
         for pooled in self._by_distance(message["role"], len(message["content"]), rng):
             # "You're welcome!" would be no replacement for "You're welcome."
@@ -114,7 +119,7 @@ def corrupt(
     A conversation with fewer than two turns has none. The random choices do not depend on `kinds`.
     """
     messages = intact_messages(record)
-    system, turns = messages[: len(messages) % 2], _split_into_turns(messages)
+    system, turns = _split_into_turns(messages)
     if len(turns) < 2:
         return []
     preferences = []
@@ -144,9 +149,9 @@ def replace_one_reply(
         None where no reply has a replacement.
     """
     messages = intact_messages(record)
-    replies = range(1 + len(messages) % 2, len(messages), 2)
+    replies = list(enumerate(turn_ends(messages), start=1))
     last_only = turn == ContrastTurn.last
-    for index in replies[-1:] if last_only else rng.sample(replies, len(replies)):
+    for number, index in replies[-1:] if last_only else rng.sample(replies, len(replies)):
         if pooled := pool.nearest(messages[index], opening_text(messages), rng):
             rejected = [*messages]
             rejected[index] = {"role": "assistant", "content": pooled.text}
@@ -155,11 +160,11 @@ def replace_one_reply(
                     record,
                     rejected,
                     CorruptionKind.reply,
-                    turn=(index + 1) // 2,
-                    distance=(len(messages) - index) // 2,
+                    turn=number,
+                    distance=len(replies) - number,
                 ),
                 "first_divergence": index,
-                "contrast": [{"message": index, "instruction": pooled.previous_text}],
+                "contrast": [{"message": index, "instruction": pooled.user_text}],
             }
     return None
 
@@ -172,6 +177,7 @@ def _preference(
         "id": f"{record['id']}/{kind.value}-{turn}",
         "chosen": chosen,
         "rejected": rejected,
+        **({"tools": record["tools"]} if record.get("tools") is not None else {}),
         "corruption": {
             "kind": kind.value,
             "turn": turn,
@@ -186,27 +192,29 @@ def _corruptions(
     turns: list[Turn], opening: str, rng: Random, pool: MessagePool
 ) -> Iterator[Corruption]:
     """Every corruption of the conversation, turn after turn."""
-    for turn, (question, reply) in enumerate(turns, start=1):
+    for turn, messages in enumerate(turns, start=1):
+        question, *between, reply = messages
         before, after = turns[: turn - 1], turns[turn:]
         if pooled := pool.nearest(reply, opening, rng):
-            changed: Turn = [question, {"role": "assistant", "content": pooled.text}]
+            changed: Turn = [question, *between, {"role": "assistant", "content": pooled.text}]
             yield Corruption(CorruptionKind.reply, turn, turn, [*before, changed, *after])
         if pooled := pool.nearest(question, opening, rng):
-            changed = [{"role": "user", "content": pooled.text}, reply]
+            changed = [{"role": "user", "content": pooled.text}, *between, reply]
             yield Corruption(CorruptionKind.user, turn, turn, [*before, changed, *after])
-        if before:
-            joined = _joined_replies(before[-1], reply)
+        if before and not before[-1][-1].get("tool_calls"):
+            joined = _joined_turns(before[-1], messages)
             yield Corruption(CorruptionKind.drop_user, turn, turn, [*before[:-1], joined, *after])
         if after:
-            swapped = [*before, after[0], [question, reply], *after[1:]]
+            swapped = [*before, after[0], messages, *after[1:]]
             yield Corruption(CorruptionKind.swap, turn, turn + 1, swapped)
 
 
-def _joined_replies(turn: Turn, reply: Message) -> Turn:
-    """The turn with a second reply joined to its own."""
-    question, earlier_reply = turn
-    content = f"{earlier_reply['content']}\n\n{reply['content']}"
-    return [question, {"role": "assistant", "content": content}]
+def _joined_turns(earlier: Turn, later: Turn) -> Turn:
+    """Both turns as one, without the second user message: the messages around it are joined."""
+    *start, before = earlier
+    _, after, *end = later
+    content = "\n\n".join(text for text in (before["content"], after["content"]) if text)
+    return [*start, {**after, "content": content}, *end]
 
 
 def intact_messages(record: Record) -> list[Message]:
@@ -217,7 +225,8 @@ def intact_messages(record: Record) -> list[Message]:
     names = side_names(record)
     winner = record.get("winner")
     messages: list[Message] = record[winner if winner in names else names[0]]
-    return messages[:-1] if messages[-1]["role"] == "user" else messages
+    ends = turn_ends(messages)
+    return messages[: ends[-1] + 1] if ends else messages[:-1]
 
 
 def opening_text(messages: Sequence[Message]) -> str:
@@ -225,11 +234,13 @@ def opening_text(messages: Sequence[Message]) -> str:
     return next((message["content"] for message in messages if message["role"] == "user"), "")
 
 
-def _split_into_turns(messages: Sequence[Message]) -> list[Turn]:
-    """The turns of a conversation that ends with a reply. A system message belongs to none."""
-    return [
-        list(messages[index : index + 2]) for index in range(len(messages) % 2, len(messages), 2)
-    ]
+def _split_into_turns(messages: Sequence[Message]) -> tuple[list[Message], list[Turn]]:
+    """The system message if there is one, and the turns after it."""
+    starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    if not starts:
+        return list(messages), []
+    turns = [list(messages[start:end]) for start, end in pairwise([*starts, len(messages)])]
+    return list(messages[: starts[0]]), turns
 
 
 def _words(text: str) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection
 from random import Random
 from typing import Any
 
-from musiccli.core.records import Message, Record, count_characters, count_turns, side_names
+from musiccli.core.messages import Message, count_characters, count_turns
+from musiccli.core.records import Record, side_names
 from musiccli.sample.config import ContrastTurn, CorruptionKind, Speaker
 from musiccli.sample.corruptions import MessagePool, corrupt, intact_messages, replace_one_reply
 
@@ -17,8 +18,8 @@ Emitter = Callable[[Record, Random], list[dict[str, Any]]]
 CHARACTERS_PER_TOKEN = 4  # roughly, in English; loading a tokenizer would be slow
 _ROLES_BEFORE = {  # the last message of a seed, by who speaks next
     Speaker.user: {"assistant"},
-    Speaker.assistant: {"user"},
-    Speaker.any: {"user", "assistant"},
+    Speaker.assistant: {"user", "tool"},
+    Speaker.any: {"user", "assistant", "tool"},
 }
 
 
@@ -40,7 +41,7 @@ def seeds(
     lengths = [
         index + 1
         for index, message in enumerate(messages)
-        if message["role"] in _ROLES_BEFORE[next_speaker]
+        if message["role"] in _ROLES_BEFORE[next_speaker] and not message.get("tool_calls")
     ]
     if not lengths:
         raise Dropped("no_reply")  # a user message is in every conversation
@@ -70,6 +71,7 @@ def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
             "id": record["id"],
             "chosen": record[winner],
             "rejected": record["b" if winner == "a" else "a"],
+            **_tools(record),
             "metadata": record.get("metadata") or {},
         }
     ]
@@ -88,6 +90,7 @@ def comparisons(record: Record, rng: Random) -> list[dict[str, Any]]:
             "a": record[first],
             "b": record[second],
             "winner": "a" if first == "chosen" else "b",
+            **_tools(record),
             "metadata": record.get("metadata") or {},
         }
     ]
@@ -133,4 +136,8 @@ def _conversation(record: Record, messages: list[Message], **labels: Any) -> dic
     metadata = {**(record.get("metadata") or {}), **labels}
     if "turns" in metadata:
         metadata["turns"] = count_turns(messages)
-    return {"id": record["id"], "messages": messages, "metadata": metadata}
+    return {"id": record["id"], "messages": messages, **_tools(record), "metadata": metadata}
+
+
+def _tools(record: Record) -> dict[str, Any]:
+    return {"tools": record["tools"]} if record.get("tools") is not None else {}

@@ -6,7 +6,8 @@ from random import Random
 from typing import Any
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Record, count_turns, side_names
+from musiccli.core.messages import count_turns
+from musiccli.core.records import Record, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.sample import emitters, formats
 from musiccli.sample.config import Emit, SampleConfig

@@ -5,15 +5,8 @@ from operator import itemgetter
 from random import Random
 from typing import Any
 
-from musiccli.core.records import (
-    IDENTITY_FIELDS,
-    Message,
-    Record,
-    content_id,
-    count_turns,
-    lookup,
-    side_names,
-)
+from musiccli.core.messages import Message, count_turns, message_key
+from musiccli.core.records import IDENTITY_FIELDS, Record, content_id, lookup, side_names
 from musiccli.core.reservoir import draw_sample
 from musiccli.core.run_stats import RunStats
 from musiccli.sample.corruptions import intact_messages
@@ -75,8 +68,8 @@ def drop_repeated_conversations(records: Iterable[Record], stats: RunStats) -> I
             yield record
 
 
-def _hashable(messages: list[Message]) -> tuple[tuple[str, str], ...]:
-    return tuple((message["role"], message["content"]) for message in messages)
+def _hashable(messages: list[Message]) -> tuple[tuple[str, ...], ...]:
+    return tuple(map(message_key, messages))
 
 
 def choose(

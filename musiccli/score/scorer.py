@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 
 from musiccli.core.errors import RecordError
+from musiccli.core.messages import Message, count_characters
 from musiccli.core.processes import ProcessGroup
-from musiccli.core.records import Message, Record, count_characters, side_names
+from musiccli.core.records import Record, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
 from musiccli.reward_model.chat_template import EncodedConversation

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from musiccli.core.records import Message, Record, count_turns, first_divergence, side_names
+from musiccli.core.messages import Message, count_turns, first_divergence
+from musiccli.core.records import Record, side_names
 from musiccli.core.text_safety import visible
 from musiccli.show.differences import Span, changed_spans
 

@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from musiccli.core.records import Message, Record
+from musiccli.core.messages import Message
+from musiccli.core.records import Record
 from musiccli.llm.call import Reply
 from musiccli.simulate.config import SimulateConfig
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from musiccli import prompts
 from musiccli.core.errors import InputError
-from musiccli.core.records import Message
+from musiccli.core.messages import Message
 from musiccli.core.text_checks import refuses
 from musiccli.llm.call import Reply
 from musiccli.prompts import transcript

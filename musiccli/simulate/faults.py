@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from unicodedata import category
 
-from musiccli.core.records import Message
+from musiccli.core.messages import Message
 from musiccli.core.text_checks import LEAK, alike, leaks, quotes, refuses, straight_quotes
 
 # A user who answers instead of asking.

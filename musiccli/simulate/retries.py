@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from musiccli.core.errors import CallError
-from musiccli.core.records import Message
+from musiccli.core.messages import Message
 from musiccli.core.run_stats import RunStats
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client

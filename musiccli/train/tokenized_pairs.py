@@ -12,8 +12,9 @@ from functools import partial
 
 import orjson
 
-from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, Record, count_turns, first_divergence, lookup, shortened
+from musiccli.core.errors import RecordError, shortened
+from musiccli.core.messages import Message, count_turns, first_divergence
+from musiccli.core.records import Record, lookup
 from musiccli.core.run_stats import RunStats
 from musiccli.reward_model.chat_template import EncodedConversation, cut_to_fit
 from musiccli.reward_model.checkpoint import RewardModel

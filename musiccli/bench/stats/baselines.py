@@ -9,7 +9,8 @@ model whose two scores are equal earns none.
 from collections.abc import Mapping
 from typing import Any
 
-from musiccli.core.records import BASELINE_PREFIX, count_characters, count_turns, side_names
+from musiccli.core.messages import count_characters, count_turns
+from musiccli.core.records import BASELINE_PREFIX, side_names
 
 
 def is_baseline(model: str) -> bool:

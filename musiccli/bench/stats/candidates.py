@@ -9,13 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from musiccli.bench.stats.outcomes import is_number, missing_model
 from musiccli.core.errors import RecordError
-from musiccli.core.records import (
-    BASELINE_PREFIX,
-    Record,
-    count_characters,
-    lookup,
-    parse_conversation,
-)
+from musiccli.core.messages import count_characters
+from musiccli.core.records import BASELINE_PREFIX, Record, lookup, parse_conversation
 from musiccli.core.run_stats import RunStats
 
 

@@ -8,10 +8,10 @@ from typing import BinaryIO
 
 import orjson
 
-from musiccli.core.errors import InputError, RecordError
+from musiccli.core.errors import InputError, RecordError, shortened
 from musiccli.core.jsonl.compression import FIRST_BYTES, read_errors, reading_stream
 from musiccli.core.jsonl.rejects import Rejects
-from musiccli.core.records import IDENTITY_FIELDS, Record, shortened
+from musiccli.core.records import IDENTITY_FIELDS, Record
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not read whole, which bounds the memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from musiccli.core.bundled_models import path_or_hub_id
 from musiccli.core.errors import CallError, InputError
+from musiccli.core.messages import Message
 from musiccli.core.quiet_libraries import quiet_libraries
-from musiccli.core.records import Message
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.llm.concurrency import CURRENT_ITEM

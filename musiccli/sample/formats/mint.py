@@ -5,7 +5,8 @@ from itertools import product
 from typing import Any
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, Record, content_id, count_turns, parse_preference
+from musiccli.core.messages import Message, count_turns
+from musiccli.core.records import Record, content_id, parse_preference
 from musiccli.sample.columns import (
     Format,
     join_user_messages,

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from musiccli.core.records import Message, Record
+from musiccli.core.messages import Message
+from musiccli.core.records import Record
 from musiccli.sample.columns import (
     ROLE_NAMES,
     Format,
