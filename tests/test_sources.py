@@ -138,7 +138,7 @@ def test_lines_and_items_that_are_no_objects_go_to_the_rejects(tmp_path):
     items = write(tmp_path / "b.json", b'["text", {"prompt": "two"}]')
     assert [row for *_, row in read(lines, items, rejects=rejects)] == ROWS
     assert [line.split(": ")[0] for line in reports] == [f"{lines}:2", f"{items}[0]"]
-    with pytest.raises(RecordError, match=re.escape(f"{items}[0]: is no object")):
+    with pytest.raises(RecordError, match=re.escape(f"{items}[0]: is JSON, but not an object")):
         read(items)
 
 
@@ -162,6 +162,7 @@ def test_lines_and_items_that_are_no_objects_go_to_the_rejects(tmp_path):
             "`split` train: names a part of a folder or of a hub dataset",
         ),
         ("{good.jsonl}", {"revision": "abc"}, "`revision` abc: pins a hub dataset"),
+        ("{good.jsonl}", {"config": "abc"}, "`config` abc: names a part of a hub dataset"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, settings, error):
@@ -290,3 +291,36 @@ def test_what_is_on_the_disk_comes_before_a_short_name(hub, tmp_path, monkeypatc
     write(tmp_path / "hh" / "rows.jsonl", LINES)
     monkeypatch.chdir(tmp_path)
     assert [row for *_, row in read("hh")] == ROWS and hub == []
+
+
+@pytest.fixture
+def configured(tmp_path, monkeypatch):
+    """The hub's some/data stands in a folder, with two configurations."""
+    datasets = pytest.importorskip("datasets")
+    for name in ("easy", "hard"):
+        write(
+            tmp_path / "data" / name / "rows.jsonl", json.dumps({"prompt": name}).encode() + b"\n"
+        )
+    write(
+        tmp_path / "data" / "README.md",
+        b"---\nconfigs:\n- config_name: easy\n  data_files: easy/rows.jsonl\n"
+        b"- config_name: hard\n  data_files: hard/rows.jsonl\n---\n",
+    )
+    load = datasets.load_dataset
+
+    def load_dataset(path, **settings):
+        cache = str(tmp_path / "cache")
+        return load(str(tmp_path / "data"), **settings | {"revision": None}, cache_dir=cache)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+@pytest.mark.slow
+def test_a_configuration_is_chosen_and_all_are_listed_where_that_is_missing(configured):
+    assert [row for *_, row in read("some/data", config="hard")] == [{"prompt": "hard"}]
+    for settings in ({}, {"config": "medium"}):
+        with pytest.raises(InputError) as caught:
+            read("some/data", **settings)
+        assert str(caught.value) == (
+            "some/data: choose one of its configurations with `config`: easy, hard"
+        )

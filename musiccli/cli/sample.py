@@ -18,9 +18,9 @@ def sample(
         typer.Argument(
             metavar="DATASET",
             show_default=False,
-            help="JSON, JSONL or Parquet files, a folder, - for JSONL on standard input, a hub id "
-            "(OWNER/NAME), or: skywork, ultrafeedback, ultrainteract, hh, hh-helpful, hh-harmless, "
-            "rewardbench, rewardbench2, mt-bench-human.",
+            help="JSON, JSONL, CSV, TSV, Parquet or Arrow files, a folder, - for JSON or JSONL on "
+            "standard input, a hub id (OWNER/NAME), or: skywork, ultrafeedback, ultrainteract, hh, "
+            "hh-helpful, hh-harmless, rewardbench, rewardbench2, mt-bench-human.",
         ),
     ],
     emit: Annotated[
@@ -76,6 +76,14 @@ def sample(
             "of any prompt (characters, in scripts without spaces).",
         ),
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="The configuration of a hub dataset that has several.",
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -111,8 +119,8 @@ def sample(
         raise InputError("--kind is for --emit corruptions")
     if turn is ContrastTurn.last and emit is not Emit.contrasts:
         raise InputError("--turn is for --emit contrasts")
-    rows = read_rows(datasets, split=split, revision=revision, stats=run.stats)
-    config = SampleConfig(
+    rows = read_rows(datasets, config=config, split=split, revision=revision, stats=run.stats)
+    settings = SampleConfig(
         emit=emit,
         count=count,
         seed=seed,
@@ -122,4 +130,4 @@ def sample(
         turn=turn,
     )
     excluded = read_excluded(exclude, run.stats) if exclude else None
-    run.write(sample(rows, config, excluded=excluded, stats=run.stats))
+    run.write(sample(rows, settings, excluded=excluded, stats=run.stats))

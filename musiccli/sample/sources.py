@@ -1,34 +1,39 @@
-"""Where the rows of a dataset come from: JSON, JSONL and Parquet files, folders, standard input
-and the Hugging Face hub.
+"""Where the rows of a dataset come from: files of several kinds, folders, standard input and the
+Hugging Face hub.
 """
 
 import contextlib
-import glob
+import io
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from musiccli.core import jsonl
-from musiccli.core.errors import InputError, RecordError
+from musiccli.core.errors import InputError
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
+from musiccli.sample.arrow_tables import BATCH_ROWS, read_arrow, read_parquet, table_rows
+from musiccli.sample.delimited import read_delimited
 from musiccli.sample.hub_datasets import CONTAMINATED, SHORT_NAMES, HubDataset
+from musiccli.sample.json_lists import BYTE_ORDER_MARK, read_json_list
 
 Rows = Iterator[tuple[str, Record]]  # (the name of the source, one of its rows)
 
-
-DATA_FILE = re.compile(r"\.(parquet|(jsonl|ndjson|json)(\.gz|\.zst)?)$")
+DATA_FILE = re.compile(
+    r"\.(?P<kind>parquet|arrow|ipc|feather|(?P<text>jsonl|ndjson|json|csv|tsv)(\.gz|\.zst)?)$"
+)
+# How an error of `datasets` lists the configurations, where none or an unknown one was asked for.
+CONFIGS_OF_DATASETS = re.compile(r"(?:available configs|\bAvailable): \[(.*)\]")
 
 
 def read_rows(
     names: Iterable[str],
     *,
+    config: str | None = None,
     split: str | None = None,
     revision: str | None = None,
     stats: RunStats | None = None,
@@ -38,6 +43,7 @@ def read_rows(
     Args:
         names: files, folders, `-` (standard input), short names or hub ids. A file or folder of
             that name comes before a short name or hub id.
+        config: the configuration of a hub dataset that has several.
         split: the part of a folder or of a hub dataset to read.
         revision: the commit, branch or tag of a hub dataset.
         stats: its `rejects` get the lines that are no JSON objects.
@@ -47,36 +53,45 @@ def read_rows(
             the first row is read.
     """
     stats = stats or RunStats()
-    sources = [rows for name in names for rows in _open_dataset(name, split, revision, stats)]
+    chosen = HubDataset("", split, revision, config=config)
+    sources = [rows for name in names for rows in _open_dataset(name, chosen, stats)]
     return chain.from_iterable(sources)
 
 
-def _open_dataset(
-    name: str, split: str | None, revision: str | None, stats: RunStats
-) -> list[Rows]:
+def _open_dataset(name: str, chosen: HubDataset, stats: RunStats) -> list[Rows]:
+    """Open one dataset. `chosen` holds the part and version that the user asks for."""
     path = Path(name)
     if path.is_dir():
-        _check_local(name, revision)
-        return _open_folder(path, split, stats.rejects)
+        _check_local(name, chosen)
+        return _open_folder(path, chosen.split, stats.rejects)
     if name == "-" or path.exists():
-        _check_local(name, revision)
-        if split:
+        _check_local(name, chosen)
+        if chosen.split:
             raise InputError(
-                f"`split` {split}: names a part of a folder or of a hub dataset; {name} is one file"
+                f"`split` {chosen.split}: names a part of a folder or of a hub dataset; "
+                f"{name} is one file"
             )
         return [_open_file(name, stats.rejects)]
     dataset = _hub_dataset(name)
     return [
         _open_hub(
-            dataset._replace(split=split or dataset.split, revision=revision or dataset.revision),
+            dataset._replace(
+                split=chosen.split or dataset.split,
+                revision=chosen.revision or dataset.revision,
+                config=chosen.config or dataset.config,
+            ),
             stats,
         )
     ]
 
 
-def _check_local(name: str, revision: str | None) -> None:
-    if revision:
-        raise InputError(f"`revision` {revision}: pins a hub dataset; {name} is here on the disk")
+def _check_local(name: str, chosen: HubDataset) -> None:
+    if chosen.revision:
+        problem = f"pins a hub dataset; {name} is here on the disk"
+        raise InputError(f"`revision` {chosen.revision}: {problem}")
+    if chosen.config:
+        problem = f"names a part of a hub dataset; {name} is here on the disk"
+        raise InputError(f"`config` {chosen.config}: {problem}")
 
 
 def _hub_dataset(name: str) -> HubDataset:
@@ -102,7 +117,7 @@ def _open_folder(path: Path, split: str | None, rejects: jsonl.Rejects) -> list[
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
     if not files:
-        raise InputError(f"{path}: holds no .json, .jsonl or .parquet file")
+        raise InputError(f"{path}: holds no .jsonl, .json, .csv, .tsv, .parquet or .arrow file")
     if split:
         files = [file for file in files if split in re.split(r"\W", str(file.relative_to(path)))]
         if not files:
@@ -112,14 +127,18 @@ def _open_folder(path: Path, split: str | None, rejects: jsonl.Rejects) -> list[
 
 def _open_file(name: str, rejects: jsonl.Rejects) -> Rows:
     if name == "-":
-        return _with_source("", jsonl.read(["-"], _unchanged, rejects, unique=False))
+        return _with_source("", _read_json("-", rejects))
     jsonl.check_readable(name)
+    data_file = DATA_FILE.search(name)
     source = DATA_FILE.sub("", Path(name).name)
-    if name.endswith(".parquet"):
-        return _with_source(source, _read_parquet(name))
-    if _holds_json_list(name):
-        return _with_source(source, _read_json_list(name, rejects))
-    return _with_source(source, jsonl.read([name], _unchanged, rejects, unique=False))
+    kind = (data_file["text"] or data_file["kind"]) if data_file else "jsonl"
+    if kind == "parquet":
+        return _with_source(source, _read_table(name, "Parquet", read_parquet))
+    if kind in ("arrow", "ipc", "feather"):
+        return _with_source(source, _read_table(name, "Arrow", read_arrow))
+    if kind in ("csv", "tsv"):
+        return _with_source(source, _read_delimited(name, rejects, tabs=kind == "tsv"))
+    return _with_source(source, _read_json(name, rejects))
 
 
 def _with_source(source: str, rows: Iterable[Record]) -> Rows:
@@ -130,41 +149,44 @@ def _unchanged(row: Record) -> Record:
     return row
 
 
-def _holds_json_list(path: str) -> bool:
-    """Whether a file is one JSON list; any other file is JSONL, whatever its suffix.
+def _read_json(path: str, rejects: jsonl.Rejects) -> Iterator[Record]:
+    """The records of a file that is JSONL or one JSON list; its content decides, not its suffix."""
+    if not _holds_json_list(path):
+        yield from jsonl.read([path], _unchanged, rejects, unique=False)
+        return
+    with _damage_is_input_error(path), jsonl.open_input(path) as stream:
+        yield from read_json_list(stream, "<stdin>" if path == "-" else path, rejects)
 
-    A named pipe can be read only once, so it is always JSONL.
-    """
-    if not Path(path).is_file():
+
+def _holds_json_list(path: str) -> bool:
+    """Whether the first character is "[". A named pipe can be read only once, so it is JSONL."""
+    if path != "-" and not Path(path).is_file():
         return False
     with _damage_is_input_error(path), jsonl.open_input(path) as stream:
-        return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        if path != "-":
+            start = stream.read(64)
+        else:  # what is read here would be missing later
+            start = stream.peek(64) if isinstance(stream, io.BufferedReader) else b""
+        return start.lstrip(BYTE_ORDER_MARK + b" \t\r\n").startswith(b"[")
 
 
-def _read_json_list(path: str, rejects: jsonl.Rejects) -> Iterator[Record]:
-    """The items of a file that is one JSON list. The file is read whole."""
+def _read_delimited(path: str, rejects: jsonl.Rejects, *, tabs: bool) -> Iterator[Record]:
     with _damage_is_input_error(path), jsonl.open_input(path) as stream:
-        data = stream.read()
-    try:
-        items = orjson.loads(data.removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: is not JSON: {error.msg} (line {error.lineno} column {error.colno})"
-        ) from None
-    for index, item in enumerate(items):
-        where = f"{path}[{index}]"
-        if isinstance(item, dict):
-            yield Record(item, where)
-            continue
-        with rejects.guard():
-            raise RecordError("is no object; a row is {...}", where=where, record=item)
+        yield from read_delimited(stream, path, rejects, tabs=tabs)
+
+
+def _read_table(path: str, kind: str, read: Callable[[str], Iterator[Record]]) -> Iterator[Record]:
+    with _any_error_is_input_error(f"{path}: cannot be read as {kind}"):
+        yield from read(path)
 
 
 @contextlib.contextmanager
 def _damage_is_input_error(path: str) -> Iterator[None]:
-    """Around reading a file whole: damage to it becomes an InputError."""
+    """Around reading a file: damage to it becomes an InputError."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not {error.encoding}: {error.reason}") from error
     except jsonl.read_errors() as error:
         raise InputError(f"{path}: damaged: {error}") from error
 
@@ -192,18 +214,24 @@ def _any_error_is_input_error(problem: str) -> Iterator[None]:
         raise InputError(f"{problem}: {first_line}") from error
 
 
-def _read_parquet(path: str) -> Iterator[Record]:
-    with _any_error_is_input_error(f"{path}: cannot be read as Parquet"):
-        table = _datasets().load_dataset(
-            "parquet", data_files=glob.escape(path), split="train", streaming=True
-        )
-        yield from _table_rows(table, path)
+@contextlib.contextmanager
+def _lists_configurations(name: str) -> Iterator[None]:
+    """Around loading a hub dataset: an InputError lists its configurations where one is needed."""
+    try:
+        yield
+    except ValueError as error:
+        listed = CONFIGS_OF_DATASETS.search(str(error))
+        if not listed:
+            raise
+        configs = ", ".join(re.findall("'(.*?)'", listed[1]))
+        problem = f"choose one of its configurations with `config`: {configs}"
+        raise InputError(f"{name}: {problem}") from None
 
 
 def _open_saved(path: Path, split: str | None) -> Rows:
     with _any_error_is_input_error(f"{path}: cannot be read as a saved dataset"):
         table = _one_split(_datasets().load_from_disk(str(path)), str(path), split)
-    return _with_source(path.name, _table_rows(table, str(path)))
+    return _with_source(path.name, _plain_rows(table, str(path)))
 
 
 def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
@@ -214,9 +242,8 @@ def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
         stats.say(f"reading {dataset.path} at main, which may change; `revision` COMMIT pins it")
     if dataset.path == CONTAMINATED:
         stats.say(f"{dataset.path} overlaps RewardBench; skywork (v0.2) does not")
-    with _any_error_is_input_error(
-        f"{dataset.path}: no such file here, and it cannot be loaded from the hub"
-    ):
+    problem = f"{dataset.path}: no such file here, and it cannot be loaded from the hub"
+    with _any_error_is_input_error(problem), _lists_configurations(dataset.path):
         data = _datasets().load_dataset(
             dataset.path,
             name=dataset.config,
@@ -225,14 +252,12 @@ def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
             revision=dataset.revision,
         )
         table = _one_split(data, dataset.path, None)
-    return _with_source(dataset.path, _table_rows(table, dataset.path))
+    return _with_source(dataset.path, _plain_rows(table, dataset.path))
 
 
-def _table_rows(table: Iterable[dict[str, Any]], name: str) -> Iterator[Record]:
-    """A table's rows as JSON: dates become strings, and values without a JSON form become null."""
-    for number, row in enumerate(table):
-        encoded = orjson.dumps(row, default=lambda _: None, option=orjson.OPT_NON_STR_KEYS)
-        yield Record(orjson.loads(encoded), f"{name}[{number}]")
+def _plain_rows(table: Any, name: str) -> Iterator[Record]:
+    """The rows of a table of `datasets`, without decoding its features."""
+    return table_rows(table.with_format("arrow").iter(BATCH_ROWS), name)
 
 
 def _one_split(data: Any, name: str, split: str | None) -> Any:

@@ -5,7 +5,9 @@ Only this package and the command line touch standard input and standard output.
 
 from musiccli.core.jsonl.compression import read_errors
 from musiccli.core.jsonl.reader import (
+    MAX_LINE,
     check_readable,
+    decode,
     from_keyboard,
     from_stdin,
     open_input,
@@ -17,9 +19,11 @@ from musiccli.core.jsonl.rejects import Rejects
 from musiccli.core.jsonl.writer import Output, open_output, same_file, silence_stdout
 
 __all__ = [
+    "MAX_LINE",
     "Output",
     "Rejects",
     "check_readable",
+    "decode",
     "from_keyboard",
     "from_stdin",
     "open_input",

@@ -59,7 +59,7 @@ def _records(
                     continue
                 empty, record = False, None
                 with rejects.guard():
-                    parsed = parse(_decode(line, f"{name}:{number}"))
+                    parsed = parse(decode(line, f"{name}:{number}"))
                     if identities is not None:
                         _add_identity(identities, parsed)
                     record = parsed
@@ -101,8 +101,13 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:
         raise InputError(f"{name}: damaged {position}: {error}") from error
 
 
-def _decode(line: bytes | None, where: str) -> Record:
-    """The record in one line. Raises RecordError."""
+def decode(line: bytes | None, where: str) -> Record:
+    """The record in one line, or in one item of a JSON list. Raises RecordError.
+
+    Args:
+        line: its bytes; None stands for a line that is longer than MAX_LINE.
+        where: "file:line", for errors.
+    """
     if line is None:
         problem = f"the line is longer than {MAX_LINE >> 20} MB; a record is one conversation"
         raise RecordError(problem, where=where)
