@@ -134,6 +134,14 @@ def row_labels(columns: object) -> dict[str, Any]:
     }
 
 
+def read_text(row: Record, field: str) -> str:
+    """The text in a column. Raises RecordError where the column holds something else."""
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise RecordError(f"is {shortened(value)}; it should be a text", field=field, record=row)
+    return value
+
+
 def read_label(row: Record, field: str, meanings: Mapping[Any, str]) -> str:
     """What the value of a label column means.
 

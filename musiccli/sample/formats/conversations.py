@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from musiccli.core.records import Record
+from musiccli.core.records import Message, Record
 from musiccli.sample.columns import (
     Format,
     assistant_message,
@@ -21,17 +21,19 @@ def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 
 def read_prompt_and_completion(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """Yield the prompt, and the completion after it if there is one, as one conversation.
+    """Yield the prompt, and the completion after it if there is one, as one conversation."""
+    yield make_record(row, source, {"messages": prompt_and_completion(row)})
 
-    Prompt and completion may each be a string or messages.
-    """
+
+def prompt_and_completion(row: Record) -> list[Message]:
+    """The columns `prompt` and `completion`, each a string or messages, after `system`."""
     messages = read_prompt(row)
     completion = row.get("completion")
     if isinstance(completion, str) and completion:
         messages.append(assistant_message(completion))
     elif completion:
         messages += read_messages(row, "completion")
-    yield make_record(row, source, {"messages": with_system_message(row, messages)})
+    return with_system_message(row, messages)
 
 
 FORMATS = [

@@ -9,6 +9,7 @@ from musiccli.sample.columns import (
     assistant_message,
     make_record,
     read_label,
+    read_text,
     user_message,
 )
 
@@ -20,9 +21,10 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
     `source` in the metadata is the set of questions, as "mmlu-pro-computer science".
     """
+    question = user_message(read_text(row, "question"))
     sides = {
-        side: [user_message(row["question"]), assistant_message(row[f"response_{side.upper()}"])]
-        for side in ("a", "b")
+        side: [question, assistant_message(read_text(row, column))]
+        for side, column in {"a": "response_A", "b": "response_B"}.items()
     }
     winner = read_label(row, "label", {"A>B": "a", "B>A": "b", "A=B": "tie"})
     yield make_record(row, source, sides, id=row.get("pair_id"), texts=TEXTS) | {"winner": winner}

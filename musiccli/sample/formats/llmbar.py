@@ -1,12 +1,18 @@
-"""LLMBar: one instruction with two outputs, and a label that says which is better."""
+"""LLMBar and OffsetBias: one instruction with two outputs, and a label: the better one."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from musiccli.core.errors import RecordError
-from musiccli.core.records import Record
-from musiccli.sample.columns import Format, assistant_message, make_record, user_message
+from musiccli.core.records import Message, Record
+from musiccli.sample.columns import (
+    Format,
+    assistant_message,
+    make_record,
+    read_label,
+    read_text,
+    user_message,
+)
 
 REWARDBENCH_SUBSETS = {  # LLMBar's files or folders, and RewardBench's names for them
     "Natural": "llmbar-natural",
@@ -19,15 +25,24 @@ REWARDBENCH_SUBSETS = {  # LLMBar's files or folders, and RewardBench's names fo
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """The better output over the other, with the subset in the metadata."""
-    if row["label"] not in (1, 2):
-        raise RecordError(f"is {row['label']!r}; it should be 1 or 2", field="label", record=row)
-    better, worse = ("output_1", "output_2") if row["label"] == 1 else ("output_2", "output_1")
-    question = user_message(row["input"])
-    sides = {
-        "chosen": [question, assistant_message(row[better])],
-        "rejected": [question, assistant_message(row[worse])],
+    labels = _subset(row.where or source)
+    yield make_record(row, source, _sides(row, "input"), labels)
+
+
+def read_offsetbias(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """The better output over the other, with the models in the metadata."""
+    sides = _sides(row, "instruction")
+    yield make_record(row, source, sides, id=row.get("instruction_id"), texts=("instruction",))
+
+
+def _sides(row: Record, question_column: str) -> dict[str, list[Message]]:
+    better = read_label(row, "label", {1: "output_1", 2: "output_2"})
+    worse = "output_2" if better == "output_1" else "output_1"
+    question = user_message(read_text(row, question_column))
+    return {
+        "chosen": [question, assistant_message(read_text(row, better))],
+        "rejected": [question, assistant_message(read_text(row, worse))],
     }
-    yield make_record(row, source, sides, _subset(row.where or source))
 
 
 def _subset(path: str) -> dict[str, str]:
@@ -44,5 +59,11 @@ FORMATS = [
         order=60,
         columns=frozenset({"input", "output_1", "output_2", "label"}),
         read=read,
-    )
+    ),
+    Format(
+        "OffsetBias",
+        order=61,
+        columns=frozenset({"instruction", "output_1", "output_2", "label"}),
+        read=read_offsetbias,
+    ),
 ]

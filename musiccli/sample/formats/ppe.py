@@ -19,6 +19,7 @@ from musiccli.sample.columns import (
     nested_value,
     read_label,
     read_prompt,
+    read_text,
 )
 
 WINNERS = {"model_a": "a", "model_b": "b", "tie": "tie", "tie (bothbad)": "tie"}
@@ -28,8 +29,8 @@ def read_vote(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the comparison with its winner. `vote` in the metadata is the label's own word."""
     prompt = read_prompt(row)
     sides = {
-        "a": [*prompt, assistant_message(row["response_1"])],
-        "b": [*prompt, assistant_message(row["response_2"])],
+        "a": [*prompt, assistant_message(read_text(row, "response_1"))],
+        "b": [*prompt, assistant_message(read_text(row, "response_2"))],
     }
     winner = read_label(row, "winner", WINNERS)
     yield make_record(
@@ -57,7 +58,7 @@ def _candidates(row: Record) -> Candidates:
     prompt = read_prompt(row)
     numbers = _sample_numbers(row)
     candidates = [
-        Candidate([*prompt, assistant_message(row[f"response_{number}"])], right)
+        Candidate([*prompt, assistant_message(read_text(row, f"response_{number}"))], right)
         for number, right in zip(numbers, _grades(row, numbers), strict=True)
     ]
     names = [str(row[name]) for name in ("question_id", "model_name") if row.get(name) is not None]

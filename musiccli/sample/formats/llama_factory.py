@@ -1,0 +1,48 @@
+"""LLaMA-Factory: an `instruction` with an optional `input`, and a better and a worse reply.
+
+github.com/hiyouga/LLaMA-Factory, data/README.md. Its ShareGPT rows are read by sharegpt.py.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from musiccli.core.records import Message, Record
+from musiccli.sample.columns import (
+    Format,
+    assistant_message,
+    make_record,
+    read_text,
+    user_message,
+    with_system_message,
+)
+from musiccli.sample.turns import read_turn_pairs
+
+TEXTS = ("instruction", "output")
+
+
+def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the preference, each reply after the history and the instruction."""
+    history = read_instruction(row)
+    sides = {
+        name: [*history, assistant_message(read_text(row, name))] for name in ("chosen", "rejected")
+    }
+    yield make_record(row, source, sides, texts=TEXTS)
+
+
+def read_instruction(row: Record) -> list[Message]:
+    """The column `history`, and the instruction with the input on a line below it."""
+    text = read_text(row, "instruction")
+    if row.get("input"):
+        text = f"{text}\n{read_text(row, 'input')}"
+    return with_system_message(row, [*read_turn_pairs(row, "history"), user_message(text)])
+
+
+FORMATS = [
+    Format(
+        "LLaMA-Factory preference",
+        order=81,
+        columns=frozenset({"instruction", "chosen", "rejected"}),
+        read=read,
+        fits=lambda row: isinstance(row["chosen"], str) and row.get("prompt") is None,
+    )
+]

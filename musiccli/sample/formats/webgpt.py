@@ -1,0 +1,56 @@
+"""WebGPT comparisons (arXiv 2112.09332): a question, two answers with sources, and a score."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record, shortened
+from musiccli.sample.columns import (
+    Format,
+    assistant_message,
+    make_record,
+    nested_value,
+    read_text,
+    user_message,
+)
+
+
+def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the comparison. The answer with the positive score wins, and 0 is a tie.
+
+    `score_0` in the metadata is the strength, from -1 to 1. `score_1` is its opposite.
+    """
+    question = nested_value(row, "question", dict)
+    sides = {
+        side: [user_message(question.get("full_text")), assistant_message(read_text(row, column))]
+        for side, column in {"a": "answer_0", "b": "answer_1"}.items()
+    }
+    labels = {name: question[name] for name in ("dataset", "id") if name in question}
+    labels = {f"question_{name}": label for name, label in labels.items()}
+    record = make_record(row, source, sides, labels, texts=("answer_0", "answer_1"))
+    yield record | {"winner": _winner(row)}
+
+
+def _winner(row: Record) -> str:
+    for name in ("score_0", "score_1"):
+        score = row[name]
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            raise RecordError(
+                f"is {shortened(score)}; it should be a number", field=name, record=row
+            )
+    if row["score_0"] * row["score_1"] > 0:
+        problem = "has the sign of `score_0`; the two scores are opposites"
+        raise RecordError(problem, field="score_1", record=row)
+    if row["score_0"] == row["score_1"]:
+        return "tie"
+    return "a" if row["score_0"] > row["score_1"] else "b"
+
+
+FORMATS = [
+    Format(
+        "WebGPT",
+        order=52,
+        columns=frozenset({"question", "answer_0", "answer_1", "score_0", "score_1"}),
+        read=read,
+    )
+]
