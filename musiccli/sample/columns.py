@@ -14,6 +14,7 @@ from musiccli.core.messages import (
     join_parts,
 )
 from musiccli.core.records import Record, content_id
+from musiccli.sample.tool_turns import CALL_ROLES, RESULT_ROLES, join_tool_turns
 
 ROLE_NAMES = {  # the datasets' names of roles, and ours
     "system": "system",
@@ -28,6 +29,7 @@ ROLE_NAMES = {  # the datasets' names of roles, and ours
     "model": "assistant",
     "tool": "tool",
     "function": "tool",
+    **{role: role for role in (*CALL_ROLES, *RESULT_ROLES)},  # see tool_turns.py
 }
 CONTENT_COLUMNS = {  # ids and texts, which are not labels
     "id",
@@ -168,7 +170,10 @@ def read_label(row: Record, field: str, meanings: Mapping[Any, str]) -> str:
 
 
 def read_messages(row: Record, field: str) -> list[Message]:
-    """The messages in a column, which may also hold a single message.
+    """The messages in a column.
+
+    It may also hold a single message, or one object of lists: {"role": [...], "content": [...]}.
+    The library `datasets` makes such objects of what it calls a sequence.
 
     Args:
         field: the column, or a dotted path into it.
@@ -178,7 +183,7 @@ def read_messages(row: Record, field: str) -> list[Message]:
     """
     value = nested_value(row, field, (list, dict))
     messages: list[Message] = []
-    for index, message in enumerate(value if isinstance(value, list) else [value]):
+    for index, message in enumerate(_listed(value)):
         fields = message if isinstance(message, dict) else {}
         role = fields.get("role") or fields.get("from")
         if not isinstance(role, str) or role not in ROLE_NAMES:
@@ -190,7 +195,7 @@ def read_messages(row: Record, field: str) -> list[Message]:
         content: Any = fields.get("content", fields.get("value"))  # checked with the record
         if isinstance(content, list):
             content = join_parts(row, f"{field}[{index}].content", content)
-        tool_fields = TOOL_FIELDS if ROLE_NAMES[role] == "tool" else ()
+        tool_fields = TOOL_FIELDS if ROLE_NAMES[role] in ("tool", *RESULT_ROLES) else ()
         extra: Any = {
             name: fields[name]
             for name in (*tool_fields, *ASSISTANT_FIELDS, *MEDIA_FIELDS)
@@ -198,7 +203,18 @@ def read_messages(row: Record, field: str) -> list[Message]:
         }
         parsed: Any = {"role": ROLE_NAMES[role], "content": content, **extra}
         messages.append(parsed)
-    return messages
+    return join_tool_turns(row, field, messages)
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list of messages: the value, its only item, or the items of an object of lists."""
+    if isinstance(value, list):
+        return value
+    lists = [value[name] for name in value if isinstance(value[name], list)]
+    if isinstance(value.get("role"), list) and len({len(items) for items in lists}) == 1:
+        names = [name for name in value if isinstance(value[name], list)]
+        return [dict(zip(names, items, strict=True)) for items in zip(*lists, strict=True)]
+    return [value]
 
 
 def read_prompt(row: Record) -> list[Message]:

@@ -1,7 +1,8 @@
 """Turns that a dataset writes as pairs: what the user wrote, and the reply."""
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, Record
+from musiccli.core.messages import Message
+from musiccli.core.records import Record
 from musiccli.sample.columns import assistant_message, nested_value, user_message
 
 KEYS = (("human", "assistant"), ("input", "output"), ("user", "bot"))

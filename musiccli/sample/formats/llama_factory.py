@@ -6,7 +6,8 @@ github.com/hiyouga/LLaMA-Factory, data/README.md. Its ShareGPT rows are read by 
 from collections.abc import Iterator
 from typing import Any
 
-from musiccli.core.records import Message, Record
+from musiccli.core.messages import Message
+from musiccli.core.records import Record
 from musiccli.sample.columns import (
     Format,
     assistant_message,

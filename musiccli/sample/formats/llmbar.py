@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from musiccli.core.records import Message, Record
+from musiccli.core.messages import Message
+from musiccli.core.records import Record
 from musiccli.sample.columns import (
     Format,
     assistant_message,

@@ -9,7 +9,8 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Message, Record, content_id
+from musiccli.core.messages import Message
+from musiccli.core.records import Record, content_id
 from musiccli.sample.columns import (
     Format,
     assistant_message,

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from musiccli.core.errors import RecordError
-from musiccli.core.records import Record, shortened
+from musiccli.core.errors import RecordError, shortened
+from musiccli.core.records import Record
 from musiccli.sample.columns import (
     Format,
     assistant_message,
