@@ -249,7 +249,7 @@ def test_interval_is_wilsons_where_no_prompt_repeats():
         ),
         (
             {"id": "x", "messages": talk("q", "r"), "scores": {"rm": 1}},
-            "chosen: is missing; it should be a list of messages",
+            "chosen: is missing; the record is a conversation (messages)",
         ),
     ],
 )

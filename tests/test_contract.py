@@ -319,6 +319,34 @@ def test_a_bad_record_can_be_skipped_counted_and_kept(reader, fault, monkeypatch
         assert {**line, "error": kept["error"]}.items() <= kept.items()
 
 
+NOTHING = {  # what a command reads, the options, and what it says where nothing comes of it
+    "pair": (branches("x")[:1], (), "in.jsonl:1: dropped (other branch missing)"),
+    "pair --best-of": (candidates("x")[:1], (), "in.jsonl:1: ids with too few candidates"),
+    "sample --emit": (conversation("x"), (), "in.jsonl:1: dropped (nobody ranked it)"),
+    "bench agreement": (
+        [scored_pair("x")[0] | {"winner": "tie"}],
+        (),
+        "in.jsonl:1: left out (label is a tie)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_nothing_written_of_what_was_read_is_status_1_with_the_reason_and_a_record(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    [row] = [row for row in ROWS if named(row) == name]
+    good, options, example = NOTHING[name]
+    write("in.jsonl", *good)
+    words = [word for word in row.options if word != "-"]
+    done = music(*row.words.split(), *words, *options, "in.jsonl")
+    assert (done.status, done.out) == (1, b"")
+    assert done.lines[-1].endswith(f"; nothing came out, for example of {example}")
+    quiet = music("--quiet", *row.words.split(), *words, *options, "in.jsonl")
+    assert (quiet.status, len(quiet.lines)) == (1, 1)
+
+
 def test_records_before_a_bad_one_are_written_whole(reader):
     write("in.jsonl", *reader.good("x"), b"?")
     done = run(reader, "in.jsonl")

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from build import assistant, system, user
+from build import assistant, system, talk, user
 
 from musiccli.core import records
 from musiccli.core.errors import RecordError
@@ -230,10 +230,40 @@ def test_comparisons_by_people_are_cut_after_the_judged_turn_and_keep_the_winner
     }
     second = read_one(row | {"turn": 2, "winner": "tie (bothbad)"})
     assert (len(second["a"]), len(second["b"]), second["winner"]) == (4, 4, "tie")
+    told = row | {side: [system("s"), *row[side]] for side in ("conversation_a", "conversation_b")}
+    for turn in (1, 1.0, "1"):
+        vote = read_one(told | {"turn": turn})
+        assert vote["a"] == [system("s"), user("q"), assistant("a1")]
+        assert vote["id"] == "81/alpaca/gpt-4/expert_1/1"
+    for turn in (0, 1.5, True, "first", [1]):
+        with pytest.raises(RecordError, match=r"^rows.jsonl:1: turn: is .* whole number from 1$"):
+            read_one(row | {"turn": turn})
     with pytest.raises(
         RecordError, match="winner: is 'model_c'; it should be model_a, model_b or tie"
     ):
         read(row | {"winner": "model_c"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\r\n\r\nHuman: q\r\nr\r\n\r\nAssistant: a",
+        "\n\nHuman: q\nr\r\n\r\nAssistant: a",
+    ],
+    ids=["everywhere", "between turns"],
+)
+def test_hh_with_windows_line_ends_is_read_like_its_twin(text):
+    pair = read_one({"chosen": text, "rejected": text + "!"})
+    assert pair["chosen"] == [user("q\nr"), assistant("a")]
+
+
+def test_an_hh_prompt_alone_is_its_turns():
+    prompt = "\n\nHuman: What is 2+2?\n\nAssistant: "
+    alone = read_one({"prompt": prompt})
+    beside = read_one({"prompt": prompt, "chosen": "4", "rejected": "5"})
+    assert alone["messages"] == beside["chosen"][:1] == [user("What is 2+2?")]
+    history = read_one({"prompt": prompt + "4\n\nHuman: And 3+3?\n\nAssistant:"})
+    assert history["messages"] == talk("What is 2+2?", "4", "And 3+3?")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +337,15 @@ def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
         ),
         (
             {"chosen": None, "rejected": "b", "prompt": "q"},
-            "chosen: is missing; it should be a list of messages",
+            "chosen: is missing beside rejected; a preference has both",
+        ),
+        (
+            {"messages": [user("q")], "chosen": [user("q"), assistant("a")]},
+            "rejected: is missing beside chosen; a preference has both",
+        ),
+        (
+            {"prompt": '["How?", "And when?"]'},
+            "prompt: is the text of a JSON list; `columns` names the columns of such rows",
         ),
         (
             {"prompt": "q", "chosen": ["one", 2], "rejected": ["three"]},
@@ -353,7 +391,7 @@ def test_a_row_that_cannot_be_read_is_refused_by_name(row, error):
     with pytest.raises(RecordError) as caught:
         read(row)
     assert str(caught.value) == f"rows.jsonl:1: {error}"
-    assert caught.value.record == row
+    assert caught.value.record == Record(row)
 
 
 def test_a_part_of_an_unexpected_kind_is_the_rows_fault():

@@ -140,6 +140,10 @@ def test_compressed_bytes_under_a_plain_name_are_recognized(folder, pack, suffix
             for value in (b"[1]", b"null", b'"text"', b"1")
         ),
         (b"[" * 5000, None),
+        (
+            b'{"id": 2, "x": ' + b"[" * 250 + b"]" * 250 + b"}",
+            "has more than 250 lists and objects in each other",
+        ),
     ],
     ids=lambda value: repr(value)[:14],
 )
@@ -151,6 +155,21 @@ def test_a_bad_line_is_named_and_can_be_skipped(folder, line, expected):
     )
     if b"\n" not in line:
         assert read("in.jsonl", skip=True) == ([{"id": 1}, {"id": 3}], [message])
+
+
+def test_integers_beyond_64_bits_and_deep_values_pass_untouched(folder):
+    line = b'{"id":1,"x":[%d,-%d,%d],"deep":%s}\n' % (
+        1 << 128,
+        1 << 64,
+        (1 << 63) + 1,
+        b"[" * 249 + b"]" * 249,
+    )
+    (folder / "in.jsonl").write_bytes(line)
+    output = jsonl.open_output("out.jsonl")
+    for record in jsonl.read(["in.jsonl"], lambda record: record):
+        output.write(record)
+    output.close()
+    assert (folder / "out.jsonl").read_bytes() == line
 
 
 def test_a_torn_last_line_says_that_the_file_ends_in_it(folder):

@@ -337,7 +337,7 @@ def test_a_missing_score_names_the_scores_there_are(scores, missing, have):
             "branch",
         ),
         ({"scores": [1.0]}, "scores: should be an object, with a number by each model"),
-        ({"sample": None}, "sample: is null; it should be a whole number"),
+        ({"sample": "0"}, "sample: is a string; it should be a whole number"),
     ],
 )
 def test_what_is_no_candidate_is_refused(fields, problem):

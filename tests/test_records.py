@@ -90,7 +90,6 @@ def test_a_long_value_is_shortened_and_stays_on_one_line():
 @pytest.mark.parametrize(
     "name, value, expected",
     [
-        ("id", None, "id: is null; it should be a string"),
         ("id", "", "id: is an empty string; it should be a string"),
         ("id", ["x"], "id: is a list; it should be a string"),
         ("id", True, "id: is true or false; it should be a string"),
@@ -210,7 +209,7 @@ def test_two_unranked_conversations_are_a_comparison_and_no_preference():
     assert records.parse_comparison(Record(fields)) == fields
     assert (
         fault(records.parse_preference, fields)
-        == "in.jsonl:7: chosen: is missing; it should be a list of messages"
+        == "in.jsonl:7: chosen: is missing; the record is a comparison (a and b)"
     )
     assert (
         fault(records.parse_comparison, {"a": fields["a"]})
@@ -230,6 +229,60 @@ def test_the_winner_is_a_side_of_the_record_a_tie_or_null(sides):
     for wrong in ("c", "", ["a"]):
         expected = f"in.jsonl:7: winner: is {wrong!r}; it should be one of {names}"
         assert fault(records.parse_judged, {**fields, "winner": wrong}) == expected
+
+
+TALK = [user(), assistant()]
+
+
+@pytest.mark.parametrize(
+    "fields, kind",
+    [
+        ({"messages": TALK}, "conversation"),
+        ({"messages": TALK, "chosen": None, "rejected": None}, "conversation"),
+        ({"messages": TALK, "chosen": True, "a": 1}, "conversation"),
+        ({"messages": TALK, "chosen": TALK, "rejected": TALK}, "preference"),
+        ({"messages": None, "chosen": TALK, "rejected": TALK}, "preference"),
+        ({"chosen": None, "rejected": None, "a": TALK, "b": TALK}, "comparison"),
+        ({"chosen": TALK, "a": TALK, "b": TALK}, "comparison"),
+        ({"rejected": TALK, "b": TALK}, "preference"),
+        ({"text": "q"}, None),
+    ],
+)
+def test_a_record_is_one_kind_of_thing(fields, kind):
+    assert records.record_kind(fields) == records.record_kind(Record(fields)) == kind
+    assert records.side_names(Record(fields)) == records.KINDS[kind or "conversation"]
+
+
+def test_a_record_that_is_another_kind_is_refused_by_what_it_is():
+    both = {"messages": TALK, "chosen": TALK, "rejected": "b"}
+    assert fault(records.parse_conversation, both) == (
+        "in.jsonl:7: messages: stands beside chosen and rejected, which make the record a "
+        "preference; music sample makes conversations of such records"
+    )
+    assert fault(records.parse_any, both) == (
+        "in.jsonl:7: rejected: is a string without a prompt; music sample reads such files"
+    )
+
+
+def test_a_null_field_is_absent_but_an_unread_winner_is_told():
+    nulls = {"id": None, "metadata": None, "scores": None, "zebra": None, "winner": None}
+    parsed = records.parse_any(Record({"messages": TALK, **nulls}))
+    assert parsed == {"id": records.content_id(TALK), "messages": TALK, "winner": None}
+
+
+@pytest.mark.parametrize("field", ["id", "sample", "best_of"])
+def test_a_number_beyond_64_bits_is_refused_where_it_counts(field):
+    fields = {"id": "x", "messages": TALK, field: 1 << 80}
+    assert (
+        fault(records.parse_any, fields) == f"in.jsonl:7: {field}: is a number of more than 64 bits"
+    )
+
+
+def test_a_whole_number_that_a_table_wrote_as_a_float_is_one():
+    parsed = records.parse_branch(
+        Record({"id": "x", "messages": TALK, "sample": 1.0, "seed_messages": 2.0})
+    )
+    assert (repr(parsed["sample"]), repr(parsed["seed_messages"])) == ("1", "2")
 
 
 def test_a_record_of_no_known_kind_is_refused():

@@ -26,7 +26,14 @@ from musiccli.bench.stats.outcomes import (
     metric_record,
 )
 from musiccli.core.messages import count_turns, first_divergence
-from musiccli.core.records import Record, lookup, parse_judged, parse_preference, side_names
+from musiccli.core.records import (
+    Record,
+    lookup,
+    parse_judged,
+    parse_preference,
+    record_kind,
+    side_names,
+)
 from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:
@@ -56,7 +63,7 @@ class AgreementConfig(BenchConfig):
 
 def check_labeled_pair(record: Record, config: BenchConfig = AgreementConfig()) -> Record:
     """Check a scored pair with a label: its `winner`, or else the chosen side of a preference."""
-    if "chosen" in record and "winner" not in record:
+    if record_kind(record) == "preference" and "winner" not in record:
         return check_scored_pair(parse_preference(record), config.models)
     return check_scored_pair(parse_judged(record), config.models)
 
@@ -76,7 +83,8 @@ def metrics(
     for record in records:
         label = record.get("winner", "chosen")
         if label in ("tie", None):
-            stats.count("left_out", "label_is_a_tie" if label else "label_is_null")
+            reason = "label_is_a_tie" if label else "label_is_null"
+            stats.count("left_out", reason, record=record)
             continue
         worst.add_scored_pair(record, label)
         values = {field: _field_value(record, field) for field in config.group_by}

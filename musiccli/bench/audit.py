@@ -32,7 +32,13 @@ from musiccli.bench.stats.outcomes import (
 from musiccli.core import text_checks, votes
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message, first_divergence
-from musiccli.core.records import BASELINE_PREFIX, Record, parse_branch, parse_preference
+from musiccli.core.records import (
+    BASELINE_PREFIX,
+    Record,
+    parse_branch,
+    parse_preference,
+    record_kind,
+)
 from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:
@@ -69,7 +75,7 @@ def check_contrast(record: Record, config: BenchConfig = BenchConfig()) -> Recor
 
     Its `contrast` says which replies answer an altered instruction. A chosen branch needs none.
     """
-    is_branch = "messages" in record
+    is_branch = record_kind(record) == "conversation"
     if is_branch:
         messages, contrast = parse_branch(record)["messages"], record.get("contrast", [])
     else:

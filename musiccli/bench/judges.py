@@ -34,6 +34,7 @@ from musiccli.core.records import (
     content_id,
     lookup,
     parse_comparison,
+    record_kind,
     side_names,
 )
 from musiccli.core.run_stats import RunStats
@@ -98,7 +99,7 @@ def human_label(record: Mapping[str, Any], config: JudgesConfig) -> str | None:
     It is a person's verdict in `human_field`. Without that setting it is the winner that the record
     had before it was judged, or else the chosen side.
     """
-    default = "chosen" if "chosen" in record else None
+    default = "chosen" if record_kind(record) == "preference" else None
     label: str | None = (
         lookup(record, config.human_field)
         if config.human_field
@@ -122,7 +123,7 @@ def metrics(
     verdicts = Verdicts(config)
     for record in records:
         if not record.get("votes"):
-            stats.count("left_out", "same_text")
+            stats.count("left_out", "same_text", record=record)
             continue
         with stats.rejects.guard(record):
             verdicts.add(record)

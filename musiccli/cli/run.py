@@ -135,15 +135,29 @@ class Run:
     def finish(self) -> None:
         """Complete the output and say in one line what happened.
 
-        Raises typer.Exit with status 1 where records failed or a limit stopped the run.
+        Raises typer.Exit with status 1 where records failed, a limit stopped the run, or records
+        were read and none was written.
         """
         self._output.close()
         self.stats.rejects.close()
         incomplete = bool(self.stats.rejects.count or self.stats.limits)
-        if not self._only_informs or incomplete:
-            self.say("; ".join(self._summary()))
-        if incomplete:
+        summary = "; ".join(self._summary())
+        if self._wrote_nothing():
+            self.say_error(f"{summary}; nothing came out{self._example()}")
+        elif not self._only_informs or incomplete:
+            self.say(summary)
+        if incomplete or self._wrote_nothing():
             raise typer.Exit(ExitStatus.PARTIAL)
+
+    def _wrote_nothing(self) -> bool:
+        was_read = self.read_count or self.stats.number("rows_read")
+        return bool(was_read) and not self._output.count and not self._only_informs
+
+    def _example(self) -> str:
+        """A record that nothing came of, and why; of several outcomes the most frequent one."""
+        examples = self.stats.examples
+        outcome = max(examples, key=lambda outcome: self.stats.counts[outcome], default=None)
+        return f", for example of {examples[outcome]}: {outcome}" if outcome else ""
 
     def _summary(self) -> list[str]:
         number, verb = self._output.count, "written"

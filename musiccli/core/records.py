@@ -7,7 +7,7 @@ field. No function changes an `id`, because ids join the records that different 
 """
 
 from collections.abc import Mapping
-from typing import Any, NotRequired, Required, TypedDict
+from typing import Any, Literal, NotRequired, Required, TypedDict
 
 from musiccli.core.errors import RecordError, kind_of, shortened
 from musiccli.core.messages import Message, parse_messages, parse_tools
@@ -118,44 +118,71 @@ class Metric(TypedDict):
     count: int
 
 
+RecordKind = Literal["preference", "comparison", "conversation"]
+
+KINDS: dict[RecordKind, tuple[str, ...]] = {  # the fields that hold conversations, by kind
+    "preference": ("chosen", "rejected"),
+    "comparison": ("a", "b"),
+    "conversation": ("messages",),
+}
+NULLABLE_FIELDS = ("winner", "given_winner")  # null: the winner could not be read
 BRANCHES = ("chosen", "rejected")
 IDENTITY_FIELDS = ("id", "branch", "sample", "best_of")  # equal in no two records of one input
 BASELINE_PREFIX = "baseline/"  # begins the names of baselines, which are used in place of a model
 
 
 class Record(dict[str, Any]):
-    """A JSON object. `where` is "file:line" where it was read from a file."""
+    """A JSON object without null fields: files of tables write null for a field that is absent.
+
+    A null in NULLABLE_FIELDS is kept.
+
+    Attributes:
+        where: "file:line" where it was read from a file.
+    """
 
     __slots__ = ("where",)
 
     def __init__(self, fields: Mapping[str, Any], where: str | None = None) -> None:
-        super().__init__(fields)
+        super().__init__(
+            (name, value)
+            for name, value in fields.items()
+            if value is not None or name in NULLABLE_FIELDS
+        )
         self.where = where
+
+
+def record_kind(record: Mapping[str, Any]) -> RecordKind | None:
+    """What a record is: the first of KINDS all of whose fields it has.
+
+    So `messages` beside `chosen` and `rejected` are a preference. Of a record that has no kind's
+    fields all, it is the first kind that it has any field of. None stands for a record with none.
+    """
+    for has_fields in (all, any):
+        for kind, fields in KINDS.items():
+            if has_fields(record.get(field) is not None for field in fields):
+                return kind
+    return None
 
 
 def parse_conversation(record: Record) -> Record:
     """Check a Conversation. A record without an `id` gets one from its content."""
+    _require_kind(record, "conversation")
     parse_messages(record, "messages")
     return _with_id(record, "messages")
 
 
 def parse_branch(record: Record) -> Record:
-    """Check a Branch. `branch` defaults to "chosen", and `sample` to 0.
-
-    Fields `contrast`, `faults` and `truncated` that are null are removed: files of tables, such as
-    Parquet, write null for a missing field.
-    """
+    """Check a Branch. `branch` defaults to "chosen", and `sample` to 0."""
     parse_conversation(record)
     if record.setdefault("branch", "chosen") not in BRANCHES:
         problem = f"is {shortened(record['branch'])}; it should be chosen or rejected"
         raise _error(record, "branch", problem)
-    record["sample"] = _integer(record, "sample", 0)
-    if not 0 <= _integer(record, "seed_messages", 0) <= len(record["messages"]):
+    record.setdefault("sample", 0)
+    _check_integer(record, "seed_messages")
+    if not 0 <= record.get("seed_messages", 0) <= len(record["messages"]):
         raise _error(record, "seed_messages", "counts more messages than there are")
     for field in ("contrast", "faults", "truncated"):
-        if record.get(field, ()) is None:
-            del record[field]
-        elif not isinstance(record.get(field, []), list):
+        if not isinstance(record.get(field, []), list):
             raise _error(record, field, f"is {kind_of(record[field])}; it should be a list")
     for index, faulty in enumerate(record.get("faults", [])):
         if not isinstance(faulty, dict) or not isinstance(faulty.get("fault"), str):
@@ -170,13 +197,14 @@ def parse_preference(record: Record) -> Record:
     The prompt is a string or messages. It is put before each side that does not begin with it,
     and then removed.
     """
+    _require_kind(record, "preference")
     _parse_sides(record, ("chosen", "rejected"))
     return _with_id(record, "chosen", "rejected")
 
 
 def parse_comparison(record: Record) -> Record:
-    """Check a Comparison, or a Preference where the record has its fields."""
-    if "chosen" in record or "rejected" in record or not ("a" in record or "b" in record):
+    """Check a Comparison, or a Preference where the record is none."""
+    if record_kind(record) != "comparison":
         return parse_preference(record)
     _parse_sides(record, ("a", "b"))
     return _with_id(record, "a", "b")
@@ -197,19 +225,16 @@ def parse_judged(record: Record) -> Record:
 
 def parse_any(record: Record) -> Record:
     """Check a Conversation, a Preference or a Comparison, whichever its fields make it."""
-    if "messages" in record:
-        return parse_conversation(record)
-    if {"chosen", "rejected", "a", "b"} & record.keys():
-        return parse_comparison(record)
-    raise RecordError("has neither messages, nor chosen and rejected, nor a and b", record=record)
+    kind = record_kind(record)
+    if kind is None:
+        problem = "has neither messages, nor chosen and rejected, nor a and b"
+        raise RecordError(problem, record=record)
+    return parse_conversation(record) if kind == "conversation" else parse_comparison(record)
 
 
 def side_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields that hold conversations: ("chosen", "rejected"), ("a", "b") or ("messages",)."""
-    for names in (("chosen", "rejected"), ("a", "b")):
-        if names[0] in record:
-            return names
-    return ("messages",)
+    return KINDS[record_kind(record) or "conversation"]
 
 
 def lookup(record: Mapping[str, Any], path: str) -> Any:
@@ -228,9 +253,9 @@ def content_id(*parts: object) -> str:
     """An id of 16 hex digits that follows from the content alone."""
     from hashlib import blake2b
 
-    import orjson
+    from musiccli.core.json_text import encode
 
-    return blake2b(orjson.dumps(parts), digest_size=8).hexdigest()
+    return blake2b(encode(parts), digest_size=8).hexdigest()
 
 
 def _parse_sides(record: Record, names: tuple[str, str]) -> None:
@@ -253,15 +278,32 @@ def _parse_sides(record: Record, names: tuple[str, str]) -> None:
         parse_messages(record, name, ends_with="assistant")
 
 
+def _require_kind(record: Record, kind: RecordKind) -> None:
+    """Raises RecordError for a record of another kind; one of no kind lacks a field."""
+    actual = record_kind(record)
+    if actual in (kind, None):
+        return
+    field, fields = KINDS[kind][0], " and ".join(KINDS[actual])
+    if record.get(field) is None:
+        problem = f"is missing; the record is a {actual} ({fields})"
+    else:
+        problem = f"stands beside {fields}, which make the record a {actual}"
+    hint = "; music sample makes conversations of such records" * (kind == "conversation")
+    raise _error(record, field, problem + hint)
+
+
 def _with_id(record: Record, *content_fields: str) -> Record:
-    """Check `id`, `tools` and `metadata`; a record without an id gets one from these fields."""
-    if record.get("tools") is not None:
-        parse_tools(record)
+    """Check the fields that all records share; one without an id gets one from these fields."""
+    parse_tools(record)
     if "id" not in record:
         record["id"] = content_id(*(record[field] for field in content_fields))
     identity = record["id"]
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         raise _error(record, "id", f"is {kind_of(identity)}; it should be a string")
+    if isinstance(identity, int):
+        _check_integer(record, "id")
+    for field in ("sample", "best_of"):
+        _check_integer(record, field)
     if not isinstance(record.get("metadata") or {}, dict):
         raise _error(
             record, "metadata", f"is {kind_of(record['metadata'])}; it should be an object"
@@ -269,11 +311,15 @@ def _with_id(record: Record, *content_fields: str) -> Record:
     return record
 
 
-def _integer(record: Record, field: str, default: int) -> int:
-    value = record.get(field, default)
+def _check_integer(record: Record, field: str) -> None:
+    """Check a field that may hold an integer; tables write one beside a null as a float."""
+    value = record.get(field, 0)
+    if isinstance(value, float) and value.is_integer():
+        record[field] = value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise _error(record, field, f"is {kind_of(value)}; it should be a whole number")
-    return value
+    if not -(1 << 63) <= value < 1 << 63:
+        raise _error(record, field, "is a number of more than 64 bits")
 
 
 def _error(record: Mapping[str, Any], field: str, problem: str) -> RecordError:

@@ -27,6 +27,7 @@ class RunStats:
     Attributes:
         rejects: what happens to bad records.
         counts: how often each outcome occurred.
+        examples: "file:line" of a record with each outcome, the first where it is known.
         limits: why the run stopped before its input ended, one sentence each.
     """
 
@@ -35,6 +36,7 @@ class RunStats:
     ) -> None:
         self.rejects = rejects or Rejects()
         self.counts: Counter[Outcome] = Counter()
+        self.examples: dict[Outcome, str] = {}
         self.limits: list[str] = []
         self._say = say
 
@@ -42,9 +44,20 @@ class RunStats:
         """Tell the user something, in one line, while the run goes on."""
         self._say(text)
 
-    def count(self, name: str, reason: str = "", number: int = 1) -> None:
-        """Count an outcome. `name` is an identifier, as "dropped"; so is `reason`, or a name."""
-        self.counts[Outcome(name, reason)] += number
+    def count(self, name: str, reason: str = "", number: int = 1, *, record: object = None) -> None:
+        """Count an outcome.
+
+        Args:
+            name: an identifier, as "dropped".
+            reason: an identifier or the name of something, as a model.
+            number: how many records or messages have the outcome.
+            record: one of them. Where nothing is written, the last line names it as an example.
+        """
+        outcome = Outcome(name, reason)
+        self.counts[outcome] += number
+        where = getattr(record, "where", None)
+        if where and number:
+            self.examples.setdefault(outcome, where)
 
     def number(self, name: str, reason: str = "") -> int:
         """How often an outcome was counted."""

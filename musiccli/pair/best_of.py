@@ -61,7 +61,7 @@ def best_of(
             full.add(candidate["id"])
             yield from _contests(pools.pop(candidate["id"]), sizes, a, b, stats, seed)
     for pool in pools.values():
-        stats.count("ids_with_too_few_candidates")
+        stats.count("ids_with_too_few_candidates", record=pool[0])
         yield from _contests(pool, [n for n in sizes if n <= len(pool)], a, b, stats, seed)
 
 

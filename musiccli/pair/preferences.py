@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from musiccli.core.messages import first_divergence, same_text
-from musiccli.core.records import Record
+from musiccli.core.records import Record, record_kind
 from musiccli.core.run_stats import RunStats
 
 SCORE_FIELDS = ("scores", "turn_scores")
@@ -60,7 +60,7 @@ def join_branches(
     waiting: dict[tuple[object, int], Record] = {}
     reported = False
     for branch in branches:
-        if "chosen" in branch:
+        if record_kind(branch) == "preference":
             yield branch
             continue
         key = (branch["id"], branch["sample"])
@@ -76,13 +76,14 @@ def join_branches(
             continue
         chosen, rejected = (branch, partner) if branch["branch"] == "chosen" else (partner, branch)
         if reason := drop(chosen, rejected):
-            stats.count("dropped", reason)
+            stats.count("dropped", reason, record=branch)
             continue
         if truncated_messages(chosen, rejected):
             stats.count("pairs_with_truncated_messages")
         yield preference(chosen, rejected)
     if waiting:
-        stats.count("dropped", "other_branch_missing", len(waiting))
+        alone = next(iter(waiting.values()))
+        stats.count("dropped", "other_branch_missing", len(waiting), record=alone)
 
 
 def truncated_messages(chosen: Record, rejected: Record) -> dict[str, list[int]]:

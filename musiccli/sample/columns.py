@@ -1,8 +1,12 @@
 """What the readers of all dataset formats share: messages, labels and ids from a row's columns."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+import orjson
 
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import (
@@ -46,6 +50,8 @@ CONTENT_COLUMNS = {  # ids and texts, which are not labels
     "output_1",
     "output_2",
 }
+HH_START = re.compile(r"(\r?\n){2}Human:")
+_HH_HEADER = re.compile(r"(?:\r?\n){2}(Human|Assistant):")  # else it is a part of a text
 MAX_LABEL_LENGTH = 200  # characters; a longer string is text, not a label
 
 Reader = Callable[[Record, str], Iterator[dict[str, Any]]]  # takes a row and its source's name
@@ -218,10 +224,56 @@ def _listed(value: Any) -> list[Any]:
 
 
 def read_prompt(row: Record) -> list[Message]:
-    """The column `prompt`: one user message as a string, or messages."""
-    if isinstance(row["prompt"], str):
-        return [user_message(row["prompt"])]
-    return read_messages(row, "prompt")
+    """The column `prompt`: one user message as a string, an HH string, or messages."""
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        return read_messages(row, "prompt")
+    if HH_START.match(prompt):
+        history = read_hh(row, "prompt")
+        if len(history) > 1 and history[-1] == assistant_message(""):  # it ends with "Assistant:"
+            history.pop()
+        return history
+    if is_list_text(prompt):
+        problem = "is the text of a JSON list; `columns` names the columns of such rows"
+        raise RecordError(problem, field="prompt", record=row)
+    return [user_message(prompt)]
+
+
+def read_hh(row: Record, name: str) -> list[Message]:
+    """The messages of an HH string, as it is or as Windows stores it."""
+    text: str = row[name]
+    if "\r\n" in text and text.count("\r\n") == text.count("\n"):  # the file was converted
+        text = text.replace("\r\n", "\n")
+    start, *parts = _HH_HEADER.split("\n\n" + text.lstrip())
+    if start.strip() or not parts:
+        raise RecordError(
+            'is a string with neither a prompt beside it nor "Human:" at its start',
+            field=name,
+            record=row,
+        )
+    makers = {"Human": user_message, "Assistant": assistant_message}
+    messages = join_user_messages(
+        makers[header](text.strip()) for header, text in zip(parts[::2], parts[1::2], strict=True)
+    )
+    for index, (message, following) in enumerate(pairwise(messages), start=1):
+        if message["role"] == following["role"]:
+            raise RecordError(
+                'two "Assistant:" headers in a row; where one turn ends cannot be told',
+                field=f"{name}[{index}]",
+                record=row,
+            )
+    return messages
+
+
+def is_list_text(text: str) -> bool:
+    """Whether a text is a JSON list of strings, in which some files keep the turns of a side."""
+    if not (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
+        return False
+    try:
+        items = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return bool(items) and all(isinstance(item, str | None) for item in items)
 
 
 def nested_value(row: Record, field: str, kind: type | tuple[type, ...]) -> Any:

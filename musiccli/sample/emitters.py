@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from musiccli.core.messages import Message, count_characters, count_turns
-from musiccli.core.records import Record, side_names
+from musiccli.core.records import Record, record_kind, side_names
 from musiccli.sample.config import ContrastTurn, CorruptionKind, Speaker
 from musiccli.sample.corruptions import MessagePool, corrupt, intact_messages, replace_one_reply
 
@@ -61,7 +61,7 @@ def prompts(record: Record, rng: Random) -> list[dict[str, Any]]:
 
 def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
     """The preference itself, or a comparison as a preference for its winner."""
-    if "chosen" in record:
+    if record_kind(record) == "preference":
         return [record]
     winner = record.get("winner")
     if winner not in ("a", "b"):
@@ -79,9 +79,10 @@ def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
 
 def comparisons(record: Record, rng: Random) -> list[dict[str, Any]]:
     """Two sides, and the winner where the data has one. A preference's sides are shuffled."""
-    if "a" in record:
+    kind = record_kind(record)
+    if kind == "comparison":
         return [record]
-    if "chosen" not in record:
+    if kind == "conversation":
         raise Dropped("nothing_to_compare_it_with")
     first, second = rng.sample(("chosen", "rejected"), 2)
     return [
@@ -98,9 +99,10 @@ def comparisons(record: Record, rng: Random) -> list[dict[str, Any]]:
 
 def conversations(record: Record, rng: Random) -> list[dict[str, Any]]:
     """Each side alone: a preference's as its two branches, a comparison's as samples 0 and 1."""
-    if "messages" in record:
+    kind = record_kind(record)
+    if kind == "conversation":
         return [record]
-    if "chosen" in record:
+    if kind == "preference":
         return [
             _conversation(record, record[side]) | {"branch": side}
             for side in ("chosen", "rejected")

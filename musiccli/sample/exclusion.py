@@ -41,7 +41,7 @@ class ExcludedPrompts:
         """The records that overlap no excluded prompt."""
         for record in records:
             if self.overlaps(record):
-                stats.count("dropped", "overlaps_an_excluded_dataset")
+                stats.count("dropped", "overlaps_an_excluded_dataset", record=record)
             else:
                 yield record
 

@@ -63,7 +63,7 @@ def _emit(
                 _check_length(result, config.max_tokens)
                 yield record, result
         except Dropped as reason:
-            stats.count("dropped", str(reason))
+            stats.count("dropped", str(reason), record=record)
 
 
 def _hold(records: Iterable[Record], stats: RunStats) -> list[Record]:
@@ -117,14 +117,14 @@ def read_records(
         with stats.rejects.guard(row):
             records = _read_row(row, source, pairs, hint=not stats.rejects.skip)
             if not records:
-                stats.count("dropped", "no_pair" if pairs else "no_conversation")
+                stats.count("dropped", "no_pair" if pairs else "no_conversation", record=row)
         for record in records:
             if not (pairs and is_trajectory(record)):
                 yield record
             elif count_turns(record["messages"]):
                 trajectories.append(record)
             else:
-                stats.count("dropped", "no_reply")
+                stats.count("dropped", "no_reply", record=record)
     yield from pair_trajectories(trajectories)
 
 

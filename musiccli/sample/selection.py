@@ -27,7 +27,7 @@ def drop_duplicates(
         texts = [_hashable(result[side]) for side in side_names(result)]
         text = hash((_separate_by(record, result), result.get("branch"), *texts))
         if text in seen_texts:
-            stats.count("dropped", "duplicate")
+            stats.count("dropped", "duplicate", record=record)
             continue
         seen_texts.add(text)
         identity = hash(tuple(result.get(name) for name in IDENTITY_FIELDS))
@@ -62,7 +62,7 @@ def drop_repeated_conversations(records: Iterable[Record], stats: RunStats) -> I
         text = hash(_hashable(messages))
         # records without a reply are dropped later, under a reason of their own
         if text in seen and count_turns(messages):
-            stats.count("dropped", "duplicate")
+            stats.count("dropped", "duplicate", record=record)
         else:
             seen.add(text)
             yield record

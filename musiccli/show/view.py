@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-import orjson
-
+from musiccli.core import json_text
 from musiccli.core.messages import Message, count_turns, first_divergence
-from musiccli.core.records import Record, side_names
+from musiccli.core.records import Record, record_kind, side_names
 from musiccli.core.text_safety import visible
 from musiccli.show.differences import Span, changed_spans
 
@@ -94,7 +93,7 @@ def record_view(record: Record) -> RecordView:
 
 def field_text(value: object) -> str:
     """A field's value as people type it: text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return value if isinstance(value, str) else json_text.encode(value).decode()
 
 
 Columns = tuple[list[MessageView], list[list[MessageView]], str]  # shared, columns, divider
@@ -129,11 +128,9 @@ def _instructions(record: Record) -> dict[int, object]:
 
 
 def _kind(record: Record) -> str:
-    if "messages" in record:
-        return "conversation"
-    if "best_of" in record:
-        return f"contest, best of {record['best_of']}"
-    return "preference" if "chosen" in record else "comparison"
+    kind = record_kind(record) or "conversation"
+    is_contest = kind != "conversation" and "best_of" in record
+    return f"contest, best of {record['best_of']}" if is_contest else kind
 
 
 def _facts(record: Record) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import orjson
 
+from musiccli.core import json_text
 from musiccli.core.errors import InputError, RecordError, shortened
 from musiccli.core.jsonl.compression import FIRST_BYTES, read_errors, reading_stream
 from musiccli.core.jsonl.rejects import Rejects
@@ -112,10 +113,13 @@ def decode(line: bytes | None, where: str) -> Record:
         problem = f"the line is longer than {MAX_LINE >> 20} MB; a record is one conversation"
         raise RecordError(problem, where=where)
     try:
-        value = orjson.loads(line.removeprefix(BYTE_ORDER_MARK))
-    except orjson.JSONDecodeError as error:
+        value = json_text.decode(line.removeprefix(BYTE_ORDER_MARK))
+    except ValueError as error:
         text = line.decode("utf-8", "replace").rstrip("\n")
-        raise RecordError(_why_not_json(line, error), where=where, record=text) from None
+        problem = str(error)
+        if isinstance(error, orjson.JSONDecodeError):
+            problem = _why_not_json(line, error)
+        raise RecordError(problem, where=where, record=text) from None
     if not isinstance(value, dict):
         text = line.decode("utf-8").rstrip("\n")
         raise RecordError("is JSON, but not an object; a record is {...}", where=where, record=text)

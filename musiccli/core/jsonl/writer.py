@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-import orjson
-
+from musiccli.core import json_text
 from musiccli.core.errors import InputError
 from musiccli.core.jsonl.compression import writing_stream
 
@@ -56,7 +55,7 @@ class Output:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one record as a line. Raises InputError if that fails."""
-        self.write_bytes(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        self.write_bytes(json_text.encode(record) + b"\n")
         self.count += 1
 
     def write_bytes(self, data: bytes) -> None:

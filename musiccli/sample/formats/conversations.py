@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.sample.columns import (
@@ -17,6 +18,7 @@ from musiccli.sample.columns import (
 
 def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the row's conversation, after the system message of its own column if there is one."""
+    _refuse_one_side(row)
     messages = with_system_message(row, read_messages(row, "messages"))
     yield make_record(row, source, {"messages": messages}, keep_fields=True)
 
@@ -28,6 +30,7 @@ def read_prompt_and_completion(row: Record, source: str) -> Iterator[dict[str, A
 
 def prompt_and_completion(row: Record) -> list[Message]:
     """The columns `prompt` and `completion`, each a string or messages, after `system`."""
+    _refuse_one_side(row)
     messages = read_prompt(row)
     completion = row.get("completion")
     if isinstance(completion, str) and completion:
@@ -35,6 +38,14 @@ def prompt_and_completion(row: Record) -> list[Message]:
     elif completion:
         messages += read_messages(row, "completion")
     return with_system_message(row, messages)
+
+
+def _refuse_one_side(row: Record) -> None:
+    """Raises RecordError for half a preference, which is no conversation."""
+    for side, partner in (("chosen", "rejected"), ("rejected", "chosen")):
+        if isinstance(row.get(side), str | list | dict):
+            problem = f"is missing beside {side}; a preference has both"
+            raise RecordError(problem, field=partner, record=row)
 
 
 FORMATS = [

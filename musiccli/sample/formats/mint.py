@@ -6,7 +6,7 @@ from typing import Any
 
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message, count_turns
-from musiccli.core.records import Record, content_id, parse_preference
+from musiccli.core.records import Record, content_id, parse_preference, record_kind
 from musiccli.sample.columns import (
     Format,
     join_user_messages,
@@ -35,7 +35,7 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 def is_trajectory(record: Record) -> bool:
     """Whether a record is a conversation that `read` made of a trajectory."""
     metadata = record.get("metadata") or {}
-    return "messages" in record and {"success", *TASK_FIELDS} <= metadata.keys()
+    return record_kind(record) == "conversation" and {"success", *TASK_FIELDS} <= metadata.keys()
 
 
 def pair_trajectories(trajectories: Iterable[Record]) -> Iterator[Record]:

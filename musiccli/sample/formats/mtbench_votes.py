@@ -1,9 +1,11 @@
 """MT-Bench human judgments and Chatbot Arena: two models' conversations and a person's vote."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from musiccli.core.errors import RecordError
+from musiccli.core.errors import RecordError, shortened
+from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.sample.columns import Format, make_record, read_messages
 
@@ -13,10 +15,11 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
     MT-Bench's rows hold both turns, also where the first was judged. So later turns are cut off.
     """
-    winner = _winner(row)
-    last_message = 2 * row["turn"] if isinstance(row.get("turn"), int) else None
-    sides = {side: read_messages(row, f"conversation_{side}")[:last_message] for side in ("a", "b")}
-    yield make_record(row, source, sides, id=_vote_id(row)) | {"winner": winner}
+    winner, turns = _winner(row), _judged_turns(row)
+    sides = {side: read_messages(row, f"conversation_{side}") for side in ("a", "b")}
+    if turns is not None:
+        sides = {side: _first_turns(messages, turns) for side, messages in sides.items()}
+    yield make_record(row, source, sides, id=_vote_id(row, turns)) | {"winner": winner}
 
 
 def _winner(row: Record) -> str:
@@ -32,12 +35,33 @@ def _winner(row: Record) -> str:
     return winners[row["winner"]]
 
 
-def _vote_id(row: Record) -> str | None:
+def _judged_turns(row: Record) -> int | None:
+    """How many turns the vote is about: 1 may also be 1.0 or "1"; None where it is not known."""
+    turn = row.get("turn")
+    if turn is None:
+        return None
+    if isinstance(turn, float) and turn.is_integer():
+        turn = int(turn)
+    if isinstance(turn, str) and re.fullmatch("[0-9]{1,9}", turn):
+        turn = int(turn)
+    if isinstance(turn, bool) or not isinstance(turn, int) or turn < 1:
+        problem = f"is {shortened(turn)}; it should be a whole number from 1"
+        raise RecordError(problem, field="turn", record=row)
+    return turn
+
+
+def _first_turns(messages: list[Message], turns: int) -> list[Message]:
+    """The messages before user message number `turns` + 1."""
+    starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    return messages[: starts[turns]] if turns < len(starts) else messages
+
+
+def _vote_id(row: Record, turns: int | None) -> str | None:
     """An id made of the columns that name the vote. The data has no ids."""
     if row.get("question_id") is None:
         return None
-    names = ("question_id", "model_a", "model_b", "judge", "turn")
-    return "/".join(str(row.get(name)) for name in names)
+    names = ("question_id", "model_a", "model_b", "judge")
+    return "/".join(str(part) for part in (*map(row.get, names), turns))
 
 
 FORMATS = [

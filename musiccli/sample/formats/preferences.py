@@ -4,27 +4,22 @@
 turn behind a blank line and "Human:" or "Assistant:".
 """
 
-import re
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.sample.columns import (
+    HH_START,
     Format,
     assistant_message,
-    join_user_messages,
     make_record,
+    read_hh,
     read_messages,
     read_prompt,
-    user_message,
     with_system_message,
 )
-
-HH_START = "\n\nHuman:"
-HH_HEADER = re.compile(r"\n\n(Human|Assistant):")  # without the blank line it is part of a text
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -39,15 +34,9 @@ def _read_side(row: Record, name: str) -> list[Message]:
     value, prompt = row[name], row.get("prompt")
     if not isinstance(value, str):
         return with_system_message(row, _with_prompt(row, name, read_messages(row, name)))
-    if not prompt or value.startswith(HH_START):
-        return _read_hh(row, name)
-    if isinstance(prompt, str) and prompt.startswith(HH_START):
-        history = _read_hh(row, "prompt")
-        if history[-1] == assistant_message(""):  # the prompt ends with "Assistant:"
-            history.pop()
-    else:
-        history = read_prompt(row)
-    return with_system_message(row, [*history, assistant_message(value)])
+    if not prompt or HH_START.match(value):
+        return read_hh(row, name)
+    return with_system_message(row, [*read_prompt(row), assistant_message(value)])
 
 
 def _with_prompt(row: Record, name: str, side: list[Message]) -> list[Message]:
@@ -76,29 +65,6 @@ def _holds_prompt(message: Message, prompt: str) -> bool:
     return (
         message["role"] == "user" and isinstance(content, str) and content.strip() == prompt.strip()
     )
-
-
-def _read_hh(row: Record, name: str) -> list[Message]:
-    """The messages of an HH string."""
-    start, *parts = HH_HEADER.split("\n\n" + row[name].lstrip())
-    if start.strip() or not parts:
-        raise RecordError(
-            'is a string with neither a prompt beside it nor "Human:" at its start',
-            field=name,
-            record=row,
-        )
-    makers = {"Human": user_message, "Assistant": assistant_message}
-    messages = join_user_messages(
-        makers[header](text.strip()) for header, text in zip(parts[::2], parts[1::2], strict=True)
-    )
-    for index, (message, following) in enumerate(pairwise(messages), start=1):
-        if message["role"] == following["role"]:
-            raise RecordError(
-                'two "Assistant:" headers in a row; where one turn ends cannot be told',
-                field=f"{name}[{index}]",
-                record=row,
-            )
-    return messages
 
 
 FORMATS = [

@@ -1,0 +1,53 @@
+"""JSON to values and back, by orjson, and by the standard library where orjson cannot."""
+
+import json
+import re
+from typing import Any
+
+import orjson
+
+MAX_DEPTH = 250  # of lists and objects in each other; orjson writes 254 at most
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")  # orjson makes floats of integers beyond 64 bits
+
+
+class TooDeep(ValueError):
+    """The value has more than MAX_DEPTH lists and objects in each other."""
+
+
+def decode(data: bytes) -> Any:
+    """The value of a JSON text. Integers of any size are exact.
+
+    Raises:
+        orjson.JSONDecodeError: it is no JSON.
+        TooDeep: what is read could not be written again.
+        ValueError: an integer has more digits than Python reads.
+    """
+    value = orjson.loads(data)
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+        check_depth(value)
+    return json.loads(data) if _LONG_NUMBER.search(data) else value
+
+
+def check_depth(value: object) -> None:
+    """Raises TooDeep."""
+    level, depth = _containers([value]), 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise TooDeep(f"has more than {MAX_DEPTH} lists and objects in each other")
+        level = [child for container in level for child in _containers(container)]
+
+
+def encode(value: object) -> bytes:
+    """A value as compact JSON in UTF-8. A lone surrogate becomes a question mark."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:  # an integer beyond 64 bits, or a lone surrogate
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode("utf-8", "replace")
+
+
+def _containers(container: dict[str, Any] | list[Any]) -> list[Any]:
+    """The lists and objects that are directly in a list or an object."""
+    children = container.values() if isinstance(container, dict) else container
+    return [child for child in children if isinstance(child, dict | list)]
