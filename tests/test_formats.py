@@ -433,7 +433,7 @@ def test_a_format_with_more_telling_columns_is_tried_first():
         ("conversations chosen rejected", "ShareGPT preference"),
         ("trajectory chosen rejected prompt", "UltraInteract pair"),
         ("message_tree_id prompt messages", "OpenAssistant tree"),
-        ("history chosen rejected", "MT-Bench-101"),
+        ("history chosen rejected", "preference, HH or RewardBench"),
         ("a b messages", "comparison"),
         ("messages conversations prompt", "conversation"),
         ("conversations prompt", "ShareGPT"),

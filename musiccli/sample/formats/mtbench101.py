@@ -26,4 +26,4 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     yield make_record(row, source, {"messages": messages})
 
 
-FORMATS = [Format("MT-Bench-101", order=40, columns=frozenset({"history"}), read=read)]
+FORMATS = [Format("MT-Bench-101", order=135, columns=frozenset({"history"}), read=read)]

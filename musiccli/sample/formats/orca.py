@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.sample.columns import (
     Format,
     assistant_message,
     make_record,
+    read_label,
     read_text,
     user_message,
     with_system_message,
@@ -15,21 +17,27 @@ from musiccli.sample.columns import (
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """Yield the preference; for a row whose `status` is "tie", the comparison without a winner.
+    """Yield the preference of Intel's row, which has a `question`."""
+    yield make_record(row, source, _sides(row, "question"), texts=("question",))
 
-    Intel's rows have a `question`, and Argilla's an `input` and a `status`.
-    """
-    question = read_text(row, "input" if row.get("question") is None else "question")
-    history = with_system_message(row, [user_message(question)])
-    chosen, rejected = (
-        [*history, assistant_message(read_text(row, name))] for name in ("chosen", "rejected")
-    )
-    if row.get("status") == "tie":
-        tie = make_record(row, source, {"a": chosen, "b": rejected}, texts=("question",))
+
+def read_argilla(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the preference of Argilla's row, which has an `input`; a tie where `status` says so."""
+    sides = _sides(row, "input")
+    results = {"unchanged": "chosen", "swapped": "chosen", "tie": "tie"}
+    if "status" in row and read_label(row, "status", results) == "tie":
+        tie = make_record(row, source, {"a": sides["chosen"], "b": sides["rejected"]})
         yield tie | {"winner": "tie"}
     else:
-        sides = {"chosen": chosen, "rejected": rejected}
-        yield make_record(row, source, sides, texts=("question",))
+        yield make_record(row, source, sides)
+
+
+def _sides(row: Record, question_column: str) -> dict[str, list[Message]]:
+    question = user_message(read_text(row, question_column))
+    history = with_system_message(row, [question])
+    return {
+        name: [*history, assistant_message(read_text(row, name))] for name in ("chosen", "rejected")
+    }
 
 
 def _fits(row: Record) -> bool:
@@ -49,7 +57,7 @@ FORMATS = [
         "Orca by Argilla",
         order=83,
         columns=frozenset({"system", "input", "chosen", "rejected"}),
-        read=read,
+        read=read_argilla,
         fits=_fits,
     ),
 ]
