@@ -12,12 +12,14 @@ http://127.0.0.1:PORT/v1. In a test, in a thread of its own:
 Faults: 429 (without Retry-After), 429-retry-after, 500, reset (connection reset before the answer), truncated (the
 connection ends in the middle of the body), invalid-json (a whole body that does not parse), empty (no content),
 length (half of the reply, finish_reason length), slow (the body comes in pieces), hang (no answer at all), echo-key (a
-401 that quotes the caller's key).
+401 that quotes the caller's key), content_filter, abort and tool_calls (half of the reply, with this finish_reason),
+refusal and reasoning (no content, but that), huge and huge-error (a body of `huge` bytes), bomb (the same, packed).
 """
 
 import argparse
 import asyncio
 import contextlib
+import gzip
 import json
 import logging
 import math
@@ -49,7 +51,17 @@ FAULTS = (
     "slow",
     "hang",
     "echo-key",
+    "content_filter",
+    "abort",
+    "tool_calls",
+    "refusal",
+    "reasoning",
+    "huge",
+    "huge-error",
+    "bomb",
 )
+INTERRUPTED = ("content_filter", "abort", "tool_calls")
+PIECE = bytes(1 << 20)  # of a huge body
 WORDS_PER_TOKEN = 0.75
 NONSENSE = (Path(__file__).parent.parent / "README.md").read_text("utf-8")  # any text does
 NONSENSE = sorted({word.lower() for word in NONSENSE.split() if word.isalpha() and len(word) > 3})
@@ -91,6 +103,7 @@ class Server:
     )
     retry_after: float = 1.0  # seconds that 429-retry-after asks for
     pause: float = 0.05  # seconds between two pieces of a slow body
+    huge: int = 700 << 20  # bytes of a huge body
     limit: int | None = None  # 429 for a call that would be one more than this in flight
     api_key: str | None = None  # 401 for a call without it
     refuses: Sequence[str] = ()  # 400 for a call that has one of these fields
@@ -123,6 +136,7 @@ class Server:
         """Listen on loopback. The runner's cleanup() ends it, hanging calls included."""
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/completions", self.chat)
         # A client that is killed in the middle of a call makes aiohttp 3.14 log an InvalidStateError of its own.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         runner = web.AppRunner(
@@ -171,9 +185,19 @@ class Server:
             )
         if fault == "reset":
             return reset(request)
-        reply = "" if fault in ("empty", "thoughts") else self.reply(body)
+        if fault in ("huge", "huge-error", "bomb"):
+            return await self._send_huge(request, fault)
+        reply = "" if fault in ("empty", "thoughts", "refusal", "reasoning") else self.reply(body)
         room = body.get("max_completion_tokens") or body.get("max_tokens")
-        answer = completion(body, reply, tokens(reply) // 2 if fault == "length" else room)
+        half = fault in ("length", *INTERRUPTED)
+        answer = completion(body, reply, tokens(reply) // 2 if half else room)
+        choice = answer["choices"][0]
+        if fault in INTERRUPTED:
+            choice["finish_reason"] = fault
+        if fault == "refusal":
+            choice["message"] |= {"content": None, "refusal": "I cannot help with that."}
+        if fault == "reasoning":
+            choice["message"]["reasoning_content"] = "The first is better."
         if (
             fault == "thoughts"
         ):  # which the caller does not see, and which leave room for nothing else
@@ -181,7 +205,21 @@ class Server:
                 "length",
                 room,
             )
+        if request.path == "/v1/completions":
+            choice["text"] = choice.pop("message")["content"]
         return await self._send(request, body, answer, fault)
+
+    async def _send_huge(self, request: web.Request, fault: str) -> web.StreamResponse:
+        """Send a body of `huge` bytes, as long as the caller reads."""
+        packed = {"Content-Encoding": "gzip"} if fault == "bomb" else None
+        response = web.StreamResponse(status=500 if fault == "huge-error" else 200, headers=packed)
+        piece = gzip.compress(PIECE) if packed else PIECE
+        with contextlib.suppress(ConnectionError):
+            await response.prepare(request)
+            for _ in range(self.huge // len(PIECE)):
+                await response.write(piece)
+            await response.write_eof()
+        return response
 
     def _fault(self, raw: bytes) -> str | None:
         """The fault that this call meets: the script's while there is one, then by chance."""
@@ -287,9 +325,11 @@ def reset(request: web.Request) -> web.Response:
 
 
 def parsed(raw: bytes) -> dict | None:
-    """The request, or None where it is none that can be answered."""
+    """The request, or None where it is none that can be answered. A raw text is the user's message."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         body = json.loads(raw)
+        if "prompt" in body:
+            body["messages"] = [{"role": "user", "content": body["prompt"]}]
         if (
             body["messages"]
             and body.get("n") in (None, 1)

@@ -56,8 +56,6 @@ def nobody() -> str:
         ("http://h:8000/v1", None, "http://h:8000/v1"),
         ("https://h/v1/", None, "https://h/v1"),
         ("hosted_vllm/m=http://h/v1", "hosted_vllm/m", "http://h/v1"),
-        ("http://h/v1?a=b", None, "http://h/v1?a=b"),
-        ("openai/m=http://h/v1?a=b", "openai/m", "http://h/v1?a=b"),
         ("http://[::1]:80/v1", None, "http://[::1]:80/v1"),
         ("http://h/v1/chat/completions", None, "http://h/v1"),
     ],
@@ -86,10 +84,50 @@ def test_what_is_no_address_is_said(given):
         parse_api_base(given)
 
 
-def test_a_password_is_not_repeated():
+@pytest.mark.parametrize(
+    "given",
+    [
+        "http://me:secret@h/v1",
+        "me:secret@h/v1",
+        "http://h/v1?key=secret",
+        "http://h/v1#secret",
+        "openai/m=http://h/v1?api_key=secret",
+        "https://h/v1/chat/completions?token=secret",
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(given):
     with pytest.raises(InputError) as met:
-        parse_api_base("http://me:secret@h/v1")
+        parse_api_base(given)
     assert "secret" not in str(met.value) and "HOSTED_VLLM_API_KEY" in str(met.value)
+
+
+def test_a_secret_in_what_is_no_address_is_not_repeated():
+    with pytest.raises(InputError) as met:
+        parse_api_base("h:8000/v1?key=secret")
+    assert "secret" not in str(met.value)
+
+
+@pytest.mark.parametrize("key", ["one\ntwo", "one\r\nX-Header: two", "one\ttwo"])
+def test_a_key_with_a_control_character_is_one_line(monkeypatch, key):
+    monkeypatch.setenv("HOSTED_VLLM_API_KEY", key)
+    with pytest.raises(InputError, match="HOSTED_VLLM_API_KEY: the key holds a line break") as met:
+        Endpoints(VLLM, [A])
+    assert "two" not in str(met.value)
+
+
+@pytest.mark.parametrize(
+    "base, hint",
+    [
+        ("", "; asked for {0}/chat/completions: most servers have it at {0}/v1/chat/completions"),
+        ("/nowhere/v1", ""),
+    ],
+)
+def test_a_missing_version_in_the_address_is_named(base, hint):
+    with serve() as server:
+        root = server.base_url.removesuffix("/v1")
+        [error] = ask(client_of(root + base), 1)
+    expected = f"{VLLM}: 404: 404: Not Found{hint.format(root)}; no call to it has succeeded"
+    assert isinstance(error, InputError) and str(error).startswith(expected)
 
 
 @pytest.mark.parametrize(

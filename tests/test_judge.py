@@ -307,12 +307,39 @@ def test_a_judge_answers_in_json_where_the_server_can_hold_it_to_that_and_else_i
         done = list(judge(records, JudgeConfig(judges=("openai/one",)), client))
         assert server.calls == 8 + plain
     assert [record["winner"] for record in done] == ["chosen"] * 4
-    assert done[0]["votes"][0]["explanation"].startswith("Because." if plain else '{"explanation"')
+    explanation = "Because.\n[[A]]" if plain else 'B says {"verdict": "C"} and\n[[C]]'
+    assert done[0]["votes"][0]["explanation"] == explanation
 
 
 def test_small_models_continue_a_text_and_say_one_letter():
-    with pytest.raises(InputError, match="only local/ models continue raw text"):
-        verdicts(always("A"), [preference()], prompts="small")
+    [done], _, requests = verdicts(always(" A"), [preference()], prompts="small")
+    assert done["verdict"] == "inconsistent"
+    assert all(
+        body["prompt"].endswith("The better assistant is in conversation:") for body in requests
+    )
+    assert {tuple(body["stop"]) for body in requests} == {("\n",)}
+
+
+def test_a_provider_is_not_asked_to_continue_raw_text(monkeypatch):
+    monkeypatch.setenv("GEMINI_API_KEY", "sk-test-0123456789")
+    client = Client(ClientConfig())
+    config = JudgeConfig(judges=("gemini/gemini-1.5-pro",), prompts="small")
+    with pytest.raises(InputError, match="only local/ models and servers of your own continue raw"):
+        list(judge([preference()], config, client))
+
+
+@pytest.mark.parametrize(
+    "fault, reason", [("content_filter", "content filter"), ("tool_calls", "tool calls")]
+)
+def test_a_judge_that_was_interrupted_is_not_believed(fault, reason):
+    words = "It says [[A]] and nothing else"
+    with serve(reply=always(words), script=[fault] * 2) as server:
+        stats = RunStats()
+        client = Client(ClientConfig(api_base=(server.base_url,)))
+        [done] = judge([preference()], JudgeConfig(judges=("openai/one",)), client, stats)
+    assert (done["winner"], done["verdict"]) == (None, "unreadable")
+    assert [vote["interrupted"] for vote in done["votes"]] == [reason] * 2
+    assert stats.phrases() == {"unreadable": 1, f"interrupted replies ({reason})": 2}
 
 
 def test_a_pair_whose_call_fails_is_rejected_and_the_others_go_on():

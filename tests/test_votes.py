@@ -13,6 +13,7 @@ from musiccli.core.votes import (
     outcomes_by_judge,
     panel_verdict,
     parse_votes,
+    read_explanation,
     read_verdict,
     winner_of,
 )
@@ -40,6 +41,11 @@ from musiccli.core.votes import (
         ("[[A]]\r\n", "A"),
         ("<think>[[A]]? No.</think>\n\nThe second.\n[[B]]", "B"),
         ("[A]", "A"),
+        ("[[a]]", "A"),
+        ("It is so. [[b]]", "B"),
+        ("[[a]] or [[B]]", None),
+        ("~~~\n[[A]]\n~~~", "A"),
+        ("Both are good.\n</think>\n[[B]]", "B"),
         ("[[A]]\nthat is all", None),
         ("[[A]] or [[B]]", None),
         ("A is better", None),
@@ -48,7 +54,6 @@ from musiccli.core.votes import (
         ("\n", None),
         ("a", None),
         ("AB", None),
-        ("[[a]]", None),
         ("Verdict: A or B", None),
         ("The verdict is unclear", None),
     ],
@@ -81,6 +86,23 @@ def test_a_verdict_that_is_quoted_is_not_the_judges(text, letter):
         (json.dumps({"explanation": 'It says {"verdict": "A"}\n[[A]]', "verdict": "C"}), "C"),
         ('```json\n{"explanation": "x", "verdict": "B"}\n```', "B"),
         ('<think>{}</think>{"verdict": "B"}', "B"),
+        ('```json\r\n{"explanation": "x", "verdict": "B"}\r\n```', "B"),
+        ('```json {"explanation": "x", "verdict": "B"} ```', "B"),
+        ('```json\n{"explanation": "x", "verdict": "B"}', "B"),
+        ('````JSON\n{"explanation": "x", "verdict": "B"}\n````', "B"),
+        ('~~~\n{"explanation": "x", "verdict": "B"}\n~~~', "B"),
+        ('Here it is:\n\n```json\n{"explanation": "x", "verdict": "B"}\n```', "B"),
+        ('Here it is:\n{"explanation": "x", "verdict": "B"}', "B"),
+        ('Here it is: {"explanation": "x", "verdict": "B"}', "B"),
+        ('{"explanation": "x\ny\tz", "verdict": "B"}', "B"),
+        ('{\n  "explanation": "{}",\n  "verdict": "[[b]]"\n}', "B"),
+        ('{"explanation": "A ends with </think> and says no more.", "verdict": "B"}', "B"),
+        ('Let me see.\n</think>\n{"explanation": "x", "verdict": "B"}', "B"),
+        ('Reply A says {"verdict": "A"}', None),
+        ('Reply A says:\n{"verdict": "A"}\nThat is no verdict.', None),
+        ('{"verdict": "A"}\n[[B]]', None),
+        ("[" * 100_000 + '{"verdict": "A"}', None),
+        ('{"verdict":' * 100_000 + "}", None),
         (json.dumps({"explanation": "[[A]]", "verdict": "both"}), None),
         (json.dumps({"explanation": "[[A]]"}), None),
         (json.dumps({"verdict": ["A"]}), None),
@@ -104,6 +126,20 @@ def test_a_verdict_in_json_is_its_field_and_nothing_else(text, letter):
 )
 def test_of_a_reply_that_was_cut_only_a_complete_form_is_read(text, letter):
     assert read_verdict(text, truncated=True) == letter
+
+
+@pytest.mark.parametrize(
+    "text, explanation",
+    [
+        ('{"explanation": " A is right. ", "verdict": "A"}', "A is right."),
+        ('Here it is:\n```json\n{"explanation": "x\ny", "verdict": "A"}\n```', "x\ny"),
+        ("Because.\n[[A]]", "Because.\n[[A]]"),
+        ('{"verdict": "A"}', '{"verdict": "A"}'),
+        ('{"explanation": ["x"], "verdict": "A"}', '{"explanation": ["x"], "verdict": "A"}'),
+    ],
+)
+def test_the_explanation_is_what_the_judge_says_in_words(text, explanation):
+    assert read_explanation(text) == explanation
 
 
 def test_the_schema_asks_for_reasons_before_the_verdict_and_forbids_the_rest():

@@ -5,15 +5,16 @@ A judge votes once for each order, and its votes make one outcome. The outcomes 
 make one verdict.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
-
-import orjson
 
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.records import Record, side_names
+from musiccli.core.thoughts import without_thoughts
 
 TIE, INCONSISTENT, UNREADABLE = "tie", "inconsistent", "unreadable"  # outcomes beside a side's name
 GIVEN_WINNER = "given_winner"  # field: the winner a record held before it was judged
@@ -27,30 +28,37 @@ VERDICT_SCHEMA = {  # a judge writes its reasons first, so that the verdict can 
         "verdict": {"type": "string", "enum": list(LETTERS)},
     },
 }
-_MARK = re.compile(r"\[\[([ABC])\]\]")
-_MARK_AT_END = re.compile(r"\[\[([ABC])\]\][\s.!*_]*$")  # no text may follow
-_MARK_ALONE = re.compile(r"\W*\[\[([ABC])\]\]\W*")
+_MARK = re.compile(r"\[\[([ABCabc])\]\]")
+_MARK_AT_END = re.compile(r"\[\[([ABCabc])\]\][\s.!*_]*$")  # no text may follow
+_MARK_ALONE = re.compile(r"\W*\[\[([ABCabc])\]\]\W*")
 _LETTER_ALONE = re.compile(r"\W*([ABC])\W*")
 _NAMED = re.compile(r"[\s*_#]*(?:final |my )?verdict[\s*_:]+([ABC])[\s.!*_]*", re.IGNORECASE)
-_CODE_BLOCK = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
+_FENCE_START = re.compile(r"(?:```+|~~~+)(?:[ \t]*\w*[ \t]*\r?\n)?")
+# Where a JSON object may begin: at the start of a line, behind a fence or behind a sentence.
+_OBJECT_START = re.compile(
+    r"(?:^[ \t]*|(?<=[`~:.!])[ \t]*(?:json\w*[ \t]*)?)(?=\{)", re.MULTILINE | re.IGNORECASE
+)
+_MAX_OBJECT_STARTS = 16  # that are tried: a hostile reply may hold millions
+_JSON = json.JSONDecoder(strict=False)  # takes raw line breaks within strings
 
 
 def read_verdict(text: str, truncated: bool = False) -> str | None:
     """The letter in a judge's reply: "A", "B", "C" (a tie), or None where there is none.
 
-    Three forms are read: a JSON object with a `verdict`; a reply that is one letter; a last line
-    that is "Verdict: A" or ends with [[A]]. Marks in earlier lines may be quotations.
+    Three forms are read: a JSON object with a `verdict`, which ends the reply; a reply that is one
+    letter; a last line that is "Verdict: A" or ends with [[A]]. Marks in earlier lines may be
+    quotations.
 
     Args:
         text: the reply.
         truncated: whether the token limit cut the reply off. Its last line may then go on, so it
             is not read.
     """
-    text = text.rpartition("</think>")[2].strip()
-    code_block = _CODE_BLOCK.fullmatch(text)
-    text = code_block[1].strip() if code_block else text
+    if reply := _json_reply(text):
+        return _letter(reply["verdict"])
+    text = _without_fence(without_thoughts(text))
     if text.startswith("{"):
-        return _read_json(text)
+        return None
     if letter := _LETTER_ALONE.fullmatch(text):
         return letter[1]
     if truncated:
@@ -58,13 +66,47 @@ def read_verdict(text: str, truncated: bool = False) -> str | None:
     return _read_line(text.removesuffix("```").rstrip().rpartition("\n")[2])
 
 
-def _read_json(text: str) -> str | None:
-    try:
-        reply = orjson.loads(text)
-    except orjson.JSONDecodeError:
+def read_explanation(text: str) -> str:
+    """What a judge's reply says in words: of JSON its `explanation`, else the whole reply."""
+    reply = _json_reply(text)
+    explanation = reply.get("explanation") if reply else None
+    return explanation.strip() if isinstance(explanation, str) else text
+
+
+def _json_reply(text: str) -> dict[str, Any] | None:
+    """The JSON object with a verdict that a reply ends with, or None.
+
+    The whole reply is tried before thoughts are cut off: an explanation may speak of </think>.
+    """
+    for candidate in (text, without_thoughts(text)):
+        reply = _last_object(candidate)
+        if reply is not None and "verdict" in reply:
+            return reply
+    return None
+
+
+def _last_object(text: str) -> dict[str, Any] | None:
+    text = text.strip().rstrip("`~").rstrip()
+    if not text.endswith("}"):
         return None
-    letter = reply.get("verdict")
-    letter = letter.strip(" []*") if isinstance(letter, str) else None
+    for start in islice(_OBJECT_START.finditer(text), _MAX_OBJECT_STARTS):
+        try:
+            value, end = _JSON.raw_decode(text, start.end())
+        except (ValueError, RecursionError):
+            continue
+        if end == len(text) and isinstance(value, dict):
+            return value
+    return None
+
+
+def _without_fence(text: str) -> str:
+    """The text of a reply that is one fenced block, else the reply."""
+    fence = _FENCE_START.match(text)
+    return text[fence.end() :].rstrip("`~").strip() if fence and text[-1] in "`~" else text
+
+
+def _letter(verdict: Any) -> str | None:
+    letter = verdict.strip(" []*").upper() if isinstance(verdict, str) else None
     return letter if letter in LETTERS else None
 
 
@@ -74,9 +116,9 @@ def _read_line(line: str) -> str | None:
     if named := _NAMED.fullmatch(line):
         return named[1].upper()
     mark = _MARK_AT_END.search(line) or _MARK_ALONE.fullmatch(line)
-    if not mark or len(set(_MARK.findall(line))) > 1:
+    if not mark or len({letter.upper() for letter in _MARK.findall(line)}) > 1:
         return None
-    return mark[1]
+    return mark[1].upper()
 
 
 def parse_votes(record: Record) -> Record:

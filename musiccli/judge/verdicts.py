@@ -12,7 +12,7 @@ from musiccli.core.records import Record, content_id, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.judge.config import JudgeConfig
 from musiccli.llm.budget import LimitReached
-from musiccli.llm.call import Call
+from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client
 from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.prompts import transcript
@@ -135,14 +135,24 @@ async def _vote(
             **question,
         )
     )
-    truncated = reply.finish == "length"
-    letter = votes.read_verdict(reply.text, truncated)
     return {
         "judge": model,
         "order": order,
-        "winner": {"A": first, "B": second, "C": votes.TIE}.get(letter or ""),
-        "explanation": reply.text,
-    } | ({"truncated": True} if truncated else {})
+        "winner": {"A": first, "B": second, "C": votes.TIE}.get(_letter(reply) or ""),
+        "explanation": votes.read_explanation(reply.text),
+    } | _ending(reply)
+
+
+def _letter(reply: Reply) -> str | None:
+    """The letter that a reply decides for. A reply that was interrupted is not believed."""
+    return None if reply.interruption else votes.read_verdict(reply.text, reply.finish == "length")
+
+
+def _ending(reply: Reply) -> dict[str, Any]:
+    """What a vote says of a reply that did not come to its end."""
+    if reply.interruption:
+        return {"interrupted": reply.interruption}
+    return {"truncated": True} if reply.finish == "length" else {}
 
 
 def _given_winner(record: Record) -> dict[str, Any]:
@@ -164,6 +174,9 @@ def _count(stats: RunStats, verdict: str, pair_votes: list[dict[str, Any]]) -> N
     if verdict in reasons:
         stats.count(*reasons[verdict])
     stats.count("truncated_replies", number=sum("truncated" in vote for vote in pair_votes))
+    for vote in pair_votes:
+        if "interrupted" in vote:
+            stats.count("interrupted_replies", vote["interrupted"])
     outcomes = votes.outcomes_by_judge(pair_votes)
     if len(outcomes) > 1:
         for model, outcome in outcomes.items():

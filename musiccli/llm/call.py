@@ -26,9 +26,11 @@ class Call:
         temperature: sampling temperature; None for the model's own.
         top_p: nucleus sampling (arXiv 1904.09751); None for the model's own.
         stop: strings that end the reply and are not part of it.
-        seed: the run's seed.
+        seed: the run's seed; None for a model that takes none.
         schema: JSON schema of the reply, for models that can be held to one. Others ignore it.
         weights: tells a local model from an earlier one in the same folder.
+        retry: 1, 2, ... where the same call is sent again for another reply; it changes the seed.
+        limit_field: the name of the field for `max_tokens` in a request; None for "max_tokens".
     """
 
     model: str
@@ -40,9 +42,11 @@ class Call:
     temperature: float | None = 0.7
     top_p: float | None = 1.0
     stop: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int | None = 0
     schema: dict[str, Any] | None = None
     weights: str | None = None
+    retry: int | None = None
+    limit_field: str | None = None
 
     @property
     def role(self) -> str:
@@ -69,9 +73,16 @@ class Call:
         return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
 
     @property
-    def call_seed(self) -> int:
+    def call_seed(self) -> int | None:
         """A seed of this call alone: samples of a conversation differ, a repeated run does not."""
+        if self.seed is None:
+            return None
         return int.from_bytes(self.key[:4], "big") >> 1
+
+
+# Other servers' words for "stop" and for "length": Anthropic, TGI, SGLang, Mistral, Gemini.
+STOPPED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "finished"}
+LENGTHS = {"length", "max_tokens", "model_length", "max_output_tokens", "max_length"}
 
 
 @dataclass(frozen=True)
@@ -91,3 +102,16 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
+
+    @property
+    def interruption(self) -> str | None:
+        """Why the reply ends before its end, if neither the model nor the limit ended it."""
+        return None if self.finish in ("stop", "length") else self.finish.replace("_", " ")
+
+
+def finish_reason(value: object) -> str:
+    """A server's finish_reason in OpenAI's words. A server that names none has finished."""
+    if isinstance(value, dict):  # SGLang's own form
+        value = value.get("type")
+    name = str(value or "stop").strip().lower()[:40]
+    return "stop" if name in STOPPED else "length" if name in LENGTHS else name

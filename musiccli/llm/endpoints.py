@@ -71,7 +71,13 @@ class Endpoints:
     ):
         self.model, self._say = model, say
         prefix = model.partition("/")[0]
-        key = os.environ.get(f"{prefix.upper()}_API_KEY", "").strip()
+        variable = f"{prefix.upper()}_API_KEY"
+        key = os.environ.get(variable, "").strip()
+        if prefix in OPENAI_COMPATIBLE and any(letter < " " for letter in key):
+            raise InputError(
+                f"{variable}: the key holds a line break or another control character; set the "
+                "key alone"
+            )
         self.key = key if prefix in OPENAI_COMPATIBLE and key else None
         urls: list[str | None] = [*model_urls(model, api_base)]
         if not urls and prefix in OPENAI_COMPATIBLE and prefix != "openai":
@@ -165,20 +171,27 @@ def parse_api_base(text: str) -> tuple[str | None, str]:
     """Split "MODEL=URL" or "URL" into the model, or None, and the URL up to /v1.
 
     Raises:
-        InputError: the text is no address.
+        InputError: the text is no address, or one with a password or a key in it.
     """
     before, equals, after = text.partition("=")
-    name, url = (before, after) if equals and "://" not in before else (None, text)
+    is_name = equals and "://" not in before and "?" not in before
+    name, url = (before, after) if is_name else (None, text)
     parts = urlsplit(url)
     try:
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
     except ValueError:
         usable = False
-    if "@" in parts.netloc:
+    if "@" in url:
         raise InputError(
             "`api_base`: an address with a password in it; set a key in the environment, as "
             "HOSTED_VLLM_API_KEY or OPENAI_API_KEY"
         )
+    plain = text[: len(text) - len(url)] + url.partition("?")[0].partition("#")[0]
     if not usable or any(letter.isspace() for letter in url):
-        raise InputError(f"`api_base` {text}: expected [MODEL=]http://HOST:PORT/v1")
+        raise InputError(f"`api_base` {plain}: expected [MODEL=]http://HOST:PORT/v1")
+    if plain != text:
+        raise InputError(
+            f"`api_base` {plain}: an address with a query behind it; set a key in the environment, "
+            "as HOSTED_VLLM_API_KEY or OPENAI_API_KEY"
+        )
     return name, url.rstrip("/").removesuffix("/chat/completions")

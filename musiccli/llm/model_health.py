@@ -6,6 +6,7 @@ from musiccli.core.errors import CallError, InputError
 from musiccli.llm.call import Call
 from musiccli.llm.provider_errors import MAX_RETRY_AFTER, ProviderError
 
+LONGEST_DURATION = 1000 * 3600.0  # seconds; longer ones are not told apart
 MAX_FAILURES = 8  # calls that fail for good, one after the other, before the run stops
 
 
@@ -49,8 +50,8 @@ class ModelHealth:
         A model that has never replied stops the run at once if no call can succeed (wrong key, no
         such model), else after MAX_FAILURES failures of any kind. A model that has replied before
         stops it after MAX_FAILURES failures in a row that other calls would share: its server died,
-        or its credit is spent. Requests that are too long, filtered or answered with nothing do not
-        count then.
+        or its credit is spent. Requests that are answered with nothing do not count then. Those
+        that are too long or filtered never count.
         """
         text = f"{call.model}: {error}" + (f" (after {attempts} attempts)" if attempts > 1 else "")
         if error.retry_after and error.wait_too_long:
@@ -58,7 +59,7 @@ class ModelHealth:
                 f"; it asks for a wait of {_duration(error.retry_after)}, and "
                 f"{_duration(MAX_RETRY_AFTER)} is the most"
             )
-        if self._has_succeeded and error.request_specific:
+        if error.about_the_question or (self._has_succeeded and error.request_specific):
             return CallError(text)
         self._failures += 1
         if not self.stop_reason:  # a call that was in flight may have set it
@@ -77,5 +78,7 @@ class ModelHealth:
 
 
 def _duration(seconds: float) -> str:
+    if seconds > LONGEST_DURATION:
+        return f"more than {_duration(LONGEST_DURATION)}"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

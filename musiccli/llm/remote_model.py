@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,12 +12,27 @@ from musiccli.llm import limiter
 from musiccli.llm.budget import Budget
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.config import ClientConfig
-from musiccli.llm.endpoints import Endpoints
+from musiccli.llm.endpoints import Endpoints, speaks_openai
 from musiccli.llm.limiter import AdaptiveLimiter
 from musiccli.llm.model_health import ModelHealth
-from musiccli.llm.provider_errors import REQUEST_SPECIFIC, EmptyReply, ProviderError
+from musiccli.llm.provider_errors import (
+    FAILED_FINISH,
+    REQUEST_SPECIFIC,
+    BrokenReply,
+    EmptyReply,
+    ProviderError,
+    UnusableReply,
+)
 from musiccli.llm.providers import Providers
 from musiccli.llm.usage import Usage
+
+INSTEAD = {"limit_field": "max_completion_tokens"}  # what a rejected field is replaced by
+UNSUPPORTED = re.compile(
+    r"support|unknown|unrecognized|unexpected|extra|not permitted|not allowed|instead",
+    re.IGNORECASE,
+)
+RETRY_TEMPERATURE_STEP = 0.2  # per retry of an empty reply
+MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
 
 
 class RemoteModel:
@@ -45,7 +61,9 @@ class RemoteModel:
         self.endpoints = Endpoints(model, config.api_base, say)
         self.limiter = AdaptiveLimiter(config.concurrency)
         self.health = ModelHealth(cached, say)
-        self._rejected: dict[str, Any] = {}  # field of a call that the model rejects -> None
+        self._price_unknown = False  # whether that was said
+        # Field of a call -> the value with which the model takes the call; mostly None.
+        self._rejected: dict[str, Any] = {}
 
     async def complete(self, call: Call, usage: Usage) -> Reply:
         """The reply to a call, after as many attempts as it takes; they are counted in `usage`.
@@ -55,29 +73,28 @@ class RemoteModel:
             InputError: no call to this model can succeed.
             LimitReached: the money is spent.
         """
-        if call.mode != "chat":
-            raise InputError(
-                f"{call.model}: only local/ models continue raw text; choose other `prompts`"
-            )
+        self._check_mode(call)
         await self._budget.start_item()
-        attempt, failovers = 1, 0
+        attempt, failovers, question = 1, 0, call
         while True:
             try:
                 async with self.limiter.slot():
                     # Checked in the slot, so that none of the calls that wait for one starts.
                     self.health.check()
                     self._budget.check()
-                    reply = await self._attempt(call)
+                    reply = await self._attempt(question)
             except ProviderError as error:
                 self._record_error(error, usage)
                 if failovers < len(self.endpoints.all) - 1 and self.endpoints.can_fail_over(error):
                     usage.retries, failovers = usage.retries + 1, failovers + 1
                     continue
-                if attempt == self._attempts or not error.retryable:
+                if attempt >= min(self._attempts, error.max_attempts) or not error.retryable:
                     raise self.health.record_failure(call, error, attempt) from error
                 usage.retries += 1
                 self.health.warn(call, error)
                 await asyncio.sleep(_delay(error, attempt))
+                if isinstance(error, EmptyReply):
+                    question = vary(call, attempt)
                 attempt, failovers = attempt + 1, 0
             else:
                 self.limiter.record_success()
@@ -85,19 +102,34 @@ class RemoteModel:
                 self._charge(call, reply, usage)
                 return reply
 
+    def _check_mode(self, call: Call) -> None:
+        """Raises InputError for raw text that the model cannot continue."""
+        if call.mode == "chat":
+            return
+        if not all(speaks_openai(call.model, endpoint.url) for endpoint in self.endpoints.all):
+            raise InputError(
+                f"{call.model}: only local/ models and servers of your own continue raw text; "
+                "choose other `prompts`"
+            )
+
     def slow_down(self, error: ProviderError) -> None:
-        """Lower the limit after an overload, and pause if the provider asks for a sensible wait."""
-        if error.overloaded:
+        """Lower the limit after an overload, and pause if the provider asks for a sensible wait.
+
+        A time-out is an overload, too: a server that shares its speed among all calls in flight
+        would answer none of them in time.
+        """
+        if error.overloaded or error.timed_out:
             self.limiter.record_overload(None if error.wait_too_long else error.retry_after)
 
     def _record_error(self, error: ProviderError, usage: Usage) -> None:
         self.slow_down(error)
-        if isinstance(error, EmptyReply):  # nothing came, and that costs tokens, too
+        if isinstance(error, UnusableReply):  # it costs tokens, too
             usage.add(error.reply)
             self._budget.charge(error.reply.cost or 0.0)
 
     def _charge(self, call: Call, reply: Reply, usage: Usage) -> None:
-        if reply.cost is None and not usage.price_unknown and self._budget.max_cost < math.inf:
+        if reply.cost is None and not self._price_unknown and self._budget.max_cost < math.inf:
+            self._price_unknown = True
             self._say(f"{call.model}: its price is unknown, so `max_cost` cannot count it")
         usage.add(reply)
         self._budget.charge(reply.cost or 0.0)
@@ -112,11 +144,11 @@ class RemoteModel:
                 name = rejected_field(replace(call, **rejected), error)
                 if name is None:
                     raise
-                rejected[name] = None
+                rejected[name] = INSTEAD.get(name)
             else:
-                for name in rejected.keys() - self._rejected.keys() - {"schema"}:
-                    value = getattr(call, name)
-                    self._say(f"{call.model}: rejects {name}={value:g}; left out from here on")
+                for name in rejected:
+                    if name not in self._rejected and name != "schema":
+                        self._say(f"{call.model}: {_rejection(name, call)}")
                 self._rejected |= rejected
                 return reply
 
@@ -124,6 +156,8 @@ class RemoteModel:
         with self.endpoints.least_busy() as endpoint:
             provider = self._providers.choose(call.model, endpoint.url)
             reply = await provider.complete(call, endpoint.url, self.endpoints.key)
+            if reply.finish in FAILED_FINISH:
+                raise BrokenReply(reply)
             if not reply.text:
                 raise EmptyReply(reply)
             return reply
@@ -132,13 +166,37 @@ class RemoteModel:
 def rejected_field(call: Call, error: ProviderError) -> str | None:
     """The field of a call that a model rejects, if the error is about one.
 
-    Claude takes temperature or top_p, thinking models often neither, and their errors name it. A
-    schema is rejected in many words.
+    Claude takes temperature or top_p, thinking models often neither, and some no max_tokens but
+    max_completion_tokens. Some servers take no seed. Their errors name the field. A schema is
+    rejected in many words.
     """
-    if error.status not in REQUEST_SPECIFIC:
+    if error.status not in REQUEST_SPECIFIC or error.about_the_question:
         return None
-    sampling = [name for name in ("top_p", "temperature") if name in str(error)]
+    text = str(error)
+    if not call.limit_field and "max_tokens" in text and UNSUPPORTED.search(text):
+        return "limit_field"
+    sampling = [
+        name for name in ("top_p", "temperature", "seed") if re.search(rf"\b{name}\b", text)
+    ]
     return next((name for name in (*sampling, "schema") if getattr(call, name) is not None), None)
+
+
+def _rejection(name: str, call: Call) -> str:
+    """What people should know of a field that is rejected."""
+    if name == "limit_field":
+        return "rejects max_tokens; asked for max_completion_tokens from here on"
+    if name == "seed":
+        return "rejects seed; left out from here on, so a repeated call gets another reply"
+    return f"rejects {name}={getattr(call, name):g}; left out from here on"
+
+
+def vary(call: Call, retry: int) -> Call:
+    """The call with another seed and a higher temperature: alike, it would get the same reply."""
+    temperature = call.temperature
+    if temperature is not None:
+        highest = max(temperature, MAX_RETRY_TEMPERATURE)
+        temperature = min(round(temperature + RETRY_TEMPERATURE_STEP * retry, 2), highest)
+    return replace(call, retry=retry, temperature=temperature)
 
 
 def _delay(error: ProviderError, attempt: int) -> float:

@@ -1,12 +1,12 @@
 """Ask a model for a message, and ask again with feedback where the message has a fault."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from musiccli.core.errors import CallError
 from musiccli.core.messages import Message
 from musiccli.core.run_stats import RunStats
+from musiccli.core.thoughts import without_thoughts
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client
 from musiccli.prompts import Prompt, feedback
@@ -21,8 +21,7 @@ SPEAKERS = {"chairman": "user"}  # roles that write the message of another role
 
 def without_thinking(reply: Reply) -> Reply:
     """A reply without the thoughts before it, which some models put into <think>...</think>."""
-    text = re.sub(r"^\s*<think>.*?(</think>|\Z)", "", reply.text, flags=re.DOTALL)
-    return replace(reply, text=text.strip())
+    return replace(reply, text=without_thoughts(reply.text))
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,8 @@ def _fault(reply: Reply, whole: bool, fault_of: Callable[[str], str | None]) -> 
     """The fault of a reply, or None. `whole`: it does not end in the middle of a sentence."""
     if not reply.text.strip():
         return "empty"
+    if reply.interruption:
+        return reply.interruption
     fault = fault_of(reply.text)
     if fault is None:
         return None if whole else "cut off"

@@ -43,7 +43,7 @@ class Providers:
     def __init__(self, timeout: float, say: Callable[[str], None] = lambda text: None):
         self.local = LocalProvider(say)
         self.litellm = LiteLLMProvider(timeout)
-        self.openai_server = OpenAIServer(timeout)
+        self.openai_server = OpenAIServer(timeout, say)
 
     def choose(self, model: str, url: str | None) -> Provider:
         """The provider for a model at an address."""

@@ -1,18 +1,29 @@
 """The provider for everything that litellm knows how to call."""
 
+import asyncio
 import logging
 import os
 import re
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from musiccli.core.errors import InputError
-from musiccli.llm.call import Call, Reply
+from musiccli.llm.call import Call, Reply, finish_reason
 from musiccli.llm.endpoints import OPENAI_COMPATIBLE
 from musiccli.llm.prices import TokenPrices, listed_prices, prices_of
-from musiccli.llm.provider_errors import ProviderError, parse_retry_after
+from musiccli.llm.provider_errors import (
+    KEY_VARIABLE,
+    ProviderError,
+    is_secret,
+    parse_retry_after,
+    redact,
+)
+from musiccli.llm.providers.guarded_http import guarded
+from musiccli.llm.providers.replies import empty_cause, token_count, valid_text
 
 # litellm gives these errors status 500; no later attempt helps.
 UNUSABLE = re.compile(r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE)
@@ -31,28 +42,39 @@ class LiteLLMProvider:
     async def complete(self, call: Call, url: str | None = None, key: str | None = None) -> Reply:
         """Send one call once. Raises ProviderError; InputError where the name has no provider."""
         litellm = _litellm()
+        if url is None:
+            _check_key(call.model)
+        with guarded(call.max_tokens) as guard:
+            try:
+                async with asyncio.timeout(self.timeout):
+                    response = await litellm.acompletion(**self._request(call, url))
+            except TimeoutError:
+                seconds = f"{self.timeout:g} seconds"
+                raise ProviderError(f"no answer within {seconds}", 408) from None
+            except Exception as error:
+                # Not `from error`: its text may quote the key, and --debug would show it.
+                raise guard.error or provider_error(error, guard.secrets) from None
+        reply = _read(litellm, response, call.model)
+        return replace(reply, text=redact(reply.text, [*filter(is_secret, guard.secrets)]))
+
+    def _request(self, call: Call, url: str | None) -> dict[str, Any]:
+        """The arguments for litellm."""
         options: dict[str, Any] = {"stop": list(call.stop)} if call.stop else {}
-        if call.schema and litellm.supports_response_schema(call.model):
+        if call.schema and _litellm().supports_response_schema(call.model):
             options |= call.response_format
-        try:
-            response = await litellm.acompletion(
-                model=call.model,
-                messages=list(call.messages),
-                max_tokens=call.max_tokens,
-                temperature=call.temperature,
-                # 1 is everybody's default, and Claude takes none beside a temperature.
-                top_p=None if call.top_p == 1 else call.top_p,
-                seed=call.call_seed,
-                timeout=self.timeout,
-                api_base=url,
-                num_retries=0,
-                max_retries=0,
-                **options,
-            )
-        except Exception as error:
-            # Not `from error`: its text may quote the key, and --debug would show it.
-            raise provider_error(error) from None
-        return _read(litellm, response, call.model)
+        return options | {
+            "model": call.model,
+            "messages": list(call.messages),
+            call.limit_field or "max_tokens": call.max_tokens,
+            "temperature": call.temperature,
+            # 1 is everybody's default, and Claude takes none beside a temperature.
+            "top_p": None if call.top_p == 1 else call.top_p,
+            "seed": call.call_seed,
+            "timeout": self.timeout,
+            "api_base": url,
+            "num_retries": 0,
+            "max_retries": 0,
+        }
 
 
 def token_prices(model: str) -> TokenPrices | None:
@@ -69,8 +91,8 @@ def token_prices(model: str) -> TokenPrices | None:
         return None
 
 
-def provider_error(error: Exception) -> ProviderError | InputError:
-    """What an exception of litellm means."""
+def provider_error(error: Exception, secrets: Sequence[str] = ()) -> ProviderError | InputError:
+    """What an exception of litellm means. `secrets`: the keys that were sent."""
     text = str(error).partition("Traceback (most recent call last)")[0]
     if type(error).__name__ == "BadRequestError" and "LLM Provider NOT provided" in text:
         return InputError(
@@ -82,7 +104,25 @@ def provider_error(error: Exception) -> ProviderError | InputError:
     status = int(code) if code.isdigit() and int(code) >= 400 else 500
     if UNUSABLE.search(text):
         status = 401
-    return ProviderError(text, status, _retry_after(error))
+    return ProviderError(text, status, _retry_after(error), secrets=secrets)
+
+
+@cache
+def _check_key(model: str) -> None:
+    """Raises InputError where the environment has no key for a provider that needs one.
+
+    litellm would send some calls without a key, and describes the lack of one in other words for
+    each provider. It does not list every name of a key, so any that begins like the provider does.
+    """
+    missing = _litellm().validate_environment(model)["missing_keys"]
+    if not missing or not all(name.endswith("_API_KEY") for name in missing):
+        return  # a provider that needs none, or credentials that may lie in a file
+    provider = model.partition("/")[0].upper()[:4]
+    if any(name.startswith(provider) and KEY_VARIABLE.search(name) for name in os.environ):
+        return
+    raise InputError(
+        f"{model}: there is no key for it; set {' or '.join(sorted(missing))} in the environment"
+    )
 
 
 @cache
@@ -102,13 +142,14 @@ def _litellm() -> ModuleType:
 
 def _read(litellm: ModuleType, response: Any, model: str) -> Reply:
     choice = response.choices[0] if response.choices else None
-    text = (choice.message.content if choice else "") or ""
+    text = valid_text((choice.message.content if choice else "") or "").strip()
+    finish = finish_reason(choice and choice.finish_reason)
     usage = getattr(response, "usage", None)
     return Reply(
-        text.strip(),
-        (choice and choice.finish_reason) or "stop",
-        getattr(usage, "prompt_tokens", 0) or 0,
-        getattr(usage, "completion_tokens", 0) or 0,
+        text,
+        finish if text or not choice else empty_cause(choice.message, finish),
+        token_count(getattr(usage, "prompt_tokens", 0)) or 0,
+        token_count(getattr(usage, "completion_tokens", 0)) or 0,
         _cost(litellm, response, model),
     )
 
@@ -117,7 +158,7 @@ def _cost(litellm: ModuleType, response: Any, model: str) -> float | None:
     computed = getattr(response, "_hidden_params", {})
     if "response_cost" in computed:  # computing it again would take a quarter of a call's time
         cost: float | None = computed["response_cost"]
-        return cost
+        return None if cost is None else max(0.0, cost)
     try:
         return float(litellm.completion_cost(response, model=model))
     except Exception:  # litellm raises a bare Exception for a model that it does not list

@@ -44,7 +44,7 @@ class LocalProvider:
             call.max_tokens,
             temperature=1.0 if call.temperature is None else call.temperature,
             top_p=1.0 if call.top_p is None else call.top_p,
-            seed=call.call_seed,
+            seed=call.call_seed or 0,
             stop=call.stop,
         )
         completion = await engine.complete(request)

@@ -5,7 +5,8 @@ It does without litellm, which spends milliseconds of CPU on a call: more than s
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,7 +17,22 @@ import orjson
 from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.prices import listed_prices
-from musiccli.llm.provider_errors import ProviderError, parse_retry_after, redact_keys
+from musiccli.llm.provider_errors import (
+    ProviderError,
+    is_secret,
+    parse_retry_after,
+    redact,
+    redact_keys,
+    redirect_error,
+)
+from musiccli.llm.providers.bodies import ACCEPT_ENCODING, Body
+from musiccli.llm.providers.replies import (
+    Completion,
+    error_message,
+    parse_completion,
+    same_model,
+)
+from musiccli.prompts import transcript
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -27,6 +43,12 @@ KEEP_ALIVE = 4.0
 CONNECT_TIMEOUT = 15.0
 
 
+_VERSION_AT_END = re.compile(r"/v\d+\w*$")
+CHAT, COMPLETIONS = "chat/completions", "completions"  # paths below /v1
+# What ends a turn of the user in a plain transcript.
+TURN_ENDS = ("\n\nAssistant:", "\n\nUser:", "\n\nSystem:")
+
+
 class OpenAIServer:
     """Calls servers over one HTTP session for each event loop, which ends with the loop.
 
@@ -34,32 +56,62 @@ class OpenAIServer:
 
     Args:
         timeout: seconds for one attempt.
+        say: tells people something.
     """
 
-    def __init__(self, timeout: float):
-        self.timeout = timeout
+    def __init__(self, timeout: float, say: Callable[[str], None] = lambda text: None):
+        self.timeout, self._say = timeout, say
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sessions: AsyncGenerator[ClientSession, None] | None = None
         self._session: ClientSession | None = None
         self._proxies: dict[str, str | None] = {}
+        self._noted: set[tuple[str, str]] = set()  # model and subject of what was said
 
     async def complete(self, call: Call, url: str | None, key: str | None) -> Reply:
         """Send one call once. Raises ProviderError; InputError where `url` is no address."""
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": ACCEPT_ENCODING}
         if key:
             headers["Authorization"] = f"Bearer {key}"
+        path = CHAT if call.mode == "chat" else COMPLETIONS
         status, answered, body = await self._post(
-            f"{url}/chat/completions", request_body(call), headers
+            f"{url}/{path}", request_body(call), headers, call.max_tokens
         )
         if status >= 300:
-            raise _status_error(status, body, answered)
-        reply, prices = parse_completion(body), listed_prices(call.model)
+            raise _status_error(status, body, answered, url or "", key, path)
+        completion = parse_completion(body)
+        self._note(call, completion)
+        reply, prices = completion.reply, listed_prices(call.model)
+        if key and is_secret(key):
+            reply = replace(reply, text=redact(reply.text, [key]))
         if prices is None:
             return reply
         return replace(reply, cost=prices.cost(reply.prompt_tokens, reply.completion_tokens))
 
+    def _note(self, call: Call, completion: Completion) -> None:
+        """Say once what people should know of a server's answers."""
+        name = call.model.partition("/")[2]
+        if completion.model and not same_model(name, completion.model):
+            self._say_once(
+                call.model,
+                "model",
+                f"the server answers as {redact_keys(completion.model)[:80]!r}; is that the model "
+                "you mean? The call cache keeps its replies under the name that was asked for",
+            )
+        if completion.odd_counts:
+            self._say_once(
+                call.model,
+                "counts",
+                f"the server reports impossible numbers of tokens ({completion.odd_counts}); "
+                "such a number counts as 0",
+            )
+
+    def _say_once(self, model: str, subject: str, text: str) -> None:
+        if (model, subject) not in self._noted:
+            self._noted.add((model, subject))
+            self._say(f"{model}: {text}")
+
     async def _post(
-        self, url: str, body: bytes, headers: Mapping[str, str]
+        self, url: str, body: bytes, headers: Mapping[str, str], max_tokens: int
     ) -> tuple[int, Mapping[str, str], bytes]:
         """The status, headers and body of the answer."""
         from aiohttp import ClientConnectorError, ClientError, InvalidURL, ServerTimeoutError
@@ -69,7 +121,11 @@ class OpenAIServer:
             async with session.post(
                 url, data=body, headers=headers, proxy=self._proxy(url), allow_redirects=False
             ) as response:
-                return response.status, response.headers, await response.read()
+                answer = Body(response.status, response.headers.get("Content-Encoding"), max_tokens)
+                async for chunk in response.content.iter_any():
+                    if not answer.add(chunk):
+                        break
+                return response.status, response.headers, answer.value()
         except InvalidURL as error:
             raise InputError(f"{url}: not an address") from error
         except (ClientConnectorError, ConnectionRefusedError) as error:
@@ -112,7 +168,10 @@ async def _session(timeout: float) -> AsyncGenerator["ClientSession", None]:
     limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(CONNECT_TIMEOUT, timeout))
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
     async with aiohttp.ClientSession(
-        connector=connector, timeout=limits, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        timeout=limits,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,  # `Body` unpacks within bounds
     ) as session:
         yield session
 
@@ -121,39 +180,28 @@ def request_body(call: Call) -> bytes:
     """The JSON body of the request."""
     fields = {
         "model": call.model.partition("/")[2],
-        "messages": call.messages,
-        "max_tokens": call.max_tokens,
+        call.limit_field or "max_tokens": call.max_tokens,
         "temperature": call.temperature,
         "top_p": call.top_p,
         "seed": call.call_seed,
-        **call.response_format,
+        **_question(call),
     }
-    if call.stop:
-        fields["stop"] = call.stop
     return orjson.dumps({name: value for name, value in fields.items() if value is not None})
 
 
-def parse_completion(body: bytes) -> Reply:
-    """The reply in a chat completion, without a cost. Raises ProviderError for any other body."""
-    try:
-        completion = orjson.loads(body)
-    except ValueError as error:
-        raise ProviderError(f"the body is no JSON: {_beginning(body)}") from error
-    try:
-        choice = completion["choices"][0]
-        content = choice["message"].get("content") or ""
-        if not isinstance(content, str):
-            content = "".join(part.get("text") or "" for part in content)
-        usage = completion.get("usage") or {}
-        return Reply(
-            content.strip(),
-            choice.get("finish_reason") or "stop",
-            int(usage.get("prompt_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
-            None,
-        )
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise _body_error(completion, body) from error
+def _question(call: Call) -> dict[str, Any]:
+    """The fields with what the model is asked.
+
+    A server has no way to ask for the user's next message by the model's chat template. So the mode
+    "turn" is the completion of a plain transcript.
+    """
+    if call.mode == "chat":
+        stop = {"stop": call.stop} if call.stop else {}
+        return {"messages": call.messages, **call.response_format, **stop}
+    if call.mode == "completion":
+        return {"prompt": call.text, "stop": call.stop or None}
+    prompt = f"{transcript(call.messages)}\n\nUser:"
+    return {"prompt": prompt, "stop": (*call.stop, *TURN_ENDS)}
 
 
 def allow_many_files() -> None:
@@ -165,38 +213,23 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _status_error(status: int, body: bytes, headers: Mapping[str, str]) -> ProviderError:
+def _status_error(
+    status: int, body: bytes, headers: Mapping[str, str], url: str, key: str | None, path: str
+) -> ProviderError:
+    secrets = [key] if key else []
     if status < 400:  # a POST that follows a redirect would become a GET
-        location = headers.get("Location", "another address")
-        return ProviderError(f"{status}: redirected to {location}; name that address", 404)
+        return redirect_error(status, headers.get("Location"), secrets)
+    text = f"{status}: {error_message(body)}"
+    if status == 404:
+        text = text.rstrip(". ") + _not_found_hint(url, path)
     retry_after = parse_retry_after(headers.get("Retry-After"))
-    return ProviderError(f"{status}: {_error_message(body)}", status, retry_after)
+    return ProviderError(text, status, retry_after, secrets=secrets)
 
 
-def _body_error(completion: Any, body: bytes) -> ProviderError:
-    """What a body means that is no completion. Some gateways send errors with status 200."""
-    error = completion.get("error") if isinstance(completion, dict) else None
-    if not error:
-        return ProviderError(f"no chat completion: {_beginning(body)}")
-    code = error.get("code") if isinstance(error, dict) else None
-    status = code if isinstance(code, int) and code >= 400 else 500
-    return ProviderError(_error_message(body), status)
-
-
-def _beginning(body: bytes) -> str:
-    return redact_keys(body.decode(errors="replace"))[:80]
-
-
-def _error_message(body: bytes) -> str:
-    """The message in an error's body.
-
-    OpenAI has it in {"error": {"message"}}, vLLM in {"message"}, FastAPI in {"detail"}.
-    """
-    try:
-        message = orjson.loads(body)
-    except ValueError:
-        return body.decode(errors="replace")
-    while isinstance(message, dict):
-        names = ("error", "message", "detail")
-        message = next((message[name] for name in names if message.get(name)), str(message))
-    return str(message)
+def _not_found_hint(url: str, path: str) -> str:
+    """What may be wrong where a server has nothing at an address."""
+    if not _VERSION_AT_END.search(url):
+        return f"; asked for {url}/{path}: most servers have it at {url}/v1/{path}"
+    if path == COMPLETIONS:
+        return f"; asked for {url}/{path}, which prompts of raw text need: choose other `prompts`"
+    return ""
