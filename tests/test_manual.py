@@ -171,6 +171,9 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("manual")
     for name in ("pairs", "heldout", "seeds", "prompts"):
         shutil.copy(TINY / f"{name}.jsonl", folder)
+    (folder / "judgments.csv").write_text(
+        "question,answer_1,answer_2,best\nHow far?,A mile.,No.,1\nHow long?,Yes.,An hour.,2\n"
+    )
     backbone(folder / "toy", tokens="gemma3-270m", family="gemma3")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     (folder / "bin").mkdir()

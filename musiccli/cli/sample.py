@@ -37,6 +37,16 @@ def sample(
         ),
     ] = SampleConfig.count,
     seed: SEED = SampleConfig.seed,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COLUMN,...",
+            show_default=False,
+            help="The columns of rows that no format fits: prompt=question,chosen=answers.0, "
+            "rejected=answers.1, or a=left,b=right,winner=label:1=a,2=b; other names become "
+            "metadata; without it, rows are recognized by their columns.",
+        ),
+    ] = None,
     next_speaker: Annotated[
         Speaker,
         typer.Option(
@@ -112,6 +122,7 @@ def sample(
     music sample hh.jsonl.gz --emit pairs --on-error skip > pairs.jsonl
     music sample pairs.jsonl --emit contrasts -n 5000 > contrasts.jsonl
     """
+    from musiccli.sample.column_mapping import map_columns, parse_mapping
     from musiccli.sample.sampler import read_excluded, sample
     from musiccli.sample.sources import read_rows
 
@@ -119,7 +130,10 @@ def sample(
         raise InputError("--kind is for --emit corruptions")
     if turn is ContrastTurn.last and emit is not Emit.contrasts:
         raise InputError("--turn is for --emit contrasts")
+    mapping = parse_mapping(columns) if columns else None
     rows = read_rows(datasets, config=config, split=split, revision=revision, stats=run.stats)
+    if mapping:
+        rows = map_columns(rows, mapping, run.stats)
     settings = SampleConfig(
         emit=emit,
         count=count,

@@ -24,12 +24,12 @@ from musiccli.sample.columns import (
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the preference, each side as a whole conversation."""
-    sides = {name: _read_side(row, name) for name in ("chosen", "rejected")}
+    sides = {name: read_side(row, name) for name in ("chosen", "rejected")}
     is_record = isinstance(row["chosen"], list) and row.get("prompt") is None
     yield make_record(row, source, sides, keep_fields=is_record)
 
 
-def _read_side(row: Record, name: str) -> list[Message]:
+def read_side(row: Record, name: str) -> list[Message]:
     """One side as a whole conversation."""
     value, prompt = row[name], row.get("prompt")
     if not isinstance(value, str):
