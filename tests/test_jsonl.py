@@ -534,3 +534,26 @@ def without_root_rights(work):
     os.wait()
     with open(reader) as result:
         return result.read()
+
+
+ASKING = """
+import subprocess, sys
+from musiccli.core import jsonl
+def ask():
+    try:
+        return input()
+    except EOFError:
+        return None
+with jsonl.reserved_stdin():
+    answers = [ask(), sys.stdin.read(), subprocess.run("cat", capture_output=True).stdout]
+    print(answers, [record["id"] for record in jsonl.read([], lambda record: record)])
+print(repr(sys.stdin.read()))
+"""
+
+
+def test_only_records_are_read_from_standard_input():
+    """A library that asks a question, or starts a program that does, reads no record."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASKING], input=b'{"id": 1}\n{"id": 2}\n', capture_output=True
+    )
+    assert done.stdout == b"[None, '', b''] [1, 2]\n''\n", done.stderr

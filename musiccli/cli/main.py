@@ -46,7 +46,7 @@ def main() -> None:
     # Idle threads of torch then sleep: on a busy machine, spinning made runs 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with root.make_context("music", arguments) as context:
+        with jsonl.reserved_stdin(), root.make_context("music", arguments) as context:
             context.command.invoke(context)
     except typer.Exit as ending:
         sys.exit(ending.exit_code)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.run import Run, stage
-from musiccli.core import records
+from musiccli.core import jsonl, records
 from musiccli.core.errors import InputError
 
 MIN_WIDTH, DEFAULT_WIDTH = 30, 100  # columns
@@ -119,7 +119,7 @@ def use_color(color: Color, on_terminal: bool) -> bool:
 
 def terminal_width() -> int:
     """Columns of the terminal, also if only stderr or stdin is one, as before `| less`."""
-    for stream in (sys.stdout, sys.stderr, sys.stdin):
+    for stream in filter(None, (sys.stdout, sys.stderr, jsonl.standard_input())):
         try:
             return max(MIN_WIDTH, os.get_terminal_size(stream.fileno()).columns)
         except (OSError, ValueError):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from musiccli.core.cache_folder import cache_folder
 from musiccli.core.errors import InputError
+from musiccli.core.pretrained import load_language_model, load_tokenizer
 from musiccli.core.quiet_libraries import quiet_libraries
 
 GEMMA_TEMPLATE = Path(__file__).parent / "templates" / "gemma.jinja"
@@ -165,15 +166,13 @@ def _convert(model: BundledModel, gguf_file: Path, target: Path) -> None:
     if find_spec("gguf") is None:
         raise InputError("reading GGUF needs the gguf package; pip install 'musiccli[local]'")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    folder = str(gguf_file.parent)
     with quiet_libraries(), redirect_stderr(io.StringIO()):  # gguf draws a progress bar
-        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+        tokenizer = load_tokenizer(folder, gguf_file=gguf_file.name)
         if model.chat_template and not tokenizer.chat_template:
             tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8").rstrip()
-        network = AutoModelForCausalLM.from_pretrained(
-            gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
-        )
+        network = load_language_model(folder, gguf_file=gguf_file.name, dtype=torch.float32)
         # transformers refuses to save quantized weights. These are plain floats by now, but only
         # without these attributes does it see that.
         for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):

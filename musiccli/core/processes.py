@@ -96,6 +96,7 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
     if config:
         jsonl.check_readable(config)
     arguments = ["-m", "musiccli", *sys.argv[1:]]
+    os.environ["PYTHONSAFEPATH"] = "1"  # they import nothing from the current folder
     with jsonl.standard_input_as_file() if jsonl.from_stdin(files) else contextlib.nullcontext():
         if config:
             return _launch_with_accelerate(config, processes, arguments)

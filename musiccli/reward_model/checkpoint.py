@@ -1,7 +1,6 @@
 """Reward models on disk: created from a backbone, loaded, and saved as transformers opens them."""
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from hashlib import blake2b
@@ -11,11 +10,16 @@ from typing import Any
 
 import orjson
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.core.bundled_models import list_model_files, path_or_hub_id
 from musiccli.core.errors import InputError
+from musiccli.core.pretrained import (
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    model_errors,
+    report_custom_code,
+)
 from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.cpu import plain_torch
 from musiccli.cpu.linear import use_onednn_linear
@@ -31,7 +35,6 @@ from musiccli.reward_model.padding_token import choose_padding_token
 NOTES = "music.json"  # beside the weights: what config.json has no place for
 CARD = "README.md"
 ADAPTER = "adapter"  # the folder of the LoRA weights alone, beside the merged checkpoint
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
 Say = Callable[[str], None]
 
@@ -167,6 +170,7 @@ def _open(
     retain_freed_memory()
     torch.manual_seed(seed or 0)  # a new head is drawn while the model is loaded
     core, tokens, report = _load(name, path, dtype, tokenizer or path)
+    report_custom_code(name, path, say)
     _refuse_without_head(name, core)
     _refuse_random_weights(name, core, report)
     trained_head = not any(key.startswith("score") for key in report["missing_keys"])
@@ -179,7 +183,11 @@ def _open(
     last = template.last_token()
     _refuse_changed_template(name, tokens, notes, last)
     replaced_padding = choose_padding_token(tokens, core, last)
-    network = packed_or_padded(core, say)
+    try:
+        with model_errors(path):  # its first forward pass
+            network = packed_or_padded(core, say)
+    except InputError as error:
+        raise InputError(f"{name}: cannot be used as a reward model: {error}") from error
     return RewardModel(network, tokens, template, notes, replaced_padding, trained_head)
 
 
@@ -200,28 +208,24 @@ def _load(
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The sequence-classification model, its tokenizer, and transformers' report on loading."""
     try:
-        with quiet_libraries():
-            config = AutoConfig.from_pretrained(path)
-        if config.num_labels != 1 and _is_classifier(config):
-            raise InputError(
-                f"{name}: has {config.num_labels} labels; a reward model has one "
-                "(was it trained as a classifier?)"
-            )
+        config = load_config(path)
+        labels = config.num_labels if _is_classifier(config) else 1
         config.num_labels = 1  # a config without labels says 2
-        with quiet_libraries():
-            tokens = AutoTokenizer.from_pretrained(tokenizer)
-            core, report = AutoModelForSequenceClassification.from_pretrained(
+        if labels == 1:
+            tokens = load_tokenizer(tokenizer)
+            core, report = load_classifier(
                 path,
-                config=config,
+                config,
                 dtype=dtype,
-                output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 attn_implementation="eager" if has_logit_softcap(config) else None,
             )
-    except LOADING_ERRORS as error:
+    except InputError as error:
+        raise InputError(f"{name}: cannot be loaded as a reward model: {error}") from error
+    if labels != 1:
         raise InputError(
-            f"{name}: cannot be loaded as a reward model: {_first_sentence(error)}"
-        ) from error
+            f"{name}: has {labels} labels; a reward model has one (was it trained as a classifier?)"
+        )
     return core, tokens, report
 
 
@@ -283,9 +287,3 @@ def _identity(path: str, network: RewardNetwork) -> str:
     if plain_torch():
         source += ("plain",)
     return f"{path} {blake2b(repr(source).encode(), digest_size=4).hexdigest()}"
-
-
-def _first_sentence(error: Exception) -> str:
-    """What happened, without the links and advice that libraries add for their own users."""
-    text = " ".join(str(error).split())
-    return re.split(r"\. | Check your internet", text)[0][:300]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from musiccli.core.errors import InputError
 from musiccli.core.messages import Message
-from musiccli.core.quiet_libraries import quiet_libraries
+from musiccli.core.pretrained import load_adapter
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.model import RewardModel
 
@@ -101,14 +101,12 @@ def _create_with_head(
 
 
 def _add_adapter(model: RewardModel, adapter: Path, names: set[str], base: str) -> None:
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
     try:
-        with quiet_libraries():
-            model.network.model = PeftModel.from_pretrained(model.network.core, adapter)
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{adapter}: does not fit {base}: {reason}; another `model`?") from error
+        model.network.model = load_adapter(model.network.core, adapter)
+    except InputError as error:
+        raise InputError(f"{adapter}: does not fit {base}: {error}; another `model`?") from error
     loaded = set(get_peft_model_state_dict(model.network.model, save_embedding_layers=False))
     unmatched = {
         name for name in names ^ loaded if "lora_" in name or name.endswith("score.weight")

@@ -12,7 +12,9 @@ from musiccli.core.jsonl.reader import (
     from_stdin,
     open_input,
     read,
+    reserved_stdin,
     sha256,
+    standard_input,
     standard_input_as_file,
 )
 from musiccli.core.jsonl.rejects import Rejects
@@ -30,8 +32,10 @@ __all__ = [
     "open_output",
     "read",
     "read_errors",
+    "reserved_stdin",
     "same_file",
     "sha256",
     "silence_stdout",
+    "standard_input",
     "standard_input_as_file",
 ]

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import orjson
 
@@ -17,6 +17,7 @@ from musiccli.core.records import IDENTITY_FIELDS, Record
 MAX_LINE = 32 << 20  # bytes; a longer line is not read whole, which bounds the memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 STDIN_COPY = "MUSIC_STDIN"  # environment variable: the file that holds all of standard input
+_reserved_stdin: list[TextIO | None] = []  # standard input, while `reserved_stdin` keeps it for us
 
 
 def read(
@@ -154,14 +155,42 @@ def check_readable(path: str) -> None:
 def open_input(path: str) -> Iterator[BinaryIO]:
     """The bytes of a file, decompressed by its suffix; "-" is standard input."""
     if path == "-" and STDIN_COPY not in os.environ:
-        if sys.stdin is None:
-            raise InputError("<stdin>: is closed; name a file")
         # This reference keeps the interpreter's exit from closing it while a thread still reads.
-        stdin = sys.stdin
+        stdin = standard_input()
+        if stdin is None:
+            raise InputError("<stdin>: is closed; name a file")
         yield stdin.buffer
         return
     with open(os.environ[STDIN_COPY] if path == "-" else path, "rb") as raw:
         yield reading_stream(path, raw)
+
+
+@contextlib.contextmanager
+def reserved_stdin() -> Iterator[None]:
+    """Let only `open_input` read standard input: for all others, it is empty.
+
+    Libraries that ask questions, and the programs that they start, would take records for answers.
+    """
+    stdin, null = sys.stdin, open(os.devnull)  # noqa: SIM115
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it has no descriptor
+        descriptor = stdin.fileno()
+        copy = os.dup(descriptor)
+        os.dup2(null.fileno(), descriptor)
+        stdin = open(copy, encoding=stdin.encoding)  # noqa: SIM115
+    _reserved_stdin.append(stdin)
+    before, sys.stdin = sys.stdin, null
+    try:
+        yield
+    finally:
+        sys.stdin = before
+        _reserved_stdin.pop()
+        if stdin is not before:
+            os.dup2(stdin.fileno(), before.fileno())
+
+
+def standard_input() -> TextIO | None:
+    """The standard input that records are read from; None where it is closed."""
+    return _reserved_stdin[-1] if _reserved_stdin else sys.stdin
 
 
 def from_stdin(paths: Iterable[str]) -> bool:
@@ -171,7 +200,8 @@ def from_stdin(paths: Iterable[str]) -> bool:
 
 def from_keyboard(paths: Iterable[str]) -> bool:
     """Whether reading `paths` waits for what somebody types."""
-    return from_stdin(paths) and sys.stdin is not None and sys.stdin.isatty()
+    stdin = standard_input()
+    return from_stdin(paths) and stdin is not None and stdin.isatty()
 
 
 @contextlib.contextmanager
@@ -183,8 +213,11 @@ def standard_input_as_file() -> Iterator[None]:
     import shutil
     import tempfile
 
-    with tempfile.NamedTemporaryFile(suffix=".jsonl", prefix="music-stdin-") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+    with (
+        open_input("-") as stdin,
+        tempfile.NamedTemporaryFile(suffix=".jsonl", prefix="music-stdin-") as file,
+    ):
+        shutil.copyfileobj(stdin, file)
         file.flush()
         os.environ[STDIN_COPY] = file.name
         try:

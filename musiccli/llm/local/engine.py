@@ -15,12 +15,11 @@ from itertools import count
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from musiccli.core.bundled_models import path_or_hub_id
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.messages import Message
-from musiccli.core.quiet_libraries import quiet_libraries
+from musiccli.core.pretrained import load_language_model, load_tokenizer, report_custom_code
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.llm.concurrency import CURRENT_ITEM
@@ -53,7 +52,9 @@ class LocalEngine:
 
     def __init__(self, name: str, say: Callable[[str], None] = lambda text: None):
         self.name = name
-        self._load(path_or_hub_id(name, say))
+        path = path_or_hub_id(name, say)
+        self._load(path)
+        report_custom_code(name, path, say)
         limit = getattr(self.model.config, "max_position_embeddings", None)
         self.context = limit or UNLIMITED_CONTEXT
         self._batch = Batch(self.model, self.tokenizer)
@@ -73,12 +74,10 @@ class LocalEngine:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         retain_freed_memory()
         try:
-            with quiet_libraries():
-                self.tokenizer = AutoTokenizer.from_pretrained(path)
-                model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        except (OSError, ValueError) as error:  # ValueError: no model, or one that cannot generate
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.name}: cannot be loaded: {reason}") from error
+            self.tokenizer = load_tokenizer(path)
+            model = load_language_model(path, dtype=dtype)
+        except InputError as error:
+            raise InputError(f"{self.name}: cannot be loaded: {error}") from error
         self.model = model.to(device).eval()
         use_onednn_linear(self.model)
 

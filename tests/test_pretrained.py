@@ -1,0 +1,178 @@
+"""Nothing that comes with a model runs, and no model ends a run with a traceback."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from build import lines, talk, write
+from console import music
+from toys import backbone
+
+from musiccli.reward_model import checkpoint
+
+ROOM = Path(__file__).parent.parent / "musiccli"
+LOADERS = {"from_pretrained", "from_config"}
+PROMPT = {"id": "q", "messages": talk("Name a fugue.")}
+RECORD = {"id": "q", "messages": talk("Name a fugue.", "The Art of Fugue.")}
+EVIL = "open({ran!r}, 'w').close()\nclass Evil: pass\n"
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory):
+    """The folder of a reward model, which transformers also takes for a language model."""
+    folder = tmp_path_factory.mktemp("rm")
+    base = backbone(tmp_path_factory.mktemp("base"))
+    checkpoint.save(checkpoint.create(str(base)), folder)
+    return folder
+
+
+@pytest.fixture
+def copy(reward_model, tmp_path):
+    """Copies the model; changes to the fields of its JSON files are given by name of the file."""
+
+    def make(**changes: dict) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(reward_model, folder)
+        for name, fields in changes.items():
+            file = folder / f"{name}.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+        return folder
+
+    return make
+
+
+def test_one_module_loads_what_transformers_and_peft_load():
+    for file in ROOM.rglob("*.py"):
+        if file != ROOM / "core" / "pretrained.py":
+            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+                name = getattr(node, "attr", None) or getattr(node, "name", None)
+                text = str(name or "")
+                assert text not in LOADERS and not text.startswith("AutoModel"), file
+                assert text not in ("AutoConfig", "AutoTokenizer", "PeftModel"), file
+                assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load")
+
+
+def test_every_load_refuses_code():
+    text = (ROOM / "core" / "pretrained.py").read_text("utf-8")
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if getattr(call.func, "attr", "") in LOADERS]
+    assert len(loads) >= 5
+    for call in loads:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        # An adapter's folder holds weights and settings; peft takes no code from it.
+        adapter = ast.unparse(call.func) == "PeftModel.from_pretrained"
+        assert adapter or given["trust_remote_code"] == "False"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("score", "--no-cache", "--model"),
+        ("train", "--out", "OUT", "--model"),
+        ("simulate", "--no-cache", "--turns", 1, "--assistant"),
+    ],
+    ids=["score", "train", "simulate"],
+)
+@pytest.mark.parametrize(
+    "file, fields",
+    [
+        ("config", {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}),
+        (
+            "config",
+            {
+                "model_type": "dinov2",  # known, but no text model
+                "auto_map": {
+                    "AutoModelForSequenceClassification": "evil.Evil",
+                    "AutoModelForCausalLM": "evil.Evil",
+                },
+            },
+        ),
+        (
+            "tokenizer_config",
+            {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}},
+        ),
+    ],
+    ids=["config", "model", "tokenizer"],
+)
+def test_code_of_a_model_is_named_and_not_run(copy, tmp_path, command, file, fields):
+    model, ran = copy(**{file: fields}), tmp_path / "ran"
+    (model / "evil.py").write_text(EVIL.format(ran=str(ran)))
+    arguments = [str(tmp_path / "out") if word == "OUT" else word for word in command]
+    name = f"local/{model}" if command[0] == "simulate" else str(model)
+    first = lines(PROMPT) if command[0] == "simulate" else b""
+    done = music(*arguments, name, given=first + b"y\ny\n1\n")
+    assert not ran.exists()
+    assert done.status == 2 and len(done.lines) == 1
+    assert f"its {file}.json names code of its own (evil.py); music never runs it" in done.err
+
+
+def test_a_model_that_transformers_has_built_in_is_scored_without_its_code(copy, tmp_path):
+    model, ran = copy(config={"auto_map": {"AutoConfig": "evil.Evil"}}), tmp_path / "ran"
+    (model / "evil.py").write_text(EVIL.format(ran=str(ran)))
+    done = music("score", "--no-cache", "--model", model, given=lines(RECORD))
+    assert not ran.exists() and done.status == 0 and done.records[0]["scores"]
+    assert "its config.json names code of its own (evil.py); music never runs it" in done.err
+
+
+@pytest.mark.parametrize(
+    "auto_map", [7, "evil", [["evil.Evil"]], {"AutoConfig": None}, {"AutoConfig": [[["x"]]]}]
+)
+def test_a_malformed_auto_map_is_no_traceback(copy, auto_map):
+    done = music(
+        "score", "--no-cache", "--model", copy(config={"auto_map": auto_map}), given=lines(RECORD)
+    )
+    assert done.status in (0, 2) and "fault of ours" not in done.err
+
+
+def test_an_attention_kernel_from_the_hub_is_refused(copy):
+    model = copy(config={"attn_implementation": "somebody/kernel"})
+    done = music("score", "--no-cache", "--model", model, given=lines(RECORD))
+    assert done.status == 2 and "names an attention kernel from the hub" in done.err
+
+
+# Damaged and hostile files
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"num_hidden_layers": 10**7}, "asks for 10000000 layers"),
+        ({"intermediate_size": 10**7}, "its config.json describes 3,"),
+        ({"hidden_size": "wide"}, "cannot be loaded as a reward model"),
+        ({"num_attention_heads": 0}, "cannot be loaded as a reward model"),
+        ({"architectures": 7}, ""),
+        ({"vocab_size": -1}, ""),
+        ({"num_labels": "x"}, ""),
+        ({"rope_parameters": [[]]}, ""),
+        ({"max_position_embeddings": "long"}, ""),
+        ({"num_key_value_heads": 3}, ""),
+        ({"head_dim": 10**9}, ""),
+        ({"pad_token_id": {"a": 1}}, ""),
+    ],
+)
+def test_a_config_that_cannot_be_is_one_line(copy, fields, expected):
+    done = music("score", "--no-cache", "--model", copy(config=fields), given=lines(RECORD))
+    assert done.status == 2 and "fault of ours" not in done.err
+    assert len(done.lines) == 1 and expected in done.err
+
+
+# Files in the current folder
+
+
+@pytest.mark.slow
+def test_no_process_imports_from_the_current_folder(reward_model, tmp_path):
+    """Neither `python -m musiccli` nor the processes that it starts."""
+    ran = tmp_path / "ran"
+    for name in ("orjson", "torch", "typer"):
+        (tmp_path / f"{name}.py").write_text(EVIL.format(ran=str(ran)))
+    write(tmp_path / "in.jsonl", RECORD)
+    score = ("score", "in.jsonl", "--no-cache", "--num-processes", "2", "--model", reward_model)
+    done = subprocess.run(
+        [sys.executable, "-m", "musiccli", *map(str, score)], cwd=tmp_path, capture_output=True
+    )
+    assert not ran.exists() and done.returncode == 0
+    assert json.loads(done.stdout)["scores"]
