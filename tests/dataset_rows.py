@@ -28,9 +28,9 @@ def read(row, source="", pairs=False, where="rows.jsonl:1"):
     return [dict(record) for record in formats.read(Record(row, where), source, pairs=pairs)]
 
 
-def emitted(*rows, emit="pairs"):
+def emitted(*rows, emit="pairs", rejects=None, **settings):
     """What `sample` makes of rows, and its counts in words."""
-    stats = RunStats()
+    stats = RunStats(rejects)
     numbered = ((("", Record(row, f"rows.jsonl:{number}"))) for number, row in enumerate(rows, 1))
-    results = list(sample(numbered, SampleConfig(emit=Emit(emit)), stats=stats))
+    results = list(sample(numbered, SampleConfig(emit=Emit(emit), **settings), stats=stats))
     return [dict(result) for result in results], stats.phrases()

@@ -603,8 +603,14 @@ def test_a_trees_siblings_make_a_pair_for_every_two_ranks():
         "a-tied",
         "b-c",
         "b-tied",
+        "c-tied",
     ]
-    first = read(row, pairs=True, source="oasst")[0]
+    first, *_, last = read(row, pairs=True, source="oasst")
+    assert (last["a"], last["b"], last["winner"]) == (
+        [user("text p"), assistant("text c")],
+        [user("text p"), assistant("text tied")],
+        "tie",
+    )
     assert first["chosen"] == [user("text p"), assistant("text a")]
     assert first["rejected"] == [user("text p"), assistant("text b")]
     assert first["metadata"] == {

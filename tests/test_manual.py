@@ -34,6 +34,8 @@ STAND_INS = {  # what an example names, and what takes its place in the tests
     "http://127.0.0.1:8000/v1": "$SERVER",
     "sample skywork": "sample pairs.jsonl",
     "sample hh-helpful": "sample pairs.jsonl",
+    "sample nectar": "sample pairs.jsonl",
+    "sample pku-saferlhf --emit pairs --label safety": "sample pairs.jsonl --emit pairs",
     "--exclude rewardbench": "--exclude heldout.jsonl",
 }
 

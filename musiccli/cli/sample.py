@@ -7,7 +7,7 @@ import typer
 from musiccli.cli.options import SEED
 from musiccli.cli.run import Run, stage
 from musiccli.core.errors import InputError
-from musiccli.sample.config import ContrastTurn, CorruptionKind, Emit, SampleConfig, Speaker
+from musiccli.sample.config import ContrastTurn, CorruptionKind, Emit, Ranked, SampleConfig, Speaker
 
 
 @stage(reads=False)
@@ -19,8 +19,8 @@ def sample(
             metavar="DATASET",
             show_default=False,
             help="JSON, JSONL, CSV, TSV, Parquet or Arrow files, a folder, - for JSON or JSONL on "
-            "standard input, a hub id (OWNER/NAME), or: skywork, ultrafeedback, ultrainteract, hh, "
-            "hh-helpful, hh-harmless, rewardbench, rewardbench2, mt-bench-human.",
+            "standard input, a hub id (OWNER/NAME), or a short name, as skywork; music help "
+            "datasets lists them.",
         ),
     ],
     emit: Annotated[
@@ -77,6 +77,21 @@ def sample(
             "the last."
         ),
     ] = SampleConfig.turn,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="The label that ranks replies, where a dataset has several, as PKU-SafeRLHF has "
+            "helpfulness and safety; without it, the dataset's first.",
+        ),
+    ] = SampleConfig.label,
+    ranked: Annotated[
+        Ranked,
+        typer.Option(
+            help="The pairs of a row with several ranked replies: all, or the best over the worst."
+        ),
+    ] = SampleConfig.ranked,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,6 +145,8 @@ def sample(
         raise InputError("--kind is for --emit corruptions")
     if turn is ContrastTurn.last and emit is not Emit.contrasts:
         raise InputError("--turn is for --emit contrasts")
+    if (label or ranked is not Ranked.all) and emit not in (Emit.pairs, Emit.comparisons):
+        raise InputError("--label and --ranked are for --emit pairs and --emit comparisons")
     mapping = parse_mapping(columns) if columns else None
     rows = read_rows(datasets, config=config, split=split, revision=revision, stats=run.stats)
     if mapping:
@@ -142,6 +159,8 @@ def sample(
         max_tokens=max_tokens,
         kinds=tuple(kinds or SampleConfig.kinds),
         turn=turn,
+        label=label,
+        ranked=ranked,
     )
     excluded = read_excluded(exclude, run.stats) if exclude else None
     run.write(sample(rows, settings, excluded=excluded, stats=run.stats))

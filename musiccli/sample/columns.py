@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import orjson
 
 from musiccli.core.errors import RecordError, shortened
+from musiccli.core.jsonl import Rejects
 from musiccli.core.messages import (
     ASSISTANT_FIELDS,
     MEDIA_FIELDS,
@@ -58,6 +59,19 @@ Reader = Callable[[Record, str], Iterator[dict[str, Any]]]  # takes a row and it
 
 
 @dataclass(frozen=True)
+class RowGroup:
+    """How successive rows, each a part of a whole, are joined to one row.
+
+    Attributes:
+        column: the column whose value the rows of one whole share.
+        join: makes one row of them, or none. Rows that do not fit go to the rejects.
+    """
+
+    column: str
+    join: Callable[[list[Record], Rejects], Record | None]
+
+
+@dataclass(frozen=True)
 class Format:
     """A dataset format, recognized by the columns of its rows.
 
@@ -68,6 +82,9 @@ class Format:
         columns: the columns that every row has; it may have more.
         read: yields the records of one row, not yet checked.
         read_pairs: yields preferences, for a format whose `read` yields other records.
+        labels: readers of pairs by the label that ranks them, for a format with several labels.
+            `read` and `read_pairs` use the first.
+        group: how rows are joined, for a format whose rows are parts of a whole.
         fits: checks the values of a row, where its columns alone do not identify the format.
     """
 
@@ -76,6 +93,8 @@ class Format:
     columns: frozenset[str]
     read: Reader
     read_pairs: Reader | None = None
+    labels: Mapping[str, Reader] = field(default_factory=dict)
+    group: RowGroup | None = None
     fits: Callable[[Record], bool] = lambda row: True
 
 
@@ -282,7 +301,12 @@ def nested_value(row: Record, field: str, kind: type | tuple[type, ...]) -> Any:
     for name in field.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     if not isinstance(value, kind):
-        kinds = {dict: "an object", list: "a list", (list, dict): "a list of messages"}
+        kinds = {
+            dict: "an object",
+            list: "a list",
+            str: "a string",
+            (list, dict): "a list of messages",
+        }
         problem = "is missing" if value is None else "is not readable"
         raise RecordError(f"{problem}; it should be {kinds[kind]}", field=field, record=row)
     return value

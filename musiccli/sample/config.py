@@ -40,6 +40,13 @@ class ContrastTurn(StrEnum):
     last = "last"
 
 
+class Ranked(StrEnum):
+    """Which pairs a row with several ranked replies gives."""
+
+    all = "all"
+    best_worst = "best-worst"
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """What to make of each record, and which results to keep."""
@@ -51,3 +58,5 @@ class SampleConfig:
     max_tokens: int | None = None  # about 4 characters each; None allows any length
     kinds: tuple[CorruptionKind, ...] = tuple(CorruptionKind)  # of corruptions
     turn: ContrastTurn = ContrastTurn.any  # of contrasts
+    label: str | None = None  # ranks replies that have several labels; None is the format's first
+    ranked: Ranked = Ranked.all

@@ -60,7 +60,10 @@ def prompts(record: Record, rng: Random) -> list[dict[str, Any]]:
 
 
 def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
-    """The preference itself, or a comparison as a preference for its winner."""
+    """The preference itself, or a comparison as a preference for its winner.
+
+    `chosen_side` in the metadata then names the side that won, because other metadata may name it.
+    """
     if record_kind(record) == "preference":
         return [record]
     winner = record.get("winner")
@@ -72,7 +75,7 @@ def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
             "chosen": record[winner],
             "rejected": record["b" if winner == "a" else "a"],
             **_tools(record),
-            "metadata": record.get("metadata") or {},
+            "metadata": {**(record.get("metadata") or {}), "chosen_side": winner},
         }
     ]
 

@@ -43,5 +43,58 @@ SHORT_NAMES = {
     "mt-bench-human": HubDataset(
         "lmsys/mt_bench_human_judgments", "human", "f7d2896d2cc5d80f8b55c2bbc722613555233c25"
     ),
+    "helpsteer2": HubDataset(
+        "nvidia/HelpSteer2", "train", "990b2711a36180dd19d9c94b8627844866f8982a"
+    ),
+    "helpsteer2-preference": HubDataset(
+        "nvidia/HelpSteer2", "train", "990b2711a36180dd19d9c94b8627844866f8982a", "preference"
+    ),
+    "helpsteer3": HubDataset(
+        "nvidia/HelpSteer3",
+        "train",
+        "f6d145777bcbde96137596340fab89793acd1031",
+        config="preference",
+    ),
+    "arena-33k": HubDataset(
+        "lmsys/chatbot_arena_conversations", "train", "1b6335d42a1d2c7e34870c905d03ab964f7f2bd8"
+    ),
+    "arena-55k": HubDataset(
+        "lmarena-ai/arena-human-preference-55k", "train", "18c298340948c0e7f7727399fd459cca6ce0ca6f"
+    ),
+    "arena-100k": HubDataset(
+        "lmarena-ai/arena-human-preference-100k",
+        "train",
+        "72e85b3ddc9c81bf7b659d6b03d4126dfd8fb34a",
+    ),
+    "arena-140k": HubDataset(
+        "lmarena-ai/arena-human-preference-140k",
+        "train",
+        "6322995ab34d7c2693e3f47dd13fa5caa0789a74",
+    ),
+    "comparia": HubDataset(
+        "ministere-culture/comparia-votes", "train", "7a40bce496c1f2aa3be4001da85a49cb4743042b"
+    ),
+    "community-alignment": HubDataset(
+        "facebook/community-alignment-dataset",
+        "train",
+        "97343c7f6399fcbea430ed0f37c1768281a78d56",
+    ),
+    "prism": HubDataset("HannahRoseKirk/prism-alignment", "train", config="conversations"),
+    "oasst1": HubDataset(
+        "OpenAssistant/oasst1", "train", "fdf72ae0827c1cda404aff25b6603abec9e3399b"
+    ),
+    "oasst2": HubDataset(
+        "OpenAssistant/oasst2", "train", "179dd21fc55192153d94adb0e0ce8f69e222bf75"
+    ),
+    "nectar": HubDataset(
+        "berkeley-nest/Nectar", "train", "3c6b4c47fa1cc38869f9f32dce1699f7abad8b06"
+    ),
+    "pku-saferlhf": HubDataset(
+        "PKU-Alignment/PKU-SafeRLHF", "train", "9421ffafec3fa40a1f1a7d567b4d525079477ecb"
+    ),
+    "shp": HubDataset("stanfordnlp/SHP", "train", "e94b5f32602712d78ed494fe79105b1959396686"),
+    "ultrafeedback-raw": HubDataset(
+        "openbmb/UltraFeedback", "train", "40b436560ca83a8dba36114c22ab3c66e43f6d5e"
+    ),
 }
 CONTAMINATED = "Skywork/Skywork-Reward-Preference-80K-v0.1"  # holds prompts of RewardBench

@@ -10,11 +10,13 @@ from musiccli.core.messages import count_turns
 from musiccli.core.records import Record, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.sample import emitters, formats
-from musiccli.sample.config import Emit, SampleConfig
+from musiccli.sample.config import Emit, Ranked, SampleConfig
 from musiccli.sample.corruptions import MessagePool
 from musiccli.sample.emitters import Dropped, Emitter
 from musiccli.sample.exclusion import ExcludedPrompts
 from musiccli.sample.formats.mint import is_trajectory, pair_trajectories
+from musiccli.sample.replies import keep_best_over_worst
+from musiccli.sample.row_groups import join_rows
 from musiccli.sample.selection import choose, drop_duplicates, drop_repeated_conversations
 from musiccli.sample.sources import read_rows
 
@@ -41,7 +43,8 @@ def sample(
         RecordError: a row cannot be read, and `stats.rejects` does not skip such rows.
     """
     stats = stats or RunStats()
-    records = read_records(rows, stats, pairs=config.emit in (Emit.pairs, Emit.comparisons))
+    pairs = config.emit in (Emit.pairs, Emit.comparisons)
+    records = read_records(rows, stats, pairs=pairs, label=config.label, ranked=config.ranked)
     if excluded:
         records = excluded.drop_overlaps(records, stats)
     results = drop_duplicates(_emit(records, config, stats), stats)
@@ -100,7 +103,12 @@ def _check_length(result: dict[str, Any], max_tokens: int | None) -> None:
 
 
 def read_records(
-    rows: Iterable[tuple[str, Record]], stats: RunStats, *, pairs: bool = False
+    rows: Iterable[tuple[str, Record]],
+    stats: RunStats,
+    *,
+    pairs: bool = False,
+    label: str | None = None,
+    ranked: Ranked = Ranked.all,
 ) -> Iterator[Record]:
     """Read the records of all rows, whatever their formats.
 
@@ -109,15 +117,20 @@ def read_records(
         stats: counts the rows; its `rejects` get the rows that cannot be read.
         pairs: whether to yield preferences where rows can become either conversations or
             preferences. Solved and unsolved trajectories are then held until the last row.
+        label: the label that ranks replies, where rows have several.
+        ranked: which pairs a row with several ranked replies gives.
     """
     trajectories = []
-    for source, row in rows:
-        stats.count("rows_read")
+    for source, row in join_rows(rows, stats):
         records: list[Record] = []
         with stats.rejects.guard(row):
-            records = _read_row(row, source, pairs, hint=not stats.rejects.skip)
+            records = _read_row(row, source, pairs, label, hint=not stats.rejects.skip)
             if not records:
                 stats.count("dropped", "no_pair" if pairs else "no_conversation", record=row)
+        if ranked is Ranked.best_worst:
+            kept = keep_best_over_worst(records)
+            stats.count("dropped", "between_best_and_worst", len(records) - len(kept))
+            records = kept
         for record in records:
             if not (pairs and is_trajectory(record)):
                 yield record
@@ -128,9 +141,9 @@ def read_records(
     yield from pair_trajectories(trajectories)
 
 
-def _read_row(row: Record, source: str, pairs: bool, hint: bool) -> list[Record]:
+def _read_row(row: Record, source: str, pairs: bool, label: str | None, hint: bool) -> list[Record]:
     try:
-        return list(formats.read(row, source, pairs=pairs))
+        return list(formats.read(row, source, pairs=pairs, label=label))
     except RecordError as error:
         if hint:
             error.problem += " (`on_error` skip leaves such rows out)"

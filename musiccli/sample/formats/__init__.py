@@ -12,9 +12,9 @@ import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
 
-from musiccli.core.errors import RecordError
+from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, parse_any
-from musiccli.sample.columns import Format
+from musiccli.sample.columns import Format, Reader
 
 
 def _find_formats() -> list[Format]:
@@ -29,7 +29,9 @@ def _find_formats() -> list[Format]:
 FORMATS = _find_formats()
 
 
-def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Record]:
+def read(
+    row: Record, source: str = "", *, pairs: bool = False, label: str | None = None
+) -> Iterator[Record]:
     """Read the records that one row holds, and check each.
 
     Args:
@@ -37,12 +39,14 @@ def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Reco
         source: the name of the dataset.
         pairs: whether to give preferences where the row can become either preferences or
             conversations.
+        label: the label that ranks a row's replies, where its format has several.
 
     Raises:
         RecordError: the row has no known format, or cannot be read. It names the column.
+        InputError: the row's format has no such label.
     """
     format = recognize(row)
-    reader = format.read_pairs if pairs and format.read_pairs else format.read
+    reader = _reader(format, pairs, label)
     try:
         for record in reader(row, source):
             yield parse_any(Record(record, row.where))
@@ -56,6 +60,15 @@ def read(row: Record, source: str = "", *, pairs: bool = False) -> Iterator[Reco
             f"({type(error).__name__}: {error})",
             record=row,
         ) from error
+
+
+def _reader(format: Format, pairs: bool, label: str | None) -> Reader:
+    if label is not None:
+        if label not in format.labels:
+            labels = f"the labels {', '.join(format.labels)}" if format.labels else "one label only"
+            raise InputError(f"`label` {label}: rows of the format {format.name} have {labels}")
+        return format.labels[label]
+    return format.read_pairs if pairs and format.read_pairs else format.read
 
 
 def recognize(row: Record) -> Format:

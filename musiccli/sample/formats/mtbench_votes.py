@@ -1,4 +1,8 @@
-"""MT-Bench human judgments and Chatbot Arena: two models' conversations and a person's vote."""
+"""MT-Bench human judgments and Chatbot Arena: two models' conversations and a person's vote.
+
+The Arena's exports differ: 33k and 100k name a tie "tie (bothbad)" where both replies were bad, and
+140k names it "both_bad". 140k holds contents as parts.
+"""
 
 import re
 from collections.abc import Iterator
@@ -8,6 +12,10 @@ from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.sample.columns import Format, make_record, read_messages
+from musiccli.sample.replies import TIE
+
+BOTH_BAD = ("tie (bothbad)", "both_bad")
+WINNERS = {"model_a": "a", "model_b": "b", **dict.fromkeys(("tie", *BOTH_BAD), TIE)}
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -19,20 +27,29 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     sides = {side: read_messages(row, f"conversation_{side}") for side in ("a", "b")}
     if turns is not None:
         sides = {side: _first_turns(messages, turns) for side, messages in sides.items()}
-    yield make_record(row, source, sides, id=_vote_id(row, turns)) | {"winner": winner}
+    record = make_record(row, source, sides, _labels(row), id=_vote_id(row, turns))
+    yield record if winner is None else record | {"winner": winner}
 
 
-def _winner(row: Record) -> str:
-    winners = {"model_a": "a", "model_b": "b"}
-    if str(row["winner"]).startswith("tie"):
-        return "tie"
-    if row["winner"] not in winners:
-        raise RecordError(
-            f"is {row['winner']!r}; it should be model_a, model_b or tie",
-            field="winner",
-            record=row,
-        )
-    return winners[row["winner"]]
+def _winner(row: Record) -> str | None:
+    """The side that won, or a tie; None where nobody voted."""
+    vote = row["winner"]
+    if vote is None:
+        return None
+    if not isinstance(vote, str) or vote not in WINNERS:
+        problem = f"is {shortened(vote)}; it should be model_a, model_b or tie"
+        raise RecordError(problem, field="winner", record=row)
+    return WINNERS[vote]
+
+
+def _labels(row: Record) -> dict[str, Any]:
+    """Whether a tie is one of two bad replies, and the categories that 100k and 140k tell."""
+    labels: dict[str, Any] = {}
+    if _winner(row) == TIE:
+        labels["both_bad"] = row["winner"] in BOTH_BAD
+    if isinstance(row.get("category_tag"), dict):
+        labels["category_tag"] = row["category_tag"]
+    return labels
 
 
 def _judged_turns(row: Record) -> int | None:
@@ -57,11 +74,12 @@ def _first_turns(messages: list[Message], turns: int) -> list[Message]:
 
 
 def _vote_id(row: Record, turns: int | None) -> str | None:
-    """An id made of the columns that name the vote. The data has no ids."""
+    """An id made of the columns that name the vote, for data that has no ids."""
     if row.get("question_id") is None:
         return None
     names = ("question_id", "model_a", "model_b", "judge")
-    return "/".join(str(part) for part in (*map(row.get, names), turns))
+    parts = (*map(row.get, names), turns)
+    return "/".join(str(part) for part in parts if part is not None)
 
 
 FORMATS = [

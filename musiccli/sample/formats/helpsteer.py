@@ -1,0 +1,118 @@
+"""HelpSteer 2 and 3: two replies and a strength from -3 (the first is better) to 3, or ratings.
+
+Sources: the dataset cards of nvidia/HelpSteer2 and nvidia/HelpSteer3. The turns of HelpSteer 2 are
+marked as in NeMo-Aligner (examples/nlp/data/steerlm/common.py): "<extra_id_1>Assistant", a line
+break and the text.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from musiccli.core.errors import RecordError
+from musiccli.core.messages import Message
+from musiccli.core.records import Record
+from musiccli.sample.columns import (
+    Format,
+    assistant_message,
+    make_record,
+    nested_value,
+    read_messages,
+    user_message,
+)
+from musiccli.sample.replies import (
+    TIE,
+    Reply,
+    ReplyContext,
+    make_vote,
+    read_number,
+    read_whole_number,
+)
+
+TURN_HEADER = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # the text before it ends there
+STRONGEST = 3
+LABEL_COLUMNS = {"preference_strength", "all_preferences_unprocessed"}  # one of them is there
+RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # each 0 to 4
+
+
+def read_helpsteer3(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the comparison of the two replies, with the annotators' own scores."""
+    strength = read_whole_number(row, "overall_preference", -STRONGEST, STRONGEST)
+    annotators = row.get("individual_preference") or []
+    context = ReplyContext(
+        row,
+        source,
+        read_messages(row, "context"),
+        _strength_labels(strength, [annotator["score"] for annotator in annotators]),
+        text_columns={"response1", "response2"},
+    )
+    yield make_vote(context, Reply(row["response1"]), Reply(row["response2"]), _winner(strength))
+
+
+def read_helpsteer2(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the comparison of the two replies, with the strengths that annotators chose."""
+    strength = read_whole_number(row, "preference_strength", -STRONGEST, STRONGEST)
+    annotators = row.get("all_preferences_unprocessed") or []
+    context = ReplyContext(
+        row,
+        source,
+        _read_turns(row),
+        _strength_labels(strength, [annotator["strength"] for annotator in annotators]),
+        text_columns={"response_1", "response_2"},
+    )
+    yield make_vote(context, Reply(row["response_1"]), Reply(row["response_2"]), _winner(strength))
+
+
+def read_ratings(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the conversation with its ratings. One row holds one reply, and so no pair."""
+    ratings = {name: read_number(row, name, 0, 4) for name in RATINGS if name in row}
+    messages = [*_read_turns(row), assistant_message(row["response"])]
+    yield make_record(row, source, {"messages": messages}, ratings, texts={"response"})
+
+
+def _winner(strength: int | None) -> str | None:
+    if strength is None:
+        return None
+    return TIE if strength == 0 else "a" if strength < 0 else "b"
+
+
+def _strength_labels(strength: int | None, annotators: list[Any]) -> dict[str, Any]:
+    """The strength without its sign, and each annotator's with it (below 0: a is better)."""
+    labels: dict[str, Any] = {} if strength is None else {"strength": abs(strength)}
+    return labels | {"annotators": len(annotators), "annotator_strengths": annotators}
+
+
+def _read_turns(row: Record) -> list[Message]:
+    """The messages of a prompt whose turns after the first are marked."""
+    first, *parts = TURN_HEADER.split(nested_value(row, "prompt", str))
+    makers = {"User": user_message, "Assistant": assistant_message}
+    messages = [user_message(first)] if first or not parts else []
+    messages += [makers[header](text) for header, text in zip(parts[::2], parts[1::2], strict=True)]
+    if messages[-1]["role"] != "user":
+        raise RecordError(
+            "ends with the assistant; the replies follow a user message", field="prompt", record=row
+        )
+    return messages
+
+
+FORMATS = [
+    Format(
+        "HelpSteer3 preference",
+        order=21,
+        columns=frozenset({"context", "response1", "response2"}),
+        read=read_helpsteer3,
+    ),
+    Format(
+        "HelpSteer2 preference",
+        order=53,
+        columns=frozenset({"prompt", "response_1", "response_2"}),
+        read=read_helpsteer2,
+        fits=lambda row: not LABEL_COLUMNS.isdisjoint(row),
+    ),
+    Format(
+        "HelpSteer2 ratings",
+        order=23,
+        columns=frozenset({"prompt", "response", "helpfulness", "correctness"}),
+        read=read_ratings,
+    ),
+]

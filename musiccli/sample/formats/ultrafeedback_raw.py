@@ -1,0 +1,66 @@
+"""UltraFeedback as it was published: an instruction, and completions that GPT-4 scored.
+
+Source: OpenBMB/UltraFeedback. `overall_score` goes with the critique; `fine-grained_score` is the
+mean of the ratings of four aspects.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from musiccli.core.records import Record
+from musiccli.sample.columns import Format, nested_value, user_message
+from musiccli.sample.replies import Reply, ReplyContext, check_number, list_replies, pair_all
+
+SCALES = {"overall_score": 10, "fine-grained_score": 5}  # the highest score
+ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+HIGHEST_RATING = 5
+UNRATED = "N/A"
+LABELS = (*SCALES, *ASPECTS)
+
+
+def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield each completion as a conversation, with its overall score and its model."""
+    return list_replies(_context(row, source), _replies(row, LABELS[0]))
+
+
+def read_pairs(row: Record, source: str, label: str = LABELS[0]) -> Iterator[dict[str, Any]]:
+    """Every two completions, the one with the higher score chosen."""
+    return pair_all(_context(row, source, {"label": label}), _replies(row, label))
+
+
+def _context(row: Record, source: str, labels: dict[str, Any] | None = None) -> ReplyContext:
+    history = [user_message(row["instruction"])]
+    return ReplyContext(row, source, history, labels or {}, text_columns={"instruction"})
+
+
+def _replies(row: Record, label: str) -> list[Reply]:
+    replies = []
+    for index, completion in enumerate(nested_value(row, "completions", list)):
+        score = _score(row, f"completions[{index}]", completion, label)
+        labels = {"score": score, "model": completion.get("model")}
+        labels |= {"principle": completion.get("principle")} if "principle" in completion else {}
+        replies.append(Reply(completion["response"], score, labels))
+    return replies
+
+
+def _score(row: Record, field: str, completion: Mapping[str, Any], label: str) -> float | None:
+    """The completion's score on one scale, or the rating of one aspect."""
+    if label in SCALES:
+        return check_number(row, f"{field}.{label}", completion.get(label), 0, SCALES[label])
+    rating = completion["annotations"][label]["Rating"]
+    if rating == UNRATED:
+        return None
+    return check_number(row, f"{field}.annotations.{label}.Rating", rating, 0, HIGHEST_RATING)
+
+
+FORMATS = [
+    Format(
+        "UltraFeedback completions",
+        order=34,
+        columns=frozenset({"instruction", "completions"}),
+        read=read,
+        read_pairs=read_pairs,
+        labels={label: partial(read_pairs, label=label) for label in LABELS},
+    )
+]
