@@ -14,6 +14,7 @@ import pytest
 import typer
 from console import music
 from openai_server import serve
+from preloaded import preloaded
 from scripted import scripted_reply
 from toys import TINY, backbone
 
@@ -176,15 +177,11 @@ def workplace(tmp_path_factory):
     (folder / "judgments.csv").write_text(
         "question,answer_1,answer_2,best\nHow far?,A mile.,No.,1\nHow long?,Yes.,An hour.,2\n"
     )
-    backbone(folder / "toy", tokens="gemma3-270m", family="gemma3")
+    backbone(folder / "toy")
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    (folder / "bin").mkdir()
-    script = folder / "bin" / "music"
-    script.write_text(f"#!{sys.executable}\nfrom musiccli.cli.main import main\nmain()\n")
-    script.chmod(0o755)
-    with serve(reply=scripted_reply) as server:
+    with serve(reply=scripted_reply) as server, preloaded(folder) as programs:
         environment = os.environ | {
-            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "SERVER": server.base_url,
             "HOSTED_VLLM_API_BASE": server.base_url,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from console import music
 from openai_server import serve
+from preloaded import preloaded
 from scripted import scripted_reply
 from toys import backbone
 
@@ -49,11 +50,22 @@ def test_accelerate_reads_a_config(config):
     assert load_config_from_file(str(config)).num_processes >= 1
 
 
-def run(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """A folder with `music` for PATH, beside the recipes, which would prefer the project's own."""
+    folder = tmp_path_factory.mktemp("recipes")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    with preloaded(folder) as programs:
+        yield programs
+
+
+def run(
+    script: str, folder: Path, programs: Path, **environment: str
+) -> subprocess.CompletedProcess:
     """A dry run of a recipe into `folder`, beside which its caches are."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", ROOT / "recipes" / script, "--dry-run", folder],
+        ["bash", programs.parent / "recipes" / script, "--dry-run", folder],
         env=os.environ | {"PATH": path, "MUSIC_CACHE": f"{folder}.cache"} | environment,
         capture_output=True,
         text=True,
@@ -61,7 +73,7 @@ def run(script: str, folder: Path, **environment: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_the_papers_run_walks_all_its_stages(tmp_path):
+def test_the_papers_run_walks_all_its_stages(tmp_path, programs):
     """With a server for the LLM and a toy for the backbone: the laptop's run takes embedded models."""
     with serve(reply=scripted_reply) as server:
         environment = {
@@ -70,7 +82,7 @@ def test_the_papers_run_walks_all_its_stages(tmp_path):
             "OPENAI_BASE_URL": server.base_url,
             "OPENAI_API_KEY": "none",
         }
-        done = run("paper.sh", tmp_path / "paper", **environment)
+        done = run("paper.sh", tmp_path / "paper", programs, **environment)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "paper").iterdir()}
     assert made >= {
@@ -81,15 +93,15 @@ def test_the_papers_run_walks_all_its_stages(tmp_path):
         "prompts.winrate.jsonl",
         "agreement.jsonl",
     }
-    again = run("paper.sh", tmp_path / "paper", **environment)
+    again = run("paper.sh", tmp_path / "paper", programs, **environment)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
 
 
 @pytest.mark.slow
 @has_models
-def test_the_laptops_run_walks_all_its_stages(tmp_path):
+def test_the_laptops_run_walks_all_its_stages(tmp_path, programs):
     arms = ["margin"]
-    done = run("laptop.sh", tmp_path / "laptop", ARMS=" ".join(arms))
+    done = run("laptop.sh", tmp_path / "laptop", programs, ARMS=" ".join(arms))
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {
         f"{arm}-0" for arm in arms
@@ -97,7 +109,7 @@ def test_the_laptops_run_walks_all_its_stages(tmp_path):
     assert done.stdout == (tmp_path / "laptop" / f"{','.join(arms)}.md").read_text()
     heads = [cell.strip() for cell in done.stdout.splitlines()[0].strip("|").split("|")]
     assert heads[3:] == [f"{arm}, 1 run" for arm in arms]
-    again = run("laptop.sh", tmp_path / "laptop", ARMS=" ".join(arms))
+    again = run("laptop.sh", tmp_path / "laptop", programs, ARMS=" ".join(arms))
     assert (again.returncode, again.stdout) == (0, done.stdout) and "== " not in again.stderr
 
 
