@@ -184,18 +184,17 @@ def test_ppe_samples_that_are_all_right_make_no_pair_and_are_counted():
 @pytest.mark.parametrize(
     "name, change, error",
     [
-        ("rankjudge", {"better_is_a": None}, "better_is_a: is null; it should be true or false"),
         ("rankjudge", {"better_is_a": 1}, "better_is_a: is 1; it should be true or false"),
-        ("judgebench", {"label": None}, "label: is null; it should be A>B, B>A or A=B"),
         ("judgebench", {"label": "A"}, "label: is 'A'; it should be A>B, B>A or A=B"),
-        ("rmb_pairwise", {"chosen": None}, "chosen: is no object with an answer"),
-        ("rmb_bon", {"loser_list": None}, "loser_list: is missing; it should be a list"),
+        ("rmb_pairwise", {"chosen": {}}, "chosen: is no object with an answer"),
+        ("rmb_bon", {"loser_list": "b"}, "loser_list: is not readable; it should be a list"),
         ("rmb_bon", {"loser_list": ["b"]}, "loser_list[0]: is no object with an answer"),
         (
             "ppe_human",
             {"winner": "model_c"},
             "winner: is 'model_c'; it should be model_a, model_b, tie or tie (bothbad)",
         ),
+        ("ppe_human", {"winner": None}, "winner: is null; it should be model_a, model_b, tie or"),
         ("ppe_human", {"winner": ["model_a"]}, "winner: is ['model_a']; it should be model_a,"),
         ("ppe_correctness", {"score_2": None}, "score_2: is null; it should be true or false"),
         ("ppe_correctness", {"scores": [True]}, "scores: is not true or false for each of 2"),
@@ -208,3 +207,20 @@ def test_a_label_that_is_not_understood_is_refused_by_name(name, change, error):
         with pytest.raises(RecordError) as caught:
             read({**row, **change}, pairs=pairs)
         assert f"rows.jsonl:1: {error}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        ("rankjudge", "better_is_a"),
+        ("judgebench", "label"),
+        ("rmb_pairwise", "chosen"),
+        ("rmb_bon", "loser_list"),
+        ("ppe_correctness", "score_1"),
+    ],
+)
+@pytest.mark.parametrize("pairs", [True, False])
+def test_a_row_without_its_label_is_not_read_as_something_else(name, label, pairs):
+    [row] = rows(name)
+    with pytest.raises(RecordError, match="no known format has the columns"):
+        read({**row, label: None}, pairs=pairs)

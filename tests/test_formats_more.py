@@ -281,12 +281,42 @@ def test_kto_is_a_conversation_with_a_label_and_refuses_to_be_a_pair(row):
             emitted(row, emit=emit)
 
 
-@pytest.mark.parametrize("label", [None, "good", 1, "true", []])
+@pytest.mark.parametrize("label", ["good", 1, "true", []])
 @pytest.mark.parametrize("row", [row for row in KTO if "messages" not in row])
 def test_a_label_of_kto_that_is_not_true_or_false_is_refused(row, label):
     column = "kto_tag" if "kto_tag" in row else "label"
     with pytest.raises(RecordError, match=f"{column}: is .*; it should be true or false"):
         read({**row, column: label})
+
+
+@pytest.mark.parametrize("row", [KTO[0], KTO[2]])
+def test_a_conversation_of_kto_whose_label_is_null_has_none_and_makes_no_pair(row):
+    unlabelled = {**row, "label": None}
+    assert read(unlabelled)[0]["metadata"] == {"turns": 1}
+    assert emitted(unlabelled) == ([], {"rows read": 1, "dropped (nobody ranked it)": 1})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**KTO[3], "kto_tag": None},
+        {"info": {"post": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": None},
+        {"instruction": "q", "output_1": "a", "output_2": "b", "label": None},
+        {"prompt": "q", "response_1": "a", "response_2": "b"},
+        {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]},
+    ],
+    ids=lambda row: " ".join(row),
+)
+@pytest.mark.parametrize("pairs", [True, False])
+def test_replies_without_a_label_are_not_read_as_something_else(row, pairs):
+    with pytest.raises(RecordError, match="no known format has the columns"):
+        read(row, pairs=pairs)
+
+
+def test_a_response_beside_a_prompt_is_the_reply():
+    [record] = read({"prompt": "2+2?", "response": "4"})
+    assert record["messages"] == [SUM, assistant("4")]
+    assert record["metadata"] == {"turns": 1}
 
 
 def test_a_label_of_another_kind_beside_messages_is_metadata():
@@ -476,16 +506,13 @@ def test_webgpts_answer_with_the_positive_score_wins_and_zero_is_a_tie():
 @pytest.mark.parametrize(
     "row, error",
     [
-        ({**SUMMARIES, "choice": None}, "choice: is null; it should be 0 or 1"),
         ({**SUMMARIES, "choice": 2}, "choice: is 2; it should be 0 or 1"),
         ({**SUMMARIES, "choice": True}, "choice: is True; it should be 0 or 1"),
         ({**SUMMARIES, "summaries": [{"text": "a"}]}, "summaries: is no list of two summaries"),
         ({**SUMMARIES, "info": {"id": "x"}}, "info: has neither a post nor an article"),
-        ({**WEBGPT, "score_0": None}, "score_0: is null; it should be a number"),
         ({**WEBGPT, "score_1": "0.5"}, "score_1: is '0.5'; it should be a number"),
         ({**WEBGPT, "score_1": -0.5}, "score_1: has the sign of `score_0`; the two scores are"),
-        ({**WEBGPT, "answer_1": None}, "answer_1: is null; it should be a text"),
-        ({**SUMMARIES, "info": None}, "info: is missing; it should be an object"),
+        ({**WEBGPT, "answer_1": 3}, "answer_1: is 3; it should be a text"),
         (
             {"messages": [SUM, assistant("4")], "rejected_response": ["5"]},
             "rejected_response: is ['5']; it should be a text",
@@ -494,7 +521,7 @@ def test_webgpts_answer_with_the_positive_score_wins_and_zero_is_a_tie():
             {"messages": [SUM], "rejected_response": "5"},
             "messages: does not end with the assistant",
         ),
-        ({"instruction": "q", "chosen": "a", "rejected": None}, "rejected: is null; it should be"),
+        ({"instruction": "q", "chosen": "a", "rejected": 0}, "rejected: is 0; it should be a text"),
         (
             {"instruction": "q", "output_1": "a", "output_2": "b", "label": 3},
             "label: is 3; it should be 1 or 2",

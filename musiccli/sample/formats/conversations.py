@@ -1,5 +1,6 @@
 """Conversations as `messages`, and prompts with or without a completion."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,19 +26,28 @@ def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 def read_prompt_and_completion(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the prompt, and the completion after it if there is one, as one conversation."""
-    yield make_record(row, source, {"messages": prompt_and_completion(row)})
+    yield make_record(row, source, {"messages": prompt_and_completion(row)}, texts=("response",))
 
 
 def prompt_and_completion(row: Record) -> list[Message]:
-    """The columns `prompt` and `completion`, each a string or messages, after `system`."""
+    """The columns `prompt` and `completion`, each a string or messages, after `system`.
+
+    Some files have a `response` for a `completion`.
+    """
     _refuse_one_side(row)
     messages = read_prompt(row)
-    completion = row.get("completion")
+    column = "completion" if "completion" in row else "response"
+    completion = row.get(column)
     if isinstance(completion, str) and completion:
         messages.append(assistant_message(completion))
     elif completion:
-        messages += read_messages(row, "completion")
+        messages += read_messages(row, column)
     return with_system_message(row, messages)
+
+
+def _has_one_reply_at_most(row: Record) -> bool:
+    """Whether no column holds one of several responses, which only a known label could rank."""
+    return not any(re.fullmatch(r"responses|response_?(\d+|[a-zA-Z])", name) for name in row)
 
 
 def _refuse_one_side(row: Record) -> None:
@@ -50,5 +60,11 @@ def _refuse_one_side(row: Record) -> None:
 
 FORMATS = [
     Format("conversation", order=120, columns=frozenset({"messages"}), read=read_conversation),
-    Format("prompt", order=140, columns=frozenset({"prompt"}), read=read_prompt_and_completion),
+    Format(
+        "prompt",
+        order=140,
+        columns=frozenset({"prompt"}),
+        read=read_prompt_and_completion,
+        fits=_has_one_reply_at_most,
+    ),
 ]
