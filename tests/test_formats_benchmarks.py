@@ -41,6 +41,7 @@ def test_rankjudge_is_a_comparison_that_names_the_round_of_the_flaw():
             "source": "rankjudge",
         },
     }
+    assert read({**row, "better_is_a": "True"})[0]["winner"] == "a"  # as CSV has it
     [pair], counts = emitted({**row, "better_is_a": False})
     assert (pair["chosen"], pair["rejected"]) == (bad, good)
     assert counts == {"rows read": 1}
@@ -127,7 +128,6 @@ def test_ppe_votes_are_comparisons_and_their_ties_make_no_pair():
             "language": "English",
             "is_code": False,
             "hard_prompt": True,
-            "vote": "model_a",
             "turns": 1,
         },
     }
@@ -137,10 +137,12 @@ def test_ppe_votes_are_comparisons_and_their_ties_make_no_pair():
     assert [pair["chosen"][-1]["content"] for pair in pairs] == ["Cut above a bud.", "No idea."]
     assert counts == {"rows read": 3, "dropped (tie)": 1}
     comparisons, _ = emitted(tie, emit="comparisons")
-    assert (comparisons[0]["winner"], comparisons[0]["metadata"]["vote"]) == (
-        "tie",
-        "tie (bothbad)",
-    )
+    assert comparisons[0]["winner"] == "tie"
+    assert comparisons[0]["metadata"]["both_bad"] is True
+    assert read({**row, "winner": "tie"})[0]["metadata"]["both_bad"] is False
+    unranked = {**row, "winner": None}
+    assert "winner" not in read(unranked)[0]
+    assert emitted(unranked) == ([], {"rows read": 1, "dropped (nobody ranked it)": 1})
 
 
 def test_ppe_samples_are_candidates_in_the_order_of_the_columns():
@@ -194,7 +196,7 @@ def test_ppe_samples_that_are_all_right_make_no_pair_and_are_counted():
             {"winner": "model_c"},
             "winner: is 'model_c'; it should be model_a, model_b, tie or tie (bothbad)",
         ),
-        ("ppe_human", {"winner": None}, "winner: is null; it should be model_a, model_b, tie or"),
+        ("ppe_human", {"winner": ""}, "winner: is ''; it should be model_a, model_b, tie or"),
         ("ppe_human", {"winner": ["model_a"]}, "winner: is ['model_a']; it should be model_a,"),
         ("ppe_correctness", {"score_2": None}, "score_2: is null; it should be true or false"),
         ("ppe_correctness", {"scores": [True]}, "scores: is not true or false for each of 2"),

@@ -478,7 +478,7 @@ def test_an_option_of_another_kind_of_record_is_refused(words, error):
 @pytest.mark.parametrize(
     "words, error",
     [
-        (["missing.jsonl"], "missing.jsonl: no such file or folder, no short name (skywork, "),
+        (["missing.jsonl"], "missing.jsonl: no such file or folder, no short name (music help "),
         (["{folder}"], "holds no .jsonl, .json, .csv, .tsv, .parquet or .arrow file"),
         (["{folder}", "-n", "0"], "Invalid value for '--count' / '-n'"),
         (["-"], "<stdin>:1: no known format has the columns foo. Known: OpenJudge ("),

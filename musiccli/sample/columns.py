@@ -170,7 +170,7 @@ def read_text(row: Record, field: str) -> str:
 
 
 def read_label(row: Record, field: str, meanings: Mapping[Any, str]) -> str:
-    """What the value of a label column means.
+    """What the value of a label column means. Its text, as CSV has it, means the same.
 
     Args:
         row: the row.
@@ -185,6 +185,8 @@ def read_label(row: Record, field: str, meanings: Mapping[Any, str]) -> str:
         value = value.get(name) if isinstance(value, dict) else None
     for label, meaning in meanings.items():
         if value == label and isinstance(value, bool) == isinstance(label, bool):
+            return meaning
+        if isinstance(value, str) and value.lower() == str(label).lower():
             return meaning
     labels = [str(label).lower() if isinstance(label, bool) else str(label) for label in meanings]
     raise RecordError(

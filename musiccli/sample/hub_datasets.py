@@ -8,10 +8,12 @@ class HubDataset(NamedTuple):
 
     path: str
     split: str | None = None
-    revision: str | None = None  # a commit; None is the newest state of the branch main
+    revision: str | None = None  # a commit or branch; None is the newest state of the branch main
     folder: str | None = None
     config: str | None = None
 
+
+PARQUET = "refs/convert/parquet"  # the hub's own branch, for datasets that main makes by a script
 
 SHORT_NAMES = {
     "skywork": HubDataset(
@@ -96,5 +98,37 @@ SHORT_NAMES = {
     "ultrafeedback-raw": HubDataset(
         "openbmb/UltraFeedback", "train", "40b436560ca83a8dba36114c22ab3c66e43f6d5e"
     ),
+    "tulu3": HubDataset(
+        "allenai/llama-3.1-tulu-3-8b-preference-mixture",
+        "train",
+        "9a0482f3e122a0449bafaa2d65908cc095c99638",
+    ),
+    "dolci": HubDataset("allenai/Dolci-Instruct-DPO", "train"),
+    "wildfeedback": HubDataset("microsoft/WildFeedback", "train", config="wildfeedback"),
+    "offsetbias": HubDataset("NCSOFT/offsetbias", "train"),
+    "orca": HubDataset("Intel/orca_dpo_pairs", "train"),
+    "webgpt": HubDataset("openai/webgpt_comparisons", "train", PARQUET, "default"),
+    "summarize": HubDataset("openai/summarize_from_feedback", "train", PARQUET, "comparisons"),
+    "rankjudge": HubDataset("Layer6/RankJudge", "train", config="pairs"),
+    "judgebench": HubDataset("ScalerLab/JudgeBench", "gpt"),
+    "multichallenge": HubDataset(
+        "ScaleAI/MultiChallenge", "test", "670fd81f270314d0f8f82b34fcfe2187fd28f699"
+    ),
+    "ppe-human": HubDataset("lmarena-ai/PPE-Human-Preference-V1", "test"),
+    "ppe-mmlu-pro": HubDataset("lmarena-ai/PPE-MMLU-Pro-Best-of-K", "train"),
+    "ppe-math": HubDataset("lmarena-ai/PPE-MATH-Best-of-K", "train"),
+    "ppe-gpqa": HubDataset(
+        "lmarena-ai/PPE-GPQA-Best-of-K", "train", "b24236a5e93649b7875155c8669d1ecd1aff3112"
+    ),
+    "ppe-mbpp": HubDataset(
+        "lmarena-ai/PPE-MBPP-Plus-Best-of-K", "train", "2c836ab374990dcc02e63eb2267bdf76b8b0b4c4"
+    ),
+    "ppe-ifeval": HubDataset(
+        "lmarena-ai/PPE-IFEval-Best-of-K", "train", "402856dfce5784b449e6779cc172b918f732a3a1"
+    ),
+    "wildchat": HubDataset(
+        "allenai/WildChat-1M", "train", "61bcb4cfb9d8848aa05361a3bb4f227fb0236f90"
+    ),
+    "lmsys-chat": HubDataset("lmsys/lmsys-chat-1m", "train"),
 }
 CONTAMINATED = "Skywork/Skywork-Reward-Preference-80K-v0.1"  # holds prompts of RewardBench

@@ -3,6 +3,7 @@ Hugging Face hub.
 """
 
 import contextlib
+import difflib
 import io
 import logging
 import re
@@ -101,9 +102,15 @@ def _hub_dataset(name: str) -> HubDataset:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not DATA_FILE.search(name):
         return HubDataset(name)
     raise InputError(
-        f"{name}: no such file or folder, no short name ({', '.join(SHORT_NAMES)}) "
+        f"{name}: no such file or folder, no short name ({_similar_names(name)}) "
         "and no hub id (OWNER/NAME)"
     )
+
+
+def _similar_names(name: str) -> str:
+    """The short names that look like this one, or where to find all of them."""
+    similar = difflib.get_close_matches(name.lower(), SHORT_NAMES)
+    return ", ".join(similar) or "music help datasets lists them"
 
 
 def _open_folder(path: Path, split: str | None, rejects: jsonl.Rejects) -> list[Rows]:
@@ -237,7 +244,9 @@ def _open_saved(path: Path, split: str | None) -> Rows:
 def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
     """A dataset of the hub. It is downloaded once, and read from the local cache afterwards."""
     if dataset.revision:
-        stats.say(f"reading {dataset.path} at {dataset.revision[:8]}")
+        is_commit = re.fullmatch(r"[0-9a-f]{40}", dataset.revision)
+        revision = dataset.revision[:8] if is_commit else dataset.revision
+        stats.say(f"reading {dataset.path} at {revision}")
     else:
         stats.say(f"reading {dataset.path} at main, which may change; `revision` COMMIT pins it")
     if dataset.path == CONTAMINATED:

@@ -21,26 +21,27 @@ from musiccli.sample.columns import (
     read_prompt,
     read_text,
 )
+from musiccli.sample.replies import TIE
 
-WINNERS = {"model_a": "a", "model_b": "b", "tie": "tie", "tie (bothbad)": "tie"}
+BOTH_BAD = "tie (bothbad)"
+WINNERS = {"model_a": "a", "model_b": "b", "tie": TIE, BOTH_BAD: TIE}
 
 
 def read_vote(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """Yield the comparison with its winner. `vote` in the metadata is the label's own word."""
+    """Yield the comparison with its winner, or without one where nobody voted.
+
+    `both_bad` in the metadata of a tie says whether both responses are bad.
+    """
     prompt = read_prompt(row)
     sides = {
         "a": [*prompt, assistant_message(read_text(row, "response_1"))],
         "b": [*prompt, assistant_message(read_text(row, "response_2"))],
     }
-    winner = read_label(row, "winner", WINNERS)
-    yield make_record(
-        row,
-        source,
-        sides,
-        {"vote": row["winner"]},
-        id=row.get("question_id"),
-        texts=("response_1", "response_2"),
-    ) | {"winner": winner}
+    winner = None if row["winner"] is None else read_label(row, "winner", WINNERS)
+    labels = {"both_bad": row["winner"] == BOTH_BAD} if winner == TIE else {}
+    texts = ("response_1", "response_2")
+    record = make_record(row, source, sides, labels, id=row.get("question_id"), texts=texts)
+    yield record if winner is None else record | {"winner": winner}
 
 
 def read_samples(row: Record, source: str) -> Iterator[dict[str, Any]]:
