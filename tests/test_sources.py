@@ -13,6 +13,7 @@ from musiccli.core.errors import InputError, RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.run_stats import RunStats
 from musiccli.sample import sources
+from musiccli.sample.hub_datasets import PARQUET
 
 ROWS = [{"prompt": "one"}, {"prompt": "two"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -267,7 +268,7 @@ def test_names_are_looked_up_and_options_stand_over_the_table(hub, name, setting
 def test_a_short_name_has_a_split_and_if_pinned_a_whole_commit_and_none_overlaps_rewardbench():
     for dataset in sources.SHORT_NAMES.values():
         assert dataset.split
-        if dataset.revision not in (None, hub_datasets.PARQUET):
+        if dataset.revision not in (None, PARQUET):
             assert re.fullmatch(r"[0-9a-f]{40}", dataset.revision)
         assert dataset.path != sources.CONTAMINATED
 

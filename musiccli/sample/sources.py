@@ -244,7 +244,7 @@ def _open_saved(path: Path, split: str | None) -> Rows:
 def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
     """A dataset of the hub. It is downloaded once, and read from the local cache afterwards."""
     if dataset.revision:
-        is_commit = re.fullmatch(r"[0-9a-f]{40}", dataset.revision)
+        is_commit = re.fullmatch(r"[0-9a-f]{8,40}", dataset.revision)
         revision = dataset.revision[:8] if is_commit else dataset.revision
         stats.say(f"reading {dataset.path} at {revision}")
     else:

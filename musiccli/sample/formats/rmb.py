@@ -46,11 +46,11 @@ def read_best_over_others(row: Record, source: str) -> Iterator[dict[str, Any]]:
 def _candidates(row: Record) -> Candidates:
     history = read_messages(row, "conversation_input")
     best = _answer(row, "bon_best", row["bon_best"], history, True)
-    others = [
+    losers = [
         _answer(row, f"loser_list[{index}]", answer, history, False)
         for index, answer in enumerate(nested_value(row, "loser_list", list))
     ]
-    return Candidates([best, *others], _id(row, "bon_uid"))
+    return Candidates([best, *losers], _id(row, "bon_uid"))
 
 
 def _answer(row: Record, field: str, answer: Any, history: list[Message], right: bool) -> Candidate:
