@@ -286,6 +286,48 @@ def arguments(call: ToolCall) -> str:
         return text
 
 
+def plain_messages(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> list[Message]:
+    """The same conversation as text alone, by users and assistants who take turns.
+
+    It is for readers that know nothing of calls: chat templates without them, and models that
+    continue a conversation. Thoughts and calls stand in the assistant's text as `message_text`
+    writes them. Results of tools are a message of the user, each in <tool_response>. The
+    functions on offer stand at the end of the system message.
+    """
+    plain: list[Message] = []
+    previous = ""
+    for message in messages:
+        role, text = message["role"], message_text(message)
+        if role == "tool":
+            text = f"<tool_response>\n{text}\n</tool_response>"
+            if previous == "tool":
+                text = f"{plain.pop()['content']}\n{text}"
+        previous = role
+        role = "user" if role == "tool" else role
+        unchanged = role == message["role"] and text == message["content"]
+        plain.append(message if unchanged else {"role": role, "content": text})
+    return with_tools(plain, tools)
+
+
+def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The messages, with the functions on offer at the end of the system message."""
+    if not tools:
+        return list(messages)
+    text = tools_text(tools)
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *messages]
+    system, *rest = messages
+    return [{"role": "system", "content": f"{system['content'].rstrip()}\n\n{text}"}, *rest]
+
+
+def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
+    """The functions on offer as text, each as JSON on a line."""
+    lines = [json.dumps(tool, ensure_ascii=False) for tool in tools]
+    return "\n".join(["The assistant may call these functions:", "<tools>", *lines, "</tools>"])
+
+
 def message_text(message: Message) -> str:
     """All that a message says as one text: thoughts, content and calls.
 
@@ -296,9 +338,15 @@ def message_text(message: Message) -> str:
     return "\n\n".join(_text_parts(message))
 
 
+def thoughts_text(message: Message) -> str:
+    """The thoughts of a message as text, or an empty one."""
+    thoughts = message.get("reasoning_content")
+    return f"<think>\n{thoughts.strip()}\n</think>" if thoughts else ""
+
+
 def _text_parts(message: Message) -> Iterator[str]:
-    if thoughts := message.get("reasoning_content"):
-        yield f"<think>\n{thoughts.strip()}\n</think>"
+    if thoughts := thoughts_text(message):
+        yield thoughts
     calls = _calls(message)
     if message["content"].strip() or not calls:
         yield message["content"]

@@ -85,8 +85,8 @@ class RewardModel:
         Candidates of one prompt are faster as neighbors: what they share is computed once.
 
         Args:
-            conversations: lists of messages, or records that hold such a list as "messages".
-                Each ends with the assistant.
+            conversations: lists of messages, or records that hold such a list as "messages" and
+                may hold "tools", the functions on offer. Each ends with the assistant.
             max_length: the most tokens of a conversation. A longer one loses its oldest exchanges.
                 None is the length of the backbone's context.
             budget: the most tokens in one forward pass. A smaller budget takes less memory.
@@ -111,7 +111,7 @@ class RewardModel:
         max_length: int | None = None,
         budget: int = DEFAULT_BUDGET,
     ) -> list[list[float]]:
-        """The reward after every assistant turn of each conversation.
+        """The reward after every turn of each conversation.
 
         The reward after a turn is that of the conversation up to it. The last one is `score`'s.
         Arguments and errors are those of `score`. A conversation that was cut has rewards for
@@ -138,9 +138,9 @@ class RewardModel:
         encoded: list[EncodedConversation] = []
         prompts: list[str] = []
         for number, conversation in enumerate(conversations):
-            messages = _messages(conversation, _where(number))
-            encoded.append(self._encode(messages, limit, every_turn, _where(number)))
-            prompts.append(_first_user_text(messages))
+            record = _record(conversation, _where(number))
+            encoded.append(self._encode(record, limit, every_turn))
+            prompts.append(_first_user_text(record["messages"]))
         firsts, kinds = deduplicate(encoded)
         rewards = score_encoded(
             self.network,
@@ -153,14 +153,14 @@ class RewardModel:
                 raise RecordError(NOT_FINITE, where=_where(number))
         return [list(rewards[kind]) for kind in kinds]
 
-    def _encode(
-        self, messages: list[Message], limit: int, every_turn: bool, where: str
-    ) -> EncodedConversation:
-        sides = {"messages": messages}
+    def _encode(self, record: Record, limit: int, every_turn: bool) -> EncodedConversation:
+        sides, tools = {"messages": record["messages"]}, record.get("tools") or ()
         try:
-            encoded, _ = encode_sides(self.chat_template, sides, limit, every_turn=every_turn)
+            encoded, _ = encode_sides(
+                self.chat_template, sides, limit, tools=tools, every_turn=every_turn
+            )
         except RecordError as error:
-            error.where = where
+            error.where = record.where
             raise
         return encoded[0]
 
@@ -170,10 +170,10 @@ def _where(number: int) -> str:
     return f"conversation {number}"
 
 
-def _messages(conversation: ConversationLike, where: str) -> list[Message]:
-    """The checked messages of one conversation; the caller's objects stay as they are."""
+def _record(conversation: ConversationLike, where: str) -> Record:
+    """One conversation, checked; the caller's objects stay as they are."""
     fields = conversation if isinstance(conversation, Mapping) else {"messages": list(conversation)}
-    return parse_conversation(Record(fields, where))["messages"]
+    return parse_conversation(Record(fields, where))
 
 
 def _first_user_text(messages: Sequence[Message]) -> str:

@@ -11,7 +11,12 @@ import torch
 
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message, first_divergence
-from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation, cut_to_fit
+from musiccli.reward_model.chat_template import (
+    ChatTemplate,
+    EncodedConversation,
+    Tools,
+    cut_to_fit,
+)
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
 from musiccli.reward_model.packing import DEFAULT_BUDGET, micro_batches, packed_length
@@ -24,6 +29,7 @@ def encode_sides(
     sides: Mapping[str, list[Message]],
     max_length: int,
     *,
+    tools: Tools = (),
     every_turn: bool = False,
 ) -> tuple[list[EncodedConversation], bool]:
     """Encode the conversations of one record, both sides of a pair by the same cut.
@@ -32,21 +38,24 @@ def encode_sides(
         template: the model's chat template.
         sides: one conversation, or the two of a pair, by field name.
         max_length: the most tokens of a side; above it, the oldest exchanges are cut.
-        every_turn: whether to read a reward after every assistant turn, or the last alone.
+        tools: the functions on offer.
+        every_turn: whether to read a reward after every turn, or the last alone.
 
     Returns:
         The encoded conversations, and whether they were cut.
 
     Raises:
-        RecordError: a side ends with the user, is refused by the template, or cannot be cut.
+        RecordError: a side does not end with the assistant, is refused by the template, or cannot
+            be cut.
     """
     for name, messages in sides.items():
         if messages[-1]["role"] != "assistant":
-            raise RecordError("ends with the user; there is no reply to score", field=name)
+            problem = f"ends with the {messages[-1]['role']}; there is no reply to score"
+            raise RecordError(problem, field=name)
     conversations = list(sides.values())
     pair = len(conversations) == 2
     shared = first_divergence(*conversations) if pair else len(conversations[0])
-    encode = partial(template.encode, every_turn=every_turn)
+    encode = partial(template.encode, every_turn=every_turn, tools=tools)
     fitted = cut_to_fit(encode, conversations, max_length, shared)
     if fitted is None:
         raise RecordError(

@@ -156,7 +156,11 @@ class _Scorer:
             if self.config.last_only:
                 sides = {name: _last_exchange(messages) for name, messages in sides.items()}
             return encode_sides(
-                self.model.chat_template, sides, self.max_length, every_turn=self.config.per_turn
+                self.model.chat_template,
+                sides,
+                self.max_length,
+                tools=record.get("tools") or (),
+                every_turn=self.config.per_turn,
             )
         except RecordError as error:
             error.record = None  # not to send the record between processes; the caller has it
@@ -204,8 +208,9 @@ def _size(record: Record) -> int:
 
 
 def _last_exchange(messages: list[Message]) -> list[Message]:
-    """The last user message and its reply, after the system message if there is one."""
-    return messages[: messages[0]["role"] == "system"] + messages[-2:]
+    """The last user message and what replies to it, after the system message if there is one."""
+    start = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    return messages[: messages[0]["role"] == "system"] + messages[start:]
 
 
 def _checked(rewards: list[list[float]], was_cut: bool) -> Result:

@@ -32,7 +32,7 @@ class TokenizedPair:
             last position is the end of the conversation.
         size: tokens of the pair in a forward pass, packed or padded as the network computes it.
         tokens: tokens of both sides as two separate sequences.
-        turns: assistant turns of the side that has more, as `music bench agreement` counts them.
+        turns: turns of the side that has more, as `music bench agreement` counts them.
         divergence: the exchange in which the sides begin to differ, one of DIVERGENCES.
         margin: by how much the loss wants the chosen reward above the rejected one.
     """
@@ -71,12 +71,13 @@ def tokenize_pairs(
             after the last turn only.
     """
     stats = stats or RunStats()
-    encode = partial(model.chat_template.encode, every_turn=per_turn)
     pairs: list[TokenizedPair] = []
     for record in preferences:
         with stats.rejects.guard(record):
             margin = margin_scale * _margin(record, margin_field) if margin_field else 0.0
             conversations = [record["chosen"], record["rejected"]]
+            tools = record.get("tools") or ()
+            encode = partial(model.chat_template.encode, every_turn=per_turn, tools=tools)
             sides = _encode_sides(conversations, encode, max_length, stats)
             if sides is None:
                 continue
@@ -138,13 +139,19 @@ def keep_compared_positions(
 def diverging_exchange(chosen: Sequence[Message], rejected: Sequence[Message]) -> str:
     """The exchange in which two sides begin to differ, one of DIVERGENCES.
 
-    "last" means that only the last reply differs, and "first" that the first exchange differs
-    already. Everything between is "middle".
+    "last" means that only replies to the last user message differ, and "first" that the first
+    exchange differs already. Everything between is "middle".
     """
     shared = first_divergence(chosen, rejected)
-    if shared >= max(len(chosen), len(rejected)) - 1:
+    starts, rejected_starts = _exchange_starts(chosen), _exchange_starts(rejected)
+    if shared > max(starts[-1], rejected_starts[-1]):
         return "last"
-    return "first" if shared - (chosen[0]["role"] == "system") < 2 else "middle"
+    end_of_first = starts[1] if len(starts) > 1 else len(chosen)
+    return "first" if shared < end_of_first else "middle"
+
+
+def _exchange_starts(messages: Sequence[Message]) -> list[int]:
+    return [index for index, message in enumerate(messages) if message["role"] == "user"]
 
 
 def fingerprint(pairs: Sequence[TokenizedPair]) -> str:
