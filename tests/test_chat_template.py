@@ -1,5 +1,6 @@
 """Conversations as tokens: one BOS, where turns end, and what is cut from too long ones."""
 
+import json
 import random
 from collections import Counter
 from functools import cache
@@ -8,12 +9,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from build import talk
-from toys import hh, mtbench101, needs_data, sequence, tokenizer
+from build import assistant, call, result, talk, user, weather
+from toys import (
+    QWEN,
+    THINKING,
+    gemma_template,
+    hh,
+    mtbench101,
+    needs_data,
+    sequence,
+    tokenizer,
+)
 from transformers import AutoTokenizer
 
 from musiccli.core.errors import InputError, RecordError
-from musiccli.core.messages import first_divergence
+from musiccli.core.messages import first_divergence, plain_messages, tools_text
 from musiccli.core.records import Record
 from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation, cut_to_fit
 from musiccli.score.scorer import score
@@ -316,3 +326,158 @@ def test_sides_with_different_system_messages_are_not_cut():
         [{"role": "system", "content": text}, *talk("long " * 50, "a", "q", "b")] for text in "xy"
     ]
     assert cut_to_fit(words, sides, 40, 0) is None
+
+
+# Calls, results, thoughts and functions on offer
+
+STRICT_IDS = """
+{%- for m in messages %}{{ '[' + m.role + ']' + m.content }}
+{%- for c in m.tool_calls or [] %}
+{%- if c.id | length != 9 %}{{ raise_exception('ids of nine digits!') }}{% endif %}
+{{- c.function.name + (c.function.arguments | tojson) + c.id }}{% endfor %}
+{%- if m.role == 'tool' %}{{ m.tool_call_id + m.name }}{% endif %}{% endfor %}"""
+AS_TEXT = """
+{%- for m in messages %}{{ '[' + m.role + ']' + m.content }}
+{%- for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}
+{%- endfor %}"""
+ONE_AT_A_TIME = """
+{%- for m in messages %}{{ '[' + m.role + ']' }}
+{%- if m.tool_calls %}
+{%- if m.tool_calls | length > 1 %}{{ raise_exception('one call at a time') }}{% endif %}
+{{- m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}"""
+
+
+def test_a_template_that_takes_calls_gets_them_as_objects(smollm2):
+    template = with_template(smollm2, QWEN)
+    assert template.takes_calls and template.takes_tools
+    text = template.render(weather()["messages"], weather()["tools"])
+    assert '<call>weather {"city": "Oslo"}</call>' in text
+    assert "<result>3 C</result>" in text and "It knows." in text
+
+
+@pytest.mark.parametrize(
+    "template, expected",
+    [
+        (STRICT_IDS, '[assistant]weather{"city": "Oslo"}000000000[tool]3 C000000000weather'),
+        (AS_TEXT, '[assistant]weather{"city": "Oslo"}[tool]3 C'),
+    ],
+)
+def test_calls_take_the_form_that_the_template_wants(smollm2, template, expected):
+    template = with_template(smollm2, template)
+    assert template.takes_calls and not template.takes_tools
+    assert expected in template.render(weather()["messages"])
+
+
+def test_ids_of_calls_are_numbered_anew_so_that_they_are_no_tokens_of_their_own(smollm2):
+    template = with_template(smollm2, STRICT_IDS)
+    calls = [call("weather", city=city)["tool_calls"][0] for city in ("Oslo", "Rome")]
+    numbered = [one | {"id": f"call_{index}x"} for index, one in enumerate(calls)]
+    results = [result("20 C", tool_call_id="call_1x"), result("3 C", tool_call_id="call_0x")]
+    text = template.render(
+        [user(), assistant("") | {"tool_calls": numbered}, *results, assistant("ok")]
+    )
+    assert text.endswith(
+        '{"city": "Oslo"}000000000weather{"city": "Rome"}000000001'
+        "[tool]20 C000000001weather[tool]3 C000000000weather[assistant]ok"
+    )
+
+
+def test_two_calls_of_one_id_both_stay(smollm2):
+    template = with_template(smollm2, QWEN)
+    same = call("weather", city="Oslo")["tool_calls"][0] | {"id": "x"}
+    both = assistant("") | {"tool_calls": [same, same]}
+    text = template.render([user(), both, result("3 C"), result("3 C"), assistant("ok")])
+    assert text.count("<call>") == text.count("<result>") == 2
+
+
+@pytest.mark.parametrize("text", [ONE_AT_A_TIME, "gemma", "smollm2"])
+def test_a_template_that_would_lose_or_refuse_some_gets_the_one_rendering_in_text(smollm2, text):
+    text = {"gemma": gemma_template(), "smollm2": smollm2.chat_template}.get(text, text)
+    template = with_template(smollm2, text)
+    assert not template.takes_calls
+    record = weather()
+    spoken = call("weather", "Let me look.", city="Oslo") | {"reasoning_content": "Cold?"}
+    conversation = [user("q"), spoken, result("3 C"), result("4 C"), assistant("It is 3 C.")]
+    plain = [
+        user("q"),
+        assistant(
+            "<think>\nCold?\n</think>\n\nLet me look.\n\n"
+            '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+        ),
+        user("<tool_response>\n3 C\n</tool_response>\n<tool_response>\n4 C\n</tool_response>"),
+        assistant("It is 3 C."),
+    ]
+    assert plain_messages(conversation) == plain
+    assert template.render(conversation) == template.render(plain)
+    offered = template.render(conversation, record["tools"])
+    system = {"role": "system", "content": tools_text(record["tools"])}
+    assert offered == template.render([system, *plain])
+    assert "<tools>\n" + json.dumps(record["tools"][0]) in offered
+
+
+def test_thoughts_stand_in_the_text_where_the_template_would_drop_them(smollm2):
+    reply = assistant("4.") | {"reasoning_content": "2 and 2"}
+    ours = with_template(smollm2, QWEN)
+    assert "assistant\n<think>\n2 and 2\n</think>\n\n4.<|im_end|>" in ours.render([user(), reply])
+    theirs = with_template(smollm2, THINKING)
+    assert "assistant\n<think>2 and 2</think>4.<|im_end|>" in theirs.render([user(), reply])
+
+
+def test_what_a_template_leaves_out_of_earlier_turns_is_named(smollm2):
+    assert with_template(smollm2, QWEN).losses() == []
+    assert with_template(smollm2, gemma_template()).losses() == []
+    assert with_template(smollm2, THINKING).losses() == ["thoughts of earlier turns"]
+    last_only = "{% for m in messages[-2:] %}{{ m.role + m.content }};{% endfor %}"
+    assert with_template(smollm2, last_only).losses() == [
+        "earlier turns",
+        "thoughts of earlier turns",
+        "results of tools in earlier turns",
+    ]
+
+
+def test_a_reward_is_read_after_each_turn_and_not_after_each_call(smollm2):
+    template = with_template(smollm2, QWEN)
+    conversation = [*weather()["messages"], *talk("And now?", "4 C.")]
+    encoded = template.encode(conversation)
+    assert len(encoded.reward_positions) == 2
+    first = template.encode(conversation[:4], every_turn=False)
+    assert encoded.ids[: encoded.reward_positions[0] + 1] == first.ids
+
+
+def test_a_token_without_an_embedding_is_refused_by_name(smollm2):
+    template = ChatTemplate(smollm2, vocabulary=len(smollm2))
+    smollm2.add_tokens(["<odd>"], special_tokens=True)
+    assert template.encode(talk("q", "a")).ids
+    for every_turn in (True, False):
+        with pytest.raises(RecordError, match="holds <odd>, a token that the model has no"):
+            template.encode(talk("q", "a <odd> b"), every_turn)
+
+
+def test_whole_exchanges_are_cut_with_their_calls():
+    exchange = weather()["messages"]
+    sides = [[SYSTEM, *exchange, *exchange, *talk("q", reply)] for reply in ("good", "bad")]
+    whole = len(words(sides[0]).ids)
+    for most in range(whole - 1, 8, -1):
+        encoded, cut = cut_to_fit(words, sides, most, 10)
+        assert cut in (4, 8)
+        assert encoded[0] == words([SYSTEM, *sides[0][1 + cut :]])
+
+
+def test_cutting_takes_a_few_encodings_however_many_exchanges_there_are():
+    draws = random.Random(0)
+    history = [" ".join("w" * draws.randint(20, 300)) for _ in range(400)]
+    sides = [talk(*history, "q", reply) for reply in ("good", "bad")]
+    tokens = 0
+
+    def counting(messages):
+        nonlocal tokens
+        encoded = words(messages)
+        tokens += len(encoded.ids)
+        return encoded
+
+    whole = len(words(sides[0]).ids)
+    for part in (0.05, 0.3, 0.5):
+        tokens = 0
+        _, cut = cut_to_fit(counting, sides, int(part * whole), 400)
+        assert 0 < cut < 400
+        assert tokens < 5 * whole

@@ -215,3 +215,36 @@ def hh(count: int) -> list[tuple[list[dict], list[dict]]]:
             )
         )
     return found
+
+
+# In the manner of Qwen 2.5: functions in the system message, calls as objects, results as the user's.
+QWEN = """
+{%- if tools %}{{ '<|im_start|>system\\n' }}
+{%- if messages[0].role == 'system' %}{{ messages[0].content + '\\n' }}{% endif %}
+{%- for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'tool' %}{{ '<|im_start|>user\\n<result>' + m.content + '</result><|im_end|>\\n' }}
+{%- elif not (m.role == 'system' and tools) %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}
+{%- for call in m.tool_calls or [] %}
+{{- '<call>' + call.function.name + ' ' + call.function.arguments | tojson + '</call>' }}
+{%- endfor %}{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}"""
+
+# In the manner of Qwen 3: thoughts of the last turn alone.
+THINKING = """
+{%- set last = namespace(user=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.reasoning_content is string and loop.index0 > last.user %}
+{{- '<think>' + m.reasoning_content + '</think>' }}{% endif %}
+{{- m.content + '<|im_end|>\\n' }}{% endfor %}"""
+
+
+def gemma_template() -> str:
+    """The template of a bundled Gemma: strict turns, no system message, no calls."""
+    return (Path(__file__).parents[1] / "musiccli/core/templates/gemma.jinja").read_text()
+
+
+def with_chat_template(folder: Path, template: str) -> Path:
+    """The model's folder, with another chat template."""
+    (folder / "chat_template.jinja").write_text(template)
+    return folder

@@ -194,27 +194,40 @@ class ChatTemplate:
         """The token id that the template writes last, where the reward is read."""
         return self.template_tokens()[-1]
 
-    def losses(self) -> list[str]:
-        """What the template leaves out of a conversation of several turns; mostly nothing."""
-        marks = {
-            "earlier turns": "Quiz 7319.",
-            "results of tools in earlier turns": "Quiz 7320.",
-            "thoughts of earlier turns": "Quiz 7321.",
-        }
-        turn, result, thoughts = marks.values()
-        text = self.render(
-            [
-                _user("u"),
-                {"role": "assistant", "content": turn},
+    def highest_token(self) -> int:
+        """The highest token id that the template writes, around calls and functions, too."""
+        ids = self.template_tokens()
+        with suppress(RecordError):  # some templates refuse what others take
+            calls: list[Message] = [
+                {"role": "system", "content": "s"},
                 _user("u"),
                 {"role": "assistant", "content": "", "tool_calls": [_call("quiz", "q")]},
-                {"role": "tool", "content": result},
-                {"role": "assistant", "content": "a", "reasoning_content": thoughts},
-                _user("u"),
-                {"role": "assistant", "content": "a"},
+                {"role": "tool", "content": "r"},
+                {"role": "assistant", "content": "a", "reasoning_content": "t"},
             ]
-        )
-        return [name for name, mark in marks.items() if mark not in text]
+            function = {"name": "quiz", "parameters": {"type": "object"}}
+            text = self.render(calls, [{"type": "function", "function": function}])
+            ids += self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return max(ids)
+
+    def losses(self) -> list[str]:
+        """What the template leaves out of a conversation of several turns; mostly nothing."""
+        turn, thoughts, outcome = "Quiz 7319.", "Quiz 7320.", "Quiz 7321."
+        last: list[Message] = [_user("u"), {"role": "assistant", "content": "a"}]
+        thinking: Message = {"role": "assistant", "content": turn, "reasoning_content": thoughts}
+        calls: list[Message] = [
+            _user("u"),
+            {"role": "assistant", "content": "", "tool_calls": [_call("quiz", "q")]},
+            {"role": "tool", "content": outcome},
+            {"role": "assistant", "content": "a"},
+        ]
+        plain = self.render([_user("u"), thinking, *last])
+        shown = {
+            "earlier turns": turn in plain,
+            "thoughts of earlier turns": thoughts in plain,
+            "results of tools in earlier turns": outcome in self.render([*calls, *last]),
+        }
+        return [name for name, is_shown in shown.items() if not is_shown]
 
     def _prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[Message], Tools]:
         """The messages and the functions on offer as the template takes them."""

@@ -31,6 +31,13 @@ from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
 from musiccli.reward_model.padding_token import choose_padding_token
+from musiccli.reward_model.vocabulary import (
+    embed_template,
+    embedding_rows,
+    forget_padding_outside,
+    has_embedding,
+    resize_embedding,
+)
 
 NOTES = "music.json"  # beside the weights: what config.json has no place for
 CARD = "README.md"
@@ -46,6 +53,7 @@ def create(
     lora: int | None = None,
     trained: bool = False,
     tokenizer: str | None = None,
+    rows: int | None = None,
     say: Say = lambda _: None,
     dtype: torch.dtype = torch.float32,
 ) -> RewardModel:
@@ -60,13 +68,14 @@ def create(
             whole. None trains all weights.
         trained: whether `base` must be a reward model.
         tokenizer: a folder or hub id with another tokenizer than the base's.
+        rows: how many tokens the embedding is resized to; None leaves it as it is.
         say: told in a line what people should know.
         dtype: of the weights. fp32 by default: a bf16 weight would lose a step of 2e-6.
 
     Raises:
         InputError: `base` cannot be used.
     """
-    model = _open(base, say, dtype, None if trained else seed, tokenizer)
+    model = _open(base, say, dtype, None if trained else seed, tokenizer, rows)
     core = model.network.core
     core.config.problem_type = "regression"  # pipelines and servers then apply no sigmoid
     core.config.label2id, core.config.id2label = {"reward": 0}, {0: "reward"}
@@ -106,7 +115,8 @@ def save(model: RewardModel, folder: Path) -> None:
     """
     core, network = model.network.core, model.network
     if hasattr(network.model, "peft_config"):
-        network.model.save_pretrained(folder / ADAPTER)
+        with quiet_libraries():  # peft says that it saves an embedding that was resized
+            network.model.save_pretrained(folder / ADAPTER)
         core = network.model.merge_and_unload()
     with quiet_libraries():
         core.save_pretrained(folder)
@@ -162,7 +172,12 @@ def _add_lora(network: RewardNetwork, rank: int, seed: int) -> None:
 
 
 def _open(
-    name: str, say: Say, dtype: torch.dtype, seed: int | None, tokenizer: str | None = None
+    name: str,
+    say: Say,
+    dtype: torch.dtype,
+    seed: int | None,
+    tokenizer: str | None = None,
+    rows: int | None = None,
 ) -> RewardModel:
     """Load a model; a new head is drawn from `seed`, and refused where that is None."""
     path = path_or_hub_id(name, say)
@@ -178,11 +193,22 @@ def _open(
         raise InputError(
             f"{name}: has no trained reward head; `music train` makes a reward model of it"
         )
+    if rows is not None and rows != embedding_rows(core):
+        resize_embedding(core, rows)
+    template, notes = ChatTemplate(tokens, embedding_rows(core)), read_notes(Path(path))
+    # A tokenizer of another's, or one of a trained model, must fit the embedding as it is.
+    resized = embed_template(name, template, core, resize=seed is not None and not tokenizer)
+    if resized:
+        say(resized)
     use_onednn_linear(core)
-    template, notes = ChatTemplate(tokens), read_notes(Path(path))
     last = template.last_token()
     _refuse_changed_template(name, tokens, notes, last)
-    replaced_padding = choose_padding_token(tokens, core, last)
+    replaced_padding = choose_padding_token(tokens, core, last, embedding_rows(core))
+    if replaced_padding and not has_embedding(tokens, replaced_padding, core):
+        say(
+            f"{name} has no embedding of its padding token {replaced_padding}; "
+            f"{tokens.pad_token} pads in its place"
+        )
     try:
         with model_errors(path):  # its first forward pass
             network = packed_or_padded(core, say)
@@ -211,6 +237,7 @@ def _load(
         config = load_config(path)
         labels = config.num_labels if _is_classifier(config) else 1
         config.num_labels = 1  # a config without labels says 2
+        forget_padding_outside(config)
         if labels == 1:
             tokens = load_tokenizer(tokenizer)
             core, report = load_classifier(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from musiccli.core.pretrained import load_adapter
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.model import RewardModel
 
+# An embedding that was saved whole, under the names that decoders give it.
+EMBEDDING = re.compile(r"\.(embed_tokens|wte|embed_in|word_embeddings)(\.[a-z_]+)*\.weight$")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PROBES = ("Name a fugue.", "The Art of Fugue.", "Who wrote it?", "Bach did, in his last years.")
 
@@ -44,12 +47,14 @@ def merge(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already; name another `out`")
-    config, names = _read(adapter)
+    config, shapes = _read(adapter)
+    names = set(shapes)
     base = model or config.get("base_model_name_or_path")
     if not base:
         raise InputError(f"{adapter}: names no backbone; give it as `model`")
     has_head = any(name.endswith("score.weight") for name in names)
-    reward_model = _create_with_head(adapter, base, has_head, say)
+    rows = next((shape[0] for name, shape in shapes.items() if EMBEDDING.search(name)), None)
+    reward_model = _create_with_head(adapter, base, has_head, rows, say)
     _add_adapter(reward_model, adapter, names, base)
     before = _probe(reward_model)
     try:
@@ -67,8 +72,8 @@ def merge(
     return difference
 
 
-def _read(adapter: Path) -> tuple[dict[str, Any], set[str]]:
-    """The adapter's configuration, and the names of its weights."""
+def _read(adapter: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """The adapter's configuration, and the shapes of its weights by their names."""
     if (adapter / checkpoint.ADAPTER / CONFIG).is_file() and not (adapter / CONFIG).is_file():
         raise InputError(
             f"{adapter}: is merged already; its adapter alone is in {adapter / checkpoint.ADAPTER}"
@@ -80,18 +85,27 @@ def _read(adapter: Path) -> tuple[dict[str, Any], set[str]]:
         )
     try:
         with safe_open(adapter / WEIGHTS, "pt") as weights:
-            names = set(weights.keys())
-        return json.loads((adapter / CONFIG).read_bytes()), names
+            names = weights.keys()
+            shapes = {name: weights.get_slice(name).get_shape() for name in names}
+        return json.loads((adapter / CONFIG).read_bytes()), shapes
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{adapter}: cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _create_with_head(
-    adapter: Path, base: str, adapter_has_head: bool, say: Callable[[str], None]
+    adapter: Path,
+    base: str,
+    adapter_has_head: bool,
+    rows: int | None,
+    say: Callable[[str], None],
 ) -> RewardModel:
-    """The backbone, with the adapter's tokenizer; one of the two must have a trained head."""
+    """The backbone, with the adapter's tokenizer; one of the two must have a trained head.
+
+    Its embedding gets as many rows as the adapter's has: trainers resize it for new tokens, and
+    then save it whole.
+    """
     tokenizer = str(adapter) if (adapter / "tokenizer_config.json").is_file() else None
-    model = checkpoint.create(base, tokenizer=tokenizer, say=say)
+    model = checkpoint.create(base, tokenizer=tokenizer, rows=rows, say=say)
     if not adapter_has_head and not model.trained_head:
         raise InputError(
             f"{adapter}: holds no reward head, and {base} has no trained one; LoRA keeps it with "

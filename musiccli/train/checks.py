@@ -19,6 +19,7 @@ from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.checkpoint import RewardModel, has_logit_softcap
 from musiccli.reward_model.network import RewardNetwork, last_rewards
+from musiccli.reward_model.vocabulary import has_embedding
 from musiccli.train.tokenized_pairs import TokenizedPair
 
 SAMPLE_PAIRS, SAMPLE_TOKENS = 4, 512  # the most that is scored to compare rewards
@@ -100,7 +101,9 @@ def check_padding(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
         )
     replaced = ""
     if model.replaced_padding:
-        replaced = f", in place of {model.replaced_padding}, which also ends turns"
+        replaced = f", in place of {model.replaced_padding}, which "
+        has_row = has_embedding(tokenizer, model.replaced_padding, model.network.core)
+        replaced += "also ends turns" if has_row else "the model has no embedding of"
     return f"padding is {tokenizer.pad_token}{replaced}"
 
 
