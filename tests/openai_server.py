@@ -104,6 +104,9 @@ class Server:
     retry_after: float = 1.0  # seconds that 429-retry-after asks for
     pause: float = 0.05  # seconds between two pieces of a slow body
     huge: int = 700 << 20  # bytes of a huge body
+    longest: int | None = None  # 400 for a question of more characters
+    model: str | None = None  # the name under which it answers, whatever was asked for
+    completion_tokens: float | None = None  # what it reports of every reply
     limit: int | None = None  # 429 for a call that would be one more than this in flight
     api_key: str | None = None  # 401 for a call without it
     refuses: Sequence[str] = ()  # 400 for a call that has one of these fields
@@ -169,6 +172,8 @@ class Server:
             return failure(400, "The body must be JSON with messages, and n must be 1.")
         if refused := [name for name in self.refuses if name in body]:
             return failure(400, f"{refused[0]} is not supported.")
+        if self.longest is not None and sum(map(len, map(text, body["messages"]))) > self.longest:
+            return failure(400, f"This model's maximum context length is {self.longest} tokens.")
         if self.limit is not None and self.in_flight > self.limit:
             return failure(429, "Too many calls in flight.")
         while self.calls < self.wait_for_calls:
@@ -192,6 +197,9 @@ class Server:
         half = fault in ("length", *INTERRUPTED)
         answer = completion(body, reply, tokens(reply) // 2 if half else room)
         choice = answer["choices"][0]
+        answer["model"] = self.model or answer["model"]
+        if self.completion_tokens is not None:
+            answer["usage"]["completion_tokens"] = self.completion_tokens
         if fault in INTERRUPTED:
             choice["finish_reason"] = fault
         if fault == "refusal":
@@ -272,7 +280,7 @@ def completion(body: dict, reply: str, room: int | None) -> dict:
     content = " ".join(reply.split()[: int(room * WORDS_PER_TOKEN)]) if cut else reply
     prompt, answer = sum(tokens(text(message)) for message in body["messages"]), tokens(content)
     return {
-        "id": f"chatcmpl-{digest(content.encode())}",
+        "id": f"chatcmpl-{digest(content.encode(errors='replace'))}",
         "object": "chat.completion",
         "created": 0,
         "model": body.get("model", "scripted"),

@@ -81,7 +81,10 @@ class Call:
 
 
 # Other servers' words for "stop" and for "length": Anthropic, TGI, SGLang, Mistral, Gemini.
-STOPPED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "finished"}
+STOPPED = {
+    *("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "finished"),
+    "finish_reason_unspecified",
+}
 LENGTHS = {"length", "max_tokens", "model_length", "max_output_tokens", "max_length"}
 
 

@@ -28,6 +28,8 @@ from musiccli.llm.providers.replies import empty_cause, token_count, valid_text
 # litellm gives these errors status 500; no later attempt helps.
 UNUSABLE = re.compile(r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE)
 
+OVERHEAD = 30.0  # seconds that litellm may take for itself, mostly to load a provider's code
+
 
 class LiteLLMProvider:
     """Calls a provider through litellm, which finds the key in the environment.
@@ -46,11 +48,11 @@ class LiteLLMProvider:
             _check_key(call.model)
         with guarded(call.max_tokens) as guard:
             try:
-                async with asyncio.timeout(self.timeout):
+                # litellm's time-out is for each piece of an answer: one that drips never ends.
+                async with asyncio.timeout(self.timeout + OVERHEAD):
                     response = await litellm.acompletion(**self._request(call, url))
             except TimeoutError:
-                seconds = f"{self.timeout:g} seconds"
-                raise ProviderError(f"no answer within {seconds}", 408) from None
+                raise ProviderError(f"no answer within {self.timeout:g} seconds", 408) from None
             except Exception as error:
                 # Not `from error`: its text may quote the key, and --debug would show it.
                 raise guard.error or provider_error(error, guard.secrets) from None
@@ -143,15 +145,27 @@ def _litellm() -> ModuleType:
 def _read(litellm: ModuleType, response: Any, model: str) -> Reply:
     choice = response.choices[0] if response.choices else None
     text = valid_text((choice.message.content if choice else "") or "").strip()
-    finish = finish_reason(choice and choice.finish_reason)
     usage = getattr(response, "usage", None)
     return Reply(
         text,
-        finish if text or not choice else empty_cause(choice.message, finish),
+        _finish(choice, text) if choice else "stop",
         token_count(getattr(usage, "prompt_tokens", 0)) or 0,
         token_count(getattr(usage, "completion_tokens", 0)) or 0,
         _cost(litellm, response, model),
     )
+
+
+def _finish(choice: Any, text: str) -> str:
+    """Why the reply ended. litellm calls it "stop" where it does not know the provider's word."""
+    native = (getattr(choice, "provider_specific_fields", None) or {}).get("native_finish_reason")
+    finish = finish_reason(choice.finish_reason)
+    if finish == "stop" and native:
+        finish = finish_reason(native)
+    if text:
+        return finish
+    message = choice.message
+    refusal = (getattr(message, "provider_specific_fields", None) or {}).get("refusal")
+    return "refusal" if refusal else empty_cause(vars(message), finish)
 
 
 def _cost(litellm: ModuleType, response: Any, model: str) -> float | None:

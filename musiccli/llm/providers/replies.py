@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,17 +66,13 @@ def token_count(value: object) -> int | None:
     return int(value)
 
 
-def empty_cause(message: Any, finish: str) -> str:
+def empty_cause(message: Mapping[str, Any], finish: str) -> str:
     """The finish reason of an empty reply; where that is "stop", what its message holds instead."""
-
-    def value(name: str) -> object:
-        return message.get(name) if isinstance(message, dict) else getattr(message, name, None)
-
-    if value("refusal"):
+    if message.get("refusal"):
         return "refusal"
-    if finish == "stop" and value("tool_calls"):
+    if finish == "stop" and message.get("tool_calls"):
         return "tool_calls"
-    if finish == "stop" and (value("reasoning_content") or value("reasoning")):
+    if finish == "stop" and (message.get("reasoning_content") or message.get("reasoning")):
         return "reasoning"
     return finish
 
