@@ -10,17 +10,26 @@ import zlib
 import httpx
 import pytest
 from aiohttp import web
+from build import talk
 from openai_server import serve
-from scripted import no_network
+from scripted import no_network, words
 from test_client import LITELLM, PATHS, VLLM, ask, call, client_of, server_and_client, six_words
 from test_openai_provider import completion
 
 from musiccli.core.errors import CallError, InputError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
+from musiccli.judge import verdicts
+from musiccli.judge.config import JudgeConfig
 from musiccli.llm import limiter
 from musiccli.llm.call import Reply
 from musiccli.llm.provider_errors import OversizedReply, ProviderError, is_secret
 from musiccli.llm.providers.bodies import MAX_ERROR_BODY, OVERHEAD, PIECE, Body, body_limit
 from musiccli.llm.providers.guarded_http import guarded
+from musiccli.simulate import branch
+from musiccli.simulate.config import SimulateConfig
+from musiccli.simulate.simulator import simulate
 
 SECRET = "swordfish"  # looks like a word, and no variable's name tells that it is a key
 MODELS = {  # one of each header that litellm sends a key in
@@ -168,6 +177,29 @@ def test_a_bomb_is_unpacked_no_further_than_the_limit():
 def test_longer_replies_may_have_larger_bodies_up_to_what_a_record_may_hold():
     limits = [body_limit(200, tokens) for tokens in (1, 512, 10**9)]
     assert limits == sorted(limits) and limits[-1] == 32 << 20
+
+
+def test_a_reply_that_would_make_a_record_too_large_is_refused_when_it_comes(monkeypatch):
+    monkeypatch.setattr(branch, "MAX_LINE", branch.OTHER_FIELDS + 1500)
+    config = SimulateConfig(assistant=VLLM, turns=2, contrast="none")
+    seeds = [Record({"id": n, "messages": talk("?" * (n * 600))}) for n in range(1, 3)]
+    rejects = Rejects(skip=True)
+    with serve(reply=lambda body: f"{words(body)} {words(body, 80)}") as server:
+        client = client_of(server.base_url)
+        done = list(simulate(seeds, config, client, RunStats(rejects)))
+        assert server.calls == 3  # two for the first seed, one for the second
+    assert ([record["id"] for record in done], rejects.count) == ([], 2)
+
+
+def test_explanations_that_would_make_a_record_too_large_fail_its_record(monkeypatch):
+    monkeypatch.setattr(verdicts, "MAX_LINE", verdicts.OTHER_FIELDS + 1500)
+    sides = {"chosen": talk("How?", "So."), "rejected": talk("How?", "Thus.")}
+    pairs = [Record({"id": n, **sides, "metadata": "x" * 1000 * n}) for n in range(2)]
+    rejects = Rejects(skip=True)
+    with serve(reply=lambda _: f"{'Because. ' * 10}\n[[A]]") as server:
+        client, config = client_of(server.base_url), JudgeConfig(judges=(VLLM,))
+        done = list(verdicts.judge(pairs, config, client, RunStats(rejects)))
+    assert ([record["id"] for record in done], rejects.count) == ([0], 1)
 
 
 MEMORY = """

@@ -19,7 +19,7 @@ from test_client import (
 )
 from test_openai_provider import answer_of, answering, completion
 
-from musiccli.core.errors import CallError
+from musiccli.core.errors import CallError, InputError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
@@ -171,6 +171,12 @@ def test_a_refused_max_tokens_is_asked_for_under_its_newer_name():
     assert messages == [
         f"{model}: rejects max_tokens; asked for max_completion_tokens from here on"
     ]
+
+
+@pytest.mark.parametrize("top_p", [0, -0.5, 1.5, float("nan")])
+def test_a_top_p_that_servers_refuse_is_refused_before_any_call(top_p):
+    with pytest.raises(InputError, match="`top_p` .*: should be above 0 and at most 1"):
+        SimulateConfig(top_p=top_p)
 
 
 @pytest.mark.parametrize("model", PATHS)

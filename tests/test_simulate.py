@@ -1195,6 +1195,7 @@ def test_a_failed_conversation_gives_exit_status_1(music):
         (("--contrast", "some"), "--contrast some: expected all | none"),
         (("--prompts", "nowhere"), "--prompts nowhere: neither paper nor small nor a folder"),
         (("--prompts", "small", "--contrast-calls", "1"), "has no contrast.md"),
+        (("--top-p", "0"), "--top-p 0: should be above 0 and at most 1; --temperature 0 always"),
     ],
 )
 def test_a_wrong_policy_or_prompt_set_is_said_before_anybody_is_asked(music, more, problem):

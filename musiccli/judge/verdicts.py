@@ -5,8 +5,9 @@ from itertools import count
 from typing import Any
 
 from musiccli import prompts
-from musiccli.core import votes
+from musiccli.core import json_text, votes
 from musiccli.core.errors import CallError
+from musiccli.core.jsonl import MAX_LINE
 from musiccli.core.messages import Message, same_text
 from musiccli.core.records import Record, content_id, side_names
 from musiccli.core.run_stats import RunStats
@@ -17,6 +18,7 @@ from musiccli.llm.client import Client
 from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.prompts import transcript
 
+OTHER_FIELDS = 1 << 10  # bytes for the fields beside the votes
 ORDERS = ("ab", "ba")  # "ab" shows the record's first side as conversation A, "ba" its second
 
 
@@ -45,13 +47,15 @@ def judge(
         if same_text(record[first], record[second]):
             return record, []
         try:
-            return record, await gather_all(
+            pair_votes = await gather_all(
                 *(
                     _vote(client, config, prompt, record, model, order)
                     for model in config.judges
                     for order in ORDERS
                 )
             )
+            _check_size(record, pair_votes)
+            return record, pair_votes
         except (CallError, LimitReached) as error:
             return record, error
 
@@ -153,6 +157,15 @@ def _ending(reply: Reply) -> dict[str, Any]:
     if reply.interruption:
         return {"interrupted": reply.interruption}
     return {"truncated": True} if reply.finish == "length" else {}
+
+
+def _check_size(record: Record, pair_votes: list[dict[str, Any]]) -> None:
+    """Raises CallError where the explanations make the record larger than any that is read."""
+    if len(json_text.encode(record)) + len(json_text.encode(pair_votes)) > MAX_LINE - OTHER_FIELDS:
+        raise CallError(
+            "the judges' explanations would make the record larger than the "
+            f"{MAX_LINE >> 20} MB that can be read again"
+        )
 
 
 def _given_winner(record: Record) -> dict[str, Any]:

@@ -4,10 +4,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from musiccli.core import json_text
+from musiccli.core.errors import CallError
+from musiccli.core.jsonl import MAX_LINE
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.llm.call import Reply
 from musiccli.simulate.config import SimulateConfig
+
+OTHER_FIELDS = 1 << 20  # bytes that are kept for what simulate adds beside messages
 
 
 @dataclass
@@ -24,6 +29,7 @@ class Branch:
         truncated: indices of the messages that the token limit cut.
         usage: prompt and completion tokens of its calls.
         cost: US dollars; None where a price is unknown.
+        size: bytes of the record as JSON, without what simulate adds at its end.
     """
 
     seed: Record
@@ -35,6 +41,10 @@ class Branch:
     truncated: list[int] = field(default_factory=list)
     usage: Counter[str] = field(default_factory=Counter)
     cost: float | None = 0.0
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        self.size = self.size or len(json_text.encode(self.seed))
 
     def fork(self, name: str) -> "Branch":
         """A second branch with the same history. Its usage begins at zero."""
@@ -45,7 +55,16 @@ class Branch:
             list(self.messages),
             faults=list(self.faults),
             truncated=list(self.truncated),
+            size=self.size,
         )
+
+    def check_room(self, reply: Reply) -> None:
+        """Raises CallError for a reply that would make the record larger than any that is read."""
+        if self.size + len(json_text.encode(reply.text)) > MAX_LINE - OTHER_FIELDS:
+            raise CallError(
+                f"a reply of {len(reply.text):,} characters would make the record larger than the "
+                f"{MAX_LINE >> 20} MB that can be read again"
+            )
 
     def add(self, role: str, reply: Reply, fault: str | None) -> None:
         """Append a message."""
@@ -54,10 +73,12 @@ class Branch:
         if reply.finish == "length":
             self.truncated.append(len(self.messages))
         self.messages.append({"role": role, "content": reply.text})
+        self.size += len(json_text.encode(self.messages[-1]))
 
     def add_contrasted(self, instruction: str, reply: Reply, fault: str | None) -> None:
         """Append an assistant's reply that answers an altered instruction."""
         self.contrast.append({"message": len(self.messages), "instruction": instruction})
+        self.size += len(json_text.encode(self.contrast[-1]))
         self.add("assistant", reply, fault)
 
     def add_usage(self, reply: Reply) -> None:

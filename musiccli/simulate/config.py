@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from musiccli.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class SimulateConfig:
@@ -24,6 +26,10 @@ class SimulateConfig:
         top_p: total probability of the tokens that are sampled from, in every call.
         retries: how often a message with a fault is asked for again.
         seed: everything random follows from it.
+
+    Raises:
+        InputError: `top_p` is not above 0 and at most 1. Servers refuse such a value, and without
+            it they would sample from all tokens.
     """
 
     assistant: str = "local/smollm2"
@@ -41,6 +47,13 @@ class SimulateConfig:
     top_p: float = 0.95
     retries: int = 3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise InputError(
+                f"`top_p` {self.top_p:g}: should be above 0 and at most 1; `temperature` 0 always "
+                "takes the most likely token"
+            )
 
     @property
     def user_model(self) -> str:

@@ -97,7 +97,7 @@ class Asker:
             fault_of: names the fault of a text, or returns None.
 
         Raises:
-            CallError: the call failed, or the last reply is empty.
+            CallError: the call failed, the last reply is empty, or the record would grow too large.
             LimitReached: nothing more may be spent.
         """
         speaker = SPEAKERS.get(question.role, question.role)
@@ -106,6 +106,7 @@ class Asker:
         for attempt in range(attempts):
             reply = await self._client.complete(self._call(branch, turn, next_question, attempt))
             branch.add_usage(reply)
+            branch.check_room(reply)
             reply, whole = whole_sentences(question.prepare(reply))
             fault = _fault(reply, whole, fault_of)
             if fault is None:
