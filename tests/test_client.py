@@ -238,6 +238,24 @@ def test_a_hanging_call_times_out_and_is_tried_again():
         assert server.calls >= 2
 
 
+@pytest.mark.parametrize(
+    "status, slower",
+    [(408, True), (504, True), (524, True), (429, True), (500, False), (400, False)],
+)
+def test_a_server_that_does_not_answer_in_time_gets_fewer_calls_at_once(status, slower):
+    model = client_of("http://h/v1").model(VLLM)
+    before = model.limiter.limit
+    model.slow_down(ProviderError("no answer", status))
+    assert model.limiter.limit == (before / 2 if slower else before)
+
+
+def test_a_time_out_of_ones_own_is_one_of_the_server():
+    with server_and_client({"timeout": 0.2, "attempts": 1}, script=["hang"]) as (_, client):
+        [error] = ask(client, call())
+    assert isinstance(error, CallError)
+    assert client.model(OPENAI).limiter.limit < limiter.INITIAL_LIMIT
+
+
 def test_the_first_retry_of_a_silent_model_is_said_once():
     messages: list[str] = []
     with server_and_client({"messages": messages}, script=["500"] * 4) as (_, client):
