@@ -175,7 +175,7 @@ def test_a_refused_max_tokens_is_asked_for_under_its_newer_name():
 
 @pytest.mark.parametrize("top_p", [0, -0.5, 1.5, float("nan")])
 def test_a_top_p_that_servers_refuse_is_refused_before_any_call(top_p):
-    with pytest.raises(InputError, match="`top_p` .*: should be above 0 and at most 1"):
+    with pytest.raises(InputError, match=r"`top_p` .*: should be above 0 and at most 1"):
         SimulateConfig(top_p=top_p)
 
 
