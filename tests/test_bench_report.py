@@ -289,14 +289,17 @@ def test_without_matplotlib_a_page_has_tables_and_says_what_is_missing(folder, m
 @pytest.mark.parametrize(
     "options, said",
     [
-        (("--html", "-"), "--html -: something else goes there; name another file"),
-        (("--markdown", "-"), "--markdown -: something else goes there; name another file"),
+        (("--html", "-"), "--html -: this run's own input or output; name another file"),
+        (("--markdown", "-"), "--markdown -: this run's own input or output; name another file"),
         (
             ("--html", "x", "--markdown", "./x"),
-            "--markdown ./x: something else goes there; name another file",
+            "--markdown ./x: this run's own input or output; name another file",
         ),
-        (("-o", "x", "--html", "x"), "--html x: something else goes there; name another file"),
-        (("--html", "in.jsonl"), "--html in.jsonl: something else goes there; name another file"),
+        (("-o", "x", "--html", "x"), "--html x: this run's own input or output; name another file"),
+        (
+            ("--html", "in.jsonl"),
+            "--html in.jsonl: this run's own input or output; name another file",
+        ),
         (("--html", "none/x"), "--html none/x: there is no such folder"),
     ],
 )

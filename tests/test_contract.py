@@ -443,11 +443,12 @@ def test_an_output_that_existed_stays_when_the_run_fails(row):
     assert os.listdir() == ["out.jsonl"] and Path("out.jsonl").read_bytes() == b"before\n"
 
 
-def test_an_output_over_its_own_input_works(reader):
-    write("in.jsonl", *reader.good("x"), *reader.good("y"))
-    expected = run(reader, "in.jsonl").out
-    assert run(reader, "in.jsonl", "-o", "in.jsonl").status == 0
-    assert Path("in.jsonl").read_bytes() == expected
+def test_an_output_over_its_own_input_is_refused(reader):
+    before = write("in.jsonl", *reader.good("x"), *reader.good("y")).read_bytes()
+    done = run(reader, "in.jsonl", "-o", "./in.jsonl")
+    said = f"music {reader.words}: error: --output ./in.jsonl: this run's own input or output; name another file"
+    assert (done.status, done.lines) == (2, [said])
+    assert Path("in.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

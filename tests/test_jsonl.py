@@ -430,21 +430,6 @@ def test_a_named_pipe_is_written_as_records_come(folder):
     assert reader.communicate()[0] == b'{"id":1}\n'
 
 
-@pytest.mark.parametrize(
-    "first, second, same",
-    [
-        (None, "-", True),
-        ("-", "-", True),
-        ("x", "./x", True),
-        ("x", "y", False),
-        ("x", "-", False),
-        (None, "x", False),
-    ],
-)
-def test_two_outputs_into_one_place_are_recognized(folder, first, second, same):
-    assert jsonl.same_file(first, second) is same
-
-
 def test_a_killed_run_leaves_no_target(folder):
     with start("pair", "-o", "out.jsonl") as run:
         run.stdin.write(b"{}")

@@ -1,11 +1,14 @@
 """The program `music` itself: its help, its global options and the order of its commands."""
 
+import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import typer
 
 from musiccli import __version__
+from musiccli.cli.paths import path_uses, refuse_same_paths
 
 # The order of the help: the commands of the pipeline, then the commands that serve them.
 ORDER = (
@@ -72,5 +75,14 @@ def first_line(text: str | None) -> str:
 
 def plain_command(body: Callable[..., Any]) -> Callable[..., Any]:
     """Make a command of a function that neither reads nor writes records in the common way."""
-    app.command(short_help=first_line(body.__doc__))(body)
+
+    @wraps(body)
+    def command(**options: Any) -> None:
+        refuse_same_paths(uses, options)
+        body(**options)
+
+    parameters = inspect.signature(body, eval_str=True).parameters.values()
+    uses = path_uses({parameter.name: parameter.annotation for parameter in parameters})
+    command.path_uses = uses  # type: ignore[attr-defined]  # for tests
+    app.command(short_help=first_line(body.__doc__))(command)
     return body

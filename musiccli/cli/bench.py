@@ -17,6 +17,7 @@ from musiccli.bench.config import BenchConfig
 from musiccli.cli.app import app
 from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
 from musiccli.cli.options import SEED
+from musiccli.cli.paths import WRITTEN
 from musiccli.cli.run import Run, stage
 from musiccli.core.records import Record
 from musiccli.judge.config import JudgeConfig
@@ -87,6 +88,7 @@ PLOT = Annotated[
         show_default=False,
         help="Draw the figures as .png, .svg or .pdf, too (needs matplotlib).",
     ),
+    WRITTEN,
 ]
 HTML = Annotated[
     str | None,
@@ -95,12 +97,14 @@ HTML = Annotated[
         show_default=False,
         help="Write one page with tables, figures, the worst records and how to reproduce it, too.",
     ),
+    WRITTEN,
 ]
 MARKDOWN = Annotated[
     str | None,
     typer.Option(
         metavar="FILE", show_default=False, help="Write the tables as Markdown, for a paper, too."
     ),
+    WRITTEN,
 ]
 JUDGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # annotation, default
     "judges": (JUDGES, None),

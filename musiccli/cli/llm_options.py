@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from musiccli.cli.paths import READ, PathUse
 from musiccli.cli.run import Run
 from musiccli.core.progress import table
 from musiccli.llm.config import ClientConfig
@@ -27,6 +28,7 @@ PROMPTS = Annotated[
         help="Prompt texts: paper, small (for models of few parameters), or a folder with your own "
         "files; left out: small for the bundled models, else paper.",
     ),
+    READ,
 ]
 CACHE = Annotated[
     str | None,
@@ -35,6 +37,7 @@ CACHE = Annotated[
         show_default=False,
         help="Finished calls; left out: calls.sqlite in the cache folder (MUSIC_CACHE).",
     ),
+    PathUse(written=True, store="calls.sqlite"),
 ]
 MAX_COST = Annotated[
     float,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.app import plain_command
+from musiccli.cli.paths import READ, WRITTEN
 from musiccli.core.progress import Clock, say
 
 
@@ -18,9 +19,12 @@ def merge(
             help="A LoRA adapter as peft writes it: another tool's, or the folder `adapter` of a "
             "reward model.",
         ),
+        READ,
     ],
     out: Annotated[
-        str, typer.Option(metavar="DIR", help="The folder of the merged checkpoint, a new one.")
+        str,
+        typer.Option(metavar="DIR", help="The folder of the merged checkpoint, a new one."),
+        WRITTEN,
     ],
     model: Annotated[
         str | None,
@@ -29,6 +33,7 @@ def merge(
             show_default=False,
             help="The adapter's backbone. Left out: the one that the adapter names.",
         ),
+        READ,
     ] = None,
 ) -> None:
     """Merge a LoRA adapter into its backbone: a plain checkpoint with the same scores.

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from musiccli.cli.paths import READ, WRITTEN
+
 
 class OnError(StrEnum):
     """What a run does at a bad record."""
@@ -20,6 +22,7 @@ FILES = Annotated[
         help="JSONL files, also .gz and .zst; none or - is standard input.",
         show_default=False,
     ),
+    READ,
 ]
 OUTPUT = Annotated[
     str | None,
@@ -30,6 +33,7 @@ OUTPUT = Annotated[
         show_default=False,
         help="Write here instead of standard output; the file appears when it is complete.",
     ),
+    WRITTEN,
 ]
 ON_ERROR = Annotated[OnError, typer.Option(help="Stop at a bad record, or skip and count it.")]
 REJECTS = Annotated[
@@ -39,6 +43,7 @@ REJECTS = Annotated[
         show_default=False,
         help="Keep skipped and failed records here, each with its error.",
     ),
+    WRITTEN,
 ]
 NUM_PROCESSES = Annotated[
     int | None,
@@ -55,5 +60,6 @@ ACCELERATE_CONFIG = Annotated[
         show_default=False,
         help="Start by this file of accelerate's: FSDP, DeepSpeed, several machines.",
     ),
+    READ,
 ]
 SEED = Annotated[int, typer.Option(help="Makes everything that is random repeatable.")]

@@ -121,12 +121,6 @@ class Report:
 
         if self.plot:
             check_figure_path(self.plot)
-        taken = [self.run.output, *self.run.files]
         for option, path in paths.items():
-            if not path:
-                continue
-            if path == "-" or any(jsonl.same_file(path, taken_path) for taken_path in taken):
-                raise InputError(f"{option} {path}: something else goes there; name another file")
-            if not Path(path).parent.is_dir():
+            if path and not Path(path).parent.is_dir():
                 raise InputError(f"{option} {path}: there is no such folder")
-            taken.append(path)

@@ -1,6 +1,7 @@
 """One run of one command: its input and output, its last line, its exit status."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -11,6 +12,7 @@ import typer
 from musiccli.cli.app import app, first_line
 from musiccli.cli.option_names import as_typed
 from musiccli.cli.options import FILES, ON_ERROR, OUTPUT, REJECTS, OnError
+from musiccli.cli.paths import path_uses, refuse_same_paths
 from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, InputError, MusicError
 from musiccli.core.progress import Clock, bar, say
@@ -42,7 +44,8 @@ class Run:
         self.read_count = 0
         self.live: Callable[[], str] = str
         self._only_informs = False
-        self._check_rejects(rejects, output)
+        if _follows():  # the first process of the group writes the files
+            output = rejects = None
         self._output = jsonl.open_output(output)
         try:
             rejects_file = jsonl.Rejects(
@@ -52,13 +55,6 @@ class Run:
             self._output.discard()
             raise
         self.stats = RunStats(rejects_file, self.say)
-
-    def _check_rejects(self, rejects: str | None, output: str | None) -> None:
-        inputs = set(self.files) - {"-"}
-        if rejects and any(jsonl.same_file(rejects, path) for path in (output, *inputs)):
-            raise InputError(
-                f"`rejects` {rejects}: this run's own input or output; name another file"
-            )
 
     @property
     def on_terminal(self) -> bool:
@@ -105,7 +101,8 @@ class Run:
         from musiccli.core.processes import launched, relaunch
 
         if not launched() and (config or (processes or 1) > 1):
-            self.stats.rejects.close()  # the processes write it
+            self._output.discard()  # the processes write both
+            self.stats.rejects.discard()
             raise typer.Exit(relaunch(self.files, processes=processes, config=config))
 
     def write(self, results: Iterable[dict[str, Any]], total: int | None = None) -> None:
@@ -177,6 +174,15 @@ class Run:
             self.stats.rejects.close()
 
 
+def _follows() -> bool:
+    """Whether this is not the first of several processes that run the command together."""
+    if os.environ.get("RANK", "0") == "0":
+        return False
+    from musiccli.core.processes import launched
+
+    return launched()
+
+
 def stage(
     name: str | None = None,
     *,
@@ -204,6 +210,8 @@ def stage(
             output: str | None = None,
             **options: Any,
         ) -> None:
+            typed = {"files": files, "output": output, "rejects": rejects, **options}
+            refuse_same_paths(uses, typed)
             run = Run(full_name, files or [], output, on_error, rejects)
             if not writes:
                 run.withhold()
@@ -214,9 +222,12 @@ def stage(
                 run.discard()
                 raise
 
-        parameters = [*_own_parameters(body), *_common_parameters(reads, writes)]
+        own, common = _own_parameters(body), _common_parameters(reads, writes)
+        uses = path_uses({option.name: option.annotation for option in (*common, *own)})
+        parameters = [*own, *common]
         _name_numbers(parameters)
         command.__doc__ = body.__doc__
+        command.path_uses = uses  # type: ignore[attr-defined]  # for tests
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         register = (to or app).command(full_name.split()[-1], short_help=first_line(body.__doc__))

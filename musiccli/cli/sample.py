@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.options import SEED
+from musiccli.cli.paths import PathUse
 from musiccli.cli.run import Run, stage
 from musiccli.core.errors import InputError
 from musiccli.sample.config import ContrastTurn, CorruptionKind, Emit, Ranked, SampleConfig, Speaker
@@ -22,6 +23,7 @@ def sample(
             "standard input, a hub id (OWNER/NAME), or a short name, as skywork; music help "
             "datasets lists them.",
         ),
+        PathUse(whole=True),
     ],
     emit: Annotated[
         Emit, typer.Option(help="The kind of record to make of each row.")
@@ -100,6 +102,7 @@ def sample(
             help="Drop what overlaps this benchmark: the same first prompt, or 13 successive words "
             "of any prompt (characters, in scripts without spaces).",
         ),
+        PathUse(whole=True),
     ] = None,
     config: Annotated[
         str | None,

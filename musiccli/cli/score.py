@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES
+from musiccli.cli.paths import READ, PathUse
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.score.config import ScoreConfig
@@ -20,6 +21,7 @@ def score(
             help="The reward model: a folder that music train wrote, or any sequence classifier "
             "with one label from the hub.",
         ),
+        READ,
     ],
     as_: Annotated[
         str | None,
@@ -66,6 +68,7 @@ def score(
             help="The file of finished scores. Left out: scores.sqlite in the cache folder "
             "(MUSIC_CACHE).",
         ),
+        PathUse(written=True, store="scores.sqlite"),
     ] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Neither read nor keep finished scores.")

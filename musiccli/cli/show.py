@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from musiccli.cli.paths import PathUse
 from musiccli.cli.run import Run, stage
 from musiccli.core import jsonl, records
 from musiccli.core.errors import InputError
@@ -71,6 +72,7 @@ def show(
             show_default=False,
             help="Write an HTML page instead: a single file that needs no other.",
         ),
+        PathUse(written=True, replaces="output"),
     ] = None,
 ) -> None:
     """Show records of any kind to people, the two sides of a pair beside each other.

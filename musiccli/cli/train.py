@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES, SEED
+from musiccli.cli.paths import READ, WRITTEN
 from musiccli.cli.run import Run, stage
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError
@@ -24,6 +25,7 @@ def train(
             metavar="DIR",
             help="Where the reward model goes. The same command again resumes the run.",
         ),
+        WRITTEN,
     ],
     model: Annotated[
         str,
@@ -31,6 +33,7 @@ def train(
             metavar="MODEL",
             help="The backbone, which gets a new reward head: a hub id, a folder or local/NAME.",
         ),
+        READ,
     ] = TrainConfig.model,
     init_from: Annotated[
         str | None,
@@ -39,6 +42,7 @@ def train(
             show_default=False,
             help="A reward model to continue from, with its head, in place of --model.",
         ),
+        READ,
     ] = TrainConfig.init_from,
     batch: Annotated[
         int, typer.Option(min=1, help="Pairs in one optimizer step, over all processes.")
@@ -134,6 +138,7 @@ def train(
             show_default=False,
             help="Held-out pairs, measured every --eval-every steps and at the end.",
         ),
+        READ,
     ] = None,
     eval_every: Annotated[
         int | None,
@@ -166,6 +171,7 @@ def train(
             help="Draw loss, accuracy and margin over the steps, as .png, .svg or .pdf (needs "
             "matplotlib).",
         ),
+        WRITTEN,
     ] = None,
     plot_beside: Annotated[
         list[str] | None,
@@ -174,6 +180,7 @@ def train(
             show_default=False,
             help="Another run to draw in the same figure; may be repeated.",
         ),
+        READ,
     ] = None,
     push_to_hub: Annotated[
         str | None,

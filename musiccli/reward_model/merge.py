@@ -1,10 +1,10 @@
 """A LoRA adapter and its backbone made into one plain checkpoint, whoever trained the adapter."""
 
+import contextlib
 import json
 import os
 import re
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from musiccli.core.errors import InputError
 from musiccli.core.messages import Message
+from musiccli.core.partial_files import partial_folder
 from musiccli.core.pretrained import load_adapter
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.model import RewardModel
@@ -47,6 +48,22 @@ def merge(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already; name another `out`")
+    with contextlib.ExitStack() as stack:
+        with _writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(partial_folder(out))
+        merged, difference = _merge(adapter, model, say)
+        with _writing(out):
+            (scratch / "merged").mkdir()
+            checkpoint.save(merged, scratch / "merged")
+            os.replace(scratch / "merged", out)
+    return difference
+
+
+def _merge(
+    adapter: Path, model: str | None, say: Callable[[str], None]
+) -> tuple[RewardModel, float]:
+    """The merged model, and the largest difference between rewards before and after."""
     config, shapes = _read(adapter)
     names = set(shapes)
     base = model or config.get("base_model_name_or_path")
@@ -68,8 +85,7 @@ def merge(
             f"{adapter}: merged into {base} it would change rewards by {difference:.2g}"
         )
     reward_model.notes = {"base": base, "lora": config.get("r"), "merged": adapter.name}
-    _write(reward_model, out)
-    return difference
+    return reward_model, difference
 
 
 def _read(adapter: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
@@ -143,14 +159,10 @@ def _probe(model: RewardModel) -> torch.Tensor:
         return torch.cat(model.network.eval()([group]))
 
 
-def _write(model: RewardModel, out: Path) -> None:
-    """Write the folder, whole or not at all."""
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raise InputError where the folder cannot be written within this context."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            partial = Path(scratch, "merged")
-            partial.mkdir()
-            checkpoint.save(model, partial)
-            os.replace(partial, out)
+        yield
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error

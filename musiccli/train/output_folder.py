@@ -1,12 +1,15 @@
 """The folder of a run: claimed before the work starts, and given the finished checkpoint."""
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from musiccli.core.errors import InputError
+from musiccli.core.partial_files import empty_folder, locked_folder
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.states import remove_states
@@ -14,12 +17,19 @@ from musiccli.train.states import remove_states
 BEGUN_FILE = ".music-train"  # marks a run's folder until it holds a reward model
 
 
-def claim_folder(out: Path) -> None:
-    """Make the folder.
+@contextlib.contextmanager
+def claim_folder(out: Path) -> Iterator[None]:
+    """Make the folder, and keep other runs from writing there within this context.
 
-    Raises InputError where it holds something else or cannot be written: better now than after
-    hours of work.
+    Raises InputError where it holds something else, cannot be written or is another run's: better
+    now than after hours of work.
     """
+    _make_folder(out)
+    with locked_folder(out):
+        yield
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         names = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
@@ -46,9 +56,7 @@ def write_checkpoint(model: RewardModel, out: Path, notes: dict[str, Any]) -> No
     The notes are moved there last: a folder that has them holds a complete checkpoint.
     """
     model.notes |= notes
-    partial = out / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = empty_folder(out / ".partial")
     checkpoint.save(model, partial)
     for file in sorted(partial.iterdir(), key=lambda file: file.name == checkpoint.NOTES):
         target = out / file.name

@@ -97,42 +97,43 @@ def train(
     say: Say = stats.say if is_main else lambda text: None
     if is_main and not check_only:
         push_to_hub = create_repository(push_to_hub) if push_to_hub else None
-        claim_folder(out)
+    with claim_folder(out) if is_main and not check_only else contextlib.nullcontext():
+        set_seed(config.seed)
+        model = create_model(config, say)
+        checkpoint_activations(model.network, config.activation_checkpointing, accelerator.device)
+        with _progress("encode", accelerator) as progress:
+            data = load_data(preferences, held_out, model, config, stats, say, progress)
+        refuse_different_data(data.fingerprint, accelerator)
 
-    set_seed(config.seed)
-    model = create_model(config, say)
-    checkpoint_activations(model.network, config.activation_checkpointing, accelerator.device)
-    with _progress("encode", accelerator) as progress:
-        data = load_data(preferences, held_out, model, config, stats, say, progress)
-    refuse_different_data(data.fingerprint, accelerator)
+        identity: RunIdentity = {"settings": asdict(config), "data": fingerprint(data.pairs)}
+        if not check_only and (notes := checkpoint.read_notes(out)):
+            refuse_other_run(notes, identity, out)
+            say(f"{out} is trained already, by this same line")
+            _push(push_to_hub, out, accelerator, say)
+            return None
 
-    identity: RunIdentity = {"settings": asdict(config), "data": fingerprint(data.pairs)}
-    if not check_only and (notes := checkpoint.read_notes(out)):
-        refuse_other_run(notes, identity, out)
-        say(f"{out} is trained already, by this same line")
+        embedding = TrimmedEmbedding(model.network, used_tokens(data.token_ids()))
+        say(describe_run(model, data.pairs, config, accelerator))
+        if is_main and (check or check_only):
+            report_checks(model, data, config, accelerator, embedding, say, show_passed=check_only)
+        if check_only:
+            return None
+
+        trainer = Trainer(model, data.pairs, config, accelerator)
+        states = TrainingStates(out, accelerator, identity, embedding)
+        metrics = run_steps(
+            trainer, states, data.held_out, eval_every or save_every, save_every, say
+        )
+
+        accelerator.wait_for_everyone()
+        model = collect_model(model, trainer.network, embedding, config, accelerator)
+        if is_main:
+            origin = {"command": command, "counts": stats.phrases(), **data.files}
+            write_checkpoint(model, out, {**identity, **origin, "metrics": metrics})
+        accelerator.wait_for_everyone()
         _push(push_to_hub, out, accelerator, say)
-        return None
-
-    embedding = TrimmedEmbedding(model.network, used_tokens(data.token_ids()))
-    say(describe_run(model, data.pairs, config, accelerator))
-    if is_main and (check or check_only):
-        report_checks(model, data, config, accelerator, embedding, say, show_passed=check_only)
-    if check_only:
-        return None
-
-    trainer = Trainer(model, data.pairs, config, accelerator)
-    states = TrainingStates(out, accelerator, identity, embedding)
-    metrics = run_steps(trainer, states, data.held_out, eval_every or save_every, save_every, say)
-
-    accelerator.wait_for_everyone()
-    model = collect_model(model, trainer.network, embedding, config, accelerator)
-    if is_main:
-        origin = {"command": command, "counts": stats.phrases(), **data.files}
-        write_checkpoint(model, out, {**identity, **origin, "metrics": metrics})
-    accelerator.wait_for_everyone()
-    _push(push_to_hub, out, accelerator, say)
-    accelerator.end_training()
-    return metrics if is_main else None
+        accelerator.end_training()
+        return metrics if is_main else None
 
 
 def refuse_impossible(config: TrainConfig) -> None:

@@ -11,6 +11,7 @@ import orjson
 from accelerate import Accelerator
 
 from musiccli.core.errors import InputError
+from musiccli.core.partial_files import empty_folder
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
 from musiccli.train.config import RENAMED_SETTINGS, RESUMABLE_SETTINGS, TrainConfig
 
@@ -54,8 +55,8 @@ class TrainingStates:
         target = self.folder / f"step-{step:06}"
         partial = target.with_name(f".{target.name}")
         if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            self.folder.mkdir(exist_ok=True)
+            empty_folder(partial)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()  # each process writes its part

@@ -18,7 +18,7 @@ from musiccli.core.jsonl.reader import (
     standard_input_as_file,
 )
 from musiccli.core.jsonl.rejects import Rejects
-from musiccli.core.jsonl.writer import Output, open_output, same_file, silence_stdout
+from musiccli.core.jsonl.writer import Output, open_output, silence_stdout
 
 __all__ = [
     "MAX_LINE",
@@ -33,7 +33,6 @@ __all__ = [
     "read",
     "read_errors",
     "reserved_stdin",
-    "same_file",
     "sha256",
     "silence_stdout",
     "standard_input",

@@ -57,3 +57,8 @@ class Rejects:
         """Complete the file with the bad records."""
         if self._output:
             self._output.close()
+
+    def discard(self) -> None:
+        """Give up the file: another process writes it."""
+        if self._output:
+            self._output.discard()

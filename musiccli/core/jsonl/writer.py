@@ -1,6 +1,7 @@
 """Write records to a file, to standard output, to a device or to a named pipe."""
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, NoReturn
 from musiccli.core import json_text
 from musiccli.core.errors import InputError
 from musiccli.core.jsonl.compression import writing_stream
+from musiccli.core.partial_files import create_partial, is_at
 
 FLUSH_SECONDS = 0.5  # how long a record may wait before the reader of a pipe sees it
 
@@ -91,24 +93,41 @@ class Output:
 
 
 class FileOutput(Output):
-    """A file, written beside its target and renamed by `close`. So a target is always complete."""
+    """A file, written beside its target and renamed by `close`. So a target is always complete.
+
+    Until then nobody else may read it. The complete file has the mode of the file that it replaces,
+    or the one that the umask gives a new file.
+    """
 
     def __init__(self, path: str) -> None:
         self._target = Path(os.path.realpath(path))  # what a link points to, not the link
-        self._partial = self._target.with_name(f".{self._target.name}.{os.getpid()}.partial")
-        super().__init__(path, self._partial.open("wb"))
-        if self._target.exists():  # a private file stays private
-            self._partial.chmod(self._target.stat().st_mode & 0o777)
+        self._partial, descriptor = create_partial(self._target, path)
+        super().__init__(path, open(descriptor, "wb"))  # noqa: SIM115
 
     def discard(self) -> None:
-        super().discard()
+        if self._raw.closed:
+            return
         with contextlib.suppress(OSError):  # it may be renamed or removed already
-            self._partial.unlink()
+            if is_at(self._partial, self._raw.fileno()):
+                self._partial.unlink()
+        super().discard()  # the lock ends now
 
     def _complete(self) -> None:
-        os.fsync(self._raw.fileno())
-        self._raw.close()
+        descriptor = self._raw.fileno()
+        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # a file system without modes
+            os.fchmod(descriptor, self._final_mode())
+        if not is_at(self._partial, descriptor):
+            raise OSError(errno.ESTALE, "another run has removed its partial file")
         self._partial.replace(self._target)
+        self._raw.close()
+
+    def _final_mode(self) -> int:
+        if self._target.exists():
+            return self._target.stat().st_mode & 0o777
+        umask = os.umask(0o077)  # the only way to read it is to set it
+        os.umask(umask)
+        return 0o666 & ~umask
 
 
 class StreamOutput(Output):
@@ -204,11 +223,3 @@ def silence_stdout() -> None:
     """Discard what standard output still buffers: writing it when Python exits would fail."""
     with contextlib.suppress(OSError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def same_file(first: str | None, second: str | None) -> bool:
-    """Whether two paths name the same output; None and "-" are standard output."""
-    first, second = first or "-", second or "-"
-    if "-" in (first, second):
-        return first == second
-    return os.path.realpath(first) == os.path.realpath(second)
