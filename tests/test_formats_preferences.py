@@ -1,6 +1,7 @@
 """Datasets of preferences that people or models gave, by the name of the dataset."""
 
 import csv
+import json
 
 import pytest
 from build import assistant, talk, user
@@ -366,6 +367,24 @@ def test_numbers_of_tables_are_read_in_any_spelling(name, column, words):
         assert read(changed(rows(name)[0], **{column: word}))[0]["winner"] == "a"
 
 
+@pytest.mark.parametrize(
+    "name, column, pairs",
+    [
+        ("helpsteer3_pref", "individual_preference", False),
+        ("nectar", "answers", True),
+        ("ultrafeedback_raw", "completions", True),
+        ("prism_conversations", "conversation_history", True),
+    ],
+)
+def test_lists_of_objects_may_be_json_texts_and_nothing_else(name, column, pairs):
+    row = rows(name)[0]
+    as_text = changed(row, **{column: json.dumps(row[column])})
+    assert read(as_text, pairs=pairs) == read(row, pairs=pairs)
+    for value in ("[1]", "all of them", 1, {"score": 1}, [None]):
+        with pytest.raises(RecordError, match=f"rows.jsonl:1: {column}: is .*list of objects"):
+            read(changed(row, **{column: value}), pairs=pairs)
+
+
 def test_comparia_votes_that_contradict_themselves_are_refused():
     [row] = rows("comparia")
     for columns in ({"both_equal": True}, {"model_b_name": "a"}, {"both_equal": "perhaps"}):
@@ -474,7 +493,7 @@ def test_prism_goes_on_with_the_chosen_reply():
     [
         ([("a", 1, False), ("b", 2, False)], "0 replies of turn 1 are chosen; one should be"),
         ([("a", 1, True), ("b", 2, True)], "2 replies of turn 1 are chosen; one should be"),
-        ([("a", 1, None), ("b", 2, None)], "0 replies of turn 1 are chosen; one should be"),
+        ([("a", 1, True), ("b", 2, None)], r"conversation_history\[2\].if_chosen: is null; it"),
         ([("a", 1, "yes")], r"conversation_history\[1\].if_chosen: is 'yes'; it should be true"),
         ([("a", 101, True)], r"conversation_history\[1\].score: is 101; it should be a number"),
         ([], "0 replies of turn 1 are chosen; one should be"),
@@ -581,6 +600,13 @@ def test_a_tree_as_deep_as_a_file_is_long_is_cut_at_a_hundred_messages():
     [conversation], counts = emitted(*chain, emit="conversations", rejects=rejects)
     assert (len(conversation["messages"]), rejects.count) == (100, 101)
     assert counts == {"rows read": 201}
+
+
+def test_oasst_messages_of_a_table_may_say_false_as_a_word():
+    root, better, worse = rows("oasst1_flat")
+    words = {"deleted": "False", "rank": "1"}
+    assert len(emitted(root, better, changed(worse, **words))[0]) == 1
+    assert emitted(root, better, changed(worse, deleted="True"))[0] == []
 
 
 @pytest.mark.parametrize("rank", [-1, "best", True, [], 1e9])

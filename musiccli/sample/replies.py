@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+import orjson
+
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import Message
 from musiccli.core.records import Record, content_id, record_kind, side_names
@@ -189,6 +191,25 @@ def check_flag(row: Record, field: str, value: Any) -> bool | None:
         if word in ("false", "0", "0.0"):
             return False
     raise RecordError(f"is {shortened(value)}; it should be true or false", field=field, record=row)
+
+
+def read_objects(row: Record, column: str) -> list[dict[str, Any]]:
+    """The objects in a column: a list of them, or such a list as JSON text; none if null.
+
+    Raises:
+        RecordError: the column holds something else.
+    """
+    value = row.get(column)
+    items: Any = [] if value is None else value
+    if isinstance(value, str):
+        try:
+            items = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            items = None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        problem = f"is {shortened(value)}; it should be a list of objects"
+        raise RecordError(problem, field=column, record=row)
+    return items
 
 
 def keep_best_over_worst(records: Iterable[Record]) -> list[Record]:

@@ -26,6 +26,7 @@ from musiccli.sample.replies import (
     ReplyContext,
     make_vote,
     read_number,
+    read_objects,
     read_whole_number,
 )
 
@@ -38,13 +39,13 @@ RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 def read_helpsteer3(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the comparison of the two replies, with the annotators' own scores."""
     strength = read_whole_number(row, "overall_preference", -STRONGEST, STRONGEST)
-    annotators = row.get("individual_preference") or []
+    annotators = read_objects(row, "individual_preference")
     context = ReplyContext(
         row,
         source,
         read_messages(row, "context"),
-        _strength_labels(strength, [annotator["score"] for annotator in annotators]),
-        text_columns={"response1", "response2"},
+        _strength_labels(strength, [annotator.get("score") for annotator in annotators]),
+        text_columns={"response1", "response2", "individual_preference"},
     )
     yield make_vote(context, Reply(row["response1"]), Reply(row["response2"]), _winner(strength))
 
@@ -52,13 +53,13 @@ def read_helpsteer3(row: Record, source: str) -> Iterator[dict[str, Any]]:
 def read_helpsteer2(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the comparison of the two replies, with the strengths that annotators chose."""
     strength = read_whole_number(row, "preference_strength", -STRONGEST, STRONGEST)
-    annotators = row.get("all_preferences_unprocessed") or []
+    annotators = read_objects(row, "all_preferences_unprocessed")
     context = ReplyContext(
         row,
         source,
         _read_turns(row),
-        _strength_labels(strength, [annotator["strength"] for annotator in annotators]),
-        text_columns={"response_1", "response_2"},
+        _strength_labels(strength, [annotator.get("strength") for annotator in annotators]),
+        text_columns={"response_1", "response_2", "all_preferences_unprocessed"},
     )
     yield make_vote(context, Reply(row["response_1"]), Reply(row["response_2"]), _winner(strength))
 

@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, nested_value, read_prompt
-from musiccli.sample.replies import Reply, ReplyContext, check_number, list_replies, pair_all
+from musiccli.sample.columns import Format, read_prompt
+from musiccli.sample.replies import (
+    Reply,
+    ReplyContext,
+    check_number,
+    list_replies,
+    pair_all,
+    read_objects,
+)
 
 ANSWERS = 7  # at most, in each row
 
@@ -25,12 +32,12 @@ def read_pairs(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 def _context(row: Record, source: str) -> ReplyContext:
     origins = {"sources": row["source"]} if isinstance(row.get("source"), list) else {}
-    return ReplyContext(row, source, read_prompt(row), origins)
+    return ReplyContext(row, source, read_prompt(row), origins, text_columns={"answers"})
 
 
 def _replies(row: Record) -> list[Reply]:
     replies = []
-    for index, answer in enumerate(nested_value(row, "answers", list)):
+    for index, answer in enumerate(read_objects(row, "answers")):
         rank = check_number(row, f"answers[{index}].rank", answer.get("rank"), 1, ANSWERS)
         labels = {"rank": rank, "model": answer.get("model")}
         replies.append(Reply(answer["answer"], None if rank is None else -rank, labels))
@@ -44,6 +51,5 @@ FORMATS = [
         columns=frozenset({"prompt", "answers"}),
         read=read,
         read_pairs=read_pairs,
-        fits=lambda row: isinstance(row["answers"], list),
     )
 ]

@@ -22,7 +22,7 @@ from musiccli.sample.columns import (
     nested_value,
     read_text,
 )
-from musiccli.sample.replies import TIE, check_number
+from musiccli.sample.replies import TIE, check_flag, check_number
 
 Node = dict[str, Any]  # a message of the tree, with its replies
 TREE_COLUMNS = ("message_tree_id", "tree_state")
@@ -74,7 +74,13 @@ def join_messages(rows: list[Record], rejects: Rejects) -> Record | None:
     for row in rows:
         with rejects.guard(row):
             parent = _parent(row, nodes)
-            node = {**row, "replies": [], "depth": parent["depth"] + 1 if parent else 1}
+            deleted = check_flag(row, "deleted", row.get("deleted"))
+            node = {
+                **row,
+                "deleted": deleted,
+                "replies": [],
+                "depth": parent["depth"] + 1 if parent else 1,
+            }
             if parent:
                 parent["replies"].append(node)
             else:

@@ -16,13 +16,20 @@ from musiccli.sample.columns import (
     RowGroup,
     assistant_message,
     make_record,
-    nested_value,
     read_text,
     user_message,
 )
-from musiccli.sample.replies import Reply, ReplyContext, check_flag, check_number, pair_preferred
+from musiccli.sample.replies import (
+    Reply,
+    ReplyContext,
+    check_flag,
+    check_number,
+    pair_preferred,
+    read_objects,
+)
 
 BEST_SCORE = 100
+TEXT_COLUMNS = {"opening_prompt", "conversation_history"}
 SHARED_COLUMNS = ("conversation_id", "user_id", "conversation_type")  # of utterances and their row
 Exchange = tuple[Any, list[tuple[bool, Reply]]]  # a user message, and (is it chosen, a reply)
 
@@ -40,7 +47,7 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     *_, last = _read_turns(row)
     messages = [*last.history, assistant_message(last.chosen.text)]
     id = row["conversation_id"]
-    yield make_record(row, source, {"messages": messages}, id=id, texts={"opening_prompt"})
+    yield make_record(row, source, {"messages": messages}, id=id, texts=TEXT_COLUMNS)
 
 
 def read_pairs(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -48,7 +55,7 @@ def read_pairs(row: Record, source: str) -> Iterator[dict[str, Any]]:
     for number, turn in enumerate(_read_turns(row), start=1):
         id = f"{row['conversation_id']}/{number}"
         labels = {"turn": number}
-        context = ReplyContext(row, source, turn.history, labels, id, {"opening_prompt"})
+        context = ReplyContext(row, source, turn.history, labels, id, TEXT_COLUMNS)
         yield from pair_preferred(context, turn.chosen, turn.rejected)
 
 
@@ -71,15 +78,15 @@ def _read_turns(row: Record) -> list[Turn]:
 def _read_exchanges(row: Record) -> list[Exchange]:
     """Each user message with the replies to it, and whether each of them was chosen."""
     exchanges: list[Exchange] = []
-    for index, message in enumerate(nested_value(row, "conversation_history", list)):
+    for index, message in enumerate(read_objects(row, "conversation_history")):
         field = f"conversation_history[{index}]"
-        if message["role"] == "user":
-            exchanges.append((message["content"], []))
-        elif message["role"] == "model" and exchanges:
-            chosen = check_flag(row, f"{field}.if_chosen", message.get("if_chosen"))
-            exchanges[-1][1].append((chosen is True, _read_reply(row, field, message)))
+        role = message.get("role")
+        if role == "user":
+            exchanges.append((message.get("content"), []))
+        elif role == "model" and exchanges:
+            exchanges[-1][1].append(_read_reply(row, field, message))
         else:
-            problem = f"role is {shortened(message['role'])}; it should be user, and then model"
+            problem = f"role is {shortened(role)}; it should be user, and then model"
             raise RecordError(problem, field=field, record=row)
     if not exchanges:
         problem = "is an empty list; a conversation needs at least one message"
@@ -87,10 +94,15 @@ def _read_exchanges(row: Record) -> list[Exchange]:
     return exchanges
 
 
-def _read_reply(row: Record, field: str, message: Mapping[str, Any]) -> Reply:
+def _read_reply(row: Record, field: str, message: Mapping[str, Any]) -> tuple[bool, Reply]:
+    """Whether a reply was chosen, and the reply."""
+    chosen = check_flag(row, f"{field}.if_chosen", message.get("if_chosen"))
+    if chosen is None:
+        problem = "is null; it should be true or false"
+        raise RecordError(problem, field=f"{field}.if_chosen", record=row)
     score = check_number(row, f"{field}.score", message.get("score"), 0, BEST_SCORE)
     labels = {"score": score, "model": message.get("model_name")}
-    return Reply(message["content"], score, labels)
+    return chosen, Reply(message.get("content"), score, labels)
 
 
 def read_utterance(row: Record, source: str) -> Iterator[dict[str, Any]]:

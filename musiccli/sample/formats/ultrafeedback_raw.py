@@ -9,8 +9,15 @@ from functools import partial
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, nested_value, user_message
-from musiccli.sample.replies import Reply, ReplyContext, check_number, list_replies, pair_all
+from musiccli.sample.columns import Format, user_message
+from musiccli.sample.replies import (
+    Reply,
+    ReplyContext,
+    check_number,
+    list_replies,
+    pair_all,
+    read_objects,
+)
 
 SCALES = {"overall_score": 10, "fine-grained_score": 5}  # the highest score
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -31,12 +38,13 @@ def read_pairs(row: Record, source: str, label: str = LABELS[0]) -> Iterator[dic
 
 def _context(row: Record, source: str, labels: dict[str, Any] | None = None) -> ReplyContext:
     history = [user_message(row["instruction"])]
-    return ReplyContext(row, source, history, labels or {}, text_columns={"instruction"})
+    text_columns = {"instruction", "completions"}
+    return ReplyContext(row, source, history, labels or {}, text_columns=text_columns)
 
 
 def _replies(row: Record, label: str) -> list[Reply]:
     replies = []
-    for index, completion in enumerate(nested_value(row, "completions", list)):
+    for index, completion in enumerate(read_objects(row, "completions")):
         score = _score(row, f"completions[{index}]", completion, label)
         labels = {"score": score, "model": completion.get("model")}
         labels |= {"principle": completion.get("principle")} if "principle" in completion else {}
