@@ -192,6 +192,49 @@ def test_our_own_records_keep_unknown_fields():
     assert run([row], "pairs")[0] == [row]
 
 
+# Columns that look like labels
+
+
+def said_of_labels(*inputs, emit="seeds"):
+    lines = []
+    list(sample(rows(*inputs), SampleConfig(emit=emit), stats=RunStats(say=lines.append)))
+    return lines
+
+
+@pytest.mark.parametrize(
+    "fields, column",
+    [
+        ({"overall_preference": -2}, "overall_preference"),
+        ({"better_response_id": 0}, "better_response_id"),
+        ({"safer": "r1"}, "safer"),
+        ({"responseRank": 1}, "responseRank"),
+        ({"winner_model_a": 0}, "winner_model_a"),
+        ({"answers": [{"answer": "r", "rank": 1.0}]}, "answers[].rank"),
+        ({"annotation": {"rating": 4}}, "annotation.rating"),
+    ],
+)
+@pytest.mark.parametrize("text", [{"prompt": "q"}, {"messages": talk("q", "r")}])
+def test_a_column_that_looks_like_a_label_and_was_not_read_is_said_once(fields, column, text):
+    [line] = said_of_labels(text | fields, text, text | fields, emit="prompts")
+    assert line == (
+        f"2 rows have a column {column} that was not read as a label (first: file:1); `columns` "
+        "says what a column is"
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "r", "rejected": "s", "score_chosen": 8.5, "chosen_model": "m"},
+        {"prompt": "q", "preference": None, "frankly": 1, "metadata": {"score": 1}},
+        {"id": "x", "messages": talk("q", "r"), "scores": {"rm": 1}, "branch": "chosen"},
+        {"input": "q", "output_1": "a", "output_2": "b", "label": 1},
+    ],
+)
+def test_labels_that_were_read_or_kept_beside_one_that_was_are_not_said(row):
+    assert said_of_labels(row) == []
+
+
 # What is left out
 
 
@@ -214,6 +257,53 @@ def test_other_texts_under_one_id_get_an_id_of_their_own_the_same_every_time():
     content = records.content_id(inputs[1]["chosen"], inputs[1]["rejected"])
     assert [pair["id"] for pair in pairs] == ["p1", f"p1-{content}"]
     assert counts["ids made unique"] == 1
+
+
+REWARDBENCH2 = {"id": "30", "subset": "Factuality", "rejected": ["b", "c"]}
+
+
+def test_all_that_a_row_gives_keeps_one_id_where_another_row_has_it():
+    first = REWARDBENCH2 | {"prompt": "Capital of Peru?", "chosen": ["a"]}
+    second = REWARDBENCH2 | {"prompt": "Capital of Chile?", "chosen": ["a", "d", "e"]}
+    results, counts = run([first, second, first, second], "conversations")
+    pools = {}
+    for result in results:
+        pools.setdefault(result["id"], []).append(result["messages"][0]["content"])
+    assert list(pools.values()) == [["Capital of Peru?"] * 3, ["Capital of Chile?"] * 5]
+    assert [identity[:14] for identity in pools] == ["Factuality/30", "Factuality/30-"]
+    assert counts["dropped (duplicate)"] == 8
+    pairs, _ = run([first, second], "pairs")
+    assert len({pair["id"] for pair in pairs}) == 2 + 6
+
+
+def test_the_sides_of_a_record_stay_together():
+    contests = [
+        {"id": "p", "best_of": 2, "a": talk("q", "r"), "b": talk("q", "s")},
+        {"id": "p", "best_of": 4, "a": talk("q", "r"), "b": talk("q", "t")},
+    ]
+    results, _ = run(contests, "conversations")
+    assert [result["sample"] for result in results] == [0, 1, 0, 1]
+    assert [len({result["id"] for result in results[at : at + 2]}) for at in (0, 2)] == [1, 1]
+    shared = [preference(1), {**preference(1), "id": "p2", "rejected": talk("1 0", "worse")}]
+    branches, _ = run(shared, "conversations")
+    assert (
+        len(list(join_branches(records.parse_branch(Record(branch)) for branch in branches))) == 2
+    )
+
+
+def test_candidates_of_one_id_in_several_rows_keep_it():
+    pool = [
+        {"id": "p", "sample": number, "messages": talk("q", f"{number}"), "metadata": {}}
+        for number in (0, 1)
+    ]
+    assert run(pool, "conversations") == (pool, {"rows read": 2})
+
+
+def test_one_long_result_does_not_take_the_others_with_it():
+    row = {"id": "x", "chosen": talk("q", "r" * 400), "rejected": talk("q", "s")}
+    branches, counts = run([row], "conversations", max_tokens=50)
+    assert [branch["branch"] for branch in branches] == ["rejected"]
+    assert counts["dropped (longer than max tokens)"] == 1
 
 
 def test_long_pairs_are_dropped_and_long_seeds_cut_earlier():

@@ -237,6 +237,11 @@ def side_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     return KINDS[record_kind(record) or "conversation"]
 
 
+def identity_key(record: Mapping[str, Any]) -> int:
+    """A hash of the IDENTITY_FIELDS."""
+    return hash(repr([record.get(field) for field in IDENTITY_FIELDS]))
+
+
 def lookup(record: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path, as "metadata.subset", or None.
 

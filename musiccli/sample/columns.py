@@ -55,6 +55,30 @@ HH_START = re.compile(r"(\r?\n){2}Human:")
 _HH_HEADER = re.compile(r"(?:\r?\n){2}(Human|Assistant):")  # else it is a part of a text
 MAX_LABEL_LENGTH = 200  # characters; a longer string is text, not a label
 
+
+class Row(Record):
+    """A row of a dataset that knows which of its columns were read.
+
+    Attributes:
+        columns_read: the columns whose values were asked for by name.
+    """
+
+    __slots__ = ("columns_read",)
+
+    def __init__(self, fields: Mapping[str, Any], where: str | None = None) -> None:
+        super().__init__(fields, where)
+        self.columns_read: set[str] = set()
+
+    def __getitem__(self, column: str) -> Any:
+        self.columns_read.add(column)
+        return super().__getitem__(column)
+
+    def get(self, column: str, default: Any = None) -> Any:
+        """The value of a column, or the default."""
+        self.columns_read.add(column)
+        return super().get(column, default)
+
+
 Reader = Callable[[Record, str], Iterator[dict[str, Any]]]  # takes a row and its source's name
 
 

@@ -10,14 +10,16 @@ from musiccli.core.messages import count_turns
 from musiccli.core.records import Record, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.sample import emitters, formats
+from musiccli.sample.columns import Row
 from musiccli.sample.config import Emit, Ranked, SampleConfig
 from musiccli.sample.corruptions import MessagePool
 from musiccli.sample.emitters import Dropped, Emitter
 from musiccli.sample.exclusion import ExcludedPrompts
 from musiccli.sample.formats.mint import is_trajectory, pair_trajectories
+from musiccli.sample.label_columns import LabelColumns
 from musiccli.sample.replies import keep_best_over_worst
 from musiccli.sample.row_groups import join_rows
-from musiccli.sample.selection import choose, drop_duplicates, drop_repeated_conversations
+from musiccli.sample.selection import RowIds, choose, drop_duplicates, drop_repeated_conversations
 from musiccli.sample.sources import read_rows
 
 
@@ -44,7 +46,14 @@ def sample(
     """
     stats = stats or RunStats()
     pairs = config.emit in (Emit.pairs, Emit.comparisons)
-    records = read_records(rows, stats, pairs=pairs, label=config.label, ranked=config.ranked)
+    records = read_records(
+        rows,
+        stats,
+        pairs=pairs,
+        label=config.label,
+        ranked=config.ranked,
+        label_columns=LabelColumns(),
+    )
     if excluded:
         records = excluded.drop_overlaps(records, stats)
     results = drop_duplicates(_emit(records, config, stats), stats)
@@ -53,26 +62,32 @@ def sample(
 
 def _emit(
     records: Iterable[Record], config: SampleConfig, stats: RunStats
-) -> Iterator[tuple[Record, dict[str, Any]]]:
-    """Each record with each of its results."""
+) -> Iterator[tuple[Record, list[dict[str, Any]]]]:
+    """Each record with its results."""
     if config.emit in (Emit.corruptions, Emit.contrasts):
         records = _hold(records, stats)
         emit = _altering_emitter(config, MessagePool(records, stats))
     else:
         emit = _emitter(config)
     for record in records:
+        results = []
         try:
-            for result in emit(record, Random(f"{config.seed} {record['id']}")):
-                _check_length(result, config.max_tokens)
-                yield record, result
+            results = emit(record, Random(f"{config.seed} {record['id']}"))
         except Dropped as reason:
             stats.count("dropped", str(reason), record=record)
+        short = [result for result in results if not _is_too_long(result, config.max_tokens)]
+        too_many = len(results) - len(short)
+        stats.count("dropped", "longer_than_max_tokens", too_many, record=record)
+        yield record, short
 
 
 def _hold(records: Iterable[Record], stats: RunStats) -> list[Record]:
     """All records without repeated conversations, in memory: each may lend messages to others."""
-    once = ((record, record) for record in drop_repeated_conversations(records, stats))
-    return [Record(record) for record in drop_duplicates(once, stats)]
+    once: Iterator[tuple[Record, list[dict[str, Any]]]] = (
+        (record, [record]) for record in drop_repeated_conversations(records, stats)
+    )
+    results = drop_duplicates(once, stats)
+    return [Record(result, getattr(result, "where", None)) for result in results]
 
 
 def _altering_emitter(config: SampleConfig, pool: MessagePool) -> Emitter:
@@ -95,11 +110,10 @@ def _emitter(config: SampleConfig) -> Emitter:
     return by_kind[config.emit]
 
 
-def _check_length(result: dict[str, Any], max_tokens: int | None) -> None:
-    if max_tokens and any(
+def _is_too_long(result: dict[str, Any], max_tokens: int | None) -> bool:
+    return max_tokens is not None and any(
         emitters.count_tokens(result[side]) > max_tokens for side in side_names(result)
-    ):
-        raise Dropped("longer_than_max_tokens")
+    )
 
 
 def read_records(
@@ -109,6 +123,7 @@ def read_records(
     pairs: bool = False,
     label: str | None = None,
     ranked: Ranked = Ranked.all,
+    label_columns: LabelColumns | None = None,
 ) -> Iterator[Record]:
     """Read the records of all rows, whatever their formats.
 
@@ -119,18 +134,24 @@ def read_records(
             preferences. Solved and unsolved trajectories are then held until the last row.
         label: the label that ranks replies, where rows have several.
         ranked: which pairs a row with several ranked replies gives.
+        label_columns: notes the columns that look like labels and were not read, and reports them
+            after the last row.
     """
-    trajectories = []
+    trajectories, ids = [], RowIds(stats)
     for source, row in join_rows(rows, stats):
         records: list[Record] = []
+        row = Row(row, row.where)
         with stats.rejects.guard(row):
             records = _read_row(row, source, pairs, label, hint=not stats.rejects.skip)
+            if label_columns:
+                label_columns.add(row, records)
             if not records:
                 stats.count("dropped", "no_pair" if pairs else "no_conversation", record=row)
         if ranked is Ranked.best_worst:
             kept = keep_best_over_worst(records)
             stats.count("dropped", "between_best_and_worst", len(records) - len(kept))
             records = kept
+        ids.make_unique(records)
         for record in records:
             if not (pairs and is_trajectory(record)):
                 yield record
@@ -139,6 +160,8 @@ def read_records(
             else:
                 stats.count("dropped", "no_reply", record=record)
     yield from pair_trajectories(trajectories)
+    if label_columns:
+        label_columns.report(stats)
 
 
 def _read_row(row: Record, source: str, pairs: bool, label: str | None, hint: bool) -> list[Record]:

@@ -12,7 +12,7 @@ from musiccli.core import json_text
 from musiccli.core.errors import InputError, RecordError, shortened
 from musiccli.core.jsonl.compression import FIRST_BYTES, read_errors, reading_stream
 from musiccli.core.jsonl.rejects import Rejects
-from musiccli.core.records import IDENTITY_FIELDS, Record
+from musiccli.core.records import Record, identity_key
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not read whole, which bounds the memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -77,11 +77,11 @@ def _add_identity(identities: set[int], record: Record) -> None:
 
     Only hashes are kept, which take about 0.7 GB for ten million records.
     """
-    identity = hash(repr([record.get(field) for field in IDENTITY_FIELDS]))
-    if identity in identities:
+    key = identity_key(record)
+    if key in identities:
         problem = f"{shortened(record['id'])} names an earlier record, too; ids must be unique"
         raise RecordError(problem, field="id", record=record)
-    identities.add(identity)
+    identities.add(key)
 
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:

@@ -14,7 +14,7 @@ from importlib import import_module
 
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, parse_any
-from musiccli.sample.columns import Format, Reader
+from musiccli.sample.columns import Format, Reader, Row
 
 
 def _find_formats() -> list[Format]:
@@ -46,6 +46,8 @@ def read(
         InputError: the row's format has no such label.
     """
     format = recognize(row)
+    if isinstance(row, Row):
+        row.columns_read = set(format.columns)  # without those that other formats looked at
     reader = _reader(format, pairs, label)
     try:
         for record in reader(row, source):
