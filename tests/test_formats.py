@@ -337,7 +337,7 @@ def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
         ),
         (
             {"chosen": None, "rejected": "b", "prompt": "q"},
-            "chosen: is missing beside rejected; a preference has both",
+            "chosen: is null; rows of the format preference, HH or RewardBench have it",
         ),
         (
             {"messages": [user("q")], "chosen": [user("q"), assistant("a")]},
@@ -442,6 +442,24 @@ def test_a_format_with_more_telling_columns_is_tried_first():
 )
 def test_of_several_formats_whose_columns_a_row_has_the_first_one_reads_it(columns, name):
     assert formats.recognize(Record(dict.fromkeys(columns.split(), "text"))).name == name
+
+
+@pytest.mark.parametrize(
+    "row, name",
+    [
+        ({"history": None, "prompt": "q", "chosen": "a", "rejected": "b"}, "preference"),
+        ({"messages": None, "prompt": None, **SIDES}, "preference"),
+        ({"messages": [user()], "chosen": None, "rejected": None}, "conversation"),
+        ({"conversations": [user()], "chosen": None, "rejected": None}, "ShareGPT"),
+        ({"message_tree_id": None, "prompt": "q", "chosen": "a", "rejected": "b"}, "preference"),
+        ({"prompt": "q", "answers": None, "label": None}, "prompt"),
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "preference"),
+        ({"prompt": "q", "response_1": "a", "response_2": "b", "winner": None}, "PPE"),
+        ({"input": "q", "output_1": "a", "output_2": "b", "label": None}, "LLMBar"),
+    ],
+)
+def test_null_columns_are_absent_but_what_stands_beside_them_is_not_left_out(row, name):
+    assert formats.recognize(Record(row)).name.startswith(name)
 
 
 def test_a_new_file_in_the_folder_is_a_new_format(tmp_path, monkeypatch):

@@ -138,9 +138,10 @@ class Record(dict[str, Any]):
 
     Attributes:
         where: "file:line" where it was read from a file.
+        null_fields: the names of the fields that were null.
     """
 
-    __slots__ = ("where",)
+    __slots__ = ("null_fields", "where")
 
     def __init__(self, fields: Mapping[str, Any], where: str | None = None) -> None:
         super().__init__(
@@ -149,6 +150,9 @@ class Record(dict[str, Any]):
             if value is not None or name in NULLABLE_FIELDS
         )
         self.where = where
+        self.null_fields: frozenset[str] = getattr(fields, "null_fields", frozenset())
+        if len(self) < len(fields):
+            self.null_fields |= fields.keys() - self.keys()
 
 
 def record_kind(record: Mapping[str, Any]) -> RecordKind | None:

@@ -27,6 +27,7 @@ def _find_formats() -> list[Format]:
 
 
 FORMATS = _find_formats()
+PROMPT_COLUMNS = {"prompt", "completion", "system", "tools"}  # many formats read them if they exist
 
 
 def read(
@@ -55,7 +56,12 @@ def read(
     except RecordError as error:
         error.record = row  # not the record that was made of it
         raise
-    except (AttributeError, KeyError, TypeError) as error:
+    except KeyError as error:
+        column = str(error.args[0])
+        problem = "is null" if column in row.null_fields else "is missing"
+        problem += f"; rows of the format {format.name} have it"
+        raise RecordError(problem, field=column, record=row) from error
+    except (AttributeError, TypeError) as error:
         # a part of the row is missing, or of another kind
         raise RecordError(
             f"is not what a row of the format {format.name} holds "
@@ -74,10 +80,25 @@ def _reader(format: Format, pairs: bool, label: str | None) -> Reader:
 
 
 def recognize(row: Record) -> Format:
-    """The first format all of whose columns the row has, and which its values fit."""
+    """The first format all of whose columns the row has, and which its values fit.
+
+    A column that is null is absent. But a row of replies whose label is null is no prompt alone:
+    it has a format of which some columns are null where no other format reads all the rest.
+    """
+    with_nulls = Record(row)
+    with_nulls.update(dict.fromkeys(row.null_fields))
+    incomplete: list[tuple[Format, frozenset[str]]] = []
     for format in FORMATS:
-        if row.keys() >= format.columns and format.fits(row):
-            return format
+        if not (with_nulls.keys() >= format.columns and format.fits(with_nulls)):
+            continue
+        columns = format.columns - row.null_fields
+        if columns == format.columns:
+            needed = format.columns | PROMPT_COLUMNS
+            return next((earlier for earlier, rest in incomplete if rest - needed), format)
+        if columns:
+            incomplete.append((format, columns))
+    if incomplete:
+        return incomplete[0][0]
     formats = "; ".join(
         f"{format.name} ({', '.join(sorted(format.columns))})" for format in FORMATS
     )
