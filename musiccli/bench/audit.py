@@ -31,7 +31,7 @@ from musiccli.bench.stats.outcomes import (
 )
 from musiccli.core import text_checks, votes
 from musiccli.core.errors import RecordError
-from musiccli.core.messages import Message, first_divergence
+from musiccli.core.messages import Message, first_divergence, last_user_message
 from musiccli.core.records import (
     BASELINE_PREFIX,
     Record,
@@ -144,7 +144,7 @@ class ContrastedTurns:
             self.outcomes.setdefault(judge, {})[turn["row"]] = outcome
 
     def _add(self, pair: Record, index: int, instruction: str, fork: int) -> Record:
-        row = len(self.turns)
+        row, rejected = len(self.turns), pair["rejected"]
         checks = _check_turn(pair, index, instruction)
         for name in TEXT_CHECKS:
             self.checks[name].append(checks[name])
@@ -153,12 +153,13 @@ class ContrastedTurns:
         prompt = prompt_cluster(pair)
         replies = {side: pair[side][index : index + 1] for side in SIDES}
         self.replies.add({"id": pair["id"], **replies, "scores": {}}, 0, {}, prompt)
-        self.turns.append(max(0, index - fork) // 2 + 1)
+        users_since_fork = _user_messages(rejected, index) - _user_messages(rejected, fork + 1)
+        self.turns.append(max(1, users_since_fork + 1))
         self.prompts.append(prompt)
         return Record(
             {
                 "id": f"{pair['id']}/{index}",
-                **{name: pair[name] for name in ("sample", "metadata") if name in pair},
+                **{name: pair[name] for name in ("sample", "metadata", "tools") if name in pair},
                 **{side: _shown_messages(pair[side], index, fork) for side in SIDES},
                 "flaws": [name for name in FLAWS if checks[name]],
                 "row": row,
@@ -167,10 +168,16 @@ class ContrastedTurns:
         )
 
 
+def _user_messages(conversation: Sequence[Message], end: int) -> int:
+    """How many of the first `end` messages are the user's."""
+    return sum(message["role"] == "user" for message in conversation[:end])
+
+
 def _check_turn(pair: Record, index: int, instruction: str) -> dict[str, bool]:
     """Each of TEXT_CHECKS, of the reply at `index` that answers the altered instruction."""
     chosen, rejected = (pair[side][index]["content"] for side in SIDES)
-    user_message = pair["rejected"][index - 1]["content"]
+    history = pair["rejected"][:index]
+    user_message = history[last_user_message(history)]["content"]
     names_instruction = text_checks.names_an_instruction(rejected)
     quotes_instruction = text_checks.quotes(rejected, instruction)
     truncated = pair.get("truncated") or {}
@@ -190,9 +197,10 @@ def _check_turn(pair: Record, index: int, instruction: str) -> dict[str, bool]:
 def _shown_messages(conversation: Sequence[Message], index: int, fork: int) -> list[Message]:
     """What a judge sees of a turn.
 
-    At the fork, that is all messages so far; later, the user's message and the reply.
+    At the fork, that is all messages so far; later, those from the user's message to the reply.
     """
-    return list(conversation[0 if index <= fork else index - 1 : index + 1])
+    start = 0 if index <= fork else last_user_message(conversation[:index])
+    return list(conversation[start : index + 1])
 
 
 def metrics(

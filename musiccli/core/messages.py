@@ -307,8 +307,52 @@ def plain_messages(
         previous = role
         role = "user" if role == "tool" else role
         unchanged = role == message["role"] and text == message["content"]
-        plain.append(message if unchanged else {"role": role, "content": text})
+        plain.append(message if unchanged else _text(role, text))
     return with_tools(plain, tools)
+
+
+def without_tools(messages: Sequence[Message]) -> list[Message]:
+    """What the user of a conversation reads of it: no calls, results or thoughts.
+
+    What the assistant writes between them in one turn is one message.
+    """
+    seen: list[Message] = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "tool" or not content.strip():
+            continue
+        if role == "assistant" and seen and seen[-1]["role"] == "assistant":
+            seen[-1] = {"role": role, "content": f"{seen[-1]['content']}\n\n{content}"}
+        else:
+            seen.append(message if message_text(message) == content else _text(role, content))
+    return seen
+
+
+def for_continuation(messages: Sequence[Message]) -> list[Message]:
+    """The conversation as text, as a model reads it that goes on as the assistant.
+
+    It is `plain_messages` without thoughts and without the functions on offer: the model is to
+    answer, and nobody would carry out a call of its own.
+    """
+    thoughtless: list[Any] = [
+        {name: value for name, value in message.items() if name != "reasoning_content"}
+        for message in messages
+    ]
+    return plain_messages(thoughtless)
+
+
+def has_tool_turns(messages: Sequence[Message]) -> bool:
+    """Whether a conversation has calls or results of tools."""
+    return any("tool_calls" in message or message["role"] == "tool" for message in messages)
+
+
+def last_user_message(messages: Sequence[Message]) -> int:
+    """The index of the last message of the user, which begins the last turn."""
+    return max(index for index, message in enumerate(messages) if message["role"] == "user")
+
+
+def _text(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:

@@ -1,6 +1,6 @@
 """LLMs decide which of two conversations is better: every judge sees every pair in both orders."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -91,6 +91,7 @@ def judge_prompt(
     first: list[Message],
     second: list[Message],
     salt: tuple[object, ...],
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The text that a judge reads: the prompt, with the two conversations filled in.
 
@@ -99,15 +100,16 @@ def judge_prompt(
 
     Args:
         salt: values that the hash also depends on.
+        tools: the functions on offer in both conversations.
     """
-    plain = transcript(first), transcript(second)
+    plain = transcript(first, tools=tools), transcript(second, tools=tools)
     candidates = (content_id(*salt, *plain, attempt).upper() for attempt in count())
     fence = next(mark for mark in candidates if not any(mark in text.upper() for text in plain))
     return prompt.fill(
         a=plain[0],
         b=plain[1],
-        marked_a=transcript(first, fence),
-        marked_b=transcript(second, fence),
+        marked_a=transcript(first, fence, tools),
+        marked_b=transcript(second, fence, tools),
         fence=fence,
     )
 
@@ -122,7 +124,9 @@ async def _vote(
 ) -> dict[str, Any]:
     """One judge's vote on a pair that it sees in one order."""
     first, second = side_names(record) if order == "ab" else side_names(record)[::-1]
-    text = judge_prompt(prompt, record[first], record[second], (config.seed, record["id"]))
+    salt = (config.seed, record["id"])
+    tools = record.get("tools") or ()
+    text = judge_prompt(prompt, record[first], record[second], salt, tools)
     question: dict[str, Any] = (
         {"text": text, "mode": "completion"}
         if prompt.mode == "completion"

@@ -6,14 +6,15 @@ a JSON list of strings that end a reply.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from musiccli.core.errors import InputError
-from musiccli.core.messages import ROLES, Message, message_text
+from musiccli.core.messages import ROLES, Message, message_text, tools_text
 
 # "paper" is for models that follow instructions, "small" for models of few parameters.
 SETS = ("paper", "small")
@@ -102,15 +103,21 @@ def contains(prompt_set: str, role: str) -> bool:
     return _path(prompt_set, role).is_file()
 
 
-def transcript(messages: Sequence[Message], mark: str = "") -> str:
-    """A conversation as plain text: "User: ...", "Assistant: ...".
+def transcript(
+    messages: Sequence[Message], mark: str = "", tools: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """A conversation as plain text: "User: ...", "Assistant: ...", "Tool: ...".
+
+    Thoughts and calls are written as `core.messages.message_text` has them. The functions on
+    offer, where there are any, stand first.
 
     With a `mark`, each turn stands below a line "[MARK user]" instead. So text inside a message
     cannot be taken for the start of a turn, unless it contains the mark.
     """
     heads = {role: f"[{mark} {role}]\n" if mark else f"{role.capitalize()}: " for role in ROLES}
     texts = (heads[message["role"]] + message_text(message).strip() for message in messages)
-    return "\n\n".join(texts)
+    offered = [f"[{mark} tools]\n{tools_text(tools)}" if mark else tools_text(tools)]
+    return "\n\n".join([*(offered if tools else []), *texts])
 
 
 def _path(prompt_set: str, role: str) -> Path:

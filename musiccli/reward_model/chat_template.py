@@ -24,6 +24,7 @@ from musiccli.core.messages import (
     Message,
     ToolCall,
     count_characters,
+    has_tool_turns,
     message_text,
     plain_messages,
     thoughts_text,
@@ -232,7 +233,7 @@ class ChatTemplate:
     def _prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[Message], Tools]:
         """The messages and the functions on offer as the template takes them."""
         has_thoughts = any("reasoning_content" in message for message in messages)
-        if any("tool_calls" in message or message["role"] == "tool" for message in messages):
+        if has_tool_turns(messages):
             if self._arguments_as is None:
                 messages, has_thoughts = plain_messages(messages), False
             else:

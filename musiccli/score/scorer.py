@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from musiccli.core.errors import RecordError
-from musiccli.core.messages import Message, count_characters
+from musiccli.core.messages import Message, count_characters, last_user_message
 from musiccli.core.processes import ProcessGroup
 from musiccli.core.records import Record, side_names
 from musiccli.core.run_stats import RunStats
@@ -209,7 +209,7 @@ def _size(record: Record) -> int:
 
 def _last_exchange(messages: list[Message]) -> list[Message]:
     """The last user message and what replies to it, after the system message if there is one."""
-    start = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    start = last_user_message(messages)
     return messages[: messages[0]["role"] == "system"] + messages[start:]
 
 

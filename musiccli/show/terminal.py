@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MIN_WIDTH_FOR_COLUMNS = 60  # in a narrower terminal one side stands under the other
-ROLE_STYLES = {"system": "bold magenta", "user": "bold cyan", "assistant": "bold blue"}
+ROLE_STYLES = {
+    "system": "bold magenta",
+    "user": "bold cyan",
+    "assistant": "bold blue",
+    "tool": "bold yellow",
+}
+PART_STYLES = {"text": "", "call": "yellow", "thoughts": "dim italic"}
 SIDE_STYLES = {"chosen": "green", "rejected": "red", "a": "blue", "b": "magenta", "messages": ""}
 
 
@@ -83,10 +89,16 @@ def _message(message: MessageView, side: str = "messages") -> "Iterator[Renderab
     if message.instruction:
         instruction = f"answers instead: {message.instruction}"
         yield Padding(Text(instruction, "italic yellow", overflow="fold"), (0, 0, 0, 2))
-    text = Text(overflow="fold", tab_size=4)
-    for segment, changed in message.segments():
-        text.append(segment, f"bold underline {SIDE_STYLES[side]}" if changed else None)
-    yield Padding(text, (0, 0, 1, 2))
+    for part in message.parts:
+        style = PART_STYLES[part.kind]
+        if part.title:
+            yield Padding(Text(part.title, f"bold {style}", overflow="fold"), (0, 0, 0, 2))
+        text = Text(style=style, overflow="fold", tab_size=4)
+        for segment, changed in part.segments():
+            text.append(segment, f"bold underline {SIDE_STYLES[side]}" if changed else None)
+        if part.text or not part.title:
+            yield Padding(text, (0, 0, 0, 4 if part.title else 2))
+    yield Text()
 
 
 def _two_columns(view: RecordView) -> "Table":

@@ -4,12 +4,13 @@ Control characters are made visible here for every kind of output, and so are in
 reverse or hide text. Values of an unexpected kind, which other programs may write, are left out.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from musiccli.core import json_text
-from musiccli.core.messages import Message, count_turns, first_divergence
+from musiccli.core.messages import Message, ToolCall, first_divergence, turn_ends
 from musiccli.core.records import Record, record_kind, side_names
 from musiccli.core.text_safety import visible
 from musiccli.show.differences import Span, changed_spans
@@ -17,19 +18,18 @@ from musiccli.show.differences import Span, changed_spans
 MAX_FACT_LENGTH = 160  # characters; longer metadata is cut
 
 
-class MessageView(NamedTuple):
-    """One message, ready to be shown.
+class MessagePart(NamedTuple):
+    """What a message says, or one call or the thoughts in it.
 
     Attributes:
-        label: its role and its scores.
-        instruction: the rewritten instruction that a contrasted reply answers.
+        kind: "text", "call" or "thoughts".
+        title: a few words above it; empty for the text.
         changed: spans of `text` that the message beside it lacks.
     """
 
-    role: str
-    label: str
+    kind: str
+    title: str
     text: str
-    instruction: str | None = None
     changed: Sequence[Span] = ()
 
     def segments(self) -> Iterator[tuple[str, bool]]:
@@ -40,6 +40,21 @@ class MessageView(NamedTuple):
             yield self.text[start:end], True
             position = end
         yield self.text[position:], False
+
+
+class MessageView(NamedTuple):
+    """One message, ready to be shown.
+
+    Attributes:
+        label: its role and its scores.
+        parts: its thoughts, its text and its calls, in this order.
+        instruction: the rewritten instruction that a contrasted reply answers.
+    """
+
+    role: str
+    label: str
+    parts: Sequence[MessagePart]
+    instruction: str | None = None
 
 
 class RecordView(NamedTuple):
@@ -145,6 +160,8 @@ def _facts(record: Record) -> Iterator[str]:
     if isinstance(corruption, dict):
         kind, turn = (field_text(corruption.get(field)) for field in ("kind", "turn"))
         yield f"corruption {kind} at turn {turn}"
+    if record.get("tools"):
+        yield "tools: " + ", ".join(tool["function"]["name"] for tool in record["tools"])
     for name, value in (record.get("metadata") or {}).items():
         yield f"{name}: {field_text(value)}"
 
@@ -172,10 +189,13 @@ def _messages(record: Record, side: str, instructions: Mapping[int, object]) -> 
         for model, scores in _by_model(record, "turn_scores", side)
         if isinstance(scores, list)
     ]
-    views, turns_left = [], count_turns(messages)
+    ends = turn_ends(messages)
+    views, turns_left = [], len(ends)
     for index, message in enumerate(messages):
         label = [message["role"]]
-        if message["role"] == "assistant":
+        if name := message.get("name"):
+            label.append(str(name))
+        if index in ends:
             label += _turn_labels(turn_scores, turns_left)
             turns_left -= 1
         if index in instructions:
@@ -185,11 +205,39 @@ def _messages(record: Record, side: str, instructions: Mapping[int, object]) -> 
             MessageView(
                 role=message["role"],
                 label=visible(" · ".join(label)),
-                text=visible(message["content"]).strip("\n"),
+                parts=list(_message_parts(message)),
                 instruction=visible(str(instruction)) if instruction else None,
             )
         )
     return views
+
+
+def _message_parts(message: Message) -> Iterator[MessagePart]:
+    thoughts, text = message.get("reasoning_content"), visible(message["content"]).strip("\n")
+    calls = message.get("tool_calls") or []
+    if thoughts:
+        yield MessagePart("thoughts", "thinks", visible(thoughts).strip("\n"))
+    if text or not calls:
+        yield MessagePart("text", "", text)
+    for call in calls:
+        title = visible(f"calls {call['function']['name']}")
+        yield MessagePart("call", title, visible(_arguments(call)))
+
+
+def _arguments(call: ToolCall) -> str:
+    """The arguments of a call, one on each line; JSON as it is where they are no object."""
+    text = call["function"]["arguments"]
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(values, dict):
+        return text
+    return "\n".join(f"{name}: {_value_text(value)}" for name, value in values.items())
+
+
+def _value_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _turn_labels(turn_scores: Sequence[tuple[str, list[Any]]], turns_left: int) -> list[str]:
@@ -222,10 +270,23 @@ def _marked_columns(left: list[MessageView], right: list[MessageView]) -> list[l
     columns = [list(left), list(right)]
     for index, pair in enumerate(zip(left, right, strict=False)):
         if pair[0].role == pair[1].role:
-            spans = changed_spans(pair[0].text, pair[1].text)
-            for column, message, changed in zip(columns, pair, spans, strict=True):
-                column[index] = message._replace(changed=changed)
+            marked = _marked_parts(pair[0].parts, pair[1].parts)
+            for column, message, parts in zip(columns, pair, marked, strict=True):
+                column[index] = message._replace(parts=parts)
     return columns
+
+
+def _marked_parts(
+    left: Sequence[MessagePart], right: Sequence[MessagePart]
+) -> tuple[list[MessagePart], list[MessagePart]]:
+    """The parts of two messages. Those of one kind and title have their changes marked."""
+    marked = list(left), list(right)
+    for index, pair in enumerate(zip(left, right, strict=False)):
+        if pair[0][:2] == pair[1][:2]:
+            spans = changed_spans(pair[0].text, pair[1].text)
+            for parts, part, changed in zip(marked, pair, spans, strict=True):
+                parts[index] = part._replace(changed=changed)
+    return marked
 
 
 def _object(record: Record, field: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Contrasted replies: the assistant answers an altered form of the user's instruction.
 
 The conversation keeps the user's own message. So the reply is well written, but does not answer
-what the user asked.
+what the user asked. It is text alone: where the seed ends with the result of a call, the altered
+instruction takes the place of the user's, and the call and its result are not read.
 """
 
 import re
@@ -10,7 +11,12 @@ from dataclasses import replace
 
 from musiccli import prompts
 from musiccli.core.errors import InputError
-from musiccli.core.messages import Message
+from musiccli.core.messages import (
+    Message,
+    for_continuation,
+    last_user_message,
+    without_tools,
+)
 from musiccli.core.text_checks import refuses
 from musiccli.llm.call import Reply
 from musiccli.prompts import transcript
@@ -44,9 +50,10 @@ class OneCallContrast:
 
     async def write(self, branch: Branch, turn: int) -> None:
         """Add a reply to an altered form of the user's last message."""
-        history, message = branch.messages, branch.messages[-1]["content"]
+        history, message = branch.messages, last_instruction(branch.messages)
+        before = without_tools(history[: last_user_message(history)])
         question = self._question.with_prompt(
-            self._prompt, history, transcript=transcript(history[:-1]), instruction=message
+            self._prompt, history, transcript=transcript(before), instruction=message
         )
         reply, fault = await self._asker.ask(
             branch, turn, question, lambda text: contrast_fault(text, message, history)
@@ -66,15 +73,22 @@ class TwoCallContrast:
 
     async def write(self, branch: Branch, turn: int) -> None:
         """Add a reply to an altered form of the user's last message."""
-        history, message = branch.messages, branch.messages[-1]["content"]
+        history, message = branch.messages, last_instruction(branch.messages)
+        before = history[: last_user_message(history)]
         question = self._rewrite.with_prompt(
-            self._prompt, history, transcript=transcript(history[:-1]), instruction=message
+            self._prompt,
+            history,
+            transcript=transcript(without_tools(before)),
+            instruction=message,
         )
         rewritten, rewrite_fault = await self._asker.ask(
             branch, turn, question, lambda text: faults.rewrite_fault(text, message)
         )
         instruction = rewritten.text
-        altered: list[Message] = [*history[:-1], {"role": "user", "content": instruction}]
+        altered: list[Message] = [
+            *for_continuation(before),
+            {"role": "user", "content": instruction},
+        ]
         reply, reply_fault = await self._asker.ask(
             branch,
             turn,
@@ -82,6 +96,11 @@ class TwoCallContrast:
             lambda text: faults.contrast_reply_fault(text, instruction, history),
         )
         branch.add_contrasted(instruction, reply, rewrite_fault or reply_fault)
+
+
+def last_instruction(messages: Sequence[Message]) -> str:
+    """The text of the last message of the user."""
+    return messages[last_user_message(messages)]["content"]
 
 
 def split_contrast(text: str) -> tuple[str | None, str | None]:

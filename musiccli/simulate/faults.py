@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from unicodedata import category
 
-from musiccli.core.messages import Message
+from musiccli.core.messages import Message, has_tool_turns
 from musiccli.core.text_checks import LEAK, alike, leaks, quotes, refuses, straight_quotes
 
 # A user who answers instead of asking.
@@ -41,6 +41,9 @@ _SPEAKER = re.compile(
     r"^[*#\[]{0,3}(user|human|assistant)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE
 )
 _USER_SPEAKER = re.compile(r"^[*#\[]{0,3}(user|human)[*\]]{0,3}\s*:", re.IGNORECASE | re.MULTILINE)
+
+# A call or a result, as `core.messages.plain_messages` writes them.
+_TOOL_TAG = re.compile(r"</?tool_(call|response)>", re.IGNORECASE)
 
 # A user who repeats words of the prompt.
 _PROMPT = re.compile(
@@ -114,12 +117,17 @@ def review_fault(text: str) -> str | None:
 
 
 def reply_fault(text: str, history: Sequence[Message]) -> str | None:
-    """What is wrong with an assistant's reply, or None: user's words in it, or a repeated message.
+    """What is wrong with an assistant's reply, or None.
+
+    Wrong are the user's words in it, a repeated message, and after tool turns a call, which nobody
+    would carry out, or a result, which nobody gave.
 
     A refusal is not a fault: if the user asks for something harmful, a refusal is the right reply.
     """
     if _USER_SPEAKER.search(text):
         return "role flip"
+    if _TOOL_TAG.search(text) and has_tool_turns(history):
+        return "tool call"
     return "repeat" if _repeats(text, history) else None
 
 
@@ -169,5 +177,7 @@ def says_something(text: str) -> bool:
 
 def _repeats(text: str, history: Sequence[Message]) -> bool:
     return any(
-        alike(text, message["content"]) for message in history if message["role"] != "system"
+        alike(text, message["content"])
+        for message in history
+        if message["role"] in ("user", "assistant")
     )

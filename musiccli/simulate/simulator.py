@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from musiccli.core.errors import CallError
+from musiccli.core.messages import for_continuation
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 from musiccli.llm.budget import LimitReached
@@ -71,7 +72,11 @@ class Simulator:
     async def _grow(
         self, branch: Branch, turns: Iterable[int], contrasted: Collection[int] = ()
     ) -> None:
-        """Add a user's message and an assistant's reply in each turn."""
+        """Add a user's message and an assistant's reply in each turn.
+
+        A seed may end with the user, or with the result of a call that the assistant has yet to
+        read: its first turn then is the reply.
+        """
         for turn in turns:
             await self._add_user_message(branch, turn)
             if turn in contrasted:
@@ -80,12 +85,12 @@ class Simulator:
                 await self._add_reply(branch, turn)
 
     async def _add_user_message(self, branch: Branch, turn: int) -> None:
-        if branch.messages[-1]["role"] != "user":  # a seed may end with the user
+        if branch.messages[-1]["role"] == "assistant":
             await self._user.write(branch, turn)
 
     async def _add_reply(self, branch: Branch, turn: int) -> None:
         history = branch.messages
-        question = replace(self._assistant, messages=tuple(history))
+        question = replace(self._assistant, messages=tuple(for_continuation(history)))
         reply, fault = await self._asker.ask(
             branch, turn, question, lambda text: faults.reply_fault(text, history)
         )

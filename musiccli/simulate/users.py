@@ -1,6 +1,7 @@
 """User simulators: they write the user's messages, in one call or in two."""
 
 from musiccli import prompts
+from musiccli.core.messages import without_tools
 from musiccli.prompts import transcript
 from musiccli.simulate import faults
 from musiccli.simulate.branch import Branch
@@ -18,7 +19,7 @@ class PlainUser:
 
     async def write(self, branch: Branch, turn: int) -> None:
         """Add the user's next message. The user sees this branch only."""
-        history = branch.messages
+        history = without_tools(branch.messages)
         question = self._question.with_prompt(self._prompt, history, transcript=transcript(history))
         reply, fault = await self._asker.ask(
             branch, turn, question, lambda text: faults.user_fault(text, history)
@@ -42,7 +43,7 @@ class ReviewUser:
 
     async def write(self, branch: Branch, turn: int) -> None:
         """Add the user's next message. Reviewer and chairman see this branch only."""
-        history = branch.messages
+        history = without_tools(branch.messages)
         review = await self._review(branch, turn)
         question = self._chairman.with_prompt(
             self._chair_prompt, history, transcript=transcript(history), review=review
@@ -58,7 +59,7 @@ class ReviewUser:
         A review that is still faulty after the last retry does not mark the branch. It is not part
         of the conversation, and the message made from it is checked.
         """
-        history = branch.messages
+        history = without_tools(branch.messages)
         question = self._reviewer.with_prompt(
             self._review_prompt, history, transcript=transcript(history)
         )

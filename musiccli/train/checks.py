@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from musiccli.core.errors import InputError
+from musiccli.core.errors import InputError, RecordError
+from musiccli.core.messages import FunctionCall, Message
 from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.checkpoint import RewardModel, has_logit_softcap
@@ -47,6 +48,8 @@ def run_checks(model: RewardModel, pairs: Sequence[TokenizedPair]) -> CheckRepor
         check_bos,
         check_padding,
         check_reward_token,
+        check_earlier_turns,
+        check_tool_turns,
         check_attention,
         check_batch_invariance,
         check_head,
@@ -57,6 +60,8 @@ def run_checks(model: RewardModel, pairs: Sequence[TokenizedPair]) -> CheckRepor
             report.warnings.append(str(warning))
         except InputError as error:
             report.errors.append(str(error))
+        except RecordError as refusal:  # of the chat template, which the check asked
+            report.warnings.append(str(refusal))
     return report
 
 
@@ -122,6 +127,44 @@ def check_reward_token(model: RewardModel, pairs: Sequence[TokenizedPair]) -> st
         )
     token = most_common[0][0]
     return f"the reward is read at {shown}, token {token}, the last that the template writes"
+
+
+def check_earlier_turns(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+    """Every turn reaches the tokens: a template may write the last ones alone."""
+    losses = model.chat_template.losses()
+    thoughts = "thoughts of earlier turns"  # several models were trained without these
+    if lost := [name for name in losses if name != thoughts]:
+        raise CheckWarning(
+            f"the chat template leaves out {' and '.join(lost)}; no reward can depend on them"
+        )
+    return "earlier turns reach the tokens" + (f", without {thoughts}" if losses else "")
+
+
+def check_tool_turns(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+    """Two conversations that differ in the result of a call alone are different tokens."""
+    template = model.chat_template
+    first, second = (template.encode(_tool_turn(result), False).ids for result in ("3", "4"))
+    if first == second:
+        raise CheckWarning("results of tools do not reach the tokens; no reward can depend on them")
+    how = "as the chat template writes them"
+    if not template.takes_calls:
+        how = "as text in <tool_call> and <tool_response>: the chat template would lose some"
+    return f"calls and results of tools reach the tokens, {how}"
+
+
+def _tool_turn(result: str) -> list[Message]:
+    """A conversation in which the assistant calls a function and reads its result."""
+    function: FunctionCall = {"name": "count", "arguments": "{}"}
+    return [
+        {"role": "user", "content": "How many?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": function}],
+        },
+        {"role": "tool", "content": result},
+        {"role": "assistant", "content": "I see."},
+    ]
 
 
 def check_attention(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:

@@ -24,7 +24,7 @@ def baseline_scores(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     first = first_listed(record)
     characters = {name: count_characters(record[name]) for name in names}
     turns = {name: count_turns(record[name]) for name in names}
-    last_reply = {name: len(record[name][-1]["content"]) for name in names}
+    last_reply = {name: count_characters(record[name][-1:]) for name in names}
     scores = {
         "longest": characters,
         "shortest": _negated(characters),
