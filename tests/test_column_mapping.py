@@ -198,6 +198,7 @@ def test_a_reply_that_is_json_stays_a_text():
             "chosen=question,rejected=worse",
             "worse: is missing; the row has question, answers,",
         ),
+        ({"x": None, "y": "a"}, "chosen=x,rejected=y", "x: is null"),
         ({"x": 3, "y": "a"}, "chosen=x,rejected=y", "x: is 3; it should be a text or messages"),
         ({"x": "hi"}, "messages=x", "x: is 'hi'; it should be a list of messages"),
         ({"x": "q", "s": ["s"]}, "prompt=x,system=s", "s: is ['s']; it should be a text"),
@@ -209,7 +210,7 @@ def test_a_row_that_does_not_fit_names_its_column(row, columns, error):
     with pytest.raises(RecordError) as caught:
         read(row, columns)
     assert str(caught.value).startswith(f"rows.jsonl:1: {error}")
-    assert caught.value.record == row
+    assert caught.value.record == Record(row)
 
 
 def test_a_column_that_no_row_has_is_one_line_with_the_columns_there_are():
@@ -230,6 +231,14 @@ def test_a_label_that_the_first_rows_lack_is_reported_and_read_from_later_rows()
     assert reports == ["`columns` score=late: the first rows have no late; they have ask"]
 
 
+def test_a_column_that_is_null_in_the_first_rows_is_there():
+    reports = []
+    rows = [("", Record({"ask": "q", "rules": None}))] * 25
+    mapping = parse_mapping(["prompt=ask,system=rules"])
+    assert len(list(map_columns(rows, mapping, RunStats(say=reports.append)))) == 25
+    assert reports == []
+
+
 def test_rows_that_do_not_fit_are_counted_as_read_and_kept_as_they_were():
     stats = RunStats(Rejects(skip=True))
     rows = [("", Record({"ask": "q"})), ("", Record({"other": "q"}))]
@@ -244,7 +253,7 @@ def test_the_command_maps_a_file_and_keeps_the_mapping_in_every_record(tmp_path)
     path = write(tmp_path / "rows.jsonl", ROW, ROW | {"label": "B>A", "uid": 8, "question": "r"})
     columns = "prompt=question,a=answers.0.text,b=answers.1.text,winner=label:A>B=a,B>A=b"
     done = music("sample", path, "--emit", "pairs", "--columns", columns, "--columns", "id=uid")
-    assert done.status == 0
+    assert done.status == 0 and len(done.lines) == 1  # the winner's column was read
     assert [(record["id"], record["chosen"][1]["content"]) for record in done.records] == [
         (7, "good"),
         (8, "bad"),

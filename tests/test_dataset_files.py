@@ -89,6 +89,11 @@ def test_a_cell_of_messages_is_a_list(tmp_path):
     assert read(write(tmp_path / "t.csv", buffer.getvalue())) == [(":2", {"messages": messages})]
 
 
+def test_an_empty_cell_is_null(tmp_path):
+    ((_, row),) = sources.read_rows([str(write(tmp_path / "t.csv", "a,b\n,x\n"))])
+    assert (dict(row), row.null_fields) == ({"b": "x"}, {"a"})
+
+
 def test_columns_without_a_name_are_named_by_their_place(tmp_path):
     assert read(write(tmp_path / "t.csv", ",prompt\n0,q\n")) == [
         (":2", {"column_1": "0", "prompt": "q"})
@@ -270,7 +275,6 @@ def test_values_of_a_parquet_file_are_json(tmp_path):
                 "us": "2024-01-31T12:00:00+00:00",
                 "ns": "2024-01-31T12:00:00+00:00",
                 "list": [{"city": "Rome"}, None],
-                "bytes": None,
             },
         )
     ]

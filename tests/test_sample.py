@@ -571,7 +571,10 @@ def test_an_option_of_another_kind_of_record_is_refused(words, error):
         (["missing.jsonl"], "missing.jsonl: no such file or folder, no short name (music help "),
         (["{folder}"], "holds no .jsonl, .json, .csv, .tsv, .parquet or .arrow file"),
         (["{folder}", "-n", "0"], "Invalid value for '--count' / '-n'"),
-        (["-"], "<stdin>:1: no known format has the columns foo. Known: OpenJudge ("),
+        (
+            ["-"],
+            "<stdin>:1: no known format has the columns foo; say what they hold, as --columns ",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_one_line_and_status_2(tmp_path, words, error):

@@ -61,7 +61,7 @@ def test_parquet_rows_are_plain_lists_and_objects(tmp_path):
     assert read(path) == [("part", f"{path}[0]", rows[0])]
 
 
-def test_what_json_cannot_hold_is_null(tmp_path):
+def test_what_json_cannot_hold_is_null_and_so_absent(tmp_path):
     message = {"role": "user", "content": "q"}
     path = parquet(
         tmp_path / "part.parquet",
@@ -77,7 +77,7 @@ def test_what_json_cannot_hold_is_null(tmp_path):
         (
             "part",
             f"{path}[0]",
-            {"messages": [message | {"image": None}], "cost": None, "on": "2024-01-31"},
+            {"messages": [message | {"image": None}], "on": "2024-01-31"},
         )
     ]
 
@@ -255,28 +255,6 @@ def hub(monkeypatch):
             {},
             {"path": "some/data", "name": None, "data_dir": None, "split": None, "revision": None},
         ),
-        (
-            "rankjudge",
-            {},
-            {
-                "path": "Layer6/RankJudge",
-                "name": "pairs",
-                "data_dir": None,
-                "split": "train",
-                "revision": None,
-            },
-        ),
-        (
-            "summarize",
-            {},
-            {
-                "path": "openai/summarize_from_feedback",
-                "name": None,
-                "data_dir": "comparisons",
-                "split": "train",
-                "revision": "refs/convert/parquet",
-            },
-        ),
     ],
 )
 def test_names_are_looked_up_and_options_stand_over_the_table(hub, name, settings, asked):
@@ -298,11 +276,9 @@ def test_a_short_name_has_a_split_and_if_pinned_a_whole_commit_and_none_overlaps
 def test_data_that_is_not_pinned_is_said_so(hub):
     reports = []
     read("some/data", say=reports.append)
-    read("webgpt", say=reports.append)
     read(sources.CONTAMINATED, revision="abcdef0123456789", say=reports.append)
     assert reports == [
         "reading some/data at main, which may change; `revision` COMMIT pins it",
-        "reading openai/webgpt_comparisons at refs/convert/parquet",
         f"reading {sources.CONTAMINATED} at abcdef01",
         f"{sources.CONTAMINATED} overlaps RewardBench; skywork (v0.2) does not",
     ]

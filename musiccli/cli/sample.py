@@ -1,14 +1,24 @@
 """music sample skywork -n 1000 > seeds.jsonl"""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from musiccli.cli.option_names import as_typed
 from musiccli.cli.options import SEED
 from musiccli.cli.paths import PathUse
 from musiccli.cli.run import Run, stage
+from musiccli.cli.show import Color, terminal_width, use_color
 from musiccli.core.errors import InputError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.run_stats import RunStats
 from musiccli.sample.config import ContrastTurn, CorruptionKind, Emit, Ranked, SampleConfig, Speaker
+
+if TYPE_CHECKING:
+    from musiccli.sample.column_mapping import ColumnMapping
+
+MAX_WIDTH = 80  # columns of a description
 
 
 @stage(reads=False)
@@ -49,6 +59,14 @@ def sample(
             "metadata; without it, rows are recognized by their columns.",
         ),
     ] = None,
+    describe: Annotated[
+        bool,
+        typer.Option(
+            "--describe",
+            help="Write no records, but what the first rows are, what each column becomes and "
+            "what each --emit gives.",
+        ),
+    ] = False,
     next_speaker: Annotated[
         Speaker,
         typer.Option(
@@ -136,6 +154,7 @@ def sample(
     from another conversation. Both hold all conversations in memory.
 
     \b
+    music sample judgments.csv --describe
     music sample skywork -n 1000 --exclude rewardbench | music simulate > branches.jsonl
     music sample hh.jsonl.gz --emit pairs --on-error skip > pairs.jsonl
     music sample pairs.jsonl --emit contrasts -n 5000 > contrasts.jsonl
@@ -148,12 +167,9 @@ def sample(
         raise InputError("--kind is for --emit corruptions")
     if turn is ContrastTurn.last and emit is not Emit.contrasts:
         raise InputError("--turn is for --emit contrasts")
-    if (label or ranked is not Ranked.all) and emit not in (Emit.pairs, Emit.comparisons):
+    pairs = emit in (Emit.pairs, Emit.comparisons)
+    if (label or ranked is not Ranked.all) and not (pairs or describe):
         raise InputError("--label and --ranked are for --emit pairs and --emit comparisons")
-    mapping = parse_mapping(columns) if columns else None
-    rows = read_rows(datasets, config=config, split=split, revision=revision, stats=run.stats)
-    if mapping:
-        rows = map_columns(rows, mapping, run.stats)
     settings = SampleConfig(
         emit=emit,
         count=count,
@@ -165,5 +181,45 @@ def sample(
         label=label,
         ranked=ranked,
     )
+    mapping = parse_mapping(columns) if columns else None
+    part = HubPart(config, split, revision)
+    if describe:
+        run.show(_description(datasets, part, settings, mapping, run))
+        return
+    rows = read_rows(datasets, **part._asdict(), stats=run.stats)
+    if mapping:
+        rows = map_columns(rows, mapping, run.stats)
     excluded = read_excluded(exclude, run.stats) if exclude else None
     run.write(sample(rows, settings, excluded=excluded, stats=run.stats))
+
+
+class HubPart(NamedTuple):
+    """Which part and version of the datasets is read."""
+
+    config: str | None
+    split: str | None
+    revision: str | None
+
+
+def _description(
+    names: list[str],
+    part: HubPart,
+    settings: SampleConfig,
+    mapping: "ColumnMapping | None",
+    run: Run,
+) -> Iterator[str]:
+    """The description of datasets, and a record of them as `music show` shows it."""
+    from musiccli.sample.describe import UnreadableLines, describe
+    from musiccli.sample.description_text import description_text, shortened_example
+    from musiccli.sample.sources import read_rows
+    from musiccli.show.terminal import terminal_text
+
+    unreadable = UnreadableLines()
+    stats = RunStats(Rejects(skip=True, report=unreadable.append), run.say)
+    rows = read_rows(names, **part._asdict(), stats=stats)
+    description = describe(rows, settings, mapping, unreadable)
+    width, color = min(terminal_width(), MAX_WIDTH), use_color(Color.auto, run.on_terminal)
+    yield as_typed(description_text(description, names, width=width, color=color))
+    if description.example:
+        example = shortened_example(description.example[1])
+        yield from terminal_text([example], width=width, color=color)

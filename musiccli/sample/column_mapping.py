@@ -59,6 +59,14 @@ class ColumnMapping:
         """The kind of record that the mapping alone determines."""
         return next((kind for kind, names in KINDS.items() if self.paths.keys() & {*names}), None)
 
+    def parts_by_column(self, row: Record) -> dict[str, list[str]]:
+        """The columns of a row that the mapping uses, each with what they become."""
+        parts: dict[str, list[str]] = {}
+        for target, path in self.paths.items():
+            part = target if target in TARGETS else f"metadata.{target}"
+            parts.setdefault(_top_column(row, path), []).append(part)
+        return parts
+
 
 def parse_mapping(specifications: Iterable[str]) -> ColumnMapping:
     """A mapping from texts such as "prompt=question,winner=label:A>B=a,B>A=b".
@@ -143,7 +151,8 @@ class _Parts:
         """The value of a part that a record must have. Raises RecordError where it is missing."""
         value = self.get(name)
         if value is None:
-            problem = f"is missing; the row has {', '.join(self.row)}"
+            is_null = self.path(name) in self.row.null_fields
+            problem = "is null" if is_null else f"is missing; the row has {', '.join(self.row)}"
             raise RecordError(problem, field=self.path(name), record=self.row)
         return value
 
@@ -329,15 +338,16 @@ def _steps(path: str) -> list[str]:
 def _check_columns(rows: Sequence[Record], mapping: ColumnMapping, stats: RunStats) -> None:
     """Raises InputError for a path that leads to nothing in all of the rows.
 
-    A part that a record may lack could be null in these rows, so its path is only reported.
+    A part that a record may lack could come in later rows, so its path is only reported.
     """
-    columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
+    columns = ", ".join(dict.fromkeys(name for row in rows for name in (*row, *row.null_fields)))
     for target, path in mapping.paths.items():
-        if all(column_value(row, path) is None for row in rows):
-            text = f"`columns` {target}={path}: the first rows have no {path}; they have {columns}"
-            if target in REQUIRED:
-                raise InputError(text)
-            stats.say(text)
+        if any(path in row.null_fields or column_value(row, path) is not None for row in rows):
+            continue
+        text = f"`columns` {target}={path}: the first rows have no {path}; they have {columns}"
+        if target in REQUIRED:
+            raise InputError(text)
+        stats.say(text)
 
 
 def _is_winner_value(part: str) -> bool:

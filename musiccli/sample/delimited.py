@@ -162,11 +162,11 @@ def _header(rows: Iterator[list[str]], name: str) -> list[str]:
 def _record(header: list[str], cells: list[str], where: str) -> Record:
     if len(cells) != len(header):
         raise RecordError(f"has {len(cells)} cells, but the header names {len(header)} columns")
-    row = Record({}, where)
-    for column, text in zip(header, cells, strict=True):
-        if text:
-            row[column] = _cell(column, text)
-    return row
+    row = {
+        column: _cell(column, text) if text else None
+        for column, text in zip(header, cells, strict=True)
+    }
+    return Record(row, where)
 
 
 def _decodable(text: str) -> str:

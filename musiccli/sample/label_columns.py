@@ -59,6 +59,8 @@ def ignored_labels(row: Row, records: Iterable[Record]) -> Iterator[str]:
     for column, value in row.items():
         if column in row.columns_read or column in RECORD_FIELDS:
             continue
+        if records and all(column in record for record in records):  # a field of our own records
+            continue
         if labeled and all(column in (record.get("metadata") or {}) for record in records):
             continue
         if looks_like_label(column):

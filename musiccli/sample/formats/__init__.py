@@ -61,7 +61,7 @@ def read(
         problem = "is null" if column in row.null_fields else "is missing"
         problem += f"; rows of the format {format.name} have it"
         raise RecordError(problem, field=column, record=row) from error
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError) as error:
         # a part of the row is missing, or of another kind
         raise RecordError(
             f"is not what a row of the format {format.name} holds "
@@ -99,10 +99,8 @@ def recognize(row: Record) -> Format:
             incomplete.append((format, columns))
     if incomplete:
         return incomplete[0][0]
-    formats = "; ".join(
-        f"{format.name} ({', '.join(sorted(format.columns))})" for format in FORMATS
-    )
     raise RecordError(
-        f"no known format has the columns {', '.join(row) or '(none)'}. Known: {formats}",
+        f"no known format has the columns {', '.join(row) or '(none)'}; say what they hold, as "
+        "`columns` prompt=question,completion=answer; `describe` shows what they are",
         record=row,
     )

@@ -83,10 +83,7 @@ def _completions(row: Record) -> list[Completion]:
         if isinstance(rank, bool) or not isinstance(rank, int | float):
             problem = 'should be {"rank": NUMBER, "completion": [messages]}'
             raise RecordError(problem, field=field, record=row)
-        try:
-            reply = read_messages(Record(fields), "completion")
-        except RecordError as error:
-            raise RecordError(error.problem, field=f"{field}.{error.field}", record=row) from None
+        reply = read_messages(Record(fields, row.where), "completion")
         completions.append(Completion(rank, [*context, *reply]))
     return completions
 
