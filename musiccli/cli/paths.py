@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from musiccli.core import jsonl
 from musiccli.core.cache_folder import cache_folder
 from musiccli.core.errors import InputError
 
@@ -106,8 +107,11 @@ def _used_path(option: str, path: str, use: PathUse) -> UsedPath:
 def _file(path: str, use: PathUse) -> tuple[int, int] | None:
     """Device and inode of a regular file or folder; None for a device, a pipe or nothing."""
     try:
-        stream = sys.stdout if use.written else sys.stdin
-        status = os.fstat(stream.fileno()) if path == "-" else os.stat(path)
+        if path != "-":
+            status = os.stat(path)
+        else:
+            stream = sys.stdout if use.written else jsonl.standard_input()
+            status = os.fstat(stream.fileno())  # type: ignore[union-attr]  # AttributeError
     except (OSError, ValueError, AttributeError):  # missing, or a stream that is closed
         return None
     kinds = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)

@@ -79,13 +79,37 @@ def alike(first: str, second: str) -> bool:
     if re.findall(r"\d+", first) != re.findall(r"\d+", second):
         return False
     if min(len(first), len(second)) < SHORT_TEXT:
+        if 2 * min(len(first), len(second)) <= 0.95 * (len(first) + len(second)):
+            return False  # an upper bound of the ratio
         return SequenceMatcher(None, first, second, autojunk=False).ratio() > 0.95
     first_words = first.split()[:MAX_COMPARED_WORDS]
     second_words = second.split()[:MAX_COMPARED_WORDS]
     least = 0.9 * (len(first_words) + len(second_words)) / 2
     if (Counter(first_words) & Counter(second_words)).total() <= least:
         return False
-    return SequenceMatcher(None, first_words, second_words, autojunk=False).ratio() > 0.9
+    return _common_words(first_words, second_words, least) > least
+
+
+def _common_words(first: list[str], second: list[str], least: float) -> int:
+    """How many words the matching blocks of two texts hold; 0 as soon as that is at most `least`.
+
+    The blocks are those of difflib: the longest, then the longest on each side of it, and so on.
+    """
+    matcher = SequenceMatcher(None, first, second, autojunk=False)
+    regions = [(0, len(first), 0, len(second))]
+    matched, open_words = 0, min(len(first), len(second))
+    while regions and matched + open_words > least:
+        region = regions.pop()
+        start, end, second_start, second_end = region
+        open_words -= min(end - start, second_end - second_start)
+        i, j, size = matcher.find_longest_match(*region)
+        if size:
+            matched += size
+            before = (start, i, second_start, j)
+            after = (i + size, end, j + size, second_end)
+            regions += [before, after]
+            open_words += sum(min(r[1] - r[0], r[3] - r[2]) for r in (before, after))
+    return 0 if regions else matched
 
 
 @lru_cache(maxsize=1024)  # a message is compared again in every later turn of its conversation

@@ -32,7 +32,9 @@ from musiccli.core.messages import (
     with_tools,
 )
 
-DATE_CALL = re.compile(r"""strftime_now\((["'])(.*?)\1\)""")  # how templates ask for today's date
+DATE_CALL = re.compile(
+    r"""strftime_now\((["'])([^"'\n]*)\1\)"""
+)  # how templates ask for today's date
 FIXED_DATE = datetime(2024, 7, 26)  # Llama 3.2's template writes this one where it has no clock
 MAX_GUESSES = 4  # from lengths in characters; then the cut is found by halving
 

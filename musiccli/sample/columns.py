@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import orjson
@@ -352,17 +352,14 @@ def join_user_messages(messages: Iterable[Message]) -> list[Message]:
     Only for formats in which one person, or one environment, may write twice in succession.
     """
     joined: list[Message] = []
-    for message in messages:
-        previous = joined[-1] if joined else None
-        if (
-            previous
-            and previous["role"] == message["role"] == "user"
-            and previous["content"]
-            and message["content"]
-        ):
-            joined[-1] = user_message(f"{previous['content']}\n\n{message['content']}")
-        else:
-            joined.append(message)
+    for speaks, group in groupby(messages, lambda m: m["role"] == "user" and bool(m["content"])):
+        if not speaks:
+            joined += group
+            continue
+        first, *others = group
+        if others:
+            first = user_message("\n\n".join(str(m["content"]) for m in (first, *others)))
+        joined.append(first)
     return joined
 
 

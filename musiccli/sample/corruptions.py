@@ -16,7 +16,7 @@ the last changed turn. Lengths are in characters.
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from operator import attrgetter
 from random import Random
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from musiccli.core.records import Record, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.sample.config import ContrastTurn, CorruptionKind
 
+MAX_COMPARED = 1000  # messages, where many conversations are alike
 Turn = list[Message]  # a user message and all that replies to it
 
 
@@ -73,7 +74,8 @@ class MessagePool:
         if message.get("tool_calls"):
             return None
         words = _words(message["content"])
-        for pooled in self._by_distance(message["role"], len(message["content"]), rng):
+        by_distance = self._by_distance(message["role"], len(message["content"]), rng)
+        for pooled in islice(by_distance, MAX_COMPARED):
             # "You're welcome!" would be no replacement for "You're welcome."
             if pooled.opening != opening and _words(pooled.text) != words:
                 return pooled

@@ -25,7 +25,9 @@ from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.retries import Asker, Question, without_thinking
 
-INSTRUCTION = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL | re.IGNORECASE)
+# Two patterns, as one would search the whole text anew from every opening tag.
+INSTRUCTION_START = re.compile("<instruction>", re.IGNORECASE)
+INSTRUCTION_END = re.compile("</instruction>", re.IGNORECASE)
 REPLY = re.compile(r"<reply>(.*?)(?:</reply>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
@@ -105,8 +107,10 @@ def last_instruction(messages: Sequence[Message]) -> str:
 
 def split_contrast(text: str) -> tuple[str | None, str | None]:
     """The rewritten instruction and the reply of a one-call contrast; None for a missing part."""
-    instruction, reply = INSTRUCTION.search(text), REPLY.search(text)
-    return instruction and instruction[1].strip(), reply and reply[1].strip()
+    start, reply = INSTRUCTION_START.search(text), REPLY.search(text)
+    end = INSTRUCTION_END.search(text, start.end()) if start else None
+    instruction = text[start.end() : end.start()].strip() if start and end else None
+    return instruction, reply and reply[1].strip()
 
 
 def contrast_fault(text: str, message: str, history: Sequence[Message]) -> str | None:

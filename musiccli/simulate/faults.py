@@ -72,7 +72,8 @@ _VERBS = (
 )
 _REQUEST = re.compile(
     r"\?|\bplease\b|\b(can|could|would|will) you\b|"
-    rf"(^|[.!;:,\n]|\band|\bnow|\bthen|\bnext|\balso|\bso)\s*({_VERBS})\b|"
+    rf"(^|[.!;:,]|\band|\bnow|\bthen|\bnext|\balso|\bso)\s*({_VERBS})\b|"
+    rf"\n[^\S\n]*({_VERBS})\b|"  # of many empty lines only the last matters
     r"\bi('d| would)( also)? like|"
     r"\bi( also| still| now| just)? "
     r"(want(?! to thank)|need|wonder|have (a|an|another|one))\b|"

@@ -7,9 +7,8 @@ from musiccli.llm.call import Reply
 
 SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]*_”’]*(?=\s|$)|[。！？]|(?<=\S)\n+")
 # A dot after the number of a list's line or after an abbreviation ends no sentence.
-NOT_AN_END = re.compile(
-    r"(?:(?:^|\n)[\s>*_#]*(?:\d+|[A-Za-z])|\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf))\.$"
-)
+LIST_NUMBER = re.compile(r"^(?:[^\S\n]|[>*_#])*(?:\d+|[A-Za-z])\.", re.MULTILINE)
+ABBREVIATION = re.compile(r"\b(?=((?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf)\.))")
 
 
 def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
@@ -20,13 +19,24 @@ def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
     """
     if reply.finish != "length":
         return reply, True
-    ends = [
-        match.end()
-        for match in SENTENCE_END.finditer(reply.text)
-        if not NOT_AN_END.search(reply.text, 0, match.end())
-    ]
-    end = max(ends, default=0)
+    end = _last_end(reply.text)
     text = reply.text[:end].rstrip()
     if end * 2 < len(reply.text) or text.count("```") % 2:
         return reply, False
     return replace(reply, text=text), True
+
+
+def _last_end(text: str) -> int:
+    """Where the last whole sentence or line ends; 0 where there is none."""
+    dots = {match.end() for match in LIST_NUMBER.finditer(text)}
+    dots.update(match.end(1) for match in ABBREVIATION.finditer(text))
+    ends = (match.end() for match in SENTENCE_END.finditer(text))
+    # One line break after such a dot belongs to it.
+    return max(
+        (
+            end
+            for end in ends
+            if end not in dots and not (text[end - 1] == "\n" and end - 1 in dots)
+        ),
+        default=0,
+    )

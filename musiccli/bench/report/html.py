@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 # The end of a cell such as "61.5 [52.0, 70.2]"; " of 4" follows where a model scored only 4 pairs.
-INTERVAL = re.compile(r"(?<=\S )\[[^]]*\](?: of [\d,]+)?$")
+INTERVAL = re.compile(r"(?<=\S )\[[^][]*\](?: of [\d,]+)?$")
 
 
 class WorstRecord(NamedTuple):

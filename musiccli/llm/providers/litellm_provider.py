@@ -26,7 +26,7 @@ from musiccli.llm.providers.guarded_http import guarded
 from musiccli.llm.providers.replies import empty_cause, token_count, valid_text
 
 # litellm gives these errors status 500; no later attempt helps.
-UNUSABLE = re.compile(r"missing .*(api.?key|credentials)|no module named", re.IGNORECASE)
+UNUSABLE = re.compile(r"missing .{0,200}(api.?key|credentials)|no module named", re.IGNORECASE)
 
 OVERHEAD = 30.0  # seconds that litellm may take for itself, mostly to load a provider's code
 
