@@ -156,6 +156,11 @@ def test_lines_and_items_that_are_no_objects_go_to_the_rejects(tmp_path):
             {},
             "data/missing.parquet: no such file or folder, no short name (music help datasets lists them) ",
         ),
+        (
+            "rankjugde",
+            {},
+            "rankjugde: no such file or folder, no short name (perhaps rankjudge) and",
+        ),
         ("a/b/c", {}, "and no hub id (OWNER/NAME)"),
         ("{torn.json}", {}, "torn.json: is not JSON: "),
         ("{torn.jsonl.gz}", {}, "torn.jsonl.gz: damaged: "),

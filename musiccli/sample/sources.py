@@ -110,7 +110,9 @@ def _hub_dataset(name: str) -> HubDataset:
 def _similar_names(name: str) -> str:
     """The short names that look like this one, or where to find all of them."""
     similar = difflib.get_close_matches(name.lower(), SHORT_NAMES)
-    return ", ".join(similar) or "music help datasets lists them"
+    if similar:
+        return f"perhaps {', '.join(similar)}"
+    return "music help datasets lists them"
 
 
 def _open_folder(path: Path, split: str | None, rejects: jsonl.Rejects) -> list[Rows]:
