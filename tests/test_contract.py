@@ -343,8 +343,20 @@ def test_nothing_written_of_what_was_read_is_status_1_with_the_reason_and_a_reco
     done = music(*row.words.split(), *words, *options, "in.jsonl")
     assert (done.status, done.out) == (1, b"")
     assert done.lines[-1].endswith(f"; nothing came out, for example of {example}")
+    monkeypatch.setattr("musiccli.core.progress._quiet", False)  # and again after this test
     quiet = music("--quiet", *row.words.split(), *words, *options, "in.jsonl")
     assert (quiet.status, len(quiet.lines)) == (1, 1)
+
+
+def test_ties_alone_make_no_pair_and_are_no_fault(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [sides] = pair("x")
+    tie = {"id": "x", "a": sides["chosen"], "b": sides["rejected"], "winner": "tie"}
+    write("ties.jsonl", tie)
+    done = music("sample", "ties.jsonl", "--emit", "pairs")
+    assert (done.status, done.out) == (0, b"") and "; 1 dropped (tie); " in done.err
+    write("mixed.jsonl", tie, {**tie, "id": "y", "winner": None})
+    assert music("sample", "mixed.jsonl", "--emit", "pairs").status == 1
 
 
 def test_records_before_a_bad_one_are_written_whole(reader):

@@ -132,8 +132,8 @@ class Run:
     def finish(self) -> None:
         """Complete the output and say in one line what happened.
 
-        Raises typer.Exit with status 1 where records failed, a limit stopped the run, or records
-        were read and none was written.
+        Raises typer.Exit with status 1 where records failed, a limit stopped the run, or nothing
+        came of what was read.
         """
         self._output.close()
         self.stats.rejects.close()
@@ -147,8 +147,10 @@ class Run:
             raise typer.Exit(ExitStatus.PARTIAL)
 
     def _wrote_nothing(self) -> bool:
-        was_read = self.read_count or self.stats.number("rows_read")
-        return bool(was_read) and not self._output.count and not self._only_informs
+        """Whether nothing came of what was read. Ties alone are no fault: they make no pair."""
+        number_read = self.read_count or self.stats.number("rows_read")
+        ties = self.stats.number("dropped", "tie")
+        return number_read > ties and not self._output.count and not self._only_informs
 
     def _example(self) -> str:
         """A record that nothing came of, and why; of several outcomes the most frequent one."""
