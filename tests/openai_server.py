@@ -12,7 +12,7 @@ http://127.0.0.1:PORT/v1. In a test, in a thread of its own:
 Faults: 429 (without Retry-After), 429-retry-after, 500, reset (connection reset before the answer), truncated (the
 connection ends in the middle of the body), invalid-json (a whole body that does not parse), empty (no content),
 length (half of the reply, finish_reason length), slow (the body comes in pieces), hang (no answer at all), echo-key (a
-401 that quotes the caller's key), content_filter, abort and tool_calls (half of the reply, with this finish_reason),
+401 that quotes the caller's key), content_filter, abort, tool_calls and odd (half of the reply, with this finish_reason),
 refusal and reasoning (no content, but that), huge and huge-error (a body of `huge` bytes), bomb (the same, packed).
 """
 
@@ -54,13 +54,14 @@ FAULTS = (
     "content_filter",
     "abort",
     "tool_calls",
+    "odd",
     "refusal",
     "reasoning",
     "huge",
     "huge-error",
     "bomb",
 )
-INTERRUPTED = ("content_filter", "abort", "tool_calls")
+INTERRUPTED = ("content_filter", "abort", "tool_calls", "odd")
 PIECE = bytes(1 << 20)  # of a huge body
 WORDS_PER_TOKEN = 0.75
 NONSENSE = (Path(__file__).parent.parent / "README.md").read_text("utf-8")  # any text does

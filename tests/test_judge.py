@@ -329,7 +329,7 @@ def test_a_provider_is_not_asked_to_continue_raw_text(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fault, reason", [("content_filter", "content filter"), ("tool_calls", "tool calls")]
+    "fault, reason", [("content_filter", "content filter"), ("tool_calls", "tool call")]
 )
 def test_a_judge_that_was_interrupted_is_not_believed(fault, reason):
     words = "It says [[A]] and nothing else"

@@ -112,9 +112,12 @@ def test_a_reply_that_the_server_broke_off_is_asked_for_again(model):
     assert client.usage["assistant", model].completion_tokens > 8
 
 
-@pytest.mark.parametrize("reason", ["content_filter", "tool_calls"])
-def test_a_message_that_was_interrupted_is_asked_for_again_and_else_a_fault(reason):
-    text, fault = "The mountain is made of limestone.", f"assistant {reason.replace('_', ' ')}"
+@pytest.mark.parametrize(
+    "reason, name",
+    [("content_filter", "content filter"), ("tool_calls", "tool call"), ("odd", "interrupted")],
+)
+def test_a_message_that_was_interrupted_is_asked_for_again_and_else_a_fault(reason, name):
+    text, fault = "The mountain is made of limestone.", f"assistant {name}"
     [branch], stats = simulated(lambda _: text, script=[reason] * 2)
     assert branch["messages"][1]["content"] == text and "faults" not in branch
     assert stats.number("retried", fault) == 2

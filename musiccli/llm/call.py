@@ -87,6 +87,12 @@ STOPPED = {
 }
 LENGTHS = {"length", "max_tokens", "model_length", "max_output_tokens", "max_length"}
 
+INTERRUPTIONS = {
+    "content_filter": "content filter",
+    "tool_calls": "tool call",
+    "function_call": "tool call",
+}
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -109,7 +115,9 @@ class Reply:
     @property
     def interruption(self) -> str | None:
         """Why the reply ends before its end, if neither the model nor the limit ended it."""
-        return None if self.finish in ("stop", "length") else self.finish.replace("_", " ")
+        if self.finish in ("stop", "length"):
+            return None
+        return INTERRUPTIONS.get(self.finish, "interrupted")
 
 
 def finish_reason(value: object) -> str:
