@@ -18,7 +18,9 @@ needs_formats = pytest.mark.skipif(
 
 
 def rows(name):
-    """The rows of a JSONL file of `shared/formats`."""
+    """The rows of a JSONL file of `shared/formats`. Skips the test where there is no such folder."""
+    if not FORMATS.is_dir():
+        pytest.skip("rows of the datasets are not beside the repository")
     lines = (FORMATS / f"{name}.jsonl").read_bytes().splitlines()
     return [orjson.loads(line) for line in lines if line.strip()]
 

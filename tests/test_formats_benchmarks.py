@@ -2,11 +2,9 @@
 
 import pytest
 from build import assistant, user
-from dataset_rows import emitted, needs_formats, read, rows
+from dataset_rows import emitted, read, rows
 
 from musiccli.core.errors import RecordError
-
-pytestmark = needs_formats
 
 
 def rose(text):

@@ -2,14 +2,12 @@
 
 import pytest
 from build import assistant, system, user
-from dataset_rows import emitted, needs_formats, read, rows
+from dataset_rows import emitted, read, rows
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.sample import formats
 from musiccli.sample.formats import chats
-
-pytestmark = needs_formats
 
 ROSE = user("How do I prune a rose?")
 BUD = [ROSE, assistant("Cut above a bud.")]

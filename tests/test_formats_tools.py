@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from build import assistant, user
-from dataset_rows import emitted, needs_formats, read, rows
+from dataset_rows import emitted, read, rows
 
 from musiccli.core.errors import RecordError
 from musiccli.sample.sources import read_rows
@@ -22,7 +22,6 @@ def tool(number, content, **fields):
     return {"role": "tool", "content": content, "tool_call_id": f"call_{number}", **fields}
 
 
-@needs_formats
 def test_plan_rewardbench_is_a_preference_between_trajectories_with_tools():
     [row] = rows("plan_rewardbench")
     [record] = read(row, source="planning_multi_easy")
@@ -43,7 +42,6 @@ def test_plan_rewardbench_is_a_preference_between_trajectories_with_tools():
     }
 
 
-@needs_formats
 def test_openais_calls_and_results_are_kept():
     [row] = rows("tools_openai")
     [record] = read(row)
@@ -56,7 +54,6 @@ def test_openais_calls_and_results_are_kept():
     ]
 
 
-@needs_formats
 def test_thoughts_are_kept_beside_the_reply():
     [row] = rows("thinking_reasoning")
     [record] = read(row)
