@@ -126,7 +126,7 @@ def test_a_label_of_our_words_needs_no_meanings_and_none_is_no_winner():
     assert "winner" not in read(ROW | {"label": None}, columns)
 
 
-@pytest.mark.parametrize("value", ["C", "", 2, ["a"]])
+@pytest.mark.parametrize("value", ["C", "", 2, 10**30, ["a"]])
 def test_a_label_that_the_mapping_does_not_name_is_refused(value):
     columns = "prompt=question,a=answers.0.text,b=answers.1.text,winner=label:A=a,B=b"
     with pytest.raises(RecordError) as caught:
@@ -183,6 +183,13 @@ def test_the_rows_own_columns_decide_where_the_mapping_names_a_part_alone():
     assert read({"question": "q", "answer": "a"}, "prompt=question,completion=answer")[
         "messages"
     ] == talk("q", "a")
+
+
+def test_a_text_that_nests_deeper_than_can_be_written_is_no_list():
+    deep = "[" * 900 + "]" * 900
+    assert column_value(Record({"x": deep}), "x.0") is None
+    with pytest.raises(RecordError, match=r"x: is '.*; it should be a list of messages"):
+        read({"x": deep}, "messages=x")
 
 
 def test_a_reply_that_is_json_stays_a_text():

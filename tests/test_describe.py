@@ -16,6 +16,8 @@ from musiccli.core.records import Record
 from musiccli.sample.column_mapping import parse_mapping
 from musiccli.sample.config import Emit, SampleConfig
 from musiccli.sample.describe import UnreadableLines, describe
+from musiccli.sample.description_text import description_text
+from musiccli.sample.sources import read_rows
 from musiccli.sample.value_summary import summarize_values
 
 VOTE = {
@@ -83,6 +85,15 @@ def test_each_column_of_a_vote_is_told():
             {"messages": "messages", "system": "system message", "id": "id", "tools": "tools"},
         ),
         (
+            {
+                "prompt": '["How?"]',
+                "response_a": '["So."]',
+                "response_b": '["No."]',
+                "winner_tie": 1,
+            },
+            {"prompt": "user message", "response_a": "a", "response_b": "b", "winner_tie": "label"},
+        ),
+        (
             {"prompt": "q", "completion": "a"},
             {"prompt": "user message", "completion": "reply"},
         ),
@@ -91,7 +102,7 @@ def test_each_column_of_a_vote_is_told():
             {"id": "id", "chosen": "chosen", "rejected": "rejected", "metadata": "metadata"},
         ),
     ],
-    ids=["explicit", "hh", "conversation", "completion", "record"],
+    ids=["explicit", "hh", "conversation", "lists", "completion", "record"],
 )
 def test_columns_are_told_by_what_becomes_of_their_values(row, expected):
     assert becomes(row) == expected
@@ -272,3 +283,16 @@ def test_the_manual_shows_the_report_as_it_is(monkeypatch):
     page = (Path(manual.__file__).parent / "sample.md").read_text("utf-8")
     shown = re.search(r"```text\n(.*?)```", page, re.DOTALL)[1]
     assert report.startswith(shown)
+
+
+SHARED_FORMATS = Path(__file__).parent.parent.parent / "shared" / "formats"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED_FORMATS.is_dir(), reason="the shared rows are not here")
+def test_every_shared_dataset_is_described_without_a_fault():
+    for path in sorted((*SHARED_FORMATS.glob("*.jsonl"), *SHARED_FORMATS.glob("*.csv"))):
+        description = describe(read_rows([str(path)]))
+        text = description_text(description, [path.name])
+        assert "\nColumns\n" in text and max(map(len, text.splitlines())) <= 80, path
+        assert description.columns and "fault" not in text, path

@@ -77,7 +77,7 @@ def test_what_json_cannot_hold_is_null_and_so_absent(tmp_path):
         (
             "part",
             f"{path}[0]",
-            {"messages": [message | {"image": None}], "on": "2024-01-31"},
+            {"messages": [message | {"image": None}], "cost": 1.5, "on": "2024-01-31"},
         )
     ]
 

@@ -5,10 +5,12 @@ decoding opens the paths and addresses that the rows name.
 """
 
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from musiccli.core import json_text
 from musiccli.core.records import Record
 
 if TYPE_CHECKING:
@@ -45,15 +47,20 @@ def read_arrow(path: str) -> Iterator[Record]:
 def table_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Iterator[Record]:
     """The rows of tables as JSON.
 
-    Dates become texts, and values without a JSON form become null: bytes, such as an image's.
+    Dates become texts, decimals numbers, and values without a JSON form null: an image's bytes.
     """
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH_ROWS):
             for row in _rows(batch.slice(start, BATCH_ROWS)):
-                encoded = orjson.dumps(row, default=lambda _: None, option=orjson.OPT_NON_STR_KEYS)
+                encoded = orjson.dumps(row, default=_json_value, option=orjson.OPT_NON_STR_KEYS)
                 yield Record(orjson.loads(encoded), f"{name}[{number}]")
                 number += 1
+
+
+def _json_value(value: Any) -> float | None:
+    """What stands for a value that has no JSON form."""
+    return float(value) if isinstance(value, Decimal) else None
 
 
 def _rows(batch: "pa.RecordBatch | pa.Table") -> list[dict[str, Any]]:
@@ -94,7 +101,7 @@ def _decode_json(value: Any, type: "pa.DataType") -> Any:
     if value is None:
         return None
     if isinstance(type, pa.JsonType):
-        return orjson.loads(value)
+        return json_text.decode(value.encode())
     if isinstance(value, dict):
         return {name: _decode_json(item, type.field(name).type) for name, item in value.items()}
     if isinstance(value, list) and not pa.types.is_map(type):

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-import orjson
-
+from musiccli.core import json_text
 from musiccli.core.errors import InputError, RecordError, shortened
 from musiccli.core.messages import Message
 from musiccli.core.records import Record, parse_any
@@ -186,7 +185,7 @@ def _read_record(parts: _Parts, source: str) -> dict[str, Any]:
     if (system := parts.get("system")) is not None:
         fields["system"] = _text(parts, "system", system)
     if (tools := parts.get("tools")) is not None:
-        fields["tools"] = _parsed_list(tools)
+        fields["tools"] = parsed_list(tools)
     id = _id(parts)
     if kind == "conversation":
         fields["messages"] = _messages(parts, "messages", parts.require("messages"))
@@ -256,7 +255,7 @@ def _text_or_messages(parts: _Parts, name: str, value: Any) -> str | list[Any]:
 
 def _messages(parts: _Parts, name: str, value: Any) -> list[Any]:
     """Messages. Texts are taken for turns of the user and the assistant, and so are pairs."""
-    items = _parsed_list(value)
+    items = parsed_list(value)
     if isinstance(items, list):
         if all(isinstance(item, dict) for item in items):
             return items
@@ -272,12 +271,12 @@ def _turn(index: int, text: str) -> Message:
     return assistant_message(text) if index % 2 else user_message(text)
 
 
-def _parsed_list(value: Any) -> Any:
+def parsed_list(value: Any) -> Any:
     """The list that a text holds as JSON; any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError:
+            return json_text.decode(value.encode())
+        except ValueError:  # no JSON, or more than can be written again
             pass
     return value
 
@@ -300,7 +299,7 @@ def _label(value: object) -> str:
         return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return orjson.dumps(value).decode()
+    return json_text.encode(value).decode()
 
 
 def column_value(row: Record, path: str) -> Any:
@@ -313,8 +312,8 @@ def column_value(row: Record, path: str) -> Any:
     for name in _steps(path.removeprefix(_top_column(row, path))):
         if isinstance(value, str):
             try:
-                value = orjson.loads(value)
-            except orjson.JSONDecodeError:
+                value = json_text.decode(value.encode())
+            except ValueError:  # no JSON, or more than can be written again
                 return None
         if isinstance(value, dict):
             value = value.get(name)

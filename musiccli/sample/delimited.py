@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO
 
-import orjson
-
-from musiccli.core import jsonl
+from musiccli.core import json_text, jsonl
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record
 
@@ -71,8 +69,8 @@ def parse_messages_text(text: str) -> list[Any] | None:
     if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
         return None
     try:
-        items = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        items = json_text.decode(text.encode())
+    except ValueError:  # no JSON, or more than can be written again
         return None
     return items if items and all(map(_is_message, items)) else None
 

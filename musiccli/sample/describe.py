@@ -14,7 +14,13 @@ from musiccli.core.messages import Message
 from musiccli.core.records import Record, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.sample import formats
-from musiccli.sample.column_mapping import SAME_NAME, ColumnMapping, map_columns, map_row
+from musiccli.sample.column_mapping import (
+    SAME_NAME,
+    ColumnMapping,
+    map_columns,
+    map_row,
+    parsed_list,
+)
 from musiccli.sample.columns import Format, Row
 from musiccli.sample.config import Emit, SampleConfig
 from musiccli.sample.label_columns import ignored_labels, looks_like_label
@@ -268,9 +274,11 @@ def _count_messages(records: Sequence[Record], side: str) -> int:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of any depth."""
+    """All texts in a value of any depth, and those of a list that a text holds as JSON."""
     if isinstance(value, str):
         yield value
+        if isinstance(items := parsed_list(value), list):
+            yield from _texts(items)
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
