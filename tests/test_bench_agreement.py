@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from build import talk
+from build import lines, scored_pair, talk
+from console import music
 
 from musiccli.bench.agreement import AgreementConfig, check_labeled_pair, metrics
 from musiccli.bench.stats.intervals import wilson_interval
@@ -257,3 +258,22 @@ def test_a_record_that_cannot_be_counted_says_why(record, message):
     with pytest.raises(RecordError) as caught:
         check_labeled_pair(Record(record))
     assert str(caught.value) == message
+
+
+def test_scores_by_thousands_of_models_are_refused_by_record_or_by_number():
+    """Every two models are compared: 3,000 would take hours."""
+    names = [f"rm{number}" for number in range(3000)]
+    scores = {name: {"chosen": 1, "rejected": 0} for name in names}
+    wide = scored_pair(0, 1, 0, scores=scores)
+    done = music("bench", "agreement", given=lines(wide))
+    assert (done.status, done.lines) == (
+        2,
+        [
+            "music bench agreement: error: <stdin>:1: scores: are by 3,000 models; name those to "
+            "compare with --model"
+        ],
+    )
+    assert music("bench", "agreement", "--model", "rm7", given=lines(wide)).status == 0
+    long = [scored_pair(n, 1, 0, scores={name: scores[name]}) for n, name in enumerate(names)]
+    done = music("bench", "agreement", given=lines(*long))
+    assert done.status == 2 and "scores by more than 64 models; name those" in done.err

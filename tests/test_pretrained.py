@@ -2,16 +2,20 @@
 
 import ast
 import json
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from build import lines, talk, write
 from console import music
 from toys import backbone
 
+from musiccli.core import template_limits
 from musiccli.reward_model import checkpoint
 
 ROOM = Path(__file__).parent.parent / "musiccli"
@@ -176,3 +180,92 @@ def test_no_process_imports_from_the_current_folder(reward_model, tmp_path):
     )
     assert not ran.exists() and done.returncode == 0
     assert json.loads(done.stdout)["scores"]
+
+
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("config.json", b"[" * 5000, ""),
+        ("tokenizer.json", b"{}", ""),
+        ("tokenizer.json", b"\xff", ""),
+        ("music.json", b"[]", "is damaged: expected an object"),
+        ("music.json", b'{"reward_token": 3}', ""),
+        ("model.safetensors", b"\xff" * 8 + b"{}", ""),
+        ("model.safetensors", (2**40).to_bytes(8, "little") + b"{}", ""),
+        ("model.safetensors", (8).to_bytes(8, "little") + b'{"a":[]}', ""),
+    ],
+)
+def test_a_damaged_file_is_one_line(copy, name, content, expected):
+    model = copy()
+    (model / name).write_bytes(content)
+    done = music("score", "--no-cache", "--model", model, given=lines(RECORD))
+    assert done.status == 2 and "fault of ours" not in done.err
+    assert len(done.lines) == 1 and expected in done.err
+
+
+class Pickled:
+    def __init__(self, ran: Path):
+        self.ran = str(ran)
+
+    def __reduce__(self):
+        return open, (self.ran, "w")
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_named_and_not_run(copy, tmp_path):
+    model = copy()
+    (model / "model.safetensors").unlink()
+    weights = {"score.weight": Pickled(tmp_path / "ran"), "others": torch.zeros(500_000)}
+    torch.save(weights, model / "pytorch_model.bin")
+    done = music("score", "--no-cache", "--model", model, given=lines(RECORD))
+    assert not (tmp_path / "ran").exists() and done.status == 2
+    [line] = done.lines
+    assert "a pickle that holds more than tensors, which music never unpickles" in line
+
+
+# Chat templates
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x"
+DOUBLED = (
+    "{% set n = namespace(x='x') %}{% for i in range(50) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "template, expected",
+    [
+        ("{# nothing #}", "the chat template refuses it: it writes nothing"),
+        ("{{ raise_exception('no') }}", "the chat template refuses it: no"),
+        (LOOP, "the chat template takes more than 0.3 seconds"),
+        (DOUBLED, "the chat template takes more than 2 GB of memory"),
+        ("{{ 'x' * 10 ** 10 }}", "the chat template computes powers (**), which have no bound"),
+        ("{{ '%9999999d' | format(1) }}", "the chat template writes 9,999,999 characters for"),
+        ("{{ 'x' * 99999999999 }}", "the chat template takes more than 2 GB of memory"),
+    ],
+)
+def test_a_template_takes_little_or_is_refused(copy, monkeypatch, template, expected):
+    monkeypatch.setattr(template_limits, "SECONDS", 0.3 if template == LOOP else 600)
+    model = copy()
+    (model / "chat_template.jinja").write_text(template)
+    scored = music("score", "--no-cache", "--model", model, given=lines(RECORD))
+    chat = ("simulate", "--no-cache", "--turns", 1, "--assistant", f"local/{model}")
+    simulated = music(*chat, given=lines(PROMPT))
+    for done in (scored, simulated):
+        assert done.status and not done.out and "fault of ours" not in done.err
+        assert expected.removeprefix("the chat template refuses it: ") in done.err
+
+
+def test_bold_text_is_no_power(copy):
+    model = copy()
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}**{{ m.role }}** {{ '**' }} {{ m.content }}{% endfor %}{{ '\\n' }}"
+    )
+    done = music("score", "--no-cache", "--model", model, given=lines(RECORD))
+    assert done.status == 0, done.err
+
+
+def test_limits_end_with_the_template(copy):
+    before = (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM))
+    music("score", "--no-cache", "--model", copy(), given=lines(RECORD))
+    assert before == (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM))
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

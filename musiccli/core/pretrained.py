@@ -12,7 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from musiccli.core.errors import InputError
+from musiccli.core.errors import InputError, MusicError
 from musiccli.core.quiet_libraries import quiet_libraries
 
 CODE_FILES = ("config.json", "tokenizer_config.json")  # may name code, as `auto_map`
@@ -99,6 +99,8 @@ def model_errors(path: str) -> Iterator[None]:
 def _reason(error: BaseException, path: str) -> str:
     """What is wrong, in one sentence."""
     text = " ".join(str(error).split())
+    if isinstance(error, MusicError):
+        return text
     if "trust_remote_code" in text:
         code = _custom_code(path) or "it asks to run code of its own"
         return f"{code}; music never runs it, and transformers cannot load the model without it"

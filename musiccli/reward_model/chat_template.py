@@ -31,6 +31,7 @@ from musiccli.core.messages import (
     turn_ends,
     with_tools,
 )
+from musiccli.core.template_limits import TemplateLimitError, apply_chat_template
 
 DATE_CALL = re.compile(
     r"""strftime_now\((["'])([^"'\n]*)\1\)"""
@@ -136,6 +137,8 @@ class ChatTemplate:
         messages, tools = self._prepare(messages, tools)
         try:
             return self._apply(self.fold_system(messages), tools)
+        except TemplateLimitError as error:
+            raise RecordError(str(error), field="messages") from error
         except Exception as error:  # templates raise whatever jinja raises
             raise RecordError(f"the chat template refuses it: {error}", field="messages") from error
 
@@ -191,6 +194,8 @@ class ChatTemplate:
         """
         text = self.render([_user("q"), {"role": "assistant", "content": "a"}])
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not ids:
+            raise RecordError("the tokenizer makes no token of a conversation")
         return ids
 
     def last_token(self) -> int:
@@ -247,7 +252,9 @@ class ChatTemplate:
         return list(messages), tools
 
     def _refuse_unknown_tokens(self, ids: list[int]) -> None:
-        highest = max(ids, default=0)
+        if not ids:
+            raise RecordError("the tokenizer makes no token of it", field="messages")
+        highest = max(ids)
         if self.vocabulary is not None and highest >= self.vocabulary:
             token = self.tokenizer.convert_ids_to_tokens(highest)
             raise RecordError(f"holds {token}, a token that the model has no embedding of")
@@ -256,15 +263,14 @@ class ChatTemplate:
         """Whether the template neither refuses the messages nor leaves out a mark in them."""
         try:
             text = self._apply(messages, tools)
+        except TemplateLimitError:  # it would take as long for every conversation
+            raise
         except Exception:
             return False
         return all(mark in text for mark in marks)
 
     def _apply(self, messages: Sequence[Message], tools: Tools) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            list(messages), tools=list(tools) or None, tokenize=False
-        )
-        return text
+        return apply_chat_template(self.tokenizer, messages, tools=list(tools) or None)
 
 
 def _user(text: str) -> Message:

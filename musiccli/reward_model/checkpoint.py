@@ -141,11 +141,14 @@ def read_notes(folder: Path) -> dict[str, Any]:
         InputError: they are damaged.
     """
     try:
-        return orjson.loads((folder / NOTES).read_bytes())
+        notes = orjson.loads((folder / NOTES).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, orjson.JSONDecodeError) as error:
         raise InputError(f"{folder / NOTES}: is damaged: {error}") from error
+    if not isinstance(notes, dict):
+        raise InputError(f"{folder / NOTES}: is damaged: expected an object")
+    return notes
 
 
 def has_logit_softcap(config: Any) -> bool:
@@ -193,11 +196,43 @@ def _open(
         raise InputError(
             f"{name}: has no trained reward head; `music train` makes a reward model of it"
         )
+    # A tokenizer of another's, or one of a trained model, must fit the embedding as it is.
+    resize = seed is not None and not tokenizer
+    try:
+        with model_errors(path):  # its first conversation, and its first forward pass
+            return _assemble(name, path, core, tokens, trained_head, say, rows, resize)
+    except InputError as error:
+        text = str(error)
+        reason = "" if text.startswith((name, path)) else f"{name}: cannot be used: "
+        raise InputError(f"{reason}{text}") from error
+
+
+def _assemble(
+    name: str,
+    path: str,
+    core: Any,
+    tokens: Any,
+    trained_head: bool,
+    say: Say,
+    rows: int | None,
+    resize: bool,
+) -> RewardModel:
+    """Make a reward model of a network and a tokenizer that fit, or are made to fit.
+
+    Args:
+        name: the model, as people call it.
+        path: its folder or hub id.
+        core: the sequence-classification model.
+        tokens: the tokenizer.
+        trained_head: whether the head was loaded.
+        say: told in a line what people should know.
+        rows: of the embedding, which is resized to them; None leaves it.
+        resize: whether the embedding may grow for the template's tokens.
+    """
     if rows is not None and rows != embedding_rows(core):
         resize_embedding(core, rows)
     template, notes = ChatTemplate(tokens, embedding_rows(core)), read_notes(Path(path))
-    # A tokenizer of another's, or one of a trained model, must fit the embedding as it is.
-    resized = embed_template(name, template, core, resize=seed is not None and not tokenizer)
+    resized = embed_template(name, template, core, resize=resize)
     if resized:
         say(resized)
     use_onednn_linear(core)
@@ -209,11 +244,7 @@ def _open(
             f"{name} has no embedding of its padding token {replaced_padding}; "
             f"{tokens.pad_token} pads in its place"
         )
-    try:
-        with model_errors(path):  # its first forward pass
-            network = packed_or_padded(core, say)
-    except InputError as error:
-        raise InputError(f"{name}: cannot be used as a reward model: {error}") from error
+    network = packed_or_padded(core, say)
     return RewardModel(network, tokens, template, notes, replaced_padding, trained_head)
 
 

@@ -7,7 +7,7 @@ in memory, and both benchmarks fit.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from musiccli.bench.stats.outcomes import is_number, missing_model
+from musiccli.bench.stats.outcomes import check_model_count, is_number, missing_model
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import count_characters
 from musiccli.core.records import BASELINE_PREFIX, Record, lookup, parse_conversation
@@ -26,6 +26,7 @@ def check_scored_candidate(record: Record, models: Sequence[str] = ()) -> Record
     scores = record.get("scores")
     if not isinstance(scores, dict) or not scores:
         raise RecordError("has no scores; run music score first", record=record)
+    check_model_count(record, models)
     for model in models or scores:
         if model not in scores:
             raise missing_model(record, model)

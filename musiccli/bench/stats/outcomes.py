@@ -4,13 +4,14 @@ The conversations themselves are not kept: a million pairs with two models take 
 """
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from musiccli.bench.stats.baselines import baseline_scores, is_baseline
 from musiccli.bench.stats.intervals import Interval, proportion_interval
-from musiccli.core.errors import RecordError
+from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, content_id, side_names
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 MetricRecord = dict[str, Any]  # a Metric of core.records, and fields that some benchmarks add
+MAX_MODELS = 64  # every two of them are compared
+TOO_MANY = "name those to compare with `models`"
+SHOWN = 10  # names in an error message
 EQUAL, ABSENT = 2, -1  # picks besides 0 and 1, the sides: equal scores, and no scores
 
 
@@ -28,6 +32,7 @@ def check_scored_pair(record: Record, models: Sequence[str] = ()) -> Record:
     if not isinstance(scores, dict) or not scores:
         raise RecordError("has no scores; run music score first", record=record)
     names = side_names(record)
+    check_model_count(record, models)
     for model in models or scores:
         by_side = scores.get(model)
         if by_side is None:
@@ -41,8 +46,21 @@ def check_scored_pair(record: Record, models: Sequence[str] = ()) -> Record:
 
 def missing_model(record: Record, model: str) -> RecordError:
     """The error that a model has not scored a record."""
-    problem = f"no score by {model!r} (scores by: {', '.join(record['scores'])})"
+    problem = f"no score by {model!r} (scores by: {shown_names(record['scores'])})"
     return RecordError(problem, field="scores", record=record)
+
+
+def check_model_count(record: Record, models: Sequence[str]) -> None:
+    """Raise RecordError where more models have scored a record than can be compared."""
+    if not models and len(record["scores"]) > MAX_MODELS:
+        problem = f"are by {len(record['scores']):,} models; {TOO_MANY}"
+        raise RecordError(problem, field="scores", record=record)
+
+
+def shown_names(names: Collection[str]) -> str:
+    """The first of some names, for an error message."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(islice(names, SHOWN)) + more
 
 
 def is_number(value: object) -> bool:
@@ -140,7 +158,10 @@ class ScoredPairs:
         scores = record["scores"]
         model_scores = {model: scores[model] for model in self._wanted_models or scores}
         first, second = side_names(record)
-        for model, by_side in (model_scores | baseline_scores(record)).items():
+        baselines = baseline_scores(record)
+        if not self._wanted_models and len(self._picks) > MAX_MODELS + len(baselines):
+            raise InputError(f"scores by more than {MAX_MODELS} models; {TOO_MANY}")
+        for model, by_side in (model_scores | baselines).items():
             column = self._picks.setdefault(model, array("b", [ABSENT]) * len(self))
             column.append(_pick(by_side[first], by_side[second]))
         for field, value in groups.items():

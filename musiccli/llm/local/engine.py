@@ -14,12 +14,12 @@ from heapq import heappop, heappush
 from itertools import count
 
 import torch
-from jinja2 import TemplateError
 
 from musiccli.core.bundled_models import path_or_hub_id
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.messages import Message
 from musiccli.core.pretrained import load_language_model, load_tokenizer, report_custom_code
+from musiccli.core.template_limits import apply_chat_template
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.llm.concurrency import CURRENT_ITEM
@@ -92,18 +92,17 @@ class LocalEngine:
             InputError: the model has no template.
             CallError: its template refuses the conversation.
         """
-        apply = self.tokenizer.apply_chat_template
-        try:
-            if speaker == "assistant":
-                return apply(messages, tokenize=False, add_generation_prompt=True)
-            mark = "\u2063speaks here\u2063"
-            text = apply([*messages, {"role": speaker, "content": mark}], tokenize=False)
-            return text.partition(mark)[0]
-        except ValueError as error:
+        if not self.tokenizer.chat_template:
             raise InputError(
                 f"{self.name}: has no chat template; use a chat model, or a completion prompt"
-            ) from error
-        except TemplateError as error:
+            )
+        mark = "\u2063speaks here\u2063"
+        try:
+            if speaker == "assistant":
+                return apply_chat_template(self.tokenizer, messages, add_generation_prompt=True)
+            shown = [*messages, {"role": speaker, "content": mark}]
+            return apply_chat_template(self.tokenizer, shown).partition(mark)[0]
+        except Exception as error:  # templates raise whatever jinja raises
             raise CallError(
                 f"{self.name}: its chat template refuses the conversation: {error}"
             ) from error
