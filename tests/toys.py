@@ -239,6 +239,21 @@ THINKING = """
 {{- m.content + '<|im_end|>\\n' }}{% endfor %}"""
 
 
+# A turn begins with a token of its own.
+TURN_TOKEN = """
+{%- for m in messages %}{{- '<turn>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"""
+
+
+def with_tokens(folder: Path, *tokens: str, padding: str | None = None) -> Path:
+    """The model's folder, with tokens added to its tokenizer and none to its embedding."""
+    changed = AutoTokenizer.from_pretrained(folder)
+    changed.add_tokens(list(tokens), special_tokens=True)
+    if padding:
+        changed.add_special_tokens({"pad_token": padding})
+    changed.save_pretrained(folder)
+    return folder
+
+
 def gemma_template() -> str:
     """The template of a bundled Gemma: strict turns, no system message, no calls."""
     return (Path(__file__).parents[1] / "musiccli/core/templates/gemma.jinja").read_text()
