@@ -200,7 +200,7 @@ def test_nothing_in_a_record_becomes_markup(folder):
     table = read(folder / "tables.md")
     assert (
         "\x1b" not in table
-        and "\\<script>" in table
+        and "\\<script\\>" in table
         and "<script" not in table.replace("\\<script", "")
     )
 
@@ -365,3 +365,58 @@ def test_intervals_step_back_and_names_keep_their_depth():
         "<td>61.5 <span>[52.0, 70.2]</span></td><td>longest 7</td></tr>"
     )
     assert average.startswith('<tr class="last">') and other.startswith("<tr><th")
+
+
+HOSTILE_NAMES = [
+    "[click](https://evil.example)",
+    "![](https://evil.example/pixel.png)",
+    "https://evil.example",
+    "www.evil.example",
+    "a@evil.example @everybody",
+    "<img src=x onerror=alert(1)>",
+    "~~gone~~ &lt; $x$ #1 GH-1",
+    "[x] task",
+    "a|b\\|c\\",
+    "``` `` `",
+    "[1](x) [2]: y [3, 4]",
+    "line\n\n# heading\u2028| a |",
+    "*_`\\",
+]
+
+
+def without_code(text: str) -> str:
+    """Markdown without its blocks and spans of code."""
+    text = re.sub(r"(?ms)^(`{3,})\n.*?^\1$", "", text)
+    return re.sub(r"(?<![\\`])(`+)(?!`).+?(?<!`)\1(?!`)", "", text)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_names_from_data_make_no_markup(name):
+    table = Table(name, ["", name], [[name, "1"]])
+    title, _, head, line, row, _, note = "".join(markdown.document([table], [name])).splitlines()
+    bars = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", text)) for text in (head, line, row)]
+    assert bars == [3, 3, 3]
+    for text in (title.removeprefix("**").removesuffix("**"), note.removeprefix("- ")):
+        plain = re.sub(r"\\[\\`*_<>|\[\]~&$#]", "", without_code(text))
+        assert not re.search(r"[`*_<>|~&$#]|://|@|www\.|GH-|^\[|\](?!$)", plain), text
+
+
+def test_a_card_escapes_names_from_data():
+    from musiccli.reward_model.card import render_card
+
+    for name in HOSTILE_NAMES:
+        plain, hostile = (
+            render_card(
+                {
+                    "base": text,
+                    "files": [{"name": text, "pairs": 1, "sha256": None}],
+                    "counts": {text: 1},
+                    "settings": {"model": text},
+                    "command": f"music train {text} '```\n# heading'",
+                }
+            )
+            for text in ("x", name)
+        )
+        for mark in (r"[^\\]\]\(", r"!\[", r"(?<!\\)<img", r"\n#", "://", "~~g", "@ev"):
+            counts = [len(re.findall(mark, without_code(text))) for text in (plain, hostile)]
+            assert counts[0] == counts[1], name

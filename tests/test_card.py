@@ -75,7 +75,7 @@ def test_the_card_says_what_the_run_was(run):
             in body
         )
     assert f"| transformers | {transformers.__version__} |" in body and "| batch | 4 |" in body
-    assert "the last token that the chat template writes, '\\n'." in body
+    assert "the last token that the chat template writes, `'\\n'`." in body
 
 
 @pytest.mark.slow

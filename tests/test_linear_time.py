@@ -159,7 +159,7 @@ def texts(size: int) -> dict[str, str]:
 
 
 def reply(text: str) -> Reply:
-    return Reply(text, 0, max(1, len(text) // 4), 0.0, finish="length")
+    return Reply(text, "length", 0, max(1, len(text) // 4), 0.0)
 
 
 HISTORY = talk("What is a fugue?", "A piece.", "Go on. " * 400)

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from musiccli.core.text_safety import markdown, markdown_block, markdown_code
+
 METRIC_LABELS = {
     "eval_accuracy": "accuracy",
     "eval_loss": "Bradley-Terry loss",
@@ -95,10 +97,10 @@ def _introduction(notes: dict[str, Any]) -> str:
     if token:
         position = (
             " The reward is read at the last token that the chat template writes, "
-            f"{token['text']!r}."
+            f"{markdown_code(repr(token['text']))}."
         )
     return (
-        f"# A reward model on {base}\n\n"
+        f"# A reward model on {markdown(base)}\n\n"
         "It gives a whole conversation one number: the higher, the better the assistant did in "
         "it. It was trained by musiccli on pairs of conversations with the Bradley-Terry "
         f"loss{turns}, {how}.{position} Its license is that of its backbone, and of its data.\n"
@@ -110,15 +112,15 @@ def _data(notes: dict[str, Any]) -> Iterator[str]:
         if notes.get(key):
             rows = [
                 (
-                    file["name"],
+                    markdown(file["name"]),
                     f"{file['pairs']:,}",
-                    f"`{file['sha256']}`" if file["sha256"] else "a pipe",
+                    markdown_code(file["sha256"]) if file["sha256"] else "a pipe",
                 )
                 for file in notes[key]
             ]
             yield f"## {title}\n\n" + _table(("file", "pairs read", "sha256"), rows)
     if counts := notes.get("counts"):
-        yield "".join(f"- {count:,} {outcome}\n" for outcome, count in counts.items())
+        yield "".join(f"- {count:,} {markdown(outcome)}\n" for outcome, count in counts.items())
 
 
 def _metrics(notes: dict[str, Any]) -> Iterator[str]:
@@ -128,7 +130,7 @@ def _metrics(notes: dict[str, Any]) -> Iterator[str]:
     ]
     for name, label in GROUPED_METRIC_LABELS.items():
         rows += [
-            (label.format(group), f"{measured['accuracy']:.4g} of {measured['pairs']}")
+            (label.format(markdown(group)), f"{measured['accuracy']:.4g} of {measured['pairs']}")
             for group, measured in metrics.get(name, {}).items()
         ]
     if rows:
@@ -138,10 +140,10 @@ def _metrics(notes: dict[str, Any]) -> Iterator[str]:
 
 def _provenance(notes: dict[str, Any]) -> Iterator[str]:
     if notes.get("command"):
-        yield f"## How it was made\n\n```\n{notes['command']}\n```\n"
+        yield f"## How it was made\n\n{markdown_block(notes['command'])}"
     if notes.get("settings"):
         settings = notes["settings"].items()
-        rows = [(name, str(value)) for name, value in settings if value is not None]
+        rows = [(name, markdown(str(value))) for name, value in settings if value is not None]
         yield _table(("setting", "value"), rows)
     if notes.get("versions"):
         yield _table(("package", "version"), notes["versions"].items())
@@ -152,5 +154,4 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _row(cells: tuple[str, ...]) -> str:
-    escaped = (cell.replace("|", r"\|").replace("\n", " ") for cell in cells)
-    return "| " + " | ".join(escaped) + " |\n"
+    return "| " + " | ".join(cells) + " |\n"

@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from musiccli.bench.report.tables import Table
-from musiccli.core.text_safety import visible
-
-MARKUP = "\\`*_<|"  # characters that would start markup or end a cell
+from musiccli.core.text_safety import markdown
 
 
 def document(tables: Sequence[Table], notes: Sequence[str]) -> Iterator[str]:
@@ -25,8 +23,5 @@ def _row(cells: Sequence[str]) -> str:
 
 def _escaped(text: str) -> str:
     """Text on one line and without markup. Two spaces of indentation become an em space."""
-    text = visible(text).replace("\n", " ")
     indentation = len(text) - len(text.lstrip(" "))
-    for character in MARKUP:
-        text = text.replace(character, f"\\{character}")
-    return "&emsp;" * (indentation // 2) + text.strip()
+    return "&emsp;" * (indentation // 2) + markdown(text.strip())
