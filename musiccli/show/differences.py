@@ -40,7 +40,8 @@ def _matching_blocks(left: list[str], right: list[str]) -> list[tuple[int, int, 
     what is not compared within STEPS_PER_WORD counts as changed.
     """
     matcher = SequenceMatcher(None, left, right)
-    steps = [0, *accumulate(1 + len(matcher.b2j.get(word, ())) for word in left)]
+    places: dict[str, list[int]] = matcher.b2j  # type: ignore[attr-defined]  # not in typeshed
+    steps = [0, *accumulate(1 + len(places.get(word, ())) for word in left)]
     budget = STEPS_PER_WORD * (len(left) + len(right))
     blocks, regions = [], [(0, len(left), 0, len(right))]
     while regions and budget > 0:
