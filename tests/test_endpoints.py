@@ -118,7 +118,7 @@ def test_a_key_with_a_control_character_is_one_line(monkeypatch, key):
 @pytest.mark.parametrize(
     "base, hint",
     [
-        ("", "; asked for {0}/chat/completions: most servers have it at {0}/v1/chat/completions"),
+        ("", "; asked for {0}/chat/completions: most addresses end in /v1, as {0}/v1"),
         ("/nowhere/v1", ""),
     ],
 )

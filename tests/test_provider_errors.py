@@ -115,3 +115,8 @@ def test_the_password_in_an_address_is_taken_out():
         str(ProviderError("no connection to http://me:secret@host/v1"))
         == "no connection to http://[key]host/v1"
     )
+
+
+@pytest.mark.parametrize("prefix", ["", "litellm.APIError: ", "litellm.APIError: APIError: "])
+def test_the_names_of_litellms_errors_are_left_out(prefix):
+    assert str(provider_error(RuntimeError(f"{prefix}Deepseek says no."))) == "Deepseek says no"

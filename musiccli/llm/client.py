@@ -9,7 +9,7 @@ from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
 from musiccli.llm import usage
 from musiccli.llm.budget import Budget, LimitReached
-from musiccli.llm.call import Call, Reply
+from musiccli.llm.call import Call, Reply, finish_reason
 from musiccli.llm.config import ClientConfig
 from musiccli.llm.provider_errors import environment_keys, redact
 from musiccli.llm.providers import Providers
@@ -68,7 +68,8 @@ class Client:
         stored = self.cache.get(call.key) if self.cache else None
         if stored:
             used.calls, used.cached = used.calls + 1, used.cached + 1
-            return Reply(**stored)
+            # Earlier versions kept the server's own word.
+            return Reply(**{**stored, "finish": finish_reason(stored["finish"])})
         if local:
             reply = await self.providers.local.complete(call)
             used.add(reply)

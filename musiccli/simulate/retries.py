@@ -107,6 +107,7 @@ class Asker:
             reply = await self._client.complete(self._call(branch, turn, next_question, attempt))
             branch.add_usage(reply)
             branch.check_room(reply)
+            only_thoughts = bool(reply.text) and not without_thinking(reply).text
             reply, whole = whole_sentences(question.prepare(reply))
             fault = _fault(reply, whole, fault_of)
             if fault is None:
@@ -118,8 +119,8 @@ class Asker:
             )
         if fault == "empty":
             raise CallError(
-                f"{question.model} wrote nothing as {question.role} in turn {turn + 1}, "
-                f"{attempts} times"
+                f"{question.model} wrote nothing{' but thoughts' if only_thoughts else ''} as "
+                f"{question.role} in turn {turn + 1}, {attempts} times"
             )
         return reply, f"{speaker} {fault}"
 

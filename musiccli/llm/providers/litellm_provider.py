@@ -28,6 +28,8 @@ from musiccli.llm.providers.replies import empty_cause, token_count, valid_text
 # litellm gives these errors status 500; no later attempt helps.
 UNUSABLE = re.compile(r"missing .{0,200}(api.?key|credentials)|no module named", re.IGNORECASE)
 
+# "litellm.APIError: APIError: ", which litellm writes before a provider's words.
+_ERROR_NAMES = re.compile(r"^litellm\.(\w+): (?:\1: )?")
 OVERHEAD = 30.0  # seconds that litellm may take for itself, mostly to load a provider's code
 
 
@@ -95,7 +97,7 @@ def token_prices(model: str) -> TokenPrices | None:
 
 def provider_error(error: Exception, secrets: Sequence[str] = ()) -> ProviderError | InputError:
     """What an exception of litellm means. `secrets`: the keys that were sent."""
-    text = str(error).partition("Traceback (most recent call last)")[0]
+    text = _ERROR_NAMES.sub("", str(error).partition("Traceback (most recent call last)")[0])
     if type(error).__name__ == "BadRequestError" and "LLM Provider NOT provided" in text:
         return InputError(
             f"{getattr(error, 'model', None) or 'model'}: name the provider, as in "

@@ -229,7 +229,7 @@ def _status_error(
 def _not_found_hint(url: str, path: str) -> str:
     """What may be wrong where a server has nothing at an address."""
     if not _VERSION_AT_END.search(url):
-        return f"; asked for {url}/{path}: most servers have it at {url}/v1/{path}"
+        return f"; asked for {url}/{path}: most addresses end in /v1, as {url}/v1"
     if path == COMPLETIONS:
         return f"; asked for {url}/{path}, which prompts of raw text need: choose other `prompts`"
     return ""
