@@ -159,13 +159,6 @@ def test_a_draft_in_the_thoughts_is_not_the_contrast():
     assert rejected["contrast"] == [{"message": 1, "instruction": "How high is K2?"}]
 
 
-def test_a_message_of_thoughts_alone_fails_its_record_by_name():
-    with pytest.raises(
-        CallError, match="wrote nothing but thoughts as assistant in turn 1, 2 times"
-    ):
-        simulated(lambda _: "<think>They ask about rock. Keep it", retries=1)
-
-
 def test_a_finish_reason_that_an_earlier_version_kept_is_read_as_now(tmp_path):
     store = Store(tmp_path / "c")
     kept = Reply("A form.", "eos_token", 7, 3, None)

@@ -612,7 +612,7 @@ def test_a_reviewer_who_never_says_anything_ends_its_conversation_alone(tmp_path
     [kept] = read((tmp_path / "rejects.jsonl").read_text())
     assert (
         kept["error"]
-        == "seeds.jsonl:bad: openai/scripted wrote nothing as reviewer in turn 2, 2 times"
+        == "seeds.jsonl:bad: openai/scripted wrote nothing but thoughts as reviewer in turn 2, 2 times"
     )
 
 

@@ -107,7 +107,7 @@ class Asker:
             reply = await self._client.complete(self._call(branch, turn, next_question, attempt))
             branch.add_usage(reply)
             branch.check_room(reply)
-            only_thoughts = bool(reply.text) and not without_thinking(reply).text
+            only_thoughts = bool(reply.text.strip()) and not without_thinking(reply).text
             reply, whole = whole_sentences(question.prepare(reply))
             fault = _fault(reply, whole, fault_of)
             if fault is None:
