@@ -20,6 +20,7 @@ from musiccli.judge.config import JudgeConfig
 from musiccli.judge.verdicts import judge
 from musiccli.llm.client import Client
 from musiccli.llm.config import ClientConfig
+from musiccli.pair.best_of import best_of
 from musiccli.pair.preferences import join_branches
 from musiccli.reward_model import checkpoint
 from musiccli.sample.config import Emit, SampleConfig, Speaker
@@ -258,6 +259,15 @@ def test_a_conversation_that_ends_with_a_result_has_no_reply_to_score():
 
     with pytest.raises(RecordError, match="messages: ends with the tool; there is no reply"):
         encode_sides(None, {"messages": weather()["messages"][:3]}, 100)
+
+
+def test_a_contest_keeps_what_is_on_offer():
+    candidates = [
+        Record({**LONG, "id": "w", "sample": sample, "scores": {"x": sample, "y": -sample}})
+        for sample in (0, 1)
+    ]
+    (contest,) = best_of(candidates, [2], "x", "y")
+    assert contest["tools"] == TOOLS and contest["a"] == contest["b"] == LONG["messages"]
 
 
 def test_show_displays_calls_results_and_thoughts():

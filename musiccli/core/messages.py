@@ -259,7 +259,7 @@ def first_divergence(first: Sequence[Message], second: Sequence[Message]) -> int
     Where one begins with the other, the length of the shorter one.
     """
     for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if message_key(left) != message_key(right):
+        if left != right and message_key(left) != message_key(right):
             return index
     return min(len(first), len(second))
 

@@ -113,6 +113,7 @@ def _contests(
             "best_of": size,
             "a": picks["a"]["messages"],
             "b": picks["b"]["messages"],
+            **({"tools": pool[0]["tools"]} if "tools" in pool[0] else {}),
             "models": {"a": a, "b": b},
             "picks": {side: candidate.get("sample", 0) for side, candidate in picks.items()},
             "metadata": pool[0].get("metadata", {}),

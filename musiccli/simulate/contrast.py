@@ -55,7 +55,7 @@ class OneCallContrast:
         history, message = branch.messages, last_instruction(branch.messages)
         before = without_tools(history[: last_user_message(history)])
         question = self._question.with_prompt(
-            self._prompt, history, transcript=transcript(before), instruction=message
+            self._prompt, without_tools(history), transcript=transcript(before), instruction=message
         )
         reply, fault = await self._asker.ask(
             branch, turn, question, lambda text: contrast_fault(text, message, history)
@@ -79,7 +79,7 @@ class TwoCallContrast:
         before = history[: last_user_message(history)]
         question = self._rewrite.with_prompt(
             self._prompt,
-            history,
+            without_tools(history),
             transcript=transcript(without_tools(before)),
             instruction=message,
         )

@@ -60,6 +60,7 @@ class WorstRecords:
                     "id": right["id"],
                     "chosen": right["messages"],
                     "rejected": wrong["messages"],
+                    **({"tools": right["tools"]} if "tools" in right else {}),
                     "metadata": metadata,
                     "scores": {model: scores},
                 }
