@@ -38,6 +38,11 @@ def of(pairs, human_field=None, stats=None):
     }
 
 
+def test_a_field_of_another_kind_does_not_end_the_count():
+    rows = of([pair(0, ("j", "a", "a"), branch=["x"]), pair(1, ("j", "a", "a"))])
+    assert {row["count"] for row in rows.values() if row["metric"] == "readable"} <= {2}
+
+
 def share(row):
     return row["value"], row["count"]
 

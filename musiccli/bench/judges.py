@@ -29,9 +29,9 @@ from musiccli.core import votes
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import count_characters, same_text
 from musiccli.core.records import (
-    IDENTITY_FIELDS,
     Record,
     content_id,
+    identity_key,
     lookup,
     parse_comparison,
     record_kind,
@@ -174,7 +174,7 @@ class Verdicts:
             RecordError: the id is that of another pair, or a judge has voted before. Then nothing
                 is added.
         """
-        identity = tuple(record.get(name) for name in IDENTITY_FIELDS)
+        identity = identity_key(record)
         text = content_id(*(record[name] for name in side_names(record)))
         row, known_text = self._pairs.get(identity, (len(self._prompts), text))
         if known_text != text:
