@@ -47,3 +47,24 @@ def test_files_beside_the_code_are_shipped():
     beside = [file for file in files if not file.endswith((".py", ".pyc"))]
     assert beside
     assert [file for file in beside if not any(fnmatch(file, p) for p in patterns)] == []
+
+
+def pins(name: str) -> dict[str, str]:
+    """The lines of a file of requirements, by package: what follows "NAME==VERSION"."""
+    text = (ROOT / ".ci" / name).read_text("utf-8")
+    lines = [line.split(" ", 1) for line in text.splitlines() if line and line[0] != "#"]
+    return {line[0].lower().replace("_", "-"): line[-1] for line in lines}
+
+
+def test_every_tested_version_is_locked_by_its_hash():
+    locked = pins("lock.txt")
+    builds = {name for name in locked if name.startswith("setuptools==")}  # they build music itself
+    unlocked = {name for name in pins("constraints.txt") if name.startswith("torch==")}
+    assert len(builds) == len(unlocked) == 1
+    assert set(locked) - builds == set(pins("constraints.txt")) - unlocked
+    assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", rest) for rest in locked.values())
+
+
+def test_installing_takes_only_locked_files():
+    lines = (ROOT / "recipes" / "install.sh").read_text("utf-8").splitlines()
+    assert any("--require-hashes --no-deps --requirement .ci/lock.txt" in line for line in lines)
