@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HEADER = """\
-# The files that the tests ran with (Python 3.11, Linux, x86-64), by their hashes; written by .ci/lock.py.
+# The files that the tests ran with (Python 3.11, Linux, x86-64); written by .ci/lock.py.
 # torch is left out: its file, and what it needs beside it, differ with the machine's GPU."""
 
 

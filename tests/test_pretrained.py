@@ -13,6 +13,7 @@ import pytest
 import torch
 from build import lines, talk, write
 from console import music
+from safetensors.torch import save_file
 from toys import backbone
 
 from musiccli.core import template_limits
@@ -269,3 +270,22 @@ def test_limits_end_with_the_template(copy):
     music("score", "--no-cache", "--model", copy(), given=lines(RECORD))
     assert before == (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM))
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        (b"[]", "cannot be read: adapter_config.json holds no object"),
+        (b"[" * 5000, "cannot be read: "),
+        (b"{", "cannot be read: "),
+        (b'{"base_model_name_or_path": 7}', "names no backbone; give it as --model"),
+    ],
+)
+def test_a_damaged_adapter_is_one_line(tmp_path, config, expected):
+    save_file(
+        {"base_model.model.score.weight": torch.ones(1, 4)}, tmp_path / "adapter_model.safetensors"
+    )
+    (tmp_path / "adapter_config.json").write_bytes(config)
+    done = music("merge", tmp_path, "--out", tmp_path / "out")
+    [line] = done.lines
+    assert done.status == 2 and f"{tmp_path}: {expected}" in line and "fault of ours" not in line

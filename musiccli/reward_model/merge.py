@@ -67,7 +67,7 @@ def _merge(
     config, shapes = _read(adapter)
     names = set(shapes)
     base = model or config.get("base_model_name_or_path")
-    if not base:
+    if not isinstance(base, str) or not base:
         raise InputError(f"{adapter}: names no backbone; give it as `model`")
     has_head = any(name.endswith("score.weight") for name in names)
     rows = next((shape[0] for name, shape in shapes.items() if EMBEDDING.search(name)), None)
@@ -103,9 +103,12 @@ def _read(adapter: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
         with safe_open(adapter / WEIGHTS, "pt") as weights:
             names = weights.keys()
             shapes = {name: weights.get_slice(name).get_shape() for name in names}
-        return json.loads((adapter / CONFIG).read_bytes()), shapes
-    except (OSError, ValueError, SafetensorError) as error:
+        config = json.loads((adapter / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{adapter}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{adapter}: cannot be read: {CONFIG} holds no object")
+    return config, shapes
 
 
 def _create_with_head(
