@@ -91,7 +91,7 @@ class ModelOutcomes:
     Attributes:
         model: its name.
         mask: which of all pairs these are; None where that is not known.
-        points: 1 where it is right, else 0; a baseline's guess is half a point.
+        points: 1 where it is right, else 0; a guess is half a point.
         picks: the side it scores higher, 0 or 1, or EQUAL.
         labels: the better side, 0 or 1.
         prompts: the clusters of the pairs.
@@ -125,8 +125,18 @@ class ModelOutcomes:
 class ScoredPairs:
     """Columns with one entry per pair: its prompt, its label, each model's pick, and its groups."""
 
-    def __init__(self, models: Sequence[str] = ()):
+    def __init__(
+        self, models: Sequence[str] = (), tie_margin: float = 0.0, tie_points: float = 0.0
+    ):
+        """Take no pair yet.
+
+        Args:
+            models: names of the models to keep; none: every model that scored the pairs.
+            tie_margin: scores that differ by no more than this are equal.
+            tie_points: what a model earns with equal scores. A baseline always earns a half.
+        """
         self._wanted_models = models
+        self._tie_margin, self._tie_points = tie_margin, tie_points
         self._prompts, self._labels = array("q"), array("b")
         self._picks: dict[str, array[int]] = {}
         self._groups: dict[str, array[int]] = {}  # by field: the number of each pair's value
@@ -163,7 +173,7 @@ class ScoredPairs:
             raise InputError(f"scores by more than {MAX_MODELS} models; {TOO_MANY}")
         for model, by_side in (model_scores | baselines).items():
             column = self._picks.setdefault(model, array("b", [ABSENT]) * len(self))
-            column.append(_pick(by_side[first], by_side[second]))
+            column.append(_pick(by_side[first], by_side[second], self._tie_margin))
         for field, value in groups.items():
             numbers = self._group_numbers.setdefault(field, {})
             column = self._groups.setdefault(field, array("i"))
@@ -189,7 +199,7 @@ class ScoredPairs:
         columns = (self._picks[model], self._labels, self._prompts)
         picks, labels, prompts = map(np.asarray, columns)
         is_scored = picks != ABSENT if mask is None else mask & (picks != ABSENT)
-        points_of_equal = 0.5 if is_baseline(model) else 0.0
+        points_of_equal = 0.5 if is_baseline(model) else self._tie_points
         points = np.where(picks == labels, 1.0, np.where(picks == EQUAL, points_of_equal, 0.0))
         return ModelOutcomes(
             model,
@@ -201,8 +211,10 @@ class ScoredPairs:
         )
 
 
-def _pick(first: float, second: float) -> int:
-    return 0 if first > second else 1 if second > first else EQUAL
+def _pick(first: float, second: float, tie_margin: float) -> int:
+    if abs(first - second) <= tie_margin:
+        return EQUAL
+    return 0 if first > second else 1
 
 
 def metric_record(
