@@ -74,14 +74,12 @@ def test_the_interval_of_the_average_takes_pairs_of_one_prompt_as_one():
             for index, split in enumerate(PAIRS)
             for number, right in enumerate(shared)
         ]
-        [row] = [
-            row for row in metrics(records) if row["model"] == "rm" and row["subset"] == "all"
-        ]
+        [row] = [row for row in metrics(records) if row["model"] == "rm" and row["subset"] == "all"]
         widths[kind] = row["high"] - row["low"]
     assert widths["shared"] > 2 * widths["apart"]
 
 
 def test_a_pair_without_a_split_is_refused():
     record = Record(scored_pair(0, 1, 0))
-    with pytest.raises(RecordError, match="metadata.subset: is missing; it names the split"):
+    with pytest.raises(RecordError, match=r"metadata\.subset: is missing; it names the split"):
         check_planrewardbench_pair(record)
