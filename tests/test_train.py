@@ -1038,7 +1038,7 @@ def test_bad_held_out_pairs_are_found_before_training(run, tmp_path):
 
 def test_check_only_looks(run, tmp_path):
     done = run(tmp_path / "rm", "--check")
-    assert (done.status, len(done.lines)) == (0, 8)
+    assert (done.status, len(done.lines)) == (0, 10)
     assert done.lines[0].startswith("music train: 12 pairs, ")
     assert (
         done.lines[6] == "music train: check: the reward head is trained, and comes back from disk"

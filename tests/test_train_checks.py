@@ -70,6 +70,9 @@ def test_a_sound_model_passes_every_check(base, lora):
         "one BOS token, <|im_start|>, begins every conversation",
         "padding is <|endoftext|>, in place of <|im_end|>, which also ends turns",
         "the reward is read at '\\n', token 198, the last that the template writes",
+        "earlier turns reach the tokens",
+        "calls and results of tools reach the tokens, as text in <tool_call> and <tool_response>: "
+        "the chat template would lose some",
         "packed attention gives the rewards of transformers' own forward on 8 conversations",
         "rewards do not depend on the batch",
         "the reward head is trained, and comes back from disk",
