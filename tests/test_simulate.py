@@ -1051,7 +1051,7 @@ def options(server, *more: object) -> tuple:
 
 @pytest.mark.slow
 def test_simulate_writes_branches_and_nothing_else_in_spite_of_faults(music):
-    faults = {"500": 0.05, "429": 0.05, "empty": 0.03, "reset": 0.03, "invalid-json": 0.03}
+    faults = {"500": 0.05, "429": 0.05, "reset": 0.03, "invalid-json": 0.03}
     with serve(reply=scripted_reply, faults=faults) as server:
         done = music(*options(server), stdin=SEEDS)
     assert done.returncode == 0, done.stderr
