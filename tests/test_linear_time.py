@@ -134,19 +134,27 @@ PIECES = [  # each is repeated until the text is long
     "1 2 ",
 ]
 LOOP = " ".join(f"word{number}" for number in range(150)) + " "
-SHAPES: dict[str, Callable[[str], str]] = {  # what may stand around the repeats
-    "alone": lambda text: text,
-    "between": lambda text: f"thanks {text} end [[A]]x",
+ALONE = {  # pieces that some pattern looks for at the start of a text
+    *(
+        "user:",
+        "here is a ",
+        "i'm sorry ",
+        "i can't ",
+        "Verdict: ",
+        "[[A]]",
+        "{",
+        "<think>",
+        "```\n",
+    ),
+    *("1. ", "\n", " ", "a ", "[", "{{", "> ", '{"verdict": "A"}\n', "\n\nHuman: a"),
 }
 
 
 def texts(size: int) -> dict[str, str]:
     """Adversarial texts of about this many characters, by name."""
-    chosen = {
-        f"{piece!r} {shape}": around((piece * (size // len(piece) + 1))[:size])
-        for piece in PIECES
-        for shape, around in SHAPES.items()
-    }
+    repeated = {piece: (piece * (size // len(piece) + 1))[:size] for piece in PIECES}
+    chosen = {f"{piece!r}": f"thanks {text} end [[A]]x" for piece, text in repeated.items()}
+    chosen |= {f"{piece!r} alone": repeated[piece] for piece in ALONE}
     draws = random.Random(0)
     chosen["a loop"] = (LOOP * (size // len(LOOP) + 1))[:size]
     chosen["two letters"] = " ".join(draws.choices("xy", k=size // 2))
@@ -207,7 +215,11 @@ READERS: dict[str, Callable[[str], object]] = {  # everything that looks at text
     "corruption": lambda text: corruptions._words(text),
     "line": lambda text: _decoded(text.encode("utf-8", "replace")),
     "html": lambda text: html.record_html(pair(text, text[::-1])),
-    "terminal": lambda text: list(terminal.terminal_text([pair(text, text[::-1])], width=80)),
+    "terminal": lambda text: list(  # rich is linear, but slow
+        terminal.terminal_text(
+            [pair(text[: len(text) // 10], text[len(text) // 10 :: -1])], width=80
+        )
+    ),
 }
 
 

@@ -199,7 +199,8 @@ def x_places(
         width: the distance between two models.
     """
     shift = (number - (models - 1) / 2) * width
-    return [subsets.index(row["subset"]) + shift for row in rows]
+    places = {subset: place for place, subset in enumerate(subsets)}
+    return [places[row["subset"]] + shift for row in rows]
 
 
 def error_bars(rows: Rows) -> list[list[float]]:

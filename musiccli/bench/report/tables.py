@@ -39,11 +39,14 @@ def accuracy_table(
     """
     accuracies = [row for row in rows if row["metric"] in ACCURACY_METRICS]
     models = distinct(row["model"] for row in accuracies if not is_baseline(row["model"]))
-    cells = []
-    for subset, label in lines:
-        by_model = {row["model"]: row for row in accuracies if row["subset"] == subset}
-        if by_model:
-            cells.append(_accuracy_line(label, by_model, models))
+    by_subset: dict[str, dict[str, MetricRecord]] = {}
+    for row in accuracies:
+        by_subset.setdefault(row["subset"], {})[row["model"]] = row
+    cells = [
+        _accuracy_line(label, by_subset[subset], models)
+        for subset, label in lines
+        if subset in by_subset
+    ]
     title = f"{title}, % right [{100 * confidence:g}% interval]"
     return Table(title, ["", counted, *models, "best blind guess"], cells)
 
