@@ -1041,11 +1041,11 @@ def test_check_only_looks(run, tmp_path):
     assert (done.status, len(done.lines)) == (0, 10)
     assert done.lines[0].startswith("music train: 12 pairs, ")
     assert (
-        done.lines[6] == "music train: check: the reward head is trained, and comes back from disk"
+        done.lines[8] == "music train: check: the reward head is trained, and comes back from disk"
     )
     assert (
-        done.lines[7].startswith("music train: check: about ")
-        and "an estimate: parameters " in done.lines[7]
+        done.lines[9].startswith("music train: check: about ")
+        and "an estimate: parameters " in done.lines[9]
     )
     assert not (tmp_path / "rm").exists()
 
