@@ -224,9 +224,9 @@ def stage(
                 run.discard()
                 raise
 
-        own, common = _own_parameters(body), _common_parameters(reads, writes)
-        uses = path_uses({option.name: option.annotation for option in (*common, *own)})
-        parameters = [*own, *common]
+        options, common = _own_parameters(body), _common_parameters(reads, writes)
+        uses = path_uses({option.name: option.annotation for option in (*common, *options)})
+        parameters = [*options, *common]
         _name_numbers(parameters)
         command.__doc__ = body.__doc__
         command.path_uses = uses  # type: ignore[attr-defined]  # for tests

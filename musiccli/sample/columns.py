@@ -356,9 +356,9 @@ def join_user_messages(messages: Iterable[Message]) -> list[Message]:
         if not speaks:
             joined += group
             continue
-        first, *others = group
-        if others:
-            first = user_message("\n\n".join(str(m["content"]) for m in (first, *others)))
+        first, *rest = group
+        if rest:
+            first = user_message("\n\n".join(str(m["content"]) for m in (first, *rest)))
         joined.append(first)
     return joined
 
