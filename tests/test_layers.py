@@ -14,7 +14,7 @@ LEVELS = [  # of rooms, from the ground up
     {"core"},
     {"cpu", "prompts", "manual"},
     {"llm", "reward_model"},
-    {"sample", "simulate", "pair", "train", "score", "judge", "bench", "show"},
+    {"sample", "simulate", "pair", "train", "score", "serve", "judge", "bench", "show"},
     {"cli"},
     {"__main__"},
 ]

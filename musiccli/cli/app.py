@@ -12,7 +12,7 @@ from musiccli.cli.paths import path_uses, refuse_same_paths
 
 # The order of the help: the commands of the pipeline, then the commands that serve them.
 ORDER = (
-    *("sample", "simulate", "pair", "train", "score", "judge", "bench"),
+    *("sample", "simulate", "pair", "train", "score", "serve", "judge", "bench"),
     *("show", "merge", "cache", "help"),
 )
 

@@ -16,6 +16,7 @@ from musiccli.cli import (  # noqa: F401  (importing a file adds its command)
     pair,
     sample,
     score,
+    serve,
     show,
     simulate,
     train,

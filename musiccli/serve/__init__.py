@@ -1,0 +1,1 @@
+"""Rewards over HTTP, and as a function that RL trainers call."""

@@ -1,0 +1,1 @@
+"""The protocols that are served, a file each, by their public definitions."""

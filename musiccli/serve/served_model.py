@@ -1,0 +1,155 @@
+"""A model that is served, and how it reads conversations, texts and token ids."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from musiccli.core.errors import RecordError, shortened
+from musiccli.core.messages import Message
+from musiccli.core.records import Record, parse_conversation
+from musiccli.reward_model.chat_template import EncodedConversation
+from musiccli.reward_model.model import RewardModel
+from musiccli.reward_model.scoring import encode_sides
+from musiccli.reward_model.vocabulary import embedding_rows
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A conversation that ends with what a model in training wrote, which may be empty.
+
+    Attributes:
+        messages: all messages before it, and it.
+    """
+
+    messages: list[Message]
+
+
+# A record with `messages`, text by the chat template of the reward model, or its token ids.
+Item = Record | Reply | str | list[int]
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """An item as the model reads it.
+
+    Attributes:
+        conversation: its tokens, and where rewards are read.
+        was_cut: whether it lost its oldest exchanges.
+        reward_tokens: the text of the tokens at which rewards are read.
+    """
+
+    conversation: EncodedConversation
+    was_cut: bool
+    reward_tokens: list[str]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What scoring an item gives.
+
+    Attributes:
+        turns: the reward after every turn, or after the last alone; the last is the item's.
+        item: the item as the model read it.
+    """
+
+    turns: list[float]
+    item: EncodedItem
+
+
+@dataclass
+class ServedModel:
+    """A reward model under the name that requests call it by.
+
+    Attributes:
+        name: the name.
+        path: where it was loaded from, which requests may call it by, too.
+        model: the model.
+        max_length: the most tokens of a conversation.
+    """
+
+    name: str
+    path: str
+    model: RewardModel
+    max_length: int
+
+    @cached_property
+    def opening_token(self) -> int | None:
+        """The BOS token, where the chat template begins with it."""
+        token: int | None = self.model.tokenizer.bos_token_id
+        return token if token == self.model.chat_template.template_tokens()[0] else None
+
+    @cached_property
+    def token_limit(self) -> int:
+        """How many tokens the model has an embedding of."""
+        return embedding_rows(self.model.network.core)
+
+    def encode(self, item: Item, *, per_turn: bool, add_special_tokens: bool = True) -> EncodedItem:
+        """An item as the model reads it.
+
+        Args:
+            item: the item.
+            per_turn: whether rewards are read after every turn.
+            add_special_tokens: whether text without the BOS token gets it, where the chat
+                template writes it. It is never doubled.
+
+        Raises:
+            RecordError: it is malformed, too long, or cannot be read after every turn.
+        """
+        if isinstance(item, Record | Reply):
+            conversation, was_cut = self._encode_messages(item, per_turn)
+        elif per_turn:
+            raise RecordError("holds no turns; `per_turn` takes messages", field="input")
+        else:
+            conversation, was_cut = self._encode_input(item, add_special_tokens), False
+        ids = [conversation.ids[position] for position in conversation.reward_positions]
+        tokens = [self.model.tokenizer.decode([token]) for token in ids]
+        return EncodedItem(conversation, was_cut, tokens)
+
+    def _encode_messages(
+        self, item: Record | Reply, per_turn: bool
+    ) -> tuple[EncodedConversation, bool]:
+        record = parse_reply(item) if isinstance(item, Reply) else parse_conversation(item)
+        encoded, was_cut = encode_sides(
+            self.model.chat_template,
+            {"messages": record["messages"]},
+            self.max_length,
+            tools=record.get("tools") or (),
+            every_turn=per_turn,
+        )
+        return encoded[0], was_cut
+
+    def _encode_input(self, item: str | list[int], add_special_tokens: bool) -> EncodedConversation:
+        ids = self._tokenize(item, add_special_tokens) if isinstance(item, str) else item
+        for token in ids:
+            if type(token) is not int or not 0 <= token < self.token_limit:
+                raise RecordError(f"{shortened(token)} is no token of the model", field="input")
+        if not ids:
+            raise RecordError("is empty", field="input")
+        if len(ids) > self.max_length:
+            problem = f"has {len(ids)} tokens, more than the limit of {self.max_length}"
+            raise RecordError(f"{problem}; messages would be cut to fit", field="input")
+        return EncodedConversation(ids, [len(ids) - 1])
+
+    def _tokenize(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The tokens of text by the chat template, with one BOS token where it writes one."""
+        tokenizer: Any = self.model.tokenizer
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        opening = self.opening_token
+        if add_special_tokens and opening is not None and ids[:1] != [opening]:
+            return [opening, *ids]
+        return ids
+
+
+def parse_reply(reply: Reply) -> Record:
+    """The record of a conversation whose last reply may be empty, as a model may write it.
+
+    Raises:
+        RecordError: the conversation is malformed.
+    """
+    *history, last = reply.messages
+    if last["role"] == "assistant" and not last["content"].strip():
+        record = parse_conversation(Record({"messages": history}))
+        if record["messages"][-1]["role"] in ("user", "tool"):
+            record["messages"] = [*record["messages"], last]
+            return record
+    return parse_conversation(Record({"messages": list(reply.messages)}))
