@@ -6,7 +6,6 @@ between them is learned from conversations that the template renders. A text tha
 would not write of the messages is refused.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,7 +175,7 @@ def _learn_separators(template: ChatTemplate, bos: str, name: str) -> Separators
         raise InputError(f"{name}: its chat template puts no marks between messages")
     return Separators(
         start,
-        os.path.commonprefix([start[::-1], after_reply[::-1]])[::-1],
+        after_reply.removeprefix(end) if end.strip() else start,
         before_system,
         after_system if after_system.strip() else "",
         # The longer one first: it may begin with the shorter one.
