@@ -276,4 +276,4 @@ def test_scores_by_thousands_of_models_are_refused_by_record_or_by_number():
     assert music("bench", "agreement", "--model", "rm7", given=lines(wide)).status == 0
     long = [scored_pair(n, 1, 0, scores={name: scores[name]}) for n, name in enumerate(names)]
     done = music("bench", "agreement", given=lines(*long))
-    assert done.status == 2 and "scores by more than 64 models; name those" in done.err
+    assert done.status == 2 and "scores by more than 128 models; name those" in done.err

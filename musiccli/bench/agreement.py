@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 from musiccli.bench.benchmark import Benchmark, Rows, option
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
-from musiccli.bench.report.tables import Table, accuracy_table, distinct, value_cell
+from musiccli.bench.report.tables import (
+    Table,
+    accuracy_table,
+    comparison_tables,
+    distinct,
+    value_cell,
+)
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.baselines import is_baseline
 from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
-from musiccli.bench.stats.comparisons import compare_models
+from musiccli.bench.stats.comparisons import MANY_MODELS, compare_models
 from musiccli.bench.stats.kappa import cohen_kappa
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
@@ -146,7 +152,22 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     """A line per subset."""
     subsets = distinct(row["subset"] for row in rows)
     lines = [(subset, subset) for subset in subsets]
-    return [accuracy_table(TITLE, rows, lines, config.confidence)]
+    return [
+        accuracy_table(TITLE, rows, lines, config.confidence),
+        *comparison_tables(rows, config.confidence),
+        *_kappa_table(rows, config.confidence),
+    ]
+
+
+def _kappa_table(rows: Rows, confidence: float) -> list[Table]:
+    """The kappas of all pairs, where there are too many for a note."""
+    kappas = [row for row in overall(rows) if row["metric"] == "kappa"]
+    if len(kappas) < MANY_MODELS:
+        return []
+    kappas.sort(key=lambda row: -row["value"])
+    cells = [[row["model"], value_cell(row, 1, ".2f")] for row in kappas]
+    title = f"Cohen's kappa with the labels [{100 * confidence:g}% interval]"
+    return [Table(title, ["", "kappa"], cells)]
 
 
 def notes(rows: Rows) -> list[str]:
@@ -159,7 +180,7 @@ def notes(rows: Rows) -> list[str]:
     return [
         *baselines_note(rows),
         *ties_note(overall(rows)),
-        *([f"Cohen's kappa: {', '.join(kappas)}"] if kappas else []),
+        *([f"Cohen's kappa: {', '.join(kappas)}"] if 0 < len(kappas) < MANY_MODELS else []),
         *comparison_notes(rows),
     ]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
-from musiccli.bench.report.tables import Table, accuracy_table, distinct
+from musiccli.bench.report.tables import Table, accuracy_table, comparison_tables, distinct
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.comparisons import compare_models
 from musiccli.bench.stats.outcomes import (
@@ -130,7 +130,10 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     for kind in _kind_subsets(rows):
         lines.append((kind, _label(kind)))
         lines += [(name, f"  {_label(name)}") for name in subsets if name.startswith(f"{kind},")]
-    return [accuracy_table(TITLE, rows, lines, config.confidence)]
+    return [
+        accuracy_table(TITLE, rows, lines, config.confidence),
+        *comparison_tables(rows, config.confidence),
+    ]
 
 
 def _kind_subsets(rows: Rows) -> list[str]:

@@ -49,11 +49,14 @@ class Report:
 
     def write(self, rows: "list[MetricRecord]") -> None:
         """Write the metric records and the files, and show tables and notes on stderr."""
+        from musiccli.bench.report.tables import narrow_tables
+
         self.run.write(rows)
         tables = self.benchmark.tables(rows, self.config) if rows else []
         tables = [table for table in tables if table.cells]
         notes = self.benchmark.notes(rows)
-        for table in tables:
+        narrow = [part for table in tables if not table.page_only for part in narrow_tables(table)]
+        for table in narrow:
             progress.table(table.columns, table.cells, table.title)
         for note in notes:
             self.run.say(note)
@@ -65,7 +68,7 @@ class Report:
         if self.markdown:
             from musiccli.bench.report import markdown
 
-            save(self.markdown, (piece.encode() for piece in markdown.document(tables, notes)))
+            save(self.markdown, (piece.encode() for piece in markdown.document(narrow, notes)))
         if self.html:
             pieces = self._page(rows, tables, notes)
             save(self.html, (piece.encode("utf-8", "replace") for piece in pieces))

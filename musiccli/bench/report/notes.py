@@ -10,7 +10,7 @@ from musiccli.bench.report.tables import (
     value_cell,
 )
 from musiccli.bench.stats.baselines import is_baseline
-from musiccli.bench.stats.outcomes import MetricRecord
+from musiccli.bench.stats.outcomes import SHOWN, MetricRecord
 
 TIES_ARE_WRONG = "tied scores, counted as wrong"
 
@@ -47,13 +47,19 @@ def ties_note(rows: Iterable[MetricRecord], text: str = TIES_ARE_WRONG) -> list[
         if row["metric"] == "accuracy" and not is_baseline(row["model"]):
             ties[row["model"]] = ties.get(row["model"], 0) + row["ties"]
     counts = [f"{model} {count:,}" for model, count in ties.items() if count]
-    return [f"{text}: {', '.join(counts)}"] if counts else []
+    more = f" and {len(counts) - SHOWN} more models" if len(counts) > SHOWN else ""
+    return [f"{text}: {', '.join(counts[:SHOWN])}{more}"] if counts else []
 
 
 def comparison_notes(rows: Sequence[MetricRecord]) -> list[str]:
-    """For every two models: how far apart they are on all pairs, and what could have been shown."""
+    """For every two models: how far apart they are on all pairs, and what could have been shown.
+
+    Of many models nothing: `tables.comparison_tables` has their comparisons.
+    """
     comparisons: dict[tuple[str, str], dict[str, MetricRecord]] = {}
     for row in overall(rows):
+        if row["metric"] == "holm_p":
+            return []
         if "against" in row:
             comparisons.setdefault((row["model"], row["against"]), {})[row["metric"]] = row
     return [_comparison_note(*models, metrics) for models, metrics in comparisons.items()]

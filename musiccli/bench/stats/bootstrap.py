@@ -60,20 +60,39 @@ def bootstrap_interval(
         that does not make the value certain.
     """
     import numpy as np
-    from scipy.special import ndtr
 
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    return bootstrap_interval_of_counts(distinct, counts, statistic, config)
+
+
+def bootstrap_interval_of_counts(
+    distinct: "Array",
+    counts: "Array",
+    statistic: "Callable[[Array], Array]",
+    config: BenchConfig = BenchConfig(),
+) -> tuple[float, float] | None:
+    """`bootstrap_interval` of rows that were counted already.
+
+    Args:
+        distinct: (distinct rows, columns), in ascending order.
+        counts: how many clusters have each of them.
+        statistic: as of `bootstrap_interval`.
+        config: as of `bootstrap_interval`.
+    """
+    import numpy as np
+    from scipy.special import ndtr
+
+    groups = int(counts.sum())
     generator, parts = np.random.default_rng(config.seed), []
     batch = max(1, MAX_CELLS // len(distinct))
     for start in range(0, config.bootstrap, batch):
         size = min(batch, config.bootstrap - start)
-        drawn = generator.multinomial(len(rows), counts / len(rows), size=size)
+        drawn = generator.multinomial(groups, counts / groups, size=size)
         with np.errstate(invalid="ignore", divide="ignore"):
             parts.append(statistic(drawn @ distinct))
     values = np.concatenate(parts)
     if np.nanmin(values) == np.nanmax(values):
         return None
-    groups = len(rows)
     expanded = t_quantile(config.confidence, groups - 1) * math.sqrt(groups / (groups - 1))
     tail = float(ndtr(-expanded))
     low, high = np.nanquantile(values, [tail, 1 - tail])

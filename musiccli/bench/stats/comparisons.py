@@ -1,65 +1,246 @@
-"""Two models on the same pairs: how much more often the first is right than the second."""
+"""Models on the same pairs: how much more often one is right than another."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.stats.baselines import is_baseline
-from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
-from musiccli.bench.stats.intervals import standard_error
+from musiccli.bench.stats.bootstrap import bootstrap_interval_of_counts
+from musiccli.bench.stats.intervals import Interval
 from musiccli.bench.stats.outcomes import MetricRecord, ScoredPairs, metric_record
-from musiccli.bench.stats.significance import detectable_difference, mcnemar_p
+from musiccli.bench.stats.quantiles import t_quantile
+from musiccli.bench.stats.significance import (
+    detectable_difference,
+    holm_adjusted,
+    mcnemar_p,
+    mean_p,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
+MANY_MODELS = 4  # from here on one is the best, and the others are tested against it
+MAX_BOOTSTRAPPED = 10  # models whose differences are bootstrapped; of 100 that takes minutes
+
 
 def compare_models(
     benchmark: str, pairs: ScoredPairs, subset: str, mask: "Array | None", config: BenchConfig
 ) -> Iterator[MetricRecord]:
-    """Metric records that compare every two models, baselines left out."""
-    models = [model for model in pairs.models if not is_baseline(model)]
-    for first, second in combinations(models, 2):
-        yield from _compare_two(benchmark, pairs, subset, mask, first, second, config)
+    """Metric records that compare models with each other, baselines left out.
 
+    Every two models are compared. Of more than MAX_BOOTSTRAPPED models that is so of all pairs; in
+    other subsets each is then compared with the best.
 
-def _compare_two(
-    benchmark: str,
-    pairs: ScoredPairs,
-    subset: str,
-    mask: "Array | None",
-    first: str,
-    second: str,
-    config: BenchConfig,
-) -> Iterator[MetricRecord]:
-    """Metric records of two models on the pairs that both of them scored.
-
-    - `accuracy_difference`; its interval is a paired bootstrap over prompts.
+    - `accuracy_difference`; its interval is a paired bootstrap over prompts. Of more than
+      MAX_BOOTSTRAPPED models it is Student's t interval with a standard error by prompts.
     - `mcnemar_p`; McNemar's test takes the pairs as independent.
     - `detectable_difference`: the true difference that such a set of pairs would show to be
       significant with a probability (power) of 80%.
+    - `holm_p`, from MANY_MODELS models on: the p-value of each model against the best, adjusted for
+      the number of models. The test is McNemar's where no prompt is repeated, else a t-test of the
+      differences summed by prompt.
     """
-    scored_by_first = pairs.outcomes(first, pairs.outcomes(second, mask).mask)
-    scored_by_second = pairs.outcomes(second, scored_by_first.mask)
-    count = len(scored_by_first)
-    if not count:
+    points = SubsetPoints(pairs, mask)
+    if len(points.models) < 2:
         return
-    gains = scored_by_first.points - scored_by_second.points
+    best = points.best()
+    against_best: dict[str, float] = {}
+    is_large = len(points.models) > MAX_BOOTSTRAPPED
+    for first, second in combinations(points.models, 2):
+        if best not in (first, second) and is_large and mask is not None:
+            continue
+        gains = points.gains(first, second)
+        if gains is None:
+            continue
+        yield from _comparison(benchmark, subset, first, second, gains, config, is_large)
+        if best in (first, second):
+            against_best[second if best == first else first] = gains.p
+    if len(points.models) >= MANY_MODELS:
+        yield from holm_records(benchmark, subset, best, against_best, points.counts)
+
+
+def holm_records(
+    benchmark: str,
+    subset: str,
+    best: str,
+    p_values: Mapping[str, float],
+    counts: Mapping[str, int],
+) -> Iterator[MetricRecord]:
+    """A metric record `holm_p` for each model that was tested against the best."""
+    adjusted = holm_adjusted([*p_values.values()])
+    for model, p in zip(p_values, adjusted, strict=True):
+        yield metric_record(
+            benchmark, model, subset, "holm_p", p, None, counts[model], against=best
+        )
+
+
+def _comparison(
+    benchmark: str,
+    subset: str,
+    first: str,
+    second: str,
+    gains: "Gains",
+    config: BenchConfig,
+    is_large: bool,
+) -> Iterator[MetricRecord]:
+    """The metric records of two models."""
 
     def record(metric: str, value: float, interval: Any = None, **extra: object) -> MetricRecord:
         return metric_record(
-            benchmark, first, subset, metric, value, interval, count, against=second, **extra
+            benchmark, first, subset, metric, value, interval, gains.count, against=second, **extra
         )
 
-    rows = cluster_sums([gains, gains * 0 + 1], scored_by_first.prompts)
-    interval = bootstrap_interval(rows, lambda sums: sums[:, 0] / sums[:, 1], config)
-    yield record("accuracy_difference", gains.mean(), interval, prompts=len(rows))
-    only_first, only_second = int((gains > 0).sum()), int((gains < 0).sum())
-    p = mcnemar_p(only_first, only_second)
-    yield record("mcnemar_p", p, only_first=only_first, only_second=only_second)
-    error = standard_error(gains, scored_by_first.prompts)
-    if error > 0:
-        yield record("detectable_difference", detectable_difference(error, config.confidence))
+    interval = gains.t_interval(config) if is_large else gains.bootstrap_interval(config)
+    yield record("accuracy_difference", gains.mean, interval, prompts=len(gains.sums))
+    p = mcnemar_p(gains.only_first, gains.only_second)
+    yield record("mcnemar_p", p, only_first=gains.only_first, only_second=gains.only_second)
+    if gains.standard_error > 0:
+        difference = detectable_difference(gains.standard_error, config.confidence)
+        yield record("detectable_difference", difference)
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What a first model gains over a second one, on the pairs that both of them scored.
+
+    Attributes:
+        sums: by prompt: right pairs of the first model minus those of the second.
+        sizes: by prompt: how many pairs there are.
+        only_first: how many pairs the first model alone has right.
+        only_second: how many pairs the second model alone has right.
+    """
+
+    sums: "Array"
+    sizes: "Array"
+    only_first: int
+    only_second: int
+
+    @property
+    def count(self) -> int:
+        """How many pairs there are."""
+        return int(self.sizes.sum())
+
+    @property
+    def mean(self) -> float:
+        """The difference of the two accuracies."""
+        return float(self.sums.sum() / self.sizes.sum())
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of `mean` by prompts; nan where there is only one."""
+        groups = len(self.sums)
+        if groups < 2:
+            return math.nan
+        residuals = self.sums - self.mean * self.sizes
+        return math.sqrt(groups / (groups - 1) * float(residuals @ residuals)) / self.count
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value of the hypothesis that both models are right equally often."""
+        if len(self.sums) == self.count:
+            return mcnemar_p(self.only_first, self.only_second)
+        return mean_p(self.mean, self.standard_error, len(self.sums))
+
+    def t_interval(self, config: BenchConfig) -> Interval | None:
+        """Student's t interval of `mean`; None where the standard error is 0 or unknown."""
+        error = self.standard_error
+        if not error > 0:
+            return None
+        reach = t_quantile(config.confidence, len(self.sums) - 1) * error
+        return max(-1.0, self.mean - reach), min(1.0, self.mean + reach)
+
+    def bootstrap_interval(self, config: BenchConfig) -> Interval | None:
+        """The bootstrap interval of `mean`; None where it shows no spread."""
+        import numpy as np
+
+        lowest, width = int(self.sums.min()), int(self.sizes.max()) + 1
+        codes = (self.sums - lowest) * width + self.sizes
+        codes, counts = np.unique(codes, return_counts=True)
+        rows = np.stack([codes // width + lowest, codes % width], axis=1).astype(float)
+        return bootstrap_interval_of_counts(
+            rows, counts, lambda sums: sums[:, 0] / sums[:, 1], config
+        )
+
+
+class SubsetPoints:
+    """The points of every model on the pairs of one subset, ordered by prompt.
+
+    Attributes:
+        models: the models that scored any of the pairs, baselines left out.
+        counts: how many pairs each model scored.
+    """
+
+    def __init__(self, pairs: ScoredPairs, mask: "Array | None"):
+        import numpy as np
+
+        prompts = pairs.prompts if mask is None else pairs.prompts[mask]
+        order = np.argsort(prompts, kind="stable")
+        prompts = prompts[order]
+        is_first = np.concatenate([[True], prompts[1:] != prompts[:-1]])
+        self._starts = is_first.nonzero()[0] if len(prompts) else np.zeros(0, int)
+        self._is_right: dict[str, Array] = {}
+        self._is_scored: dict[str, Array] = {}
+        self._rights: dict[str, Array] = {}  # by prompt
+        self.counts: dict[str, int] = {}
+        for model in pairs.models:
+            if is_baseline(model):
+                continue
+            right, is_scored = pairs.right_and_scored(model, mask)
+            if is_scored.any():
+                self._is_right[model], self._is_scored[model] = right[order], is_scored[order]
+                self.counts[model] = int(is_scored.sum())
+                self._rights[model] = self._by_prompt(right[order])
+        self._sizes = self._by_prompt(np.ones(len(prompts), bool))
+
+    @property
+    def models(self) -> list[str]:
+        """The models that scored any of the pairs."""
+        return [*self._is_right]
+
+    def _by_prompt(self, values: "Array") -> "Array":
+        import numpy as np
+
+        return np.add.reduceat(values, self._starts, dtype=np.int64)
+
+    def best(self) -> str:
+        """The model with the highest accuracy; of equal ones the first."""
+        return max(self.models, key=lambda model: self._is_right[model].sum() / self.counts[model])
+
+    def gains(self, first: str, second: str) -> Gains | None:
+        """What `first` gains over `second`; None where they have no pair in common."""
+        right, other_right = self._is_right[first], self._is_right[second]
+        total = len(right)
+        if self.counts[first] == self.counts[second] == total:
+            sums, sizes = self._rights[first] - self._rights[second], self._sizes
+        else:
+            both = self._is_scored[first] & self._is_scored[second]
+            if not both.any():
+                return None
+            right, other_right = right & both, other_right & both
+            sizes = self._by_prompt(both)
+            sums = (self._by_prompt(right) - self._by_prompt(other_right))[sizes > 0]
+            sizes = sizes[sizes > 0]
+        only_first = int((right & ~other_right).sum())
+        only_second = int((other_right & ~right).sum())
+        return Gains(sums, sizes, only_first, only_second)
+
+
+def undistinguished(rows: Sequence[MetricRecord], confidence: float) -> dict[str, set[str]]:
+    """By subset: the best model, and those that `holm_p` does not tell from it.
+
+    Args:
+        rows: metric records.
+        confidence: one minus the level of the tests.
+    """
+    models: dict[str, set[str]] = {}
+    for row in rows:
+        if row["metric"] == "holm_p":
+            names = models.setdefault(row["subset"], {row["against"]})
+            if row["value"] > 1 - confidence:
+                names.add(row["model"])
+    return models

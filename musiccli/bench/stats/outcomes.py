@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 MetricRecord = dict[str, Any]  # a Metric of core.records, and fields that some benchmarks add
-MAX_MODELS = 64  # every two of them are compared
+MAX_MODELS = 128  # every two of them are compared
 TOO_MANY = "name those to compare with `models`"
 SHOWN = 10  # names in an error message
 EQUAL, ABSENT = 2, -1  # picks besides 0 and 1, the sides: equal scores, and no scores
@@ -191,6 +191,22 @@ class ScoredPairs:
         numbers = self._group_numbers.get(field, {})
         for value in sorted(numbers, key=lambda value: (isinstance(value, str), value)):
             yield value, np.asarray(self._groups[field]) == numbers[value]
+
+    @property
+    def prompts(self) -> "Array":
+        """The cluster of each pair."""
+        import numpy as np
+
+        return np.asarray(self._prompts)
+
+    def right_and_scored(self, model: str, mask: "Array | None" = None) -> "tuple[Array, Array]":
+        """Of which pairs, or which of those in `mask`, a model is right, and which it scored."""
+        import numpy as np
+
+        picks, labels = np.asarray(self._picks[model]), np.asarray(self._labels)
+        if mask is not None:
+            picks, labels = picks[mask], labels[mask]
+        return picks == labels, picks != ABSENT
 
     def outcomes(self, model: str, mask: "Array | None" = None) -> ModelOutcomes:
         """How a model did on the pairs that it scored; with `mask`, on those of them."""

@@ -1,5 +1,8 @@
 """Tests of differences, and the differences that a test could have shown."""
 
+import math
+from collections.abc import Sequence
+
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.stats.quantiles import normal_quantile
 
@@ -17,6 +20,34 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
 
     count = only_first + only_second
     return min(1.0, 2 * float(bdtr(min(only_first, only_second), count, 0.5))) if count else 1.0
+
+
+def mean_p(mean: float, standard_error: float, clusters: int) -> float:
+    """Two-sided p-value of a mean of clustered values, of the hypothesis that it is 0.
+
+    It is that of Student's t. Where the clusters do not vary, it is that of their common sign.
+    """
+    from scipy.special import stdtr
+
+    if mean == 0:
+        return 1.0
+    if not standard_error > 0:
+        return min(1.0, 2 * 0.5**clusters)
+    return 2 * float(stdtr(clusters - 1, -abs(mean) / standard_error))
+
+
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, adjusted (Holm 1979, Scandinavian Journal of Statistics 6:65).
+
+    Of m tests the k-th smallest p-value is multiplied by m - k + 1. None is then smaller than an
+    adjusted one before it, or larger than 1.
+    """
+    adjusted, largest = [math.nan] * len(p_values), 0.0
+    ascending = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for rank, index in enumerate(ascending):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
+    return adjusted
 
 
 def detectable_difference(
