@@ -14,6 +14,7 @@ import orjson
 import pytest
 from console import music
 
+from musiccli.core.cache_folder import cache_folder, make_private_folder
 from musiccli.core.errors import InputError
 from musiccli.core.store import VERSION, Store
 
@@ -321,3 +322,57 @@ def test_the_command_shows_and_prunes(tmp_path):
 def test_the_command_refuses_what_makes_no_sense(tmp_path, options, message):
     done = music("cache", "--cache", tmp_path / "c", *options)
     assert done.status == 2 and message in done.err and len(done.err.splitlines()) == 1
+
+
+# Who may read it
+
+
+def mode(path) -> str:
+    return oct(path.stat().st_mode & 0o777)
+
+
+@pytest.fixture
+def loose_umask():
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_a_new_cache_is_read_by_its_owner_alone(tmp_path, monkeypatch, loose_umask):
+    monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
+    store = Store(cache_folder() / "calls.sqlite")
+    store.put(b"key", {"text": "private"})
+    modes = {file.name: mode(file) for file in (tmp_path / "cache").iterdir()}
+    assert mode(tmp_path / "cache") == "0o700"
+    assert modes == dict.fromkeys(("calls.sqlite", "calls.sqlite-wal", "calls.sqlite-shm"), "0o600")
+    store.close()
+
+
+def test_a_cache_that_others_could_read_is_tightened(tmp_path, monkeypatch, loose_umask):
+    monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
+    Store(cache_folder() / "calls.sqlite").close()
+    (tmp_path / "cache").chmod(0o755)
+    (tmp_path / "cache" / "calls.sqlite").chmod(0o644)
+    make_private_folder(cache_folder() / "models").chmod(0o777)
+    Store(cache_folder() / "calls.sqlite").close()
+    make_private_folder(cache_folder() / "models")
+    assert mode(tmp_path / "cache" / "models") == mode(tmp_path / "cache") == "0o700"
+    assert mode(tmp_path / "cache" / "calls.sqlite") == "0o600"
+
+
+def test_a_folder_of_other_things_keeps_its_mode(tmp_path, monkeypatch, loose_umask):
+    monkeypatch.setenv("MUSIC_CACHE", str(tmp_path))
+    (tmp_path / "notes.txt").touch()
+    tmp_path.chmod(0o755)
+    Store(cache_folder() / "calls.sqlite").close()
+    assert (mode(tmp_path), mode(tmp_path / "calls.sqlite")) == ("0o755", "0o600")
+    Store(tmp_path / "elsewhere" / "mine.sqlite").close()
+    assert mode(tmp_path / "elsewhere") == "0o700"
+
+
+def test_a_foreign_file_keeps_its_mode(tmp_path):
+    (tmp_path / "records.jsonl").write_bytes(b"{}")
+    (tmp_path / "records.jsonl").chmod(0o644)
+    with pytest.raises(InputError):
+        Store(tmp_path / "records.jsonl")
+    assert mode(tmp_path / "records.jsonl") == "0o644"

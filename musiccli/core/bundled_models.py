@@ -2,11 +2,14 @@
 
 `local/smollm2` is a chat model, `local/gemma3-270m` a base model. The packages hold GGUF files. A
 file is verified by its hash and converted once into a folder that transformers loads (safetensors,
-config, tokenizer).
+config, tokenizer). A folder that has changed since is made anew.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,8 +17,14 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from musiccli.core.cache_folder import cache_folder
+from musiccli.core.cache_folder import (
+    cache_folder,
+    make_private,
+    make_private_folder,
+    open_private,
+)
 from musiccli.core.errors import InputError
 from musiccli.core.pretrained import load_language_model, load_tokenizer
 from musiccli.core.quiet_libraries import quiet_libraries
@@ -113,26 +122,85 @@ def folder_fingerprint(model: str) -> str | None:
 
 
 def bundled_model_folder(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
-    """The folder of a bundled model. It is converted now if it has not been.
+    """The folder of a bundled model. It is converted now if it has not been, or was changed since.
 
-    Several processes may call this at the same time.
+    Several processes may call this at the same time; one converts, and the others wait.
     """
     model = BUNDLED_MODELS[name]
     target = cache_folder() / "models" / f"{name}-{model.sha256[:12]}"
-    if target.exists():
+    if _is_as_converted(target):
         return target
-    say(f"preparing local/{name}, once (about a minute), in {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(target.parent)
+    with open(target.with_suffix(".lock"), "w", opener=open_private) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_as_converted(target):
+            again = ", whose files have changed or were never verified" if target.exists() else ""
+            say(f"preparing local/{name}, once (about a minute), in {target}{again}")
+            _replace(name, model, target)
+    return target
+
+
+def _replace(name: str, model: BundledModel, target: Path) -> None:
+    """Convert a model, put it in the place of what is in `target`, and write its stamp."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
         gguf_file, converted = Path(scratch, "model.gguf"), Path(scratch, "converted")
         _join_parts(name, model, gguf_file)
         _convert(model, gguf_file, converted)
-        try:
-            os.rename(converted, target)
-        except OSError:
-            if not target.exists():  # else another process was faster, with the same result
-                raise
-    return target
+        for path in (converted, *converted.iterdir()):
+            make_private(path)
+        if target.exists():
+            target.rename(Path(scratch, "replaced"))
+        converted.rename(target)
+    _write_stamp(target, _stamp(target, _hashes(target)))
+
+
+# A stamp tells, of each file of a converted model, its state and its hash. While the state is the
+# same, the files need not be read; a copied cache has another state, and the same hashes.
+
+
+def _is_as_converted(folder: Path) -> bool:
+    """Whether the files in a folder are those that `_replace` has put there."""
+    try:
+        stamp = json.loads(_stamp_file(folder).read_bytes())
+        if stamp == _stamp(folder, stamp["sha256"]):
+            return True
+        hashes = _hashes(folder)
+        if stamp["sha256"] != hashes:
+            return False
+    except (OSError, ValueError, LookupError, TypeError):  # there is none, or another's
+        return False
+    with contextlib.suppress(OSError):  # a folder that may only be read is hashed each time
+        _write_stamp(folder, _stamp(folder, hashes))
+    return True
+
+
+def _stamp_file(folder: Path) -> Path:
+    return folder.with_suffix(".stamp")
+
+
+def _stamp(folder: Path, hashes: dict[str, str]) -> dict[str, Any]:
+    states = {file.name: file.stat() for file in sorted(folder.iterdir())}
+    return {
+        "state": {
+            name: [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+            for name, state in states.items()
+        },
+        "sha256": hashes,
+    }
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    hashes = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _write_stamp(folder: Path, stamp: dict[str, Any]) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=folder.parent, delete=False) as file:
+        json.dump(stamp, file)
+    os.replace(file.name, _stamp_file(folder))
 
 
 def _join_parts(name: str, model: BundledModel, target: Path) -> None:

@@ -4,17 +4,20 @@ It holds the replies of finished LLM calls and the scores of finished records, s
 computed or paid for twice.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 
+from musiccli.core.cache_folder import PRIVATE_FILE, make_private, make_private_folder
 from musiccli.core.errors import InputError
 
+SUFFIXES = ("", "-wal", "-shm")  # of the store's file, and of those that SQLite keeps beside it
 VERSION = 2  # version 1 had no column `model`, which is added to such files
 LOCK_TIMEOUT = 30.0  # seconds to wait for another process that is writing
 CREATE_TABLE = "create table if not exists calls (key blob primary key, reply blob, at real)"
@@ -50,13 +53,17 @@ class Store:
     """JSON objects by key. Every method raises InputError where the file cannot be used."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file. A missing file or folder is created."""
+        """Open the file. A missing file or folder is created. Only its owner may read the file."""
         self.path = Path(path)
         self._failure = ""  # the first error: later calls raise it at once, without waiting again
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.path.parent)
+            with suppress(FileExistsError):  # the files that SQLite adds get the mode of this one
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
             self._database = sqlite3.connect(self.path, timeout=LOCK_TIMEOUT, isolation_level=None)
             self._prepare()
+            for suffix in SUFFIXES:
+                make_private(Path(f"{self.path}{suffix}"))
         except (sqlite3.Error, OSError) as error:
             raise self._unusable(error) from error
 

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import orjson
 from accelerate import Accelerator
 
+from musiccli.core.cache_folder import make_private_folder
 from musiccli.core.errors import InputError
 from musiccli.core.partial_files import empty_folder
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
@@ -55,7 +56,7 @@ class TrainingStates:
         target = self.folder / f"step-{step:06}"
         partial = target.with_name(f".{target.name}")
         if self.accelerator.is_main_process:
-            self.folder.mkdir(exist_ok=True)
+            make_private_folder(self.folder)
             empty_folder(partial)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
