@@ -522,6 +522,14 @@ def test_webgpts_answer_with_the_positive_score_wins_and_zero_is_a_tie():
             {"messages": [SUM], "rejected_response": "5"},
             "messages: does not end with the assistant",
         ),
+        (
+            {"messages": [], "rejected_response": "5"},
+            "messages: does not end with the assistant",
+        ),
+        (
+            {"context": [SUM], "completions": [{"rank": 0, "completion": "4"}]},
+            "completions[0].completion: is not readable; it should be a list of messages",
+        ),
         ({"instruction": "q", "chosen": "a", "rejected": 0}, "rejected: is 0; it should be a text"),
         (
             {"instruction": "q", "output_1": "a", "output_2": "b", "label": 3},

@@ -260,6 +260,28 @@ def hub(monkeypatch):
             {},
             {"path": "some/data", "name": None, "data_dir": None, "split": None, "revision": None},
         ),
+        (
+            "rankjudge",
+            {},
+            {
+                "path": "Layer6/RankJudge",
+                "name": "pairs",
+                "data_dir": None,
+                "split": "train",
+                "revision": None,
+            },
+        ),
+        (
+            "summarize",
+            {},
+            {
+                "path": "openai/summarize_from_feedback",
+                "name": None,
+                "data_dir": "comparisons",
+                "split": "train",
+                "revision": "refs/convert/parquet",
+            },
+        ),
     ],
 )
 def test_names_are_looked_up_and_options_stand_over_the_table(hub, name, settings, asked):
@@ -281,9 +303,11 @@ def test_a_short_name_has_a_split_and_if_pinned_a_whole_commit_and_none_overlaps
 def test_data_that_is_not_pinned_is_said_so(hub):
     reports = []
     read("some/data", say=reports.append)
+    read("webgpt", say=reports.append)
     read(sources.CONTAMINATED, revision="abcdef0123456789", say=reports.append)
     assert reports == [
         "reading some/data at main, which may change; `revision` COMMIT pins it",
+        "reading openai/webgpt_comparisons at refs/convert/parquet",
         f"reading {sources.CONTAMINATED} at abcdef01",
         f"{sources.CONTAMINATED} overlaps RewardBench; skywork (v0.2) does not",
     ]

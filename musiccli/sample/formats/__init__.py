@@ -61,7 +61,7 @@ def read(
         problem = "is null" if column in row.null_fields else "is missing"
         problem += f"; rows of the format {format.name} have it"
         raise RecordError(problem, field=column, record=row) from error
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         # a part of the row is missing, or of another kind
         raise RecordError(
             f"is not what a row of the format {format.name} holds "

@@ -35,7 +35,7 @@ def read_rejected_messages(row: Record, source: str) -> Iterator[dict[str, Any]]
 def read_rejected_response(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the preference of the conversation's last reply over the rejected one."""
     chosen = with_system_message(row, read_messages(row, "messages"))
-    if chosen[-1]["role"] != "assistant":
+    if not chosen or chosen[-1]["role"] != "assistant":
         raise RecordError("does not end with the assistant", field="messages", record=row)
     rejected = [*chosen[:-1], assistant_message(read_text(row, "rejected_response"))]
     yield make_record(row, source, {"chosen": chosen, "rejected": rejected}, texts=TEXTS)

@@ -83,7 +83,10 @@ def _completions(row: Record) -> list[Completion]:
         if isinstance(rank, bool) or not isinstance(rank, int | float):
             problem = 'should be {"rank": NUMBER, "completion": [messages]}'
             raise RecordError(problem, field=field, record=row)
-        reply = read_messages(Record(fields, row.where), "completion")
+        try:
+            reply = read_messages(Record(fields), "completion")
+        except RecordError as error:
+            raise RecordError(error.problem, field=f"{field}.{error.field}", record=row) from None
         completions.append(Completion(rank, [*context, *reply]))
     return completions
 

@@ -70,7 +70,7 @@ def _candidates(row: Record) -> Candidates:
 
 def _sample_numbers(row: Record) -> list[int]:
     """The numbers of the columns `response_1`, `response_2`, ... that are not null."""
-    columns = (re.fullmatch(r"response_(\d+)", name) for name, text in row.items() if text)
+    columns = (re.fullmatch(r"response_([0-9]{1,4})", name) for name, text in row.items() if text)
     return sorted(int(column[1]) for column in columns if column)
 
 
