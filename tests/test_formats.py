@@ -10,8 +10,10 @@ from build import assistant, system, talk, user
 from musiccli.core import records
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 from musiccli.sample import formats, sources
 from musiccli.sample.formats.mint import is_trajectory, pair_trajectories
+from musiccli.sample.sampler import read_records
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -757,6 +759,29 @@ def test_real_conversations_are_all_read(name, count):
     results, refused = load(name)
     assert (len(results), checked(results), refused) == (count, count, {})
     assert all("messages" in record for record in results)
+
+
+def flattened(tree):
+    """The messages of a tree in the order of the hub's files: each after its parent."""
+    waiting = [(None, tree["prompt"])]
+    while waiting:
+        parent, node = waiting.pop()
+        message = {name: value for name, value in node.items() if name != "replies"}
+        shared = {name: tree[name] for name in ("message_tree_id", "tree_state")}
+        yield shared | {"parent_id": parent} | message
+        waiting += [(node["message_id"], reply) for reply in reversed(node.get("replies") or [])]
+
+
+@needs_data
+@pytest.mark.parametrize("pairs", [True, False])
+def test_real_trees_read_message_by_message_give_the_same_records(pairs):
+    trees = [row for _, row in sources.read_rows([str(DATA / "oasst")])]
+    messages = [("oasst", Record(row)) for tree in trees for row in flattened(tree)]
+    stats = RunStats()
+    joined = list(read_records(iter(messages), stats, pairs=pairs))
+    whole = list(read_records((("oasst", tree) for tree in trees), RunStats(), pairs=pairs))
+    assert joined == whole and len(whole) == (754 if pairs else 626)
+    assert stats.number("rows_read") == len(messages)
 
 
 @needs_data

@@ -5,12 +5,14 @@ of one whole only, and never more than MAX_ROWS of them.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
+from musiccli.sample.columns import Format
 from musiccli.sample.formats import FORMATS
 
 MAX_ROWS = 10_000  # of one whole; a tree of OASST has a few hundred at most
@@ -23,9 +25,11 @@ def join_rows(rows: Iterable[tuple[str, Record]], stats: RunStats) -> Iterator[t
         rows: pairs of a source's name and one of its rows.
         stats: counts the rows before they are joined. Its `rejects` get the rows that fit nowhere.
     """
-    groups = {format.name: format.group for format in FORMATS if format.group}
+    formats = [format for format in FORMATS if format.group]
+    groups = {format.name: format.group for format in formats if format.group}
     ended: set[int] = set()  # hashes of the wholes whose rows have ended
-    for (source, name, value), members in groupby(_count(rows, stats), key=_whole):
+    whole_of = partial(_whole, formats)
+    for (source, name, value), members in groupby(_count(rows, stats), key=whole_of):
         if name is None:
             yield from members
             continue
@@ -47,10 +51,12 @@ def _count(rows: Iterable[tuple[str, Record]], stats: RunStats) -> Iterator[tupl
         yield source, row
 
 
-def _whole(source_and_row: tuple[str, Record]) -> tuple[str, str | None, Any]:
+def _whole(
+    formats: list[Format], source_and_row: tuple[str, Record]
+) -> tuple[str, str | None, Any]:
     """What rows of one whole have in common: the source, the format and the column's value."""
     source, row = source_and_row
-    for format in FORMATS:
+    for format in formats:
         if format.group and row.keys() >= format.columns:
             return source, format.name, row[format.group.column]
     return source, None, None
