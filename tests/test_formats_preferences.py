@@ -75,6 +75,7 @@ def test_helpsteer2_preferences_have_a_strength():
         "strength": 2,
         "annotators": 1,
         "annotator_strengths": [-2],
+        "similar_strengths": [-2],
         "turns": 1,
         "chosen_side": "a",
     }
@@ -705,6 +706,8 @@ def test_ultrafeedback_pairs_completions_whose_scores_differ():
         "models": ["a", "b"],
         "turns": 1,
     }
+    [pair], _ = emitted(changed(row, correct_answers=["Above a bud."]))
+    assert pair["metadata"]["correct_answers"] == ["Above a bud."]
     pairs, counts = emitted(ultrafeedback(7, 8.5, 7, None))
     assert [sides(pair) for pair in pairs] == [("reply 1", "reply 0"), ("reply 1", "reply 2")]
     assert counts == {"rows read": 1, "dropped (tie)": 1, "dropped (nobody ranked it)": 3}

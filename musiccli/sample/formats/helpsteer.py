@@ -33,6 +33,7 @@ from musiccli.sample.replies import (
 TURN_HEADER = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # the text before it ends there
 STRONGEST = 3
 LABEL_COLUMNS = {"preference_strength", "all_preferences_unprocessed"}  # one of them is there
+ANNOTATOR_COLUMNS = ("all_preferences_unprocessed", "three_most_similar_preferences")
 RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # each 0 to 4
 
 
@@ -54,12 +55,14 @@ def read_helpsteer2(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the comparison of the two replies, with the strengths that annotators chose."""
     strength = read_whole_number(row, "preference_strength", -STRONGEST, STRONGEST)
     annotators = read_objects(row, "all_preferences_unprocessed")
+    similar = read_objects(row, "three_most_similar_preferences")  # they make the strength
     context = ReplyContext(
         row,
         source,
         _read_turns(row),
-        _strength_labels(strength, [annotator.get("strength") for annotator in annotators]),
-        text_columns={"response_1", "response_2", "all_preferences_unprocessed"},
+        _strength_labels(strength, [annotator.get("strength") for annotator in annotators])
+        | {"similar_strengths": [annotator.get("strength") for annotator in similar]},
+        text_columns={"response_1", "response_2", *ANNOTATOR_COLUMNS},
     )
     yield make_vote(context, Reply(row["response_1"]), Reply(row["response_2"]), _winner(strength))
 

@@ -23,6 +23,8 @@ SCALES = {"overall_score": 10, "fine-grained_score": 5}  # the highest score
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 HIGHEST_RATING = 5
 UNRATED = "N/A"
+REFERENCE_COLUMNS = ("correct_answers", "incorrect_answers")
+NO_REFERENCE: tuple[Any, ...] = (None, [], ["None"])
 LABELS = (*SCALES, *ASPECTS)
 
 
@@ -39,7 +41,11 @@ def read_pairs(row: Record, source: str, label: str = LABELS[0]) -> Iterator[dic
 def _context(row: Record, source: str, labels: dict[str, Any] | None = None) -> ReplyContext:
     history = [user_message(row["instruction"])]
     text_columns = {"instruction", "completions"}
-    return ReplyContext(row, source, history, labels or {}, text_columns=text_columns)
+    references = {name: row.get(name) for name in REFERENCE_COLUMNS}  # of TruthfulQA's questions
+    known_labels = {name: value for name, value in references.items() if value not in NO_REFERENCE}
+    return ReplyContext(
+        row, source, history, known_labels | (labels or {}), text_columns=text_columns
+    )
 
 
 def _replies(row: Record, label: str) -> list[Reply]:
