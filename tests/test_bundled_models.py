@@ -1,5 +1,6 @@
 """A bundled model is loaded only as it was converted."""
 
+import dataclasses
 import os
 import shutil
 
@@ -80,3 +81,22 @@ def test_a_stamp_stands_beside_the_folder(converted):
     folder, _ = converted
     assert {path.suffix for path in folder.parent.iterdir()} == {"", ".stamp", ".lock"}
     assert BUNDLED_MODELS["smollm2"].sha256[:12] in folder.name
+
+
+def test_a_model_with_a_chat_template_of_before_is_converted_anew(tmp_path, monkeypatch):
+    def convert(model, gguf_file, target):
+        target.mkdir()
+        (target / "chat_template.jinja").write_text(model.chat_template.read_text().rstrip())
+
+    monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bundled_models, "_join_parts", lambda name, model, target: None)
+    monkeypatch.setattr(bundled_models, "_convert", convert)
+    model = BUNDLED_MODELS["gemma3-270m"]
+    newer = tmp_path / "newer.jinja"
+    newer.write_text("{{ bos_token }}\n")
+    bundled_model_folder("gemma3-270m")
+    monkeypatch.setitem(
+        BUNDLED_MODELS, "gemma3-270m", dataclasses.replace(model, chat_template=newer)
+    )
+    folder = bundled_model_folder("gemma3-270m")
+    assert (folder / "chat_template.jinja").read_text() == "{{ bos_token }}"

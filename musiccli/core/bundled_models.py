@@ -128,12 +128,12 @@ def bundled_model_folder(name: str, say: Callable[[str], None] = lambda text: No
     """
     model = BUNDLED_MODELS[name]
     target = cache_folder() / "models" / f"{name}-{model.sha256[:12]}"
-    if _is_as_converted(target):
+    if _is_as_converted(model, target):
         return target
     make_private_folder(target.parent)
     with open(target.with_suffix(".lock"), "w", opener=open_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_as_converted(target):
+        if not _is_as_converted(model, target):
             again = ", whose files have changed or were never verified" if target.exists() else ""
             say(f"preparing local/{name}, once (about a minute), in {target}{again}")
             _replace(name, model, target)
@@ -158,9 +158,12 @@ def _replace(name: str, model: BundledModel, target: Path) -> None:
 # same, the files need not be read; a copied cache has another state, and the same hashes.
 
 
-def _is_as_converted(folder: Path) -> bool:
-    """Whether the files in a folder are those that `_replace` has put there."""
+def _is_as_converted(model: BundledModel, folder: Path) -> bool:
+    """Whether the files in a folder are those that `_replace` would put there."""
     try:
+        template = folder / "chat_template.jinja"
+        if model.chat_template and template.read_text("utf-8") != _template_text(model):
+            return False
         stamp = json.loads(_stamp_file(folder).read_bytes())
         if stamp == _stamp(folder, stamp["sha256"]):
             return True
@@ -172,6 +175,11 @@ def _is_as_converted(folder: Path) -> bool:
     with contextlib.suppress(OSError):  # a folder that may only be read is hashed each time
         _write_stamp(folder, _stamp(folder, hashes))
     return True
+
+
+def _template_text(model: BundledModel) -> str | None:
+    """Our chat template for a model whose file has none."""
+    return model.chat_template.read_text("utf-8").rstrip() if model.chat_template else None
 
 
 def _stamp_file(folder: Path) -> Path:
@@ -239,7 +247,7 @@ def _convert(model: BundledModel, gguf_file: Path, target: Path) -> None:
     with quiet_libraries(), redirect_stderr(io.StringIO()):  # gguf draws a progress bar
         tokenizer = load_tokenizer(folder, gguf_file=gguf_file.name)
         if model.chat_template and not tokenizer.chat_template:
-            tokenizer.chat_template = model.chat_template.read_text(encoding="utf-8").rstrip()
+            tokenizer.chat_template = _template_text(model)
         network = load_language_model(folder, gguf_file=gguf_file.name, dtype=torch.float32)
         # transformers refuses to save quantized weights. These are plain floats by now, but only
         # without these attributes does it see that.
