@@ -1,4 +1,4 @@
-"""Bradley-Terry ratings of judges and of the pairs that they judge, as RankJudge computes them.
+"""Bradley-Terry ratings of judges as RankJudge computes them, and strengths of any players.
 
 A judge beats a pair that it gets right, and loses to one that it gets wrong. Only pairs that every
 judge read count, and of these only pairs that some got right and others wrong. Strengths have a
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FIRST_RATING, POINTS_PER_TENFOLD = 1500, 400
 MAX_STEPS, TOLERANCE = 100_000, 1e-14
+MAX_PLAYER_STEPS, LEAST_STRENGTH = 5_000, 1e-12
 
 
 def select_rated(right: "Array") -> "tuple[Array, Array]":
@@ -148,3 +149,29 @@ def _half_widths(rows: "Array", config: BenchConfig) -> "Array":
     error = np.sqrt(groups / (groups - 1) * (influence**2).sum(0))
     half: Array = t_quantile(config.confidence, groups - 1) * error
     return half
+
+
+def player_strengths(wins: "Array") -> "Array":
+    """The logarithms of Bradley-Terry strengths of players, (..., players), 0 on average.
+
+    Maximum likelihood by the steps of Hunter 2004, Annals of Statistics 32:384. No strength is
+    taken to be less than LEAST_STRENGTH, which is that of a player without any win.
+
+    Args:
+        wins: how often each player (row) beat each other one (column), (..., players, players);
+            a tie is half a win for each.
+    """
+    import numpy as np
+
+    games = wins + np.swapaxes(wins, -1, -2)
+    total = wins.sum(-1)
+    strengths = np.ones(total.shape)
+    for _ in range(MAX_PLAYER_STEPS):
+        before = strengths
+        rates = games / (strengths[..., :, None] + strengths[..., None, :])
+        strengths = np.maximum(total / np.maximum(rates.sum(-1), LEAST_STRENGTH), LEAST_STRENGTH)
+        strengths = strengths / np.exp(np.log(strengths).mean(-1, keepdims=True))
+        if np.abs(np.log(strengths / before)).max() < TOLERANCE:
+            break
+    logs: Array = np.log(strengths)
+    return logs
