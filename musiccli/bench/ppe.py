@@ -75,7 +75,7 @@ def check_ppe_record(record: Record, config: BenchConfig = BenchConfig()) -> Rec
         return check_scored_candidate(record, config.models)
     check_scored_pair(parse_judged(record), config.models)
     if record_kind(record) != "comparison":
-        problem = "is missing; PPE's votes are comparisons, as sample --emit comparisons gives them"
+        problem = "is missing; PPE's votes are comparisons, with ties and both models"
         raise RecordError(problem, field="a", record=record)
     for name in ("model_a", "model_b"):
         if not isinstance(lookup(record, name), str):
