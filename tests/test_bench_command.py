@@ -8,7 +8,7 @@ from pathlib import Path
 
 import console
 import pytest
-from build import lines, scored_pair
+from build import lines, scored_pair, votes
 
 import musiccli.bench
 from musiccli.bench.rewardbench import PAIRS
@@ -364,3 +364,20 @@ def test_a_new_file_is_a_new_command_with_its_options(new_benchmark):
     assert [(row["subset"], row["value"]) for row in done.records] == [("user", 1.0)]
     helped = console.music("bench", "roles", "--help").out.decode()
     assert "Count these roles." in helped and "--seed" in helped and "--model" not in helped
+
+
+@pytest.mark.parametrize("name, option", [("agreement", "--by"), ("judges", "--human-field")])
+@pytest.mark.parametrize("field", ["nosuch", "metadata.nosuch"])
+def test_a_field_that_no_record_has_is_refused_by_name(name, option, field):
+    record = contest(0, "a", 2) | {
+        "votes": votes("judge", "a", "a"),
+        "scores": {"rm": {"a": 1, "b": 0}},
+    }
+    done = console.music("bench", name, option, field, given=lines(record, record | {"id": "p1"}))
+    assert (done.status, done.lines, done.out) == (
+        2,
+        [f"music bench {name}: error: {option} {field}: no record has it"],
+        b"",
+    )
+    known = record | {"id": "p1", "metadata": {"nosuch": "a"}}
+    assert console.music("bench", name, option, field, given=lines(record, known)).status == 0

@@ -165,7 +165,45 @@ def test_a_models_name_is_a_name_in_pictures_too(folder, name):
     records = [one | {"scores": {name: one["scores"]["rm"]}} for one in BENCHES["agreement"]]
     bench("agreement", "--html", "page.html", records=records)
     picture = read(folder / "page.html").partition("<svg")[2].partition("</svg>")[0]
-    assert name.strip() in picture
+    text = "".join(re.findall("<text[^>]*>([^<]*)</text>", picture))
+    assert name.strip() in text
+
+
+LONG_NAMES = [
+    f"some-organization-{number}/Reward-Model-with-a-Very-Long-Name-{number * 7}B-v0.{number}"
+    for number in range(10)
+]
+
+
+def with_long_names(records: list[dict]) -> list[dict]:
+    """The records as ten models or judges of long names scored or judged them."""
+    renamed = []
+    for number, record in enumerate(records):
+        record = dict(record)
+        if "scores" in record:
+            record["scores"] = dict.fromkeys(LONG_NAMES, record["scores"]["rm"])
+        if "votes" in record:
+            record["votes"] = [vote for name in LONG_NAMES for vote in votes(name, *"ab")]
+        if "models" in record:
+            record["models"] = {"a": LONG_NAMES[number % 10], "b": LONG_NAMES[0] + "-base"}
+        renamed.append(record)
+    return renamed
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_no_text_of_a_figure_with_ten_models_of_long_names_is_cut_off(folder, name, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from musiccli.bench.report import plots
+
+    def check(figure, file_format):
+        figure.draw_without_rendering()
+        drawn, width, height = figure.get_tightbbox(), *figure.get_size_inches()
+        assert drawn.x0 >= 0 and drawn.x1 <= width and drawn.y0 >= 0 and drawn.y1 <= height
+        return b"<svg></svg>"
+
+    monkeypatch.setattr(plots, "figure_bytes", check)
+    records = with_long_names(BENCHES[name])
+    bench(name, "--plot", "figure.svg", records=records)
 
 
 EVIL = "<script>alert(1)</script>\"'&\x1b[31m\u202e</table></svg><!--"

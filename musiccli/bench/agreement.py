@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.benchmark import Benchmark, Rows, option
+from musiccli.bench.benchmark import Benchmark, FieldCheck, Rows, option
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
 from musiccli.bench.report.tables import (
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 NAME, TITLE = "agreement", "Agreement with labels"
+COMPUTED_FIELDS = {"turns", "first_divergence"}  # of every pair
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ def metrics(
     """
     stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
     pairs = ScoredPairs(config.models)
+    fields = FieldCheck(
+        "group_by", [name for name in config.group_by if name not in COMPUTED_FIELDS]
+    )
     for record in records:
+        fields.add(record)
         label = record.get("winner", "chosen")
         if label in ("tie", None):
             reason = "label_is_a_tie" if label else "label_is_null"
@@ -95,6 +100,7 @@ def metrics(
         worst.add_scored_pair(record, label)
         values = {field: _field_value(record, field) for field in config.group_by}
         pairs.add(record, side_names(record).index(label), values)
+    fields.check()
     for subset, mask in _subsets(pairs, config.group_by):
         all_outcomes = [pairs.outcomes(model, mask) for model in pairs.models]
         outcomes = [some for some in all_outcomes if len(some)]

@@ -5,14 +5,15 @@ from, its tables and its plot. The command line finds the files by itself, and i
 for any command of `music bench`. So numpy, scipy and matplotlib are imported inside functions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.tables import Table
 from musiccli.bench.stats.outcomes import MetricRecord
-from musiccli.core.records import Record
+from musiccli.core.errors import InputError
+from musiccli.core.records import Record, lookup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,26 @@ def option(default: Any, *names: str, metavar: str, help: str) -> Any:
 def one_panel(rows: Rows) -> list[Rows]:
     """All metric records in one panel of the figure."""
     return [rows]
+
+
+class FieldCheck:
+    """Refuses fields that a user named and that no record has."""
+
+    def __init__(self, parameter: str, fields: Iterable[str]):
+        self._parameter, self._missing = parameter, dict.fromkeys(fields)
+        self._read_any = False
+
+    def add(self, record: Record) -> None:
+        """Look for the fields in one record."""
+        self._read_any = True
+        for field_name in [*self._missing]:
+            if lookup(record, field_name) is not None:
+                del self._missing[field_name]
+
+    def check(self) -> None:
+        """Raise InputError where records were read and none has a value in one of the fields."""
+        if self._read_any and self._missing:
+            raise InputError(f"`{self._parameter}` {next(iter(self._missing))}: no record has it")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from musiccli.bench.benchmark import Benchmark, Rows, option
+from musiccli.bench.benchmark import Benchmark, FieldCheck, Rows, option
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.tables import Table, distinct, value_cell
 from musiccli.bench.report.worst_records import WorstRecords
@@ -121,13 +121,16 @@ def metrics(
     """
     stats, worst = stats or RunStats(), worst or WorstRecords()
     verdicts = Verdicts(config)
+    fields = FieldCheck("human_field", [config.human_field] if config.human_field else [])
     for record in records:
+        fields.add(record)
         if not record.get("votes"):
             stats.count("left_out", "same_text", record=record)
             continue
         with stats.rejects.guard(record):
             verdicts.add(record)
             worst.add_verdicts(record, human_label(record, config))
+    fields.check()
     judges = verdicts.judges
     for judge in judges:
         yield from _order_records(judge, verdicts)

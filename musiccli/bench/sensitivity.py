@@ -202,7 +202,9 @@ def plot(axes: "Axes", rows: Rows) -> None:
         shown = [row for row in rows if row["model"] == model]
         places, color = plots.x_places(shown, distances), plots.color_of(number)
         values = plots.values_of(shown)
-        axes.plot(places, values, marker="o", markersize=4, color=color, label=model)
+        axes.plot(
+            places, values, marker=plots.marker_of(number), markersize=4, color=color, label=model
+        )
         low, high = [row["low"] for row in shown], [row["high"] for row in shown]
         axes.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
     plots.draw_best_baselines(axes, rows, distances)

@@ -206,7 +206,8 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
         rate = value_cell(row, number_format=number_format)
         cells.append([label, rate, ", ".join(picks), f"{row['count']:,}", *endings])
     interval = f"[{100 * config.confidence:g}% interval]"
-    title = f"Win rate of {'; '.join(matchups)}, % {interval}; a tie is half a win"
+    subject = "; ".join(matchups) if len(matchups) < 3 else f"{len(matchups)} matchups"
+    title = f"Win rate of {subject}, % {interval}; a tie is half a win"
     columns = ["", "won", "coin, oracle", "read", *(name.replace("_", " ") for name in ENDINGS)]
     return [Table(title, columns, cells)]
 
@@ -216,7 +217,7 @@ def plot(axes: "Axes", rows: Rows) -> None:
     from musiccli.bench.report import plots
 
     rows = [
-        row | {"matchup": f"{row['model']} against {row['against']}"}
+        row | {"matchup": f"{row['model']}{_separator(row)}against {row['against']}"}
         for row in rows
         if row["metric"] == "win_rate" and row["value"] is not None
     ]
@@ -242,12 +243,17 @@ def plot(axes: "Axes", rows: Rows) -> None:
         axes.set_xlabel("N, candidates to pick from")
 
 
+def _separator(row: MetricRecord) -> str:
+    """What stands between two models in a legend; names of several lines stand apart."""
+    return "\n" if "\n" in row["model"] + row["against"] else " "
+
+
 def _draw_matchup(axes: "Axes", rows: Rows, subsets: list[str], number: int, label: str) -> None:
     from musiccli.bench.report import plots
 
     places, color = plots.x_places(rows, subsets), plots.color_of(number)
     values, (below, above) = plots.values_of(rows), plots.error_bars(rows)
-    axes.plot(places, values, marker="o", color=color, linewidth=2, label=label)
+    axes.plot(places, values, marker=plots.marker_of(number), color=color, linewidth=2, label=label)
     if len(rows) > 1:
         low = [value - less for value, less in zip(values, below, strict=True)]
         high = [value + more for value, more in zip(values, above, strict=True)]

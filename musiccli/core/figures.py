@@ -1,6 +1,7 @@
 """How every figure looks, and how it becomes a file. Needs matplotlib (the extra `plot`)."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,29 @@ def check_figure_path(path: str) -> None:
         raise InputError('`plot` needs matplotlib; pip install "musiccli[plot]"') from None
 
 
-def plot_label(name: str) -> str:
+def plot_label(name: str, width: int | None = None) -> str:
     """A name as a label that matplotlib draws as it is.
 
     A dollar would start a formula, and a leading underscore keeps a label out of the legend.
+
+    Args:
+        name: any text.
+        width: the most characters in a line; None for one line.
     """
-    return " " * name.startswith("_") + visible(name).replace("$", r"\$")
+    text = " " * name.startswith("_") + visible(name)
+    if width and len(text) > width:
+        text = "\n".join(_lines(text, width))
+    return text.replace("$", r"\$")
+
+
+def _lines(text: str, width: int) -> Iterator[str]:
+    """The text in lines. They end behind a separator, if one is in the second half of the line."""
+    while len(text) > width:
+        ends = [text.rfind(separator, width // 2, width) + 1 for separator in " /-_."]
+        end = max(ends) or width
+        yield text[:end]
+        text = text[end:]
+    yield text
 
 
 def figure_bytes(figure: "Figure", file_format: str) -> bytes:

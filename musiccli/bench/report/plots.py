@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from musiccli.bench.benchmark import Benchmark, Rows
-from musiccli.bench.report.tables import distinct
+from musiccli.bench.report.tables import ACCURACY_METRICS, distinct
 from musiccli.bench.stats.baselines import is_baseline
+from musiccli.bench.stats.comparisons import MANY_MODELS
 from musiccli.bench.stats.outcomes import MetricRecord
 from musiccli.core.figures import (
     COLORS,
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FIGURE_WIDTH, LINE_HEIGHT = 7.2, 0.18  # inches
+LABEL_WIDTH = 40  # characters in a line of a model's name
+LEGEND_CHARACTERS = 88  # that fit into a line of a legend
+MARKERS = "os^Dv"
+DASHES = (0, (3, 2))
 BASELINE_LABEL = "best content-blind guess"
 # The background of a number that is drawn over a line.
 NUMBER_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
@@ -36,40 +42,106 @@ def draw_figure(benchmark: Benchmark[Any], rows: Rows, file_format: str, **rc: o
         rc: settings of matplotlib, beside those of core.figures.
     """
     import matplotlib
-    from matplotlib.figure import Figure
 
     matplotlib.use("agg")
     with matplotlib.rc_context(RC_PARAMS | rc), warnings.catch_warnings():
         # Scripts that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph ")
-        panels = benchmark.panels([_with_plot_labels(row) for row in rows])
-        columns, lines = min(2, len(panels)), (len(panels) + 1) // 2
-        figure = Figure(figsize=(7.2, 1.4 + 2.8 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
-        for unused in grid[len(panels) :]:
-            unused.set_axis_off()
-        for axes, panel in zip(grid, panels, strict=False):
-            axes.grid(axis="y", linewidth=0.8)
-            axes.tick_params(length=0)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-            benchmark.plot(axes, panel)
-        _draw_legend(figure)
+        rows = [_with_plot_labels(row) for row in rows]
+        models = _main_accuracies(rows)
+        if len(models_of(models)) >= MANY_MODELS:
+            figure = _models_figure(models, benchmark.title)
+        else:
+            figure = _panels_figure(benchmark, rows)
         return figure_bytes(figure, file_format)
 
 
+def _panels_figure(benchmark: Benchmark[Any], rows: Rows) -> "Figure":
+    """The benchmark's panels, two in a line, and the legend below them."""
+    from matplotlib.figure import Figure
+
+    panels = benchmark.panels(rows)
+    columns, lines = min(2, len(panels)), (len(panels) + 1) // 2
+    figure = Figure(figsize=(FIGURE_WIDTH, 1.4 + 2.8 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
+    for unused in grid[len(panels) :]:
+        unused.set_axis_off()
+    for axes, panel in zip(grid, panels, strict=False):
+        axes.grid(axis="y", linewidth=0.8)
+        axes.tick_params(length=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        benchmark.plot(axes, panel)
+    _draw_legend(figure)
+    return figure
+
+
 def _with_plot_labels(row: MetricRecord) -> MetricRecord:
-    names = [name for name in ("model", "subset", "against") if name in row]
-    return row | {name: plot_label(row[name]) for name in names}
+    labels = {
+        name: plot_label(row[name], LABEL_WIDTH) for name in ("model", "against") if name in row
+    }
+    return row | labels | {"subset": plot_label(row["subset"])}
 
 
 def _draw_legend(figure: "Figure") -> None:
-    """Each label once, below the panels; the baseline comes last."""
+    """Each label once, below the panels; the baseline comes last. The figure makes room for it."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         axes_handles, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, axes_handles, strict=True))
     labels = sorted(handles, key=lambda label: label == BASELINE_LABEL)
-    figure.legend([handles[label] for label in labels], labels, ncols=4, loc="outside lower center")
+    if not labels:
+        return
+    longest = max(len(line) for label in labels for line in label.splitlines() or [""])
+    columns = max(1, min(4, LEGEND_CHARACTERS // (longest + 6)))
+    legend_lines = [label.count("\n") + 1 for label in labels]
+    height = LINE_HEIGHT * (sum(legend_lines) / columns + max(legend_lines))
+    figure.set_figheight(figure.get_figheight() + max(0, height - 2 * LINE_HEIGHT))
+    figure.legend(
+        [handles[label] for label in labels], labels, ncols=columns, loc="outside lower center"
+    )
+
+
+def _main_accuracies(rows: Rows) -> list[MetricRecord]:
+    """The accuracies of all pairs; of the first subset, where there is none of all pairs."""
+    accuracies = [row for row in rows if row["metric"] in ACCURACY_METRICS]
+    subsets = distinct(row["subset"] for row in accuracies)
+    main = "all" if "all" in subsets else next(iter(subsets), None)
+    return [row for row in accuracies if row["subset"] == main]
+
+
+def _models_figure(rows: Rows, title: str) -> "Figure":
+    """Many models, one below the other, the best first: their accuracies and intervals."""
+    from matplotlib.figure import Figure
+
+    shown = sorted(
+        (row for row in rows if not is_baseline(row["model"])), key=lambda row: row["value"]
+    )
+    height = sum(0.16 + LINE_HEIGHT * len(row["model"].splitlines()) for row in shown)
+    figure = Figure(figsize=(FIGURE_WIDTH, 1.6 + height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis="x", linewidth=0.8)
+    axes.tick_params(length=0)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    places = range(len(shown))
+    axes.errorbar(
+        values_of(shown),
+        places,
+        xerr=error_bars(shown),
+        fmt="o",
+        color=color_of(0),
+        elinewidth=1.6,
+        capsize=3,
+    )
+    baselines = [row["value"] for row in rows if is_baseline(row["model"])]
+    if baselines:
+        axes.axvline(
+            max(baselines), color=TEXT_COLOR, linewidth=1.3, linestyle=DASHES, label=BASELINE_LABEL
+        )
+    axes.axvline(0.5, color=FAINT_COLOR, linewidth=1, zorder=1)
+    axes.set_yticks(places, [row["model"] for row in shown], fontsize=8)
+    axes.set(ylim=(-0.6, len(shown) - 0.4), xlabel="accuracy", title=title)
+    _draw_legend(figure)
+    return figure
 
 
 def draw_sections(axes: "Axes", rows: Rows, title: str) -> None:
@@ -119,7 +191,7 @@ def draw_points(axes: "Axes", places: Sequence[float], rows: Rows, number: int, 
         places,
         values_of(rows),
         error_bars(rows),
-        fmt="o",
+        fmt=marker_of(number),
         label=label,
         markersize=6,
         color=color_of(number),
@@ -141,7 +213,7 @@ def draw_best_baselines(axes: "Axes", rows: Rows, subsets: Sequence[str]) -> Non
             place + 0.42,
             color=TEXT_COLOR,
             linewidth=1.3,
-            linestyle=(0, (3, 2)),
+            linestyle=DASHES,
             label=BASELINE_LABEL if place == 0 else "",
         )
 
@@ -179,6 +251,11 @@ def largest_count(rows: Iterable[MetricRecord], subset: str) -> int:
 def color_of(number: int) -> str:
     """The color of the model with this number."""
     return COLORS[number % len(COLORS)]
+
+
+def marker_of(number: int) -> str:
+    """The marker of the model with this number. It changes where the colors start again."""
+    return MARKERS[number // len(COLORS) % len(MARKERS)]
 
 
 def x_limits(subsets: Sequence[str]) -> tuple[float, float]:
