@@ -134,7 +134,6 @@ def test_compressed_bytes_under_a_plain_name_are_recognized(folder, pack, suffix
         (b'{"id": "\xff"}', "is not UTF-8 (byte 9)"),
         ('{"id": "ü"}'.encode("latin-1"), "is not UTF-8 (byte 9)"),
         ('{"id": 2}'.encode("utf-16"), "is not UTF-8 (byte 1)"),
-        (b'{"id": "\\ud800"}', None),
         *(
             (value, "is JSON, but not an object; a record is {...}")
             for value in (b"[1]", b"null", b'"text"', b"1")
@@ -155,6 +154,27 @@ def test_a_bad_line_is_named_and_can_be_skipped(folder, line, expected):
     )
     if b"\n" not in line:
         assert read("in.jsonl", skip=True) == ([{"id": 1}, {"id": 3}], [message])
+
+
+@pytest.mark.parametrize(
+    "written, text",
+    [
+        (rb"Nice \ud83d", "Nice \ufffd"),
+        (rb"\uDE00 nice", "\ufffd nice"),
+        (rb"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (rb"\\ud83d \\\ud83d", "\\ud83d \\\ufffd"),
+    ],
+)
+def test_half_of_a_pair_of_surrogates_is_replaced(folder, written, text):
+    (folder / "in.jsonl").write_bytes(
+        b'{"id": "TEXT", "x": 98765432109876543210}\n'.replace(b"TEXT", written)
+    )
+    assert read("in.jsonl") == ([{"id": text, "x": 98765432109876543210}], [])
+
+
+def test_a_line_with_half_of_a_pair_that_is_no_json_is_named(folder):
+    write(folder / "in.jsonl", rb'{"id": "\ud83d" x}')
+    assert refused("in.jsonl", error=RecordError).startswith("in.jsonl:1: is not JSON: ")
 
 
 def test_integers_beyond_64_bits_and_deep_values_pass_untouched(folder):

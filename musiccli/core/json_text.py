@@ -7,6 +7,12 @@ from typing import Any
 import orjson
 
 MAX_DEPTH = 250  # of lists and objects in each other; orjson writes 254 at most
+# An escaped backslash, a pair of surrogates, or half of one (group 1), which orjson refuses.
+_ESCAPE = re.compile(
+    rb"\\\\"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # orjson makes floats of integers beyond 64 bits
 
 
@@ -17,12 +23,22 @@ class TooDeep(ValueError):
 def decode(data: bytes) -> Any:
     """The value of a JSON text. Integers of any size are exact.
 
+    Half of a surrogate pair that stands alone, of a text that was cut within an emoji, becomes a
+    replacement character: no file can hold it.
+
     Raises:
         orjson.JSONDecodeError: it is no JSON.
         TooDeep: what is read could not be written again.
         ValueError: an integer has more digits than Python reads.
     """
-    value = orjson.loads(data)
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        repaired = _ESCAPE.sub(lambda half: rb"\ufffd" if half[1] else half[0], data)
+        if repaired == data:
+            raise
+        value = orjson.loads(repaired)
+        data = repaired
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
         check_depth(value)
     return json.loads(data) if _LONG_NUMBER.search(data) else value

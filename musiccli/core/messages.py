@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
+from musiccli.core import json_text
 from musiccli.core.errors import RecordError, kind_of, shortened
 
 
@@ -114,8 +115,8 @@ def parse_tools(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     tools = value
     if isinstance(value, str):
         try:
-            tools = json.loads(value)
-        except (ValueError, RecursionError):
+            tools = json_text.decode(value.encode())
+        except ValueError:
             tools = value
     if tools is None:
         return []
@@ -281,8 +282,8 @@ def arguments(call: ToolCall) -> str:
     """The arguments of a call as JSON text in one spelling; other text stays as it is."""
     text = call["function"]["arguments"]
     try:
-        return json.dumps(json.loads(text), ensure_ascii=False)
-    except (ValueError, RecursionError):
+        return json.dumps(json_text.decode(text.encode()), ensure_ascii=False)
+    except ValueError:
         return text
 
 

@@ -19,6 +19,7 @@ from functools import cached_property
 from itertools import accumulate, count
 from typing import Any
 
+from musiccli.core import json_text
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.messages import (
     Message,
@@ -329,8 +330,8 @@ def _template_call(call: ToolCall, identity: str, arguments_as: type) -> dict[st
     """One call. Arguments that are no JSON stay text: a model may write that."""
     function: dict[str, Any] = {**call["function"]}
     if arguments_as is dict:
-        with suppress(ValueError, RecursionError):
-            function["arguments"] = json.loads(function["arguments"])
+        with suppress(ValueError):
+            function["arguments"] = json_text.decode(function["arguments"].encode())
     return {"id": identity, "type": "function", "function": function}
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Any
 
-import orjson
-
+from musiccli.core import json_text
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.jsonl import Rejects
 from musiccli.core.messages import (
@@ -315,8 +314,8 @@ def is_list_text(text: str) -> bool:
     if not (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
         return False
     try:
-        items = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        items = json_text.decode(text.encode())
+    except ValueError:
         return False
     return bool(items) and all(isinstance(item, str | None) for item in items)
 

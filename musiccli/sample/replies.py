@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import orjson
-
+from musiccli.core import json_text
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import Message
 from musiccli.core.records import Record, content_id, record_kind, side_names
@@ -203,8 +202,8 @@ def read_objects(row: Record, column: str) -> list[dict[str, Any]]:
     items: Any = [] if value is None else value
     if isinstance(value, str):
         try:
-            items = orjson.loads(value)
-        except orjson.JSONDecodeError:
+            items = json_text.decode(value.encode())
+        except ValueError:
             items = None
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         problem = f"is {shortened(value)}; it should be a list of objects"

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from musiccli.core import json_text
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 
@@ -88,8 +89,8 @@ def _arguments(value: object) -> str:
 def _read_literal(text: str) -> object:
     """The value of a text that is JSON or a Python literal; None where it is neither."""
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
+        return json_text.decode(text.encode())
+    except ValueError:
         pass
     try:
         with warnings.catch_warnings(action="ignore"):  # about backslashes in the text

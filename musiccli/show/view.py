@@ -228,8 +228,8 @@ def _arguments(call: ToolCall) -> str:
     """The arguments of a call, one on each line; JSON as it is where they are no object."""
     text = call["function"]["arguments"]
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = json_text.decode(text.encode())
+    except ValueError:
         return text
     if not isinstance(values, dict):
         return text

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-import orjson
-
+from musiccli.core import json_text
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
@@ -37,8 +36,8 @@ def _read_turns(row: Record, column: str) -> list[Any]:
     value = row[column]
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
+            value = json_text.decode(value.encode())
+        except ValueError as error:
             raise RecordError(f"is no JSON list ({error})", field=column, record=row) from None
     if not isinstance(value, list) or not value:
         raise RecordError("should be a list of texts", field=column, record=row)
