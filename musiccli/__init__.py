@@ -19,12 +19,14 @@ from musiccli.core.errors import InputError, MusicError, RecordError
 
 if TYPE_CHECKING:
     from musiccli.reward_model.model import RewardModel
+    from musiccli.serve.reward_function import RewardFunction
 
 __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "MusicError",
     "RecordError",
+    "RewardFunction",
     "RewardModel",
     "__version__",
     "read_records",
@@ -83,13 +85,17 @@ def write_records(path: str | PathLike[str], records: Iterable[Mapping[str, Any]
 
 
 def __getattr__(name: str) -> Any:
-    """Import RewardModel on first use: it needs torch, which takes seconds."""
+    """Import on first use what needs torch, which takes seconds."""
     if name == "RewardModel":
         from musiccli.reward_model.model import RewardModel
 
         return RewardModel
+    if name == "RewardFunction":
+        from musiccli.serve.reward_function import RewardFunction
+
+        return RewardFunction
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "RewardModel"]
+    return [*globals(), "RewardFunction", "RewardModel"]

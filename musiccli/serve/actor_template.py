@@ -108,7 +108,8 @@ class ActorTemplate:
             while text.startswith(self._bos):
                 text = text.removeprefix(self._bos)
         marks = self._separators
-        if text.startswith(marks.short_start) and not text.startswith(marks.start):
+        shortened = marks.short_start and text.startswith(marks.short_start)
+        if shortened and not text.startswith(marks.start):
             text = marks.start + text.removeprefix(marks.short_start)
         shorter = text.rstrip()
         while ending := next((mark for mark in self._endings if shorter.endswith(mark)), ""):
@@ -175,7 +176,7 @@ def _learn_separators(template: ChatTemplate, bos: str, name: str) -> Separators
         raise InputError(f"{name}: its chat template puts no marks between messages")
     return Separators(
         start,
-        after_reply.removeprefix(end) if end.strip() else start,
+        after_reply.removeprefix(end).removeprefix(bos) if end.strip() else start,
         before_system,
         after_system if after_system.strip() else "",
         # The longer one first: it may begin with the shorter one.

@@ -157,25 +157,23 @@ class Batcher:
     async def _compute(self, items: list[WorkItem]) -> None:
         """One forward pass in the thread that computes; each request learns of its own."""
         conversations = [item.conversation for item in items]
+        size = sum(len(conversation.ids) for conversation in conversations)
         started = time.monotonic()
         run = asyncio.get_running_loop().run_in_executor
         try:
-            rewards = await run(self.executor, score_batch, self.network, conversations)
+            rewards = await run(self.executor, score_all, self.network, conversations, size)
         except Exception as error:  # each request reports it, and the next batch is computed
             for item in items:
                 if not item.future.done():
                     item.future.set_exception(error)
         else:
             for item, values in zip(items, rewards, strict=True):
-                if item.future.done():
-                    continue
-                finite = all(map(math.isfinite, values))
-                item.future.set_result(values if finite else RecordError(NOT_FINITE))
+                if not item.future.done():
+                    item.future.set_result(values)
         finally:
-            tokens = sum(len(conversation.ids) for conversation in conversations)
-            self._waiting_tokens -= tokens
+            self._waiting_tokens -= size
             self.stats.conversations += len(items)
-            self.stats.tokens += tokens
+            self.stats.tokens += size
             self.stats.passes += 1
             self.stats.seconds += time.monotonic() - started
 
@@ -185,10 +183,18 @@ class Batcher:
         return min(60, math.ceil(self._waiting_tokens / 2 / speed))
 
 
-def score_batch(
-    network: RewardNetwork, conversations: Sequence[EncodedConversation]
-) -> list[list[float]]:
-    """The rewards of conversations that fit into one forward pass. Equal ones get equal rewards.
+def score_all(
+    network: RewardNetwork, conversations: Sequence[EncodedConversation], budget: int
+) -> list[list[float] | RecordError]:
+    """The rewards of any number of conversations, in one call. Equal ones get equal rewards.
+
+    Args:
+        network: the network, in evaluation mode.
+        conversations: in any order; those that begin alike are computed together.
+        budget: the most tokens in one forward pass.
+
+    Returns:
+        The rewards of each, or the error that one is not a number.
 
     Raises:
         InputError: memory does not suffice.
@@ -196,10 +202,12 @@ def score_batch(
     firsts, kinds = deduplicate(conversations)
     order = sorted(range(len(firsts)), key=lambda number: conversations[firsts[number]].ids)
     ordered = [conversations[firsts[number]] for number in order]
-    total = sum(len(conversation.ids) for conversation in ordered)
-    rewards = score_encoded(network, ordered, prompt_keys(ordered), max(total, 1))
+    rewards = score_encoded(network, ordered, prompt_keys(ordered), budget)
     by_kind = dict(zip(order, rewards, strict=True))
-    return [by_kind[kind] for kind in kinds]
+    return [
+        by_kind[kind] if all(map(math.isfinite, by_kind[kind])) else RecordError(NOT_FINITE)
+        for kind in kinds
+    ]
 
 
 def prompt_keys(conversations: Sequence[EncodedConversation]) -> list[int]:

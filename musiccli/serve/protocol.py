@@ -15,9 +15,10 @@ from uuid import uuid4
 from musiccli.core.errors import RecordError, kind_of
 from musiccli.core.records import Record
 from musiccli.serve.actor_template import ActorTemplate
-from musiccli.serve.served_model import Item, Reward
+from musiccli.serve.served_model import Item, Reply, Reward
 
 Body = Mapping[str, Any]  # of a request
+TAKEN = ("messages", "tools")  # the fields of a conversation that are read
 Result = Reward | RecordError
 
 
@@ -100,15 +101,24 @@ def read_messages(body: Body) -> list[Item | RecordError]:
     """The conversations in `messages`: one as a list of messages, or a list of such lists.
 
     A conversation in a list may also be an object with `messages` and `tools`. `tools` beside
-    `messages` are those of every conversation without its own.
+    `messages` are those of every conversation without its own. With `allow_empty_reply` the last
+    reply may be empty, as a model in training may write it.
     """
     value, tools = body.get("messages"), body.get("tools")
     if not isinstance(value, list) or not value:
         problem = "should be a list of messages, or of conversations"
         raise RecordError(problem, field="messages")
     if all(isinstance(message, dict) and "messages" not in message for message in value):
-        return [Record({"messages": value, "tools": tools})]
-    return [_conversation(item, tools) for item in value]
+        value = [value]
+    items = [_conversation(item, tools) for item in value]
+    if not body.get("allow_empty_reply"):
+        return items
+    return [
+        Reply(item["messages"], item.get("tools"))
+        if isinstance(item, Record) and isinstance(item.get("messages"), list)
+        else item
+        for item in items
+    ]
 
 
 def read_texts(body: Body, field: str) -> list[Item | RecordError]:
@@ -202,7 +212,7 @@ def is_per_turn(body: Body) -> bool:
 
 def _conversation(item: object, tools: object) -> Item | RecordError:
     if isinstance(item, dict) and "messages" in item:
-        return Record({"tools": tools, **item})
+        return Record({"tools": tools} | {name: item[name] for name in TAKEN if name in item})
     if isinstance(item, list):
         return Record({"messages": item, "tools": tools})
     return RecordError(f"is {kind_of(item)}; a conversation is a list of messages")

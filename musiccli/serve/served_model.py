@@ -19,9 +19,11 @@ class Reply:
 
     Attributes:
         messages: all messages before it, and it.
+        tools: the functions on offer.
     """
 
     messages: list[Message]
+    tools: Any = None
 
 
 # A record with `messages`, text by the chat template of the reward model, or its token ids.
@@ -119,12 +121,12 @@ class ServedModel:
         return encoded[0], was_cut
 
     def _encode_input(self, item: str | list[int], add_special_tokens: bool) -> EncodedConversation:
+        if not item:
+            raise RecordError("is empty", field="input")
         ids = self._tokenize(item, add_special_tokens) if isinstance(item, str) else item
         for token in ids:
             if type(token) is not int or not 0 <= token < self.token_limit:
                 raise RecordError(f"{shortened(token)} is no token of the model", field="input")
-        if not ids:
-            raise RecordError("is empty", field="input")
         if len(ids) > self.max_length:
             problem = f"has {len(ids)} tokens, more than the limit of {self.max_length}"
             raise RecordError(f"{problem}; messages would be cut to fit", field="input")
@@ -146,10 +148,22 @@ def parse_reply(reply: Reply) -> Record:
     Raises:
         RecordError: the conversation is malformed.
     """
-    *history, last = reply.messages
-    if last["role"] == "assistant" and not last["content"].strip():
-        record = parse_conversation(Record({"messages": history}))
-        if record["messages"][-1]["role"] in ("user", "tool"):
-            record["messages"] = [*record["messages"], last]
-            return record
-    return parse_conversation(Record({"messages": list(reply.messages)}))
+    messages: list[Any] = list(reply.messages)
+    if not messages or not _is_empty_reply(messages[-1]):
+        return parse_conversation(Record({"messages": messages, "tools": reply.tools}))
+    record = parse_conversation(Record({"messages": messages[:-1], "tools": reply.tools}))
+    if record["messages"][-1]["role"] == "assistant":
+        return parse_conversation(Record({"messages": messages}))  # which says what is wrong
+    record["messages"] = [*record["messages"], {"role": "assistant", "content": ""}]
+    return record
+
+
+def _is_empty_reply(message: object) -> bool:
+    """Whether a message is an assistant's without content, calls and thoughts."""
+    if not isinstance(message, dict) or message.get("role") != "assistant":
+        return False
+    return not any(
+        value.strip() if isinstance(value, str) else value
+        for name, value in message.items()
+        if name != "role"
+    )

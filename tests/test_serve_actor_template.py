@@ -1,0 +1,114 @@
+"""Text of the model in training is read back into messages, or refused."""
+
+import pytest
+from build import talk
+from toys import gemma_template, tokenizer
+
+from musiccli.core.errors import InputError, RecordError
+from musiccli.serve.actor_template import ActorTemplate
+
+LLAMA3 = (  # in the manner of Llama 3
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+)
+MISTRAL = (  # in the manner of Mistral: no system message, and a space before each reply
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]"
+    "{% else %} {{ m.content }}<|endoftext|>{% endif %}{% endfor %}"
+)
+QWEN3 = (  # in the manner of Qwen 3: the last reply begins with empty thoughts
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last and m.role == 'assistant' "
+    "and '</think>' not in m.content %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}"
+)
+CONVERSATIONS = [
+    talk("q", "a"),
+    talk("What is\n\n2 + 2?", "4.\n\nIndeed: `4`", "Why?", "Because\n"),
+    talk("q", "a", "r", "b", "s", "c"),
+]
+
+
+def template(name):
+    """SmolLM2's tokenizer, with its own chat template or another one."""
+    tokens = tokenizer("smollm2")
+    if name != "smollm2":
+        tokens.chat_template = name
+    return tokens
+
+
+def stripped(messages):
+    """The messages without spaces at their ends, which templates trim."""
+    return [{**message, "content": message["content"].strip()} for message in messages]
+
+
+@pytest.mark.parametrize("name", ["smollm2", gemma_template(), LLAMA3, MISTRAL, QWEN3])
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_what_the_template_writes_is_read_back(name, messages):
+    tokens = template(name)
+    actor = ActorTemplate(tokens)
+    text = tokens.apply_chat_template(messages, tokenize=False)
+    for ended in (text, text.rstrip(), text.strip() + (tokens.pad_token or "") * 3):
+        found = stripped(actor.read(ended).messages)
+        if name == QWEN3:  # empty thoughts stay with the reply that they stand in
+            found[-1]["content"] = found[-1]["content"].removeprefix("<think>\n\n</think>\n\n")
+        assert found == stripped(messages)
+
+
+@pytest.mark.parametrize("name", ["smollm2", LLAMA3, QWEN3])
+def test_a_system_message_is_read_back(name):
+    tokens = template(name)
+    messages = talk("q", "a", "r", "b", system="Be brief.")
+    text = tokens.apply_chat_template(messages, tokenize=False)
+    found = ActorTemplate(tokens).read(text).messages
+    assert stripped(found)[0] == {"role": "system", "content": "Be brief."}
+    assert len(found) == 5
+
+
+def test_a_system_message_that_the_template_adds_is_none_of_the_conversation():
+    tokens = template("smollm2")
+    text = tokens.apply_chat_template(talk("q", "a"), tokenize=False)
+    assert "helpful AI assistant" in text
+    short = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    for given in (text, short, short.removesuffix("<|im_end|>\n")):
+        assert ActorTemplate(tokens).read(given).messages == talk("q", "a")
+
+
+def test_a_bos_that_is_missing_or_doubled_changes_nothing():
+    tokens = template(LLAMA3)
+    tokens.bos_token = "<|endoftext|>"
+    actor, text = ActorTemplate(tokens), tokens.apply_chat_template(talk("q", "a"), tokenize=False)
+    assert text.startswith("<|endoftext|>")
+    for given in (text, "<|endoftext|>" + text, text.removeprefix("<|endoftext|>")):
+        assert actor.read(given).messages == talk("q", "a")
+
+
+def test_a_reply_may_be_empty():
+    tokens = template("smollm2")
+    text = tokens.apply_chat_template(talk("q"), tokenize=False, add_generation_prompt=True)
+    assert ActorTemplate(tokens).read(text).messages == talk("q", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "q",
+        "<|im_start|>user\nq<|im_end|>\n",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\na",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>assistant\nb",
+        "<start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na <repo_name> b",
+    ],
+)
+def test_what_the_template_does_not_write_is_refused(text):
+    with pytest.raises(RecordError, match="the text"):
+        ActorTemplate(template("smollm2")).read(text)
+
+
+def test_a_template_that_drops_turns_is_refused():
+    with pytest.raises(InputError, match="cannot be read"):
+        ActorTemplate(template("{{ messages[-1].content }}"))
+
+
+def test_a_template_without_marks_is_refused():
+    with pytest.raises(InputError, match="puts no marks between messages"):
+        ActorTemplate(template("{% for m in messages %}{{ m.content }}\n{% endfor %}"))
