@@ -128,6 +128,7 @@ def test_pairs_without_a_correct_answer_or_a_source_are_refused():
         check_judgebench_pair(pair(0, source=None, scores=scores))
 
 
+@pytest.mark.slow
 def test_five_reward_models_get_their_published_accuracies():
     if not PUBLISHED_SCORES.exists():
         pytest.skip("the published scores lie beside the project")

@@ -1,10 +1,12 @@
 """Agreement of scores with labels: how often the better side scores higher.
 
 A pair is right only if its better side scores strictly higher. Accuracies are given for all pairs
-and for the values of some fields. Two models of one input are compared on the pairs of both.
+and for the values of some fields. Two models of one input are compared on the pairs of both. Beside
+them stand how far margins are probabilities, what they are where the label is a tie, and how far
+people agree among themselves, which is the most that agreement with them can mean.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from musiccli.bench.report.tables import (
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.baselines import is_baseline
 from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
+from musiccli.bench.stats.calibration import LabeledMargins
+from musiccli.bench.stats.ceiling import PEOPLE, PeoplesVotes
 from musiccli.bench.stats.comparisons import MANY_MODELS, compare_models
 from musiccli.bench.stats.kappa import cohen_kappa
 from musiccli.bench.stats.outcomes import (
@@ -31,6 +35,7 @@ from musiccli.bench.stats.outcomes import (
     check_scored_pair,
     metric_record,
 )
+from musiccli.core.errors import RecordError
 from musiccli.core.messages import count_turns, first_divergence
 from musiccli.core.records import (
     Record,
@@ -50,13 +55,26 @@ if TYPE_CHECKING:
 
 NAME, TITLE = "agreement", "Agreement with labels"
 COMPUTED_FIELDS = {"turns", "first_divergence"}  # of every pair
+COLUMN_NAMES = {
+    "ece": "ECE",
+    "brier": "Brier",
+    "accuracy_with_ties": "% right with ties",
+    "tie_margin": "margin of ties",
+    "decided_margin": "margin of others",
+    "krippendorff_alpha": "Krippendorff's alpha",
+    "people_agree": "% equal votes",
+    "people_agree_decided": "% without ties",
+}
 
 
 @dataclass(frozen=True)
 class AgreementConfig(BenchConfig):
-    """The common settings, and the fields by whose values accuracies are given.
+    """The common settings, and two of its own.
 
-    A field is one of the record or its metadata, "turns" or "first_divergence".
+    Attributes:
+        group_by: the fields by whose values accuracies are given: of the record or its metadata,
+            "turns" or "first_divergence".
+        human_votes: the field with people's verdicts on a pair.
     """
 
     group_by: tuple[str, ...] = option(
@@ -66,13 +84,34 @@ class AgreementConfig(BenchConfig):
         help="Also by each value of a field, like metadata.category; may be repeated. Default: "
         "turns, first_divergence.",
     )
+    human_votes: str | None = option(
+        None,
+        metavar="FIELD",
+        help="The field (or metadata field) with a list of people's verdicts on the pair, for how "
+        "far people agree. Default: records of the same two conversations are such votes.",
+    )
 
 
-def check_labeled_pair(record: Record, config: BenchConfig = AgreementConfig()) -> Record:
+def check_labeled_pair(record: Record, config: AgreementConfig = AgreementConfig()) -> Record:
     """Check a scored pair with a label: its `winner`, or else the chosen side of a preference."""
     if record_kind(record) == "preference" and "winner" not in record:
-        return check_scored_pair(parse_preference(record), config.models)
-    return check_scored_pair(parse_judged(record), config.models)
+        check_scored_pair(parse_preference(record), config.models)
+    else:
+        check_scored_pair(parse_judged(record), config.models)
+    allowed = (*side_names(record), "tie", None)
+    winners = _human_votes(record, config)
+    if not isinstance(winners, list) or any(winner not in allowed for winner in winners):
+        problem = f"should be a list of verdicts: {', '.join(side_names(record))}, tie or null"
+        raise RecordError(problem, field=config.human_votes, record=record)
+    return record
+
+
+def _human_votes(record: Record, config: AgreementConfig) -> Any:
+    """People's verdicts on a pair: those in `human_votes`, else the label of the record."""
+    if config.human_votes is None:
+        return [record.get("winner", "chosen")]
+    votes = lookup(record, config.human_votes)
+    return [] if votes is None else votes
 
 
 def metrics(
@@ -83,24 +122,32 @@ def metrics(
 ) -> Iterator[MetricRecord]:
     """Each model's accuracy and kappa and every two models' difference, of all pairs and by field.
 
-    Pairs whose label names no side are left out and counted.
+    Pairs whose label names no side are left out of these and counted. Then each model's calibration
+    on all pairs, and how far people agree among themselves.
     """
     stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
-    pairs = ScoredPairs(config.models)
+    pairs, margins = ScoredPairs(config.models), LabeledMargins(config.models)
+    people = PeoplesVotes()
     fields = FieldCheck(
         "group_by", [name for name in config.group_by if name not in COMPUTED_FIELDS]
     )
+    votes = FieldCheck("human_votes", [config.human_votes] if config.human_votes else [])
     for record in records:
         fields.add(record)
+        votes.add(record)
         label = record.get("winner", "chosen")
+        values = {field: _field_value(record, field) for field in config.group_by}
+        people.add(record, _human_votes(record, config), values)
+        if label is not None:
+            margins.add(record, [*side_names(record), "tie"].index(label))
         if label in ("tie", None):
             reason = "label_is_a_tie" if label else "label_is_null"
             stats.count("left_out", reason, record=record)
             continue
         worst.add_scored_pair(record, label)
-        values = {field: _field_value(record, field) for field in config.group_by}
         pairs.add(record, side_names(record).index(label), values)
     fields.check()
+    votes.check()
     for subset, mask in _subsets(pairs, config.group_by):
         all_outcomes = [pairs.outcomes(model, mask) for model in pairs.models]
         outcomes = [some for some in all_outcomes if len(some)]
@@ -109,6 +156,9 @@ def metrics(
         for some in outcomes:
             yield from _kappa_records(subset, some, config)
         yield from compare_models(NAME, pairs, subset, mask, config)
+    if len(pairs):
+        yield from margins.records(NAME, config)
+        yield from people.records(NAME, config)
 
 
 def _field_value(pair: Record, field: str) -> int | str:
@@ -162,6 +212,8 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
         accuracy_table(TITLE, rows, lines, config.confidence),
         *comparison_tables(rows, config.confidence),
         *_kappa_table(rows, config.confidence),
+        _calibration_table(rows, config.confidence),
+        _people_table(rows, config.confidence),
     ]
 
 
@@ -174,6 +226,59 @@ def _kappa_table(rows: Rows, confidence: float) -> list[Table]:
     cells = [[row["model"], value_cell(row, 1, ".2f")] for row in kappas]
     title = f"Cohen's kappa with the labels [{100 * confidence:g}% interval]"
     return [Table(title, ["", "kappa"], cells)]
+
+
+def _calibration_table(rows: Rows, confidence: float) -> Table:
+    """A line per model: margins as probabilities, and ties where there are any."""
+    columns = {
+        "temperature": (1, ".3g"),
+        "brier": (1, ".3f"),
+        "ece": (1, ".3f"),
+        "accuracy_with_ties": (100, ".1f"),
+        "tie_margin": (1, ".3g"),
+        "decided_margin": (1, ".3g"),
+    }
+    return _cells_table(
+        f"Calibration of margins, and ties [{100 * confidence:g}% interval]",
+        "brier",
+        "model",
+        columns,
+        [row for row in overall(rows) if not is_baseline(row["model"])],
+    )
+
+
+def _people_table(rows: Rows, confidence: float) -> Table:
+    """A line per subset: how far people agree, the most that agreement with them can mean."""
+    columns = {
+        "krippendorff_alpha": (1, ".3f"),
+        "people_agree": (100, ".1f"),
+        "people_agree_decided": (100, ".1f"),
+    }
+    return _cells_table(
+        f"People among themselves, where several voted [{100 * confidence:g}% interval]",
+        "people_agree",
+        "subset",
+        columns,
+        [row for row in rows if row["model"] == PEOPLE],
+    )
+
+
+def _cells_table(
+    title: str, counted: str, line: str, columns: Mapping[str, tuple[int, str]], rows: Rows
+) -> Table:
+    """A line per value of a field of the rows, and a column per metric that any row has."""
+    cells = {(row[line], row["metric"]): row for row in rows}
+    names = [name for name in columns if any(metric == name for _, metric in cells)]
+    lines = [
+        [
+            value,
+            f"{cells[value, counted]['count']:,}",
+            *(value_cell(cells.get((value, name)), *columns[name]) for name in names),
+        ]
+        for value in distinct(value for value, metric in cells if metric == counted)
+    ]
+    heads = [COLUMN_NAMES.get(name, name.replace("_", " ")) for name in names]
+    return Table(title, ["", "pairs", *heads], lines)
 
 
 def notes(rows: Rows) -> list[str]:

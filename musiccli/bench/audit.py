@@ -17,10 +17,8 @@ from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.tables import Table, baseline_label, distinct, percent, value_cell
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.intervals import (
-    Interval,
-    effective_sample_size,
+    median_interval,
     proportion_interval,
-    wilson_interval,
 )
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
@@ -266,7 +264,7 @@ def _text_records(
         yield _share_record(CONTRAST, subset, name, values, prompts, config)
     chosen, rejected = (np.asarray(contrasted.lengths[side])[mask] for side in SIDES)
     ratios = rejected / chosen
-    interval = _median_interval(ratios, prompts, config)
+    interval = median_interval(ratios, prompts, config.confidence)
     median, count = float(np.median(ratios)), len(ratios)
     yield metric_record(NAME, CONTRAST, subset, "length_ratio", median, interval, count)
 
@@ -316,19 +314,6 @@ def _share_record(
     interval = proportion_interval(values, prompts, config.confidence)
     value, count = float(values.mean()), len(values)
     return metric_record(NAME, model, subset, metric, value, interval, count)
-
-
-def _median_interval(values: "Array", clusters: "Array", config: BenchConfig) -> Interval:
-    """The interval of a median of clustered values (Woodruff 1952, JASA 47:635).
-
-    Its bounds are the quantiles at the bounds of the interval of the share that lies below.
-    """
-    import numpy as np
-
-    below = values < np.median(values)
-    size = effective_sample_size(below, clusters)
-    low, high = np.quantile(values, wilson_interval(0.5, size, config.confidence))
-    return float(low), float(high)
 
 
 ByMetric = Mapping[tuple[str, str, str], MetricRecord]  # (model, subset, metric)

@@ -208,13 +208,13 @@ def best_of_k(scores: Sequence[float], right: Sequence[bool], k: int) -> float:
     by_score: dict[float, list[bool]] = {}
     for score, flag in zip(scores, right, strict=True):
         by_score.setdefault(score, []).append(flag)
-    chance, lower = 0.0, 0
+    expected, lower = 0.0, 0
     for score in sorted(by_score):
         equal = by_score[score]
         highest = math.comb(lower + len(equal), k) - math.comb(lower, k)
-        chance += highest / math.comb(len(scores), k) * sum(equal) / len(equal)
+        expected += highest / math.comb(len(scores), k) * sum(equal) / len(equal)
         lower += len(equal)
-    return chance
+    return expected
 
 
 def roc_auc(right: Sequence[float], wrong: Sequence[float]) -> float:

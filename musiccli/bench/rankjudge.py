@@ -151,7 +151,7 @@ def metrics(
     stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
     pairs, falls = ScoredPairs(config.models), Falls()
     judgments: dict[str, dict[str | int, Judgment]] = {}  # by judge, by pair
-    scored: set[str | int] = set()
+    scored_ids: set[str | int] = set()
     for record in records:
         with stats.rejects.guard(record):
             for judge, judgment in _judgments(record, stats):
@@ -165,9 +165,9 @@ def metrics(
             worst.add_verdicts(record, label)
             if not record.get("scores"):
                 continue
-            if record["id"] in scored:
+            if record["id"] in scored_ids:
                 raise RecordError("stood with scores before", field="id", record=record)
-            scored.add(record["id"])
+            scored_ids.add(record["id"])
             worst.add_scored_pair(record, label)
             pairs.add(record, side_names(record).index(label), _groups(record))
             falls.add(record, config.models, stats)

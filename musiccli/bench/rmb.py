@@ -127,9 +127,9 @@ class BestOfN:
     def add(self, group: CandidateGroup, groups: dict[str, str], models: Sequence[str]) -> None:
         """Add one prompt. A baseline that shares the highest score picks one of these at random."""
         cluster = prompt_cluster(group.first)
-        for model, (best,), others in group.scores(models):
-            highest = max(others)
-            shared = 1 / (1 + others.count(best)) if is_baseline(model) else 0.0
+        for model, (best,), losers in group.scores(models):
+            highest = max(losers)
+            shared = 1 / (1 + losers.count(best)) if is_baseline(model) else 0.0
             points = 1.0 if best > highest else shared if best == highest else 0.0
             row = points, best == highest, cluster, groups
             self._rows.setdefault(model, []).append(row)

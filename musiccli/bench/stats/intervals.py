@@ -95,6 +95,21 @@ def proportion_interval(
     return wilson_interval(proportion, size, confidence, degrees_of_freedom)
 
 
+def median_interval(
+    values: "ArrayLike", clusters: "ArrayLike", confidence: float = BenchConfig.confidence
+) -> Interval:
+    """The interval of a median of clustered values (Woodruff 1952, JASA 47:635).
+
+    Its bounds are the quantiles at the bounds of the interval of the share that lies below.
+    """
+    import numpy as np
+
+    values = np.asarray(values, float)
+    size = effective_sample_size(values < np.median(values), clusters)
+    low, high = np.quantile(values, wilson_interval(0.5, size, confidence))
+    return float(low), float(high)
+
+
 def combine_proportions(
     proportions: "Sequence[float]",
     intervals: "Sequence[Interval]",
