@@ -96,7 +96,7 @@ def test_a_reply_may_be_empty():
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\na",
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>assistant\nb",
         "<start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n",
-        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na <repo_name> b",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|endoftext|>b",
     ],
 )
 def test_what_the_template_does_not_write_is_refused(text):
