@@ -77,7 +77,9 @@ def _panels_figure(benchmark: Benchmark[Any], rows: Rows) -> "Figure":
 
 def _with_plot_labels(row: MetricRecord) -> MetricRecord:
     labels = {
-        name: plot_label(row[name], LABEL_WIDTH) for name in ("model", "against") if name in row
+        name: plot_label(row[name], LABEL_WIDTH)
+        for name in ("model", "against", "benchmark")
+        if name in row
     }
     return row | labels | {"subset": plot_label(row["subset"])}
 
@@ -102,10 +104,15 @@ def _draw_legend(figure: "Figure") -> None:
 
 
 def _main_accuracies(rows: Rows) -> list[MetricRecord]:
-    """The accuracies of all pairs; of the first subset, where there is none of all pairs."""
+    """The accuracies of all pairs; of the first subset, where there is none of all pairs.
+
+    None where the records are of several benchmarks.
+    """
     accuracies = [row for row in rows if row["metric"] in ACCURACY_METRICS]
     subsets = distinct(row["subset"] for row in accuracies)
     main = "all" if "all" in subsets else next(iter(subsets), None)
+    if len(distinct(row["benchmark"] for row in accuracies)) > 1:
+        return []
     return [row for row in accuracies if row["subset"] == main]
 
 

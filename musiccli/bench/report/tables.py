@@ -63,8 +63,6 @@ def accuracy_table(
 def _accuracy_line(
     label: str, by_model: dict[str, MetricRecord], models: Iterable[str]
 ) -> list[str]:
-    baselines = [row for model, row in by_model.items() if is_baseline(model)]
-    best = max(baselines, key=lambda row: row["value"])
     count = max(row["count"] for row in by_model.values())
     if any(row.get("partial") for row in by_model.values()):
         label += " (partial)"
@@ -72,7 +70,7 @@ def _accuracy_line(
     for row in map(by_model.get, models):
         fewer = f" of {row['count']:,}" if row and row["count"] < count else ""
         cells.append(value_cell(row) + fewer)
-    return [label, f"{count:,}", *cells, f"{baseline_label(best['model'])} {percent(best)}"]
+    return [label, f"{count:,}", *cells, _best_baseline(by_model.values(), with_name=True)]
 
 
 def _models_table(

@@ -1,0 +1,199 @@
+"""Metric files of several runs and benchmarks, joined into one table.
+
+It reads what the other benchmarks wrote, and computes nothing anew: models are rows, benchmarks are
+columns. A star needs paired tests, so it stands only where models were measured in one run.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from musiccli.bench.benchmark import Benchmark, Rows
+from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.notes import missing_note
+from musiccli.bench.report.tables import (
+    ACCURACY_METRICS,
+    Table,
+    accuracy_table,
+    distinct,
+    percent,
+    value_cell,
+)
+from musiccli.bench.report.worst_records import WorstRecords
+from musiccli.bench.stats.baselines import is_baseline
+from musiccli.bench.stats.comparisons import undistinguished
+from musiccli.bench.stats.outcomes import MetricRecord, is_number
+from musiccli.core.errors import RecordError
+from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAME, TITLE = "table", "Models and benchmarks"
+
+
+def check_metric(record: Record, config: BenchConfig = BenchConfig()) -> Record:
+    """Check a metric record, as every benchmark writes it."""
+    for field in ("benchmark", "model", "subset", "metric"):
+        if not isinstance(record.get(field), str):
+            problem = "should be text, as music bench writes it"
+            raise RecordError(problem, field=field, record=record)
+    for field in ("value", "low", "high"):
+        if record.get(field) is not None and not is_number(record[field]):
+            raise RecordError("should be a number or null", field=field, record=record)
+    if not isinstance(record.get("count"), int):
+        raise RecordError("should be a whole number", field="count", record=record)
+    for field in ("low", "high", "value"):
+        record.setdefault(field, None)
+    return record
+
+
+def metrics(
+    records: Iterable[Record],
+    config: BenchConfig = BenchConfig(),
+    stats: RunStats | None = None,
+    worst: WorstRecords | None = None,
+) -> Iterator[MetricRecord]:
+    """The records of all files as they are, of the wanted models and the baselines.
+
+    Where one model has several figures of a benchmark, from several files, `benchmark` says which
+    file each is from: "agreement (votes)".
+    """
+    kept = [
+        record
+        for record in records
+        if not config.models or record["model"] in config.models or is_baseline(record["model"])
+    ]
+    sources: dict[tuple[str, str], set[str]] = {}  # files, by benchmark and model
+    for record in kept:
+        if not is_baseline(record["model"]):
+            key = record["benchmark"], record["model"]
+            sources.setdefault(key, set()).add(_source(record))
+    repeated = {benchmark for (benchmark, _), files in sources.items() if len(files) > 1}
+    for record in kept:
+        row = dict(record)
+        if row["benchmark"] in repeated:
+            row["benchmark"] += f" ({_source(record)})"
+        yield row
+
+
+def _source(record: Record) -> str:
+    """The name of the file that a record was read from, without folder and suffix."""
+    path, _, _ = (record.where or "").rpartition(":")
+    return Path(path).name.removesuffix(".gz").removesuffix(".zst").removesuffix(".jsonl")
+
+
+def tables(rows: Rows, config: BenchConfig) -> list[Table]:
+    """The figures of all pairs of every benchmark, then each benchmark's subsets."""
+    benchmarks = distinct(row["benchmark"] for row in rows)
+    by_benchmark = {name: [row for row in rows if row["benchmark"] == name] for name in benchmarks}
+    detailed = []
+    for name, its_rows in by_benchmark.items():
+        subsets = distinct(row["subset"] for row in its_rows if row["metric"] in ACCURACY_METRICS)
+        if len(subsets) > 1:
+            lines = [(subset, "Average" if subset == "all" else subset) for subset in subsets]
+            detailed.append(accuracy_table(name, its_rows, lines, config.confidence))
+    return [_summary(by_benchmark, config.confidence), *detailed]
+
+
+def _summary(by_benchmark: Mapping[str, Rows], confidence: float) -> Table:
+    """A row per model, the best mean first, and a column per benchmark.
+
+    A mean over benchmarks is shown where a model has a figure of each.
+    """
+    columns: dict[str, dict[str, MetricRecord]] = {}
+    starred: dict[str, set[str]] = {}
+    for name, rows in by_benchmark.items():
+        for column, by_model in _headlines(name, rows).items():
+            columns[column] = by_model
+            starred[column] = undistinguished(rows, confidence).get("all", set())
+    models = distinct(model for by_model in columns.values() for model in by_model)
+    models = [model for model in models if not is_baseline(model)]
+    means = {model: _mean(model, columns) for model in models}
+    models.sort(key=lambda model: (means[model] is None, -(means[model] or 0)))
+    cells = []
+    for model in models:
+        cells.append([model])
+        for name, by_model in columns.items():
+            value, _, interval = value_cell(by_model.get(model)).partition(" ")
+            cells[-1].append(f"{value}{'*' * (model in starred[name])} {interval}".strip())
+        mean = means[model]
+        cells[-1].append("" if mean is None else f"{100 * mean:.1f}")
+    baselines = ["best blind guess"]
+    for by_model in columns.values():
+        guesses = [row for model, row in by_model.items() if is_baseline(model)]
+        best = max(guesses, key=lambda row: row["value"], default=None)
+        baselines.append(percent(best) if best else "")
+    if any(baselines[1:]):
+        cells.append([*baselines, ""])
+    title = f"{TITLE}, % [{100 * confidence:g}% interval as each run wrote it]"
+    if any(starred.values()):
+        title += "; * the best of a run, and what Holm's test does not tell from it"
+    return Table(title, ["", *columns, "mean"], cells)
+
+
+def _headlines(benchmark: str, rows: Rows) -> dict[str, dict[str, MetricRecord]]:
+    """The columns of a benchmark, each with a record per model: all pairs, or each pool size."""
+    columns: dict[str, dict[str, MetricRecord]] = {}
+    for row in rows:
+        if row["value"] is None:
+            continue
+        if row["metric"] in ACCURACY_METRICS and row["subset"] == "all":
+            columns.setdefault(benchmark, {})[row["model"]] = row
+        elif row["metric"] == "win_rate":
+            name = f"{benchmark} {row['subset']} against {row.get('against')}"
+            columns.setdefault(name, {})[row["model"]] = row
+    return columns
+
+
+def _mean(model: str, columns: dict[str, dict[str, MetricRecord]]) -> float | None:
+    """The plain mean over the columns; None where the model has no figure in one of them."""
+    values: list[float] = [
+        by_model[model]["value"] for by_model in columns.values() if model in by_model
+    ]
+    return sum(values) / len(values) if len(values) == len(columns) else None
+
+
+def notes(rows: Rows) -> list[str]:
+    """What is missing of the benchmarks."""
+    return missing_note("a benchmark", rows)
+
+
+def panels(rows: Rows) -> list[Rows]:
+    """A panel for each column of the summary."""
+    columns: list[Rows] = []
+    for name in distinct(row["benchmark"] for row in rows):
+        its_rows = [row for row in rows if row["benchmark"] == name]
+        for column, by_model in _headlines(name, its_rows).items():
+            columns.append([row | {"column": column} for row in by_model.values()])
+    return columns
+
+
+def plot(axes: "Axes", rows: Rows) -> None:
+    """One benchmark: a point with its interval per model."""
+    from musiccli.bench.report import plots
+
+    models = plots.models_of(rows)
+    for number, model in enumerate(models):
+        shown: list[Any] = [row for row in rows if row["model"] == model]
+        plots.draw_points(axes, [number], shown, number, model)
+    axes.set_xticks([])
+    axes.set(xlim=(-0.6, len(models) - 0.4), ylim=(0, 1.02), title=rows[0]["column"])
+
+
+BENCHMARK = Benchmark(
+    name=NAME,
+    title=TITLE,
+    summary="Joins the metric files of several runs and benchmarks into one table and one page: "
+    "models are rows, benchmarks are columns.",
+    example="music bench table rewardbench.jsonl agreement.jsonl rmbench.jsonl --html models.html",
+    parse=check_metric,
+    metrics=metrics,
+    tables=tables,
+    notes=notes,
+    plot=plot,
+    panels=panels,
+    options=("models",),
+    unique_ids=False,
+)

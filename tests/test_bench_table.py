@@ -1,0 +1,72 @@
+"""`music bench table` joins the metric files of several runs."""
+
+import pytest
+from build import lines, read, scored_pair, write
+from console import music
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def measure(folder, name, right, model="rm", benchmark="agreement", count=20):
+    """The metric file of one run: `model` has `right` of the pairs right."""
+    records = [
+        scored_pair(
+            number,
+            0,
+            0,
+            scores={model: {"chosen": int(number < right), "rejected": 0.5}},
+            corruption={"kind": "reply", "distance": 1},
+        )
+        for number in range(count)
+    ]
+    source = write(folder / f"{name}.records", *records)
+    done = music("bench", benchmark, source, "-o", f"{name}.jsonl")
+    assert done.status == 0, done.err
+    return f"{name}.jsonl"
+
+
+def cells(done, model):
+    """The words of the first line of the table that begins with the model."""
+    return next(line.split() for line in done.lines if line.split()[:1] == [model])
+
+
+def test_runs_of_several_models_and_benchmarks_are_one_table(folder):
+    files = [
+        measure(folder, "a", 15, "small"),
+        measure(folder, "b", 19, "large"),
+        measure(folder, "c", 10, "large", "sensitivity"),
+    ]
+    done = music("bench", "table", *files, "--html", "page.html", "--markdown", "table.md")
+    assert done.status == 0, done.err
+    assert [cells(done, "large")[place] for place in (1, 4, 7)] == ["95.0", "50.0", "72.5"]
+    assert cells(done, "small")[1] == "75.0" and len(cells(done, "small")) == 4
+    assert done.records == [row for name in files for row in read(folder / name)]
+    assert "<table>" in (folder / "page.html").read_text()
+    assert "| large | 95.0" in (folder / "table.md").read_text()
+
+
+def test_one_model_on_two_files_of_a_benchmark_has_two_columns_named_by_the_files(folder):
+    done = music("bench", "table", measure(folder, "votes", 15), measure(folder, "facts", 5))
+    assert {row["benchmark"] for row in done.records} == {
+        "agreement (votes)",
+        "agreement (facts)",
+    }
+    assert [cells(done, "rm")[place] for place in (1, 4, 7)] == ["75.0", "25.0", "50.0"]
+
+
+@pytest.mark.parametrize(
+    "field, value, problem",
+    [
+        ("model", None, "model: should be text, as music bench writes it"),
+        ("value", "high", "value: should be a number or null"),
+        ("count", 1.5, "count: should be a whole number"),
+    ],
+)
+def test_what_is_no_metric_record_is_refused_with_its_field(field, value, problem):
+    row = {"benchmark": "x", "model": "m", "subset": "all", "metric": "accuracy", "value": 0.5}
+    done = music("bench", "table", given=lines(row | {"count": 1} | {field: value}))
+    assert done.status == 2 and problem in done.err
