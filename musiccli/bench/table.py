@@ -187,7 +187,7 @@ BENCHMARK = Benchmark(
     title=TITLE,
     summary="Joins the metric files of several runs and benchmarks into one table and one page: "
     "models are rows, benchmarks are columns.",
-    example="music bench table rewardbench.jsonl agreement.jsonl rmbench.jsonl --html models.html",
+    example="music bench table rewardbench.jsonl agreement.jsonl rmbench.jsonl",
     parse=check_metric,
     metrics=metrics,
     tables=tables,
