@@ -108,7 +108,9 @@ def metrics(
     by_id: dict[object, list[Record]] = {}
     for record in records:
         by_id.setdefault(record["id"], []).append(record)
-    pools = [sorted(pool, key=lambda one: one.get("sample", 0)) for pool in by_id.values()]
+    pools = [
+        sorted(pool, key=lambda candidate: candidate.get("sample", 0)) for pool in by_id.values()
+    ]
     sizes = _pool_sizes(pools)
     whole = [pool for pool in pools if sizes and len(pool) >= sizes[-1]]
     stats.count("left_out", "too_few_candidates", number=len(pools) - len(whole))
@@ -344,7 +346,7 @@ def panels(rows: Rows) -> list[Rows]:
 
 
 def plot(axes: "Axes", rows: Rows) -> None:
-    """One model: its own (proxy) and the gold reward of its picks over N, each with its interval."""
+    """One model: its own reward of its picks over N, and the gold reward, with intervals."""
     from musiccli.bench.report import plots
 
     subsets = distinct(row["subset"] for row in rows)
