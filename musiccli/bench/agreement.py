@@ -229,7 +229,10 @@ def _kappa_table(rows: Rows, confidence: float) -> list[Table]:
 
 
 def _calibration_table(rows: Rows, confidence: float) -> Table:
-    """A line per model: margins as probabilities, and ties where there are any."""
+    """A line per model: margins as probabilities, and ties where there are any.
+
+    The intervals of the margins stand in the metric records; the table has no room for them.
+    """
     columns = {
         "temperature": (1, ".3g"),
         "brier": (1, ".3f"),
@@ -243,7 +246,11 @@ def _calibration_table(rows: Rows, confidence: float) -> Table:
         "brier",
         "model",
         columns,
-        [row for row in overall(rows) if not is_baseline(row["model"])],
+        [
+            row | {"low": None, "high": None} if row["metric"].endswith("_margin") else row
+            for row in overall(rows)
+            if not is_baseline(row["model"])
+        ],
     )
 
 
