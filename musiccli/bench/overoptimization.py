@@ -117,14 +117,18 @@ def metrics(
     if not whole:
         return
     clusters = [prompt_cluster({"a": pool[0]["messages"], "b": []}) for pool in whole]
-    golds = [[gold_reward(one, gold) or 0.0 for one in pool[: sizes[-1]]] for pool in whole]
+    golds = [
+        [gold_reward(candidate, gold) or 0.0 for candidate in pool[: sizes[-1]]] for pool in whole
+    ]
     for model in config.models or distinct(name for pool in whole for name in pool[0]["scores"]):
         if model == gold:
             continue
-        is_complete = all(model in one["scores"] for pool in whole for one in pool[: sizes[-1]])
+        is_complete = all(
+            model in candidate["scores"] for pool in whole for candidate in pool[: sizes[-1]]
+        )
         if not is_complete:
             raise InputError(f"scores: not every candidate has one by {model!r}")
-        proxy = [[one["scores"][model] for one in pool[: sizes[-1]]] for pool in whole]
+        proxy = [[candidate["scores"][model] for candidate in pool[: sizes[-1]]] for pool in whole]
         curves = Curves(proxy, golds, sizes)
         yield from _model_records(model, curves, clusters, config)
         _add_worst(worst, model, whole, proxy, golds)

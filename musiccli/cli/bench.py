@@ -15,6 +15,7 @@ import typer
 
 from musiccli.bench.config import BenchConfig
 from musiccli.cli.app import app
+from musiccli.cli.bench_report import report
 from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
 from musiccli.cli.options import SEED
 from musiccli.cli.paths import WRITTEN
@@ -124,6 +125,7 @@ def benchmark_commands() -> MutableMapping[str, Any]:
         module = import_module(f"musiccli.bench.{file.name}")
         if hasattr(module, "BENCHMARK"):
             add_command(module.BENCHMARK, group)
+    stage("bench report", to=group)(report)
     return typer.main.get_group(group).commands
 
 

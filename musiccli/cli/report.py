@@ -16,8 +16,9 @@ from musiccli.core.records import Record
 if TYPE_CHECKING:
     from musiccli.bench.benchmark import Benchmark
     from musiccli.bench.config import BenchConfig
-    from musiccli.bench.report.html import Provenance
+    from musiccli.bench.report.html import Provenance, WorstRecord
     from musiccli.bench.report.tables import Table
+    from musiccli.bench.report.worst_records import WorstRecords
     from musiccli.bench.stats.outcomes import MetricRecord
 
 # Text in an SVG stays text, in the fonts of the page around it.
@@ -76,16 +77,12 @@ class Report:
     def _page(
         self, rows: "list[MetricRecord]", tables: "Sequence[Table]", notes: Sequence[str]
     ) -> Iterator[str]:
-        from musiccli.bench.report.html import WorstRecord, html_page
-        from musiccli.show.html import record_html
+        from musiccli.bench.report.html import html_page
 
-        worst_records = (
-            WorstRecord(model, str(record["id"]), problem, record_html(Record(record)))
-            for model, problem, record in self.worst
-        )
         title = self.benchmark.title if rows else self.run.name
         summary = f"{self.run.read_count:,} records, read by music {self.run.name}"
-        figure, provenance = self._figure(rows), self._provenance()
+        figure, provenance = self._figure(rows), provenance_of(self.run)
+        worst_records = worst_articles(self.worst)
         return html_page(title, summary, figure, tables, notes, worst_records, provenance)
 
     def _figure(self, rows: "list[MetricRecord]") -> bytes | None:
@@ -100,25 +97,6 @@ class Report:
             )
             return None
 
-    def _provenance(self) -> "Provenance":
-        """What someone needs to get the same figures again."""
-        import platform
-        from importlib.metadata import version
-
-        from musiccli.bench.report.html import Provenance
-
-        digests = {name: jsonl.sha256(name) for name in self.run.files or ["-"]}
-        inputs = [
-            (name, f"sha256 {digest}" if digest else "a pipe, which left nothing to name")
-            for name, digest in digests.items()
-        ]
-        versions = [
-            ("music", __version__),
-            ("Python", platform.python_version()),
-            ("numpy", version("numpy")),
-        ]
-        return Provenance(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
-
     def _check_paths(self, paths: dict[str, str | None]) -> None:
         from musiccli.core.figures import check_figure_path
 
@@ -127,3 +105,69 @@ class Report:
         for option, path in paths.items():
             if path and not Path(path).parent.is_dir():
                 raise InputError(f"{option} {path}: there is no such folder")
+
+
+def worst_articles(worst: "WorstRecords") -> "Iterator[WorstRecord]":
+    """The worst records as parts of a page."""
+    from musiccli.bench.report.html import WorstRecord
+    from musiccli.show.html import record_html
+
+    for model, problem, record in worst:
+        yield WorstRecord(model, str(record["id"]), problem, record_html(Record(record)))
+
+
+def provenance_of(run: Run) -> "Provenance":
+    """What someone needs to get the same figures again."""
+    import platform
+    from importlib.metadata import version
+
+    from musiccli.bench.report.html import Provenance
+
+    digests = {name: jsonl.sha256(name) for name in run.files or ["-"]}
+    inputs = [
+        (name, f"sha256 {digest}" if digest else "a pipe, which left nothing to name")
+        for name, digest in digests.items()
+    ]
+    versions = [
+        ("music", __version__),
+        ("Python", platform.python_version()),
+        ("numpy", version("numpy")),
+    ]
+    return Provenance(shlex.join(["music", *sys.argv[1:]]), inputs, versions)
+
+
+def save_model_page(
+    run: Run,
+    path: str,
+    model: str,
+    findings: Sequence[str],
+    rows: "Sequence[tuple[Benchmark[Any], list[MetricRecord]]]",
+    config: "BenchConfig",
+    worst: "WorstRecords",
+) -> None:
+    """Write the page of one model, and say what was found.
+
+    Args:
+        run: says the findings, and names the inputs.
+        path: the page.
+        model: the name of the scores.
+        findings: sentences at the top of the page.
+        rows: benchmarks with their metric records.
+        config: how the benchmarks computed them.
+        worst: the records on which the model is most wrong.
+    """
+    from musiccli.bench.report.html import html_page
+
+    tables, notes = [], []
+    for benchmark, its_rows in rows:
+        if its_rows:
+            tables += [table for table in benchmark.tables(its_rows, config) if table.cells]
+            notes += benchmark.notes(its_rows)
+    for finding in findings:
+        run.say(finding)
+    summary = f"{run.read_count:,} pairs, scored and measured by music {run.name}"
+    provenance = provenance_of(run)
+    pieces = html_page(
+        model, summary, None, tables, notes, worst_articles(worst), provenance, findings
+    )
+    save(path, (piece.encode("utf-8", "replace") for piece in pieces))

@@ -51,12 +51,14 @@ def html_page(
     notes: Sequence[str],
     worst_records: Iterable[WorstRecord],
     provenance: Provenance,
+    findings: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The whole page, in pieces. `figure` is an SVG file as matplotlib writes it."""
+    """The whole page, in pieces. `figure` is an SVG file; `findings` stand at the top."""
     return pages.render_pieces(
         "bench/report/templates/page.html",
         title=title,
         summary=summary,
+        findings=findings,
         figure=inline_svg(figure, title) if figure else None,
         tables=tables,
         notes=notes,
