@@ -1,5 +1,6 @@
 """Each dataset format becomes valid records, as many as the README of the data says."""
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -241,7 +242,7 @@ def test_comparisons_by_people_are_cut_after_the_judged_turn_and_keep_the_winner
         with pytest.raises(RecordError, match=r"^rows.jsonl:1: turn: is .* whole number from 1$"):
             read_one(row | {"turn": turn})
     with pytest.raises(
-        RecordError, match="winner: is 'model_c'; it should be model_a, model_b or tie"
+        RecordError, match="winner: is 'model_c'; it should be model_a, model_b, tie or"
     ):
         read(row | {"winner": "model_c"})
 
@@ -394,6 +395,38 @@ def test_a_row_that_cannot_be_read_is_refused_by_name(row, error):
         read(row)
     assert str(caught.value) == f"rows.jsonl:1: {error}"
     assert caught.value.record == Record(row)
+
+
+ONE_TURN = {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {name: json.dumps(side) for name, side in ONE_TURN.items()},
+        {"prompt": "q", **{name: json.dumps(side) for name, side in ONE_TURN.items()}},
+        {"prompt": json.dumps([user("q")]), "chosen": "a", "rejected": "b"},
+        {"prompt": "q", **{name: json.dumps(side[1:]) for name, side in ONE_TURN.items()}},
+    ],
+)
+def test_messages_that_stand_as_json_in_a_text_are_messages(row):
+    [record] = read(row)
+    assert {name: record[name] for name in ONE_TURN} == ONE_TURN
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen"])
+@pytest.mark.parametrize(
+    "text", [str(ONE_TURN["chosen"]), str(ONE_TURN["chosen"][0]), f"array({ONE_TURN['chosen']})"]
+)
+def test_messages_as_python_writes_them_are_refused(column, text):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", column: text}
+    with pytest.raises(RecordError, match=f"^rows.jsonl:1: {column}: holds messages as Python"):
+        read(row)
+
+
+def test_lists_that_begin_with_the_prompt_are_no_candidates():
+    with pytest.raises(RecordError, match=r"^rows.jsonl:1: chosen\[0\]: is no message"):
+        read({"prompt": "q", "chosen": ["q", "a"], "rejected": ["q", "b"]})
 
 
 def test_a_part_of_an_unexpected_kind_is_the_rows_fault():

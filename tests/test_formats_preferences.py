@@ -325,11 +325,30 @@ def test_shp_label_1_is_comment_a():
     assert read(changed(row, labels=0))[0]["winner"] == "b"
 
 
+@pytest.mark.parametrize("name", ["arena_33k_cac", "arena_140k", "ppe_human"])
+@pytest.mark.parametrize(
+    "vote, winner, labels",
+    [
+        ("Model A", "a", {}),
+        ("MODEL_B", "b", {}),
+        ("Tie", "tie", {"both_bad": False}),
+        ("Tie (both bad)", "tie", {"both_bad": True}),
+        ("bothbad", "tie", {"both_bad": True}),
+        ("tie(bothbad)", "tie", {"both_bad": True}),
+    ],
+)
+def test_votes_are_read_in_any_spelling(name, vote, winner, labels):
+    [record] = read(changed(rows(name)[0], winner=vote))
+    assert record["winner"] == winner
+    kept = {label: record["metadata"][label] for label in labels}
+    assert kept == labels and ("both_bad" in record["metadata"]) == bool(labels)
+
+
 VOTES = [  # a dataset's file, the column of its label, and values that are none
     ("helpsteer3_pref", "overall_preference", (4, -3.5, 0.5, "better", True, [], float("nan"))),
     ("helpsteer2_pref", "preference_strength", (-100, "1 is better", False, {})),
     ("arena_33k_cac", "winner", ("model_c", "ties", "", 1, ["model_a"])),
-    ("arena_140k", "winner", ("bothbad", "A", {})),
+    ("arena_140k", "winner", ("both", "A", {})),
     ("comparia", "chosen_model_name", ("c", 1, ["a"])),
     ("pku_saferlhf", "better_response_id", (2, -1, True, "first", 0.5)),
     ("shp", "labels", (2, -1, "A", True, [1])),

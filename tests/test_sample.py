@@ -209,6 +209,7 @@ def said_of_labels(*inputs, emit="seeds"):
         ({"safer": "r1"}, "safer"),
         ({"responseRank": 1}, "responseRank"),
         ({"winner_model_a": 0}, "winner_model_a"),
+        ({"chosen": 0}, "chosen"),
         ({"candidates": [{"answer": "r", "rank": 1.0}]}, "candidates[].rank"),
         ({"annotation": {"rating": 4}}, "annotation.rating"),
     ],

@@ -15,7 +15,8 @@ ENCODINGS = {  # by the byte order mark; Excel writes UTF-16 as "Unicode text"
     b"\xfe\xff": "utf-16",
     b"\xef\xbb\xbf": "utf-8-sig",
 }
-PYTHON_LIST = re.compile(r"\s*\[\{'(role|from|content|value)'")  # str() of messages, not JSON
+# str() of messages, of a message, or of an array of messages, which is not JSON
+PYTHON_MESSAGES = re.compile(r"\s*(array\()?\[?\s*\{\s*'(role|from|content|value)'\s*:")
 
 
 def read_delimited(
@@ -62,6 +63,18 @@ def read_delimited(
             record = _record(header, cells, where)
         if record is not None:
             yield record
+
+
+def text_or_messages(column: str, text: str, row: Record | None = None) -> str | list[Any]:
+    """The messages that a column's text holds as JSON; else the text.
+
+    Raises:
+        RecordError: it holds messages as Python writes them.
+    """
+    if PYTHON_MESSAGES.match(text):
+        problem = "holds messages as Python writes them; write them as JSON (json.dumps)"
+        raise RecordError(problem, field=column, record=row)
+    return parse_messages_text(text) or text
 
 
 def parse_messages_text(text: str) -> list[Any] | None:
@@ -175,8 +188,4 @@ def _decodable(text: str) -> str:
 def _cell(column: str, text: str) -> Any:
     if _decodable(text) != text:
         raise RecordError("is not UTF-8; convert the file first", field=column)
-    if PYTHON_LIST.match(text):
-        problem = "holds messages as Python writes them; write them as JSON (json.dumps)"
-        raise RecordError(problem, field=column)
-    messages = parse_messages_text(text)
-    return text if messages is None else messages
+    return text_or_messages(column, text)

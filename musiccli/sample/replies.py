@@ -4,6 +4,7 @@ A label that is null means that nobody ranked the replies. Any other value outsi
 scale is an error of the row, and never read as a label.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,6 +17,10 @@ from musiccli.core.records import Record, content_id, record_kind, side_names
 from musiccli.sample.columns import assistant_message, make_record, row_id
 
 TIE = "tie"
+
+
+# The letters of a vote between two models. Exports differ in case, spaces and underscores.
+_VOTES = {"modela": "a", "modelb": "b", "tie": TIE, "tiebothbad": TIE, "bothbad": TIE}
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,26 @@ def make_vote(
     """The comparison of two replies, with the winner if there is one: "a", "b" or "tie"."""
     record = context.make_record({"a": first, "b": second}, context.id, _join_labels(first, second))
     return record if winner is None else record | {"winner": winner}
+
+
+def read_vote(row: Record) -> tuple[str | None, dict[str, Any]]:
+    """The winner of a vote between two models, and metadata: whether a tie is of bad replies.
+
+    Returns:
+        "a", "b", "tie", or None where nobody voted (the column `winner` is null).
+
+    Raises:
+        RecordError: the column holds anything else.
+    """
+    vote = row["winner"]
+    if vote is None:
+        return None, {}
+    letters = re.sub("[^a-z]", "", vote.lower()) if isinstance(vote, str) else ""
+    if letters not in _VOTES:
+        problem = f"is {shortened(vote)}; it should be model_a, model_b, tie or tie (bothbad)"
+        raise RecordError(problem, field="winner", record=row)
+    winner = _VOTES[letters]
+    return winner, {"both_bad": letters.endswith("bothbad")} if winner == TIE else {}
 
 
 def pair_all(context: ReplyContext, replies: Sequence[Reply]) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from importlib import import_module
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, parse_any
 from musiccli.sample.columns import Format, Reader, Row
+from musiccli.sample.delimited import text_or_messages
 
 
 def _find_formats() -> list[Format]:
@@ -36,7 +37,7 @@ def read(
     """Read the records that one row holds, and check each.
 
     Args:
-        row: a row of a dataset.
+        row: a row of a dataset. A text in it that holds messages as JSON becomes these messages.
         source: the name of the dataset.
         pairs: whether to give preferences where the row can become either preferences or
             conversations.
@@ -46,6 +47,9 @@ def read(
         RecordError: the row has no known format, or cannot be read. It names the column.
         InputError: the row's format has no such label.
     """
+    for column, value in row.items():
+        if isinstance(value, str):
+            row[column] = text_or_messages(column, value, row)
     format = recognize(row)
     if isinstance(row, Row):
         row.columns_read = set(format.columns)  # without those that other formats looked at

@@ -63,7 +63,7 @@ def _fits(row: Record) -> bool:
         and row[name]
         and all(isinstance(reply, str) for reply in row[name])
         for name in ("chosen", "rejected")
-    )
+    ) and not (row["chosen"][0] == row["rejected"][0] == row["prompt"])
 
 
 FORMATS = [

@@ -52,8 +52,9 @@ def _has_one_reply_at_most(row: Record) -> bool:
 
 def _refuse_one_side(row: Record) -> None:
     """Raises RecordError for half a preference, which is no conversation."""
+    columns = {name for name, value in row.items() if isinstance(value, str | list | dict)}
     for side, partner in (("chosen", "rejected"), ("rejected", "chosen")):
-        if isinstance(row.get(side), str | list | dict):
+        if side in columns:
             problem = f"is missing beside {side}; a preference has both"
             raise RecordError(problem, field=partner, record=row)
 

@@ -12,10 +12,7 @@ from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.sample.columns import Format, make_record, read_messages
-from musiccli.sample.replies import TIE
-
-BOTH_BAD = ("tie (bothbad)", "both_bad")
-WINNERS = {"model_a": "a", "model_b": "b", **dict.fromkeys(("tie", *BOTH_BAD), TIE)}
+from musiccli.sample.replies import read_vote
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -23,33 +20,14 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
     MT-Bench's rows hold both turns, also where the first was judged. So later turns are cut off.
     """
-    winner, turns = _winner(row), _judged_turns(row)
+    (winner, labels), turns = read_vote(row), _judged_turns(row)
+    if isinstance(row.get("category_tag"), dict):  # of 100k and 140k
+        labels["category_tag"] = row["category_tag"]
     sides = {side: read_messages(row, f"conversation_{side}") for side in ("a", "b")}
     if turns is not None:
         sides = {side: _first_turns(messages, turns) for side, messages in sides.items()}
-    record = make_record(row, source, sides, _labels(row), id=_vote_id(row, turns))
+    record = make_record(row, source, sides, labels, id=_vote_id(row, turns))
     yield record if winner is None else record | {"winner": winner}
-
-
-def _winner(row: Record) -> str | None:
-    """The side that won, or a tie; None where nobody voted."""
-    vote = row["winner"]
-    if vote is None:
-        return None
-    if not isinstance(vote, str) or vote not in WINNERS:
-        problem = f"is {shortened(vote)}; it should be model_a, model_b or tie"
-        raise RecordError(problem, field="winner", record=row)
-    return WINNERS[vote]
-
-
-def _labels(row: Record) -> dict[str, Any]:
-    """Whether a tie is one of two bad replies, and the categories that 100k and 140k tell."""
-    labels: dict[str, Any] = {}
-    if _winner(row) == TIE:
-        labels["both_bad"] = row["winner"] in BOTH_BAD
-    if isinstance(row.get("category_tag"), dict):
-        labels["category_tag"] = row["category_tag"]
-    return labels
 
 
 def _judged_turns(row: Record) -> int | None:

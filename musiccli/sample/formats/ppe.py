@@ -6,6 +6,7 @@ from typing import Any
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, content_id
+from musiccli.sample import replies
 from musiccli.sample.candidates import (
     Candidate,
     Candidates,
@@ -21,10 +22,6 @@ from musiccli.sample.columns import (
     read_prompt,
     read_text,
 )
-from musiccli.sample.replies import TIE
-
-BOTH_BAD = "tie (bothbad)"
-WINNERS = {"model_a": "a", "model_b": "b", "tie": TIE, BOTH_BAD: TIE}
 
 
 def read_vote(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -37,8 +34,7 @@ def read_vote(row: Record, source: str) -> Iterator[dict[str, Any]]:
         "a": [*prompt, assistant_message(read_text(row, "response_1"))],
         "b": [*prompt, assistant_message(read_text(row, "response_2"))],
     }
-    winner = None if row["winner"] is None else read_label(row, "winner", WINNERS)
-    labels = {"both_bad": row["winner"] == BOTH_BAD} if winner == TIE else {}
+    winner, labels = replies.read_vote(row)
     texts = ("response_1", "response_2")
     record = make_record(row, source, sides, labels, id=row.get("question_id"), texts=texts)
     yield record if winner is None else record | {"winner": winner}
