@@ -187,7 +187,7 @@ BENCHMARK = Benchmark(
     title=TITLE,
     summary="Joins the metric files of several runs and benchmarks into one table and one page: "
     "models are rows, benchmarks are columns.",
-    example="music bench table rewardbench.jsonl agreement.jsonl rmbench.jsonl",
+    example="music score pairs.jsonl --model rm | music bench agreement | music bench table - old.jsonl",
     parse=check_metric,
     metrics=metrics,
     tables=tables,

@@ -37,7 +37,7 @@ def report(run: Run, model: MODEL, html: PAGE, seed: SEED = SampleConfig.seed) -
     """Measure one reward model on labeled pairs, and write a page to put beside its release.
 
     \b
-    music bench report heldout.jsonl --model rm --html rm.html
+    music sample votes.jsonl --emit pairs | music bench report --model rm --html rm.html
 
     The model scores the pairs, the pairs by their last exchange alone, and corruptions of them.
     The page says what the model is good for, what it reads and where it fails, with tables, the
