@@ -187,7 +187,7 @@ BENCHMARK = Benchmark(
     title=TITLE,
     summary="Joins the metric files of several runs and benchmarks into one table and one page: "
     "models are rows, benchmarks are columns.",
-    example="music score pairs.jsonl --model rm | music bench agreement | music bench table - old.jsonl",
+    example="music bench agreement scored.jsonl | music bench table - rewardbench.jsonl",
     parse=check_metric,
     metrics=metrics,
     tables=tables,
