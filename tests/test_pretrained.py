@@ -229,6 +229,9 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 DOUBLED = (
     "{% set n = namespace(x='x') %}{% for i in range(50) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
 )
+SQUARED = (
+    "{% set n = namespace(x=3) %}{% for i in range(24) %}{% set n.x = n.x * n.x %}{% endfor %}x"
+)
 
 
 @pytest.mark.slow
@@ -239,13 +242,20 @@ DOUBLED = (
         ("{{ raise_exception('no') }}", "the chat template refuses it: no"),
         (LOOP, "the chat template takes more than 0.3 seconds"),
         (DOUBLED, "the chat template takes more than 2 GB of memory"),
-        ("{{ 'x' * 10 ** 10 }}", "the chat template computes powers (**), which have no bound"),
+        (
+            "{{ 10 ** (10 ** 10) }}",
+            "the chat template computes with numbers of more than 4,096 bits",
+        ),
+        (SQUARED, "the chat template computes with numbers of more than 4,096 bits"),
+        ("{{ 0x%s %% 7 }}x" % ("f" * 2000), "computes with numbers of more than 4,096 bits"),
+        # The compiler computes what is constant, and takes any Exception for "not constant".
+        ("{{ (('a' * 2000000) | wordwrap(3)) }}", "the chat template takes more than 0.3 seconds"),
         ("{{ '%9999999d' | format(1) }}", "the chat template writes 9,999,999 characters for"),
         ("{{ 'x' * 99999999999 }}", "the chat template takes more than 2 GB of memory"),
     ],
 )
 def test_a_template_takes_little_or_is_refused(copy, monkeypatch, template, expected):
-    monkeypatch.setattr(template_limits, "SECONDS", 0.3 if template == LOOP else 600)
+    monkeypatch.setattr(template_limits, "SECONDS", 0.3 if "0.3 seconds" in expected else 600)
     model = copy()
     (model / "chat_template.jinja").write_text(template)
     scored = music("score", "--no-cache", "--model", model, given=lines(RECORD))
@@ -256,10 +266,23 @@ def test_a_template_takes_little_or_is_refused(copy, monkeypatch, template, expe
         assert expected.removeprefix("the chat template refuses it: ") in done.err
 
 
-def test_bold_text_is_no_power(copy):
+@pytest.mark.slow
+def test_powers_are_bounded_in_each_of_several_templates(copy):
+    model = copy()
+    (model / "chat_template.jinja").unlink()
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    names = ("default", "tool_use")
+    config["chat_template"] = [{"name": name, "template": "{{ 9 ** (9 ** 9) }}"} for name in names]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    done = music("score", "--no-cache", "--model", model, given=lines(RECORD))
+    assert done.status == 2 and "numbers of more than 4,096 bits" in done.err
+
+
+def test_small_numbers_and_bold_text_are_no_matter(copy):
     model = copy()
     (model / "chat_template.jinja").write_text(
-        "{% for m in messages %}**{{ m.role }}** {{ '**' }} {{ m.content }}{% endfor %}{{ '\\n' }}"
+        "{% for m in messages %}**{{ m.role }}** {{ '%s%d' % ('-' * 3, loop.index * 2 ** 10 % 7) }}"
+        " {{ m.content }}{% endfor %}{{ '\\n' }}"
     )
     done = music("score", "--no-cache", "--model", model, given=lines(RECORD))
     assert done.status == 0, done.err

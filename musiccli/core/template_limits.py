@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from musiccli.core.errors import InputError
 
 SECONDS = 5.0  # a conversation of 32 MB takes less than one
 MEMORY = 2 << 30  # bytes beyond what the process has
+NUMBER_BITS = 4096  # of both sides of a product or division
 TEXT_PER_INPUT, SPARE_TEXT = 16, 1 << 20  # characters for each of the messages, and beside them
 
 
@@ -36,7 +38,7 @@ def apply_chat_template(tokenizer: Any, messages: Sequence[Any], **settings: Any
         ValueError: the template writes nothing.
         Exception: whatever a template raises.
     """
-    _refuse_powers(tokenizer.chat_template)
+    _limit_numbers()
     try:
         with _limited_time(), _limited_memory():
             text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **settings)
@@ -54,18 +56,31 @@ def apply_chat_template(tokenizer: Any, messages: Sequence[Any], **settings: Any
     return text
 
 
-def _refuse_powers(template: object) -> None:
-    """Raise TemplateLimitError for `**`: 9**9**9 takes minutes that nothing can interrupt."""
-    if not isinstance(template, str) or "**" not in template:
-        return
-    from jinja2 import Environment, TemplateSyntaxError
+@cache
+def _limit_numbers() -> None:
+    """Let Jinja's sandbox refuse large whole numbers: no signal interrupts a division of two."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    try:
-        tokens = list(Environment().lex(template))
-    except TemplateSyntaxError:  # whoever compiles it says so, too
-        return
-    if any(kind == "operator" and value == "**" for _, kind, value in tokens):
-        raise TemplateLimitError("the chat template computes powers (**), which have no bound")
+    compute = ImmutableSandboxedEnvironment.call_binop
+
+    def call_binop(environment: Any, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if isinstance(left, int) and isinstance(right, int):
+            size = left.bit_length() + right.bit_length()
+            if operator == "**":
+                size = left.bit_length() * max(1, right)
+            if size > NUMBER_BITS:
+                raise TemplateLimitError(
+                    f"the chat template computes with numbers of more than {NUMBER_BITS:,} bits"
+                )
+        return compute(environment, context, operator, left, right)
+
+    # A sum is hardly larger than its parts. What is intercepted is not computed while compiling.
+    ImmutableSandboxedEnvironment.intercepted_binops = frozenset({"*", "/", "//", "%", "**"})
+    ImmutableSandboxedEnvironment.call_binop = call_binop  # type: ignore[method-assign, assignment]
+
+
+class _TimeIsUp(BaseException):
+    """Jinja's compiler takes any Exception for a value that is not constant, and goes on."""
 
 
 @contextmanager
@@ -78,13 +93,15 @@ def _limited_time() -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
+    except _TimeIsUp:
+        raise TemplateLimitError(f"the chat template takes more than {SECONDS:g} seconds") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
 def _stop(*_: object) -> NoReturn:
-    raise TemplateLimitError(f"the chat template takes more than {SECONDS:g} seconds")
+    raise _TimeIsUp
 
 
 @contextmanager
