@@ -260,6 +260,14 @@ def test_a_record_that_cannot_be_counted_says_why(record, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.slow
+def test_a_hundred_models_are_compared():
+    scores = {f"rm{number}": {"chosen": number % 3, "rejected": 1} for number in range(100)}
+    pairs = [scored_pair(number, 1, 0, scores=scores) for number in range(5)]
+    done = music("bench", "agreement", given=lines(*pairs))
+    assert done.status == 0 and {row["model"] for row in done.records} >= scores.keys()
+
+
 def test_scores_by_thousands_of_models_are_refused_by_record_or_by_number():
     """Every two models are compared: 3,000 would take hours."""
     names = [f"rm{number}" for number in range(3000)]

@@ -364,3 +364,10 @@ def test_the_price_warning_is_said_once_for_a_model_of_several_roles():
 def test_a_call_without_the_new_fields_keeps_its_place_in_the_cache():
     """The key of a call as it was before there were other seeds and other names of the limit."""
     assert call().key.hex() == "9e743f5556091e977ef9c65fef6907c4"
+
+
+def test_a_key_in_place_of_a_number_of_tokens_is_not_shown(monkeypatch):
+    monkeypatch.setenv("HOSTED_VLLM_API_KEY", "swordfish")
+    usage = {"completion_tokens": "swordfish"}
+    body = {"choices": [{"message": {"content": "a"}}], "usage": usage}
+    assert parse_completion(json.dumps(body).encode()).odd_counts == "completion_tokens [key]"

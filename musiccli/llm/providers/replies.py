@@ -44,7 +44,7 @@ def parse_completion(body: bytes) -> Completion:
         raise _body_error(completion, body) from error
     prompt, written = (token_count(count) for count in counts.values())
     odd = [
-        f"{name} {str(count)[:40]}"
+        f"{name} {redact_keys(str(count))[:40]}"
         for (name, count), number in zip(counts.items(), (prompt, written), strict=True)
         if number is None
     ]
