@@ -1,5 +1,6 @@
 """What servers send beside plain replies: no reply, half of one, a refused field, an odd count, another model."""
 
+import json
 from dataclasses import replace
 
 import pytest
