@@ -240,7 +240,7 @@ def test_a_round_that_the_conversation_does_not_have_is_refused():
 
 
 def test_the_same_pair_twice_is_refused():
-    with pytest.raises(RecordError, match="stood with scores before"):
+    with pytest.raises(RecordError, match="names an earlier record"):
         rows_of([pair(0, (1, 0)), pair(0, (1, 0))])
     with pytest.raises(RecordError, match="j has judged this pair before"):
         rows_of([match(0, "j", True), match(0, "j", False)])

@@ -94,6 +94,26 @@ def judged_pair(identity: str) -> list[dict]:
     return pair(identity, winner="chosen")
 
 
+def categorized_pair(identity: str) -> list[dict]:
+    about = {"category_path": "Pairwise_set/Helpfulness/Chat"}
+    return [scored_pair(identity)[0] | {"metadata": about}]
+
+
+def scored_comparison(identity: str) -> list[dict]:
+    [record] = scored_pair(identity)
+    about = {"domain": "ml", "assistant_behavior_type": "evasion", "bad_round_index": 1}
+    return [
+        {
+            "id": identity,
+            "a": record["chosen"],
+            "b": record["rejected"],
+            "winner": "a",
+            "scores": {"rm": {"a": 1, "b": 0}},
+            "metadata": about | {"source": "mmlu-pro-law", "model_a": "x", "model_b": "y"},
+        }
+    ]
+
+
 def voted_pair(identity: str) -> list[dict]:
     return pair(
         identity,
@@ -153,12 +173,20 @@ ROWS = [
     ),
     Row("bench audit", contrasted_pair, field="chosen", filters=False),
     Row("bench winrate", judged_pair, field="chosen", filters=False),
+    Row("bench planrewardbench", scored_pair, field="chosen", filters=False),
+    Row("bench judgebench", scored_comparison, field="a", filters=False),
+    Row("bench ppe", scored_comparison, field="a", filters=False),
+    Row("bench rankjudge", scored_comparison, field="a", filters=False),
+    Row("bench rmb", categorized_pair, field="chosen", filters=False),
+    Row("bench overoptimization", candidates, options=("--gold", "y"), filters=False),
 ]
 EXCUSED = {
     "train": "writes a folder, not records; its own tests give it bad ones",
     "cache": "reads no records; shows and prunes the file of finished calls",
     "help": "reads the manual; no records",
     "merge": "reads a folder and writes a folder; no records",
+    "bench table": "reads metrics, not conversations; its own tests give it bad ones",
+    "bench report": "runs other benchmarks on its records; its own tests give it bad ones",
     "serve": "reads requests, not records; its own tests give it bad ones",
 }
 

@@ -40,7 +40,7 @@ from musiccli.bench.stats.outcomes import (
     prompt_cluster,
 )
 from musiccli.bench.stats.vote_scores import better_side
-from musiccli.core.errors import RecordError
+from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import count_turns
 from musiccli.core.records import Record, lookup, parse_comparison, side_names
 from musiccli.core.run_stats import RunStats
@@ -166,7 +166,10 @@ def metrics(
             if not record.get("scores"):
                 continue
             if record["id"] in scored_ids:
-                raise RecordError("stood with scores before", field="id", record=record)
+                problem = (
+                    f"{shortened(record['id'])} names an earlier record, too; ids must be unique"
+                )
+                raise RecordError(problem, field="id", record=record)
             scored_ids.add(record["id"])
             worst.add_scored_pair(record, label)
             pairs.add(record, side_names(record).index(label), _groups(record))

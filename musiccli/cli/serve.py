@@ -88,6 +88,7 @@ def serve(
     \b
     music serve --model rm --port 8000
     music serve --model rm --model baseline=other/rm --actor-template policy
+    music serve --model rm 2>&1 | tee serve.log
     """
     import asyncio
 
