@@ -1,7 +1,7 @@
 """Damaged records, replies and models at every command: one line each, and nothing outside of the folder.
 
 Everything follows from FUZZ_SEED. FUZZ_TIMES=1 is 10,000 records, 1,000 replies and 200 models, which take minutes;
-left out, it is a fifth of that. `FUZZ_SEED=7 FUZZ_TIMES=10 pytest -n 0 tests/test_fuzz.py` tries other cases, and more.
+left out, it is a tenth of that. `FUZZ_SEED=7 FUZZ_TIMES=10 pytest -n 0 tests/test_fuzz.py` tries other cases, and more.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from console import Done, music
 from test_contract import ROWS, Row, address, named, reward_model, row, run  # noqa: F401
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
-TIMES = float(os.environ.get("FUZZ_TIMES", "0.2"))
+TIMES = float(os.environ.get("FUZZ_TIMES", "0.1"))
 RECORDS, REPLIES, MODELS = (int(number * TIMES) for number in (10_000, 1_000, 200))
 BATCH = 100  # records in one run
 RUN_SECONDS = 10.0  # CPU time that a run may take

@@ -199,6 +199,9 @@ def workplace(tmp_path_factory):
             "--as baseline -o scored.jsonl",
             "music pair scored.jsonl --best-of 2,4 --a music --b baseline -o contests.jsonl",
             f"music judge heldout.jsonl --judge hosted_vllm/any {calls} -o judged.jsonl",
+            "music bench winrate judged.jsonl -o winrate.jsonl",
+            "music score heldout.jsonl --model rm | music bench agreement -o agreement.jsonl",
+            "cp agreement.jsonl rewardbench.jsonl",
         ):
             made = run_line(line, folder, environment)
             assert made.returncode == 0, f"{line}\n{made.stderr}"

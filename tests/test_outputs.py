@@ -24,12 +24,14 @@ NEEDED = {  # what else a command must be given before it looks at its paths
     "merge": [("adapter",), ("--out", "rm")],
     "score": [("--model", "m")],
     "sample": [("data",)],
+    "bench report": [("--model", "m")],
 }
 PLAIN = {  # what the text of an option or argument is, where it is no path
     *(
         "COMMIT",
         "DAYS",
         "NAME=COLUMN,...",
+        "NAME|FIELD",
         "[NAME=]DIR|ID",
         "ADDRESS",
         "KEY",

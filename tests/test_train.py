@@ -711,7 +711,7 @@ class Crash(Exception):
     [
         ("accelerate.Accelerator.save_state", 2),
         ("os.rename", 2),
-        ("shutil.rmtree", 3),
+        ("shutil.rmtree", 1),
         ("os.replace", 3),
         ("musiccli.reward_model.checkpoint.save", 1),
     ],

@@ -228,7 +228,7 @@ def test_pairs_that_differ_in_the_last_reply_alone_have_the_ordinary_loss(base, 
 def test_the_checks_pass_for_pairs_that_are_read_at_many_turns(base):
     model = checkpoint.create(base)
     report = run_checks(model, prepared(model))
-    assert (report.warnings, report.errors, len(report.passed)) == ([], [], 6)
+    assert (report.warnings, report.errors, len(report.passed)) == ([], [], 8)
 
 
 @pytest.mark.slow
