@@ -116,7 +116,7 @@ def test_a_pipe_has_no_hash(run, tmp_path):
         *("-" if word == line[1] else word for word in line[:-1]), tmp_path / "rm", given=text
     )
     assert done.status == 0, done.err
-    assert "| &lt;stdin&gt; | 9 | a pipe |" in (tmp_path / "rm" / "README.md").read_text()
+    assert r"| \<stdin\> | 9 | a pipe |" in (tmp_path / "rm" / "README.md").read_text()
 
 
 # The hub

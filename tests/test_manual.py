@@ -192,7 +192,7 @@ def workplace(tmp_path_factory):
             f"music simulate seeds.jsonl --assistant hosted_vllm/any --turns 1 {calls} -o branches.jsonl",
             "music pair branches.jsonl -o music.jsonl",
             "music train pairs.jsonl --model toy --batch 8 --steps 1 --lora 4 --out rm-lora",
-            "cp -r rm-lora rm && cp -r rm-lora base",
+            "for name in rm base gold; do cp -r rm-lora $name; done",
             "music simulate prompts.jsonl --assistant hosted_vllm/any --contrast none --samples 4 "
             f"--turns 1 {calls} -o candidates.jsonl",
             "music score candidates.jsonl --model rm --as music | music score --model base "

@@ -24,7 +24,7 @@ NEEDED = {  # what else a command must be given before it looks at its paths
     "merge": [("adapter",), ("--out", "rm")],
     "score": [("--model", "m")],
     "sample": [("data",)],
-    "bench report": [("--model", "m")],
+    "bench report": [("--model", "m"), ("--html", "page.html")],
 }
 PLAIN = {  # what the text of an option or argument is, where it is no path
     *(
