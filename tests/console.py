@@ -6,6 +6,7 @@ Nothing here counts on a quick machine: `wait_until` waits for a condition, not 
 import array
 import contextlib
 import fcntl
+import gc
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import psutil
 
 from musiccli.cli.main import main
 
+gc.enable()  # the command line switches it off while it starts
 COMMAND = [sys.executable, "-c", "from musiccli.cli.main import main; main()"]
 
 

@@ -1,5 +1,6 @@
 """`music` on the command line: every error becomes one line and an exit status here."""
 
+import gc
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with jsonl.reserved_stdin(), root.make_context("music", arguments) as context:
+            gc.enable()  # what the start left is small, and stays
             context.command.invoke(context)
     except typer.Exit as ending:
         sys.exit(ending.exit_code)
