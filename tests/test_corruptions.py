@@ -8,7 +8,7 @@ import pytest
 from build import talk
 
 from musiccli.bench import audit
-from musiccli.core import records
+from musiccli.core import messages, records
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 from musiccli.sample import sources
@@ -270,7 +270,7 @@ def test_at_any_turn_it_is_the_corruption_of_that_turn_and_says_what_the_borrowe
     assert (
         result["first_divergence"]
         == index
-        == records.first_divergence(result["chosen"], result["rejected"])
+        == messages.first_divergence(result["chosen"], result["rejected"])
     )
     assert {
         name: result[name] for name in result if name not in ("contrast", "first_divergence")
@@ -421,9 +421,9 @@ def test_on_mtbench101_every_record_is_valid_matched_and_wrong_in_one_place():
         records.parse_preference(Record({**result}))
         corruption = result["corruption"]
         differences[corruption["kind"]] += corruption["length_difference"]
-        turns = records.count_turns(result["chosen"])
+        turns = messages.count_turns(result["chosen"])
         assert corruption["distance"] == turns - corruption["turn"] - (corruption["kind"] == "swap")
-        first = records.first_divergence(result["chosen"], result["rejected"])
+        first = messages.first_divergence(result["chosen"], result["rejected"])
         assert (
             first
             == 2 * corruption["turn"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from build import assistant, system, talk, user
 
-from musiccli.core import records
+from musiccli.core import messages, records
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
@@ -828,7 +828,7 @@ def test_hh_rows_with_odd_headers_or_empty_replies_are_refused_and_the_rest_diff
     for record in results:
         length = len(record["chosen"])
         assert len(record["rejected"]) == length
-        assert records.first_divergence(record["chosen"], record["rejected"]) == length - 1
+        assert messages.first_divergence(record["chosen"], record["rejected"]) == length - 1
 
 
 @needs_data
@@ -862,7 +862,7 @@ def test_mint_trajectories_make_712_pairs_of_which_nine_word_the_task_differentl
     assert (len(pairs), checked(pairs)) == (712, 712)
     assert Counter(pair["metadata"]["same_prompt"] for pair in pairs) == {True: 703, False: 9}
     for pair in pairs:
-        assert records.first_divergence(pair["chosen"], pair["rejected"]) == int(
+        assert messages.first_divergence(pair["chosen"], pair["rejected"]) == int(
             pair["metadata"]["same_prompt"]
         )
 

@@ -3,7 +3,7 @@
 import pytest
 from build import assistant, system, user
 
-from musiccli.core import records
+from musiccli.core import messages, records
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 
@@ -304,8 +304,8 @@ def test_a_record_of_no_known_kind_is_refused():
     ],
 )
 def test_first_divergence_is_the_first_message_that_differs(first, second, index):
-    assert records.first_divergence(first, second) == index
-    assert records.same_text(first, second) is (index == len(first) == len(second))
+    assert messages.first_divergence(first, second) == index
+    assert messages.same_text(first, second) is (index == len(first) == len(second))
 
 
 @pytest.mark.parametrize(

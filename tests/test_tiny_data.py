@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from musiccli.core import jsonl, records
+from musiccli.core import jsonl, messages, records
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "tiny-data"
 KINDS = {
@@ -53,7 +53,7 @@ def test_sides_differ_in_the_last_reply_only(name):
     for pair in load(name):
         assert len(pair["chosen"]) == len(pair["rejected"])
         assert (
-            records.first_divergence(pair["chosen"], pair["rejected"]) == len(pair["chosen"]) - 1
+            messages.first_divergence(pair["chosen"], pair["rejected"]) == len(pair["chosen"]) - 1
         ), pair["id"]
 
 

@@ -45,6 +45,21 @@ REJECTS = Annotated[
     ),
     WRITTEN,
 ]
+MAX_LENGTH = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="TOKENS",
+        show_default=False,
+        help="Longer conversations lose oldest exchanges. Left out: what the model takes.",
+    ),
+]
+BUDGET = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="TOKENS", help="Tokens in one forward pass. Fewer take less memory."
+    ),
+]
 NUM_PROCESSES = Annotated[
     int | None,
     typer.Option(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES
+from musiccli.cli.options import ACCELERATE_CONFIG, BUDGET, MAX_LENGTH, NUM_PROCESSES
 from musiccli.cli.paths import READ, PathUse
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
@@ -43,21 +43,8 @@ def score(
             "is then NAME/last-only.",
         ),
     ] = ScoreConfig.last_only,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            metavar="TOKENS",
-            show_default=False,
-            help="Longer conversations lose oldest exchanges. Left out: what the model takes.",
-        ),
-    ] = ScoreConfig.max_length,
-    budget: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="TOKENS", help="Tokens in one forward pass. Fewer take less memory."
-        ),
-    ] = ScoreConfig.budget,
+    max_length: MAX_LENGTH = ScoreConfig.max_length,
+    budget: BUDGET = ScoreConfig.budget,
     num_processes: NUM_PROCESSES = None,
     accelerate_config: ACCELERATE_CONFIG = None,
     cache: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.app import plain_command
+from musiccli.cli.options import BUDGET, MAX_LENGTH
 from musiccli.core.errors import InputError
 from musiccli.core.progress import say
 from musiccli.serve.config import ServeConfig
@@ -47,21 +48,8 @@ def serve(
             "its chat template. Left out: the text is in the reward model's.",
         ),
     ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            metavar="TOKENS",
-            show_default=False,
-            help="Longer conversations lose oldest exchanges. Left out: what the model takes.",
-        ),
-    ] = ServeConfig.max_length,
-    budget: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="TOKENS", help="Tokens in one forward pass. Fewer take less memory."
-        ),
-    ] = ServeConfig.budget,
+    max_length: MAX_LENGTH = ServeConfig.max_length,
+    budget: BUDGET = ServeConfig.budget,
     patience: Annotated[
         float,
         typer.Option(

@@ -11,10 +11,6 @@ from typing import Any, Literal, NotRequired, Required, TypedDict
 
 from musiccli.core.errors import RecordError, kind_of, shortened
 from musiccli.core.messages import Message, parse_messages, parse_tools
-from musiccli.core.messages import count_characters as count_characters
-from musiccli.core.messages import count_turns as count_turns
-from musiccli.core.messages import first_divergence as first_divergence
-from musiccli.core.messages import same_text as same_text
 
 
 class Conversation(TypedDict, total=False):

@@ -9,9 +9,9 @@ from typing import Any
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record, parse_conversation
+from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.reward_model.packing import DEFAULT_BUDGET
 from musiccli.reward_model.scoring import NOT_FINITE, deduplicate, encode_sides, score_encoded
 
 # A list of messages, or a record that holds one as "messages".

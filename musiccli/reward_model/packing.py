@@ -8,12 +8,9 @@ conversation, the rest of the second, and so on. Each of these parts is a Segmen
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the command line takes the default below from here, and starts at once
-    from musiccli.reward_model.chat_template import EncodedConversation
+from musiccli.reward_model.chat_template import EncodedConversation
 
-DEFAULT_BUDGET = 4096  # tokens in one forward pass, in scoring
 MIN_SHARED_TOKENS = (
     16  # a shorter prefix costs less computed twice than attended to across segments
 )
@@ -64,13 +61,13 @@ def shared_prefix(sequences: Sequence[list[int]]) -> int:
     return shared if shared >= MIN_SHARED_TOKENS else 0
 
 
-def packed_length(group: "Sequence[EncodedConversation]") -> int:
+def packed_length(group: Sequence[EncodedConversation]) -> int:
     """Tokens that a group takes in a row."""
     shared = shared_prefix([conversation.ids for conversation in group])
     return sum(len(conversation.ids) for conversation in group) - shared * (len(group) - 1)
 
 
-def pack(groups: "Sequence[Sequence[EncodedConversation]]") -> PackedRow:
+def pack(groups: Sequence[Sequence[EncodedConversation]]) -> PackedRow:
     """All conversations of all groups in one row, in their order."""
     row = PackedRow([], [], [], [])
     for group in groups:

@@ -11,6 +11,7 @@ import torch
 
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message, first_divergence
+from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.chat_template import (
     ChatTemplate,
     EncodedConversation,
@@ -19,7 +20,7 @@ from musiccli.reward_model.chat_template import (
 )
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
-from musiccli.reward_model.packing import DEFAULT_BUDGET, micro_batches, packed_length
+from musiccli.reward_model.packing import micro_batches, packed_length
 
 NOT_FINITE = "the reward is not a number; the model overflows or is damaged"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from musiccli.reward_model.packing import DEFAULT_BUDGET
+from musiccli.reward_model import DEFAULT_BUDGET
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from urllib.request import Request, urlopen
 
 from musiccli.core.errors import CallError, InputError, RecordError
 from musiccli.core.messages import Message
+from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.model import RewardModel
-from musiccli.reward_model.packing import DEFAULT_BUDGET
 from musiccli.serve.actor_template import ActorTemplate
 from musiccli.serve.batcher import score_all
 from musiccli.serve.served_model import Item, Reply, ServedModel
