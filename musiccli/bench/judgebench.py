@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
-from musiccli.bench.report.tables import Table, accuracy_table, distinct, percent
+from musiccli.bench.report.tables import Table, accuracy_table, percent, subset_lines
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.comparisons import compare_models
 from musiccli.bench.stats.intervals import proportion_interval
@@ -107,8 +107,7 @@ def _winners_by_judge(record: Record) -> dict[str, list[str | None]]:
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     """The kinds of questions, and all pairs."""
-    kinds = [kind for kind in distinct(row["subset"] for row in rows) if kind != "all"]
-    lines = [*((kind, kind) for kind in kinds), ("all", "All pairs")]
+    lines = subset_lines(rows, overall="All pairs")
     return [accuracy_table(TITLE, rows, lines, config.confidence)]
 
 

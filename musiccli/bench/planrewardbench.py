@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.notes import baselines_note, missing_note, ties_note
-from musiccli.bench.report.tables import Table, accuracy_table, distinct
+from musiccli.bench.report.tables import Table, accuracy_table, subset_lines
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.means import mean_record
 from musiccli.bench.stats.outcomes import (
@@ -95,9 +95,7 @@ def _model_records(model: str, pairs: ScoredPairs, config: BenchConfig) -> Itera
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     """The seven splits, the others, and the average."""
-    splits = distinct([*PAIRS, *(row["subset"] for row in rows if row["subset"] != "all")])
-    lines = [*((split, split) for split in splits), ("all", "Average")]
-    return [accuracy_table(TITLE, rows, lines, config.confidence)]
+    return [accuracy_table(TITLE, rows, subset_lines(rows, PAIRS), config.confidence)]
 
 
 def notes(rows: Rows) -> list[str]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.notes import baselines_note, missing_note, ties_note
-from musiccli.bench.report.tables import Table, accuracy_table, distinct
+from musiccli.bench.report.tables import Table, accuracy_table, subset_lines
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.baselines import is_baseline
 from musiccli.bench.stats.bootstrap import bootstrap_interval
@@ -251,8 +251,7 @@ def _average_record(
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     """The six subsets, the others, and the average."""
-    subsets = distinct([*PROMPTS, *(row["subset"] for row in rows if row["subset"] != "all")])
-    lines = [*((subset, subset) for subset in subsets), ("all", "Average")]
+    lines = subset_lines(rows, PROMPTS)
     return [accuracy_table(TITLE, rows, lines, config.confidence, "prompts")]
 
 

@@ -46,11 +46,12 @@ def apply_chat_template(tokenizer: Any, messages: Sequence[Any], **settings: Any
         raise TemplateLimitError(
             f"the chat template takes more than {MEMORY >> 30} GB of memory"
         ) from error
-    size = len(repr(messages)) + len(repr(settings))
-    if len(text) > SPARE_TEXT + TEXT_PER_INPUT * size:
-        raise TemplateLimitError(
-            f"the chat template writes {len(text):,} characters for {size:,} of messages"
-        )
+    if len(text) > SPARE_TEXT:  # most texts are short, and their messages are not measured
+        size = len(repr(messages)) + len(repr(settings))
+        if len(text) > SPARE_TEXT + TEXT_PER_INPUT * size:
+            raise TemplateLimitError(
+                f"the chat template writes {len(text):,} characters for {size:,} of messages"
+            )
     if not text.strip():
         raise ValueError("it writes nothing")
     return text

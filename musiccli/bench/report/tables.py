@@ -232,6 +232,14 @@ def narrow_tables(table: Table, width: int = 116) -> list[Table]:
     ]
 
 
+def subset_lines(
+    rows: Sequence[MetricRecord], first: Iterable[str] = (), overall: str = "Average"
+) -> list[tuple[str, str]]:
+    """The lines of an accuracy table: `first`, the other subsets of the rows, and all together."""
+    subsets = distinct([*first, *(row["subset"] for row in rows if row["subset"] != "all")])
+    return [*((subset, subset) for subset in subsets), ("all", overall)]
+
+
 def distinct(values: Iterable[Any]) -> list[Any]:
     """Each value once, in the order in which they were met."""
     return list(dict.fromkeys(values))
