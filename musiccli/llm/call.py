@@ -9,6 +9,9 @@ import orjson
 
 from musiccli.core.messages import Message
 
+RETRY_TEMPERATURE_STEP = 0.2  # per retry: the same temperature would often give the same reply
+MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
+
 
 @dataclass(frozen=True)
 class Call:
@@ -118,6 +121,14 @@ class Reply:
         if self.finish in ("stop", "length"):
             return None
         return INTERRUPTIONS.get(self.finish, "interrupted")
+
+
+def retry_temperature(first: float, retry: int) -> float:
+    """The temperature of a retry. Retry 0 is the first attempt, at the temperature `first`."""
+    if not retry:
+        return first
+    highest = max(first, MAX_RETRY_TEMPERATURE)
+    return min(round(first + RETRY_TEMPERATURE_STEP * retry, 2), highest)
 
 
 def finish_reason(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from musiccli.core.errors import InputError
 from musiccli.llm import limiter
 from musiccli.llm.budget import Budget
-from musiccli.llm.call import Call, Reply
+from musiccli.llm.call import Call, Reply, retry_temperature
 from musiccli.llm.config import ClientConfig
 from musiccli.llm.endpoints import Endpoints, speaks_openai
 from musiccli.llm.limiter import AdaptiveLimiter
@@ -31,8 +31,6 @@ UNSUPPORTED = re.compile(
     r"support|unknown|unrecognized|unexpected|extra|not permitted|not allowed|instead",
     re.IGNORECASE,
 )
-RETRY_TEMPERATURE_STEP = 0.2  # per retry of an empty reply
-MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
 
 
 class RemoteModel:
@@ -194,8 +192,7 @@ def vary(call: Call, retry: int) -> Call:
     """The call with another seed and a higher temperature: alike, it would get the same reply."""
     temperature = call.temperature
     if temperature is not None:
-        highest = max(temperature, MAX_RETRY_TEMPERATURE)
-        temperature = min(round(temperature + RETRY_TEMPERATURE_STEP * retry, 2), highest)
+        temperature = retry_temperature(temperature, retry)
     return replace(call, retry=retry, temperature=temperature)
 
 

@@ -7,15 +7,13 @@ from musiccli.core.errors import CallError
 from musiccli.core.messages import Message
 from musiccli.core.run_stats import RunStats
 from musiccli.core.thoughts import without_thoughts
-from musiccli.llm.call import Call, Reply
+from musiccli.llm.call import Call, Reply, retry_temperature
 from musiccli.llm.client import Client
 from musiccli.prompts import Prompt, feedback
 from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.truncation import whole_sentences
 
-RETRY_TEMPERATURE_STEP = 0.2  # per retry: the same temperature would often give the same message
-MAX_RETRY_TEMPERATURE = 1.0  # some providers refuse more
 SPEAKERS = {"chairman": "user"}  # roles that write the message of another role
 
 
@@ -132,18 +130,11 @@ class Asker:
             text=question.text,
             mode=question.mode,
             max_tokens=question.max_tokens,
-            temperature=self._temperature(attempt),
+            temperature=retry_temperature(self._config.temperature, attempt),
             top_p=self._config.top_p,
             stop=question.stop,
             seed=self._config.seed,
         )
-
-    def _temperature(self, attempt: int) -> float:
-        first = self._config.temperature
-        if not attempt:
-            return first
-        highest = max(first, MAX_RETRY_TEMPERATURE)
-        return min(round(first + RETRY_TEMPERATURE_STEP * attempt, 2), highest)
 
 
 def _fault(reply: Reply, whole: bool, fault_of: Callable[[str], str | None]) -> str | None:
