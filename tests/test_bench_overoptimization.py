@@ -11,11 +11,11 @@ from scipy.optimize import curve_fit
 
 from musiccli.bench import overoptimization
 from musiccli.bench.overoptimization import (
-    Curves,
     OveroptimizationConfig,
     fit,
     gammas,
     kl_divergence,
+    reward_curves,
 )
 from musiccli.core.records import Record
 
@@ -82,6 +82,16 @@ def test_divergence_of_best_of_n():
     assert kl_divergence(1) == 0 and kl_divergence(4) == pytest.approx(math.log(4) - 0.75)
 
 
+def integrated_gamma(gold, proxy, largest: float, points=None) -> float:
+    """Gamma by numerical integration of the two fitted functions."""
+
+    def difference(x):
+        return abs(x * (gold[0] - gold[1] * x) - x * (proxy[0] - proxy[1] * x))
+
+    area = quad(difference, 0, largest, points=points)[0]
+    return area / quad(lambda x: x * (gold[0] - gold[1] * x), 0, largest)[0]
+
+
 def test_the_fit_and_gamma_equal_an_independent_computation():
     """The fit by curve_fit, the areas by numerical integration; the curves cross at x = 1.2."""
     x = np.array([kl_divergence(size) for size in (2, 4, 8, 16)])
@@ -90,13 +100,8 @@ def test_the_fit_and_gamma_equal_an_independent_computation():
     expected, _ = curve_fit(lambda x, a, b: x * (a - b * x), x, rewards)
     assert fit(x, rewards) == pytest.approx(expected, rel=1e-6)
     gold, proxy = np.array([0.9, 0.1]), np.array([0.66, -0.1])
-
-    def difference(x):
-        return abs(x * (gold[0] - gold[1] * x) - x * (proxy[0] - proxy[1] * x))
-
-    area = quad(difference, 0, x[-1], points=[1.2])[0]
-    below = quad(lambda x: x * (gold[0] - gold[1] * x), 0, x[-1])[0]
-    assert float(gammas(gold, proxy, x[-1])) == pytest.approx(area / below, rel=1e-9)
+    expected = integrated_gamma(gold, proxy, x[-1], points=[1.2])
+    assert float(gammas(gold, proxy, x[-1])) == pytest.approx(expected, rel=1e-9)
 
 
 def test_gamma_is_not_defined_where_the_gold_reward_falls():
@@ -113,7 +118,7 @@ def test_gamma_is_not_defined_where_the_gold_reward_falls():
 
 
 def test_equal_rewards_pick_the_first_candidate():
-    curves = Curves([[1.0, 1.0]], [[0.0, 2.0]], [1, 2])
+    curves = reward_curves([[1.0, 1.0]], [[0.0, 2.0]], [1, 2], [0])
     assert curves.gold.tolist() == [[-1, -1]] and curves.proxy.tolist() == [[0, 0]]
 
 
@@ -135,6 +140,79 @@ def test_a_field_of_the_record_can_be_the_gold_reward_and_short_pools_are_counte
     )
     assert done.status == 0 and "1 left out (too few candidates)" in done.err
     assert "less than the best" in page.read_text()
+
+
+def contests(prompts: int, noise: float, sizes: str = "2,4,8") -> list[dict]:
+    """Contests as music pair writes them, judged by the gold reward of the candidates."""
+    records = candidates(prompts, 8, noise)
+    golds = {(one["id"], one["sample"]): one["scores"]["gold"] for one in records}
+    options = ("--best-of", sizes, "--a", "rm", "--b", "baseline/first")
+    paired = music("pair", *options, given=lines(*records)).records
+    for one in paired:
+        a, b = (golds[one["id"], one["picks"][side]] for side in "ab")
+        one["winner"] = "a" if a > b else "b" if b > a else "tie"
+    return paired
+
+
+def test_a_judge_is_the_gold_where_picks_met_a_random_candidate():
+    """The model's own share is 1, or 1/2 where its pick is the random one; the judge's by hand."""
+    records = contests(40, 2.0)
+    rows = of(records, gold=None)
+    for size in (2, 4, 8):
+        some = [one for one in records if one["best_of"] == size]
+        is_same = np.array([one["picks"]["a"] == one["picks"]["b"] for one in some])
+        judged = np.array([{"a": 1, "b": 0, "tie": 0.5}[one["winner"]] for one in some])
+        subset = f"best_of={size}"
+        proxy = rows[subset, "proxy_win_rate"]["value"]
+        assert proxy == pytest.approx(np.where(is_same, 0.5, 1).mean(), abs=1e-12)
+        assert rows[subset, "gold_win_rate"]["value"] == pytest.approx(judged.mean(), abs=1e-12)
+        assert rows[subset, "gold_win_rate"]["best"] == np.maximum(judged, 0.5).mean()
+        assert rows[subset, "gap"]["value"] == pytest.approx(proxy - judged.mean(), abs=1e-12)
+    gamma = rows["all", "gamma"]
+    x = np.array([kl_divergence(size) for size in (2, 4, 8)])
+    gold, proxy = (
+        curve_fit(
+            lambda x, a, b: x * (a - b * x),
+            x,
+            [rows[f"best_of={size}", f"{name}_win_rate"]["value"] - 0.5 for size in (2, 4, 8)],
+        )[0]
+        for name in ("gold", "proxy")
+    )
+    assert gamma["value"] == pytest.approx(integrated_gamma(gold, proxy, x[-1]), rel=1e-5)
+    assert gamma["low"] < gamma["value"] < gamma["high"]
+
+
+def test_of_one_candidate_the_share_is_a_half_and_not_in_doubt():
+    row = of(contests(9, 1.0, "1,2,4"), gold=None)["best_of=1", "gold_win_rate"]
+    assert (row["value"], row["low"]) == (0.5, None)
+
+
+def test_a_judge_that_agrees_with_the_model_leaves_no_gap():
+    rows = of(contests(40, 0.0), gold=None)
+    assert rows["best_of=8", "gap"]["value"] == 0 and rows["best_of=8", "gap"]["low"] is None
+    assert rows["all", "gamma"]["value"] == pytest.approx(0, abs=1e-12)
+
+
+def test_prompts_without_a_readable_verdict_at_each_size_are_left_out(tmp_path):
+    records = contests(20, 1.0)
+    differs = next(one for one in records if one["picks"]["a"] != one["picks"]["b"])
+    differs["winner"] = None
+    page, picture = tmp_path / "page.html", tmp_path / "picture.svg"
+    options = ("--bootstrap", "100", "--html", page, "--plot", picture)
+    done = music("bench", "overoptimization", *options, given=lines(*records[:-1]))
+    assert done.status == 0, done.err
+    assert "1 left out (unreadable)" in done.err
+    assert "1 left out (too few candidates)" in done.err
+    assert {row["count"] for row in done.records} == {18}
+    assert "how often the model's pick beats a random candidate" in done.err
+    assert "lost, best of 8" in page.read_text() and picture.exists()
+
+
+def test_a_contest_with_another_model_is_refused():
+    record = contests(1, 1.0)[0] | {"models": {"a": "rm", "b": "other"}}
+    done = music("bench", "overoptimization", given=lines(record))
+    assert done.status == 2 and not done.out
+    assert "models.b: should be baseline/first or baseline/random" in done.err
 
 
 @pytest.mark.parametrize(

@@ -4,33 +4,38 @@ From the first N candidates for each prompt the model picks the one that it scor
 reward of the pick rises with N. What a gold reward makes of the same pick rises less, or falls. The
 pools are nested: those of a larger N hold those of a smaller one.
 
-Both rewards are standardized by the mean and the standard deviation of all candidates, so that a
-random pick has 0 in both. As functions of x = KL(N) = ln N - (N - 1) / N, the divergence of the
-picks from the policy, the rewards are fitted by x (a - b x), and
+Where a gold reward scored the candidates, both rewards are standardized by the mean and the
+standard deviation of all candidates, so that a random pick has 0 in both. Where a judge compared
+the pick with a random candidate, both are win rates, less one half: the judge's, and the model's
+own, which prefers its pick to any other. As functions of x = KL(N) = ln N - (N - 1) / N, the
+divergence of the picks from the policy, they are fitted by x (a - b x), and
 
     gamma = integral |gold(x) - proxy(x)| dx / integral gold(x) dx, from 0 to KL(largest N)
 
 which is 0 where the gold reward follows. It is not defined where the gold reward does not rise.
 
 Source of the function of KL and of gamma: Kim et al. 2025, arXiv 2505.12763. Gao et al. 2022, arXiv
-2210.10760, have the same function of the root of KL. That both rewards are standardized by all
-candidates is our choice.
+2210.10760, have the same function of the root of KL. That rewards are standardized by all
+candidates, and that win rates take their place where a judge is the gold reward, is our choice.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from musiccli.bench.benchmark import Benchmark, Rows, option
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.tables import Table, distinct, value_cell
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
-from musiccli.bench.stats.intervals import Interval, standard_error
+from musiccli.bench.stats.contests import is_same_pick
+from musiccli.bench.stats.intervals import Interval, proportion_interval, standard_error
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
     check_model_count,
+    cluster_number,
     is_number,
     metric_record,
     missing_model,
@@ -38,7 +43,15 @@ from musiccli.bench.stats.outcomes import (
 )
 from musiccli.bench.stats.quantiles import t_quantile
 from musiccli.core.errors import InputError, RecordError
-from musiccli.core.records import Record, lookup, parse_conversation
+from musiccli.core.messages import same_text
+from musiccli.core.records import (
+    BASELINE_PREFIX,
+    Record,
+    lookup,
+    parse_conversation,
+    parse_judged,
+    record_kind,
+)
 from musiccli.core.run_stats import RunStats
 
 if TYPE_CHECKING:
@@ -49,6 +62,9 @@ if TYPE_CHECKING:
 
 NAME, TITLE = "overoptimization", "Over-optimization"
 MIN_SIZES = 2  # pools of more than one candidate that a fit of two numbers needs
+REWARD, WIN_RATE = "reward", "win_rate"  # what the gold and the model's own curve are made of
+RANDOM_VALUE = {REWARD: 0.0, WIN_RATE: 0.5}  # of a random pick
+RANDOM_PICKS = (BASELINE_PREFIX + "first", BASELINE_PREFIX + "random")
 
 
 @dataclass(frozen=True)
@@ -59,13 +75,20 @@ class OveroptimizationConfig(BenchConfig):
         None,
         metavar="NAME|FIELD",
         help="The true reward: a model's name in scores, or a field such as metadata.correct that "
-        "is a number, true or false.",
+        "is a number, true or false. Judged contests need none: the judge's verdict is their gold.",
     )
 
 
-def check_candidate(
+def check_record(
     record: Record, config: OveroptimizationConfig = OveroptimizationConfig()
 ) -> Record:
+    """Check a candidate with scores, or a judged contest between a pick and a random candidate."""
+    if record_kind(record) == "comparison":
+        return check_contest(record)
+    return check_candidate(record, config)
+
+
+def check_candidate(record: Record, config: OveroptimizationConfig) -> Record:
     """Check a conversation with scores and a gold reward."""
     if not config.gold:
         raise InputError("`gold` is missing: a model's name in scores, or a field")
@@ -81,6 +104,22 @@ def check_candidate(
             raise RecordError("should be a number", field=f"scores.{model}", record=record)
     if gold_reward(record, config.gold) is None:
         raise RecordError("should be a number, true or false", field=config.gold, record=record)
+    return record
+
+
+def check_contest(record: Record) -> Record:
+    """Check a judged contest whose side b is a random candidate, as music pair writes it."""
+    if is_same_pick(record):
+        record.setdefault("winner", "tie")
+    parse_judged(record)
+    models, size = record.get("models"), record.get("best_of")
+    if not isinstance(models, dict) or not isinstance(models.get("a"), str):
+        raise RecordError("should name the models of a and b", field="models", record=record)
+    if models.get("b") not in RANDOM_PICKS:
+        problem = f"should be {' or '.join(RANDOM_PICKS)}: a pick is compared with a random one"
+        raise RecordError(problem, field="models.b", record=record)
+    if not isinstance(size, int) or size < 1:
+        raise RecordError("should be a whole number from 1 on", field="best_of", record=record)
     return record
 
 
@@ -104,33 +143,46 @@ def metrics(
     and counted. Intervals take candidates of one prompt as dependent.
     """
     stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
-    gold = config.gold or ""
     by_id: dict[object, list[Record]] = {}
+    contests: dict[str, Contests] = {}
     for record in records:
-        by_id.setdefault(record["id"], []).append(record)
-    pools = [
-        sorted(pool, key=lambda candidate: candidate.get("sample", 0)) for pool in by_id.values()
-    ]
+        if record_kind(record) != "comparison":
+            by_id.setdefault(record["id"], []).append(record)
+        elif config.models and record["models"]["a"] not in config.models:
+            stats.count("left_out", "another_model", record=record)
+        else:
+            contests.setdefault(record["models"]["a"], Contests()).add(record)
+            worst.add_contest(record)
+    yield from _candidate_records(list(by_id.values()), config, stats, worst)
+    for model, some in contests.items():
+        curves = some.curves(stats)
+        if len(curves.clusters):
+            yield from _model_records(model, curves, config)
+
+
+def _candidate_records(
+    pools: Sequence[Sequence[Record]],
+    config: OveroptimizationConfig,
+    stats: RunStats,
+    worst: WorstRecords,
+) -> Iterator[MetricRecord]:
+    """The metric records of each model that scored the candidates; a pool holds those of an id."""
+    gold = config.gold or ""
+    pools = [sorted(pool, key=lambda candidate: candidate.get("sample", 0)) for pool in pools]
     sizes = _pool_sizes(pools)
-    whole = [pool for pool in pools if sizes and len(pool) >= sizes[-1]]
+    whole = [pool[: sizes[-1]] for pool in pools if len(pool) >= sizes[-1]]
     stats.count("left_out", "too_few_candidates", number=len(pools) - len(whole))
     if not whole:
         return
     clusters = [prompt_cluster({"a": pool[0]["messages"], "b": []}) for pool in whole]
-    golds = [
-        [gold_reward(candidate, gold) or 0.0 for candidate in pool[: sizes[-1]]] for pool in whole
-    ]
+    golds = [[gold_reward(candidate, gold) or 0.0 for candidate in pool] for pool in whole]
     for model in config.models or distinct(name for pool in whole for name in pool[0]["scores"]):
         if model == gold:
             continue
-        is_complete = all(
-            model in candidate["scores"] for pool in whole for candidate in pool[: sizes[-1]]
-        )
-        if not is_complete:
+        if not all(model in candidate["scores"] for pool in whole for candidate in pool):
             raise InputError(f"scores: not every candidate has one by {model!r}")
-        proxy = [[candidate["scores"][model] for candidate in pool[: sizes[-1]]] for pool in whole]
-        curves = Curves(proxy, golds, sizes)
-        yield from _model_records(model, curves, clusters, config)
+        proxy = [[candidate["scores"][model] for candidate in pool] for pool in whole]
+        yield from _model_records(model, reward_curves(proxy, golds, sizes, clusters), config)
         _add_worst(worst, model, whole, proxy, golds)
 
 
@@ -143,31 +195,88 @@ def _pool_sizes(pools: Sequence[Sequence[Record]]) -> list[int]:
     return [2**power for power in range(median.bit_length())]
 
 
-class Curves:
-    """One model's standardized rewards of its own picks, by prompt and pool size.
+class Curves(NamedTuple):
+    """What one model's picks are worth, by prompt and pool size.
 
     Attributes:
+        kind: REWARD or WIN_RATE.
         sizes: the pool sizes.
-        proxy: the model's reward of its pick, (prompts, sizes).
-        gold: the gold reward of the same pick, (prompts, sizes).
-        best: the highest gold reward of the pool, (prompts, sizes).
+        proxy: what the model makes of its own pick, (prompts, sizes).
+        gold: what the gold reward or the judge makes of it, (prompts, sizes).
+        best: the most that gold could be, (prompts, sizes).
+        clusters: the cluster of each prompt.
     """
 
-    def __init__(
-        self,
-        proxy: Sequence[Sequence[float]],
-        gold: Sequence[Sequence[float]],
-        sizes: Sequence[int],
-    ):
+    kind: str
+    sizes: Sequence[int]
+    proxy: "Array"
+    gold: "Array"
+    best: "Array"
+    clusters: Sequence[int]
+
+
+def reward_curves(
+    proxy: Sequence[Sequence[float]],
+    gold: Sequence[Sequence[float]],
+    sizes: Sequence[int],
+    clusters: Sequence[int],
+) -> Curves:
+    """The curves from rewards of all candidates, (prompts, candidates). They are standardized."""
+    import numpy as np
+
+    proxy_rewards, gold_rewards = _standardized(proxy), _standardized(gold)
+    rows = np.arange(len(proxy_rewards))
+    picks = [proxy_rewards[:, :size].argmax(1) for size in sizes]  # of equal ones the first
+    return Curves(
+        REWARD,
+        sizes,
+        np.stack([proxy_rewards[rows, pick] for pick in picks], axis=1),
+        np.stack([gold_rewards[rows, pick] for pick in picks], axis=1),
+        np.stack([gold_rewards[:, :size].max(1) for size in sizes], axis=1),
+        clusters,
+    )
+
+
+class Contests:
+    """Judged contests of one model: its pick of a pool against a random candidate of the pool.
+
+    The model prefers its own pick to every other candidate. So its own points are 1, and a half
+    where the random candidate is the pick or has the same text.
+    """
+
+    def __init__(self) -> None:
+        # By the prompt's id and the pool size: the model's points and the judge's.
+        self._points: dict[object, dict[int, tuple[float, float | None]]] = {}
+
+    def add(self, contest: Record) -> None:
+        """Add a contest. The judge's points are None where its verdict could not be read."""
+        is_same = is_same_pick(contest) or same_text(contest["a"], contest["b"])
+        gold = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(contest["winner"])
+        points = (0.5, 0.5) if is_same else (1.0, gold)
+        self._points.setdefault(contest["id"], {})[contest["best_of"]] = points
+
+    def curves(self, stats: RunStats) -> Curves:
+        """The curves of the prompts that have a readable verdict at each size.
+
+        The sizes are those that at least half of the prompts have. Other prompts are counted.
+        """
         import numpy as np
 
-        proxy_rewards, gold_rewards = _standardized(proxy), _standardized(gold)
-        rows = np.arange(len(proxy_rewards))
-        picks = [proxy_rewards[:, :size].argmax(1) for size in sizes]  # of equal ones the first
-        self.sizes = sizes
-        self.proxy = np.stack([proxy_rewards[rows, pick] for pick in picks], axis=1)
-        self.gold = np.stack([gold_rewards[rows, pick] for pick in picks], axis=1)
-        self.best = np.stack([gold_rewards[:, :size].max(1) for size in sizes], axis=1)
+        counts = Counter(size for by_size in self._points.values() for size in by_size)
+        sizes = sorted(size for size, count in counts.items() if 2 * count >= len(self._points))
+        rows, clusters = [], []
+        for name, by_size in self._points.items():
+            row = [by_size[size] for size in sizes if size in by_size]
+            if len(row) < len(sizes):
+                stats.count("left_out", "too_few_candidates")
+            elif any(gold is None for _, gold in row):
+                stats.count("left_out", "unreadable")
+            else:
+                rows.append(row)
+                clusters.append(cluster_number(name))
+        points = np.array(rows, float).reshape(len(rows), len(sizes), 2)
+        proxy, gold = points[..., 0], points[..., 1]
+        return Curves(WIN_RATE, sizes, proxy, gold, np.maximum(gold, 0.5), clusters)
 
 
 def _standardized(rewards: Sequence[Sequence[float]]) -> "Array":
@@ -180,27 +289,34 @@ def _standardized(rewards: Sequence[Sequence[float]]) -> "Array":
     return result
 
 
-def _model_records(
-    model: str, curves: Curves, clusters: Sequence[int], config: BenchConfig
-) -> Iterator[MetricRecord]:
+def _model_records(model: str, curves: Curves, config: BenchConfig) -> Iterator[MetricRecord]:
     for index, size in enumerate(curves.sizes):
         proxy, gold = curves.proxy[:, index], curves.gold[:, index]
-        values = {"proxy_reward": proxy, "gold_reward": gold, "gap": proxy - gold}
-        best = float(curves.best[:, index].mean())
-        for metric, rewards in values.items():
-            extra = {"best": best} if metric == "gold_reward" else {}
-            interval = _mean_interval(rewards, clusters, config)
-            subset, mean = f"best_of={size}", float(rewards.mean())
-            yield metric_record(NAME, model, subset, metric, mean, interval, len(proxy), **extra)
-    divergences = [kl_divergence(size) for size in curves.sizes[1:]]
-    if len(divergences) >= MIN_SIZES:
-        yield _gamma_record(model, curves, divergences, clusters, config)
+        best = {"best": float(curves.best[:, index].mean())}
+        for metric, values, extra in (
+            (f"proxy_{curves.kind}", proxy, {}),
+            (f"gold_{curves.kind}", gold, best),
+            ("gap", proxy - gold, {}),
+        ):
+            is_share = metric.endswith(WIN_RATE)
+            interval = _mean_interval(values, curves.clusters, is_share, config)
+            subset, mean = f"best_of={size}", float(values.mean())
+            yield metric_record(NAME, model, subset, metric, mean, interval, len(values), **extra)
+    if sum(size > 1 for size in curves.sizes) >= MIN_SIZES:
+        yield _gamma_record(model, curves, config)
 
 
 def _mean_interval(
-    values: "Array", clusters: Sequence[int], config: BenchConfig
+    values: "Array", clusters: Sequence[int], is_share: bool, config: BenchConfig
 ) -> Interval | None:
-    """Student's t interval of a mean; None where it is not known."""
+    """Wilson's interval of a share, else Student's t interval; None where it is not known.
+
+    A share of a half each time is known: of one candidate the pick is the random one.
+    """
+    if is_share and (values == 0.5).all():
+        return None
+    if is_share:
+        return proportion_interval(values, clusters, config.confidence)
     error = standard_error(values, clusters)
     if not error > 0:
         return None
@@ -208,19 +324,17 @@ def _mean_interval(
     return float(values.mean()) - reach, float(values.mean()) + reach
 
 
-def _gamma_record(
-    model: str,
-    curves: Curves,
-    divergences: Sequence[float],
-    clusters: Sequence[int],
-    config: BenchConfig,
-) -> MetricRecord:
+def _gamma_record(model: str, curves: Curves, config: BenchConfig) -> MetricRecord:
     """Gamma with the numbers of both fits; its interval is a bootstrap over prompts."""
     import numpy as np
 
-    count = len(divergences)
-    columns = [*curves.gold[:, 1:].T, *curves.proxy[:, 1:].T, np.ones(len(curves.proxy))]
-    rows = cluster_sums(columns, clusters)
+    fitted = [index for index, size in enumerate(curves.sizes) if size > 1]
+    divergences = [kl_divergence(curves.sizes[index]) for index in fitted]
+    golds, proxies = (
+        values[:, fitted] - RANDOM_VALUE[curves.kind] for values in (curves.gold, curves.proxy)
+    )
+    rows = cluster_sums([*golds.T, *proxies.T, np.ones(len(golds))], curves.clusters)
+    count = len(fitted)
 
     def statistic(sums: "Array") -> "Array":
         means = sums[:, :-1] / sums[:, -1:]
@@ -228,9 +342,7 @@ def _gamma_record(
             fit(divergences, means[:, :count]), fit(divergences, means[:, count:]), divergences[-1]
         )
 
-    gold, proxy = (
-        fit(divergences, values[:, 1:].mean(0)) for values in (curves.gold, curves.proxy)
-    )
+    gold, proxy = (fit(divergences, values.mean(0)) for values in (golds, proxies))
     gamma = float(gammas(gold, proxy, divergences[-1]))
     is_defined = not math.isnan(gamma)
     interval = bootstrap_interval(rows, statistic, config) if is_defined else None
@@ -241,13 +353,13 @@ def _gamma_record(
         "gamma",
         gamma if is_defined else None,
         interval,
-        len(curves.proxy),
+        len(golds),
         gold_fit=gold.tolist(),
         proxy_fit=proxy.tolist(),
     )
 
 
-def kl_divergence(size: int) -> float:
+def kl_divergence(size: float) -> float:
     """KL divergence of Best-of-N from its policy, ln N - (N - 1) / N, in nats."""
     return math.log(size) - (size - 1) / size
 
@@ -313,19 +425,7 @@ def _add_worst(
 
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:
-    """A line for each model and pool size, and a line for each model's gamma."""
-    by_key = {(row["model"], row["subset"], row["metric"]): row for row in rows}
-    cells = []
-    for model, subset in distinct((row["model"], row["subset"]) for row in rows):
-        if subset == "all":
-            continue
-        size = subset.removeprefix("best_of=")
-        of_gold = by_key[model, subset, "gold_reward"]
-        rewards = [
-            value_cell(by_key[model, subset, metric], 1, "+.2f")
-            for metric in ("proxy_reward", "gold_reward", "gap")
-        ]
-        cells.append([f"{model}, N = {size}", *rewards, f"{of_gold['best']:+.2f}"])
+    """A line for each model and pool size, rewards and win rates apart, and each model's gamma."""
     interval = f"[{100 * config.confidence:g}% interval]"
     gamma_cells = [
         [row["model"], value_cell(row, 1, ".2f") or "not defined"]
@@ -336,53 +436,100 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
         Table(
             f"{TITLE}: rewards of the model's own pick, in standard deviations {interval}",
             ["", "its own (proxy)", "gold", "gap", "best possible"],
-            cells,
+            _size_lines(rows, REWARD, 1, "+.2f"),
+        ),
+        Table(
+            f"{TITLE}: how often the model's pick beats a random candidate, % {interval}",
+            ["", "by itself (proxy)", "by the judge", "gap", "best possible"],
+            _size_lines(rows, WIN_RATE, 100, ".1f"),
         ),
         Table(f"Degree of over-optimization {interval}", ["", "gamma"], gamma_cells),
     ]
 
 
+def _size_lines(rows: Rows, kind: str, scale: int, number_format: str) -> list[list[str]]:
+    """The cells of each model and pool size, of curves of one kind."""
+    by_key = {(row["model"], row["subset"], row["metric"]): row for row in rows}
+    cells = []
+    for gold in rows:
+        if gold["metric"] != f"gold_{kind}":
+            continue
+        model, subset = gold["model"], gold["subset"]
+        size = subset.removeprefix("best_of=")
+        proxy, gap = (by_key[model, subset, metric] for metric in (f"proxy_{kind}", "gap"))
+        cells.append(
+            [
+                f"{model}, N = {size}",
+                value_cell(proxy, scale, number_format),
+                value_cell(gold, scale, number_format),
+                value_cell(gap, scale, f"+{number_format.removeprefix('+')}"),
+                format(scale * gold["best"], number_format),
+            ]
+        )
+    return cells
+
+
 def panels(rows: Rows) -> list[Rows]:
     """A panel for each model."""
-    rewards = [row for row in rows if row["metric"] in ("proxy_reward", "gold_reward")]
-    models = distinct(row["model"] for row in rewards)
-    return [[row for row in rewards if row["model"] == model] for model in models]
+    shown = [row for row in rows if row["metric"] != "gap"]
+    models = distinct(row["model"] for row in shown)
+    return [[row for row in shown if row["model"] == model] for model in models]
 
 
 def plot(axes: "Axes", rows: Rows) -> None:
-    """One model: its own reward of its picks over N, and the gold reward, with intervals."""
+    """One model: its own reward of its picks over N, and the gold reward, with their fits."""
     from musiccli.bench.report import plots
 
-    subsets = distinct(row["subset"] for row in rows)
-    for number, metric in enumerate(("proxy_reward", "gold_reward")):
-        shown = [row for row in rows if row["metric"] == metric]
-        places = plots.x_places(shown, subsets)
-        color, label = plots.color_of(number), metric.replace("_", " ")
-        axes.plot(places, plots.values_of(shown), marker="o", color=color, label=label)
-        low, high = ([row[name] for row in shown] for name in ("low", "high"))
-        if None not in low:
-            axes.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
+    gamma = {row["metric"]: row for row in rows}.get("gamma", {})
+    sizes = sorted({_size(row) for row in rows if row["subset"] != "all"})
+    kind = WIN_RATE if any(row["metric"].endswith(WIN_RATE) for row in rows) else REWARD
+    for number, name in enumerate(("proxy", "gold")):
+        shown = [row for row in rows if row["metric"] == f"{name}_{kind}"]
+        label = {"proxy": "the model's own (proxy)", "gold": "gold"}[name]
+        plots.draw_points(axes, [math.log2(_size(row)) for row in shown], shown, number, label)
+        if gamma:
+            _draw_fit(axes, gamma[f"{name}_fit"], kind, sizes[-1], plots.color_of(number))
+    best = [row for row in rows if row["metric"] == f"gold_{kind}"]
+    places = [math.log2(_size(row)) for row in best]
     axes.plot(
-        plots.x_places(shown, subsets),
-        [row["best"] for row in shown],
+        places,
+        [row["best"] for row in best],
         "--",
         color=plots.color_of(2),
         label="best possible",
     )
-    axes.set_xticks(range(len(subsets)), [name.removeprefix("best_of=") for name in subsets])
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_title(rows[0]["model"], fontsize=8)
+    axes.set_xticks([math.log2(size) for size in sizes], [str(size) for size in sizes])
+    if kind == REWARD:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    title = "not defined" if gamma.get("value") is None else f"{gamma['value']:.2f}"
+    axes.set_title(rows[0]["model"] + f"\ngamma {title}" * bool(gamma), fontsize=8)
     axes.set_xlabel("N, candidates to pick from")
+
+
+def _size(row: MetricRecord) -> int:
+    return int(row["subset"].removeprefix("best_of="))
+
+
+def _draw_fit(axes: "Axes", fitted: Sequence[float], kind: str, largest: int, color: str) -> None:
+    """The fitted function as a thin line from 1 candidate to the largest pool."""
+    import numpy as np
+
+    places = np.linspace(0, math.log2(largest), 60)
+    x = np.array([kl_divergence(2**place) for place in places])
+    values = RANDOM_VALUE[kind] + x * (fitted[0] - fitted[1] * x)
+    axes.plot(places, values, color=color, linewidth=1, label="fit")
 
 
 BENCHMARK = Benchmark(
     name=NAME,
     title=TITLE,
     summary="How far a model's opinion of its own Best-of-N pick runs ahead of a gold reward, "
-    "by N.",
-    example="music score candidates.jsonl --model rm | music score --model gold | "
-    "music bench overoptimization --gold gold",
-    parse=check_candidate,
+    "or of a judge, by N.",
+    example="""music score candidates.jsonl --model rm | music score --model gold | \
+music bench overoptimization --gold gold
+music pair scored.jsonl --best-of 2,4,8 --a rm --b baseline/first | music judge --judge MODEL | \
+music bench overoptimization""",
+    parse=check_record,
     metrics=metrics,
     tables=tables,
     plot=plot,

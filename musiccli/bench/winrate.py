@@ -15,6 +15,7 @@ from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.tables import Table, distinct, value_cell
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
+from musiccli.bench.stats.contests import is_same_pick
 from musiccli.bench.stats.intervals import proportion_interval
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
@@ -62,7 +63,7 @@ class Contests:
 
 def check_contest(record: Record, config: BenchConfig = BenchConfig()) -> Record:
     """Check a judged record. A contest in which both models picked the same needs no judge."""
-    if _is_same_pick(record):
+    if is_same_pick(record):
         record.setdefault("winner", "tie")
     for field, (kind, expected) in FIELD_TYPES.items():
         if record.get(field) is not None and not isinstance(record[field], kind):
@@ -106,7 +107,7 @@ def metrics(
 def _ending(record: Record) -> str:
     """How a contest ended for its first side, one of ENDINGS."""
     first, second = side_names(record)
-    if _is_same_pick(record):
+    if is_same_pick(record):
         return "same_pick"
     if record["winner"] in (first, second):
         return "win" if record["winner"] == first else "loss"
@@ -114,11 +115,6 @@ def _ending(record: Record) -> str:
         return "unreadable"
     outcomes = votes.outcomes_by_judge(record.get("votes") or []).values()
     return "inconsistent" if votes.panel_verdict([*outcomes]) == votes.INCONSISTENT else "tie"
-
-
-def _is_same_pick(record: Record) -> bool:
-    picks = record.get("picks")
-    return isinstance(picks, dict) and "a" in picks and picks["a"] == picks.get("b")
 
 
 def _matchup(record: Record) -> Matchup:
