@@ -16,7 +16,13 @@ from test_contract import commands as all_commands
 from musiccli.cli.paths import PathUse, path_uses, refuse_same_paths
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError
-from musiccli.core.partial_files import locked_folder, partial_folder
+from musiccli.core.partial_files import (
+    PARTIAL_FILE,
+    PARTIAL_FOLDER,
+    empty_folder,
+    locked_folder,
+    partial_folder,
+)
 
 SAME = "this run's own input or output; name another file"
 NEEDED = {  # what else a command must be given before it looks at its paths
@@ -65,7 +71,11 @@ WORDS = {  # options with few values, and a name; help shows their kind
     *("schedule",),
 }
 PATHS = {"FILE", "DIR", "DIR|ID", "SET|FOLDER", "DATASET"}
-MODELS = {("train", "model"), ("merge", "model")}  # a MODEL that is read; the others are called
+MODELS = {("train", "model"), ("merge", "model")}  # a MODEL that is read
+CHAT_MODELS = {  # one that is called, and a folder behind local/
+    *(("simulate", option) for option in ("assistant", "user", "contraster")),
+    *(("judge", "judges"), ("bench audit", "judges")),
+}
 
 
 @cache
@@ -92,10 +102,16 @@ def pairs_of_paths() -> list[tuple[str, str, str]]:
     ]
 
 
+def spelled_as_value(name: str, option: str, path: str) -> str:
+    """A path as the option takes it."""
+    return f"local/{path}" if (name, option) in CHAT_MODELS else path
+
+
 def typed(name: str, option: str, path: str) -> list[str]:
     """The option with a path, as people type it."""
     [parameter] = [p for p in commands()[name].params if p.name == option]
     spelled = [text for text in parameter.opts if text.startswith("-")]
+    path = spelled_as_value(name, option, path)
     return [spelled[0], path] if spelled else [path]
 
 
@@ -123,7 +139,7 @@ def test_every_path_of_a_command_is_in_the_guard(name):
         if name == "serve":  # it writes nothing, and reads no records
             assert metavar in PATHS | PLAIN, metavar
             continue
-        is_path = metavar in PATHS or (metavar == "MODEL" and (name, parameter.name) in MODELS)
+        is_path = metavar in PATHS or (name, parameter.name) in MODELS | CHAT_MODELS
         assert is_path or metavar in PLAIN | {"MODEL"}, f"{parameter.name}: is {metavar} a path?"
         assert is_path == (parameter.name in uses(name)), parameter.name
 
@@ -139,7 +155,8 @@ def test_an_output_is_no_other_path_of_the_run(same, folder):
     elif same == "hard link":
         os.link(path, second := "link")
     for name, written, other in pairs_of_paths():
-        values = dict.fromkeys(uses(name)) | {written: second, other: [path]}
+        values = dict.fromkeys(uses(name)) | {written: second}
+        values[other] = [spelled_as_value(name, other, path)]
         with pytest.raises(InputError, match=f"^`({written}|{other})` .*: {SAME}$"):
             refuse_same_paths(uses(name), values)
 
@@ -202,12 +219,78 @@ def test_a_page_may_go_to_standard_output_in_place_of_the_text(folder):
     assert music("show", "in.jsonl", "--html", "-").out.startswith(b"<!doctype html>")
 
 
-def test_a_file_of_a_dataset_folder_is_not_replaced(folder):
-    (folder / "data").mkdir()
-    inputs(folder / "data")
-    first = music("sample", "data", "--emit", "pairs", "-o", "data/out.jsonl")
-    second = music("sample", "data", "--emit", "pairs", "-o", "data/out.jsonl")
-    assert (first.status, second.status) == (0, 2) and second.err.endswith(f"{SAME}\n")
+FOLDERS = [  # (command, an option that may be a folder): `in.jsonl` is no folder elsewhere
+    (name, option)
+    for name in commands()
+    for option, use in uses(name).items()
+    if use.names != "path" or option in ("datasets", "exclude", "adapter", "out", "plot_beside")
+]
+
+
+@pytest.mark.parametrize("name, outer", FOLDERS)
+@pytest.mark.parametrize("place", ["rm/new", "rm/deep/new", "rm/old", "link"])
+def test_nothing_is_written_into_a_folder_of_the_run(name, outer, place, folder):
+    """Neither a new file, nor an old one, nor one that the folder holds by a link."""
+    (folder / "rm" / "deep").mkdir(parents=True)
+    write(folder / "rm" / "old", b"old")
+    write(folder / "link", b"link")
+    os.symlink("../link", folder / "rm" / "model.safetensors")
+    expected = "lies in `{}` .*, which this run {}; name a place elsewhere$"
+    for written in (option for option in uses(name) if uses(name)[option].written):
+        if written != outer:
+            values = dict.fromkeys(uses(name)) | {written: place}
+            values[outer] = spelled_as_value(name, outer, "rm")
+            does = "writes" if uses(name)[outer].written else "reads"
+            with pytest.raises(InputError, match=expected.format(outer, does)):
+                refuse_same_paths(uses(name), values)
+
+
+@pytest.mark.parametrize("inner", ["files", "model", "init_from", "held_out", "accelerate_config"])
+def test_nothing_is_read_from_a_folder_that_is_written(inner, folder):
+    values = dict.fromkeys(uses("train")) | {"out": "rm", inner: "rm/adapter"}
+    with pytest.raises(InputError, match="rm/adapter: lies in `out` rm, which this run writes; "):
+        refuse_same_paths(uses("train"), values)
+
+
+def test_places_beside_a_folder_are_free(folder):
+    (folder / "rm").mkdir()
+    for name, outer in FOLDERS:
+        values = dict.fromkeys(uses(name)) | {outer: spelled_as_value(name, outer, "rm")}
+        written = [option for option in uses(name) if uses(name)[option].written]
+        for number, option in enumerate(written):
+            if option != outer:
+                refuse_same_paths(uses(name), values | {option: f"rm{number}.jsonl"})
+
+
+def test_a_set_of_prompts_and_a_models_name_are_no_folders(folder):
+    for name in ("paper", "openai"):
+        (folder / name).mkdir()
+    values = dict.fromkeys(uses("judge")) | {"prompts": "paper", "judges": ["openai/x"]}
+    refuse_same_paths(uses("judge"), values | {"output": "paper/out", "rejects": "openai/x"})
+
+
+@pytest.mark.parametrize("model", ["local/gemma3-270m", "cache/models/gemma3-270m-1"])
+def test_no_output_replaces_a_bundled_model(model, folder):
+    path = "cache/models/gemma3-270m-1/model.safetensors"
+    done = music("score", "--model", model, "-o", path)
+    assert done.status == 2 and f"--output {path}: lies in --model " in done.err
+
+
+@pytest.mark.slow
+def test_a_stream_that_is_redirected_into_a_folder_is_in_the_guard(folder):
+    (folder / "rm").mkdir()
+    line = '"$@" score --model rm > rm/out.jsonl'
+    done = subprocess.run(["sh", "-c", line, "sh", *COMMAND], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("music score: error: --output -: lies in --model rm, which")
+
+
+def test_what_a_killed_run_left_may_be_read_but_not_while_its_output_is_written(folder):
+    inputs(folder)
+    os.rename("in.jsonl", ".out.jsonl.partial")
+    done = music("show", ".out.jsonl.partial", "-o", "out.jsonl")
+    assert done.lines == [f"music show: error: --output out.jsonl: {SAME}"]
+    assert music("show", ".out.jsonl.partial", "-o", "other.jsonl").status == 0
 
 
 def partial(folder) -> list[str]:
@@ -220,7 +303,7 @@ def test_a_file_is_private_until_it_is_complete(folder, umask):
     try:
         output = jsonl.open_output("out.jsonl")
         [name] = partial(folder)
-        assert stat.S_IMODE(os.stat(name).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(name).st_mode) == PARTIAL_FILE
         output.write({"id": 1})
         output.close()
     finally:
@@ -233,7 +316,7 @@ def test_a_file_is_private_until_it_is_complete(folder, umask):
 def test_a_file_that_is_replaced_keeps_its_mode(folder, mode):
     write(folder / "out.jsonl", b"before").chmod(mode)
     output = jsonl.open_output("out.jsonl")
-    assert stat.S_IMODE(os.stat(partial(folder)[0]).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(partial(folder)[0]).st_mode) == PARTIAL_FILE
     output.close()
     assert stat.S_IMODE(os.stat("out.jsonl").st_mode) == mode
 
@@ -329,18 +412,59 @@ def test_two_runs_into_one_folder_are_refused(folder):
     with locked_folder(folder / "rm"), pytest.raises(InputError, match="another run is writing"):
         locked_folder(folder / "rm").__enter__()
     with partial_folder(folder / "new") as scratch:
-        assert stat.S_IMODE(scratch.stat().st_mode) == 0o700
+        assert stat.S_IMODE(scratch.stat().st_mode) == PARTIAL_FOLDER
         with pytest.raises(InputError, match="another run is writing"):
             partial_folder(folder / "new").__enter__()
     with locked_folder(folder / "rm"):
         assert os.listdir() == ["rm"]
 
 
-def test_a_stale_folder_is_cleared(folder):
-    (folder / ".new.partial" / "deep").mkdir(parents=True)
+KILLED = (
+    "import os, pathlib\nfrom musiccli.core.partial_files import partial_folder\n"
+    "with partial_folder(pathlib.Path('new')) as scratch:\n"
+    "    (scratch / 'deep').mkdir()\n    os._exit(9)\n"
+)
+
+
+@pytest.mark.slow
+def test_a_folder_that_a_killed_run_left_is_cleared(folder):
+    assert subprocess.run([sys.executable, "-c", KILLED]).returncode == 9
+    assert os.listdir(".new.partial") == ["deep"]
     with partial_folder(folder / "new") as scratch:
         assert os.listdir(scratch) == []
     assert os.listdir() == []
+
+
+def test_an_empty_folder_or_file_is_cleared(folder):
+    (folder / ".new.partial").mkdir()
+    with partial_folder(folder / "new"):
+        pass
+    (folder / ".out.jsonl.partial").touch()
+    jsonl.open_output("out.jsonl").close()
+    assert os.listdir() == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to a folder"])
+def test_what_somebody_keeps_under_the_name_of_a_partial_file_stays(kind, folder):
+    (folder / "mine").mkdir()
+    write(folder / "mine" / "data", b"mine")
+    if kind == "file":
+        write(folder / ".new.partial", b"mine")
+    elif kind == "folder":
+        os.rename("mine", ".new.partial")
+    else:
+        os.symlink("mine", ".new.partial")
+    before = sorted(os.walk("."))
+    for write_something in (
+        lambda: jsonl.open_output("new"),
+        lambda: partial_folder(folder / "new").__enter__(),
+        lambda: empty_folder(folder / ".new.partial"),
+    ):
+        with pytest.raises(InputError, match="is in the way; no run left it there, so move it"):
+            write_something()
+    assert sorted(os.walk(".")) == before
+    if kind == "file":
+        assert (folder / ".new.partial").read_bytes() == b"mine\n"
 
 
 @pytest.mark.slow

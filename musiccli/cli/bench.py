@@ -18,7 +18,7 @@ from musiccli.cli.app import app
 from musiccli.cli.bench_report import report
 from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
 from musiccli.cli.options import SEED
-from musiccli.cli.paths import WRITTEN
+from musiccli.cli.paths import CHAT_MODEL_READ, WRITTEN
 from musiccli.cli.run import Run, stage
 from musiccli.core.records import Record
 from musiccli.judge.config import JudgeConfig
@@ -80,6 +80,7 @@ JUDGES = Annotated[
         help="Also ask this LLM, in both orders, which reply of each contrasted turn is better; "
         "may be repeated. Left out: nobody is asked.",
     ),
+    CHAT_MODEL_READ,
 ]
 MAX_TOKENS = Annotated[int, typer.Option(min=1, help="Longest explanation and verdict, in tokens.")]
 PLOT = Annotated[

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from musiccli.cli.options import SEED
-from musiccli.cli.paths import READ, WRITTEN
+from musiccli.cli.paths import MODEL_READ, WRITTEN
 from musiccli.cli.run import Run
 from musiccli.core import records
 from musiccli.core.records import Record
@@ -24,7 +24,7 @@ MODEL = Annotated[
         help="The reward model: a folder that music train wrote, or any sequence classifier with "
         "one label from the hub.",
     ),
-    READ,
+    MODEL_READ,
 ]
 PAGE = Annotated[
     str,

@@ -6,6 +6,7 @@ import typer
 
 from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
 from musiccli.cli.options import SEED
+from musiccli.cli.paths import CHAT_MODEL_READ
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.judge.config import JudgeConfig
@@ -24,6 +25,7 @@ def judge(
             help="A judge, in litellm's naming or local/NAME; give it several times to decide by "
             "majority.",
         ),
+        CHAT_MODEL_READ,
     ] = list(JudgeConfig.judges),  # noqa: B006
     prompts: PROMPTS = None,
     max_tokens: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from musiccli.cli.paths import READ, PathUse
+from musiccli.cli.paths import PathUse
 from musiccli.cli.run import Run
 from musiccli.core.progress import table
 from musiccli.llm.config import ClientConfig
@@ -28,7 +28,7 @@ PROMPTS = Annotated[
         help="Prompt texts: paper, small (for models of few parameters), or a folder with your own "
         "files; left out: small for the bundled models, else paper.",
     ),
-    READ,
+    PathUse(names="prompts"),
 ]
 CACHE = Annotated[
     str | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.app import plain_command
-from musiccli.cli.paths import READ, WRITTEN
+from musiccli.cli.paths import MODEL_READ, READ, WRITTEN
 from musiccli.core.progress import Clock, say
 
 
@@ -33,7 +33,7 @@ def merge(
             show_default=False,
             help="The adapter's backbone. Left out: the one that the adapter names.",
         ),
-        READ,
+        MODEL_READ,
     ] = None,
 ) -> None:
     """Merge a LoRA adapter into its backbone: a plain checkpoint with the same scores.

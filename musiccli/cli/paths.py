@@ -3,16 +3,19 @@
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from musiccli.core import jsonl
 from musiccli.core.cache_folder import cache_folder
 from musiccli.core.errors import InputError
+from musiccli.core.partial_files import partial_path
 
 STORE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # SQLite's files of one database
+
+FileId = tuple[int, int]  # device and inode of a regular file or folder
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,18 @@ class PathUse:
         written: whether it writes there; else it reads.
         store: the name of a database in the cache folder, used where the option is left out.
         replaces: the option whose output this one's takes the place of.
-        whole: whether all files in a folder are read.
+        names: what the option's values name: a file or folder; a reward model or backbone; a model
+            that is called, which is a folder only behind `local/`; a set of prompts or a folder.
     """
 
     written: bool = False
     store: str = ""
     replaces: str = ""
-    whole: bool = False
+    names: Literal["path", "model", "chat model", "prompts"] = "path"
 
 
 READ, WRITTEN = PathUse(), PathUse(written=True)
+MODEL_READ, CHAT_MODEL_READ = PathUse(names="model"), PathUse(names="chat model")
 
 
 class UsedPath(NamedTuple):
@@ -41,8 +46,19 @@ class UsedPath(NamedTuple):
     option: str
     path: str
     use: PathUse
-    real: str
-    file: tuple[int, int] | None  # device and inode of a regular file or folder
+    real: Path
+    file: FileId | None
+
+
+@dataclass
+class Folder:
+    """A path in use that is, or will be, a folder."""
+
+    used: UsedPath
+    files: set[FileId] = field(default_factory=set)  # those at its top; some may be links
+
+    def contains(self, path: UsedPath) -> bool:
+        return self.used.real in path.real.parents or path.file in self.files
 
 
 def path_uses(annotations: Mapping[str, Any]) -> dict[str, PathUse]:
@@ -56,7 +72,9 @@ def path_uses(annotations: Mapping[str, Any]) -> dict[str, PathUse]:
 
 
 def refuse_same_paths(uses: Mapping[str, PathUse], values: Mapping[str, Any]) -> None:
-    """Raise InputError where an output is also an input or another output.
+    """Raise InputError where an output is another path of the run, or lies in its folder.
+
+    A path that is read may not lie in a folder that is written, either.
 
     Args:
         uses: of the command's options.
@@ -69,6 +87,11 @@ def refuse_same_paths(uses: Mapping[str, PathUse], values: Mapping[str, Any]) ->
         if option not in replaced
         for path in _used_paths(option, use, values[option])
     ]
+    _refuse_equal(used)
+    _refuse_nested(used)
+
+
+def _refuse_equal(used: list[UsedPath]) -> None:
     taken = [path for path in used if not path.use.written]
     for path in used:
         if path.use.written:
@@ -80,47 +103,97 @@ def refuse_same_paths(uses: Mapping[str, PathUse], values: Mapping[str, Any]) ->
             taken.append(path)
 
 
+def _refuse_nested(used: list[UsedPath]) -> None:
+    folders = [Folder(path, _files_in(path.real)) for path in used]
+    for path in used:
+        for folder in folders:
+            outer = folder.used
+            written = path.use.written or outer.use.written
+            if written and path.option != outer.option and folder.contains(path):
+                does = "writes" if outer.use.written else "reads"
+                raise InputError(
+                    f"`{path.option}` {path.path}: lies in `{outer.option}` {outer.path}, which "
+                    f"this run {does}; name a place elsewhere"
+                )
+
+
+def _files_in(folder: Path) -> set[FileId]:
+    """The files at the top of a folder: a link there may point to one that lies elsewhere."""
+    try:
+        with os.scandir(folder) as entries:
+            states = [entry.stat() for entry in entries if entry.is_file()]
+    except OSError:  # no folder, or none yet
+        return set()
+    return {(state.st_dev, state.st_ino) for state in states}
+
+
 def _used_paths(option: str, use: PathUse, value: str | list[str] | None) -> Iterator[UsedPath]:
     for path in _typed_paths(option, use, value):
-        if use.store:
-            yield from (_used_path(option, path + suffix, use) for suffix in STORE_SUFFIXES)
-        elif used := _used_path(option, path, use):
-            yield used
+        suffixes = STORE_SUFFIXES if use.store else ("",)
+        for suffix in suffixes:
+            yield _used_path(option, path + suffix, use)
+        if use.written and not use.store and path != "-":
+            partial = partial_path(Path(os.path.realpath(path)))
+            yield UsedPath(option, path, use, partial, _file_at(partial))
 
 
-def _typed_paths(option: str, use: PathUse, value: str | list[str] | None) -> Iterable[str]:
+def _typed_paths(option: str, use: PathUse, value: str | list[str] | None) -> list[str]:
     """The option's paths. Without any, records are read from and written to the streams."""
-    if value:
-        return [value] if isinstance(value, str) else value
-    if use.store:
-        return [str(cache_folder() / use.store)]
-    return ["-"] if option in ("files", "output") else []
+    if not value:
+        if use.store:
+            return [str(cache_folder() / use.store)]
+        return ["-"] if option in ("files", "output") else []
+    values = [value] if isinstance(value, str) else value
+    if use.names == "prompts":
+        from musiccli.prompts import SETS
+
+        return [value for value in values if value not in SETS]
+    if use.names == "chat model":
+        values = [value for value in values if value.startswith("local/")]
+    return [_model_path(value) for value in values] if "model" in use.names else values
+
+
+def _model_path(model: str) -> str:
+    """The folder of a model. That of a bundled one is in the cache; a hub id is none."""
+    from musiccli.core.bundled_models import BUNDLED_MODELS, MODELS_FOLDER
+
+    name = model.removeprefix("local/")
+    is_bundled = name != model and name in BUNDLED_MODELS
+    return str(cache_folder() / MODELS_FOLDER) if is_bundled else name
 
 
 def _used_path(option: str, path: str, use: PathUse) -> UsedPath:
-    real = os.path.realpath(path)
-    if path == "-":
-        real = "<stdout>" if use.written else "<stdin>"
-    return UsedPath(option, path, use, real, _file(path, use))
+    if path != "-":
+        return UsedPath(option, path, use, Path(os.path.realpath(path)), _file_at(path))
+    stream = _descriptor(use)
+    file = None if stream is None else _file_at(stream)
+    # On Linux, the link tells which file a stream was redirected to.
+    real = os.path.realpath(f"/dev/fd/{stream}") if file else ""
+    return UsedPath(
+        option, path, use, Path(real or ("<stdout>" if use.written else "<stdin>")), file
+    )
 
 
-def _file(path: str, use: PathUse) -> tuple[int, int] | None:
+def _descriptor(use: PathUse) -> int | None:
+    """Of the stream that "-" is; None where it is closed."""
+    try:
+        stream = sys.stdout if use.written else jsonl.standard_input()
+        return stream.fileno()  # type: ignore[union-attr]  # AttributeError
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _file_at(path: str | Path | int) -> FileId | None:
     """Device and inode of a regular file or folder; None for a device, a pipe or nothing."""
     try:
-        if path != "-":
-            status = os.stat(path)
-        else:
-            stream = sys.stdout if use.written else jsonl.standard_input()
-            status = os.fstat(stream.fileno())  # type: ignore[union-attr]  # AttributeError
-    except (OSError, ValueError, AttributeError):  # missing, or a stream that is closed
+        status = os.stat(path)
+    except (OSError, ValueError):
         return None
     kinds = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)
     return (status.st_dev, status.st_ino) if any(kinds) else None
 
 
 def _is_same(written: UsedPath, earlier: UsedPath) -> bool:
-    if written.file and earlier.use.whole and Path(earlier.real) in Path(written.real).parents:
-        return True  # a file of the folder that is read
     if written.file and written.file == earlier.file:
         return True
     return written.real == earlier.real and not _is_device(written.path)

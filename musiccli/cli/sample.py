@@ -7,7 +7,7 @@ import typer
 
 from musiccli.cli.option_names import as_typed
 from musiccli.cli.options import SEED
-from musiccli.cli.paths import PathUse
+from musiccli.cli.paths import READ
 from musiccli.cli.run import Run, stage
 from musiccli.cli.show import Color, terminal_width, use_color
 from musiccli.core.errors import InputError
@@ -33,7 +33,7 @@ def sample(
             "standard input, a hub id (OWNER/NAME), or a short name, as skywork; music help "
             "datasets lists them.",
         ),
-        PathUse(whole=True),
+        READ,
     ],
     emit: Annotated[
         Emit, typer.Option(help="The kind of record to make of each row.")
@@ -120,7 +120,7 @@ def sample(
             help="Drop what overlaps this benchmark: the same first prompt, or 13 successive words "
             "of any prompt (characters, in scripts without spaces).",
         ),
-        PathUse(whole=True),
+        READ,
     ] = None,
     config: Annotated[
         str | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.options import ACCELERATE_CONFIG, BUDGET, MAX_LENGTH, NUM_PROCESSES
-from musiccli.cli.paths import READ, PathUse
+from musiccli.cli.paths import MODEL_READ, PathUse
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.score.config import ScoreConfig
@@ -21,7 +21,7 @@ def score(
             help="The reward model: a folder that music train wrote, or any sequence classifier "
             "with one label from the hub.",
         ),
-        READ,
+        MODEL_READ,
     ],
     as_: Annotated[
         str | None,

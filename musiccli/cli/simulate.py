@@ -14,6 +14,7 @@ from musiccli.cli.llm_options import (
     with_llm_options,
 )
 from musiccli.cli.options import SEED
+from musiccli.cli.paths import CHAT_MODEL_READ
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.simulate.config import SimulateConfig
@@ -38,16 +39,19 @@ def simulate(
             help="Plays the assistant, in litellm's naming (gemini/gemini-1.5-pro, "
             "hosted_vllm/NAME) or local/NAME.",
         ),
+        CHAT_MODEL_READ,
     ] = SimulateConfig.assistant,
     user: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Plays the user; left out: the assistant's model."),
+        CHAT_MODEL_READ,
     ] = SimulateConfig.user,
     contraster: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL", help="Writes the contrasted replies; left out: the assistant's model."
         ),
+        CHAT_MODEL_READ,
     ] = SimulateConfig.contraster,
     user_turns: Annotated[
         UserTurns,

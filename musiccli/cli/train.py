@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES, SEED
-from musiccli.cli.paths import READ, WRITTEN
+from musiccli.cli.paths import MODEL_READ, READ, WRITTEN
 from musiccli.cli.run import Run, stage
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError
@@ -33,7 +33,7 @@ def train(
             metavar="MODEL",
             help="The backbone, which gets a new reward head: a hub id, a folder or local/NAME.",
         ),
-        READ,
+        MODEL_READ,
     ] = TrainConfig.model,
     init_from: Annotated[
         str | None,
@@ -42,7 +42,7 @@ def train(
             show_default=False,
             help="A reward model to continue from, with its head, in place of --model.",
         ),
-        READ,
+        MODEL_READ,
     ] = TrainConfig.init_from,
     batch: Annotated[
         int, typer.Option(min=1, help="Pairs in one optimizer step, over all processes.")

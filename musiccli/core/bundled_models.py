@@ -29,6 +29,7 @@ from musiccli.core.errors import InputError
 from musiccli.core.pretrained import load_language_model, load_tokenizer
 from musiccli.core.quiet_libraries import quiet_libraries
 
+MODELS_FOLDER = "models"  # in the cache folder
 GEMMA_TEMPLATE = Path(__file__).parent / "templates" / "gemma.jinja"
 
 
@@ -127,7 +128,7 @@ def bundled_model_folder(name: str, say: Callable[[str], None] = lambda text: No
     Several processes may call this at the same time; one converts, and the others wait.
     """
     model = BUNDLED_MODELS[name]
-    target = cache_folder() / "models" / f"{name}-{model.sha256[:12]}"
+    target = cache_folder() / MODELS_FOLDER / f"{name}-{model.sha256[:12]}"
     if _is_as_converted(model, target):
         return target
     make_private_folder(target.parent)

@@ -1,7 +1,8 @@
 """Files and folders that are written beside their target, and renamed when they are complete.
 
-A partial file is private and locked. So a second run into the same target is refused, and what a
-killed run left behind is known to be nobody's: its lock ended with it.
+A partial file is private, marked and locked. So a second run into the same target is refused, and
+what a killed run left behind is known to be nobody's: its lock ended with it. Something without the
+mark is somebody's own, whatever its name, and stays unless it is empty.
 """
 
 import contextlib
@@ -15,10 +16,19 @@ from musiccli.core.errors import InputError
 
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 NEVER_WAIT = os.O_NOFOLLOW | os.O_NONBLOCK
+# The sticky bit is the mark. It means nothing on files, and on folders of one user. The call that
+# creates them sets it, and nobody sets it by accident.
+MARK = stat.S_ISVTX
+PARTIAL_FILE, PARTIAL_FOLDER = 0o600 | MARK, 0o700 | MARK
+
+
+def partial_path(target: Path) -> Path:
+    """Where a file or folder is written before it is complete."""
+    return target.with_name(f".{target.name}.partial")
 
 
 def create_partial(target: Path, name: str) -> tuple[Path, int]:
-    """Create the partial file of a target: mode 0600, locked, and not there before.
+    """Create the partial file of a target: private, marked, locked, and not there before.
 
     Args:
         target: the file to write, not a link.
@@ -28,13 +38,13 @@ def create_partial(target: Path, name: str) -> tuple[Path, int]:
         The path, and the descriptor, which holds the lock until it is closed.
 
     Raises:
-        InputError: another run writes the target.
+        InputError: another run writes the target, or something else has the partial file's name.
         OSError: it cannot be created.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_path(target)
     while True:
         try:
-            descriptor = os.open(partial, NEW_FILE, 0o600)
+            descriptor = os.open(partial, NEW_FILE, PARTIAL_FILE)
         except FileExistsError:
             _remove_stale(partial, name)
             continue
@@ -48,15 +58,15 @@ def partial_folder(target: Path) -> Iterator[Path]:
     """A private, locked folder beside a target folder, removed at the end of this context.
 
     Raises:
-        InputError: another run writes the target.
+        InputError: another run writes the target, or something else has the partial folder's name.
         OSError: it cannot be created.
     """
     from shutil import rmtree
 
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_path(target)
     while True:
         try:
-            partial.mkdir(mode=0o700)
+            _make_marked(partial)
         except FileExistsError:
             _remove_stale(partial, str(target))
             continue
@@ -88,9 +98,16 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def empty_folder(folder: Path) -> Path:
-    """Make a private folder in place of what is there, and return it. No link is followed."""
-    _remove(folder)
-    folder.mkdir(mode=0o700)
+    """Make a private, marked folder in place of the one that a killed run left, and return it.
+
+    Raises:
+        InputError: something else is there.
+    """
+    if os.path.lexists(folder):
+        if not _is_ours(folder):
+            raise _in_the_way(str(folder.parent), folder)
+        _remove(folder)
+    _make_marked(folder)
     return folder
 
 
@@ -125,7 +142,7 @@ def _remove_stale(partial: Path, name: str) -> None:
     try:
         mode = os.lstat(partial).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise InputError(f"{name}: cannot be written: {partial} is in the way; remove it")
+            raise _in_the_way(name, partial)
         access = os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR
         descriptor = os.open(partial, access | NEVER_WAIT)
     except FileNotFoundError:  # that run has ended since
@@ -137,19 +154,44 @@ def _remove_stale(partial: Path, name: str) -> None:
         if locked is None:
             raise InputError(f"{name}: {partial} is another run's; remove it if that run has ended")
         if is_at(partial, descriptor):
+            if not _is_ours(partial):
+                raise _in_the_way(name, partial)
             _remove(partial)
     finally:
         os.close(descriptor)
 
 
+def _make_marked(folder: Path) -> None:
+    folder.mkdir(mode=PARTIAL_FOLDER)
+    if not folder.stat().st_mode & MARK:  # macOS sets it only so
+        with contextlib.suppress(OSError):  # without the mark nobody removes it but this run
+            folder.chmod(PARTIAL_FOLDER)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder bears the mark, or is empty, so that nothing is lost with it."""
+    state = os.lstat(path)
+    if state.st_mode & MARK and state.st_uid == os.geteuid():
+        return True
+    if stat.S_ISDIR(state.st_mode):
+        return not os.listdir(path)
+    return stat.S_ISREG(state.st_mode) and state.st_size == 0
+
+
 def _remove(path: Path) -> None:
-    """Remove a file, a folder or a link, where there is one."""
+    """Remove a file or a folder."""
     from shutil import rmtree
 
     if path.is_dir() and not path.is_symlink():
         rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _in_the_way(name: str, path: Path) -> InputError:
+    return InputError(
+        f"{name}: cannot be written: {path} is in the way; no run left it there, so move it away"
+    )
 
 
 def _written_by_another_run(name: str) -> InputError:

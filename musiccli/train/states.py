@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import orjson
 from accelerate import Accelerator
 
-from musiccli.core.cache_folder import make_private_folder
+from musiccli.core.cache_folder import PRIVATE_FOLDER, make_private_folder
 from musiccli.core.errors import InputError
 from musiccli.core.partial_files import empty_folder
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
@@ -64,6 +64,7 @@ class TrainingStates:
         if self.accelerator.is_main_process:
             state = {"step": step, "vocabulary": self.vocabulary, **self.identity}
             (partial / STATE_FILE).write_bytes(orjson.dumps(state))
+            partial.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
             os.rename(partial, target)
             remove_states(self.out, keep=target)
         self.accelerator.wait_for_everyone()
@@ -78,7 +79,7 @@ class TrainingStates:
         Raises:
             InputError: the state is damaged, or belongs to another run.
         """
-        folders = sorted(self.folder.glob("step-*"))
+        folders = _states(self.folder)
         if not folders:
             return 0, []
         folder = folders[-1]
@@ -105,10 +106,17 @@ class TrainingStates:
 def remove_states(out: Path, keep: Path | None = None) -> None:
     """Remove a run's states except `keep`, and their folder if nothing else is in it."""
     folder = out / STATES_FOLDER
-    for state in {*folder.glob("step-*"), *folder.glob(".step-*")} - {keep}:
+    for state in {*_states(folder), *_states(folder, ".step-")} - {keep}:
         shutil.rmtree(state, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def _states(folder: Path, prefix: str = "step-") -> list[Path]:
+    """The states in a folder, oldest first. A copy that somebody named otherwise is none."""
+    return sorted(
+        path for path in folder.glob(f"{prefix}*") if path.name.removeprefix(prefix).isdecimal()
+    )
 
 
 def refuse_other_run(notes: dict[str, Any], identity: RunIdentity, out: Path) -> list[str]:
