@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from build import talk, weather
 from console import music, start, wait_until
-from toys import backbone, pairs
+from toys import JSON_CALLS, backbone, pairs, tokenizer
 
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.chat_template import ChatTemplate
 from musiccli.score.config import ScoreConfig
 from musiccli.score.scorer import score
 from musiccli.serve.actor_template import ActorTemplate
@@ -266,6 +267,17 @@ def test_openrlhf_sends_text_of_the_actor_and_gets_null_for_what_cannot_be_read(
     assert reply["extra_logs"]["truncated"] == [0.0, 0.0]
     [error] = reply["errors"]
     assert error["index"] == 1
+
+
+def test_openrlhf_sends_tool_turns_as_the_actor_writes_them(model):
+    """The reward model reads them as its own template writes them."""
+    tokens = tokenizer("smollm2")
+    tokens.chat_template = JSON_CALLS
+    text = ChatTemplate(tokens).render(weather()["messages"], weather()["tools"])
+    [right] = expected(model, [weather()])
+    with running(model, actor=ActorTemplate(tokens)) as client:
+        [reward] = client.post("/get_reward", query=[text])["rewards"]
+    assert reward == pytest.approx(right, **CLOSE)
 
 
 def test_openrlhf_scores_an_empty_reply(model, client):

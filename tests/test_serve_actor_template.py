@@ -1,10 +1,11 @@
 """Text of the model in training is read back into messages, or refused."""
 
 import pytest
-from build import talk
-from toys import gemma_template, tokenizer
+from build import assistant, call, result, system, talk, user, weather
+from toys import JSON_CALLS, QWEN, gemma_template, tokenizer
 
 from musiccli.core.errors import InputError, RecordError
+from musiccli.reward_model.chat_template import ChatTemplate
 from musiccli.serve.actor_template import ActorTemplate
 
 LLAMA3 = (  # in the manner of Llama 3
@@ -112,3 +113,61 @@ def test_a_template_that_drops_turns_is_refused():
 def test_a_template_without_marks_is_refused():
     with pytest.raises(InputError, match="puts no marks between messages"):
         ActorTemplate(template("{% for m in messages %}{{ m.content }}\n{% endfor %}"))
+
+
+TWICE = assistant("I look.") | {
+    "tool_calls": [*call("weather", city="Oslo")["tool_calls"], *call("now")["tool_calls"]]
+}
+TOOL_TURNS = [
+    weather()["messages"],
+    [
+        system("Be brief."),
+        *talk("q", "a", "Where is it warm?"),
+        TWICE,
+        result("3 C"),
+        result("Monday"),
+        call("weather", city="Rome {1}"),
+        result("9 C"),
+        *talk("", "In Rome.", "r", "b")[1:],
+    ],
+    [user("q"), call("weather", "I look.", city="Oslo")],
+]
+
+
+@pytest.mark.parametrize("messages", TOOL_TURNS)
+@pytest.mark.parametrize("tools", [None, weather()["tools"], weather()["tools"] * 2])
+@pytest.mark.parametrize("name", [JSON_CALLS, "smollm2", gemma_template()])
+def test_calls_results_and_functions_on_offer_are_read_back(name, messages, tools):
+    actor = ActorTemplate(template(name))
+    reply = actor.read(actor._template.render(messages, tools or ()))
+    shown = messages
+    if name == gemma_template() and messages[0]["role"] == "system" and not tools:
+        shown = ChatTemplate(template(name)).fold_system(messages)  # it stays in the user's text
+    assert stripped(reply.messages) == shown
+    assert reply.tools == tools
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "<tool_call>\nweather(Oslo)\n</tool_call>",
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}\n</tool_call>',
+        '<tool_call>\n{"name": "weather"}\n</tool_call>',
+        '<tool_call>\n{"arguments": {"city": "Oslo"}, "name": "weather"}\n</tool_call>',
+        '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call> and more',
+        '<tool_call>\n{"name": "weather", "arguments": ' + '{"a":' * 100_000,
+    ],
+)
+def test_a_call_that_the_template_would_not_write_is_text(call):
+    actor = ActorTemplate(template(JSON_CALLS))
+    text = actor._template.render(talk("q", call, "r", "b"))
+    assert actor.read(text).messages == talk("q", call, "r", "b")
+
+
+def test_calls_and_functions_in_a_form_that_is_not_read_are_refused_by_name():
+    actor = ActorTemplate(template(QWEN))
+    with pytest.raises(RecordError, match=r"^the text holds calls in a form"):
+        actor.read(actor._template.render(weather()["messages"]))
+    with pytest.raises(RecordError, match=r"^the text holds functions on offer in a form"):
+        actor.read(actor._template.render(talk("q", "a"), weather()["tools"]))
+    assert actor.read(actor._template.render(talk("q", "a"))).messages == talk("q", "a")

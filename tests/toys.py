@@ -229,6 +229,24 @@ QWEN = """
 {{- '<call>' + call.function.name + ' ' + call.function.arguments | tojson + '</call>' }}
 {%- endfor %}{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}"""
 
+# As Qwen 2.5's own: calls and functions on offer are JSON objects between marks.
+JSON_CALLS = """
+{%- set first = messages[0].content if messages[0].role == 'system' else 'You are helpful.' %}
+{{- '<|im_start|>system\\n' + first }}
+{%- if tools %}{{ '\\n\\n# Tools\\n<tools>' }}
+{%- for tool in tools %}{{ '\\n' + tool | tojson }}{% endfor %}{{ '\\n</tools>' }}{% endif %}
+{{- '<|im_end|>\\n' }}
+{%- for m in messages if m.role != 'system' %}
+{%- if m.role == 'tool' %}
+{%- if loop.previtem.role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}
+{{- '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}
+{%- if loop.last or loop.nextitem.role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}
+{%- else %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}
+{%- for call in m.tool_calls or [] %}
+{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson + '}\\n</tool_call>' }}{% endfor %}
+{{- '<|im_end|>\\n' }}{% endif %}{% endfor %}"""
+
 # In the manner of Qwen 3: thoughts of the last turn alone.
 THINKING = """
 {%- set last = namespace(user=0) %}

@@ -6,6 +6,8 @@ between them is learned from conversations that the template renders. A text tha
 would not write of the messages is refused.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from musiccli.core.messages import Message
 from musiccli.core.pretrained import load_tokenizer, model_errors
 from musiccli.reward_model.chat_template import ChatTemplate
 from musiccli.serve.served_model import Reply
+from musiccli.serve.tool_marks import ToolMarks, learn_tool_marks
 
 SYSTEM, USERS, REPLIES = "Quiz7319", ("Quiz7320", "Quiz7321"), ("Quiz7322", "Quiz7323")
 
@@ -57,6 +60,8 @@ class ActorTemplate:
         self._template = ChatTemplate(tokenizer)
         self._bos: str = tokenizer.bos_token or ""
         self._separators = _learn_separators(self._template, self._bos, tokenizer.name_or_path)
+        self._tools = learn_tool_marks(self._template, self._separators.after_reply)
+        self._next_message = _marks_by_role(self._separators, self._tools)
         self._endings = [
             ending
             for ending in (self._separators.end.strip(), tokenizer.eos_token, tokenizer.pad_token)
@@ -89,17 +94,29 @@ class ActorTemplate:
         Raises:
             RecordError: the template does not write such a text.
         """
-        messages = self._split(self._trimmed(text))
-        for index, message in enumerate(messages):
+        self._tools.refuse_unreadable(text)
+        conversation = self._split(self._trimmed(text))
+        for index, message in enumerate(conversation.messages):
             marks = [mark for mark in self._special_tokens if mark in message["content"]]
             if marks:
                 problem = f"holds {marks[0]} within message {index}; it cannot be told apart"
                 raise RecordError(f"the text {problem}")
-        if messages[0]["role"] == "system" and self._writes(messages[1:], text):
-            return Reply(messages[1:])  # the template adds this system message by itself
-        if not self._writes(messages, text):
-            raise RecordError("the text is not what the actor's template writes of its messages")
-        return Reply(messages)
+        with_calls = [self._with_calls(message) for message in conversation.messages]
+        # A call that the template would write otherwise is text, as one that is no JSON.
+        for messages in (with_calls, conversation.messages):
+            for start in (1, 0):  # without the system message, which the template may have added
+                if start == 1 and messages[0]["role"] != "system":
+                    continue
+                reply = Reply(messages[start:], conversation.tools)
+                if self._writes(reply, text):
+                    return reply
+        raise RecordError("the text is not what the actor's template writes of its messages")
+
+    def _with_calls(self, message: Message) -> Message:
+        """The message with its calls, where it is the assistant's."""
+        if message["role"] != "assistant":
+            return message
+        return self._tools.split_calls(message["content"])
 
     def _trimmed(self, text: str) -> str:
         """The text without the BOS token, padding and ends of the last reply, with its start."""
@@ -117,39 +134,72 @@ class ActorTemplate:
             shorter = text.rstrip()
         return text
 
-    def _split(self, text: str) -> list[Message]:
-        marks, position = self._separators, 0
+    def _split(self, text: str) -> Reply:
+        """The messages of a text, calls still in the assistant's text, and functions on offer."""
+        system, tools, position = self._split_beginning(text)
         messages: list[Message] = []
+        if system is not None:
+            messages.append({"role": "system", "content": system})
+        role = "user"
+        while True:
+            marks, roles = self._next_message[role]
+            found = marks.search(text, position)
+            end, after = found.span() if found else (len(text), len(text))
+            messages.append({"role": role, "content": text[position:end]})
+            if found is None:
+                break
+            role, position = roles[found.group()], after
+        if role != "assistant":
+            raise RecordError("the text holds no reply in the actor's template")
+        return Reply(messages, tools or None)
+
+    def _split_beginning(self, text: str) -> tuple[str | None, list[dict[str, Any]], int]:
+        """The system message, the functions on offer, and where the first user message begins."""
+        marks = self._separators
+        first, _ = self._next_message["user"]
+        reply = first.search(text)
+        beginning = text[: reply.start()] if reply else ""
+        before = marks.before_system or marks.start
+        before = before if beginning.startswith(before) else ""
+        system, tools, position = self._tools.split_offers(beginning.removeprefix(before))
+        if tools:
+            return system or None, tools, len(before) + position
         if marks.after_system and text.startswith(marks.before_system):
             end = text.find(marks.after_system, len(marks.before_system))
             if end >= 0:
                 content = text[len(marks.before_system) : end]
-                messages.append({"role": "system", "content": content})
-                position = end + len(marks.after_system)
-        if not messages:
-            if not text.startswith(marks.start):
-                raise RecordError("the text does not begin as the actor's template does")
-            position = len(marks.start)
-        while True:
-            end, mark = _first_of(text, marks.before_reply, position)
-            if end < 0:
-                raise RecordError("the text holds no reply in the actor's template")
-            messages.append({"role": "user", "content": text[position:end]})
-            position = end + len(mark)
-            end = text.find(marks.after_reply, position)
-            if end < 0:
-                messages.append({"role": "assistant", "content": text[position:]})
-                return messages
-            messages.append({"role": "assistant", "content": text[position:end]})
-            position = end + len(marks.after_reply)
+                return content, [], end + len(marks.after_system)
+        if not text.startswith(marks.start):
+            raise RecordError("the text does not begin as the actor's template does")
+        return None, [], len(marks.start)
 
-    def _writes(self, messages: list[Message], text: str) -> bool:
+    def _writes(self, reply: Reply, text: str) -> bool:
         """Whether the template writes this text of the messages, but for spaces and its end."""
         try:
-            written = self._template.render(messages)
+            written = self._template.render(reply.messages, reply.tools or ())
         except RecordError:
             return False
         return _compact(self._trimmed(written)) == _compact(self._trimmed(text))
+
+
+def _marks_by_role(
+    separators: Separators, tools: ToolMarks
+) -> dict[str, tuple[re.Pattern[str], dict[str, str]]]:
+    """What may follow a message of each role: the marks, and the role of the next one by each."""
+    roles = {
+        "user": dict.fromkeys(separators.before_reply, "assistant"),
+        "assistant": {separators.after_reply: "user"},
+    }
+    if calls := tools.calls:
+        roles["assistant"][calls.before_result] = "tool"
+        roles["tool"] = dict.fromkeys(calls.after_results, "assistant")
+        roles["tool"][calls.between_results] = "tool"
+    return {role: (_first_of(marks), marks) for role, marks in roles.items()}
+
+
+def _first_of(marks: Iterable[str]) -> re.Pattern[str]:
+    """Finds the first of the marks; where several begin at one place, the longest."""
+    return re.compile("|".join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True)))
 
 
 def _learn_separators(template: ChatTemplate, bos: str, name: str) -> Separators:
@@ -179,8 +229,7 @@ def _learn_separators(template: ChatTemplate, bos: str, name: str) -> Separators
         after_reply.removeprefix(end).removeprefix(bos) if end.strip() else start,
         before_system,
         after_system if after_system.strip() else "",
-        # The longer one first: it may begin with the shorter one.
-        tuple(sorted({first_reply, last_reply}, key=len, reverse=True)),
+        tuple({first_reply, last_reply}),
         after_reply,
         end,
     )
@@ -197,14 +246,6 @@ def _between(text: str, words: list[str]) -> list[str]:
         part, text = text.split(word)
         parts.append(part)
     return [*parts, text]
-
-
-def _first_of(text: str, marks: tuple[str, ...], start: int) -> tuple[int, str]:
-    """Where the first of the marks stands in a text, and which; -1 where none does."""
-    places = [(text.find(mark, start), -len(mark), mark) for mark in marks]
-    places = [place for place in places if place[0] >= 0]
-    place, _, mark = min(places, default=(-1, 0, ""))
-    return place, mark
 
 
 def _compact(text: str) -> str:
