@@ -32,7 +32,7 @@ from musiccli.prompts import Prompt, transcript
 from musiccli.reward_model import card
 from musiccli.reward_model.chat_template import DATE_CALL
 from musiccli.sample import columns, corruptions, exclusion, formats
-from musiccli.show import differences, html, terminal
+from musiccli.show import differences, html, terminal, view
 from musiccli.simulate import contrast, faults
 from musiccli.simulate.truncation import SENTENCE_END, _last_end, whole_sentences
 
@@ -417,6 +417,15 @@ def test_many_conversations_that_are_alike_are_corrupted_in_linear_time():
 
     few, many = seconds(lambda: work(300)), seconds(lambda: work(3000))
     assert many < max(2 * LARGE_SECONDS, GROWTH * few)
+
+
+@pytest.mark.slow
+def test_a_conversation_of_many_messages_is_shown_in_linear_time():
+    def work(count: int) -> None:
+        view.record_view(Record({"id": "x", "messages": talk(*["word"] * count)}))
+
+    few, many = seconds(lambda: work(4_000)), seconds(lambda: work(40_000))
+    assert many < max(LARGE_SECONDS, GROWTH * few)
 
 
 def test_joined_user_messages_are_what_they_were():

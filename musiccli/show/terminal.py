@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MIN_WIDTH_FOR_COLUMNS = 60  # in a narrower terminal one side stands under the other
+HEIGHT = 25  # lines; nothing depends on it, but without it rich asks the system for each part
 ROLE_STYLES = {
     "system": "bold magenta",
     "user": "bold cyan",
@@ -27,11 +28,12 @@ def terminal_text(
     records: Iterable[Record], *, width: int = 80, color: bool = False
 ) -> Iterator[str]:
     """Each record as lines of at most `width` columns, with escape sequences if `color`."""
+    from rich.console import Group
+
     for record in records:
         buffer = io.StringIO()
         console = _console(buffer, width, color)
-        for part in _parts(record_view(record), width):
-            console.print(part)
+        console.print(Group(*_parts(record_view(record), width)))
         yield "\n".join(line.rstrip() for line in buffer.getvalue().split("\n")) + "\n"
 
 
@@ -42,6 +44,7 @@ def _console(file: io.StringIO, width: int, color: bool) -> "Console":
     return Console(
         file=file,
         width=width,
+        height=HEIGHT,
         force_terminal=color,
         no_color=not color,
         color_system="standard" if color else None,

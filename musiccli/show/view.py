@@ -189,7 +189,7 @@ def _messages(record: Record, side: str, instructions: Mapping[int, object]) -> 
         for model, scores in _by_model(record, "turn_scores", side)
         if isinstance(scores, list)
     ]
-    ends = turn_ends(messages)
+    ends = set(turn_ends(messages))
     views, turns_left = [], len(ends)
     for index, message in enumerate(messages):
         label = [message["role"]]
