@@ -16,7 +16,9 @@ from musiccli.bench.overoptimization import (
     gammas,
     kl_divergence,
     reward_curves,
+    standardized_picks,
 )
+from musiccli.bench.stats.intervals import standard_error
 from musiccli.core.records import Record
 
 CONFIG = OveroptimizationConfig(gold="gold", bootstrap=200)
@@ -118,8 +120,21 @@ def test_gamma_is_not_defined_where_the_gold_reward_falls():
 
 
 def test_equal_rewards_pick_the_first_candidate():
-    curves = reward_curves([[1.0, 1.0]], [[0.0, 2.0]], [1, 2], [0])
-    assert curves.gold.tolist() == [[-1, -1]] and curves.proxy.tolist() == [[0, 0]]
+    curves = reward_curves([[1.0, 1.0], [1.0, 1.0]], [[0.0, 2.0], [0.0, 2.0]], [1, 2], [0, 1])
+    assert curves.gold.mean(0).tolist() == [-1, -1] and curves.best.mean(0).tolist() == [-1, 1]
+    assert curves.proxy.tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_spread_of_standardized_picks_is_that_of_the_mean_over_many_sets():
+    """Candidates of a prompt share a part of their reward; it cancels in the standardized mean."""
+    draws = np.random.default_rng(3)
+    means, errors = [], []
+    for _ in range(400):
+        rewards = draws.normal(size=(40, 4)) + draws.normal(size=(40, 1))
+        picked = standardized_picks(rewards, [rewards.argmax(1)])[:, 0]
+        means.append(picked.mean())
+        errors.append(standard_error(picked, range(40)))
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
 
 
 def test_a_field_of_the_record_can_be_the_gold_reward_and_short_pools_are_counted(tmp_path):

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from musiccli.bench.benchmark import Benchmark, FieldCheck, Rows, option
 from musiccli.bench.config import BenchConfig
-from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
+from musiccli.bench.report.notes import baselines_note, overall, ties_note
 from musiccli.bench.report.tables import (
     Table,
     accuracy_table,
-    comparison_tables,
     distinct,
     value_cell,
 )
@@ -210,7 +209,6 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     lines = [(subset, subset) for subset in subsets]
     return [
         accuracy_table(TITLE, rows, lines, config.confidence),
-        *comparison_tables(rows, config.confidence),
         *_kappa_table(rows, config.confidence),
         _calibration_table(rows, config.confidence),
         _people_table(rows, config.confidence),
@@ -289,7 +287,7 @@ def _cells_table(
 
 
 def notes(rows: Rows) -> list[str]:
-    """The baselines, ties, kappas and comparisons of all pairs."""
+    """The baselines, ties and kappas of all pairs."""
     kappas = [
         f"{row['model']} {value_cell(row, 1, '.2f')}"
         for row in overall(rows)
@@ -299,7 +297,6 @@ def notes(rows: Rows) -> list[str]:
         *baselines_note(rows),
         *ties_note(overall(rows)),
         *([f"Cohen's kappa: {', '.join(kappas)}"] if 0 < len(kappas) < MANY_MODELS else []),
-        *comparison_notes(rows),
     ]
 
 

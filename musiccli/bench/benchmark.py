@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from musiccli.bench.config import BenchConfig
-from musiccli.bench.report.tables import Table
+from musiccli.bench.report.notes import comparison_notes
+from musiccli.bench.report.tables import Table, comparison_tables
 from musiccli.bench.stats.outcomes import MetricRecord
 from musiccli.core.errors import InputError
 from musiccli.core.records import Record, lookup
@@ -70,7 +71,8 @@ class Benchmark(Generic[Config]):
         example: one or more pipelines for help, a line each.
         parse: checks a record that was read, and returns it. Raises RecordError.
         metrics: called as `metrics(records, config, stats, worst)`; yields metric records.
-        tables: makes the tables of the metric records. Tables without rows are not shown.
+        tables: makes the tables of the metric records, at least one. Those without lines are not
+            shown.
         notes: sentences on what the tables do not show.
         plot: draws the metric records of one panel.
         panels: divides the metric records among the panels of the figure.
@@ -97,3 +99,13 @@ class Benchmark(Generic[Config]):
     unique_ids: bool = True
     reads_branches: bool = False
     asks_judges: bool = False
+
+    def all_tables(self, rows: Rows, config: Config) -> list[Table]:
+        """The tables that have lines; of many models their comparisons stand behind the first."""
+        first, *rest = self.tables(rows, config) if rows else [Table("", [], [])]
+        tables = [first, *comparison_tables(rows, config.confidence), *rest]
+        return [table for table in tables if table.cells]
+
+    def all_notes(self, rows: Rows) -> list[str]:
+        """The notes, and the comparisons of few models."""
+        return [*self.notes(rows), *comparison_notes(rows)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
-from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
+from musiccli.bench.report.notes import baselines_note, overall, ties_note
 from musiccli.bench.report.tables import Table, accuracy_table, percent, subset_lines
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.comparisons import compare_models
@@ -112,13 +112,12 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
 
 
 def notes(rows: Rows) -> list[str]:
-    """The baselines, ties, inconsistent judges and comparisons of all pairs."""
+    """The baselines, ties and inconsistent judges."""
     shares = [f"{row['model']} {percent(row)}" for row in rows if row["metric"] == "inconsistent"]
     return [
         *baselines_note(rows),
         *ties_note(overall(rows)),
         *([f"verdict changes with the order, %: {', '.join(shares)}"] if shares else []),
-        *comparison_notes(rows),
     ]
 
 

@@ -171,6 +171,7 @@ def _candidate_records(
     pools = [sorted(pool, key=lambda candidate: candidate.get("sample", 0)) for pool in pools]
     sizes = _pool_sizes(pools)
     whole = [pool[: sizes[-1]] for pool in pools if len(pool) >= sizes[-1]]
+    whole.sort(key=lambda pool: str(pool[0]["id"]))  # sums are then rounded alike in any order
     stats.count("left_out", "too_few_candidates", number=len(pools) - len(whole))
     if not whole:
         return
@@ -224,17 +225,45 @@ def reward_curves(
     """The curves from rewards of all candidates, (prompts, candidates). They are standardized."""
     import numpy as np
 
-    proxy_rewards, gold_rewards = _standardized(proxy), _standardized(gold)
-    rows = np.arange(len(proxy_rewards))
+    proxy_rewards, gold_rewards = np.asarray(proxy, float), np.asarray(gold, float)
     picks = [proxy_rewards[:, :size].argmax(1) for size in sizes]  # of equal ones the first
+    best = [gold_rewards[:, :size].argmax(1) for size in sizes]
     return Curves(
         REWARD,
         sizes,
-        np.stack([proxy_rewards[rows, pick] for pick in picks], axis=1),
-        np.stack([gold_rewards[rows, pick] for pick in picks], axis=1),
-        np.stack([gold_rewards[:, :size].max(1) for size in sizes], axis=1),
+        standardized_picks(proxy_rewards, picks),
+        standardized_picks(gold_rewards, picks),
+        standardized_picks(gold_rewards, best),
         clusters,
     )
+
+
+def standardized_picks(rewards: "Array", picks: "Sequence[Array]") -> "Array":
+    """The rewards of picks, in standard deviations from the mean of all candidates.
+
+    A prompt's candidates are a part of that mean and deviation, too. So each value is corrected by
+    what its prompt adds to them (the influence function). That leaves the mean over prompts as it
+    is, and makes it vary between prompts as much as a mean of standardized rewards does.
+
+    Args:
+        rewards: (prompts, candidates).
+        picks: the numbers of the picked candidates, (prompts,), for each pool size.
+
+    Returns:
+        (prompts, sizes); zeros where all rewards are equal.
+    """
+    import numpy as np
+
+    deviation = rewards.std()
+    if not deviation > 0:
+        return np.zeros((len(rewards), len(picks)))
+    standardized = (rewards - rewards.mean()) / deviation
+    rows = np.arange(len(rewards))
+    picked = np.stack([standardized[rows, pick] for pick in picks], axis=1)
+    of_mean = standardized.mean(1, keepdims=True)
+    of_deviation = ((standardized**2).mean(1, keepdims=True) - 1) / 2
+    result: Array = picked - of_mean - picked.mean(0) * of_deviation
+    return result
 
 
 class Contests:
@@ -277,16 +306,6 @@ class Contests:
         points = np.array(rows, float).reshape(len(rows), len(sizes), 2)
         proxy, gold = points[..., 0], points[..., 1]
         return Curves(WIN_RATE, sizes, proxy, gold, np.maximum(gold, 0.5), clusters)
-
-
-def _standardized(rewards: Sequence[Sequence[float]]) -> "Array":
-    """Rewards with mean 0 and standard deviation 1; zeros where all are equal."""
-    import numpy as np
-
-    values = np.asarray(rewards, float)
-    deviation = values.std()
-    result: Array = (values - values.mean()) / deviation if deviation > 0 else values * 0
-    return result
 
 
 def _model_records(model: str, curves: Curves, config: BenchConfig) -> Iterator[MetricRecord]:

@@ -17,11 +17,10 @@ from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.notes import baselines_note, missing_note, ties_note
 from musiccli.bench.report.tables import Table, accuracy_table, subset_lines
 from musiccli.bench.report.worst_records import WorstRecords
-from musiccli.bench.stats.means import mean_record
+from musiccli.bench.stats.means import FigureRecords
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
     ScoredPairs,
-    accuracy_record,
     check_scored_pair,
 )
 from musiccli.core.errors import RecordError
@@ -71,11 +70,15 @@ def metrics(
         pairs.add(record, 0, {"subset": lookup(record, "subset")})
     outside = sum(int(mask.sum()) for name, mask in pairs.groups("subset") if name not in PAIRS)
     stats.count("of_splits_outside_the_seven", number=outside)
+    figures = FigureRecords(NAME, config)
     for model in pairs.models:
-        yield from _model_records(model, pairs, config)
+        yield from _model_records(model, pairs, figures)
+    yield from figures.comparisons.records(config)
 
 
-def _model_records(model: str, pairs: ScoredPairs, config: BenchConfig) -> Iterator[MetricRecord]:
+def _model_records(
+    model: str, pairs: ScoredPairs, figures: FigureRecords
+) -> Iterator[MetricRecord]:
     masks = dict(pairs.groups("subset"))
     splits = [*PAIRS, *(name for name in masks if name not in PAIRS)]
     outcomes = {name: pairs.outcomes(model, masks[name]) for name in splits if name in masks}
@@ -86,11 +89,11 @@ def _model_records(model: str, pairs: ScoredPairs, config: BenchConfig) -> Itera
         if name in PAIRS and len(some) != PAIRS[name]:
             missing.append(f"{name} ({len(some)} of {PAIRS[name]})")
             extra = {"partial": True, "missing": missing[-1:]}
-        yield accuracy_record(NAME, name, some, config.confidence, **extra)
+        yield figures.accuracy(name, some, **extra)
     if all(name in outcomes for name in PAIRS):
         extra = {"partial": True, "missing": missing} if missing else {}
         parts = [outcomes[name] for name in PAIRS]
-        yield mean_record(NAME, model, "all", "average", parts, config, extra)
+        yield figures.mean("all", "average", parts, extra=extra)
 
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:

@@ -29,6 +29,7 @@ from musiccli.bench.stats.candidates import (
     check_scored_candidate,
     group_candidates,
 )
+from musiccli.bench.stats.comparisons import compare_models
 from musiccli.bench.stats.intervals import combine_proportions, proportion_interval
 from musiccli.bench.stats.leaderboards import (
     pair_brier,
@@ -105,6 +106,8 @@ def metrics(
                 pairs.add(record, side_names(record).index(record["winner"]), {})
     for model in pairs.models:
         yield accuracy_record(NAME, "votes", pairs.outcomes(model), config.confidence)
+    if pairs.models:
+        yield from compare_models(NAME, pairs, "votes", None, config)
     yield from battles.records(config)
     yield from _sample_records(samples, config, stats, worst)
 
@@ -294,7 +297,7 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
         for model in distinct(row["model"] for row in rows if row["metric"] == "separability")
     ]
     tables.append(Table(f"{TITLE}: leaderboards of LLMs", ["", *FIGURES.values()], board))
-    samples = [row for row in rows if row["metric"] not in ("accuracy", *FIGURES)]
+    samples = [row for row in rows if row["metric"] not in FIGURES and row["subset"] != "votes"]
     for subset in distinct(row["subset"] for row in samples):
         tables.append(_curve_table(subset, samples, cells, config))
     return tables
@@ -361,5 +364,5 @@ music bench ppe""",
     tables=tables,
     notes=notes,
     plot=plot,
-    options=("models", "seed"),
+    options=("models", "bootstrap", "seed"),
 )

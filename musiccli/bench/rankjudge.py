@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
-from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
+from musiccli.bench.report.notes import baselines_note, overall, ties_note
 from musiccli.bench.report.tables import Table, accuracy_table, distinct, value_cell
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.baselines import is_baseline
@@ -397,8 +397,8 @@ def _shares_table(
 
 
 def notes(rows: Rows) -> list[str]:
-    """The baselines, ties and comparisons of all pairs."""
-    return [*baselines_note(rows), *ties_note(overall(rows)), *comparison_notes(rows)]
+    """The baselines and ties of all pairs."""
+    return [*baselines_note(rows), *ties_note(overall(rows))]
 
 
 def plot(axes: "Axes", rows: Rows) -> None:

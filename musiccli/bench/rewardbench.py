@@ -13,15 +13,13 @@ from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.notes import baselines_note, missing_note, ties_note
 from musiccli.bench.report.tables import Table, accuracy_table, distinct
 from musiccli.bench.report.worst_records import WorstRecords
-from musiccli.bench.stats.intervals import combine_proportions, variance_inflation
+from musiccli.bench.stats.means import FigureRecords
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
     ModelOutcomes,
     ScoredPairs,
-    accuracy_record,
     check_scored_pair,
     cluster_number,
-    metric_record,
 )
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, lookup, parse_preference
@@ -100,11 +98,13 @@ def metrics(
     masks = dict(pairs.groups("subset"))
     outside = sum(int(masks[subset].sum()) for subset in masks.keys() - PAIRS)
     stats.count("of_subsets_outside_the_four_sections", number=outside)
+    figures = FigureRecords(NAME, config)
     for model in pairs.models:
         all_outcomes = {subset: pairs.outcomes(model, mask) for subset, mask in masks.items()}
         outcomes = {subset: some for subset, some in all_outcomes.items() if len(some)}
-        yield from _subset_records(outcomes, config)
-        yield from _section_records(model, outcomes, config)
+        yield from _subset_records(outcomes, figures)
+        yield from _section_records(outcomes, figures)
+    yield from figures.comparisons.records(config)
 
 
 def _task_cluster(pair: Record) -> int | None:
@@ -117,15 +117,15 @@ def _task_cluster(pair: Record) -> int | None:
     return cluster_number("hep", str(pair["id"]).rpartition("/")[2])
 
 
-def _subset_records(outcomes: Outcomes, config: BenchConfig) -> Iterator[MetricRecord]:
+def _subset_records(outcomes: Outcomes, figures: FigureRecords) -> Iterator[MetricRecord]:
     """The subsets in the order of the table, then the others."""
     listed = [subset for subset in PAIRS if subset in outcomes]
     for subset in [*listed, *(subset for subset in outcomes if subset not in PAIRS)]:
         section = SECTION_OF.get(subset)
-        yield accuracy_record(NAME, subset, outcomes[subset], config.confidence, section=section)
+        yield figures.accuracy(subset, outcomes[subset], section=section)
 
 
-def _section_records(model: str, outcomes: Outcomes, config: BenchConfig) -> Iterator[MetricRecord]:
+def _section_records(outcomes: Outcomes, figures: FigureRecords) -> Iterator[MetricRecord]:
     """The sections of which there are pairs, and the average where there are pairs of all four."""
     weights_of_average: dict[str, float] = {}
     all_missing, sections = [], 0
@@ -141,11 +141,9 @@ def _section_records(model: str, outcomes: Outcomes, config: BenchConfig) -> Ite
             weights_of_average |= {
                 subset: share / len(SECTIONS) for subset, share in shares.items()
             }
-            yield _weighted_record(model, section, "section", shares, outcomes, missing, config)
+            yield _weighted_record(section, "section", shares, outcomes, missing, figures)
     if sections == len(SECTIONS):
-        yield _weighted_record(
-            model, "all", "average", weights_of_average, outcomes, all_missing, config
-        )
+        yield _weighted_record("all", "average", weights_of_average, outcomes, all_missing, figures)
 
 
 def _shortfall(subset: str, outcomes: Outcomes) -> str:
@@ -155,31 +153,20 @@ def _shortfall(subset: str, outcomes: Outcomes) -> str:
 
 
 def _weighted_record(
-    model: str,
     subset: str,
     metric: str,
     weights: Mapping[str, float],
     outcomes: Outcomes,
     missing: Sequence[str],
-    config: BenchConfig,
+    figures: FigureRecords,
 ) -> MetricRecord:
-    """A weighted mean of accuracies, {subset: weight}, and its interval.
+    """A weighted mean of accuracies, {subset: weight}.
 
     Pairs of one task are taken as dependent across subsets, too.
     """
-    parts = [outcomes[name] for name in weights]
-    inflation = variance_inflation(
-        [part.points for part in parts], [part.prompts for part in parts], [*weights.values()]
-    )
-    value, interval = combine_proportions(
-        [part.accuracy for part in parts],
-        [part.interval(config.confidence) for part in parts],
-        [*weights.values()],
-        inflation,
-    )
     extra = {"partial": True, "missing": missing} if missing else {}
-    count, ties = sum(map(len, parts)), sum(part.ties for part in parts)
-    return metric_record(NAME, model, subset, metric, value, interval, count, ties=ties, **extra)
+    parts = [outcomes[name] for name in weights]
+    return figures.mean(subset, metric, parts, [*weights.values()], extra)
 
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:

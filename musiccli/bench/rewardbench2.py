@@ -37,9 +37,11 @@ from musiccli.bench.stats.outcomes import (
     MetricRecord,
     ModelOutcomes,
     accuracy_record,
+    cluster_number,
     metric_record,
     prompt_cluster,
 )
+from musiccli.bench.stats.weighted import Part, WeightedComparisons, part_of, part_of_moves
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, lookup
 from musiccli.core.run_stats import RunStats
@@ -108,14 +110,23 @@ def metrics(
             else:
                 by_subset = best_of_four.setdefault(model, {})
                 by_subset.setdefault(subset, BestOfFour()).add(group.first, right, wrong)
+    comparisons = WeightedComparisons(NAME)
     for model in sorted({**best_of_four, **ties}, key=is_baseline):
-        rows = [
-            prompts.record(model, subset, config)
-            for subset, prompts in best_of_four.get(model, {}).items()
-        ]
+        rows, parts = [], {}
+        for subset, prompts in best_of_four.get(model, {}).items():
+            outcomes = prompts.outcomes(model)
+            rows.append(accuracy_record(NAME, subset, outcomes, config.confidence))
+            parts[subset] = part_of(outcomes)
         if model in ties and ties[model].has_whole_question:
             rows.append(ties[model].record(model, config))
-        yield from _with_average(model, rows)
+            parts[TIES] = ties[model].part()
+        for row in _with_average(model, rows):
+            some = [
+                parts[name] for name in (PROMPTS if row["subset"] == "all" else [row["subset"]])
+            ]
+            comparisons.add(row, [1 / len(some)] * len(some), some)
+            yield row
+    yield from comparisons.records(config)
 
 
 def _check_group(group: CandidateGroup) -> None:
@@ -139,13 +150,12 @@ class BestOfFour:
         self._picks.append(EQUAL if sharing > 1 else int(scores[0] != highest))
         self._prompts.append(prompt_cluster(first))
 
-    def record(self, model: str, subset: str, config: BenchConfig) -> MetricRecord:
-        """The accuracy of these prompts, as a metric record."""
+    def outcomes(self, model: str) -> ModelOutcomes:
+        """How the model did on these prompts."""
         import numpy as np
 
         points, picks, prompts = map(np.asarray, (self._points, self._picks, self._prompts))
-        outcomes = ModelOutcomes(model, None, points, picks, picks * 0, prompts)
-        return accuracy_record(NAME, subset, outcomes, config.confidence)
+        return ModelOutcomes(model, None, points, picks, picks * 0, prompts)
 
 
 class Ties:
@@ -170,8 +180,7 @@ class Ties:
         """The score and its parts, with an interval from drawing questions, both prompts each."""
         import numpy as np
 
-        questions = sorted(self._ref.keys() | self._tied.keys())
-        columns = np.array([self._columns(question) for question in questions])
+        questions, columns = self._table()
         weights = np.array(list(TIES_WEIGHTS.values()))
         parts = dict(zip(TIES_WEIGHTS, _part_means(columns.sum(0)).tolist(), strict=True))
         value = sum(TIES_WEIGHTS[name] * part for name, part in parts.items())
@@ -183,6 +192,23 @@ class Ties:
         bounds = min(low, value), max(high, value)
         count = len(self._ref) + len(self._tied)
         return metric_record(NAME, model, TIES, "ties_score", value, bounds, count, **parts)
+
+    def part(self) -> Part:
+        """How far each question moves the score."""
+        import numpy as np
+
+        questions, columns = self._table()
+        values, counts = columns[:, : len(TIES_WEIGHTS)], columns[:, len(TIES_WEIGHTS) :]
+        residuals = (values - _part_means(columns.sum(0)) * counts) / np.maximum(counts.sum(0), 1)
+        clusters = np.array([cluster_number(TIES, question) for question in questions])
+        return part_of_moves(residuals @ np.array(list(TIES_WEIGHTS.values())), clusters)
+
+    def _table(self) -> "tuple[list[int], Array]":
+        """The questions, and `_columns` of each."""
+        import numpy as np
+
+        questions = sorted(self._ref.keys() | self._tied.keys())
+        return questions, np.array([self._columns(question) for question in questions])
 
     def _columns(self, question: int) -> list[float]:
         """The parts of one question in the order of TIES_WEIGHTS, then how many prompts each has.

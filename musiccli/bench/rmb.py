@@ -26,13 +26,12 @@ from musiccli.bench.stats.candidates import (
     check_scored_candidate,
     group_candidates,
 )
-from musiccli.bench.stats.means import mean_record
+from musiccli.bench.stats.means import FigureRecords
 from musiccli.bench.stats.outcomes import (
     EQUAL,
     MetricRecord,
     ModelOutcomes,
     ScoredPairs,
-    accuracy_record,
     check_scored_pair,
     prompt_cluster,
 )
@@ -94,8 +93,10 @@ def metrics(
     for group in group_candidates(candidates, _check_group, stats):
         worst.add_candidates(group)
         best_of_n.add(group, _groups(group.first, group.first["messages"]), config.models)
+    figures = FigureRecords(NAME, config)
     for model in sorted({*pairs.models, *best_of_n.models}, key=is_baseline):
-        yield from _model_records(model, pairs, best_of_n, config)
+        yield from _model_records(model, pairs, best_of_n, figures)
+    yield from figures.comparisons.records(config)
 
 
 def _groups(record: Record, messages: Sequence[Message]) -> dict[str, str]:
@@ -151,7 +152,7 @@ class BestOfN:
 
 
 def _model_records(
-    model: str, pairs: ScoredPairs, best_of_n: BestOfN, config: BenchConfig
+    model: str, pairs: ScoredPairs, best_of_n: BestOfN, figures: FigureRecords
 ) -> Iterator[MetricRecord]:
     def outcomes(name: str, field: str, value: str) -> ModelOutcomes | None:
         some = best_of_n.outcomes(model, field, value)
@@ -167,20 +168,20 @@ def _model_records(
         for name in SETS:
             if some := outcomes(name, "goal", goal):
                 sections[f"{goal} {name}"] = some
-                yield accuracy_record(NAME, f"{goal} {name}", some, config.confidence)
+                yield figures.accuracy(f"{goal} {name}", some)
             categories = sorted({*best_of_n.values("category"), *dict(pairs.groups("category"))})
             for category in categories:
                 if category.startswith(f"{goal} ") and (
                     some := outcomes(name, "category", category)
                 ):
                     subset = f"{category} {name}"
-                    yield accuracy_record(NAME, subset, some, config.confidence, section=goal)
+                    yield figures.accuracy(subset, some, section=goal)
     for name in SETS:
         if some := outcomes(name, "turns", MULTI_TURN):
-            yield accuracy_record(NAME, f"{MULTI_TURN} {name}", some, config.confidence)
+            yield figures.accuracy(f"{MULTI_TURN} {name}", some)
     if len(sections) == len(SECTIONS):
         parts = list(sections.values())
-        yield mean_record(NAME, model, "all", "average", parts, config)
+        yield figures.mean("all", "average", parts)
 
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:

@@ -12,7 +12,7 @@ README and scripts/utils.py); Liu et al. 2024, arXiv 2410.16184.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
@@ -25,13 +25,10 @@ from musiccli.bench.stats.candidates import (
     check_scored_candidate,
     group_candidates,
 )
-from musiccli.bench.stats.intervals import combine_proportions
+from musiccli.bench.stats.means import FigureRecords
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
-    ModelOutcomes,
     ScoredPairs,
-    accuracy_record,
-    metric_record,
 )
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, lookup
@@ -82,8 +79,10 @@ def metrics(
         domain = _domain(group.first)
         for pair, styles in _comparisons(group, config.models):
             pairs.add(pair, 0, {"domain": domain, "level": _level(*styles), "styles": styles})
+    figures = FigureRecords(NAME, config)
     for model in pairs.models:
-        yield from _model_records(model, pairs, config)
+        yield from _model_records(model, pairs, figures)
+    yield from figures.comparisons.records(config)
 
 
 def _check_group(group: CandidateGroup) -> None:
@@ -119,7 +118,9 @@ def _level(right_style: int, wrong_style: int) -> str:
     return LEVELS[1 + (right_style < wrong_style) - (right_style > wrong_style)]
 
 
-def _model_records(model: str, pairs: ScoredPairs, config: BenchConfig) -> Iterator[MetricRecord]:
+def _model_records(
+    model: str, pairs: ScoredPairs, figures: FigureRecords
+) -> Iterator[MetricRecord]:
     """All metric records of one model, from the comparisons that it scored."""
     outcomes_of = partial(pairs.outcomes, model)
     levels, styles = dict(pairs.groups("level")), dict(pairs.groups("styles"))
@@ -128,19 +129,19 @@ def _model_records(model: str, pairs: ScoredPairs, config: BenchConfig) -> Itera
     for name, mask in domains.items():
         for level in LEVELS:
             outcomes = outcomes_of(mask & levels[level])
-            yield accuracy_record(NAME, f"{name}/{level}", outcomes, config.confidence)
+            yield figures.accuracy(f"{name}/{level}", outcomes)
     for name, mask in domains.items():
-        yield _mean_record(model, name, "section", [outcomes_of(mask)], config, extra)
+        yield figures.mean(name, "section", [outcomes_of(mask)], extra=extra)
     for level in LEVELS:
         parts = [outcomes_of(mask & levels[level]) for mask in domains.values()]
-        yield _mean_record(model, level, "section", parts, config, extra)
+        yield figures.mean(level, "section", parts, extra=extra)
     for (right, wrong), mask_of_styles in sorted(styles.items()):
         parts = [outcomes_of(mask & mask_of_styles) for mask in domains.values()]
         subset = f"{STYLES[right]} over {STYLES[wrong]}"
-        yield _mean_record(model, subset, "cell", parts, config, extra)
+        yield figures.mean(subset, "cell", parts, extra=extra)
     if len(domains) == len(DOMAINS):
         parts = [outcomes_of(mask) for mask in domains.values()]
-        yield _mean_record(model, "all", "average", parts, config, extra)
+        yield figures.mean("all", "average", parts, extra=extra)
 
 
 def _partial_fields(prompts: int, domains: Iterable[str]) -> dict[str, object]:
@@ -148,24 +149,6 @@ def _partial_fields(prompts: int, domains: Iterable[str]) -> dict[str, object]:
     missing = [f"prompts ({prompts:,} of {PROMPTS:,})"] if prompts != PROMPTS else []
     missing += [f"{name} (none)" for name in DOMAINS if name not in domains]
     return {"partial": True, "missing": missing} if missing else {}
-
-
-def _mean_record(
-    model: str,
-    subset: str,
-    metric: str,
-    parts: Sequence[ModelOutcomes],
-    config: BenchConfig,
-    extra: Mapping[str, Any],
-) -> MetricRecord:
-    """The plain mean of the accuracies of some parts, taken as independent samples."""
-    value, interval = combine_proportions(
-        [part.accuracy for part in parts],
-        [part.interval(config.confidence) for part in parts],
-        [1 / len(parts)] * len(parts),
-    )
-    count, ties = sum(map(len, parts)), sum(part.ties for part in parts)
-    return metric_record(NAME, model, subset, metric, value, interval, count, ties=ties, **extra)
 
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:

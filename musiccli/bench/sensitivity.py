@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
-from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
-from musiccli.bench.report.tables import Table, accuracy_table, comparison_tables, distinct
+from musiccli.bench.report.notes import baselines_note, overall, ties_note
+from musiccli.bench.report.tables import Table, accuracy_table, distinct
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.comparisons import compare_models
 from musiccli.bench.stats.outcomes import (
@@ -132,7 +132,6 @@ def tables(rows: Rows, config: BenchConfig) -> list[Table]:
         lines += [(name, f"  {_label(name)}") for name in subsets if name.startswith(f"{kind},")]
     return [
         accuracy_table(TITLE, rows, lines, config.confidence),
-        *comparison_tables(rows, config.confidence),
     ]
 
 
@@ -151,12 +150,11 @@ def _label(subset: str) -> str:
 
 
 def notes(rows: Rows) -> list[str]:
-    """The baselines, ties, lengths and comparisons."""
+    """The baselines, ties and lengths."""
     return [
         *baselines_note(rows),
         *ties_note(overall(rows)),
         *_lengths_note(rows),
-        *comparison_notes(rows),
     ]
 
 

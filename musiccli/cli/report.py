@@ -53,9 +53,8 @@ class Report:
         from musiccli.bench.report.tables import narrow_tables
 
         self.run.write(rows)
-        tables = self.benchmark.tables(rows, self.config) if rows else []
-        tables = [table for table in tables if table.cells]
-        notes = self.benchmark.notes(rows)
+        tables = self.benchmark.all_tables(rows, self.config)
+        notes = self.benchmark.all_notes(rows)
         narrow = [part for table in tables if not table.page_only for part in narrow_tables(table)]
         for table in narrow:
             progress.table(table.columns, table.cells, table.title)
@@ -161,8 +160,8 @@ def save_model_page(
     tables, notes = [], []
     for benchmark, its_rows in rows:
         if its_rows:
-            tables += [table for table in benchmark.tables(its_rows, config) if table.cells]
-            notes += benchmark.notes(its_rows)
+            tables += benchmark.all_tables(its_rows, config)
+            notes += benchmark.all_notes(its_rows)
     for finding in findings:
         run.say(finding)
     summary = f"{run.read_count:,} pairs, scored and measured by music {run.name}"

@@ -54,28 +54,37 @@ def ties_note(rows: Iterable[MetricRecord], text: str = TIES_ARE_WRONG) -> list[
 def comparison_notes(rows: Sequence[MetricRecord]) -> list[str]:
     """For every two models: how far apart they are on all pairs, and what could have been shown.
 
-    Of many models nothing: `tables.comparison_tables` has their comparisons.
+    Of many models nothing: `tables.comparison_tables` has their comparisons. Nothing either where
+    the records are of several benchmarks.
     """
+    if len({row["benchmark"] for row in rows}) > 1:
+        return []
     comparisons: dict[tuple[str, str], dict[str, MetricRecord]] = {}
     for row in overall(rows):
         if row["metric"] == "holm_p":
             return []
         if "against" in row:
             comparisons.setdefault((row["model"], row["against"]), {})[row["metric"]] = row
-    return [_comparison_note(*models, metrics) for models, metrics in comparisons.items()]
+    return [
+        _comparison_note(*models, metrics)
+        for models, metrics in comparisons.items()
+        if "accuracy_difference" in metrics
+    ]
 
 
 def _comparison_note(first: str, second: str, metrics: dict[str, MetricRecord]) -> str:
-    difference, test = metrics["accuracy_difference"], metrics["mcnemar_p"]
+    difference = metrics["accuracy_difference"]
     is_repeated = difference["prompts"] < difference["count"]
     of_prompts = f" of {difference['prompts']:,} prompts" if is_repeated else ""
     note = (
         f"{first} - {second}: {value_cell(difference, number_format='+.1f')} points on "
-        f"{difference['count']:,} pairs{of_prompts}; right alone {test['only_first']:,} : "
-        f"{test['only_second']:,}, McNemar p = {test['value']:.2g}"
+        f"{difference['count']:,} pairs{of_prompts}"
     )
-    if is_repeated:
-        note += " (were no prompt repeated)"
+    if test := metrics.get("mcnemar_p"):
+        note += (
+            f"; right alone {test['only_first']:,} : {test['only_second']:,}, McNemar p = "
+            f"{test['value']:.2g}" + " (were no prompt repeated)" * is_repeated
+        )
     if "detectable_difference" in metrics:
         note += f"; 80% power to show {percent(metrics['detectable_difference'])} points"
     return note

@@ -141,8 +141,11 @@ def _best_baseline(rows: Iterable[MetricRecord], with_name: bool) -> str:
 def comparison_tables(rows: Sequence[MetricRecord], confidence: float) -> list[Table]:
     """Of many models: each against the best, and every two of them; of fewer models nothing.
 
-    They are about all pairs. `notes.comparison_notes` has the comparisons of fewer models.
+    They are about all pairs, and there are none where the records are of several benchmarks.
+    `notes.comparison_notes` has the comparisons of fewer models.
     """
+    if len({row["benchmark"] for row in rows}) > 1:
+        return []
     rows = [row for row in rows if row["subset"] == "all" and "against" in row]
     best = next((row["against"] for row in rows if row["metric"] == "holm_p"), None)
     if best is None:
