@@ -82,6 +82,9 @@ def rewards(network, groups):
         return torch.cat(network.eval()(groups))
 
 
+FAMILY_CLASSES = {network.__name__ for network, *_ in FAMILIES.values()}
+
+
 # Packed and padded
 
 
@@ -117,6 +120,9 @@ def test_rewards_are_those_of_transformers_own_forward_one_by_one(model, tmp_pat
     checkpoint.save(model, tmp_path)
     own = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert own.config._attn_implementation in ("eager", "sdpa")
+    [name] = own.config.architectures  # vLLM looks for a language model of this name
+    bare = name.removesuffix("ForSequenceClassification")
+    assert FAMILY_CLASSES & {f"{bare}ForCausalLM", f"{bare}LMHeadModel"}
     groups = pairs()
     with torch.inference_mode():
         expected = [

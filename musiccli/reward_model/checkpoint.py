@@ -1,5 +1,6 @@
 """Reward models on disk: created from a backbone, loaded, and saved as transformers opens them."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -41,6 +42,7 @@ from musiccli.reward_model.vocabulary import (
 
 NOTES = "music.json"  # beside the weights: what config.json has no place for
 CARD = "README.md"
+SERVED_ARCHITECTURES = {"Gemma3TextForSequenceClassification": "Gemma3ForSequenceClassification"}
 ADAPTER = "adapter"  # the folder of the LoRA weights alone, beside the merged checkpoint
 
 Say = Callable[[str], None]
@@ -121,6 +123,7 @@ def save(model: RewardModel, folder: Path) -> None:
     with quiet_libraries():
         core.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
+    _name_architecture_for_servers(folder / "config.json")
     for file in folder.rglob("*.safetensors"):
         shutil.copymode(folder / "config.json", file)  # safetensors lets nobody else read it
     last = model.chat_template.last_token()
@@ -132,6 +135,19 @@ def save(model: RewardModel, folder: Path) -> None:
     }
     (folder / CARD).write_text(render_card(notes), "utf-8")
     (folder / NOTES).write_bytes(orjson.dumps(notes, option=orjson.OPT_INDENT_2))
+
+
+def _name_architecture_for_servers(config_file: Path) -> None:
+    """Name the architecture so that vLLM finds it; transformers reads `model_type` instead.
+
+    vLLM looks for ...ForCausalLM behind ...ForSequenceClassification, and knows no
+    Gemma3TextForCausalLM. It would take Gemma3TextModel, whose weights have other names.
+    """
+    config = orjson.loads(config_file.read_bytes())
+    names = [SERVED_ARCHITECTURES.get(name, name) for name in config["architectures"]]
+    if names != config["architectures"]:
+        text = json.dumps(config | {"architectures": names}, indent=2, sort_keys=True)
+        config_file.write_text(text + "\n", "utf-8")  # as transformers writes it
 
 
 def read_notes(folder: Path) -> dict[str, Any]:

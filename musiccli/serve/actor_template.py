@@ -143,12 +143,12 @@ class ActorTemplate:
         role = "user"
         while True:
             marks, roles = self._next_message[role]
-            found = marks.search(text, position)
-            end, after = found.span() if found else (len(text), len(text))
+            mark = marks.search(text, position)
+            end, after = mark.span() if mark else (len(text), len(text))
             messages.append({"role": role, "content": text[position:end]})
-            if found is None:
+            if mark is None:
                 break
-            role, position = roles[found.group()], after
+            role, position = roles[mark.group()], after
         if role != "assistant":
             raise RecordError("the text holds no reply in the actor's template")
         return Reply(messages, tools or None)

@@ -155,7 +155,6 @@ def _learn(
 
 def _learn_calls(template: ChatTemplate, after_reply: str) -> CallMarks:
     first, text, reply, again, last = WORDS
-    one, two = RESULTS
     results: list[Message] = [{"role": "tool", "content": result} for result in RESULTS]
     ending = [_user(again), _assistant(last)]
     whole = template.render([_user(first), _calling(text), *results, _assistant(reply), *ending])
@@ -163,12 +162,12 @@ def _learn_calls(template: ChatTemplate, after_reply: str) -> CallMarks:
     without_result = template.render([_user(first), _calling(text), *ending])
     _, rest = whole.split(text)
     start, arguments, end = _find_object(rest, lambda call: _called_arguments(call) or "")
-    before_result, between_results, after_results = _gaps(rest[end:], one, two, reply)
+    before_result, between_results, after_results = _gaps(rest[end:], *RESULTS, reply)
     _, rest_without = without_result.split(text)
     call_end = rest_without[end : rest_without.index(again)].removesuffix(after_reply)
     if not before_result.startswith(call_end) or not start.strip() or not call_end.strip():
         raise ValueError("no marks around a call")
-    *_, after_last_results = _gaps(short.split(text)[1][end:], one, two, reply)
+    *_, after_last_results = _gaps(short.split(text)[1][end:], *RESULTS, reply)
     return CallMarks(
         start.strip(),
         call_end.strip(),
@@ -212,18 +211,18 @@ def _mark_before_offer(template: ChatTemplate, _: str) -> str:
     bare = template.render(messages, [_offer()])
     without = _after_common_beginning(bare, template.render(messages)).split(OFFERED)[0]
     after_system = template.render([{"role": "system", "content": system}, *messages], [_offer()])
-    before, other = without[::-1], after_system.split(OFFERED)[0][::-1]
-    return before[: _common_length(before, other)][::-1].strip()
+    reversed_text, second = without[::-1], after_system.split(OFFERED)[0][::-1]
+    return reversed_text[: _common_length(reversed_text, second)][::-1].strip()
 
 
-def _after_common_beginning(text: str, other: str) -> str:
-    return text[_common_length(text, other) :]
+def _after_common_beginning(text: str, second: str) -> str:
+    return text[_common_length(text, second) :]
 
 
-def _common_length(text: str, other: str) -> int:
+def _common_length(text: str, second: str) -> int:
     """How many characters two texts begin with in common."""
-    pairs = enumerate(zip(text, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(text), len(other)))
+    pairs = enumerate(zip(text, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(text), len(second)))
 
 
 def _gaps(text: str, *words: str) -> list[str]:
