@@ -223,7 +223,7 @@ FOLDERS = [  # (command, an option that may be a folder): `in.jsonl` is no folde
     (name, option)
     for name in commands()
     for option, use in uses(name).items()
-    if use.names != "path" or option in ("datasets", "exclude", "adapter", "out", "plot_beside")
+    if use.names != "path" or option in ("datasets", "exclude", "adapter", "plot_beside")
 ]
 
 
@@ -239,6 +239,9 @@ def test_nothing_is_written_into_a_folder_of_the_run(name, outer, place, folder)
     for written in (option for option in uses(name) if uses(name)[option].written):
         if written != outer:
             values = dict.fromkeys(uses(name)) | {written: place}
+            if uses(name)[written].names == "folder":  # it takes no file's place
+                refuse_same_paths(uses(name), values | {outer: "rm", written: "rm/new"})
+                continue
             values[outer] = spelled_as_value(name, outer, "rm")
             does = "writes" if uses(name)[outer].written else "reads"
             with pytest.raises(InputError, match=expected.format(outer, does)):

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.app import plain_command
-from musiccli.cli.paths import MODEL_READ, READ, WRITTEN
+from musiccli.cli.paths import FOLDER_WRITTEN, MODEL_READ, READ
 from musiccli.core.progress import Clock, say
 
 
@@ -24,7 +24,7 @@ def merge(
     out: Annotated[
         str,
         typer.Option(metavar="DIR", help="The folder of the merged checkpoint, a new one."),
-        WRITTEN,
+        FOLDER_WRITTEN,
     ],
     model: Annotated[
         str | None,

@@ -26,17 +26,19 @@ class PathUse:
         written: whether it writes there; else it reads.
         store: the name of a database in the cache folder, used where the option is left out.
         replaces: the option whose output this one's takes the place of.
-        names: what the option's values name: a file or folder; a reward model or backbone; a model
-            that is called, which is a folder only behind `local/`; a set of prompts or a folder.
+        names: what the option's values name: a file or folder; a folder that is new or this
+            command's own; a reward model or backbone; a model that is called, which is a folder
+            only behind `local/`; a set of prompts or a folder.
     """
 
     written: bool = False
     store: str = ""
     replaces: str = ""
-    names: Literal["path", "model", "chat model", "prompts"] = "path"
+    names: Literal["path", "folder", "model", "chat model", "prompts"] = "path"
 
 
 READ, WRITTEN = PathUse(), PathUse(written=True)
+FOLDER_WRITTEN = PathUse(written=True, names="folder")
 MODEL_READ, CHAT_MODEL_READ = PathUse(names="model"), PathUse(names="chat model")
 
 
@@ -74,7 +76,8 @@ def path_uses(annotations: Mapping[str, Any]) -> dict[str, PathUse]:
 def refuse_same_paths(uses: Mapping[str, PathUse], values: Mapping[str, Any]) -> None:
     """Raise InputError where an output is another path of the run, or lies in its folder.
 
-    A path that is read may not lie in a folder that is written, either.
+    A path that is read may not lie in a folder that is written, either. A folder that is written
+    may lie in one that is read: it takes no file's place.
 
     Args:
         uses: of the command's options.
@@ -108,8 +111,8 @@ def _refuse_nested(used: list[UsedPath]) -> None:
     for path in used:
         for folder in folders:
             outer = folder.used
-            written = path.use.written or outer.use.written
-            if written and path.option != outer.option and folder.contains(path):
+            changed = outer.use.written or (path.use.written and path.use.names != "folder")
+            if changed and path.option != outer.option and folder.contains(path):
                 does = "writes" if outer.use.written else "reads"
                 raise InputError(
                     f"`{path.option}` {path.path}: lies in `{outer.option}` {outer.path}, which "

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES, SEED
-from musiccli.cli.paths import MODEL_READ, READ, WRITTEN
+from musiccli.cli.paths import FOLDER_WRITTEN, MODEL_READ, READ, WRITTEN
 from musiccli.cli.run import Run, stage
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError
@@ -25,7 +25,7 @@ def train(
             metavar="DIR",
             help="Where the reward model goes. The same command again resumes the run.",
         ),
-        WRITTEN,
+        FOLDER_WRITTEN,
     ],
     model: Annotated[
         str,

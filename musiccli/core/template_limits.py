@@ -1,23 +1,27 @@
 """Apply a model's chat template within bounds: a template is a program that comes with the model.
 
-transformers runs it in Jinja's sandbox, so it reaches no file and no network. Here its time, its
-memory and the size of its text are bounded, too.
+transformers runs it in Jinja's sandbox, so it reaches no file and no network. Here that happens in
+a process of its own, whose time and memory the operating system bounds. This process only waits, in
+whichever thread.
 """
 
+import atexit
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from musiccli.core import template_process
 from musiccli.core.errors import InputError
+from musiccli.core.template_process import LIMITED, NUMBER_BYTES, REFUSED
 
-SECONDS = 5.0  # a conversation of 32 MB takes less than one
+SECONDS = 5.0  # of CPU time; a conversation of 32 MB takes less than one
 MEMORY = 2 << 30  # bytes beyond what the process has
-NUMBER_BITS = 4096  # of both sides of a product or division
 TEXT_PER_INPUT, SPARE_TEXT = 16, 1 << 20  # characters for each of the messages, and beside them
 
 
@@ -25,101 +29,116 @@ class TemplateLimitError(InputError):
     """A chat template takes more than any conversation needs. The message names no model."""
 
 
-def apply_chat_template(tokenizer: Any, messages: Sequence[Any], **settings: Any) -> str:
+def apply_chat_template(
+    tokenizer: Any,
+    messages: Sequence[Any],
+    *,
+    tools: Sequence[Any] | None = None,
+    add_generation_prompt: bool = False,
+) -> str:
     """The text that a tokenizer's chat template writes, which is not empty.
+
+    It is what the tokenizer's own method of this name returns.
 
     Args:
         tokenizer: transformers' tokenizer.
         messages: what the template gets.
-        settings: transformers' settings of the same name, as `tools`.
+        tools: the functions on offer, likewise.
+        add_generation_prompt: whether the text ends where the assistant begins.
 
     Raises:
         TemplateLimitError: the template takes too much time or memory, or writes too much.
-        ValueError: the template writes nothing.
-        Exception: whatever a template raises.
+        ValueError: the template refuses the messages, or writes nothing.
     """
-    _limit_numbers()
-    try:
-        with _limited_time(), _limited_memory():
-            text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **settings)
-    except MemoryError as error:
-        raise TemplateLimitError(
-            f"the chat template takes more than {MEMORY >> 30} GB of memory"
-        ) from error
-    if len(text) > SPARE_TEXT:  # most texts are short, and their messages are not measured
-        size = len(repr(messages)) + len(repr(settings))
-        if len(text) > SPARE_TEXT + TEXT_PER_INPUT * size:
-            raise TemplateLimitError(
-                f"the chat template writes {len(text):,} characters for {size:,} of messages"
-            )
+    settings = {
+        **tokenizer.special_tokens_map,
+        "conversations": [[_without_nulls(message) for message in messages]],
+        "tools": list(tools) if tools else None,
+        "chat_template": tokenizer.get_chat_template(tools=tools),
+        "add_generation_prompt": add_generation_prompt,
+    }
+    text = _renderer(os.getpid()).render(settings)
     if not text.strip():
         raise ValueError("it writes nothing")
     return text
 
 
+def _without_nulls(message: Any) -> dict[str, Any]:
+    """Templates write null as "None", where they take a field that is missing for missing."""
+    return {name: value for name, value in message.items() if value is not None}
+
+
+class _Renderer:
+    """The process that applies templates, started at the first and after one that ended it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def render(self, settings: dict[str, Any]) -> str:
+        """What transformers' function renders. Raises as `apply_chat_template` does."""
+        request = pickle.dumps(
+            {
+                "settings": settings,
+                "seconds": SECONDS,
+                "memory": MEMORY,
+                "spare_text": SPARE_TEXT,
+                "text_per_input": TEXT_PER_INPUT,
+            }
+        )
+        with self._lock:
+            try:
+                kind, text = self._exchange(len(request).to_bytes(NUMBER_BYTES, "big") + request)
+            except BaseException:  # Ctrl-C, too: the reply would be taken for that of the next
+                self.close()
+                raise
+        if kind == LIMITED:
+            raise TemplateLimitError(f"the chat template {text}")
+        if kind == REFUSED:
+            raise ValueError(text)
+        return text
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _exchange(self, request: bytes) -> tuple[bytes, str]:
+        """Send a request, and wait for the kind and text of its reply."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                # -P: nothing is imported from the current folder.
+                [sys.executable, "-P", template_process.__file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        process = self._process
+        assert process.stdin and process.stdout
+        try:
+            process.stdin.write(request)
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise _ended(process) from None
+        kind, size = process.stdout.read(1), process.stdout.read(NUMBER_BYTES)
+        data = process.stdout.read(int.from_bytes(size, "big"))
+        if not kind or len(data) != int.from_bytes(size, "big"):
+            raise _ended(process)
+        return kind, data.decode("utf-8", "surrogatepass")
+
+
 @cache
-def _limit_numbers() -> None:
-    """Let Jinja's sandbox refuse large whole numbers: no signal interrupts a division of two."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    compute = ImmutableSandboxedEnvironment.call_binop
-
-    def call_binop(environment: Any, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if isinstance(left, int) and isinstance(right, int):
-            size = left.bit_length() + right.bit_length()
-            if operator == "**":
-                size = left.bit_length() * max(1, right)
-            if size > NUMBER_BITS:
-                raise TemplateLimitError(
-                    f"the chat template computes with numbers of more than {NUMBER_BITS:,} bits"
-                )
-        return compute(environment, context, operator, left, right)
-
-    # A sum is hardly larger than its parts. What is intercepted is not computed while compiling.
-    ImmutableSandboxedEnvironment.intercepted_binops = frozenset({"*", "/", "//", "%", "**"})
-    ImmutableSandboxedEnvironment.call_binop = call_binop  # type: ignore[method-assign, assignment]
+def _renderer(process_id: int) -> _Renderer:
+    """That of this process: a fork of it must not read its replies."""
+    renderer = _Renderer()
+    atexit.register(renderer.close)
+    return renderer
 
 
-class _TimeIsUp(BaseException):
-    """Jinja's compiler takes any Exception for a value that is not constant, and goes on."""
-
-
-@contextmanager
-def _limited_time() -> Iterator[None]:
-    """Raise TemplateLimitError after SECONDS. Only the main thread can be interrupted so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, _stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    except _TimeIsUp:
-        raise TemplateLimitError(f"the chat template takes more than {SECONDS:g} seconds") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _stop(*_: object) -> NoReturn:
-    raise _TimeIsUp
-
-
-@contextmanager
-def _limited_memory() -> Iterator[None]:
-    """Let allocations fail beyond MEMORY. Only Linux tells how much a process has."""
-    try:
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
-        before = resource.getrlimit(resource.RLIMIT_AS)
-    except (ImportError, OSError):
-        yield
-        return
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
-    limits = [limit, *(old for old in before if old != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_AS, (min(limits), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+def _ended(process: subprocess.Popen[bytes]) -> TemplateLimitError:
+    status = process.wait()
+    if status == -signal.SIGPROF:
+        return TemplateLimitError(f"the chat template takes more than {SECONDS:g} seconds")
+    return TemplateLimitError(f"the chat template ended the process that applies it ({status})")
