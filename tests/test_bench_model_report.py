@@ -65,6 +65,9 @@ def test_one_line_scores_measures_and_writes_the_page(tmp_path, monkeypatch):
     for benchmark in ("agreement", "sensitivity"):
         assert {(benchmark, "toy"), (benchmark, "toy/last-only")} <= models
     text = (tmp_path / "toy.html").read_text()
+    figure = text[text.index("<figure>") : text.index("</figure>")]
+    for label in ("turns from the end, pairs", "intact scores higher", "toy/last-only"):
+        assert label in figure
     for part in (
         "<li>Good for: ",
         "<li>Reads: shown only",

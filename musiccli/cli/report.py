@@ -80,21 +80,10 @@ class Report:
 
         title = self.benchmark.title if rows else self.run.name
         summary = f"{self.run.read_count:,} records, read by music {self.run.name}"
-        figure, provenance = self._figure(rows), provenance_of(self.run)
+        figure = page_figure(self.run, self.html or "", self.benchmark, rows)
+        provenance = provenance_of(self.run)
         worst_records = worst_articles(self.worst)
         return html_page(title, summary, figure, tables, notes, worst_records, provenance)
-
-    def _figure(self, rows: "list[MetricRecord]") -> bytes | None:
-        """The page's figure as an SVG file; None without metric records or without matplotlib."""
-        from musiccli.bench.report.plots import draw_figure
-
-        try:
-            return draw_figure(self.benchmark, rows, "svg", **SVG_TEXT) if rows else None
-        except ImportError:
-            self.run.say(
-                f'{self.html}: has no picture, matplotlib is missing; pip install "musiccli[plot]"'
-            )
-            return None
 
     def _check_paths(self, paths: dict[str, str | None]) -> None:
         from musiccli.core.figures import check_figure_path
@@ -104,6 +93,19 @@ class Report:
         for option, path in paths.items():
             if path and not Path(path).parent.is_dir():
                 raise InputError(f"{option} {path}: there is no such folder")
+
+
+def page_figure(
+    run: Run, path: str, benchmark: "Benchmark[Any]", rows: "list[MetricRecord]"
+) -> bytes | None:
+    """A page's figure as an SVG file; None without metric records or without matplotlib."""
+    from musiccli.bench.report.plots import draw_figure
+
+    try:
+        return draw_figure(benchmark, rows, "svg", **SVG_TEXT) if rows else None
+    except ImportError:
+        run.say(f'{path}: has no picture, matplotlib is missing; pip install "musiccli[plot]"')
+        return None
 
 
 def worst_articles(worst: "WorstRecords") -> "Iterator[WorstRecord]":
@@ -151,22 +153,23 @@ def save_model_page(
         path: the page.
         model: the name of the scores.
         findings: sentences at the top of the page.
-        rows: benchmarks with their metric records.
+        rows: benchmarks with their metric records. The figure is of the last one that has any.
         config: how the benchmarks computed them.
         worst: the records on which the model is most wrong.
     """
     from musiccli.bench.report.html import html_page
 
     tables, notes = [], []
-    for benchmark, its_rows in rows:
-        if its_rows:
-            tables += benchmark.all_tables(its_rows, config)
-            notes += benchmark.all_notes(its_rows)
+    measured = [(benchmark, its_rows) for benchmark, its_rows in rows if its_rows]
+    for benchmark, its_rows in measured:
+        tables += benchmark.all_tables(its_rows, config)
+        notes += benchmark.all_notes(its_rows)
+    figure = page_figure(run, path, *measured[-1]) if measured else None
     for finding in findings:
         run.say(finding)
     summary = f"{run.read_count:,} pairs, scored and measured by music {run.name}"
     provenance = provenance_of(run)
     pieces = html_page(
-        model, summary, None, tables, notes, worst_articles(worst), provenance, findings
+        model, summary, figure, tables, notes, worst_articles(worst), provenance, findings
     )
     save(path, (piece.encode("utf-8", "replace") for piece in pieces))
