@@ -1,16 +1,20 @@
 """`music merge`: an adapter and its backbone become one checkpoint with the adapter's scores."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from build import read, write
 from console import music
+from safetensors.torch import save_file
 from toys import backbone, pairs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from musiccli.core.errors import InputError
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.adapter_config import lora_settings
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +151,9 @@ def test_what_is_no_adapter_or_does_not_fit_is_one_line(base, trained, tmp_path)
         f"{base}: holds no adapter_config.json; expected the folder of a LoRA adapter, as peft "
         "writes it"
     )
-    assert wrong(adapter, "--out", trained) == f"{trained}: is there already; name another --out"
+    assert (
+        wrong(trained / "adapter", "--out", base) == f"{base}: is there already; name another --out"
+    )
     assert wrong(adapter, "--out", out, "--model", "/nowhere").startswith(
         "/nowhere: no such folder"
     )
@@ -168,6 +174,96 @@ def test_what_is_no_adapter_or_does_not_fit_is_one_line(base, trained, tmp_path)
     (torn / "adapter_model.safetensors").write_bytes(b"torn")
     assert wrong(torn, "--out", out).startswith(f"{torn}: cannot be read: ")
     assert not out.exists()
+
+
+# Hostile configurations
+
+SHAPES = {
+    f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{part}.weight": shape
+    for layer in (0, 1)
+    for part, shape in (("A", [2, 8]), ("B", [8, 2]))
+}
+BOMB = r"(\w+\.?)+x"  # takes years to match
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "asks for megatron_config"),
+        ({"r": 10**9}, "asks for rank 1000000000, which no weight has"),
+        ({"r": "2"}, "asks for rank 2, which no weight has"),
+        ({"r": None}, "asks for rank None"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "asks for rank 1000000000"),
+        ({"rank_pattern": {BOMB: 2}}, "asks for rank_pattern"),
+        ({"alpha_pattern": {BOMB: 2}}, "asks for alpha_pattern"),
+        ({"layers_to_transform": [0], "layers_pattern": BOMB}, "asks for layers_pattern"),
+        ({"layer_replication": [[0, 2]] * 1000}, "asks for layer_replication"),
+        ({"target_modules": ["q_proj"] * 100_000}, "asks for target_modules"),
+        ({"target_modules": {"a": 1}}, "asks for target_modules"),
+        ({"trainable_token_indices": [0] * 100_000}, "asks for more trainable tokens"),
+        ({"trainable_token_indices": {"embed_tokens": 7}}, "asks for trainable_token_indices"),
+        ({"init_lora_weights": "corda"}, "asks for init_lora_weights"),
+        ({"init_lora_weights": [{}]}, "asks for init_lora_weights"),
+        ({"peft_type": "XLORA", "adapters": {"a": "../.."}}, "a XLORA adapter cannot be merged"),
+        ({"peft_type": None}, "a None adapter cannot be merged"),
+        ({"use_rslora": "yes"}, "asks for use_rslora"),
+        ({"lora_alpha": "16"}, "asks for lora_alpha"),
+    ],
+)
+def test_what_a_configuration_may_not_ask_for(fields, expected):
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]} | fields
+    with pytest.raises(InputError, match=re.escape(expected)):
+        lora_settings(config, SHAPES)
+
+
+def test_what_a_configuration_says_of_its_origin_is_no_matter():
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj"],
+        "lora_dropout": 0.1,
+        "auto_mapping": {"base_model_class": "Evil", "parent_library": "evil"},
+        "auto_map": {"AutoModel": "evil.Evil"},
+        "megatron_core": "this",
+        "eva_config": {"rho": 2},
+        "init_lora_weights": "eva",
+        "new_setting_of_peft": True,
+    }
+    assert lora_settings(config, SHAPES) == {
+        "r": 2,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj"],
+        "init_lora_weights": True,
+    }
+
+
+def test_modules_are_named_by_the_weights_where_a_configuration_has_a_pattern():
+    config = {"peft_type": "LORA", "r": 2, "target_modules": BOMB, "exclude_modules": BOMB}
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    assert lora_settings(config, SHAPES)["target_modules"] == modules
+
+
+@pytest.mark.slow
+def test_an_adapter_with_a_pattern_merges_as_one_with_a_list(base, given, tmp_path):
+    peft_adapter(base, tmp_path / "list")
+    shutil.copytree(tmp_path / "list", tmp_path / "pattern")
+    file = tmp_path / "pattern" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"target_modules": r".*\.(q_proj|down_proj)"}))
+    for name in ("list", "pattern"):
+        assert music("merge", tmp_path / name, "--out", tmp_path / f"{name}-rm").status == 0
+    assert scores(given, tmp_path / "list-rm") == scores(given, tmp_path / "pattern-rm")
+
+
+def test_a_weight_without_values_is_refused(tmp_path):
+    """Its shape may be of any size, and takes no byte of the file."""
+    name = "base_model.model.model.embed_tokens.weight"
+    save_file({name: torch.empty(10**9, 0)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    assert wrong(tmp_path, "--out", tmp_path / "out") == (
+        f"{tmp_path}: {name}: has the shape [1000000000, 0]"
+    )
 
 
 @pytest.mark.slow

@@ -67,12 +67,20 @@ def load_language_model(path: str, **settings: Any) -> Any:
         )
 
 
-def load_adapter(network: Any, folder: Path) -> Any:
-    """The network with the LoRA adapter of a folder. Raises InputError as `load_config` does."""
-    from peft import PeftModel
+def load_adapter(network: Any, folder: Path, settings: dict[str, Any]) -> Any:
+    """The network with the LoRA adapter of a folder. Raises InputError as `load_config` does.
+
+    Args:
+        network: the backbone.
+        folder: holds the adapter's weights.
+        settings: arguments of peft's LoraConfig. What the folder's own configuration asks for is
+            not read.
+    """
+    from peft import LoraConfig, PeftModel
 
     with model_errors(str(folder)):
-        return PeftModel.from_pretrained(network, folder)
+        config = LoraConfig(**settings, inference_mode=True)
+        return PeftModel.from_pretrained(network, folder, config=config)
 
 
 def report_custom_code(name: str, path: str, say: Callable[[str], None]) -> None:

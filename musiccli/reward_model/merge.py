@@ -16,11 +16,12 @@ from musiccli.core.messages import Message
 from musiccli.core.partial_files import partial_folder
 from musiccli.core.pretrained import load_adapter
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.adapter_config import CONFIG, Shapes, lora_settings
 from musiccli.reward_model.model import RewardModel
 
 # An embedding that was saved whole, under the names that decoders give it.
 EMBEDDING = re.compile(r"\.(embed_tokens|wte|embed_in|word_embeddings)(\.[a-z_]+)*\.weight$")
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PROBES = ("Name a fugue.", "The Art of Fugue.", "Who wrote it?", "Bach did, in his last years.")
 
 
@@ -69,16 +70,16 @@ def _merge(
     base = model or config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise InputError(f"{adapter}: names no backbone; give it as `model`")
+    try:
+        settings = lora_settings(config, shapes)
+    except InputError as error:
+        raise InputError(f"{adapter}: {error}") from error
     has_head = any(name.endswith("score.weight") for name in names)
     rows = next((shape[0] for name, shape in shapes.items() if EMBEDDING.search(name)), None)
     reward_model = _create_with_head(adapter, base, has_head, rows, say)
-    _add_adapter(reward_model, adapter, names, base)
+    _add_adapter(reward_model, adapter, settings, names, base)
     before = _probe(reward_model)
-    try:
-        reward_model.network.model = reward_model.network.model.merge_and_unload()
-    except AttributeError as error:
-        kind = config.get("peft_type")
-        raise InputError(f"{adapter}: a {kind} adapter cannot be merged") from error
+    reward_model.network.model = reward_model.network.model.merge_and_unload()
     difference = (_probe(reward_model) - before).abs().max().item()
     if difference > 1e-3 * max(1.0, before.abs().max().item()):
         raise InputError(
@@ -88,7 +89,7 @@ def _merge(
     return reward_model, difference
 
 
-def _read(adapter: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
+def _read(adapter: Path) -> tuple[dict[str, Any], Shapes]:
     """The adapter's configuration, and the shapes of its weights by their names."""
     if (adapter / checkpoint.ADAPTER / CONFIG).is_file() and not (adapter / CONFIG).is_file():
         raise InputError(
@@ -108,6 +109,8 @@ def _read(adapter: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
         raise InputError(f"{adapter}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise InputError(f"{adapter}: cannot be read: {CONFIG} holds no object")
+    if empty := sorted(name for name, shape in shapes.items() if not shape or 0 in shape):
+        raise InputError(f"{adapter}: {empty[0][:100]}: has the shape {list(shapes[empty[0]])}")
     return config, shapes
 
 
@@ -133,11 +136,13 @@ def _create_with_head(
     return model
 
 
-def _add_adapter(model: RewardModel, adapter: Path, names: set[str], base: str) -> None:
+def _add_adapter(
+    model: RewardModel, adapter: Path, settings: dict[str, Any], names: set[str], base: str
+) -> None:
     from peft import get_peft_model_state_dict
 
     try:
-        model.network.model = load_adapter(model.network.core, adapter)
+        model.network.model = load_adapter(model.network.core, adapter, settings)
     except InputError as error:
         raise InputError(f"{adapter}: does not fit {base}: {error}; another `model`?") from error
     loaded = set(get_peft_model_state_dict(model.network.model, save_embedding_layers=False))
