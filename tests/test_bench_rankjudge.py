@@ -1,5 +1,6 @@
 """RankJudge: the flawed round, what judges get right, and ratings of judges and pairs."""
 
+import json
 import math
 import random
 from statistics import mean
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from build import lines, talk, votes
 from console import music
+from openai_server import serve
 
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.rankjudge import check_rankjudge_record, metrics
@@ -271,3 +273,33 @@ def test_the_command_shows_rewards_falls_judges_and_ratings(tmp_path):
     assert "where the reward of the flawed conversation falls" in done.err
     assert "Bradley-Terry" in done.err and math.isfinite(value(done.records, "bradley_terry", "j"))
     assert (tmp_path / "p.svg").stat().st_size
+
+
+def test_a_judge_that_is_asked_by_the_set_rankjudge_is_measured_by_round_and_flaw(
+    tmp_path, monkeypatch
+):
+    """It names the side without "b1", round 2 always, and a flaw that is right for the first."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    requests = []
+
+    def reply(body: dict) -> str:
+        requests.append(body)
+        text = body["messages"][0]["content"]
+        first = text[text.index("conversation A begins") : text.index("conversation A ends")]
+        verdict = "B" if "b1" in first else "A"
+        return json.dumps({"explanation": "E", "round": 2, "flaw": "evasion", "verdict": verdict})
+
+    pairs = [pair(0), pair(1, flaw="disorganized"), pair(2, flawed=3)]
+    with serve(reply=reply) as server:
+        judged = music(
+            *("judge", "--judge", "openai/one", "--prompts", "rankjudge", "--no-cache"),
+            *("--api-base", server.base_url),
+            given=lines(*pairs),
+        )
+    assert judged.status == 0, judged.err
+    assert all("instruction_forgetting" in body["messages"][0]["content"] for body in requests)
+    rows = music("bench", "rankjudge", given=judged.out).records
+    figures = ("verdict_accuracy", "round_accuracy", "flaw_accuracy", "joint_accuracy")
+    values = [value(rows, figure, "openai/one") for figure in figures]
+    assert values == pytest.approx([1, 2 / 3, 2 / 3, 1 / 3])
+    assert {vote["round"] for one in judged.records for vote in one["votes"]} == {2}

@@ -95,6 +95,10 @@ def test_a_head_says_how_the_model_is_asked_and_where_a_reply_ends(tmp_path):
         ("stop: 5", "a JSON list of strings"),
         ("stop: [1]", "a JSON list of strings"),
         ('stop: [""]', "a JSON list of strings"),
+        ("fields: 5", 'a JSON object of {"type": "integer"} or {"enum": [texts]} by name'),
+        ('fields: {"round": "integer"}', "a JSON object of"),
+        ('fields: {"round": {"type": "number"}}', "a JSON object of"),
+        ('fields: {"flaw": {"enum": [1]}}', "a JSON object of"),
     ],
 )
 def test_a_wrong_head_is_named_with_its_file(tmp_path, head, problem):
@@ -110,7 +114,9 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 
 
 def test_an_unknown_set_is_named():
-    with pytest.raises(InputError, match="`prompts` papers: neither paper nor small nor a folder"):
+    with pytest.raises(
+        InputError, match="`prompts` papers: neither paper nor small nor rankjudge nor a folder"
+    ):
         load("papers", "user")
 
 

@@ -14,6 +14,7 @@ from musiccli.core.votes import (
     panel_verdict,
     parse_votes,
     read_explanation,
+    read_fields,
     read_verdict,
     winner_of,
 )
@@ -236,3 +237,33 @@ def test_a_winner_is_a_side_a_tie_or_nobody(outcome, winner):
 def test_votes_of_another_shape_are_named(votes_field, expected):
     with pytest.raises(RecordError, match=re.escape(expected)):
         parse_votes(Record({"id": 1, "a": [], "b": [], "votes": votes_field}))
+
+
+FIELDS = {"round": {"type": "integer"}, "flaw": {"type": "string", "enum": ["evasion", "Refusal"]}}
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        (
+            '{"explanation": "E", "round": 3, "flaw": "evasion", "verdict": "A"}',
+            {"round": 3, "flaw": "evasion"},
+        ),
+        ('{"round": "12", "flaw": "REFUSAL ", "verdict": "A"}', {"round": 12, "flaw": "Refusal"}),
+        ('{"round": true, "flaw": "rudeness", "verdict": "A"}', {}),
+        ('{"round": 2.5, "flaw": null, "verdict": "A"}', {}),
+        ("Because.\n**Round:** 3\n- Flaw: `evasion`\n[[A]]", {"round": 3, "flaw": "evasion"}),
+        ("In round 3 there is: evasion\n[[A]]", {}),
+        ("<think>Round: 1</think>Round: 2\n[[A]]", {"round": 2}),
+        ("Round: 99999999999999999999\n[[A]]", {}),
+    ],
+)
+def test_further_fields_of_a_reply_are_read_where_their_schema_allows_them(text, values):
+    assert read_fields(text, FIELDS) == values
+
+
+def test_the_verdict_comes_last_in_a_schema_with_further_fields():
+    schema = votes.verdict_schema(FIELDS)
+    assert [*schema["properties"]] == ["explanation", "round", "flaw", "verdict"]
+    assert schema["required"] == [*schema["properties"]]
+    assert votes.verdict_schema({}) is votes.VERDICT_SCHEMA

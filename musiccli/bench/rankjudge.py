@@ -6,9 +6,9 @@ the flawed round, and how often elsewhere. This is a measure of our own, not Ran
 
 Judges: a judge is right where its verdict is and, as far as it names them, the flawed round and the
 kind of flaw are, too. Ratings are Bradley-Terry's over judges and pairs (stats/bradley_terry.py).
-The judgments are votes of music judge, or rows of RankJudge's published matches. A vote may name a
-`round`, counted from 1, and a `flaw`. A judge that read both orders must be right in both; that
-rule is ours, as RankJudge asks in one order.
+The judgments are votes of music judge, or rows of RankJudge's published matches. A vote names a
+`round`, counted from 1, and a `flaw` where the prompt asks for them. A judge that read both orders
+must be right in both; that rule is ours, as RankJudge asks in one order.
 
 Source: run_match in code/matches.py and code/metrics.py of github.com/layer6ai-labs/RankJudge; Tang
 et al. 2026, arXiv 2605.21748.
@@ -435,7 +435,8 @@ BENCHMARK = Benchmark(
     "reward falls at the flawed round, and what judges get right.",
     example="""music sample rankjudge --emit comparisons | music score --model rm --per-turn | \
 music bench rankjudge
-music sample rankjudge --emit comparisons | music judge --judge MODEL | music bench rankjudge""",
+music sample rankjudge --emit comparisons | music judge --judge MODEL --prompts rankjudge | \
+music bench rankjudge""",
     parse=check_rankjudge_record,
     metrics=metrics,
     tables=tables,

@@ -19,7 +19,9 @@ from musiccli.core.thoughts import without_thoughts
 TIE, INCONSISTENT, UNREADABLE = "tie", "inconsistent", "unreadable"  # outcomes beside a side's name
 GIVEN_WINNER = "given_winner"  # field: the winner a record held before it was judged
 LETTERS = ("A", "B", "C")  # conversation A is better, conversation B is better, or neither
-VERDICT_SCHEMA = {  # a judge writes its reasons first, so that the verdict can follow from them
+VERDICT_SCHEMA: dict[
+    str, Any
+] = {  # a judge writes its reasons first, so that the verdict can follow from them
     "type": "object",
     "additionalProperties": False,
     "required": ["explanation", "verdict"],
@@ -33,6 +35,8 @@ _MARK_AT_END = re.compile(r"\[\[([ABCabc])\]\][\s.!*_]*$")  # no text may follow
 _MARK_ALONE = re.compile(r"\W*\[\[([ABCabc])\]\]\W*")
 _LETTER_ALONE = re.compile(r"\W*([ABC])\W*")
 _NAMED = re.compile(r"[\s*_#]*(?:final |my )?verdict[\s*_:]+([ABC])[\s.!*_]*", re.IGNORECASE)
+_NAMED_FIELD = re.compile(r"[\s*_#>-]*(\w+)[\s*_]*:[\s*_`\"]*([\w-]+)[\s.*_`\",]*")
+_MAX_DIGITS = 10
 _FENCE_START = re.compile(r"(?:```+|~~~+)(?:[ \t]*\w*[ \t]*\r?\n)?")
 # Where a JSON object may begin: at the start of a line, behind a fence or behind a sentence.
 _OBJECT_START = re.compile(
@@ -71,6 +75,40 @@ def read_explanation(text: str) -> str:
     reply = _json_reply(text)
     explanation = reply.get("explanation") if reply else None
     return explanation.strip() if isinstance(explanation, str) else text
+
+
+def verdict_schema(fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """VERDICT_SCHEMA with further fields between the explanation and the verdict."""
+    if not fields:
+        return VERDICT_SCHEMA
+    explanation, verdict = VERDICT_SCHEMA["properties"].items()
+    properties = dict([explanation, *fields.items(), verdict])
+    return VERDICT_SCHEMA | {"required": [*properties], "properties": properties}
+
+
+def read_fields(text: str, fields: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The further fields of a judge's reply: of its JSON object, else of lines as "Round: 3".
+
+    A field is absent where the reply does not have it, or has a value that its schema does not
+    allow.
+    """
+    reply = _json_reply(text)
+    if reply is None:
+        lines = without_thoughts(text).splitlines()
+        matches = (_NAMED_FIELD.fullmatch(line) for line in lines)
+        reply = {match[1].lower(): match[2] for match in matches if match}
+    values = {name: _field_value(reply.get(name), schema) for name, schema in fields.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _field_value(value: Any, schema: Mapping[str, Any]) -> int | str | None:
+    """A value as the schema of a field has it; None where it is another."""
+    if "enum" in schema:
+        choices = {choice.lower(): choice for choice in schema["enum"]}
+        return choices.get(value.strip().lower()) if isinstance(value, str) else None
+    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) < _MAX_DIGITS:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _json_reply(text: str) -> dict[str, Any] | None:

@@ -127,10 +127,11 @@ async def _vote(
     salt = (config.seed, record["id"])
     tools = record.get("tools") or ()
     text = judge_prompt(prompt, record[first], record[second], salt, tools)
+    schema = votes.verdict_schema(prompt.fields)
     question: dict[str, Any] = (
         {"text": text, "mode": "completion"}
         if prompt.mode == "completion"
-        else {"messages": ({"role": "user", "content": text},), "schema": votes.VERDICT_SCHEMA}
+        else {"messages": ({"role": "user", "content": text},), "schema": schema}
     )
     reply = await client.complete(
         Call(
@@ -143,12 +144,18 @@ async def _vote(
             **question,
         )
     )
-    return {
-        "judge": model,
-        "order": order,
-        "winner": {"A": first, "B": second, "C": votes.TIE}.get(_letter(reply) or ""),
-        "explanation": votes.read_explanation(reply.text),
-    } | _ending(reply)
+    letter = _letter(reply)
+    fields = votes.read_fields(reply.text, prompt.fields) if letter else {}
+    return (
+        {
+            "judge": model,
+            "order": order,
+            "winner": {"A": first, "B": second, "C": votes.TIE}.get(letter or ""),
+            "explanation": votes.read_explanation(reply.text),
+        }
+        | fields
+        | _ending(reply)
+    )
 
 
 def _letter(reply: Reply) -> str | None:

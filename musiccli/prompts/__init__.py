@@ -2,12 +2,13 @@
 
 A file is plain text with {{variables}}. It may begin with a head: `name: value` lines between two
 `---` lines. `as:` is the mode of the call (chat, turn or completion, see llm.call.Call). `stop:` is
-a JSON list of strings that end a reply.
+a JSON list of strings that end a reply. `fields:` is a JSON object of what a judge's reply holds
+beside its explanation and verdict: names, each with the JSON schema of an integer or of an `enum`.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import orjson
 from musiccli.core.errors import InputError
 from musiccli.core.messages import ROLES, Message, message_text, tools_text
 
-# "paper" is for models that follow instructions, "small" for models of few parameters.
-SETS = ("paper", "small")
+# "paper" is for models that follow instructions, "small" for models of few parameters, "rankjudge"
+# asks a judge for the round and the kind of a flaw, too.
+SETS = ("paper", "small", "rankjudge")
+HEAD_NAMES = {"as", "stop", "fields"}
 MODES = ("chat", "turn", "completion")
 _VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _FOLDER = Path(__file__).parent
@@ -32,12 +35,14 @@ class Prompt:
         text: the text below the head, with its variables.
         mode: one of MODES.
         stop: strings that end a reply.
+        fields: the JSON schema of each further field of a judge's reply.
     """
 
     name: str
     text: str
     mode: str = "chat"
     stop: tuple[str, ...] = ()
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def fill(self, **values: str) -> str:
         """The text with every variable replaced. Braces inside the values stay as they are.
@@ -77,9 +82,11 @@ def load(prompt_set: str, role: str) -> Prompt | None:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 (byte {error.start + 1})") from None
     mode = head.get("as", "chat")
-    if head.keys() - {"as", "stop"} or mode not in MODES:
-        raise InputError(f"{path}: the head may hold as: {'|'.join(MODES)}, and stop: [...]")
-    return Prompt(str(path), text, mode, _stops(path, head.get("stop", "[]")))
+    if head.keys() - HEAD_NAMES or mode not in MODES:
+        expected = f"as: {'|'.join(MODES)}, stop: [...] and fields: {{...}}"
+        raise InputError(f"{path}: the head may hold {expected}")
+    stops, fields = _stops(path, head.get("stop", "[]")), _fields(path, head.get("fields", "{}"))
+    return Prompt(str(path), text, mode, stops, fields)
 
 
 def require(prompt_set: str, role: str) -> Prompt:
@@ -135,6 +142,26 @@ def _stops(path: Path, text: str) -> tuple[str, ...]:
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise InputError(f"{path}: stop: should be a JSON list of strings")
     return tuple(stops)
+
+
+def _fields(path: Path, text: str) -> dict[str, dict[str, Any]]:
+    try:
+        fields = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        fields = None
+    if not isinstance(fields, dict) or not all(map(_is_field_schema, fields.values())):
+        problem = 'should be a JSON object of {"type": "integer"} or {"enum": [texts]} by name'
+        raise InputError(f"{path}: fields: {problem}")
+    return fields
+
+
+def _is_field_schema(schema: Any) -> bool:
+    if not isinstance(schema, dict):
+        return False
+    choices = schema.get("enum")
+    if choices is None:
+        return bool(schema.get("type") == "integer")
+    return isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
 
 
 def _split(text: str) -> tuple[dict[str, str], str]:
