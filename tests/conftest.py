@@ -9,6 +9,14 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_configure(config):
+    """Start the server of preloaded programs, once for all processes of a run."""
+    from preloaded import FOLDER, Server
+
+    if FOLDER not in os.environ:
+        config.add_cleanup(Server().close)
+
+
 @pytest.fixture
 def music(tmp_path):
     """`music` in processes of its own, with no network and an empty cache."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -63,16 +63,16 @@ def music(*arguments: object, given: bytes = b"", stdout: io.RawIOBase | None = 
     return Done(status, raw.getvalue(), err.getvalue())
 
 
-def start(*arguments: object, **settings) -> subprocess.Popen:
+def start(*arguments: object, command: Sequence[str] = COMMAND, **settings) -> subprocess.Popen:
     """`music` as a process of its own, its three streams piped; it hears Ctrl-C, also where these tests are a
-    background job, which is deaf to that."""
+    background job, which is deaf to that. `command` starts it: a new interpreter, or `preloaded.command()`."""
     given = {
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "preexec_fn": hear,
     }
-    return subprocess.Popen([*COMMAND, *map(str, arguments)], **given | settings)
+    return subprocess.Popen([*command, *map(str, arguments)], **given | settings)
 
 
 def hear() -> None:
