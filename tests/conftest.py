@@ -20,7 +20,8 @@ def pytest_configure(config):
 @pytest.fixture
 def music(tmp_path):
     """`music` in processes of its own, with no network and an empty cache."""
+    import preloaded
     from scripted import Music
 
-    with Music(tmp_path) as music:
+    with Music(tmp_path, preloaded.command()) as music:
         yield music

@@ -1,9 +1,9 @@
 """Python programs without the seconds that importing takes: each is a fork of one process.
 
-`PYTHON` stands for the interpreter where a process of its own matters, but not how it starts. It
+`python()` stands for the interpreter where a process of its own matters, but not how it starts. It
 hands its arguments, folder, environment and standard streams to a server, which has imported the
-libraries. The server forks, and the child runs the program. A child's interpreter is `PYTHON`, so
-the processes that torch starts for it are forks, too. `MUSIC` is `music` in the same way.
+libraries. The server forks, and the child runs the program. A child's interpreter is the same, so
+the processes that torch starts for it are forks, too. `command()` starts `music` in the same way.
 
 The server starts with the test run, imports at the first request, and ends with the run.
 """

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from console import hear, wait_until
@@ -85,14 +86,15 @@ def no_network(monkeypatch) -> None:
 
 
 class Music:
-    """Runs `music` in processes, with its cache in `folder`.
+    """Runs `music` in processes, each begun by `command`, with its cache in `folder`.
 
     `network` holds the hosts that were looked up. As a context manager it kills every process that
     is still running at the end.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, command: Sequence[str] = MUSIC):
         self.folder, self._log = folder, folder / "network.log"
+        self._command = command
         self._started: list[subprocess.Popen] = []
         (folder / "guard").mkdir()
         (folder / "guard" / "sitecustomize.py").write_text(GUARD)
@@ -125,7 +127,7 @@ class Music:
             "stderr": subprocess.PIPE,
             "preexec_fn": hear,
         }
-        command = [*MUSIC, *map(str, arguments)]
+        command = [*self._command, *map(str, arguments)]
         self._started.append(
             subprocess.Popen(command, env=self.environment, text=True, **streams | settings)
         )

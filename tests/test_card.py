@@ -3,20 +3,19 @@
 import base64
 import hashlib
 import json
-import os
 import re
 import shlex
-import subprocess
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import transformers
 import yaml
 from build import read, talk, write
-from console import COMMAND, music
+from console import music
 from toys import backbone, pairs
 
 from musiccli.reward_model.card import render_card
@@ -170,32 +169,32 @@ def hub(refuses=False):
         server.shutdown()
 
 
-def push(line, address="http://127.0.0.1:9", token="hf_secret"):
-    """The same command in a new process: the hub's client reads its address at import."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {
-        "HF_ENDPOINT": address,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(Path(line[1]).parent / "hub"),
-    }
-    environment |= {"HF_TOKEN": token} if token else {}
-    return subprocess.run(
-        [*COMMAND, *line, "--push-to-hub", "me/rm"], env=environment, capture_output=True, text=True
-    )
+@pytest.fixture
+def push(monkeypatch, tmp_path):
+    """Runs the same command again and pushes; the hub's client has read its settings at import."""
+
+    def run(line, address="http://127.0.0.1:9", token="hf_secret"):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        return music(*line, "--push-to-hub", "me/rm")
+
+    return run
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_pushed_without_training_again(run):
+def test_a_finished_run_is_pushed_without_training_again(run, push):
     line, out = run
     (out / "trackers").mkdir(exist_ok=True)
     (out / "trackers" / "events").write_text("private")
     with hub() as server:
         done = push(line, f"http://127.0.0.1:{server.server_port}")
-    assert done.returncode == 0, done.stderr
-    assert (
-        done.stderr.splitlines()[-1]
-        == "music train: pushed to https://huggingface.co/me/rm/commit/1"
-    )
+    assert done.status == 0, done.err
+    assert done.lines[-1] == "music train: pushed to https://huggingface.co/me/rm/commit/1"
     path, token, sent = server.asked[0]
     assert (path, token) == ("/api/repos/create", "Bearer hf_secret")
     assert json.loads(sent).items() >= {"visibility": "private", "name": "rm"}.items()
@@ -207,12 +206,12 @@ def test_a_finished_run_is_pushed_without_training_again(run):
 
 
 @pytest.mark.slow
-def test_a_push_that_fails_leaves_the_model_and_says_how_to_go_on(run):
+def test_a_push_that_fails_leaves_the_model_and_says_how_to_go_on(run, push):
     line, out = run
     with hub(refuses=True) as server:
         done = push(line, f"http://127.0.0.1:{server.server_port}")
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
+    assert done.status == 2
+    last = done.lines[-1]
     assert last.startswith(
         f"music train: error: {out} holds the whole reward model, but it is not on the hub: "
     )
@@ -227,8 +226,10 @@ def test_a_push_that_fails_leaves_the_model_and_says_how_to_go_on(run):
         ("hf_secret", "--push-to-hub me/rm: [Errno 111] Connection refused"),
     ],
 )
-def test_a_hub_that_cannot_be_reached_is_known_before_anything_else(run, tmp_path, token, says):
+def test_a_hub_that_cannot_be_reached_is_known_before_anything_else(
+    run, push, tmp_path, token, says
+):
     line, _ = run
     done = push([*line[:-1], str(tmp_path / "rm")], token=token)
-    assert (done.returncode, done.stderr.splitlines()) == (2, [f"music train: error: {says}"])
+    assert (done.status, done.lines) == (2, [f"music train: error: {says}"])
     assert not (tmp_path / "rm").exists()

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 import typer
 from console import music
 from openai_server import serve
-from preloaded import preloaded
 from scripted import scripted_reply
 from toys import TINY, backbone
 
@@ -179,9 +179,9 @@ def workplace(tmp_path_factory):
     )
     backbone(folder / "toy")
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    with serve(reply=scripted_reply) as server, preloaded(folder) as programs:
+    with serve(reply=scripted_reply) as server:
         environment = os.environ | {
-            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{preloaded.programs()}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "SERVER": server.base_url,
             "HOSTED_VLLM_API_BASE": server.base_url,
@@ -230,7 +230,7 @@ def test_every_python_example_runs(name, workplace):
     folder, environment = workplace
     for code in python_examples(DOCUMENTS[name].read_text("utf-8")):
         ran = subprocess.run(
-            [sys.executable, "-c", code],
+            [preloaded.python(), "-c", code],
             cwd=folder,
             env=environment,
             capture_output=True,

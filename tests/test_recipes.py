@@ -8,10 +8,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import preloaded
 import pytest
 from console import music
 from openai_server import serve
-from preloaded import preloaded
 from scripted import scripted_reply
 from toys import backbone
 
@@ -51,21 +51,20 @@ def test_accelerate_reads_a_config(config):
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """A folder with `music` for PATH, beside the recipes, which would prefer the project's own."""
+def project(tmp_path_factory):
+    """A folder for the recipes without an environment of its own, whose `music` they would prefer."""
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    with preloaded(folder) as programs:
-        yield programs
+    return folder
 
 
 def run(
-    script: str, folder: Path, programs: Path, **environment: str
+    script: str, folder: Path, project: Path, **environment: str
 ) -> subprocess.CompletedProcess:
     """A dry run of a recipe into `folder`, beside which its caches are."""
-    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{preloaded.programs()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", programs.parent / "recipes" / script, "--dry-run", folder],
+        ["bash", project / "recipes" / script, "--dry-run", folder],
         env=os.environ | {"PATH": path, "MUSIC_CACHE": f"{folder}.cache"} | environment,
         capture_output=True,
         text=True,
@@ -73,7 +72,7 @@ def run(
 
 
 @pytest.mark.slow
-def test_the_papers_run_walks_all_its_stages(tmp_path, programs):
+def test_the_papers_run_walks_all_its_stages(tmp_path, project):
     """With a server for the LLM and a toy for the backbone: the laptop's run takes embedded models."""
     with serve(reply=scripted_reply) as server:
         environment = {
@@ -82,7 +81,7 @@ def test_the_papers_run_walks_all_its_stages(tmp_path, programs):
             "OPENAI_BASE_URL": server.base_url,
             "OPENAI_API_KEY": "none",
         }
-        done = run("paper.sh", tmp_path / "paper", programs, **environment)
+        done = run("paper.sh", tmp_path / "paper", project, **environment)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "paper").iterdir()}
     assert made >= {
@@ -93,15 +92,15 @@ def test_the_papers_run_walks_all_its_stages(tmp_path, programs):
         "prompts.winrate.jsonl",
         "agreement.jsonl",
     }
-    again = run("paper.sh", tmp_path / "paper", programs, **environment)
+    again = run("paper.sh", tmp_path / "paper", project, **environment)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
 
 
 @pytest.mark.slow
 @has_models
-def test_the_laptops_run_walks_all_its_stages(tmp_path, programs):
+def test_the_laptops_run_walks_all_its_stages(tmp_path, project):
     arms = ["margin"]
-    done = run("laptop.sh", tmp_path / "laptop", programs, ARMS=" ".join(arms))
+    done = run("laptop.sh", tmp_path / "laptop", project, ARMS=" ".join(arms))
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {
         f"{arm}-0" for arm in arms
@@ -109,7 +108,7 @@ def test_the_laptops_run_walks_all_its_stages(tmp_path, programs):
     assert done.stdout == (tmp_path / "laptop" / f"{','.join(arms)}.md").read_text()
     heads = [cell.strip() for cell in done.stdout.splitlines()[0].strip("|").split("|")]
     assert heads[3:] == [f"{arm}, 1 run" for arm in arms]
-    again = run("laptop.sh", tmp_path / "laptop", programs, ARMS=" ".join(arms))
+    again = run("laptop.sh", tmp_path / "laptop", project, ARMS=" ".join(arms))
     assert (again.returncode, again.stdout) == (0, done.stdout) and "== " not in again.stderr
 
 
@@ -141,7 +140,14 @@ def test_the_laptops_table_takes_the_mean_of_runs_and_counts_their_spread(tmp_pa
         (tmp_path / "scored" / f"test.{run}.jsonl").write_text(
             "".join(json.dumps(one) + "\n" for one in own)
         )
-    line = [sys.executable, ROOT / "recipes" / "laptop" / "table.py", tmp_path, "--arms", "a", "c"]
+    line = [
+        preloaded.python(),
+        ROOT / "recipes" / "laptop" / "table.py",
+        tmp_path,
+        "--arms",
+        "a",
+        "c",
+    ]
     done = subprocess.run(
         [*line, "--figure", tmp_path / "figure.png"], capture_output=True, text=True
     )
@@ -181,7 +187,7 @@ def test_the_measure_of_injections_sees_a_judge_that_obeys_and_pays_once(tmp_pat
     measure = ROOT / "recipes" / "injections" / "measure.py"
     with serve(reply=obeys) as server:
         line = [
-            sys.executable,
+            preloaded.python(),
             measure,
             tmp_path,
             "--judge",

@@ -4,10 +4,10 @@ import copy
 import json
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from importlib.util import find_spec
 
+import preloaded
 import pytest
 import torch
 import transformers
@@ -613,7 +613,9 @@ def test_a_fresh_process_under_another_seed_scores_the_same(stepped):
     )
     folders = [str(folder) for folder, _ in stepped.values()]
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(TALKS), *folders], capture_output=True, text=True
+        [preloaded.python(), "-c", code, json.dumps(TALKS), *folders],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     for line, (_, scores) in zip(done.stdout.splitlines(), stepped.values(), strict=True):

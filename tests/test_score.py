@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 
+import preloaded
 import psutil
 import pytest
 import torch
@@ -435,7 +436,9 @@ def test_what_was_cut_is_said_in_the_last_line_and_nowhere_else(rm, tmp_path):
     config.write_text(
         json.dumps(json.loads(config.read_text()) | {"model_max_length": 50})
     )  # tokenizers warn of it
-    _, err = start("score", file, "--model", tmp_path / "rm", "--max-length", 64).communicate()
+    _, err = start(
+        "score", file, "--model", tmp_path / "rm", "--max-length", 64, command=preloaded.command()
+    ).communicate()
     [last] = err.decode().splitlines()
     assert last.endswith("; 1 cut to fit")
 
@@ -517,7 +520,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_an_unbroken_one(rm, tmp_path,
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
     records = lines(*(conversation(f"{n}", f"question {n}", f"answer {n}") for n in range(300)))
     line = ("score", "--model", rm, "-o", tmp_path / "out.jsonl")
-    broken = start(*line)
+    broken = start(*line, command=preloaded.command())
     broken.stdin.write(records)  # it stays open, so that the run cannot end before it is killed
     broken.stdin.flush()
     wait_until(lambda: kept(tmp_path / "cache" / "scores.sqlite") or broken.poll() is not None)
@@ -570,6 +573,7 @@ def test_two_processes_score_as_one_in_input_order(rm, tmp_path, skip):
         tmp_path / "out.jsonl",
         "--rejects",
         tmp_path / "two.jsonl",
+        command=preloaded.command(),
     )
     _, err = two.communicate()
     assert (two.returncode, one.status) == (skip, skip)
@@ -591,7 +595,8 @@ def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
         + [conversation("bad", "ends with the user")]
     )
     two = start(
-        "score", "--model", rm, "--no-cache", "--num-processes", 2, "-o", tmp_path / "out.jsonl"
+        *("score", "--model", rm, "--no-cache", "--num-processes", 2, "-o", tmp_path / "out.jsonl"),
+        command=preloaded.command(),
     )
     _, err = two.communicate(given.encode())
     assert two.returncode == 2 and not (tmp_path / "out.jsonl").exists()
@@ -621,11 +626,12 @@ def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
         2,
         "-o",
         tmp_path / "out.jsonl",
+        command=preloaded.command(),
     )
     wait_until(lambda: kept(tmp_path / "scores.sqlite") or run.poll() is not None)
     [child] = [
         child
-        for child in psutil.Process(run.pid).children(recursive=True)
+        for child in psutil.Process(preloaded.program(run.pid)).children(recursive=True)
         if child.environ().get("RANK") == "1"
     ]
     child.kill()

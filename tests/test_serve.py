@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import preloaded
 import pytest
 from build import talk, weather
 from console import music, start, wait_until
@@ -572,7 +573,7 @@ def test_the_oldest_is_never_passed_over(model):
 
 
 def spawn(folder, *options):
-    server = start("serve", "--model", folder, "--port", 0, *options)
+    server = start("serve", "--model", folder, "--port", 0, *options, command=preloaded.command())
     line = server.stderr.readline().decode()
     while "ready at" not in line:
         assert line, "it ended"

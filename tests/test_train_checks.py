@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
+import preloaded
 import pytest
 import torch
 from build import write
@@ -398,7 +398,7 @@ def test_the_estimate_is_close_to_the_measured_peak(tmp_path):
         ],
     )
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(base), str(given)], capture_output=True, text=True
+        [preloaded.python(), "-c", PEAK, str(base), str(given)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert 1 / 1.5 < float(done.stdout) < 1.5

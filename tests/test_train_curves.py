@@ -3,9 +3,10 @@
 import os
 import subprocess
 
+import preloaded
 import pytest
 from build import read, write
-from console import COMMAND, music
+from console import music
 from toys import backbone, pairs
 
 from musiccli.train import curves
@@ -139,6 +140,12 @@ def init(project):
     return Run
 """
 
+TRACKIO_IS_THERE = """
+from accelerate import tracking
+if tracking.is_trackio_available() and "trackio" not in map(str, tracking._available_trackers):
+    tracking._available_trackers.append(tracking.LoggerType.TRACKIO)  # as at accelerate's import
+"""
+
 
 @pytest.fixture
 def tracked(trained, tmp_path):
@@ -148,12 +155,13 @@ def tracked(trained, tmp_path):
     (tmp_path / "trackio-1.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: trackio\nVersion: 1.0\n"
     )
+    (tmp_path / "sitecustomize.py").write_text(TRACKIO_IS_THERE)
     notes = tmp_path / "notes.jsonl"
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "NOTES": str(notes)}
 
     def run(*more, **settings):
         line = [
-            *COMMAND,
+            *preloaded.command(),
             *map(str, trained[0]),
             "--out",
             str(tmp_path / "rm"),
