@@ -79,7 +79,7 @@ def hear() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 400) -> None:
     """Return once `condition` holds; fail after a time that only a run that hangs reaches."""
     deadline = time.monotonic() + seconds
     while not condition():
