@@ -82,11 +82,24 @@ class Run:
 
         With `unique`, a second record of one id, branch and sample is an error.
         """
+        self._say_if_waiting()
+        return self._counted(jsonl.read(self.files, parse, self.stats.rejects, unique=unique))
+
+    def record_files(
+        self, parse: Callable[[Record], Record], *, unique: bool = True
+    ) -> jsonl.RecordFiles:
+        """The input, for a stage that keeps what it makes of files that have not changed.
+
+        The command sets `read_count` at its end.
+        """
+        self._say_if_waiting()
+        return jsonl.RecordFiles(self.files, parse, unique)
+
+    def _say_if_waiting(self) -> None:
         if jsonl.from_keyboard(self.files):
             self.say(
                 "waiting for records from the keyboard, one a line; Ctrl-D ends them, Ctrl-C leaves"
             )
-        return self._counted(jsonl.read(self.files, parse, self.stats.rejects, unique=unique))
 
     def _counted(self, records: Iterator[Record]) -> Iterator[Record]:
         for record in records:

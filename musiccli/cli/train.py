@@ -243,12 +243,13 @@ def train(
     )
     held_out_pairs = None
     if held_out:
-        held_out_pairs = jsonl.read([held_out], parse_preference, run.stats.rejects, unique=False)
+        held_out_pairs = jsonl.RecordFiles([held_out], parse_preference, unique=False)
     with rank_zero_output():
         refuse_shared_input(run.files)
+        preferences = run.record_files(parse_preference, unique=False)
         try:
             metrics = train(
-                run.read(parse_preference, unique=False),
+                preferences,
                 Path(out),
                 config,
                 held_out=held_out_pairs,
@@ -263,6 +264,7 @@ def train(
             )
         except ChecksFailed as error:
             raise InputError(f"{error}; --no-check would train all the same") from error
+        run.read_count = preferences.read_count
     if plot and not check:
         draw(plot, [out, *(plot_beside or ())])
     if metrics:

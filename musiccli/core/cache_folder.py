@@ -6,9 +6,11 @@ Conversations and replies are in it, so nobody else may read what we write there
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600  # modes
+TOKENS = "tokens"  # in the cache folder: tokenized training data
 
 
 def cache_folder() -> Path:
@@ -47,11 +49,39 @@ def open_private(path: str, flags: int) -> int:
     return os.open(path, flags, PRIVATE_FILE)
 
 
+def folder_size(folder: Path) -> int:
+    """The bytes of all files in a folder and in those below it."""
+    return sum(size for _, size, _ in _files(folder))
+
+
+def remove_unused(folder: Path, before: float) -> int:
+    """Remove files in a folder, and in those below it, that were last used before a Unix time.
+
+    Returns:
+        How many bytes they had.
+    """
+    removed = 0
+    for path, size, used in _files(folder):
+        if used < before:
+            path.unlink(missing_ok=True)
+            removed += size
+    return removed
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, int, float]]:
+    """Each file, how many bytes it has, and when it was last changed."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it was removed just now
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                yield path, status.st_size, status.st_mtime
+
+
 def _is_cache_alone(folder: Path) -> bool:
     """Whether a folder holds nothing but a cache: not a home folder, nor one of all users."""
     with contextlib.suppress(OSError):
         if folder.stat().st_mode & stat.S_ISVTX:
             return False
         names = {entry.name.lstrip(".").partition(".")[0] for entry in folder.iterdir()}
-        return names <= {"calls", "scores", "models", "tokens"}
+        return names <= {"calls", "scores", "models", TOKENS}
     return False

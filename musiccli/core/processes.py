@@ -103,6 +103,13 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
         return _launch_with_torch(processes or 1, arguments)
 
 
+def end_with_parent(parent: int) -> None:
+    """End this process when the one that started it has ended. Otherwise it might wait forever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def rank_zero_output() -> Iterator[None]:
     """Let only the first of a machine's processes write to stderr; wrap a process's work in this.
@@ -114,7 +121,7 @@ def rank_zero_output() -> Iterator[None]:
     if "LOCAL_RANK" not in os.environ:
         yield
         return
-    threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     if os.environ["LOCAL_RANK"] == "0":
         with _connection(), _silent_interrupt(), _delayed_connection_error():
             yield
@@ -166,13 +173,6 @@ def _delayed_connection_error() -> Iterator[None]:
         if "peer" in str(error):
             time.sleep(ERROR_DELAY)
         raise
-
-
-def _end_with_launcher(launcher: int) -> None:
-    """End this process when its launcher has ended. Otherwise it might wait forever."""
-    while os.getppid() == launcher:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _launch_with_torch(processes: int, arguments: list[str]) -> int:

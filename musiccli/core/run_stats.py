@@ -59,6 +59,11 @@ class RunStats:
         if where and number:
             self.examples.setdefault(outcome, where)
 
+    def add(self, more: "RunStats") -> None:
+        """Add the counts and examples of a part of the run, for which others were kept."""
+        self.counts.update(more.counts)
+        self.examples = more.examples | self.examples
+
     def number(self, name: str, reason: str = "") -> int:
         """How often an outcome was counted."""
         return self.counts[Outcome(name, reason)]

@@ -8,7 +8,7 @@ from torch import nn
 
 from musiccli.reward_model.attention import NAME
 from musiccli.reward_model.chat_template import EncodedConversation
-from musiccli.reward_model.packing import pack, packed_length
+from musiccli.reward_model.packing import count_tokens, pack
 
 
 class RewardNetwork(nn.Module):
@@ -56,9 +56,7 @@ class RewardNetwork(nn.Module):
 
     def token_count(self, group: Sequence[EncodedConversation]) -> int:
         """Tokens that a group takes in a forward pass by itself."""
-        if self.packed:
-            return packed_length(group)
-        return len(group) * max(len(conversation.ids) for conversation in group)
+        return count_tokens(group, packed=self.packed)
 
     def forward(self, groups: Sequence[Sequence[EncodedConversation]]) -> list[torch.Tensor]:
         """For each conversation of each group, in order: (turns,) rewards at its positions."""

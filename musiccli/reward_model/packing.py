@@ -67,6 +67,13 @@ def packed_length(group: Sequence[EncodedConversation]) -> int:
     return sum(len(conversation.ids) for conversation in group) - shared * (len(group) - 1)
 
 
+def count_tokens(group: Sequence[EncodedConversation], *, packed: bool) -> int:
+    """Tokens that a group takes in a forward pass by itself, packed in a row or padded."""
+    if packed:
+        return packed_length(group)
+    return len(group) * max(len(conversation.ids) for conversation in group)
+
+
 def pack(groups: Sequence[Sequence[EncodedConversation]]) -> PackedRow:
     """All conversations of all groups in one row, in their order."""
     row = PackedRow([], [], [], [])

@@ -6,7 +6,10 @@ The plan follows from the seed and the sizes of the pairs, so every rank makes t
 import itertools
 import math
 import random
+from array import array
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from musiccli.core.errors import InputError
 from musiccli.reward_model.packing import micro_batches, partitions
@@ -17,7 +20,7 @@ Step = list[list[MicroBatch]]  # for each rank its micro-batches, equally many o
 
 
 def plan_steps(
-    sizes: Sequence[int], config: TrainConfig, ranks: int, padded: bool = False
+    sizes: Sequence[int] | np.ndarray, config: TrainConfig, ranks: int, padded: bool = False
 ) -> Iterator[Step]:
     """Every step of a run, in order.
 
@@ -36,7 +39,11 @@ def plan_steps(
 
 
 def partition_pairs(
-    indices: Sequence[int], sizes: Sequence[int], budget: int, ranks: int, padded: bool = False
+    indices: Sequence[int],
+    sizes: Sequence[int] | np.ndarray,
+    budget: int,
+    ranks: int,
+    padded: bool = False,
 ) -> Step:
     """Partition pairs over the ranks, and each rank's pairs into micro-batches.
 
@@ -44,9 +51,10 @@ def partition_pairs(
     fewer micro-batches than another gets empty ones before its own.
     """
     step: Step = []
-    for partition in partitions([sizes[index] for index in indices], ranks):
+    size_of = {index: int(sizes[index]) for index in indices}
+    for partition in partitions([size_of[index] for index in indices], ranks):
         pairs = [indices[position] for position in partition]
-        batches = micro_batches([sizes[index] for index in pairs], budget, padded)
+        batches = micro_batches([size_of[index] for index in pairs], budget, padded)
         step.append([[pairs[position] for position in batch] for batch in batches])
     most = max(len(batches) for batches in step)
     return [[[]] * (most - len(batches)) + batches for batches in step]
@@ -66,6 +74,6 @@ def total_steps(pairs: int, config: TrainConfig) -> int:
 def _shuffled_epochs(count: int, seed: int) -> Iterator[int]:
     """Indices below `count` in random order, epoch after epoch without end."""
     for epoch in itertools.count():
-        indices = list(range(count))
+        indices = array("q", range(count))  # 8 bytes each; a list would take 36
         random.Random(f"{seed} {epoch}").shuffle(indices)
         yield from indices

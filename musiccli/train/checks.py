@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -21,9 +23,10 @@ from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.checkpoint import RewardModel, has_logit_softcap
 from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.reward_model.vocabulary import has_embedding
-from musiccli.train.tokenized_pairs import TokenizedPair
+from musiccli.train.pair_arrays import TokenizedPairs
 
 SAMPLE_PAIRS, SAMPLE_TOKENS = 4, 512  # the most that is scored to compare rewards
+NO_BOS = "no BOS token, which this tokenizer does not write either"
 
 Sides = tuple[EncodedConversation, EncodedConversation]
 
@@ -41,7 +44,7 @@ class CheckReport:
     errors: list[str] = field(default_factory=list)
 
 
-def run_checks(model: RewardModel, pairs: Sequence[TokenizedPair]) -> CheckReport:
+def run_checks(model: RewardModel, pairs: TokenizedPairs) -> CheckReport:
     """Run every check on a model and on all pairs that it will be trained and measured on."""
     report = CheckReport()
     for check in (
@@ -65,28 +68,52 @@ def run_checks(model: RewardModel, pairs: Sequence[TokenizedPair]) -> CheckRepor
     return report
 
 
-def check_bos(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+def check_bos(model: RewardModel, pairs: TokenizedPairs) -> str:
     """Each conversation begins with exactly one BOS, where the tokenizer begins text with it."""
     bos, text = model.tokenizer.bos_token_id, model.tokenizer.bos_token
-    sides = [side.ids for pair in pairs for side in pair.sides]
-    expected = bos is not None and model.tokenizer("a")["input_ids"][:1] == [bos]
-    if bos is not None and any(ids[:2] == [bos, bos] for ids in sides):
+    if bos is None:
+        return NO_BOS
+    expected = model.tokenizer("a")["input_ids"][:1] == [bos]
+    count = _count_bos(pairs, bos)
+    if count.at_both:
         raise InputError("the template writes two BOS tokens; remove one from the chat template")
-    if expected and any(ids[0] != bos for ids in sides):
+    if expected and count.at_start < 2 * len(pairs):
         raise InputError(
             f"conversations begin without the BOS token {text}, which the backbone knows before "
             "every text; add {{ bos_token }} to the chat template"
         )
-    if expected and (repeated := sum(bos in ids[1:] for ids in sides)):
+    if expected and count.later:
         raise CheckWarning(
-            f"{repeated:,} conversations hold {text} in their text, where it reads as another BOS"
+            f"{count.later:,} conversations hold {text} in their text, where it reads as another "
+            "BOS"
         )
-    if all(ids[0] == bos for ids in sides):
+    if count.at_start == 2 * len(pairs):
         return f"one BOS token, {text}, begins every conversation"
-    return "no BOS token, which this tokenizer does not write either"
+    return NO_BOS
 
 
-def check_padding(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+class _BosCount(NamedTuple):
+    """Conversations with a BOS at their start, at their first two tokens, and after the first."""
+
+    at_start: int = 0
+    at_both: int = 0
+    later: int = 0
+
+
+def _count_bos(pairs: TokenizedPairs, bos: int) -> _BosCount:
+    at_start = at_both = later = 0
+    for part in pairs.parts():
+        starts, _ = part.sides()
+        places = np.flatnonzero(part.tokens == bos)
+        sides = np.searchsorted(starts, places, side="right") - 1
+        offsets = places - starts[sides]
+        at_start += int((offsets == 0).sum())
+        at_both += len(np.intersect1d(sides[offsets == 0], sides[offsets == 1]))
+        later += len(np.unique(sides[offsets > 0]))
+    return _BosCount(at_start, at_both, later)
+
+
+def check_padding(model: RewardModel, pairs: TokenizedPairs) -> str:
     """The padding token has no other use: transformers reads a reward at the last other token."""
     tokenizer, pad = model.tokenizer, model.network.core.config.pad_token_id
     if pad is None or pad != tokenizer.pad_token_id:
@@ -99,7 +126,7 @@ def check_padding(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
             f"the padding token ({tokenizer.pad_token}) is eos, too; a reward would be read one "
             "token early"
         )
-    if any(side.ids[-1] == pad for pair in pairs for side in pair.sides):
+    if any((part.tokens[part.sides()[1] - 1] == pad).any() for part in pairs.parts()):
         raise InputError(
             f"conversations end with the padding token ({tokenizer.pad_token}), which no reward "
             "can be read at"
@@ -112,11 +139,11 @@ def check_padding(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
     return f"padding is {tokenizer.pad_token}{replaced}"
 
 
-def check_reward_token(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+def check_reward_token(model: RewardModel, pairs: TokenizedPairs) -> str:
     """All rewards are read at the same token, the last that the chat template writes."""
-    tokens = Counter(
-        side.ids[end] for pair in pairs for side in pair.sides for end in side.reward_positions
-    )
+    tokens: Counter[int] = Counter()
+    for part in pairs.parts():
+        tokens.update(part.reward_tokens().tolist())
     most_common = tokens.most_common(3)
     shown = ", ".join(repr(model.tokenizer.decode([token])) for token, _ in most_common)
     if len(tokens) > 1:
@@ -129,7 +156,7 @@ def check_reward_token(model: RewardModel, pairs: Sequence[TokenizedPair]) -> st
     return f"the reward is read at {shown}, token {token}, the last that the template writes"
 
 
-def check_earlier_turns(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+def check_earlier_turns(model: RewardModel, pairs: TokenizedPairs) -> str:
     """Every turn reaches the tokens: a template may write the last ones alone."""
     losses = model.chat_template.losses()
     thoughts = "thoughts of earlier turns"  # several models were trained without these
@@ -140,7 +167,7 @@ def check_earlier_turns(model: RewardModel, pairs: Sequence[TokenizedPair]) -> s
     return "earlier turns reach the tokens" + (f", without {thoughts}" if losses else "")
 
 
-def check_tool_turns(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+def check_tool_turns(model: RewardModel, pairs: TokenizedPairs) -> str:
     """Two conversations that differ in the result of a call alone are different tokens."""
     template = model.chat_template
     first, second = (template.encode(_tool_turn(result), False).ids for result in ("3", "4"))
@@ -167,7 +194,7 @@ def _tool_turn(result: str) -> list[Message]:
     ]
 
 
-def check_attention(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+def check_attention(model: RewardModel, pairs: TokenizedPairs) -> str:
     """The attention in use gives the same rewards as transformers' plain attention does."""
     core = model.network.core
     if has_logit_softcap(core.config) and "sdpa" in str(core.config._attn_implementation):
@@ -197,7 +224,7 @@ def check_attention(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
     )
 
 
-def check_batch_invariance(model: RewardModel, pairs: Sequence[TokenizedPair]) -> str:
+def check_batch_invariance(model: RewardModel, pairs: TokenizedPairs) -> str:
     """A reward depends neither on the size of its batch nor on the other conversations in it."""
     sample = _sample(pairs)
     batched = _rewards(model.network, sample)
@@ -213,7 +240,7 @@ def check_batch_invariance(model: RewardModel, pairs: Sequence[TokenizedPair]) -
     return "rewards do not depend on the batch"
 
 
-def check_head(model: RewardModel, pairs: Sequence[TokenizedPair] = ()) -> str:
+def check_head(model: RewardModel, pairs: TokenizedPairs | None = None) -> str:
     """The reward head is trained, and saving keeps it as it is (an adapted head would be lost)."""
     network = model.network
     adapted = hasattr(network.model, "peft_config")
@@ -251,11 +278,12 @@ def _saved_heads(network: RewardNetwork) -> list[torch.Tensor]:
         return heads
 
 
-def _sample(pairs: Sequence[TokenizedPair]) -> list[Sides]:
+def _sample(pairs: TokenizedPairs) -> list[Sides]:
     """The sides of the shortest pairs: at least one pair, and no more than the sample's limits."""
     sample: list[Sides] = []
     remaining = SAMPLE_TOKENS
-    for pair in sorted(pairs, key=lambda pair: pair.size)[:SAMPLE_PAIRS]:
+    for index in np.argsort(pairs.sizes, kind="stable")[:SAMPLE_PAIRS].tolist():
+        pair = pairs[index]
         remaining -= pair.size
         if sample and remaining < 0:
             break

@@ -1,7 +1,6 @@
 """The data of a run: pairs to train on, held-out pairs, and the files that they came from."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,10 @@ from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.config import TrainConfig
-from musiccli.train.tokenized_pairs import TokenizedPair, fingerprint, tokenize_pairs
+from musiccli.train.pair_arrays import TokenizedPairs
+from musiccli.train.record_batches import LoadedPairs
+from musiccli.train.token_cache import load_pairs
+from musiccli.train.tokenized_pairs import pair_tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,14 @@ class TrainingData:
         files: for the notes of the checkpoint, `files` and `held_out_files`.
     """
 
-    pairs: list[TokenizedPair]
-    held_out: list[TokenizedPair]
+    pairs: TokenizedPairs
+    held_out: TokenizedPairs
     files: dict[str, list[dict[str, Any]]]
 
     @property
     def fingerprint(self) -> str:
         """A hash of both, equal where the same pairs were read in the same order."""
-        return fingerprint(self.pairs) + fingerprint(self.held_out)
-
-    def token_ids(self) -> Iterator[list[int]]:
-        """The tokens of every side of every pair."""
-        for pair in (*self.pairs, *self.held_out):
-            yield from (side.ids for side in pair.sides)
+        return self.pairs.fingerprint + self.held_out.fingerprint
 
 
 def load_data(
@@ -50,32 +47,38 @@ def load_data(
     stats: RunStats,
     say: Callable[[str], None],
     progress: Bar,
+    leads: bool = True,
 ) -> TrainingData:
-    """Read and tokenize all pairs, and say how many were cut and dropped.
+    """Tokenize all pairs, or map what was kept of them, and say how many were cut and dropped.
 
     Held-out pairs have no margins and are compared at their last turn.
+
+    Args:
+        preferences: the pairs to train on.
+        held_out: the pairs to measure on.
+        model: gives the chat template, and the size of a pair in a forward pass.
+        config: of the run.
+        stats: counts what became of the pairs to train on, and takes bad records of both.
+        say: told what became of the pairs, and what this process waits for.
+        progress: counts records.
+        leads: whether this process should be the one of its machine that tokenizes.
 
     Raises:
         InputError: no pairs remain, or fewer than one `batch`.
     """
-    tokenize = partial(
-        tokenize_pairs, model=model, max_length=min(config.max_length, model.context_length)
-    )
-    files: Counter[str] = Counter()
-    pairs = tokenize(
-        progress.track(count_files(preferences, files)),
-        stats=stats,
-        margin_field=config.margin_field,
+    tokenizer = partial(pair_tokenizer, model, min(config.max_length, model.context_length))
+    load = partial(load_pairs, say=say, progress=progress, leads=leads)
+    loaded = load(
+        preferences,
+        tokenizer(margin_field=config.margin_field, per_turn=config.per_turn),
+        stats,
         margin_scale=config.margin_scale,
-        per_turn=config.per_turn,
     )
     _say_outcomes(stats, say)
-    held_out_files: Counter[str] = Counter()
     held_out_stats = RunStats(stats.rejects)
-    held_out_pairs = tokenize(
-        progress.track(count_files(held_out or (), held_out_files)), stats=held_out_stats
-    )
+    loaded_held_out = load(held_out or (), tokenizer(), held_out_stats)
     _say_outcomes(held_out_stats, say, "`held_out`: ")
+    pairs, held_out_pairs = loaded.pairs, loaded_held_out.pairs
     if not pairs:
         raise InputError("no pairs to train on are left")
     if len(pairs) < config.batch:
@@ -85,28 +88,21 @@ def load_data(
     if held_out is not None and not held_out_pairs:
         raise InputError("no pairs to evaluate on are left")
     described = {
-        "files": describe_files(files),
-        "held_out_files": describe_files(held_out_files),
+        "files": describe_files(loaded),
+        "held_out_files": describe_files(loaded_held_out),
     }
     return TrainingData(pairs, held_out_pairs, described)
 
 
-def count_files(records: Iterable[Record], files: Counter[str]) -> Iterator[Record]:
-    """The same records; `files` counts how many were read from each file."""
-    for record in records:
-        files[(getattr(record, "where", None) or "").rpartition(":")[0]] += 1
-        yield record
-
-
-def describe_files(files: Counter[str]) -> list[dict[str, Any]]:
+def describe_files(loaded: LoadedPairs) -> list[dict[str, Any]]:
     """Each file's name, hash and number of pairs; a pipe has no hash."""
     return [
         {
             "name": Path(name).name or "given by a program",
-            "sha256": jsonl.sha256(name),
+            "sha256": loaded.hashes.get(name) or jsonl.sha256(name),
             "pairs": count,
         }
-        for name, count in files.items()
+        for name, count in loaded.files.items()
     ]
 
 

@@ -1,9 +1,9 @@
 """An estimate, before the first step, of the memory that a run takes in each process."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import psutil
 import torch
 
@@ -11,7 +11,7 @@ from musiccli.cpu.recomputation import SavedBytes
 from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, recomputes_selectively
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.config import TrainConfig
-from musiccli.train.tokenized_pairs import TokenizedPair
+from musiccli.train.pair_arrays import TokenizedPairs
 
 SAMPLE_TOKENS = 512  # activations are measured on the largest pair of at most so many tokens
 LESS_MEMORY = (
@@ -56,7 +56,7 @@ class MemoryEstimate:
 
 def estimate_memory(
     model: RewardModel,
-    pairs: Sequence[TokenizedPair],
+    pairs: TokenizedPairs,
     config: TrainConfig,
     *,
     ranks: int = 1,
@@ -82,8 +82,8 @@ def estimate_memory(
     trained = [_bytes(weight) for weight in weights if weight.requires_grad]
     share = 1 / ranks if sharded else 1
     copies = 2 if ranks > 1 and not sharded else 1
-    sizes = [pair.size for pair in pairs]
-    tokens = max(max(sizes), min(config.budget, sum(sorted(sizes)[-config.batch :])))
+    sizes = np.sort(pairs.sizes)
+    tokens = max(int(sizes[-1]), min(config.budget, int(sizes[-config.batch :].sum())))
     activations, cast = _activations(model, pairs, tokens, config.activation_checkpointing, device)
     return MemoryEstimate(
         parameters=sum(map(_bytes, weights)) * share + offloaded_bytes,
@@ -105,7 +105,7 @@ def available_memory(device: torch.device) -> float:
 
 def _activations(
     model: RewardModel,
-    pairs: Sequence[TokenizedPair],
+    pairs: TokenizedPairs,
     tokens: int,
     checkpointing: bool,
     device: torch.device,
@@ -124,17 +124,15 @@ def _activations(
     return max(few * (kept + layer), recomputed), cast
 
 
-def _measured_bytes(
-    model: RewardModel, pairs: Sequence[TokenizedPair]
-) -> tuple[float, float, float]:
+def _measured_bytes(model: RewardModel, pairs: TokenizedPairs) -> tuple[float, float, float]:
     """What a forward pass keeps for the backward pass, measured on one pair.
 
     Returns:
         Bytes a token without the weights; those of them that matrix products computed; and, for all
         tokens together, bytes of weights that were copied into another precision.
     """
-    small = [pair for pair in pairs if pair.size <= SAMPLE_TOKENS]
-    pair = max(small, key=_size) if small else min(pairs, key=_size)
+    small = np.where(pairs.sizes <= SAMPLE_TOKENS, pairs.sizes, 0)
+    pair = pairs[int(small.argmax() if small.any() else pairs.sizes.argmin())]
     weights = {weight.untyped_storage().data_ptr() for weight in model.network.parameters()}
     shapes = {frozenset(weight.shape) for weight in model.network.parameters() if weight.dim() == 2}
     kept: dict[int, int] = {}  # bytes by the address of the storage
@@ -154,10 +152,6 @@ def _measured_bytes(
         rewards = model.network.eval()([pair.sides])
     del rewards
     return sum(kept.values()) / pair.size, products.bytes / pair.size, sum(cast.values())
-
-
-def _size(pair: TokenizedPair) -> int:
-    return pair.size
 
 
 def _bytes(weight: torch.Tensor) -> int:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from musiccli.train.tokenized_pairs import DIVERGENCES, TokenizedPair
+from musiccli.train.pair_arrays import DIVERGENCES
 
 Metrics = dict[str, Any]  # one step's values by name, as the log holds them
 
@@ -34,7 +34,7 @@ def mean_metrics(
 
 
 def held_out_metrics(
-    rewards: Sequence[tuple[float, float]], pairs: Sequence[TokenizedPair]
+    rewards: Sequence[tuple[float, float]], turns: Sequence[int], divergences: Sequence[str]
 ) -> Metrics:
     """The metrics of held-out pairs: means, calibration, and accuracy by turns and by divergence.
 
@@ -43,18 +43,19 @@ def held_out_metrics(
 
     Args:
         rewards: (chosen, rejected) of each pair.
-        pairs: in the same order.
+        turns: of each pair, in the same order.
+        divergences: in which exchange the sides of each pair begin to differ, one of DIVERGENCES.
     """
     margins = [chosen - rejected for chosen, rejected in rewards]
     # -log sigmoid(margin), written so that no exponential overflows.
     losses = [max(-margin, 0.0) + math.log1p(math.exp(-abs(margin))) for margin in margins]
     means = mean_metrics(losses, margins, [reward for sides in rewards for reward in sides])
     return {
-        "pairs": len(pairs),
+        "pairs": len(rewards),
         **means,
         "ece": expected_calibration_error(margins),
-        "by_turns": _accuracies(margins, [pair.turns for pair in pairs]),
-        "by_divergence": _accuracies(margins, [pair.divergence for pair in pairs], DIVERGENCES),
+        "by_turns": _accuracies(margins, turns),
+        "by_divergence": _accuracies(margins, divergences, DIVERGENCES),
     }
 
 

@@ -1,7 +1,7 @@
 """Train a reward model on preference pairs: the recipe.
 
 The loss is Bradley-Terry's on whole conversations. accelerate runs it on one process or many. Every
-rank holds all pairs and plans every step alike, then computes its own share. A step is exactly
+rank maps all pairs and plans every step alike, then computes its own share. A step is exactly
 `batch` pairs, whatever the number of processes and micro-batches, and its loss is their mean.
 """
 
@@ -36,8 +36,8 @@ from musiccli.train.memory import LESS_MEMORY, available_memory, estimate_memory
 from musiccli.train.metrics import Metrics
 from musiccli.train.model import collect_model, create_model
 from musiccli.train.output_folder import claim_folder, mark_begun, write_checkpoint
+from musiccli.train.pair_arrays import TokenizedPairs
 from musiccli.train.states import RunIdentity, TrainingStates, refuse_other_run
-from musiccli.train.tokenized_pairs import TokenizedPair, fingerprint
 from musiccli.train.trackers import check_trackers, start_trackers, track_metrics
 from musiccli.train.trainer import Trainer
 
@@ -102,17 +102,27 @@ def train(
         model = create_model(config, say)
         checkpoint_activations(model.network, config.activation_checkpointing, accelerator.device)
         with _progress("encode", accelerator) as progress:
-            data = load_data(preferences, held_out, model, config, stats, say, progress)
+            data = load_data(
+                preferences,
+                held_out,
+                model,
+                config,
+                stats,
+                say,
+                progress,
+                leads=accelerator.is_local_main_process,
+            )
         refuse_different_data(data.fingerprint, accelerator)
 
-        identity: RunIdentity = {"settings": asdict(config), "data": fingerprint(data.pairs)}
+        identity: RunIdentity = {"settings": asdict(config), "data": data.pairs.fingerprint}
         if not check_only and (notes := checkpoint.read_notes(out)):
             refuse_other_run(notes, identity, out)
             say(f"{out} is trained already, by this same line")
             _push(push_to_hub, out, accelerator, say)
             return None
 
-        embedding = TrimmedEmbedding(model.network, used_tokens(data.token_ids()))
+        vocabularies = (data.pairs.vocabulary, data.held_out.vocabulary)
+        embedding = TrimmedEmbedding(model.network, used_tokens(vocabularies))
         say(describe_run(model, data.pairs, config, accelerator))
         if is_main and (check or check_only):
             report_checks(model, data, config, accelerator, embedding, say, show_passed=check_only)
@@ -149,14 +159,13 @@ def refuse_impossible(config: TrainConfig) -> None:
 
 
 def describe_run(
-    model: RewardModel, pairs: list[TokenizedPair], config: TrainConfig, accelerator: Accelerator
+    model: RewardModel, pairs: TokenizedPairs, config: TrainConfig, accelerator: Accelerator
 ) -> str:
     """What will be trained, and where, in one line."""
     trained = sum(weight.numel() for weight in model.network.parameters() if weight.requires_grad)
-    tokens, size = sum(pair.tokens for pair in pairs), sum(pair.size for pair in pairs)
+    tokens, size = int(pairs.tokens.sum()), int(pairs.sizes.sum())
     layout = "with shared prefixes once" if model.network.packed else "padded"
-    turns = sum(len(pair.sides[0].reward_positions) for pair in pairs)
-    compared = f" compared at {turns:,} turns" if config.per_turn else ""
+    compared = f" compared at {pairs.compared:,} turns" if config.per_turn else ""
     return (
         f"{len(pairs):,} pairs{compared}, {tokens:,} tokens ({size:,} {layout}); "
         f"{total_steps(len(pairs), config):,} steps of {config.batch}; "
@@ -189,7 +198,7 @@ def report_checks(
     if not sharded:
         model.network.to(accelerator.device)
     # Outside autocast: in fp32 a difference between rewards means something.
-    report = run_checks(model, [*data.pairs, *data.held_out])
+    report = run_checks(model, data.pairs.joined(data.held_out))
     with accelerator.autocast():
         memory = estimate_memory(
             model,
@@ -216,7 +225,7 @@ def report_checks(
 def run_steps(
     trainer: Trainer,
     states: TrainingStates,
-    held_out: list[TokenizedPair],
+    held_out: TokenizedPairs,
     eval_every: int | None,
     save_every: int | None,
     say: Say,
@@ -234,9 +243,8 @@ def run_steps(
         say("; ".join([f"going on after step {start} of {trainer.steps}", *changed]))
     log = TrainingLog(states.out / LOG_FILE, start) if accelerator.is_main_process else None
     metrics: Metrics = {}
-    sizes = [pair.size for pair in trainer.pairs]
     padded = not trainer.model.network.packed
-    plan = plan_steps(sizes, config, accelerator.num_processes, padded)
+    plan = plan_steps(trainer.pairs.sizes, config, accelerator.num_processes, padded)
     with _progress("train", accelerator, trainer.steps) as progress:
         progress.advance(start)
         for step, ranks in islice(enumerate(plan, 1), start, None):

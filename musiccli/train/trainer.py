@@ -17,7 +17,7 @@ from musiccli.train.accelerator import is_sharded, process_group
 from musiccli.train.batching import MicroBatch, partition_pairs, total_steps
 from musiccli.train.config import TrainConfig
 from musiccli.train.metrics import Metrics, held_out_metrics, mean_metrics
-from musiccli.train.tokenized_pairs import TokenizedPair
+from musiccli.train.pair_arrays import TokenizedPair, TokenizedPairs
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Trainer:
     def __init__(
         self,
         model: RewardModel,
-        pairs: list[TokenizedPair],
+        pairs: TokenizedPairs,
         config: TrainConfig,
         accelerator: Accelerator,
     ):
@@ -86,11 +86,11 @@ class Trainer:
             "pairs_per_s": round(self.config.batch / clock.seconds, 3),
         }
 
-    def evaluate(self, pairs: list[TokenizedPair]) -> Metrics:
+    def evaluate(self, pairs: TokenizedPairs) -> Metrics:
         """`held_out_metrics` of pairs, which all ranks share; the same on every rank."""
         batches = partition_pairs(
             range(len(pairs)),
-            [pair.size for pair in pairs],
+            pairs.sizes,
             self.config.budget,
             self.accelerator.num_processes,
             padded=not self.model.network.packed,
@@ -106,7 +106,7 @@ class Trainer:
                     results += zip(batch, chosen_last, rejected_last, strict=True)
         [results] = self._gather(results)
         rewards = [(chosen, rejected) for _, chosen, rejected in sorted(results)]
-        return held_out_metrics(rewards, pairs)
+        return held_out_metrics(rewards, pairs.turns, pairs.divergences)
 
     def _backward(self, batch: MicroBatch, values: StepValues, *, last: bool) -> None:
         """Add one micro-batch's gradients, and its values to those of the step.

@@ -6,6 +6,8 @@ Only this package and the command line touch standard input and standard output.
 from musiccli.core.jsonl.compression import read_errors
 from musiccli.core.jsonl.reader import (
     MAX_LINE,
+    STDIN_NAME,
+    RecordFiles,
     check_readable,
     decode,
     from_keyboard,
@@ -22,7 +24,9 @@ from musiccli.core.jsonl.writer import Output, open_output, silence_stdout
 
 __all__ = [
     "MAX_LINE",
+    "STDIN_NAME",
     "Output",
+    "RecordFiles",
     "Rejects",
     "check_readable",
     "decode",

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO, TextIO
 
 import orjson
@@ -16,6 +17,7 @@ from musiccli.core.records import Record, identity_key
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not read whole, which bounds the memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+STDIN_NAME = "<stdin>"  # in messages about standard input
 STDIN_COPY = "MUSIC_STDIN"  # environment variable: the file that holds all of standard input
 _reserved_stdin: list[TextIO | None] = []  # standard input, while `reserved_stdin` keeps it for us
 
@@ -46,6 +48,50 @@ def read(
     return _records(paths, parse, rejects or Rejects(), set() if unique else None)
 
 
+@dataclass
+class RecordFiles:
+    """The records of several files, of which it can be told whether they have changed.
+
+    Attributes:
+        paths: the files; "-", or no path at all, is standard input.
+        parse: as in `read`.
+        unique: as in `read`.
+        read_count: how many records were read so far.
+    """
+
+    paths: list[str]
+    parse: Callable[[Record], Record]
+    unique: bool = True
+    read_count: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a file that cannot be read."""
+        self.paths = list(self.paths) or ["-"]
+        for path in self.paths:
+            if path != "-":
+                check_readable(path)
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records; the first bad one raises RecordError."""
+        return self.read(Rejects())
+
+    def read(self, rejects: Rejects) -> Iterator[Record]:
+        """The records, as the function `read` gives them."""
+        for record in read(self.paths, self.parse, rejects, unique=self.unique):
+            self.read_count += 1
+            yield record
+
+    def hashes(self) -> list[tuple[str, str]] | None:
+        """The name and the SHA-256 of each file; None where one is a pipe."""
+        hashes = []
+        for path in self.paths:
+            content = sha256(os.environ.get(STDIN_COPY, path) if path == "-" else path)
+            if content is None:
+                return None
+            hashes.append((STDIN_NAME if path == "-" else path, content))
+        return hashes
+
+
 def _records(
     paths: list[str],
     parse: Callable[[Record], Record],
@@ -53,7 +99,7 @@ def _records(
     identities: set[int] | None,
 ) -> Iterator[Record]:
     for path in paths:
-        name = "<stdin>" if path == "-" else path
+        name = STDIN_NAME if path == "-" else path
         empty = True
         with open_input(path) as stream:
             for number, line in _lines(stream, name):
