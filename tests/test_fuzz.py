@@ -64,7 +64,7 @@ def guard(tmp_path, monkeypatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     strays.clear()
     guarded.append(tmp_path)
     yield tmp_path
@@ -392,20 +392,61 @@ def damage_model(folder: Path, draws: random.Random) -> str:
     return f"{path.name}: {kind}"
 
 
+@pytest.fixture(scope="module")
+def tiny_adapter(tiny, tmp_path_factory) -> Path:
+    """A LoRA adapter of the tiny model, with a head."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("adapter")
+    model = AutoModelForSequenceClassification.from_pretrained(tiny)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="SEQ_CLS")
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+PAIRS = b"".join(
+    json.dumps({"id": str(n), "chosen": talk("q", "a"), "rejected": talk("q", "a a")}).encode()
+    + b"\n"
+    for n in range(2)
+)
+TRAIN = "train --out out --steps 1 --batch 2 --model"
+
+
 @pytest.mark.slow
-def test_damaged_models_are_one_line_each(tiny, guard):
-    given = b"".join(
-        json.dumps({"id": str(n), "chosen": talk("q", "a"), "rejected": talk("q", "a a")}).encode()
-        + b"\n"
-        for n in range(2)
-    )
-    shutil.copytree(tiny, "good")
-    assert music("score", "--model", "good", "--no-cache", given=given).status == 0
+@pytest.mark.parametrize("words", ["score --no-cache --model", TRAIN, "merge --out out"])
+def test_damaged_models_are_one_line_each(words, tiny, tiny_adapter, guard):
+    whole = tiny_adapter if words.startswith("merge") else tiny
+    shutil.copytree(whole, "good")
+    assert music(*words.split(), "good", given=PAIRS).status == 0
     for number in range(MODELS):
         draws = random.Random(f"{SEED} model {number}")
-        shutil.rmtree("model", ignore_errors=True)
-        shutil.copytree(tiny, "model")
+        for name in ("model", "out"):
+            shutil.rmtree(name, ignore_errors=True)
+        shutil.copytree(whole, "model")
         damage = [damage_model(Path("model"), draws) for _ in range(draws.randint(1, 2))]
-        done, seconds = timed(lambda: music("score", "--model", "model", "--no-cache", given=given))
+        done, seconds = timed(lambda: music(*words.split(), "model", given=PAIRS))
         assert not (problem := check(done, seconds)), (number, damage, problem)
         assert not re.search("evil was here", done.err) and not Path("/tmp/evil-was-here").exists()
+
+
+def known_words(name: str) -> list[dict]:
+    """A pair of which the tiny model knows the words."""
+    return [{"id": name, "chosen": talk("q", "a"), "rejected": talk("q", "a a")}]
+
+
+@pytest.mark.slow
+def test_damaged_records_at_train_are_one_line_each(tiny, guard):
+    """What is written is a model that loads, of the records that are whole."""
+    draws = random.Random(f"{SEED} train")
+    options = ("--on-error", "skip", "--rejects", "bad.jsonl")
+    for _ in range(max(1, RECORDS // len(ROWS) // BATCH)):
+        shutil.rmtree("out", ignore_errors=True)
+        given = b"\n".join(lines_for(Row("train", known_words), BATCH, draws))
+        done, seconds = timed(
+            lambda given=given: music(*TRAIN.split(), tiny, *options, given=given)
+        )
+        assert not check(done, seconds)
+        assert done.status == 1 and Path("out", "model.safetensors").exists(), done.err
+        for line in Path("bad.jsonl").read_bytes().splitlines():
+            json.loads(line)

@@ -124,6 +124,20 @@ def test_the_adapters_own_tokenizer_goes_with_it(base, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_template_that_rewrites_earlier_turns_is_no_obstacle(base, tmp_path):
+    """As those do that drop earlier thoughts."""
+    peft_adapter(base, tmp_path / "theirs")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{% if loop.last %}last: {% endif %}{{ m.content }}"
+        "<|im_end|>{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    done = music("merge", tmp_path / "theirs", "--out", tmp_path / "plain")
+    assert done.status == 0, done.err
+
+
+@pytest.mark.slow
 def test_a_head_that_the_adapter_lacks_may_be_the_backbones(base, given, tmp_path):
     checkpoint.save(checkpoint.create(str(base), seed=4), tmp_path / "rm")
     peft_adapter(tmp_path / "rm", tmp_path / "theirs", task=None)

@@ -157,12 +157,18 @@ def _add_adapter(
 
 
 def _probe(model: RewardModel) -> torch.Tensor:
-    """Rewards (3,): of a conversation of one turn, and after both turns of a longer one."""
+    """Rewards (2,): of a conversation of one turn, and of one of two.
+
+    They are read after the last turn alone: some templates rewrite earlier turns.
+    """
     messages: list[Message] = [
         {"role": ("user", "assistant")[index % 2], "content": text}
         for index, text in enumerate(PROBES)
     ]
-    group = [model.chat_template.encode(messages[:2]), model.chat_template.encode(messages)]
+    group = [
+        model.chat_template.encode(messages[:length], every_turn=False)
+        for length in (2, len(messages))
+    ]
     with torch.inference_mode():
         return torch.cat(model.network.eval()([group]))
 
