@@ -16,6 +16,7 @@ from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
 from musiccli.bench.stats.intervals import (
     combine_proportions,
     effective_sample_size,
+    median_interval,
     proportion_interval,
     variance_inflation,
     wilson_interval,
@@ -75,6 +76,14 @@ def test_of_win_rates_with_ties(count, most, tied):
     found = np.where(random.random((SETS, count)) < tied, 0.5, outcomes(random, 0.6, 0.1, clusters))
     truth = tied / 2 + (1 - tied) * 0.6
     assert 0.93 <= held([proportion_interval(row, clusters) for row in found], truth) <= 0.97
+
+
+@pytest.mark.parametrize("count", [10, 26, 100])
+def test_of_medians(count):
+    """By quantiles (k - 1) / (n - 1), as numpy has them, 10 values would hold it in 87%."""
+    values = np.abs(np.random.default_rng(9).normal(size=(SETS, count)))
+    intervals = [median_interval(row, range(count)) for row in values]
+    assert 0.93 <= held(intervals, NormalDist().inv_cdf(0.75)) <= 0.97
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 Each case draws sets from a large population, whose figure is the truth, and computes them by the
 benchmark's code. `python test_bench_coverage_benchmarks.py` draws 2,000 sets of each case and
 prints how often the intervals hold the truth, to half a point. The tests draw 200, which tells it
-to one and a half points, and refuse what lies two points and as much more away. Seeds are fixed.
+to one and a half points, and refuse less than 90 and more than 99.5 in 100. Seeds are fixed.
 """
 
 import math

@@ -6,12 +6,14 @@ imported inside the functions: the command line starts without them.
 
 Simulations measured how often the 95% intervals hold the true value: 750 to 2,000 sets per case,
 100 to 2,000 values per set, alone or in clusters of 1 to 8, with an intra-cluster correlation of up
-to 0.5. `tests/test_bench_coverage.py` repeats a part of them.
+to 0.5. `tests/test_bench_coverage.py` repeats a part of them. The intervals of single benchmarks
+hold it in 93.0 to 96.5% (`tests/test_bench_coverage_benchmarks.py`).
 
 - `proportion_interval`, true values of 0.55 to 0.95: 93.2 to 98.0%. It is less only where few
   clusters hold all the errors: at 0.95 with a correlation of 0.5, it is 89.8 to 92.5% with 38 to 77
   clusters, and 93.6% or more from 125 clusters on. Without Student's t the other cases fall to
   91.8%. Without regard to clusters of 1 to 8 with that correlation, coverage is below 85%.
+- `median_interval` of 10 to 400 values, alone or in clusters of 4: 93.9 to 95.3%.
 - `combine_proportions` of RewardBench's Reasoning, whose tasks in six languages correlate by up to
   0.6: 94.7 to 95.5% with `variance_inflation`, and 87.1% if the languages count as independent.
 """
@@ -100,13 +102,15 @@ def median_interval(
 ) -> Interval:
     """The interval of a median of clustered values (Woodruff 1952, JASA 47:635).
 
-    Its bounds are the quantiles at the bounds of the interval of the share that lies below.
+    Its bounds are the quantiles at the bounds of the interval of the share that lies below. Value k
+    of n is the quantile k / (n + 1); a quantile (k - 1) / (n - 1) would lie too far inside.
     """
     import numpy as np
 
     values = np.asarray(values, float)
     size = effective_sample_size(values < np.median(values), clusters)
-    low, high = np.quantile(values, wilson_interval(0.5, size, confidence))
+    share = wilson_interval(0.5, size, confidence)
+    low, high = np.quantile(values, share, method="weibull")
     return float(low), float(high)
 
 
