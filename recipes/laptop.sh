@@ -7,7 +7,8 @@
 # Needs: 2 cores, 16 GB of memory, 10 GB of disk, no GPU, no key. JOBS=1 needs half the memory and half as long again.
 # Stopped at any point, the same line goes on. The stages are printed with the time they began; laptop/README.md says what a
 # run took, on what, and what came out.
-# --dry-run walks every stage with a handful of rows and two steps, in minutes: it shows that the script works.
+# --dry-run walks every stage with a handful of rows and two steps, in minutes: it shows that the script works. DRY_LLM and
+# DRY_MODEL are the simulator and the backbone to do it with.
 #
 # Hypothesis, written before the first run. Three reward models get the same number of pairs and steps:
 #     a  D, human preferences whose two sides differ in the last reply only
@@ -38,6 +39,7 @@ trajectories=${MINT:-$data/mint}                                # github.com/xin
 # --- sizes ------------------------------------------------------------------------------------------------------------
 model=local/smollm2      # backbone; Gemma 3 270M takes as long
 simulator=local/smollm2  # user and assistant
+[ -n "$dry" ] && model=${DRY_MODEL:-$model} simulator=${DRY_LLM:-$simulator}
 pairs=240                # each arm trains on, once
 seeds=170                # contexts simulated: pairs / 2, and what will be dropped as faulty
 turns=3                  # simulated a context, the first in answer to a person's message

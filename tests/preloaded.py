@@ -48,6 +48,8 @@ FOLDER = "MUSIC_TESTS_PRELOADED"  # the variable that tells every process of a r
 CLIENT = """\
 import json, os, signal, socket, sys
 arguments = {before!r} + sys.argv[1:]
+if arguments[0] not in ("-u", "-c", "-m") and arguments[0].startswith("-"):
+    os.execv(sys.executable, [sys.executable, *arguments])  # it wants an interpreter of its own
 if "LOCAL_RANK" in os.environ:
     import ctypes
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

