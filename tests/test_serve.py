@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import aiohttp
 import preloaded
 import pytest
 from build import talk, weather
@@ -219,24 +220,39 @@ def test_vllm_classify_takes_messages_text_and_token_ids(model, client, text, wa
         assert data[0]["probs"] == [wanted]
 
 
+def aiohttp_post(url, payload):
+    """The reply as OpenRLHF 0.11 and verl 0.9 ask for it."""
+
+    async def ask():
+        async with aiohttp.ClientSession() as session, session.post(url, json=payload) as response:
+            response.raise_for_status()
+            return await response.json()
+
+    return asyncio.run(ask())
+
+
 def test_verl_sends_text_without_bos_and_gets_it_back_once(model):
-    """SmolLM2's BOS is <|im_start|>, with which its template begins."""
+    """The payloads of verl 0.9's RewardLoopWorker.compute_score_disrm.
+
+    SmolLM2's BOS is <|im_start|>, with which its template begins.
+    """
     text = model.chat_template.render(talk("q", "a"))
     bos = model.tokenizer.bos_token
     [right] = expected(model, [{"messages": talk("q", "a")}])
     assert text.startswith(bos)
+    prompt = text[len(bos) :]
     with running(model) as client:
-        body = {"model": "/models/rm", "input": text.removeprefix(bos), "use_activation": False}
-        item = client.post("/classify", **body)["data"][-1]
-        assert item["probs"][-1] == pytest.approx(right, **CLOSE)
+        payload = {"model": "/models/rm", "input": prompt, "use_activation": False}
+        output = aiohttp_post(f"{client.server.address}/classify", payload)
+        assert output["data"][-1]["probs"][-1] == pytest.approx(right, **CLOSE)
+        payload = {"model": "/models/rm", "input": prompt}
+        output = aiohttp_post(f"{client.server.address}/v1/embeddings", payload)
+        assert output["data"][-1]["embedding"][-1] == pytest.approx(right, **CLOSE)
         whole = client.post("/classify", input=text)["data"][0]["probs"][0]
         assert whole == pytest.approx(right, **CLOSE)
-        body = {"input": text.removeprefix(bos), "add_special_tokens": False}
+        body = {"input": prompt, "add_special_tokens": False}
         without = client.post("/classify", **body)["data"][0]["probs"][0]
         assert abs(without - right) > 1e-3
-        sglang = {"model": "/models/rm", "input": text.removeprefix(bos)}
-        embedding = client.post("/v1/embeddings", **sglang)["data"][-1]["embedding"]
-        assert embedding == [pytest.approx(right, **CLOSE)]
 
 
 def test_sglang_classify_replies_to_one_with_one_and_to_several_with_a_list(
@@ -262,10 +278,14 @@ def test_vllm_pooling_and_score(model, client, text, wanted):
 def test_openrlhf_sends_text_of_the_actor_and_gets_null_for_what_cannot_be_read(
     client, text, wanted
 ):
+    """The payload of OpenRLHF 0.11's SingleTurnAgentExecutor._fetch_rewards_via_http."""
+    payload = {"query": [text], "prompts": ["p"], "labels": ["l"]}
+    reply = aiohttp_post(f"{client.server.address}/get_reward", payload)
+    assert reply["rewards"] == reply["scores"] == [wanted] and "errors" not in reply
+    assert reply["extra_logs"]["truncated"] == [0.0]
     query = [text, "something else"]
     reply = client.post("/get_reward", query=query, prompts=["p", "p"], labels=["l", None])
     assert reply["rewards"] == reply["scores"] == [wanted, None]
-    assert reply["extra_logs"]["truncated"] == [0.0, 0.0]
     [error] = reply["errors"]
     assert error["index"] == 1
 
