@@ -349,7 +349,7 @@ def tiny(tmp_path_factory) -> Path:
 
 
 def is_json(path: Path) -> bool:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OSError):
         json.loads(path.read_bytes())
         return True
     return False

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 from build import lines, talk, write
-from console import music
-from safetensors.torch import save_file
+from console import environment, music
+from safetensors.torch import load_file, save_file
 from toys import backbone
 
 from musiccli.core import template_limits, template_process
@@ -169,6 +169,40 @@ def test_a_config_that_cannot_be_is_one_line(copy, fields, expected):
     done = music("score", "--no-cache", "--model", copy(config=fields), given=lines(RECORD))
     assert done.status == 2 and "fault of ours" not in done.err
     assert len(done.lines) == 1 and expected in done.err
+
+
+OF_THE_HUB = """
+import sys
+from musiccli.core.pretrained import load_classifier, load_config
+config = load_config("somebody/model")
+config.num_labels = 1
+load_classifier("somebody/model", config)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_config_of_the_hub_is_compared_with_the_files_there(copy, tmp_path, in_parts):
+    """A repository as the hub's cache holds it, whole and then with a config of other sizes."""
+    model = copy()
+    if in_parts:
+        weights = "model-00001-of-00001.safetensors"
+        (model / "model.safetensors").rename(model / weights)
+        names = list(load_file(model / weights))
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, weights)}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    repository = tmp_path / "hub" / "models--somebody--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = shutil.copytree(model, repository / "snapshots" / ("0" * 40))
+    environ = environment(HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
+    for fields, expected in (({}, ""), ({"intermediate_size": 10**7}, "its config.json describes")):
+        config = json.loads((model / "config.json").read_text()) | fields
+        (snapshot / "config.json").write_text(json.dumps(config))
+        line = [sys.executable, "-c", OF_THE_HUB]
+        done = subprocess.run(line, env=environ, capture_output=True, text=True)
+        assert (done.returncode == 0) is (not expected), done.stderr
+        assert expected in done.stderr
 
 
 # Files in the current folder

@@ -16,6 +16,11 @@ from musiccli.core.errors import InputError, MusicError
 from musiccli.core.quiet_libraries import quiet_libraries
 
 CODE_FILES = ("config.json", "tokenizer_config.json")  # may name code, as `auto_map`
+WEIGHT_FILES = tuple(
+    name + suffix
+    for name in ("model.safetensors", "pytorch_model.bin")
+    for suffix in ("", ".index.json")
+)
 MAX_LAYERS = 2000  # the deepest published models have about 200
 MAX_WEIGHTS_PER_BYTE = 4  # 4-bit weights are 2 a byte; a tied embedding is counted twice
 
@@ -182,13 +187,27 @@ def _refuse_impossible_config(config: Any) -> None:
         raise InputError("its config.json: architectures is no list of names")
 
 
+def _weight_files(path: str) -> list[Path]:
+    """The files with the weights of a folder, or of a hub id: these are downloaded now."""
+    if Path(path).is_dir():
+        return [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]
+    from transformers.utils import cached_file
+
+    for name in WEIGHT_FILES:  # in the order in which transformers looks for them
+        if file := cached_file(path, name, _raise_exceptions_for_missing_entries=False):
+            parts = {name}
+            if name.endswith(".index.json"):
+                parts = set(json.loads(Path(file).read_bytes())["weight_map"].values())
+            return [Path(cached_file(path, part)) for part in sorted(parts)]
+    return []
+
+
 def _refuse_more_than_files(path: str, model_class: Any, config: Any) -> None:
-    """Raise InputError where a folder's config makes a network far larger than its weight files.
+    """Raise InputError where a config makes a network far larger than the model's weight files.
 
     transformers would fill the difference with random weights, whatever memory that takes.
     """
-    files = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]
-    size = sum(file.stat().st_size for file in files)
+    size = sum(file.stat().st_size for file in _weight_files(path))
     if not size:
         return
     import torch
