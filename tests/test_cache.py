@@ -376,3 +376,27 @@ def test_a_foreign_file_keeps_its_mode(tmp_path):
     with pytest.raises(InputError):
         Store(tmp_path / "records.jsonl")
     assert mode(tmp_path / "records.jsonl") == "0o644"
+
+
+def test_tokenized_pairs_are_shown_and_removed_with_the_calls(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "tokens" / "settings"
+    folder.mkdir(parents=True)
+    for name, age in (("old.pairs", 20), ("new.pairs", 2)):
+        (folder / name).write_bytes(bytes(500_000))
+        os.utime(folder / name, (0, time.time() - age * 86400))
+    size = f"music cache: {folder.parent}, 1.0 MB of tokenized pairs"
+    assert music("cache").lines[0] == size
+    Store(tmp_path / "cache" / "calls.sqlite").close()
+    for more in (["--cache", tmp_path / "cache" / "calls.sqlite"], ["--model", "m"]):
+        music("cache", "--prune", 7, *more)
+    assert len(os.listdir(folder)) == 2
+    pruned = music("cache", "--prune", 7)
+    assert (pruned.status, pruned.lines[:2]) == (
+        0,
+        [
+            "music cache: 0.5 MB of tokenized pairs removed",
+            f"music cache: {folder.parent}, 0.5 MB of tokenized pairs",
+        ],
+    )
+    assert os.listdir(folder) == ["new.pairs"]

@@ -352,12 +352,12 @@ def test_of_two_runs_at_once_one_tokenizes_and_the_other_waits(
 ):
     expected = in_memory(files(file), pair_tokenizer, monkeypatch).pairs
     first = started()
-    wait_until(lambda: (tmp_path / "log").exists(), 120)
+    wait_until(lambda: (tmp_path / "log").exists())
     second = started()
     assert second.stdout.readline() == "waiting for another process that tokenizes the same pairs\n"
     (tmp_path / "gate").touch()
     for process in (first, second):
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=400)
         assert (process.returncode, out) == (0, f"{len(expected)} {expected.fingerprint}\n")
     assert len((tmp_path / "log").read_text().splitlines()) == 5  # one a part
 
@@ -366,16 +366,15 @@ def test_of_two_runs_at_once_one_tokenizes_and_the_other_waits(
 def test_a_run_that_is_killed_takes_its_processes_along(started, tmp_path):
     process = started()
     wait_until(
-        lambda: (tmp_path / "log").exists() and len(psutil.Process(process.pid).children()) == 2,
-        120,
+        lambda: (tmp_path / "log").exists() and len(psutil.Process(process.pid).children()) == 2
     )
     children = psutil.Process(process.pid).children()
     process.kill()
-    psutil.wait_procs(children, timeout=60)
+    psutil.wait_procs(children, timeout=400)
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
     (tmp_path / "gate").touch()
     again = started()
-    out, _ = again.communicate(timeout=120)
+    out, _ = again.communicate(timeout=400)
     assert again.returncode == 0 and "waiting" not in out
 
 

@@ -22,7 +22,8 @@ def cache(
             min=0,
             metavar="DAYS",
             show_default=False,
-            help="Remove calls that are older; left out: only look.",
+            help="Remove calls that are older, and tokenized pairs unused for as long; left out: "
+            "only look.",
         ),
     ] = None,
     model: Annotated[
@@ -30,7 +31,7 @@ def cache(
         typer.Option(
             metavar="MODEL",
             show_default=False,
-            help="Prune this model's calls only; left out: all models'.",
+            help="Prune this model's calls only, and no tokenized pairs; left out: all models'.",
         ),
     ] = None,
 ) -> None:
@@ -40,7 +41,8 @@ def cache(
     music cache | jq -s 'map(.calls) | add'
     music cache --prune 30 --model gemini/gemini-1.5-pro
 
-    A call that was removed is made, and paid for, again when a run asks for it.
+    A call that was removed is made, and paid for, again when a run asks for it. Tokenized pairs
+    are looked at unless --cache names another file; `train` makes them again.
     """
     import time
     from contextlib import closing
@@ -52,6 +54,8 @@ def cache(
 
     if model and prune is None:
         raise InputError("`model` says whose calls `prune` removes; give both")
+    if not cache:
+        _show_tokenized_pairs(None if model else prune)
     path = cache_path(cache)
     if not path.exists():
         say(f"music cache: {path}: no calls are kept there yet")
@@ -62,6 +66,22 @@ def cache(
             say(f"music cache: {removed:,} calls removed")
         _show(store)
     say(f"music cache: {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _show_tokenized_pairs(prune: float | None) -> None:
+    """Remove what no run has used for `prune` days, and say how much there is."""
+    import time
+
+    from musiccli.core.cache_folder import TOKENS, cache_folder, folder_size, remove_unused
+    from musiccli.core.progress import say
+
+    folder = cache_folder() / TOKENS
+    if not folder.is_dir():
+        return
+    if prune is not None:
+        removed = remove_unused(folder, time.time() - prune * SECONDS_PER_DAY)
+        say(f"music cache: {removed / 1e6:,.1f} MB of tokenized pairs removed")
+    say(f"music cache: {folder}, {folder_size(folder) / 1e6:,.1f} MB of tokenized pairs")
 
 
 def _show(store: "Store") -> None:
