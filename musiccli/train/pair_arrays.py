@@ -182,6 +182,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     Attributes:
         arrays: the pairs, a part after the other.
         margin_scale: the factor that multiplies each margin in the arrays.
+        ready: pairs by index that were made ahead, and are not made anew.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     ):
         """Name `fingerprint` and `vocabulary` where they are known: both take a pass over all."""
         self.arrays, self.margin_scale = list(arrays), margin_scale
+        self.ready: dict[int, TokenizedPair] = {}
         self._stops = np.cumsum([len(part) for part in self.arrays], dtype=np.int64)
         if fingerprint is not None:
             self.fingerprint = fingerprint
@@ -211,6 +213,9 @@ class TokenizedPairs(Sequence[TokenizedPair]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         position = range(len(self))[index]
+        ready = self.ready.get(position)  # asked once: another thread may replace the dictionary
+        if ready:
+            return ready
         number = int(np.searchsorted(self._stops, position, side="right"))
         part = self.arrays[number]
         pair = part.pair(position - int(self._stops[number]) + len(part))

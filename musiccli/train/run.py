@@ -37,6 +37,7 @@ from musiccli.train.metrics import Metrics
 from musiccli.train.model import collect_model, create_model
 from musiccli.train.output_folder import claim_folder, mark_begun, write_checkpoint
 from musiccli.train.pair_arrays import TokenizedPairs
+from musiccli.train.prefetch import STEPS_AHEAD, Prefetcher, steps_with_pairs
 from musiccli.train.states import RunIdentity, TrainingStates, refuse_other_run
 from musiccli.train.trackers import check_trackers, start_trackers, track_metrics
 from musiccli.train.trainer import Trainer
@@ -245,9 +246,14 @@ def run_steps(
     metrics: Metrics = {}
     padded = not trainer.model.network.packed
     plan = plan_steps(trainer.pairs.sizes, config, accelerator.num_processes, padded)
-    with _progress("train", accelerator, trainer.steps) as progress:
+    remaining = islice(plan, start, None)
+    read = steps_with_pairs(remaining, trainer.pairs, accelerator.process_index)
+    with (
+        _progress("train", accelerator, trainer.steps) as progress,
+        Prefetcher(read, STEPS_AHEAD) as steps,
+    ):
         progress.advance(start)
-        for step, ranks in islice(enumerate(plan, 1), start, None):
+        for step, (ranks, trainer.pairs.ready) in enumerate(steps, start + 1):
             epoch = step * config.batch / len(trainer.pairs)
             metrics = {"step": step, "epoch": round(epoch, 3)}
             metrics |= trainer.step(ranks[accelerator.process_index])
