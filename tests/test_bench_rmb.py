@@ -111,3 +111,12 @@ def test_a_prompt_without_one_best_answer_goes_to_the_rejects():
 def test_a_record_without_a_goal_is_refused():
     with pytest.raises(RecordError, match=r"metadata\.category_path: should name Helpfulness or"):
         check_rmb_record(pair(0, 1, 0, path="Chat"))
+
+
+def test_models_keep_the_order_in_which_they_were_met():
+    names = [f"model {number * 7 % 10}" for number in range(10)]
+    records = [pair(0, 1, 0), *candidates(1, 1, (0, 0))]
+    for record in records:
+        record["scores"] = dict.fromkeys(names, record["scores"]["rm"])
+    rows = metrics(records)
+    assert [*dict.fromkeys(row["model"] for row in rows)][:10] == names

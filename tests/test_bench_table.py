@@ -4,6 +4,8 @@ import pytest
 from build import lines, read, scored_pair, write
 from console import music
 
+from musiccli.bench import table
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -70,3 +72,24 @@ def test_what_is_no_metric_record_is_refused_with_its_field(field, value, proble
     row = {"benchmark": "x", "model": "m", "subset": "all", "metric": "accuracy", "value": 0.5}
     done = music("bench", "table", given=lines(row | {"count": 1} | {field: value}))
     assert done.status == 2 and problem in done.err
+
+
+def test_a_model_has_one_color_and_place_in_all_panels_of_the_figure():
+    """The second benchmark lists the models in another order, and lacks the first of them."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    rows = [
+        {"benchmark": benchmark, "model": model, "subset": "all", "metric": "accuracy"}
+        | {"value": 0.5, "low": 0.4, "high": 0.6, "count": 9}
+        for benchmark, models in (("x", ["one", "two", "three"]), ("y", ["three", "two"]))
+        for model in models
+    ]
+    drawn: dict[str, set] = {}
+    for panel in table.panels(rows):
+        axes = figure.subplots()
+        table.plot(axes, panel)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            point = handle.lines[0]
+            drawn.setdefault(label, set()).add((point.get_color(), *point.get_xdata()))
+    assert sorted(drawn) == ["one", "three", "two"]
+    assert {len(looks) for looks in drawn.values()} == {1}
+    assert len(set.union(*drawn.values())) == 3

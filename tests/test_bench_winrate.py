@@ -5,6 +5,7 @@ import random
 import pytest
 from build import talk, votes
 
+from musiccli.bench import winrate
 from musiccli.bench.winrate import check_contest, metrics
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
@@ -230,3 +231,21 @@ def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
         check_contest(Record(contest(0, "a") | change))
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("matchups, bands", [(3, 3), (4, 0)])
+def test_of_many_matchups_the_figure_has_points_without_bands(matchups, bands):
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    rows = [
+        {"model": f"rm{number}", "against": "base", "subset": subset, "metric": "win_rate"}
+        | {"value": 0.5, "low": 0.4, "high": 0.6, "oracle": 0.7, "random": 0.5, "count": 9}
+        for number in range(matchups)
+        for subset in ("best_of=2", "best_of=4")
+    ]
+    winrate.plot(axes, rows)
+    filled = [
+        shape for shape in axes.collections if type(shape).__name__ == "FillBetweenPolyCollection"
+    ]
+    assert len(filled) == bands
+    handles, labels = axes.get_legend_handles_labels()
+    assert len([label for label in labels if "against" in label]) == matchups

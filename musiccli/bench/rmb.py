@@ -94,7 +94,7 @@ def metrics(
         worst.add_candidates(group)
         best_of_n.add(group, _groups(group.first, group.first["messages"]), config.models)
     figures = FigureRecords(NAME, config)
-    for model in sorted({*pairs.models, *best_of_n.models}, key=is_baseline):
+    for model in sorted(distinct([*pairs.models, *best_of_n.models]), key=is_baseline):
         yield from _model_records(model, pairs, best_of_n, figures)
     yield from figures.comparisons.records(config)
 

@@ -6,7 +6,7 @@ columns. A star needs paired tests, so it stands only where models were measured
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
@@ -161,12 +161,20 @@ def notes(rows: Rows) -> list[str]:
 
 
 def panels(rows: Rows) -> list[Rows]:
-    """A panel for each column of the summary."""
+    """A panel for each column of the summary. `number` tells a model's place and color in all."""
+    models = distinct(row["model"] for row in rows if not is_baseline(row["model"]))
+    numbers = {model: number for number, model in enumerate(models)}
     columns: list[Rows] = []
     for name in distinct(row["benchmark"] for row in rows):
         its_rows = [row for row in rows if row["benchmark"] == name]
         for column, by_model in _headlines(name, its_rows).items():
-            columns.append([row | {"column": column} for row in by_model.values()])
+            columns.append(
+                [
+                    row | {"column": column, "number": numbers[row["model"]]}
+                    for row in by_model.values()
+                    if row["model"] in numbers
+                ]
+            )
     return columns
 
 
@@ -174,12 +182,10 @@ def plot(axes: "Axes", rows: Rows) -> None:
     """One benchmark: a point with its interval per model."""
     from musiccli.bench.report import plots
 
-    models = plots.models_of(rows)
-    for number, model in enumerate(models):
-        shown: list[Any] = [row for row in rows if row["model"] == model]
-        plots.draw_points(axes, [number], shown, number, model)
+    for row in sorted(rows, key=lambda row: row["number"]):
+        plots.draw_points(axes, [row["number"]], [row], row["number"], row["model"])
     axes.set_xticks([])
-    axes.set(xlim=(-0.6, len(models) - 0.4), ylim=(0, 1.02), title=rows[0]["column"])
+    axes.set(ylim=(0, 1.02), title=rows[0]["column"])
 
 
 BENCHMARK = Benchmark(

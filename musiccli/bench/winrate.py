@@ -15,6 +15,7 @@ from musiccli.bench.config import BenchConfig
 from musiccli.bench.report.tables import Table, distinct, value_cell
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.bootstrap import bootstrap_interval, cluster_sums
+from musiccli.bench.stats.comparisons import MANY_MODELS
 from musiccli.bench.stats.contests import is_same_pick
 from musiccli.bench.stats.intervals import proportion_interval
 from musiccli.bench.stats.outcomes import (
@@ -218,16 +219,22 @@ def plot(axes: "Axes", rows: Rows) -> None:
         if row["metric"] == "win_rate" and row["value"] is not None
     ]
     subsets = sorted(distinct(row["subset"] for row in rows), key=_pool_size)
-    for number, matchup in enumerate(distinct(row["matchup"] for row in rows)):
+    matchups = distinct(row["matchup"] for row in rows)
+    for number, matchup in enumerate(matchups):
         shown = [row for row in rows if row["matchup"] == matchup]
-        _draw_matchup(axes, shown, subsets, number, matchup)
+        if len(matchups) < MANY_MODELS:
+            _draw_matchup(axes, shown, subsets, number, matchup)
+        else:  # bands and lines of so many would cover each other
+            places = plots.x_places(shown, subsets, number, len(matchups), 0.7 / len(matchups))
+            plots.draw_points(axes, places, shown, number, matchup)
     plots.draw_half_line(axes, "even")
     labels = [
         f"{subset.removeprefix('best_of=')}\n{plots.largest_count(rows, subset):,} contests"
         for subset in subsets
     ]
     axes.set_xticks(range(len(subsets)), labels)
-    ends = [row[name] for row in rows for name in ("value", "low", "high", "oracle")]
+    drawn = ("value", "low", "high", *(["oracle"] if len(matchups) < MANY_MODELS else []))
+    ends = [row[name] for row in rows for name in drawn]
     reach = max([0.15, *(abs(end - 0.5) for end in ends if end is not None)]) + 0.02
     axes.set(
         xlim=(-0.4, len(subsets) - 0.6),
