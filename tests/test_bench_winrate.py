@@ -247,5 +247,5 @@ def test_of_many_matchups_the_figure_has_points_without_bands(matchups, bands):
         shape for shape in axes.collections if type(shape).__name__ == "FillBetweenPolyCollection"
     ]
     assert len(filled) == bands
-    handles, labels = axes.get_legend_handles_labels()
+    _, labels = axes.get_legend_handles_labels()
     assert len([label for label in labels if "against" in label]) == matchups
