@@ -1,6 +1,8 @@
 """What makes a CPU fast gives what PyTorch gives, and MUSIC_PLAIN_TORCH=1 turns all of it off."""
 
 import ctypes
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -251,6 +253,40 @@ def test_stored_scores_are_not_mixed(base, tmp_path, monkeypatch):
         monkeypatch.setenv(SWITCH, setting)
         identities.add(checkpoint.load(str(tmp_path)).identity)
     assert len(identities) == 2
+
+
+MANY_SHAPES = """
+import ctypes, torch
+from musiccli.cpu import linear
+
+class Counts(ctypes.Structure):  # glibc's struct mallinfo2
+    _fields_ = [(f"f{number}", ctypes.c_size_t) for number in range(10)]
+
+def used():
+    libc.mallinfo2.restype = Counts
+    return libc.mallinfo2().f7
+
+libc, linear.ONEDNN_IS_FASTER = ctypes.CDLL(None), True
+layer = torch.nn.Linear(96, 256)
+linear.use_onednn_linear(layer)
+sizes = []
+with torch.inference_mode():
+    for rows in range(1, 901):
+        layer(torch.zeros(rows, 96))
+        if rows in (300, 900):
+            sizes.append(used())
+print(sizes[1] - sizes[0])
+"""
+
+
+@pytest.mark.slow
+def test_rows_of_any_length_leave_no_memory_behind():
+    """oneDNN and PyTorch keep a product of each shape, by default 1,024 of them."""
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("this C library does not say what is used")
+    command = [sys.executable, "-c", MANY_SHAPES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4 << 20
 
 
 def test_memory_settings_are_mallopts_own():
