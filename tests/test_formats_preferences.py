@@ -115,6 +115,42 @@ def test_helpsteer2_ratings_are_a_conversation_and_no_pair():
     assert emitted(row) == ([], {"rows read": 1, "dropped (nobody ranked it)": 1})
 
 
+def test_helpsteer2_ratings_of_one_prompt_make_pairs():
+    [good] = rows("helpsteer2_ratings")
+    bad = changed(good, response="Cut all.", helpfulness=1, verbosity=3)
+    other = changed(good, prompt="Why?", response="So.")
+    [record], counts = emitted(good, bad, other)
+    assert (record["chosen"], record["rejected"]) == (
+        talk(QUESTION, "Cut above a bud."),
+        talk(QUESTION, "Cut all."),
+    )
+    ratings = {"helpfulness": 4, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 2}
+    assert record["metadata"] == {
+        "label": "helpfulness",
+        "ratings": [ratings, ratings | {"helpfulness": 1, "verbosity": 3}],
+        "turns": 1,
+    }
+    assert counts == {"rows read": 3, "dropped (nobody ranked it)": 1}
+    [wordy], _ = emitted(good, bad, label="verbosity")
+    assert wordy["chosen"] == talk(QUESTION, "Cut all.")
+    assert emitted(good, changed(bad, helpfulness=4)) == ([], {"rows read": 2, "dropped (tie)": 1})
+
+
+def test_helpsteer2_rows_stay_conversations_and_a_prompt_may_come_again():
+    [good] = rows("helpsteer2_ratings")
+    bad = changed(good, response="Cut all.")
+    other = changed(good, prompt="Why?", response="So.")
+    apart = [*read(good), *read(bad), *read(other), *read(changed(good, response="No."))]
+    together, _ = emitted(good, bad, other, changed(good, response="No."), emit="conversations")
+    keys = ("id", "messages")
+    assert [[record[key] for key in keys] for record in together] == [
+        [record[key] for key in keys] for record in apart
+    ]
+    rejects = Rejects(skip=True)
+    kept, _ = emitted(good, changed(bad, verbosity=9), rejects=rejects, emit="conversations")
+    assert (len(kept), rejects.count) == (1, 1)
+
+
 def test_arena_33k_tells_a_tie_of_bad_replies_from_a_tie():
     won, bad = rows("arena_33k_cac")
     [record] = read(won)

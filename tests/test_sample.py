@@ -634,3 +634,18 @@ def test_the_command_reads_each_of_the_public_files(name, emit, count, tmp_path)
     done = music(DATA / name, "--emit", emit, "--on-error", "skip", "-o", tmp_path / "out.jsonl")
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == count
     assert done.returncode == (name == "hh_harmless")  # 13 of its rows are refused
+
+
+@pytest.mark.parametrize("number, count", [(100, 10_000), (101, None)])
+def test_the_pairs_of_one_row_are_bounded(number, count):
+    """They grow with the square of its replies."""
+    row = {
+        "prompt": "q",
+        "chosen": [f"good {index}" for index in range(number)],
+        "rejected": [f"bad {index}" for index in range(number)],
+    }
+    if count:
+        assert len(run([row], "pairs")[0]) == count
+    else:
+        with pytest.raises(RecordError, match="file:1: gives more than 10,000 pairs"):
+            run([row], "pairs")

@@ -88,10 +88,12 @@ class RowGroup:
     Attributes:
         column: the column whose value the rows of one whole share.
         join: makes one row of them, or none. Rows that do not fit go to the rejects.
+        may_return: whether the value may come again, and is then that of another whole.
     """
 
     column: str
     join: Callable[[list[Record], Rejects], Record | None]
+    may_return: bool = False
 
 
 @dataclass(frozen=True)

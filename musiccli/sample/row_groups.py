@@ -37,7 +37,7 @@ def join_rows(rows: Iterable[tuple[str, Record]], stats: RunStats) -> Iterator[t
         kept: list[Record] = []
         for _, row in members:
             with stats.rejects.guard(row):
-                _check(row, group.column, len(kept), whole in ended)
+                _check(row, group.column, len(kept), whole in ended and not group.may_return)
                 kept.append(row)
         ended.add(whole)
         joined = group.join(kept, stats.rejects) if kept else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -21,6 +22,8 @@ from musiccli.sample.replies import keep_best_over_worst
 from musiccli.sample.row_groups import join_rows
 from musiccli.sample.selection import RowIds, choose, drop_duplicates, drop_repeated_conversations
 from musiccli.sample.sources import read_rows
+
+MAX_RECORDS_OF_ROW = 10_000  # a row of a published dataset gives a few hundred at most
 
 
 def sample(
@@ -166,7 +169,14 @@ def read_records(
 
 def _read_row(row: Record, source: str, pairs: bool, label: str | None, hint: bool) -> list[Record]:
     try:
-        return list(formats.read(row, source, pairs=pairs, label=label))
+        # Memory holds them all, and the pairs of a row's replies grow with the square of these.
+        records = list(
+            islice(formats.read(row, source, pairs=pairs, label=label), MAX_RECORDS_OF_ROW + 1)
+        )
+        if len(records) > MAX_RECORDS_OF_ROW:
+            kind = "pairs" if pairs else "conversations"
+            raise RecordError(f"gives more than {MAX_RECORDS_OF_ROW:,} {kind}", record=row)
+        return records
     except RecordError as error:
         if hint:
             error.problem += " (`on_error` skip leaves such rows out)"

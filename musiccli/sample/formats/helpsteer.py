@@ -1,5 +1,7 @@
 """HelpSteer 2 and 3: two replies and a strength from -3 (the first is better) to 3, or ratings.
 
+A row with ratings holds one reply. Successive rows with one prompt are replies to it.
+
 Sources: the dataset cards of nvidia/HelpSteer2 and nvidia/HelpSteer3. The turns of HelpSteer 2 are
 marked as in NeMo-Aligner (examples/nlp/data/steerlm/common.py): "<extra_id_1>Assistant", a line
 break and the text.
@@ -7,13 +9,16 @@ break and the text.
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from musiccli.core.errors import RecordError
+from musiccli.core.jsonl import Rejects
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.sample.columns import (
     Format,
+    RowGroup,
     assistant_message,
     make_record,
     nested_value,
@@ -25,6 +30,7 @@ from musiccli.sample.replies import (
     Reply,
     ReplyContext,
     make_vote,
+    pair_all,
     read_number,
     read_objects,
     read_whole_number,
@@ -34,7 +40,9 @@ TURN_HEADER = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")  # the text befor
 STRONGEST = 3
 LABEL_COLUMNS = {"preference_strength", "all_preferences_unprocessed"}  # one of them is there
 ANNOTATOR_COLUMNS = ("all_preferences_unprocessed", "three_most_similar_preferences")
-RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")  # each 0 to 4
+RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+HIGHEST_RATING = 4  # from 0
+JOINED = "rows_of_prompt"  # in a row that was made of several
 
 
 def read_helpsteer3(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -67,9 +75,50 @@ def read_helpsteer2(row: Record, source: str) -> Iterator[dict[str, Any]]:
     yield make_vote(context, Reply(row["response_1"]), Reply(row["response_2"]), _winner(strength))
 
 
+def read_rated(row: Record, source: str) -> Iterator[dict[str, Any]]:
+    """Yield each reply as a conversation with its ratings."""
+    for member in row.get(JOINED, [row]):
+        yield from read_ratings(member, source)
+
+
+def read_rated_pairs(row: Record, source: str, label: str = RATINGS[0]) -> Iterator[dict[str, Any]]:
+    """Every two replies to one prompt, the one with the higher rating chosen."""
+    if JOINED not in row:  # one reply, and so no pair
+        yield from read_ratings(row, source)
+        return
+    replies = [
+        Reply(
+            member["response"],
+            read_number(member, label, 0, HIGHEST_RATING),
+            {"rating": {name: member[name] for name in RATINGS if name in member}},
+        )
+        for member in row[JOINED]
+    ]
+    context = ReplyContext(
+        row,
+        source,
+        _read_turns(row),
+        {"label": label},
+        text_columns={"response", JOINED, *RATINGS},
+    )
+    yield from pair_all(context, replies)
+
+
+def join_replies(rows: list[Record], rejects: Rejects) -> Record | None:
+    """One row of those with one prompt. Those that cannot be read go to the rejects."""
+    members = []
+    for row in rows:
+        with rejects.guard(row):
+            for _ in read_ratings(row, ""):
+                members.append(row)
+    if len(members) < 2:
+        return members[0] if members else None
+    return Record({**members[0], JOINED: members}, members[0].where)
+
+
 def read_ratings(row: Record, source: str) -> Iterator[dict[str, Any]]:
-    """Yield the conversation with its ratings. One row holds one reply, and so no pair."""
-    ratings = {name: read_number(row, name, 0, 4) for name in RATINGS if name in row}
+    """Yield the conversation of one row with its ratings."""
+    ratings = {name: read_number(row, name, 0, HIGHEST_RATING) for name in RATINGS if name in row}
     messages = [*_read_turns(row), assistant_message(row["response"])]
     yield make_record(row, source, {"messages": messages}, ratings, texts={"response"})
 
@@ -117,6 +166,9 @@ FORMATS = [
         "HelpSteer2 ratings",
         order=23,
         columns=frozenset({"prompt", "response", "helpfulness", "correctness"}),
-        read=read_ratings,
+        read=read_rated,
+        read_pairs=read_rated_pairs,
+        labels={label: partial(read_rated_pairs, label=label) for label in RATINGS},
+        group=RowGroup("prompt", join_replies, may_return=True),
     ),
 ]
