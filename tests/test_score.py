@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 from build import lines, talk, write
-from console import music, start, wait_until
+from console import environment, music, start, wait_until
 from toys import backbone, needs_data, pairs, tiny
 from toys import mtbench101 as conversations
 
@@ -606,6 +606,10 @@ def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
+    # It keeps scores early, and is then far from its end.
+    (tmp_path / "sitecustomize.py").write_text(
+        "from musiccli.score import scorer\nscorer.WINDOW = 16\n"
+    )
     file = write(
         tmp_path / "in.jsonl",
         *(
@@ -627,6 +631,7 @@ def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
         "-o",
         tmp_path / "out.jsonl",
         command=preloaded.command(),
+        env=environment(PYTHONPATH=str(tmp_path)),
     )
     wait_until(lambda: kept(tmp_path / "scores.sqlite") or run.poll() is not None)
     [child] = [

@@ -1327,7 +1327,11 @@ def test_accelerates_own_config_is_followed(run, finished, tmp_path):
 @pytest.mark.slow
 def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
     embedded("smollm2")
-    given = write(tmp_path / "pairs.jsonl", *pairs(4))
+    given = write(
+        tmp_path / "pairs.jsonl",
+        pair("even", talk("Is 4 even?", "Yes, it is."), talk("Is 4 even?", "North red two.")),
+        pair("odd", talk("Is 4 odd?", "No, it is even."), talk("Is 4 odd?", "Blue up down.")),
+    )
     done = music(
         "train",
         given,
@@ -1336,7 +1340,7 @@ def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
         "--out",
         tmp_path / "rm",
         "--batch",
-        4,
+        2,
         "--steps",
         2,
         "--lr",
@@ -1351,5 +1355,5 @@ def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
     scores = [
         one["scores"]["rm"] for one in music("score", given, "--model", tmp_path / "rm").records
     ]
-    margin = sum(one["chosen"] - one["rejected"] for one in scores) / 4
+    margin = sum(one["chosen"] - one["rejected"] for one in scores) / 2
     assert margin == pytest.approx(steps[1]["eval_margin"], abs=1e-4, rel=1e-3)

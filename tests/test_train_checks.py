@@ -381,7 +381,7 @@ print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 def test_the_estimate_is_close_to_the_measured_peak(tmp_path):
     # Large: the code that the first step loads, and glibc's steps of 64 MB, are small beside it.
     base = backbone(
-        tmp_path / "base", hidden_size=384, intermediate_size=1536, num_hidden_layers=8, head_dim=96
+        tmp_path / "base", hidden_size=384, intermediate_size=1536, num_hidden_layers=4, head_dim=96
     )
     given = write(
         tmp_path / "in.jsonl",
