@@ -56,6 +56,7 @@ def copy(reward_model, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_one_module_loads_what_transformers_and_peft_load():
     for file in ROOM.rglob("*.py"):
         if file != ROOM / "core" / "pretrained.py":

@@ -136,6 +136,7 @@ def mixed(count):
 # Scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_turn", [False, True])
 def test_64_clients_at_once_get_the_scores_of_music_score(model, client, per_turn):
     conversations = mixed(128)

@@ -1194,7 +1194,10 @@ def test_a_failed_conversation_gives_exit_status_1(music):
     "more, problem",
     [
         (("--contrast", "some"), "--contrast some: expected all | none"),
-        (("--prompts", "nowhere"), "--prompts nowhere: neither paper nor small nor a folder"),
+        (
+            ("--prompts", "nowhere"),
+            "--prompts nowhere: neither paper nor small nor rankjudge nor a folder",
+        ),
         (("--prompts", "small", "--contrast-calls", "1"), "has no contrast.md"),
         (("--top-p", "0"), "--top-p 0: should be above 0 and at most 1; --temperature 0 always"),
     ],
