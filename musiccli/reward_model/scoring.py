@@ -6,6 +6,7 @@ holds about as many tokens as its budget allows.
 
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -15,6 +16,7 @@ from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.chat_template import (
     ChatTemplate,
     EncodedConversation,
+    RenderedConversation,
     Tools,
     cut_to_fit,
 )
@@ -49,10 +51,7 @@ def encode_sides(
         RecordError: a side does not end with the assistant, is refused by the template, or cannot
             be cut.
     """
-    for name, messages in sides.items():
-        if messages[-1]["role"] != "assistant":
-            problem = f"ends with the {messages[-1]['role']}; there is no reply to score"
-            raise RecordError(problem, field=name)
+    _refuse_without_reply(sides)
     conversations = list(sides.values())
     pair = len(conversations) == 2
     shared = first_divergence(*conversations) if pair else len(conversations[0])
@@ -64,6 +63,31 @@ def encode_sides(
         )
     encoded, cut = fitted
     return encoded, cut > 0
+
+
+def render_sides(
+    template: ChatTemplate,
+    sides: Mapping[str, list[Message]],
+    *,
+    tools: Tools = (),
+    every_turn: bool = False,
+) -> list[RenderedConversation]:
+    """The whole conversations of one record as text, for `ChatTemplate.tokenize`.
+
+    Where these have few enough tokens, they are what `encode_sides` gives. Arguments are its own.
+
+    Raises:
+        RecordError: a side does not end with the assistant, or is refused by the template.
+    """
+    _refuse_without_reply(sides)
+    return [template.render_turns(messages, every_turn, tools) for messages in sides.values()]
+
+
+def _refuse_without_reply(sides: Mapping[str, list[Message]]) -> None:
+    for name, messages in sides.items():
+        if messages[-1]["role"] != "assistant":
+            problem = f"ends with the {messages[-1]['role']}; there is no reply to score"
+            raise RecordError(problem, field=name)
 
 
 def deduplicate(conversations: Sequence[EncodedConversation]) -> tuple[list[int], list[int]]:
@@ -83,13 +107,55 @@ def deduplicate(conversations: Sequence[EncodedConversation]) -> tuple[list[int]
     return firsts, kinds
 
 
+class PendingRewards:
+    """Rewards that a device may still be computing."""
+
+    def __init__(self, order: Sequence[int], counts: Sequence[int], values: torch.Tensor) -> None:
+        """Begin to copy the rewards from the device, behind what it computes now.
+
+        Args:
+            order: the conversation whose rewards come first, the one whose come next, and so on.
+            counts: how many rewards each of these has.
+            values: (rewards,) all of them.
+        """
+        self._order, self._counts = order, counts
+        self._values = values.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if values.is_cuda else None
+        if self._copied:
+            self._copied.record(torch.cuda.current_stream(values.device))
+
+    def wait(self) -> list[list[float]]:
+        """The rewards of each conversation at its reward positions."""
+        if self._copied:
+            self._copied.synchronize()
+        rewards: list[list[float]] = [[] for _ in self._order]
+        values = iter(self._values.tolist())
+        for index, count in zip(self._order, self._counts, strict=True):
+            rewards[index] = list(islice(values, count))
+        return rewards
+
+
 def score_encoded(
     network: RewardNetwork,
     conversations: Sequence[EncodedConversation],
     prompts: Sequence[Hashable],
     budget: int = DEFAULT_BUDGET,
 ) -> list[list[float]]:
-    """Rewards of each conversation at its reward positions.
+    """Rewards of each conversation at its reward positions. Arguments are `start_scoring`'s.
+
+    Raises:
+        InputError: memory does not suffice.
+    """
+    return start_scoring(network, conversations, prompts, budget).wait()
+
+
+def start_scoring(
+    network: RewardNetwork,
+    conversations: Sequence[EncodedConversation],
+    prompts: Sequence[Hashable],
+    budget: int = DEFAULT_BUDGET,
+) -> PendingRewards:
+    """Begin to compute the rewards of conversations. A GPU goes on while this process does more.
 
     Args:
         network: the network, in evaluation mode.
@@ -105,17 +171,19 @@ def score_encoded(
         groups = group_neighbors(conversations, prompts, budget)
     members = [[conversations[index] for index in group] for group in groups]
     sizes = [network.token_count(group) for group in members]
-    rewards: list[list[float]] = [[] for _ in conversations]
-    for batch in micro_batches(sizes, budget, padded=not network.packed):
-        with (
-            torch.inference_mode(),
-            explain_out_of_memory("a smaller `budget` or `max_length` takes less"),
-        ):
-            results = network([members[number] for number in batch])
-        indices = [index for number in batch for index in groups[number]]
-        for index, values in zip(indices, results, strict=True):
-            rewards[index] = values.tolist()
-    return rewards
+    batches = micro_batches(sizes, budget, padded=not network.packed)
+    order = [index for batch in batches for number in batch for index in groups[number]]
+    rewards: list[torch.Tensor] = []
+    with (
+        torch.inference_mode(),
+        explain_out_of_memory("a smaller `budget` or `max_length` takes less"),
+    ):
+        for batch in batches:
+            rewards += network([members[number] for number in batch])
+        # One transfer for all: a transfer after each would hold up the device.
+        values = torch.cat(rewards) if rewards else torch.empty(0)
+    counts = [len(conversations[index].reward_positions) for index in order]
+    return PendingRewards(order, counts, values)
 
 
 def group_neighbors(
