@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import typer
 
@@ -18,6 +18,8 @@ from musiccli.core.errors import ExitStatus, InputError, MusicError
 from musiccli.core.progress import Clock, bar, say
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
+
+Item = TypeVar("Item")
 
 
 class Run:
@@ -95,16 +97,21 @@ class Run:
         self._say_if_waiting()
         return jsonl.RecordFiles(self.files, parse, unique)
 
+    def read_lines(self) -> Iterator[jsonl.Line]:
+        """The input's lines, counted, for a stage that parses them itself."""
+        self._say_if_waiting()
+        return self._counted(jsonl.read_lines(self.files))
+
     def _say_if_waiting(self) -> None:
         if jsonl.from_keyboard(self.files):
             self.say(
                 "waiting for records from the keyboard, one a line; Ctrl-D ends them, Ctrl-C leaves"
             )
 
-    def _counted(self, records: Iterator[Record]) -> Iterator[Record]:
-        for record in records:
+    def _counted(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
             self.read_count += 1
-            yield record
+            yield item
 
     def in_processes(self, processes: int | None, config: str | None) -> None:
         """Start this same command in several processes, and end with them.
@@ -118,8 +125,8 @@ class Run:
             self.stats.rejects.discard()
             raise typer.Exit(relaunch(self.files, processes=processes, config=config))
 
-    def write(self, results: Iterable[dict[str, Any]], total: int | None = None) -> None:
-        """Write the records that a stage yields, as they come."""
+    def write(self, results: Iterable[dict[str, Any] | bytes], total: int | None = None) -> None:
+        """Write the records that a stage yields, or their JSON, as they come."""
         with bar(self.name, total, self.live) as progress:
             for record in results:
                 self._output.write(record)

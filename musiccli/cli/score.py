@@ -7,7 +7,6 @@ import typer
 from musiccli.cli.options import ACCELERATE_CONFIG, BUDGET, MAX_LENGTH, NUM_PROCESSES
 from musiccli.cli.paths import MODEL_READ, PathUse
 from musiccli.cli.run import Run, stage
-from musiccli.core import records
 from musiccli.score.config import ScoreConfig
 
 
@@ -77,7 +76,7 @@ def score(
     from musiccli.core.cache_folder import cache_folder
     from musiccli.core.store import Store
     from musiccli.reward_model.checkpoint import load
-    from musiccli.score.scorer import score
+    from musiccli.score.scorer import score_lines
 
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
     config = ScoreConfig(per_turn, last_only, max_length, budget)
@@ -87,8 +86,8 @@ def score(
     with processes.rank_zero_output(), open_store as store:
         processes.refuse_shared_input(run.files)
         process_group = processes.process_group()
-        records_with_scores = score(
-            run.read(records.parse_any),
+        lines = score_lines(
+            run.read_lines(),
             load(model, run.say),
             name,
             config,
@@ -98,5 +97,4 @@ def score(
         )
         if process_group.rank:
             run.withhold()
-            records_with_scores = processes.drain(records_with_scores)
-        run.write(records_with_scores)
+        run.write(lines)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,6 +42,19 @@ class ProcessGroup:
         gathered: list[Item] = gather_object(items)
         return gathered
 
+    def gather_to_first(self, item: Item) -> list[Item]:
+        """One item of each process, in the order of their ranks; nothing but in the first.
+
+        Every process must call this.
+        """
+        if self.size == 1:
+            return [item]
+        from torch import distributed
+
+        gathered: list[Any] | None = None if self.rank else [None] * self.size
+        distributed.gather_object(item, gathered)
+        return gathered or []
+
 
 def process_group() -> ProcessGroup:
     """Connect this process with those launched together with it: by nccl on GPUs, else by gloo.
@@ -55,13 +68,6 @@ def process_group() -> ProcessGroup:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     return ProcessGroup(state.num_processes, state.process_index)
-
-
-def drain(results: Iterable[Any]) -> Iterator[Any]:
-    """Compute all results but yield none, since only rank 0 writes them."""
-    for _ in results:
-        pass
-    yield from ()
 
 
 def launched() -> bool:

@@ -238,8 +238,11 @@ def side_names(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def identity_key(record: Mapping[str, Any]) -> int:
-    """A hash of the IDENTITY_FIELDS."""
-    return hash(repr([record.get(field) for field in IDENTITY_FIELDS]))
+    """A hash of the IDENTITY_FIELDS in 64 bits, the same in every process."""
+    from hashlib import blake2b
+
+    fields = repr([record.get(field) for field in IDENTITY_FIELDS])
+    return int.from_bytes(blake2b(fields.encode(), digest_size=8).digest())
 
 
 def lookup(record: Mapping[str, Any], path: str) -> Any:

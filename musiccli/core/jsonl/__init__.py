@@ -4,9 +4,11 @@ Only this package and the command line touch standard input and standard output.
 """
 
 from musiccli.core.jsonl.compression import read_errors
+from musiccli.core.jsonl.identities import Identities
 from musiccli.core.jsonl.reader import (
     MAX_LINE,
     STDIN_NAME,
+    Line,
     RecordFiles,
     check_readable,
     decode,
@@ -14,6 +16,7 @@ from musiccli.core.jsonl.reader import (
     from_stdin,
     open_input,
     read,
+    read_lines,
     reserved_stdin,
     sha256,
     standard_input,
@@ -25,6 +28,8 @@ from musiccli.core.jsonl.writer import Output, open_output, silence_stdout
 __all__ = [
     "MAX_LINE",
     "STDIN_NAME",
+    "Identities",
+    "Line",
     "Output",
     "RecordFiles",
     "Rejects",
@@ -36,6 +41,7 @@ __all__ = [
     "open_output",
     "read",
     "read_errors",
+    "read_lines",
     "reserved_stdin",
     "sha256",
     "silence_stdout",

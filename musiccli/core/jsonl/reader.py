@@ -5,21 +5,34 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, NamedTuple, TextIO
 
 import orjson
 
 from musiccli.core import json_text
-from musiccli.core.errors import InputError, RecordError, shortened
+from musiccli.core.errors import InputError, RecordError
 from musiccli.core.jsonl.compression import FIRST_BYTES, read_errors, reading_stream
+from musiccli.core.jsonl.identities import Identities
 from musiccli.core.jsonl.rejects import Rejects
-from musiccli.core.records import Record, identity_key
+from musiccli.core.records import Record
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not read whole, which bounds the memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 STDIN_NAME = "<stdin>"  # in messages about standard input
 STDIN_COPY = "MUSIC_STDIN"  # environment variable: the file that holds all of standard input
 _reserved_stdin: list[TextIO | None] = []  # standard input, while `reserved_stdin` keeps it for us
+
+
+class Line(NamedTuple):
+    """A line that is not blank.
+
+    Attributes:
+        where: "file:line".
+        data: its bytes; None for a line that is longer than MAX_LINE.
+    """
+
+    where: str
+    data: bytes | None
 
 
 def read(
@@ -41,11 +54,24 @@ def read(
     Raises:
         InputError: a file is missing, damaged or without any record.
     """
+    identities = Identities() if unique else None
+    return _records(read_lines(paths), parse, rejects or Rejects(), identities)
+
+
+def read_lines(paths: Iterable[str]) -> Iterator[Line]:
+    """The lines of several files that are not blank, one file after the other.
+
+    Args:
+        paths: the files; "-", or no path at all, is standard input.
+
+    Raises:
+        InputError: a file is missing, damaged or without any record.
+    """
     paths = list(paths) or ["-"]
     for path in paths:
         if path != "-":
             check_readable(path)
-    return _records(paths, parse, rejects or Rejects(), set() if unique else None)
+    return _lines_of_files(paths)
 
 
 @dataclass
@@ -93,41 +119,34 @@ class RecordFiles:
 
 
 def _records(
-    paths: list[str],
+    lines: Iterator[Line],
     parse: Callable[[Record], Record],
     rejects: Rejects,
-    identities: set[int] | None,
+    identities: Identities | None,
 ) -> Iterator[Record]:
+    for line in lines:
+        record = None
+        with rejects.guard():
+            parsed = parse(decode(line.data, line.where))
+            if identities is not None:
+                identities.add(parsed)
+            record = parsed
+        if record is not None:
+            yield record
+
+
+def _lines_of_files(paths: list[str]) -> Iterator[Line]:
     for path in paths:
         name = STDIN_NAME if path == "-" else path
         empty = True
         with open_input(path) as stream:
-            for number, line in _lines(stream, name):
-                if line is not None and line.isspace():
-                    continue
-                empty, record = False, None
-                with rejects.guard():
-                    parsed = parse(decode(line, f"{name}:{number}"))
-                    if identities is not None:
-                        _add_identity(identities, parsed)
-                    record = parsed
-                if record is not None:
-                    yield record
+            for number, data in _lines(stream, name):
+                if data is None or not data.isspace():
+                    empty = False
+                    yield Line(f"{name}:{number}", data)
         if empty:
             hint = "; did the command before it fail?" if path == "-" else ""
             raise InputError(f"{name}: is empty; expected JSONL, one record a line{hint}")
-
-
-def _add_identity(identities: set[int], record: Record) -> None:
-    """Raises RecordError if a record with the same identity was read before.
-
-    Only hashes are kept, which take about 0.7 GB for ten million records.
-    """
-    key = identity_key(record)
-    if key in identities:
-        problem = f"{shortened(record['id'])} names an earlier record, too; ids must be unique"
-        raise RecordError(problem, field="id", record=record)
-    identities.add(key)
 
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None]]:

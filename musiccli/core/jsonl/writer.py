@@ -55,9 +55,10 @@ class Output:
         """Whether people see the records as they are written."""
         return False
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write one record as a line. Raises InputError if that fails."""
-        self.write_bytes(json_text.encode(record) + b"\n")
+    def write(self, record: Mapping[str, Any] | bytes) -> None:
+        """Write one record, or its JSON, as a line. Raises InputError if that fails."""
+        line = record if isinstance(record, bytes) else json_text.encode(record)
+        self.write_bytes(line + b"\n")
         self.count += 1
 
     def write_bytes(self, data: bytes) -> None:
