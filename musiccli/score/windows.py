@@ -1,8 +1,8 @@
 """Scores windows of records, each window in three steps that overlap those of its neighbors.
 
-While one window is computed, a thread tokenizes the next. On a GPU the window after that is read
-and rendered, and the one before is written, while the device computes. Only this order is
-concurrent: what a window's batches hold, and so how its rewards are rounded, never depends on it.
+While one window is computed, a thread tokenizes the next. While a GPU computes, the window after
+that is read and rendered, and the one before is written. What a window's batches hold, and so how
+its rewards are rounded, does not depend on what overlaps.
 """
 
 import math
