@@ -417,7 +417,7 @@ def test_an_id_names_one_record(reader):
         ("in.jsonl", b"", "in.jsonl: is empty; expected JSONL, one record a line"),
         ("in.jsonl", b" \n\n", "in.jsonl: is empty; expected JSONL, one record a line"),
         ("none.jsonl", None, "none.jsonl: no such file"),
-        (".", None, ".: is a folder; expected a JSONL file"),
+        ("folder", None, "folder: is a folder; expected a JSONL file"),
         (
             "-",
             b"",
@@ -431,6 +431,8 @@ def test_an_input_without_records_is_one_line(reader, path, content, said):
         write("in.jsonl", content)
         if not content:
             open(path, "wb").close()
+    if path == "folder":
+        os.mkdir(path)
     done = run(reader, path, "-o", "out.jsonl")
     assert (done.status, done.out, done.lines) == (2, b"", [f"music {reader.words}: error: {said}"])
     assert not os.path.exists("out.jsonl")
@@ -496,7 +498,7 @@ def test_an_output_over_its_own_input_is_refused(reader):
     "arguments, said",
     [
         (("-o", "none/out.jsonl"), "none/out.jsonl: cannot be written: there is no such folder"),
-        (("-o", "."), ".: is a folder; name a file to write"),
+        (("-o", "folder"), "folder: is a folder; name a file to write"),
         (
             ("--rejects", "none/bad.jsonl"),
             "none/bad.jsonl: cannot be written: there is no such folder",
@@ -509,9 +511,10 @@ def test_an_output_over_its_own_input_is_refused(reader):
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_anything_is_read(row, arguments, said):
+    os.mkdir("folder")
     done = run(row, "none.jsonl", *arguments)
     assert (done.status, done.lines) == (2, [f"music {row.words}: error: {said}"])
-    assert os.listdir() == []
+    assert os.listdir() == ["folder"] and os.listdir("folder") == []
 
 
 def test_rejects_never_replace_the_input(reader):
