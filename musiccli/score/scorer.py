@@ -92,8 +92,8 @@ def score_lines(
     identities = Identities()
     windows = read_ahead(_share(lines, process_group), PAUSES)
     for window in WindowScorer(model, config, store).score(windows, _parse):
-        scored = [_scored_line(result, name, config.per_turn) for result in window.results]
-        for results, stored in process_group.gather_to_first((scored, window.stored)):
+        outcomes = [_scored_line(result, name, config.per_turn) for result in window.results]
+        for results, stored in process_group.gather_to_first((outcomes, window.stored)):
             stats.count("sequences_from_the_cache", number=stored)
             for result in results:
                 with stats.rejects.guard():
@@ -161,9 +161,9 @@ def _replaces(record: Record, name: str) -> bool:
     return name in (record.get("scores") or {})
 
 
-def _with_scores(scored: ScoredRecord, name: str, per_turn: bool) -> dict[str, Any]:
+def _with_scores(result: ScoredRecord, name: str, per_turn: bool) -> dict[str, Any]:
     """The record with new scores, and without turn scores of an earlier run under this name."""
-    record, sides = scored.record, scored.rewards
+    record, sides = result.record, result.rewards
     names = side_names(record)
     last: Any = sides[0][-1]
     turns: Any = sides[0]
