@@ -196,7 +196,7 @@ def workplace(tmp_path_factory):
             "music simulate prompts.jsonl --assistant hosted_vllm/any --contrast none --samples 4 "
             f"--turns 1 {calls} -o candidates.jsonl",
             "music score candidates.jsonl --model rm --as music | music score --model base "
-            "--as baseline -o scored.jsonl",
+            "--as baseline | music score --model rm -o scored.jsonl",
             "music pair scored.jsonl --best-of 2,4 --a music --b baseline -o contests.jsonl",
             f"music judge heldout.jsonl --judge hosted_vllm/any {calls} -o judged.jsonl",
             "music bench winrate judged.jsonl -o winrate.jsonl",
