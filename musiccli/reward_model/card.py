@@ -49,7 +49,7 @@ its name: `GRPOTrainer(reward_funcs="{name}", ...)`. A server must return the sc
 no second BOS (vLLM: `"add_special_tokens": false` in the request; SGLang: send `input_ids`):
 
 ```
-vllm serve {name} --runner pooling --convert classify --pooler-config '{{"use_activation": false}}'
+vllm serve {name} --dtype float32
 python -m sglang.launch_server --model-path {name} --is-embedding
 ```
 """
