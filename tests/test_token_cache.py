@@ -365,10 +365,10 @@ def test_of_two_runs_at_once_one_tokenizes_and_the_other_waits(
 @pytest.mark.slow
 def test_a_run_that_is_killed_takes_its_processes_along(started, tmp_path):
     process = started()
-    wait_until(
-        lambda: (tmp_path / "log").exists() and len(psutil.Process(process.pid).children()) == 2
-    )
-    children = psutil.Process(process.pid).children()
+    log = tmp_path / "log"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert {child.pid for child in children} >= set(map(int, log.read_text().splitlines()))
     process.kill()
     psutil.wait_procs(children, timeout=400)
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
