@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.cpu import plain_torch
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
-from musiccli.reward_model.batch_layout import packed_or_padded
+from musiccli.reward_model.batch_layout import choose_layout
 from musiccli.reward_model.card import render_card
 from musiccli.reward_model.chat_template import ChatTemplate
 from musiccli.reward_model.model import RewardModel
@@ -46,6 +47,27 @@ SERVED_ARCHITECTURES = {"Gemma3TextForSequenceClassification": "Gemma3ForSequenc
 ADAPTER = "adapter"  # the folder of the LoRA weights alone, beside the merged checkpoint
 
 Say = Callable[[str], None]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """In which precision weights are loaded, and where they are then.
+
+    Attributes:
+        dtype: of the weights.
+        device: where the network will compute.
+        sharded: whether the weights stay on the CPU until they are sharded.
+    """
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
+    sharded: bool = False
+
+    @property
+    def device_map(self) -> dict[str, torch.device] | None:
+        """transformers' argument: weights are read straight to a GPU, without a copy on the CPU."""
+        return None if self.sharded or self.device == CPU else {"": self.device}
 
 
 def create(
@@ -58,6 +80,8 @@ def create(
     rows: int | None = None,
     say: Say = lambda _: None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    sharded: bool = False,
 ) -> RewardModel:
     """A reward model to be trained: a backbone with a scalar head.
 
@@ -72,19 +96,24 @@ def create(
         tokenizer: a folder or hub id with another tokenizer than the base's.
         rows: how many tokens the embedding is resized to; None leaves it as it is.
         say: told in a line what people should know.
-        dtype: of the weights. fp32 by default: a bf16 weight would lose a step of 2e-6.
+        dtype: of the weights. fp32 by default: a bf16 weight would lose a step of 2e-6. The head
+            and adapters are in fp32 whatever it is.
+        device: where the model will be trained.
+        sharded: whether its weights will be sharded over several devices, and stay on the CPU until
+            then.
 
     Raises:
         InputError: `base` cannot be used.
     """
-    model = _open(base, say, dtype, None if trained else seed, tokenizer, rows)
+    placement = Placement(dtype, device, sharded)
+    model = _open(base, say, placement, None if trained else seed, tokenizer, rows)
     core = model.network.core
     core.config.problem_type = "regression"  # pipelines and servers then apply no sigmoid
     core.config.label2id, core.config.id2label = {"reward": 0}, {0: "reward"}
     for name in model.network.unused_modules:
         core.get_submodule(name).requires_grad_(False)  # DDP would wait for its gradients
     if lora:
-        _add_lora(model.network, lora, seed)
+        add_lora(model.network, lora, seed)
     model.notes = {"base": base, "seed": seed, "lora": lora}
     return model
 
@@ -100,10 +129,11 @@ def load(path: str, say: Say = lambda _: None) -> RewardModel:
         InputError: the model is missing, or has no trained reward head, more than one label, or
             no chat template.
     """
-    has_gpu = torch.cuda.is_available()
-    model = _open(path, say, torch.bfloat16 if has_gpu else torch.float32, None)
-    with explain_out_of_memory("the weights alone take more than there is"):
-        model.network.to("cuda" if has_gpu else "cpu").eval()
+    placement = Placement()
+    if torch.cuda.is_available():
+        placement = Placement(torch.bfloat16, torch.device("cuda", torch.cuda.current_device()))
+    model = _open(path, say, placement, None)
+    model.network.eval()
     model.network.core.score.float()  # a small head; in bf16 many rewards would be equal
     model.identity = _identity(path_or_hub_id(path), model.network)
     return model
@@ -172,7 +202,7 @@ def has_logit_softcap(config: Any) -> bool:
     return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
 
 
-def _add_lora(network: RewardNetwork, rank: int, seed: int) -> None:
+def add_lora(network: RewardNetwork, rank: int, seed: int) -> None:
     from peft import LoraConfig, get_peft_model
 
     unused = network.unused_modules
@@ -186,14 +216,16 @@ def _add_lora(network: RewardNetwork, rank: int, seed: int) -> None:
     torch.manual_seed(seed)
     with quiet_libraries():
         network.model = get_peft_model(network.model, config)
-    network.model.float()
+    for weight in network.model.parameters():
+        if weight.requires_grad:  # the adapters and the head; the base stays as it was loaded
+            weight.data = weight.data.float()
     use_onednn_linear(network.model)
 
 
 def _open(
     name: str,
     say: Say,
-    dtype: torch.dtype,
+    placement: Placement,
     seed: int | None,
     tokenizer: str | None = None,
     rows: int | None = None,
@@ -203,7 +235,8 @@ def _open(
     _refuse_wrong_path(name, path)
     retain_freed_memory()
     torch.manual_seed(seed or 0)  # a new head is drawn while the model is loaded
-    core, tokens, report = _load(name, path, dtype, tokenizer or path)
+    with explain_out_of_memory("the weights alone take more than there is"):
+        core, tokens, report = _load(name, path, placement, tokenizer or path)
     report_custom_code(name, path, say)
     _refuse_without_head(name, core)
     _refuse_random_weights(name, core, report)
@@ -216,7 +249,7 @@ def _open(
     resize = seed is not None and not tokenizer
     try:
         with model_errors(path):  # its first conversation, and its first forward pass
-            return _assemble(name, path, core, tokens, trained_head, say, rows, resize)
+            return _assemble(name, path, core, tokens, trained_head, say, rows, resize, placement)
     except InputError as error:
         text = str(error)
         reason = "" if text.startswith((name, path)) else f"{name}: cannot be used: "
@@ -232,6 +265,7 @@ def _assemble(
     say: Say,
     rows: int | None,
     resize: bool,
+    placement: Placement,
 ) -> RewardModel:
     """Make a reward model of a network and a tokenizer that fit, or are made to fit.
 
@@ -244,6 +278,7 @@ def _assemble(
         say: told in a line what people should know.
         rows: of the embedding, which is resized to them; None leaves it.
         resize: whether the embedding may grow for the template's tokens.
+        placement: where the network will compute.
     """
     if rows is not None and rows != embedding_rows(core):
         resize_embedding(core, rows)
@@ -260,7 +295,7 @@ def _assemble(
             f"{name} has no embedding of its padding token {replaced_padding}; "
             f"{tokens.pad_token} pads in its place"
         )
-    network = packed_or_padded(core, say)
+    network = choose_layout(core, placement.device, say)
     return RewardModel(network, tokens, template, notes, replaced_padding, trained_head)
 
 
@@ -277,7 +312,7 @@ def _refuse_wrong_path(name: str, path: str) -> None:
 
 
 def _load(
-    name: str, path: str, dtype: torch.dtype, tokenizer: str
+    name: str, path: str, placement: Placement, tokenizer: str
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The sequence-classification model, its tokenizer, and transformers' report on loading."""
     try:
@@ -290,7 +325,8 @@ def _load(
             core, report = load_classifier(
                 path,
                 config,
-                dtype=dtype,
+                dtype=placement.dtype,
+                device_map=placement.device_map,
                 ignore_mismatched_sizes=True,
                 attn_implementation="eager" if has_logit_softcap(config) else None,
             )
@@ -358,6 +394,8 @@ def _identity(path: str, network: RewardNetwork) -> str:
         version("torch"),
         version("transformers"),
     )
+    if network.flex:
+        source += ("flex",)
     if plain_torch():
         source += ("plain",)
     return f"{path} {blake2b(repr(source).encode(), digest_size=4).hexdigest()}"

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from musiccli.gpu.transfer import copy_to_device
+
 
 def bradley_terry(
     chosen: torch.Tensor,
@@ -48,8 +50,10 @@ def pair_losses(
         (pairs,).
     """
     turns = [len(rewards) for rewards in chosen]
-    margin = chosen[0].new_tensor(
-        [margin for margin, count in zip(margins, turns, strict=True) for _ in range(count)]
+    margin = torch.tensor(
+        [margin for margin, count in zip(margins, turns, strict=True) for _ in range(count)],
+        dtype=chosen[0].dtype,
     )
+    margin = copy_to_device(margin, chosen[0].device)
     losses = bradley_terry(torch.cat(list(chosen)), torch.cat(list(rejected)), margin, center)
     return torch.stack([turn_losses.mean() for turn_losses in losses.split(turns)])

@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from musiccli.gpu.block_mask import row_masks
+from musiccli.gpu.transfer import copy_to_device
+from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.attention import NAME
 from musiccli.reward_model.chat_template import EncodedConversation
-from musiccli.reward_model.packing import count_tokens, pack
+from musiccli.reward_model.packing import PackedRow, count_tokens, pack, row_length, row_table
 
 
 class RewardNetwork(nn.Module):
@@ -17,12 +20,17 @@ class RewardNetwork(nn.Module):
     Attributes:
         model: the model, within peft's wrapping where it has LoRA.
         packed: whether conversations are laid out in one row; otherwise they are padded.
+        flex: whether a row is attended to by flex attention. Its layers must be compiled.
+        budget: tokens of a full row; rows for flex attention are padded to quarters of it.
     """
 
-    def __init__(self, model: Any, *, packed: bool = True):
+    def __init__(self, model: Any, *, packed: bool = True, flex: bool = False):
         super().__init__()
-        self.model, self.packed = model, packed
-        if packed:
+        self.model, self.packed, self.flex = model, packed, flex
+        self.budget = DEFAULT_BUDGET
+        if flex:
+            self.core.set_attn_implementation("flex_attention")
+        elif packed:
             self.core.config._attn_implementation = NAME
             self.backbone.config._attn_implementation = NAME
 
@@ -35,6 +43,11 @@ class RewardNetwork(nn.Module):
     def backbone(self) -> Any:
         """The model below the head."""
         return getattr(self.core, self.core.base_model_prefix)
+
+    @property
+    def layers(self) -> Any:
+        """The layers of the decoder, in order."""
+        return self.backbone.get_decoder().layers
 
     @property
     def unused_modules(self) -> list[str]:
@@ -80,15 +93,28 @@ class RewardNetwork(nn.Module):
         """Hidden states (positions, size) at reward positions, and how many a conversation has."""
         row = pack(groups)
         device = self.backbone.device
-        hidden = self.backbone(
-            input_ids=torch.tensor([row.ids], device=device),
-            position_ids=torch.tensor([row.positions], device=device),
-            use_cache=False,
-            segments=row.segments,
-        ).last_hidden_state  # (1, row, size)
+        if self.flex:
+            inputs = self._flex_inputs(row)
+        else:
+            inputs = {
+                "input_ids": torch.tensor([row.ids], device=device),
+                "position_ids": torch.tensor([row.positions], device=device),
+                "segments": row.segments,
+            }
+        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state  # (1, row, size)
         positions = [position for positions in row.reward_positions for position in positions]
         counts = [len(positions) for positions in row.reward_positions]
-        return hidden[0, torch.tensor(positions, device=device)], counts
+        return hidden[0, copy_to_device(torch.tensor(positions), device)], counts
+
+    def _flex_inputs(self, row: PackedRow) -> dict[str, Any]:
+        """What the backbone takes under flex attention, of a row padded to one of few lengths."""
+        table = row_table(row, row_length(len(row), self.budget))
+        table = copy_to_device(torch.from_numpy(table), self.backbone.device)
+        return {
+            "input_ids": table[:1],
+            "position_ids": table[1:2],
+            "attention_mask": row_masks(self.backbone.config.get_text_config(), table[1:]),
+        }
 
     def _padded(self, groups) -> tuple[torch.Tensor, list[int]]:
         """The same of padded conversations."""

@@ -6,14 +6,18 @@ conversation, the rest of the second, and so on. Each of these parts is a Segmen
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from musiccli.reward_model.chat_template import EncodedConversation
 
 MIN_SHARED_TOKENS = (
     16  # a shorter prefix costs less computed twice than attended to across segments
 )
+LENGTH_UNIT = 128  # tokens; flex attention works in blocks of so many
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,21 @@ def count_tokens(group: Sequence[EncodedConversation], *, packed: bool) -> int:
     return len(group) * max(len(conversation.ids) for conversation in group)
 
 
+def row_length(tokens: int, budget: int) -> int:
+    """To what length a row is padded for compiled layers, which are compiled for each length.
+
+    Args:
+        tokens: of the row.
+        budget: tokens of a full row. Lengths are its quarters, and so are few.
+
+    Returns:
+        A multiple of LENGTH_UNIT.
+    """
+    quarters = math.ceil(4 * tokens / budget)
+    length = math.ceil(quarters * budget / 4)
+    return LENGTH_UNIT * math.ceil(length / LENGTH_UNIT)
+
+
 def pack(groups: Sequence[Sequence[EncodedConversation]]) -> PackedRow:
     """All conversations of all groups in one row, in their order."""
     row = PackedRow([], [], [], [])
@@ -92,6 +111,27 @@ def pack(groups: Sequence[Sequence[EncodedConversation]]) -> PackedRow:
                 ]
             )
     return row
+
+
+def row_table(row: PackedRow, length: int) -> np.ndarray:
+    """A row as numbers, padded to `length` by a segment of its own without a prefix.
+
+    Returns:
+        (5, length) int32: token ids, positions, and for each token where its segment starts and
+        where the prefix of its segment starts and stops.
+    """
+    table = np.zeros((5, length), np.int32)
+    tokens = len(row)
+    table[0, :tokens], table[1, :tokens] = row.ids, row.positions
+    table[1, tokens:] = range(length - tokens)
+    table[2, tokens:] = tokens
+    for segment in row.segments:
+        table[2:, segment.start : segment.stop] = [
+            [segment.start],
+            [segment.prefix[0]],
+            [segment.prefix[1]],
+        ]
+    return table
 
 
 def micro_batches(sizes: Sequence[int], budget: int, padded: bool = False) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
@@ -9,19 +10,30 @@ from torch import nn
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding
+from musiccli.train.accelerator import is_sharded
 from musiccli.train.config import TrainConfig
 
 
 def create_model(
-    config: TrainConfig, say: Callable[[str], None] = lambda text: None
+    config: TrainConfig,
+    accelerator: Accelerator,
+    say: Callable[[str], None] = lambda text: None,
 ) -> RewardModel:
-    """The model to train: a backbone with a new head, or a reward model to continue from."""
+    """The model to train: a backbone with a new head, or a reward model to continue from.
+
+    Weights that are trained are in fp32. Frozen ones, below adapters, are in the precision that
+    they are computed in.
+    """
+    computed = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     return checkpoint.create(
         config.init_from or config.model,
         seed=config.seed,
         lora=config.lora,
         trained=config.init_from is not None,
         say=say,
+        dtype=computed if config.lora else torch.float32,
+        device=accelerator.device,
+        sharded=is_sharded(accelerator),
     )
 
 
@@ -50,7 +62,7 @@ def collect_model(
         return model
     weights = accelerator.get_state_dict(trained)
     if accelerator.is_main_process:
-        model = create_model(config)
+        model = create_model(config, accelerator)
         embedding = TrimmedEmbedding(model.network, embedding.tokens)
         model.network.load_state_dict(weights, assign=True)
         embedding.restore()

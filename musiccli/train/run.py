@@ -100,7 +100,7 @@ def train(
         push_to_hub = create_repository(push_to_hub) if push_to_hub else None
     with claim_folder(out) if is_main and not check_only else contextlib.nullcontext():
         set_seed(config.seed)
-        model = create_model(config, say)
+        model = create_model(config, accelerator, say)
         checkpoint_activations(model.network, config.activation_checkpointing, accelerator.device)
         with _progress("encode", accelerator) as progress:
             data = load_data(
@@ -198,7 +198,6 @@ def report_checks(
     sharded = is_sharded(accelerator)
     if not sharded:
         model.network.to(accelerator.device)
-    # Outside autocast: in fp32 a difference between rewards means something.
     report = run_checks(model, data.pairs.joined(data.held_out))
     with accelerator.autocast():
         memory = estimate_memory(
@@ -253,10 +252,10 @@ def run_steps(
         Prefetcher(read, STEPS_AHEAD) as steps,
     ):
         progress.advance(start)
-        for step, (ranks, trainer.pairs.ready) in enumerate(steps, start + 1):
+        for step, (micro_batches, trainer.pairs.ready) in enumerate(steps, start + 1):
             epoch = step * config.batch / len(trainer.pairs)
             metrics = {"step": step, "epoch": round(epoch, 3)}
-            metrics |= trainer.step(ranks[accelerator.process_index])
+            metrics |= trainer.step(micro_batches)
             _refuse_non_finite(metrics)
             last = step == trainer.steps
             if held_out and (last or (eval_every and step % eval_every == 0)):

@@ -2,8 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -14,20 +12,10 @@ from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.network import last_rewards
 from musiccli.train.accelerator import is_sharded, process_group
-from musiccli.train.batching import MicroBatch, partition_pairs, total_steps
+from musiccli.train.batching import MicroBatch, Step, partition_pairs, total_steps
 from musiccli.train.config import TrainConfig
 from musiccli.train.metrics import Metrics, held_out_metrics, mean_metrics
 from musiccli.train.pair_arrays import TokenizedPair, TokenizedPairs
-
-
-@dataclass
-class StepValues:
-    """What one step measures on one rank. Margins and rewards are those at the last turn."""
-
-    losses: list[float] = field(default_factory=list)  # one for each pair
-    margins: list[float] = field(default_factory=list)  # one for each pair
-    rewards: list[float] = field(default_factory=list)  # one for each side
-    tokens: int = 0  # of both sides of all pairs
 
 
 class Trainer:
@@ -50,6 +38,7 @@ class Trainer:
         self.model, self.pairs = model, pairs
         self.config, self.accelerator = config, accelerator
         self.steps = total_steps(len(pairs), config)
+        model.network.budget = config.budget
         trained = [weight for weight in model.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -59,30 +48,35 @@ class Trainer:
         self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
         accelerator.register_for_checkpointing(self.schedule)
 
-    def step(self, batches: list[MicroBatch]) -> Metrics:
+    def step(self, step: Step) -> Metrics:
         """Take one optimizer step on exactly `config.batch` pairs, over all ranks.
 
+        Nothing waits for the device before the end, where all that was measured is read at once.
+
         Args:
-            batches: this rank's micro-batches of indices of pairs, equally many on every rank.
+            step: for each rank its micro-batches of indices of pairs, equally many on every rank.
 
         Returns:
-            Means over all pairs of the step, the same on every rank, and this rank's speed.
+            Means over all pairs of the step, the same on every rank, and the speed.
         """
-        clock, values = Clock(), StepValues()
+        clock = Clock()
+        batches = step[self.accelerator.process_index]
         self.network.train()
-        for index, batch in enumerate(batches):
-            self._backward(batch, values, last=index == len(batches) - 1)
+        measurements = [
+            self._backward(batch, last=index == len(batches) - 1)
+            for index, batch in enumerate(batches)
+        ]
         lr = self.schedule.get_last_lr()[0]
         grad_norm = self._update()
-        losses, margins, rewards, tokens = self._gather(
-            values.losses, values.margins, values.rewards, [values.tokens]
-        )
+        (losses, margins, chosen, rejected), norm = self._read(step, measurements, grad_norm)
+        indices = [index for batches in step for batch in batches for index in batch]
+        tokens = sum(self.pairs[index].tokens for index in indices)
         return {
-            **mean_metrics(losses, margins, rewards),
+            **mean_metrics(losses, margins, [*chosen, *rejected]),
             "lr": lr,
-            "grad_norm": grad_norm,
-            "tokens": sum(tokens),
-            "tokens_per_s": round(sum(tokens) / clock.seconds, 1),
+            "grad_norm": norm,
+            "tokens": tokens,
+            "tokens_per_s": round(tokens / clock.seconds, 1),
             "pairs_per_s": round(self.config.batch / clock.seconds, 3),
         }
 
@@ -104,12 +98,15 @@ class Trainer:
                     chosen_last = last_rewards(chosen).tolist()
                     rejected_last = last_rewards(rejected).tolist()
                     results += zip(batch, chosen_last, rejected_last, strict=True)
-        [results] = self._gather(results)
+        results = process_group(self.accelerator).gather(results)
         rewards = [(chosen, rejected) for _, chosen, rejected in sorted(results)]
         return held_out_metrics(rewards, pairs.turns, pairs.divergences)
 
-    def _backward(self, batch: MicroBatch, values: StepValues, *, last: bool) -> None:
-        """Add one micro-batch's gradients, and its values to those of the step.
+    def _backward(self, batch: MicroBatch, *, last: bool) -> torch.Tensor:
+        """Add one micro-batch's gradients, and return what it measures.
+
+        Returns (4, pairs) on the device: losses, margins, and the rewards of chosen and of rejected
+        sides. All but the losses are those at the last turn.
 
         Ranks exchange gradients after their last micro-batch only. Sharded weights are gathered for
         each micro-batch, so their gradients are exchanged after each.
@@ -125,13 +122,11 @@ class Trainer:
             # hence their number. An empty micro-batch adds zero.
             scale = self.accelerator.num_processes / self.config.batch if batch else 0.0
             self.accelerator.backward(losses.sum() * scale)
-        if batch:
-            values.losses += losses.tolist()
-            values.margins += (last_rewards(chosen) - last_rewards(rejected)).tolist()
-            values.rewards += last_rewards([*chosen, *rejected]).tolist()
-            values.tokens += sum(pair.tokens for pair in pairs)
+        with torch.no_grad():
+            sides = last_rewards(chosen), last_rewards(rejected)
+            return torch.stack([losses, sides[0] - sides[1], *sides])[:, : len(batch)]
 
-    def _update(self) -> float | None:
+    def _update(self) -> torch.Tensor | None:
         """Clip the gradients and change the weights.
 
         Returns the gradients' L2 norm before clipping; None where DeepSpeed does not tell it.
@@ -143,7 +138,29 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return None if norm is None else float(norm)
+        return norm
+
+    def _read(
+        self, step: Step, measurements: list[torch.Tensor], grad_norm: torch.Tensor | None
+    ) -> tuple[list[list[float]], float | None]:
+        """The measurements of all ranks as numbers, and the norm. This waits for the device.
+
+        Each rank writes its columns into a matrix of zeros; the sum over the ranks holds them all.
+        Ranks hold different numbers of pairs, so values are collected, not means.
+
+        Returns:
+            Four lists with a number for each pair of the step; the norm, where there is one.
+        """
+        counts = [sum(map(len, batches)) for batches in step]
+        first = sum(counts[: self.accelerator.process_index])
+        local = torch.cat(measurements, dim=1).double()
+        matrix = local.new_zeros(len(local), sum(counts))
+        matrix[:, first : first + local.shape[1]] = local
+        matrix = self.accelerator.reduce(matrix, "sum")
+        if grad_norm is None:
+            return matrix.tolist(), None
+        *rows, norms = torch.cat([matrix, grad_norm.double().expand(1, sum(counts))]).tolist()
+        return rows, norms[0]
 
     def _rewards(
         self, pairs: Sequence[TokenizedPair], batch: MicroBatch
@@ -155,12 +172,3 @@ class Trainer:
         with self.accelerator.autocast():
             rewards = self.network([pairs[index].sides for index in batch or [0]])
         return rewards[::2], rewards[1::2]
-
-    def _gather(self, *lists: list) -> list[list]:
-        """Each list with those of all ranks appended in the order of ranks.
-
-        Ranks hold different numbers of pairs, so values are gathered, not means. Nothing that grows
-        with the number of tokens is sent.
-        """
-        gathered = process_group(self.accelerator).gather([lists])
-        return [list(chain(*parts)) for parts in zip(*gathered, strict=True)]

@@ -1,0 +1,34 @@
+"""Compile the layers of a backbone, each by itself: a graph for each kind of layer and length."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+MAX_GRAPHS = 64  # of one function: kinds of layers, row lengths, and with or without gradients
+
+
+def compile_layers(layers: Iterable[torch.nn.Module], backend: str = "inductor") -> None:
+    """Let PyTorch compile each layer when it is first called. Weights and their names stay.
+
+    Call this before DDP or FSDP wraps the layers. For flex attention compiling is no option: not
+    compiled, soft-capped scores get wrong gradients under activation checkpointing, silently.
+
+    Args:
+        layers: of a backbone.
+        backend: of `torch.compile`.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+    for layer in layers:
+        layer.compile(backend=backend, dynamic=False)
+
+
+def undo_compilation(layers: Iterable[torch.nn.Module]) -> None:
+    """Let layers run as they were before `compile_layers`."""
+    for layer in layers:
+        layer._compiled_call_impl = None
+
+
+def uncompiled() -> Any:
+    """A context in which compiled layers run as they were written."""
+    return torch.compiler.set_stance("force_eager")
