@@ -29,6 +29,19 @@ def undo_compilation(layers: Iterable[torch.nn.Module]) -> None:
         layer._compiled_call_impl = None
 
 
+def recompute(kept: float) -> None:
+    """Let layers compute a part of their activations again in the backward pass.
+
+    PyTorch keeps those that take the longest to compute for each byte, such as products, and
+    computes the cheap ones again: norms, gates, rotations. Compiled layers are compiled anew.
+
+    Args:
+        kept: of the bytes that layers keep beyond their inputs, the share that they may still keep.
+    """
+    torch._functorch.config.activation_memory_budget = kept
+    torch._dynamo.reset()
+
+
 def uncompiled() -> Any:
     """A context in which compiled layers run as they were written."""
     return torch.compiler.set_stance("force_eager")

@@ -1,5 +1,7 @@
 """Activation checkpointing: which results of a layer are computed again in the backward pass."""
 
+import math
+
 import torch
 
 from musiccli.cpu import plain_torch
@@ -7,6 +9,7 @@ from musiccli.cpu.recomputation import save_products
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.packing import packed_length
 
+MARGIN = 0.05  # of a GPU's memory, for what an estimate does not know
 RECOMPUTE_ABOVE = 1024  # tokens in a forward pass on a CPU; up to here everything is kept
 CPU = torch.device("cpu")
 
@@ -53,3 +56,21 @@ def _checkpoint_large_passes(network: RewardNetwork):
             layer.gradient_checkpointing = is_large
 
     return decide
+
+
+def kept_share(kept: float, inputs: float, layers: int, free: float) -> float:
+    """Which share of its activations a compiled network may keep, beyond the inputs of its layers.
+
+    Args:
+        kept: bytes that it keeps for the backward pass, the inputs with them.
+        inputs: bytes of the inputs of its layers.
+        layers: their number. While the gradients of one are computed, these take as much again.
+        free: bytes that there are.
+
+    Returns:
+        From 1 for all to 0, in steps of a twentieth. Memory grows with it linearly: on an H200,
+        Gemma-2-9B with LoRA took 35.3, 45.4, 60.5 and 84.4 GB at 0, 0.2, 0.5 and 1.
+    """
+    layer = kept / layers
+    share = (free - inputs - 2 * layer) / max(kept - inputs, 1.0)
+    return min(1.0, max(0.0, math.floor(share * 20) / 20))

@@ -29,7 +29,7 @@ def choose_layout(model: Any, device: torch.device, say: Say) -> RewardNetwork:
     """
     own_attention = model.config._attn_implementation
     group = _random_conversations(min(1000, model.config.get_text_config().vocab_size))
-    if can_use_flex(model, device) and model.device != device:
+    if can_use_flex(model, device) and model.device.type != device.type:
         return _compiled(model)
     expected = _rewards(RewardNetwork(model, packed=False), group)
     if can_use_flex(model, device):

@@ -26,6 +26,7 @@ from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.cpu import plain_torch
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
+from musiccli.gpu.memory import avoid_fragmentation
 from musiccli.reward_model.batch_layout import choose_layout
 from musiccli.reward_model.card import render_card
 from musiccli.reward_model.chat_template import ChatTemplate
@@ -67,7 +68,10 @@ class Placement:
     @property
     def device_map(self) -> dict[str, torch.device] | None:
         """transformers' argument: weights are read straight to a GPU, without a copy on the CPU."""
-        return None if self.sharded or self.device == CPU else {"": self.device}
+        if self.sharded or self.device.type != "cuda":
+            return None
+        index = self.device.index
+        return {"": torch.device("cuda", torch.cuda.current_device() if index is None else index)}
 
 
 def create(
@@ -130,6 +134,7 @@ def load(path: str, say: Say = lambda _: None) -> RewardModel:
             no chat template.
     """
     placement = Placement()
+    avoid_fragmentation()
     if torch.cuda.is_available():
         placement = Placement(torch.bfloat16, torch.device("cuda", torch.cuda.current_device()))
     model = _open(path, say, placement, None)

@@ -45,6 +45,13 @@ class RewardNetwork(nn.Module):
         return getattr(self.core, self.core.base_model_prefix)
 
     @property
+    def layout(self) -> str:
+        """How conversations are laid out and attended to, as the notes of a checkpoint name it."""
+        if self.flex:
+            return "packed, compiled flex attention"
+        return "packed, segment by segment" if self.packed else "padded"
+
+    @property
     def layers(self) -> Any:
         """The layers of the decoder, in order."""
         return self.backbone.get_decoder().layers

@@ -51,6 +51,7 @@ class TrimmedEmbedding:
         row_of_token[self.tokens] = torch.arange(len(self.tokens))
         on_device = cache(row_of_token.to)  # copied once, not for each micro-batch
         self._embedding.weight = nn.Parameter(self.whole.detach()[self.tokens])
+        self.whole.data = self.whole.data.cpu()  # the device needs the rows in training alone
         self._embedding.padding_idx = None  # it would name another row now
         self._hook = self._embedding.register_forward_pre_hook(
             lambda _, arguments: (on_device(arguments[0].device)[arguments[0]],)

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from musiccli.core.errors import InputError
 from musiccli.core.processes import ProcessGroup
+from musiccli.gpu.memory import avoid_fragmentation
 from musiccli.train.config import TrainConfig
 
 TRACKERS_FOLDER = "trackers"  # in a run's folder: the files of trackers that write any
@@ -21,6 +22,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
     Raises InputError where there are more processes than pairs in a batch.
     """
     gpu = torch.cuda.is_available()
+    avoid_fragmentation()
     accelerator = Accelerator(
         mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no",
         cpu=not gpu,

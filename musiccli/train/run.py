@@ -32,7 +32,12 @@ from musiccli.train.checks import run_checks
 from musiccli.train.config import TrainConfig
 from musiccli.train.data import TrainingData, load_data
 from musiccli.train.log import LOG_FILE, TrainingLog
-from musiccli.train.memory import LESS_MEMORY, available_memory, estimate_memory
+from musiccli.train.memory import (
+    LESS_MEMORY,
+    MemoryEstimate,
+    available_memory,
+    estimate_memory,
+)
 from musiccli.train.metrics import Metrics
 from musiccli.train.model import collect_model, create_model
 from musiccli.train.output_folder import claim_folder, mark_begun, write_checkpoint
@@ -131,6 +136,8 @@ def train(
             return None
 
         trainer = Trainer(model, data.pairs, config, accelerator)
+        if decision := trainer.fit_activations():
+            say(decision)
         states = TrainingStates(out, accelerator, identity, embedding)
         metrics = run_steps(
             trainer, states, data.held_out, eval_every or save_every, save_every, say
@@ -140,6 +147,7 @@ def train(
         model = collect_model(model, trainer.network, embedding, config, accelerator)
         if is_main:
             origin = {"command": command, "counts": stats.phrases(), **data.files}
+            origin["layout"] = model.network.layout
             write_checkpoint(model, out, {**identity, **origin, "metrics": metrics})
         accelerator.wait_for_everyone()
         _push(push_to_hub, out, accelerator, say)
@@ -173,6 +181,7 @@ def describe_run(
         f"{trained:,} weights in training; "
         f"{accelerator.num_processes} x {accelerator.device.type}, "
         f"{accelerator.mixed_precision} mixed precision"
+        f"{', compiled layers and flex attention' if model.network.flex else ''}"
     )
 
 
@@ -195,24 +204,16 @@ def report_checks(
         InputError: one check has found something wrong.
         ChecksFailed: several have.
     """
-    sharded = is_sharded(accelerator)
-    if not sharded:
+    if not is_sharded(accelerator):
         model.network.to(accelerator.device)
     report = run_checks(model, data.pairs.joined(data.held_out))
-    with accelerator.autocast():
-        memory = estimate_memory(
-            model,
-            data.pairs,
-            config,
-            ranks=accelerator.num_processes,
-            sharded=sharded,
-            offloaded_bytes=embedding.offloaded_bytes if accelerator.device.type == "cpu" else 0,
-            device=accelerator.device,
-        )
-    if memory.total > (free := available_memory(accelerator.device)):
-        report.warnings.append(f"{memory}; {free / 1e9:.1f} GB are free: {LESS_MEMORY}")
-    passed = [*report.passed, str(memory)] if show_passed else []
-    for text in (*passed, *report.warnings):
+    passed = report.passed
+    if not model.network.flex:  # the trainer measures compiled layers, and keeps what fits
+        memory = _estimate(model, data, config, accelerator, embedding)
+        passed = [*passed, str(memory)]
+        if memory.total > (free := available_memory(accelerator.device)):
+            report.warnings.append(f"{memory}; {free / 1e9:.1f} GB are free: {LESS_MEMORY}")
+    for text in (*(passed if show_passed else ()), *report.warnings):
         say(f"check: {text}")
     if len(report.errors) == 1:
         raise InputError(report.errors[0])
@@ -220,6 +221,25 @@ def report_checks(
         say(f"check: wrong: {error}")
     if report.errors:
         raise ChecksFailed(f"{len(report.errors)} things are wrong")
+
+
+def _estimate(
+    model: RewardModel,
+    data: TrainingData,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    embedding: TrimmedEmbedding,
+) -> MemoryEstimate:
+    with accelerator.autocast():
+        return estimate_memory(
+            model,
+            data.pairs,
+            config,
+            ranks=accelerator.num_processes,
+            sharded=is_sharded(accelerator),
+            offloaded_bytes=embedding.offloaded_bytes if accelerator.device.type == "cpu" else 0,
+            device=accelerator.device,
+        )
 
 
 def run_steps(

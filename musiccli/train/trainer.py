@@ -8,9 +8,14 @@ from accelerate import Accelerator
 from transformers import get_scheduler
 
 from musiccli.core.progress import Clock
+from musiccli.gpu.cards import bf16_flops, mfu
+from musiccli.gpu.compilation import recompute
+from musiccli.gpu.memory import free_bytes
+from musiccli.reward_model.activations import MARGIN, checkpoint_activations, kept_share
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.loss import pair_losses
-from musiccli.reward_model.network import last_rewards
+from musiccli.reward_model.network import RewardNetwork, last_rewards
+from musiccli.reward_model.packing import row_length
 from musiccli.train.accelerator import is_sharded, process_group
 from musiccli.train.batching import MicroBatch, Step, partition_pairs, total_steps
 from musiccli.train.config import TrainConfig
@@ -38,11 +43,13 @@ class Trainer:
         self.model, self.pairs = model, pairs
         self.config, self.accelerator = config, accelerator
         self.steps = total_steps(len(pairs), config)
+        self._tokens = pairs.tokens
         model.network.budget = config.budget
         trained = [weight for weight in model.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
+        self._layer_weights = count_layer_weights(model.network)
         warmup_steps = round(config.warmup * self.steps)
         self.schedule = get_scheduler(config.schedule, optimizer, warmup_steps, self.steps)
         self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
@@ -70,7 +77,7 @@ class Trainer:
         grad_norm = self._update()
         (losses, margins, chosen, rejected), norm = self._read(step, measurements, grad_norm)
         indices = [index for batches in step for batch in batches for index in batch]
-        tokens = sum(self.pairs[index].tokens for index in indices)
+        tokens = int(self._tokens[indices].sum())
         return {
             **mean_metrics(losses, margins, [*chosen, *rejected]),
             "lr": lr,
@@ -78,7 +85,71 @@ class Trainer:
             "tokens": tokens,
             "tokens_per_s": round(tokens / clock.seconds, 1),
             "pairs_per_s": round(self.config.batch / clock.seconds, 3),
+            **self._device_metrics(int(self.pairs.sizes[indices].sum()), clock.seconds),
         }
+
+    def _device_metrics(self, size: int, seconds: float) -> Metrics:
+        """On a GPU: tokens through the network a second and device, MFU, and the peak of memory.
+
+        Args:
+            size: tokens of the step in forward passes, over all ranks.
+            seconds: that the step took.
+        """
+        device = self.accelerator.device
+        if device.type != "cuda":
+            return {}
+        tokens = size / self.accelerator.num_processes
+        metrics: Metrics = {
+            "device_tokens_per_s": round(tokens / seconds, 1),
+            "peak_memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 2),
+        }
+        if rate := bf16_flops(device):
+            share = mfu(tokens, seconds, self._layer_weights, not self.config.lora, rate)
+            metrics["mfu"] = round(share, 4)
+        return metrics
+
+    def fit_activations(self) -> str | None:
+        """On a GPU: keep all activations for the backward pass, or as many as memory holds.
+
+        Those of a short row are measured, on the path that will run, and scaled to a full one. All
+        ranks must call this, and keep the same share.
+
+        Returns:
+            What was decided, in words. None where there is nothing to decide.
+        """
+        network, device = self.model.network, self.accelerator.device
+        if not network.flex or self.config.activation_checkpointing:
+            return None
+        sizes = self.pairs.sizes
+        shortest = int(sizes.argmin())
+        torch.cuda.reset_peak_memory_stats(device)
+        self.network.train()
+        self._rewards(self.pairs, [shortest])  # compiles the layers
+        before = torch.cuda.memory_allocated(device)
+        rewards = self._rewards(self.pairs, [shortest])
+        row = row_length(int(sizes[shortest]), self.config.budget)
+        kept = (torch.cuda.memory_allocated(device) - before) / row  # bytes a token
+        del rewards
+        longest = row_length(max(int(sizes.max()), self.config.budget), self.config.budget)
+        config = network.core.config.get_text_config()
+        inputs = 2 * config.hidden_size * config.num_hidden_layers  # bf16
+        # Gradients and AdamW's two moments come with the first step.
+        coming = 3 * sum(
+            weight.numel() * weight.element_size()
+            for weight in self.network.parameters()
+            if weight.requires_grad
+        )
+        total = torch.cuda.get_device_properties(device).total_memory
+        free = free_bytes(device) - coming - MARGIN * total
+        share = kept_share(longest * kept, longest * inputs, config.num_hidden_layers, free)
+        share = min(process_group(self.accelerator).gather([share]))
+        if share == 1:
+            return f"all activations are kept, {longest * kept / 1e9:.1f} GB for {longest:,} tokens"
+        if share == 0:
+            checkpoint_activations(network, everything=True, device=device)
+            return "the activations of every layer are computed again in the backward pass"
+        recompute(share)
+        return f"{share:.0%} of the activations are kept, the rest is computed again"
 
     def evaluate(self, pairs: TokenizedPairs) -> Metrics:
         """`held_out_metrics` of pairs, which all ranks share; the same on every rank."""
@@ -172,3 +243,13 @@ class Trainer:
         with self.accelerator.autocast():
             rewards = self.network([pairs[index].sides for index in batch or [0]])
         return rewards[::2], rewards[1::2]
+
+
+def count_layer_weights(network: RewardNetwork) -> int:
+    """Weights of the layers and the head: without the embedding, and without adapters."""
+    embedding = set(network.backbone.get_input_embeddings().parameters())
+    return sum(
+        weight.numel()
+        for name, weight in network.named_parameters()
+        if weight not in embedding and "lora_" not in name
+    )

@@ -13,12 +13,14 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,12 +49,13 @@ from musiccli.reward_model.checkpoint import add_lora
 from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.reward_model.packing import pack, packed_length, row_table
+from musiccli.reward_model.packing import packed_length
+from musiccli.reward_model.scoring import score_encoded
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding
 from musiccli.train.batching import plan_steps
 from musiccli.train.config import TrainConfig
-from musiccli.train.tokenized_pairs import TokenizedPair
-from musiccli.train.trainer import Trainer
+from musiccli.train.pair_arrays import PairArrays, TokenizedPair, TokenizedPairs
+from musiccli.train.trainer import Trainer, count_layer_weights
 
 GEMMA_2_9B = Gemma2Config(
     vocab_size=256000,
@@ -110,17 +113,18 @@ class Acceptance:
 
     Args:
         dry_run: run at toy size on a CPU.
+        cpu: run on a CPU whatever the size.
     """
 
-    def __init__(self, dry_run: bool) -> None:
-        self.dry_run = dry_run
-        self.accelerator = Accelerator(mixed_precision="no" if dry_run else "bf16", cpu=dry_run)
+    def __init__(self, dry_run: bool, cpu: bool = False) -> None:
+        self.dry_run, cpu = dry_run, cpu or dry_run
+        self.accelerator = Accelerator(mixed_precision="no" if cpu else "bf16", cpu=cpu)
         self.device = self.accelerator.device
-        self.backend = "aot_eager" if dry_run else "inductor"
+        self.backend = "aot_eager" if dry_run else "inductor"  # the compiler wants a GPU
         self.rate = bf16_flops(self.device) or 1e12
+        self.rank = 4 if dry_run else 16
         self.budget = 512 if dry_run else 8448
-        self.repeats = 2 if dry_run else 10
-        self.warm_up = 1 if dry_run else 3
+        self.repeats, self.warm_up = (1, 1) if dry_run else (10, 3)
         self.prefix, self.reply = (40, 20) if dry_run else (600, 300)
         self.shared: dict[str, Any] = {}
 
@@ -166,7 +170,7 @@ class Acceptance:
         """The same with LoRA of rank 16."""
         network = self.gemma_9b()
         if not hasattr(network.model, "peft_config"):
-            add_lora(network, 4 if self.dry_run else 16, seed=0)
+            add_lora(network, self.rank, seed=0)
         return network.train()
 
     # ---- data -------------------------------------------------------------------------------
@@ -174,7 +178,7 @@ class Acceptance:
     def pairs(self, count: int) -> list[TokenizedPair]:
         """Pairs that share a prefix of 600 tokens before 300 of their own."""
         draw = np.random.default_rng(0)
-        return [self._pair(draw, self.prefix, self.reply, self.reply) for _ in range(count)]
+        return [random_pair(draw, self.prefix, self.reply, self.reply) for _ in range(count)]
 
     def spread_pairs(self, count: int) -> list[TokenizedPair]:
         """Pairs of log-normal lengths: sides of 900 tokens in the mean, at most 2,048."""
@@ -182,18 +186,9 @@ class Acceptance:
         scale = 1 / 15 if self.dry_run else 1
         sides = np.minimum(draw.lognormal(np.log(900) - 0.18, 0.6, count), 2000) * scale
         return [
-            self._pair(draw, int(side * 2 / 3), int(side / 3) + 4, int(side / 3 * 1.1) + 4)
+            random_pair(draw, int(side * 2 / 3), int(side / 3) + 4, int(side / 3 * 1.1) + 4)
             for side in sides
         ]
-
-    def _pair(self, draw: Any, prefix: int, *replies: int) -> TokenizedPair:
-        shared = draw.integers(5, TOKENS, prefix).tolist()
-        sides = []
-        for number, reply in enumerate(replies):
-            ids = [*shared, 5 + number, *draw.integers(5, TOKENS, reply - 1).tolist()]
-            sides.append(EncodedConversation(ids, [len(ids) - 1]))
-        size = packed_length(sides)
-        return TokenizedPair(tuple(sides), size, sum(len(s.ids) for s in sides), 1, "last")
 
     # ---- measurement ------------------------------------------------------------------------
 
@@ -202,23 +197,24 @@ class Acceptance:
         network: RewardNetwork,
         pairs: list[TokenizedPair],
         batch: int,
-        budget: int,
-        **settings: Any,
+        budget: int | None = None,
     ) -> Trainer:
         """A trainer as `music train` makes it."""
-        config = TrainConfig(batch=batch, budget=budget, steps=1000, lr=1e-5, **settings)
+        lora = self.rank if hasattr(network.model, "peft_config") else None
+        budget = budget or self.budget
+        config = TrainConfig(batch=batch, budget=budget, steps=1000, lr=1e-5, lora=lora)
         model = RewardModel(network, None, None)  # type: ignore[arg-type]
-        return Trainer(model, pairs, config, self.accelerator)
+        return Trainer(model, TokenizedPairs([PairArrays.of(pairs)]), config, self.accelerator)
 
-    def steps_per_second(self, trainer: Trainer) -> float:
-        """The median over steps, after a warm-up."""
-        sizes = [pair.size for pair in trainer.pairs]
-        plan = plan_steps(sizes, trainer.config, 1, not trainer.model.network.packed)
-        for _ in range(self.warm_up):
+    def steps_per_second(self, trainer: Trainer, *, baseline: bool = False) -> float:
+        """The median over steps, after a warm-up; fewer of them for what is only compared with."""
+        warm_up, repeats = (1, 3) if baseline else (self.warm_up, self.repeats)
+        plan = plan_steps(trainer.pairs.sizes, trainer.config, 1, not trainer.model.network.packed)
+        for _ in range(warm_up):
             trainer.step(next(plan))
         self.reset_peak()
         seconds = []
-        for _ in range(self.repeats):
+        for _ in range(repeats):
             start = time.perf_counter()
             trainer.step(next(plan))
             seconds.append(time.perf_counter() - start)
@@ -232,14 +228,12 @@ class Acceptance:
 
     def peak(self) -> float:
         """The peak of memory in GB since `reset_peak`, as the allocator took it from the device."""
-        print(
-            f"allocated {torch.cuda.max_memory_allocated() / 1e9:.1f}, reserved {torch.cuda.max_memory_reserved() / 1e9:.1f}"
-        ) if not self.dry_run else None
         return 0.0 if self.dry_run else torch.cuda.max_memory_reserved() / 1e9
 
     def release(self) -> None:
         """Give back memory that nothing uses."""
         self.accelerator.free_memory()  # it holds every optimizer that it prepared
+        self.accelerator._custom_objects.clear()  # and every schedule, which holds its optimizer
         gc.collect()
         if not self.dry_run:
             torch.cuda.empty_cache()
@@ -251,7 +245,7 @@ class Acceptance:
 
     def seconds(self, run: Callable[[], Any], repeats: int = 10) -> float:
         """The median time of a call, by the device's events."""
-        for _ in range(3):
+        for _ in range(min(3, repeats - 1)):
             run()
         if self.dry_run:
             start = time.perf_counter()
@@ -268,13 +262,15 @@ class Acceptance:
         return statistics.median(times)
 
 
-def layer_weights(network: RewardNetwork) -> int:
-    """Weights without embeddings, and without adapters."""
-    return sum(
-        weight.numel()
-        for name, weight in network.named_parameters()
-        if "embed_tokens" not in name and "lora_" not in name
-    )
+def random_pair(draw: Any, prefix: int, *replies: int) -> TokenizedPair:
+    """A pair of random tokens: a shared prefix, then sides of so many tokens."""
+    shared = draw.integers(5, TOKENS, prefix).tolist()
+    sides = []
+    for number, reply in enumerate(replies):
+        ids = [*shared, 5 + number, *draw.integers(5, TOKENS, reply - 1).tolist()]
+        sides.append(EncodedConversation(ids, [len(ids) - 1]))
+    tokens = sum(len(side.ids) for side in sides)
+    return TokenizedPair((sides[0], sides[1]), packed_length(sides), tokens, 1, "last")
 
 
 class Unshared(RewardNetwork):
@@ -340,7 +336,8 @@ def row_2(accept: Acceptance, row: Measured) -> None:
         Gemma3TextConfig(**TINY, **window, query_pre_attn_scalar=32),
         LlamaConfig(**TINY),
     ]
-    groups = [pair.sides for pair in accept_pairs_small()]
+    draw = np.random.default_rng(0)  # some pairs share a prefix, and one none
+    groups = [random_pair(draw, prefix, 80, 57).sides for prefix in (90, 30, 0, 150, 64)]
     worst_reward = worst_gradient = 0.0
     for config in configs:
         config.num_labels, config.pad_token_id = 1, 0
@@ -368,16 +365,6 @@ def row_2(accept: Acceptance, row: Measured) -> None:
     row.add(f"gradients {worst_gradient:.1e}", "1e-3", worst_gradient <= 1e-3)
 
 
-def accept_pairs_small() -> list[TokenizedPair]:
-    """Five pairs of a few hundred tokens, some without a shared prefix."""
-    draw = np.random.default_rng(0)
-    maker = Acceptance._pair
-    return [
-        maker(None, draw, prefix, int(draw.integers(20, 90)), int(draw.integers(20, 90)))  # type: ignore[arg-type]
-        for prefix in (90, 30, 0, 150, 64)
-    ]
-
-
 def rewards_and_gradients(
     network: RewardNetwork, groups: Sequence[Any]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -396,42 +383,53 @@ def rewards_and_gradients(
 
 def row_3(accept: Acceptance, row: Measured) -> None:
     """Twenty steps in bf16 against the same in fp32 on a CPU."""
-    config = accept.config(GEMMA_2_2B, layers=4)
-    pairs = [accept._pair(np.random.default_rng(n), 20, 12, 12) for n in range(20 * 4)]
-    torch.manual_seed(0)
-    core = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
-    weights = copy.deepcopy(core.state_dict())
-    losses = {}
-    for kind in ("fp32", "bf16"):
-        core.load_state_dict(weights)
-        if kind == "fp32":
-            accelerator, network = None, RewardNetwork(core, packed=False)
-        else:
-            accelerator, network = accept.accelerator, accept.compiled(core.to(accept.device))
-            network.budget = 256
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.0)
-        losses[kind] = []
-        for step in range(20):
-            batch = pairs[4 * step : 4 * step + 4]
-            autocast = accelerator.autocast() if accelerator else contextlib.nullcontext()
-            with autocast:
-                rewards = network([pair.sides for pair in batch])
-            loss = pair_losses(rewards[::2], rewards[1::2], [0.0] * 4).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[kind].append(loss.item())
-    first, last = (abs(losses["fp32"][i] - losses["bf16"][i]) for i in (0, -1))
+    network = accept.compiled(small_core(accept).to(accept.device))
+    cast_hidden_states(network.backbone.get_input_embeddings())
+    network.budget = 256
+    losses = twenty_losses(network, accept.accelerator.autocast)
+    expected = accept.shared["fp32"].result()
+    first, last = (abs(losses[step] - expected[step]) for step in (0, -1))
     row.add(f"loss differs by {first:.4f} at step 1", "0.01", first <= 0.01)
-    row.add(f"{last:.4f} at step 20 (of {losses['fp32'][-1]:.3f})", "0.03", last <= 0.03)
+    row.add(f"by {last:.4f} at step 20, where it is {expected[-1]:.2f}", "0.03", last <= 0.03)
+
+
+def small_core(accept: Acceptance) -> Any:
+    """Four layers of 2B's shape in fp32 on the CPU, the same weights in every process."""
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(
+        accept.config(GEMMA_2_2B, layers=4), attn_implementation="eager"
+    )
+
+
+def fp32_losses(dry_run: bool) -> list[float]:
+    """What `row_3` compares with; it runs in a process of its own, beside the other rows."""
+    torch.set_num_threads(1 if dry_run else 8)
+    core = small_core(Acceptance(dry_run=dry_run, cpu=True))
+    return twenty_losses(RewardNetwork(core, packed=False), contextlib.nullcontext)
+
+
+def twenty_losses(network: RewardNetwork, autocast: Callable[[], Any]) -> list[float]:
+    """The loss of each of twenty steps on two pairs."""
+    pairs = [random_pair(np.random.default_rng(seed), 20, 12, 12) for seed in range(40)]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.0)
+    losses = []
+    for start in range(0, 40, 2):
+        with autocast():
+            rewards = network([pair.sides for pair in pairs[start : start + 2]])
+        loss = pair_losses(rewards[::2], rewards[1::2], [0.0] * 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def row_4(accept: Acceptance, row: Measured) -> None:
     """Few graphs, no breaks, and no wait for the device within a step."""
     network = accept.compiled(accept.core(accept.config(GEMMA_2_2B, layers=2), torch.float32))
     cast_hidden_states(network.backbone.get_input_embeddings())
-    trainer = accept.trainer(network, accept.spread_pairs(80), batch=4, budget=accept.budget // 2)
-    plan = plan_steps([pair.size for pair in trainer.pairs], trainer.config, 1)
+    trainer = accept.trainer(network, accept.spread_pairs(80), 4, accept.budget // 2)
+    plan = plan_steps(trainer.pairs.sizes, trainer.config, 1)
     counters.clear()
     for _ in range(accept.warm_up * 4):  # the compiler itself waits for the device
         trainer.step(next(plan))
@@ -498,41 +496,44 @@ def train_row(
     accept: Acceptance,
     row: Measured,
     network: RewardNetwork,
-    pairs: list[TokenizedPair],
-    **bars: Any,
+    tokens: int,
+    share: float,
+    memory: int,
 ) -> float:
-    """Measure training on full rows. Returns steps a second."""
-    batch = bars.pop("batch", len(pairs) // 2)
-    trainer = accept.trainer(
-        network, pairs, batch=batch, budget=accept.budget, lora=bars.get("lora")
-    )
+    """Measure training on full rows of seven pairs, and hold it to bars.
+
+    Args:
+        accept: what is shared.
+        row: gets the figures.
+        network: what is trained.
+        tokens: a second, at least; 0 for no bar.
+        share: MFU, at least.
+        memory: GB, at most.
+
+    Returns:
+        Steps a second.
+    """
+    trainer = accept.trainer(network, accept.pairs(14), batch=7)
     speed = accept.steps_per_second(trainer)
-    tokens = sum(pair.size for pair in pairs) / len(pairs) * batch
-    share = mfu(tokens * speed, 1, layer_weights(network), not bars.get("lora"), accept.rate)
-    row.add(
-        f"{tokens * speed:,.0f} tokens/s", f"{bars['tokens']:,}", tokens * speed >= bars["tokens"]
-    )
-    row.add(f"MFU {share:.1%}", f"{bars['mfu']:.0%}", share >= bars["mfu"])
-    row.add(f"{accept.peak():.1f} GB", f"{bars['memory']} GB", accept.peak() <= bars["memory"])
+    rate = 7 * trainer.pairs[0].size * speed
+    weights, trained = count_layer_weights(network), not trainer.config.lora
+    reached = mfu(rate, 1, weights, trained, accept.rate)
+    row.add(f"{rate:,.0f} tokens/s", f"{tokens:,}" if tokens else "", rate >= tokens)
+    row.add(f"MFU {reached:.1%}", f"{share:.0%}", reached >= share)
+    row.add(f"{accept.peak():.1f} GB", f"{memory} GB", accept.peak() <= memory)
     return speed
 
 
 def row_6(accept: Acceptance, row: Measured) -> None:
     """LoRA on 9B, everything kept."""
-    network = accept.lora_9b()
-    pairs = accept.pairs(14)
-    accept.shared["kept"] = train_row(
-        accept, row, network, pairs, lora=16, tokens=10_000, mfu=0.34, memory=76
-    )
+    accept.shared["kept"] = train_row(accept, row, accept.lora_9b(), 10_000, 0.34, 76)
 
 
 def row_7(accept: Acceptance, row: Measured) -> None:
     """LoRA on 9B, layers recomputed."""
     network = accept.lora_9b()
     network.core.activation_checkpointing_enable({"use_reentrant": False})
-    accept.shared["recomputed"] = train_row(
-        accept, row, network, accept.pairs(14), lora=16, tokens=7_500, mfu=0.25, memory=35
-    )
+    accept.shared["recomputed"] = train_row(accept, row, network, 7_500, 0.25, 35)
 
 
 def row_8(accept: Acceptance, row: Measured) -> None:
@@ -540,10 +541,8 @@ def row_8(accept: Acceptance, row: Measured) -> None:
     network = accept.lora_9b()
     undo_compilation(network.layers)
     plain = RewardNetwork(network.model, packed=True)
-    speed = accept.steps_per_second(
-        accept.trainer(plain, accept.pairs(14), 7, accept.budget, lora=16)
-    )
-    accept.shared["segments"] = speed
+    trainer = accept.trainer(plain, accept.pairs(14), 7)
+    speed = accept.steps_per_second(trainer, baseline=True)
     for name, bar in (("recomputed", 1.5), ("kept", 2.0)):
         if name in accept.shared:
             ratio = accept.shared[name] / speed
@@ -553,150 +552,129 @@ def row_8(accept: Acceptance, row: Measured) -> None:
 def row_9(accept: Acceptance, row: Measured) -> None:
     """Padded and eager, as TRL trains, on lengths that differ."""
     network = accept.lora_9b()
-    pairs = accept.spread_pairs(64)
+    pairs = accept.spread_pairs(36)
     undo_compilation(network.layers)
     padded = RewardNetwork(network.model, packed=False)
     padded.core.set_attn_implementation("eager")
-    padded_pairs = [
-        dataclasses.replace(pair, size=padded.token_count(pair.sides)) for pair in pairs
-    ]
-    theirs = accept.steps_per_second(
-        accept.trainer(padded, padded_pairs, 16, accept.budget, lora=16)
-    )
+    trainer = accept.trainer(padded, sized(pairs, padded=True), 6)
+    theirs = accept.steps_per_second(trainer, baseline=True)
     accept.release()
     network.core.activation_checkpointing_disable()
     network.core.set_attn_implementation("flex_attention")
     compile_layers(network.layers, accept.backend)
-    ours = accept.steps_per_second(accept.trainer(network, pairs, 16, accept.budget, lora=16))
-    row.add(
-        f"{16 * ours:.1f} pairs/s, {16 * theirs:.1f} padded: {ours / theirs:.2f}x",
-        "3x",
-        ours >= 3 * theirs,
-    )
+    ours = accept.steps_per_second(accept.trainer(network, pairs, 6))
+    text = f"{6 * ours:.1f} pairs/s, padded {6 * theirs:.1f}: {ours / theirs:.2f}x"
+    row.add(text, "3x", ours >= 3 * theirs)
 
 
 def row_10(accept: Acceptance, row: Measured) -> None:
     """The same flex attention without sharing prefixes."""
-    network = accept.lora_9b()
+    network, pairs = accept.lora_9b(), accept.pairs(14)
     unshared = Unshared(network.model, flex=True)
-    pairs = [dataclasses.replace(pair, size=pair.tokens) for pair in accept.pairs(28)]
-    theirs = accept.steps_per_second(accept.trainer(unshared, pairs, 7, accept.budget, lora=16))
-    ours = accept.steps_per_second(
-        accept.trainer(network, accept.pairs(28), 7, accept.budget, lora=16)
-    )
+    trainer = accept.trainer(unshared, sized(pairs), 7)
+    theirs = accept.steps_per_second(trainer, baseline=True)
+    ours = accept.steps_per_second(accept.trainer(network, pairs, 7))
     row.add(f"{ours / theirs:.2f}x its speed", "1.35x", ours >= 1.35 * theirs)
 
 
 def row_11(accept: Acceptance, row: Measured) -> None:
     """Llama's shape against flash attention without padding, each side by itself."""
     accept.free()
-    core = accept.core(accept.config(LLAMA_3_8B))
-    network = accept.compiled(core)
-    add_lora(network, 4 if accept.dry_run else 16, seed=0)
-    ours = accept.steps_per_second(
-        accept.trainer(network, accept.pairs(28), 14, accept.budget, lora=16)
-    )
+    network, pairs = accept.compiled(accept.core(accept.config(LLAMA_3_8B))), accept.pairs(14)
+    add_lora(network, accept.rank, seed=0)
+    ours = accept.steps_per_second(accept.trainer(network, pairs, 7))
     undo_compilation(network.layers)
     accept.release()
-    theirs_network = Unshared(network.model, packed=True)
-    theirs_network.core.config._attn_implementation = "varlen"
-    theirs_network.backbone.config._attn_implementation = "varlen"
-    theirs_network.core.activation_checkpointing_enable({"use_reentrant": False})
-    pairs = [dataclasses.replace(pair, size=pair.tokens) for pair in accept.pairs(28)]
-    theirs = accept.steps_per_second(
-        accept.trainer(theirs_network, pairs, 14, accept.budget, lora=16)
-    )
+    flash = Unshared(network.model, packed=True)
+    flash.core.config._attn_implementation = flash.backbone.config._attn_implementation = "varlen"
+    flash.core.activation_checkpointing_enable({"use_reentrant": False})
+    trainer = accept.trainer(flash, sized(pairs), 7)
+    theirs = accept.steps_per_second(trainer, baseline=True)
     row.add(f"{ours / theirs:.2f}x its speed", "1.3x", ours >= 1.3 * theirs)
 
 
-def full_row(accept: Acceptance, row: Measured, config: Any, **bars: Any) -> None:
-    """Full training with fp32 masters, as one device does it."""
+def sized(pairs: Sequence[TokenizedPair], *, padded: bool = False) -> list[TokenizedPair]:
+    """Pairs with the sizes that they have as two sequences, padded to the longer or not."""
+    return [
+        dataclasses.replace(
+            pair, size=2 * max(len(s.ids) for s in pair.sides) if padded else pair.tokens
+        )
+        for pair in pairs
+    ]
+
+
+def full_row(
+    accept: Acceptance, row: Measured, config: Any, tokens: int, share: float, memory: int
+) -> None:
+    """Full training with fp32 masters. The embedding is trimmed, as in a real run."""
     accept.free()
     network = accept.compiled(accept.core(config, torch.float32))
     cast_hidden_states(network.backbone.get_input_embeddings())
     TrimmedEmbedding(network, list(range(TOKENS)))
-    train_row(accept, row, network, accept.pairs(14), **bars)
+    train_row(accept, row, network, tokens, share, memory)
 
 
 def row_12(accept: Acceptance, row: Measured) -> None:
     """2B in full."""
-    config = accept.config(GEMMA_2_2B)
-    full_row(accept, row, config, tokens=28_000, mfu=0.35, memory=75)
+    full_row(accept, row, accept.config(GEMMA_2_2B), 28_000, 0.35, 75)
 
 
 def row_13(accept: Acceptance, row: Measured) -> None:
-    """Ten layers of 9B in full."""
-    config = accept.config(GEMMA_2_9B, layers=10)
-    full_row(accept, row, config, tokens=0, mfu=0.42, memory=80)
+    """Ten layers of 9B in full: what a card computes under FSDP."""
+    full_row(accept, row, accept.config(GEMMA_2_9B, layers=10), 0, 0.42, 80)
 
 
 def row_14(accept: Acceptance, row: Measured) -> None:
-    """Scoring with 9B."""
+    """Scoring with 9B, by the code of `music score`."""
+    accept.free()
     network = accept.gemma_9b().eval()
-    groups = [pair.sides for pair in accept.pairs(7)]
-    tokens = sum(map(packed_length, groups))
-    network.budget = accept.budget
-    undo = torch.inference_mode()
-
-    def score() -> None:
-        with undo, accept.accelerator.autocast():
-            torch.cat(network(groups)).tolist()
-
-    seconds = accept.seconds(score)
-    rate = tokens / seconds
-    share = mfu(rate, 1, layer_weights(network), False, accept.rate) / 2
-    row.add(f"{rate:,.0f} tokens/s", "28,000", rate >= 28_000)
+    pairs = accept.pairs(7)
+    tokens = sum(pair.size for pair in pairs)
+    seconds = accept.seconds(partial(score, network, pairs, accept.budget))
+    share = mfu(tokens, seconds, count_layer_weights(network), False, accept.rate) / 2
+    row.add(f"{tokens / seconds:,.0f} tokens/s", "28,000", tokens / seconds >= 28_000)
     row.add(f"MFU {share:.1%}", "47%", share >= 0.47)
+    spread = accept.spread_pairs(24)
+    spread_seconds = accept.seconds(partial(score, network, spread, accept.budget), 3)
     undo_compilation(network.layers)
     padded = RewardNetwork(network.model, packed=False).eval()
     padded.core.set_attn_implementation("eager")
-
-    def score_padded() -> None:
-        with undo, accept.accelerator.autocast():
-            torch.cat(padded(groups)).tolist()
-
-    ratio = accept.seconds(score_padded) / seconds
-    row.add(f"{ratio:.2f}x padded", "3x", ratio >= 3)
-    padded.core.set_attn_implementation("flex_attention")
-    compile_layers(network.layers, accept.backend)
+    ratio = accept.seconds(partial(score_padded, padded, pairs), 3) / seconds
+    spread_ratio = accept.seconds(partial(score_padded, padded, spread), 3) / spread_seconds
+    row.add(f"{ratio:.2f}x padded where all lengths are equal")
+    row.add(f"{spread_ratio:.2f}x where they differ", "3x", spread_ratio >= 3)
 
 
-def row_15(accept: Acceptance, row: Measured) -> None:
-    network = accept.lora_9b()
-    network.core.activation_checkpointing_disable()
-    for budget in (0.5, 0.2):
-        torch._dynamo.reset()
-        torch._functorch.config.activation_memory_budget = budget
-        try:
-            train_row(
-                accept, row, network, accept.pairs(14), lora=16, tokens=7_500, mfu=0.25, memory=35
-            )
-        except Exception as error:
-            row.add(f"{budget} failed {type(error).__name__} {str(error)[:200]}")
-    torch._functorch.config.activation_memory_budget = 1.0
-    torch._dynamo.reset()
-    network.core.activation_checkpointing_enable({"use_reentrant": False})
-    for layer in network.layers[::2]:
-        layer.gradient_checkpointing = False
-    train_row(accept, row, network, accept.pairs(14), lora=16, tokens=7_500, mfu=0.25, memory=35)
+def score(network: RewardNetwork, pairs: Sequence[TokenizedPair], budget: int) -> None:
+    """Score both sides of pairs in rows."""
+    sides = [side for pair in pairs for side in pair.sides]
+    score_encoded(network, sides, [number // 2 for number in range(len(sides))], budget)
 
 
+def score_padded(network: RewardNetwork, pairs: Sequence[TokenizedPair]) -> None:
+    """Score both sides of pairs in batches of 8 as they come, padded to the longest."""
+    sides = [side for pair in pairs for side in pair.sides]
+    for start in range(0, len(sides), 8):
+        with torch.inference_mode():
+            torch.cat(network([[side] for side in sides[start : start + 8]])).tolist()
+
+
+# In the order in which they run: rows that share a model are neighbors.
 ROWS: list[tuple[int, str, Callable[[Acceptance, Measured], None]]] = [
-    (1, "the card: product of 8192^3 in bf16, copy", row_1),
-    (2, "toys of Gemma-2, Gemma-3, Llama: fp32 against a CPU, recomputed or not", row_2),
+    (1, "the card: product of 8192^3 in bf16; copy", row_1),
+    (2, "toys of Gemma-2, Gemma-3, Llama, recomputed or not: fp32 against a CPU", row_2),
     (3, "2B shape, 4 layers: bf16 against fp32 on a CPU", row_3),
     (4, "20 steps of different rows", row_4),
-    (5, "flex attention, head size 256, row of 8,192", row_5),
-    (14, "9B, scoring, rows of 8,448", row_14),
+    (5, "flex attention, head size 256, a row of 8,192", row_5),
     (6, "9B, LoRA 16 on a bf16 base, rows of 8,448, everything kept", row_6),
-    (10, "9B LoRA, beside rows without shared prefixes", row_10),
-    (7, "9B LoRA, every layer recomputed", row_7),
-    (15, "selective", row_15),
-    (8, "9B LoRA, beside the path without compilation, recomputed", row_8),
-    (9, "9B LoRA, beside padded and eager, recomputed; lengths that differ", row_9),
-    (11, "Llama-8B shape, LoRA, beside flash attention, each side by itself", row_11),
+    (10, "9B, LoRA 16, beside rows without shared prefixes", row_10),
+    (7, "9B, LoRA 16, every layer recomputed", row_7),
+    (8, "9B, LoRA 16, beside the path without compilation, recomputed", row_8),
+    (9, "9B, LoRA 16, beside padded and eager, recomputed; lengths that differ", row_9),
+    (14, "9B, scoring, rows of 8,448", row_14),
+    (11, "8B of Llama's shape, LoRA 16, beside flash attention, each side by itself", row_11),
     (12, "2B in full, fp32 masters", row_12),
-    (13, "9B shape, 10 layers in full", row_13),
+    (13, "10 layers of 9B's shape in full, fp32 masters", row_13),
 ]
 
 
@@ -711,10 +689,14 @@ def table(rows: Sequence[Measured], title: str) -> str:
     """The rows as Markdown."""
     lines = [title, "", "| # | what | measured | bar | |", "|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: row.number):
-        verdict = "ok" if row.passed else "**short**"
-        lines.append(
-            f"| {row.number} | {row.name} | {'; '.join(row.figures)} | {'; '.join(row.bars)} | {verdict} |"
+        cells = (
+            str(row.number),
+            row.name,
+            "; ".join(row.figures),
+            "; ".join(row.bars),
+            "ok" if row.passed else "**short**",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -731,6 +713,9 @@ def main() -> None:
     if arguments.dry_run:
         allow_cpu_backward()
     accept = Acceptance(arguments.dry_run)
+    processes = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    if not wanted or 3 in wanted:
+        accept.shared["fp32"] = processes.submit(fp32_losses, arguments.dry_run)
     rows = []
     for number, name, measure in ROWS:
         if wanted and number not in wanted:
@@ -746,6 +731,8 @@ def main() -> None:
         rows.append(row)
         accept.release()
         seconds = time.perf_counter() - start
+        if not accept.dry_run:
+            print(f"held: {torch.cuda.memory_allocated() / 1e9:.1f} GB", file=sys.stderr)
         print(f"{number}: {'; '.join(row.figures)} [{seconds:.0f} s]", file=sys.stderr, flush=True)
     card = "a CPU, toy size" if accept.dry_run else torch.cuda.get_device_name()
     text = table(rows, f"{card}, torch {torch.__version__}, {time.strftime('%d %B %Y')}")
