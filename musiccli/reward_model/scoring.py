@@ -166,7 +166,6 @@ def start_scoring(
     Raises:
         InputError: memory does not suffice.
     """
-    network.budget = budget
     groups = [[index] for index in range(len(conversations))]
     if network.packed:
         groups = group_neighbors(conversations, prompts, budget)

@@ -85,6 +85,9 @@ class Batcher:
     _waiting_tokens: int = 0
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def __post_init__(self) -> None:
+        self.network.budget = self.budget
+
     @property
     def waiting_tokens(self) -> int:
         """How many tokens wait or are being computed."""

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -35,6 +36,7 @@ class Prefetcher(Generic[Item]):
         self._room = threading.Semaphore(ahead)
         self._stopped = False
         self._thread = threading.Thread(target=self._fill, daemon=True)
+        self._waited, self._since = 0.0, time.perf_counter()
 
     def __enter__(self) -> "Prefetcher[Item]":
         self._thread.start()
@@ -47,11 +49,24 @@ class Prefetcher(Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         """The items in order."""
-        while (result := self._ready.get()) is not None:
+        while (result := self._wait()) is not None:
             if isinstance(result, BaseException):
                 raise result
             self._room.release()
             yield result[0]
+
+    def waited_share(self) -> float:
+        """Which share of the time since the last call was spent in waiting for an item."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return round(share, 4)
+
+    def _wait(self) -> tuple[Item] | BaseException | None:
+        start = time.perf_counter()
+        result = self._ready.get()
+        self._waited += time.perf_counter() - start
+        return result
 
     def _fill(self) -> None:
         """Put each item, in a tuple, then the exception that ended them, or None."""

@@ -276,6 +276,8 @@ def run_steps(
             epoch = step * config.batch / len(trainer.pairs)
             metrics = {"step": step, "epoch": round(epoch, 3)}
             metrics |= trainer.step(micro_batches)
+            if accelerator.device.type == "cuda":
+                metrics["data_wait"] = steps.waited_share()
             _refuse_non_finite(metrics)
             last = step == trainer.steps
             if held_out and (last or (eval_every and step % eval_every == 0)):
