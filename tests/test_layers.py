@@ -1,4 +1,4 @@
-"""Imports run one way: core, then what a CPU needs and the prompts, then models, then the stages, then the commands.
+"""Imports run one way: core, then what a CPU and a GPU need and the prompts, then models, then the stages, then the commands.
 
 The folders of musiccli are its rooms. A room imports only rooms below it, and a stage imports no other stage.
 """
@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent / "musiccli"
 LEVELS = [  # of rooms, from the ground up
     {"core"},
     {"cpu", "prompts", "manual"},
+    {"gpu"},
     {"llm", "reward_model"},
     {"sample", "simulate", "pair", "train", "score", "serve", "judge", "bench", "show"},
     {"cli"},

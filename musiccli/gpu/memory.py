@@ -20,5 +20,5 @@ def avoid_fragmentation() -> None:
 def free_bytes(device: torch.device) -> int:
     """Bytes that tensors may still take: what the device has free, and what the allocator holds."""
     free, _ = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(free + held)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + unused)
