@@ -369,7 +369,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
 trainer = Trainer(model, pairs, config, Accelerator(cpu=True))
 for _ in range(2):
-    trainer.step(partition_pairs(range(8), [pair.size for pair in pairs], config.budget, 1)[0])
+    trainer.step(partition_pairs(range(8), pairs.sizes, config.budget, 1))
 print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 """
 

@@ -99,7 +99,7 @@ def test_a_running_mean_is_centered(values, expected):
             ("--plot", "curves.jpg"),
             "--plot curves.jpg: expected a file that ends in .png, .svg, .pdf",
         ),
-        (("--plot", "/nowhere/curves.png"), "--plot /nowhere/curves.png: there is no such folder"),
+        (("--plot", "/absent/curves.png"), "--plot /absent/curves.png: there is no such folder"),
         (
             ("--plot-beside", "/nowhere"),
             "/nowhere/log.jsonl: cannot be read: No such file or directory",

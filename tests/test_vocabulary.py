@@ -14,6 +14,7 @@ from musiccli.core.errors import InputError, RecordError
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.vocabulary import embedding_rows, resize_embedding
 from musiccli.train import checks
+from musiccli.train.pair_arrays import TokenizedPairs
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_a_padding_token_without_an_embedding_is_replaced_and_said(base, tmp_pat
         f"{tmp_path / 'm'} has no embedding of its padding token [PAD]; <|endoftext|> pads in its "
         "place"
     ]
-    assert checks.check_padding(model, []).endswith(
+    assert checks.check_padding(model, TokenizedPairs([])).endswith(
         "in place of [PAD], which the model has no embedding of"
     )
     with pytest.raises(RecordError, match=r"holds \[PAD\], a token that the model has no"):

@@ -10,6 +10,8 @@ from musiccli.cpu import plain_torch
 
 def can_compile(device: torch.device) -> bool:
     """Whether layers are compiled on this device: a GPU for which PyTorch has a compiler."""
+    if device.type != "cuda" or plain_torch():
+        return False
     from torch.utils._triton import has_triton
 
-    return device.type == "cuda" and has_triton() and not plain_torch()
+    return has_triton()

@@ -64,8 +64,8 @@ class TrainingStates:
         if self.accelerator.is_main_process:
             state = {"step": step, "vocabulary": self.vocabulary, **self.identity}
             (partial / STATE_FILE).write_bytes(orjson.dumps(state))
-            partial.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
             os.rename(partial, target)
+            target.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
             remove_states(self.out, keep=target)
         self.accelerator.wait_for_everyone()
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from transformers import get_scheduler
 
 from musiccli.core.progress import Clock
@@ -133,12 +134,10 @@ class Trainer:
         longest = row_length(max(int(sizes.max()), self.config.budget), self.config.budget)
         config = network.core.config.get_text_config()
         inputs = 2 * config.hidden_size * config.num_hidden_layers  # bf16
-        # Gradients and AdamW's two moments come with the first step.
-        coming = 3 * sum(
-            weight.numel() * weight.element_size()
-            for weight in self.network.parameters()
-            if weight.requires_grad
-        )
+        trained = [weight for weight in self.network.parameters() if weight.requires_grad]
+        # The first step brings gradients, AdamW's two moments, and DDP's copy of the gradients.
+        copies = 4 if self.accelerator.distributed_type == DistributedType.MULTI_GPU else 3
+        coming = copies * sum(map(_local_bytes, trained))
         total = torch.cuda.get_device_properties(device).total_memory
         free = free_bytes(device) - coming - MARGIN * total
         share = kept_share(longest * kept, longest * inputs, config.num_hidden_layers, free)
@@ -243,6 +242,12 @@ class Trainer:
         with self.accelerator.autocast():
             rewards = self.network([pairs[index].sides for index in batch or [0]])
         return rewards[::2], rewards[1::2]
+
+
+def _local_bytes(weight: torch.Tensor) -> int:
+    """Bytes of a weight, or of this rank's part of one that is sharded."""
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    return local.numel() * local.element_size()
 
 
 def count_layer_weights(network: RewardNetwork) -> int:

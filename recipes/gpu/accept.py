@@ -3,7 +3,7 @@
     python recipes/gpu/accept.py [--rows 1,2,6] [--markdown FILE]
 
 Models have random weights of real shapes and read random token ids, so no hub and no tokenizer is
-needed. Every figure and its baseline come from the same call. One H100 takes about eight minutes.
+needed. Every figure and its baseline come from the same call. One GPU takes eight to ten minutes.
 `--dry-run` runs the same rows on a CPU at toy size: it shows that the program works, and nothing
 about speed.
 """
