@@ -14,4 +14,4 @@ def can_compile(device: torch.device) -> bool:
         return False
     from torch.utils._triton import has_triton
 
-    return has_triton()
+    return bool(has_triton())
