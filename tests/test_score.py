@@ -604,19 +604,31 @@ def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
     assert line.endswith("<stdin>:16: messages: ends with the user; there is no reply to score")
 
 
+# A process keeps the scores of its first window of records, and never ends its second.
+WAITING = """
+import time
+from musiccli.score import scorer
+
+scorer.WINDOW, real = 4, scorer._share
+
+def share(lines, process_group):
+    for number, window in enumerate(real(lines, process_group)):
+        while number and process_group.rank:
+            time.sleep(0.01)
+        yield window
+
+scorer._share = share
+"""
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_others_with_one_line(rm, tmp_path):
-    # It keeps scores early, and is then far from its end.
-    (tmp_path / "sitecustomize.py").write_text(
-        "from musiccli.score import scorer\nscorer.WINDOW = 16\n"
-    )
+    (tmp_path / "sitecustomize.py").write_text(WAITING)
     file = write(
         tmp_path / "in.jsonl",
         *(
-            conversation(
-                f"{number}", f"question {number}", *["word " * 60, "and?"] * 6, f"answer {number}"
-            )
-            for number in range(1200)
+            conversation(f"{number}", f"question {number}", f"answer {number}")
+            for number in range(16)
         ),
     )
     run = start(

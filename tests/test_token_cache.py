@@ -5,16 +5,16 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import preloaded
 import psutil
 import pytest
 from build import read, talk, write
-from console import COMMAND, music, wait_until
+from console import environment, music, wait_until
 from toys import backbone, pair, pairs, tokenizer
 
 from musiccli.core.cache_folder import remove_unused
@@ -329,7 +329,7 @@ def started(file, folder, pair_tokenizer, tmp_path):
 
     def start():
         tokens = pair_tokenizer.chat_template.tokenizer.name_or_path
-        line = [sys.executable, "-c", LOADS, file, tokens, tmp_path / "log", tmp_path / "gate"]
+        line = [preloaded.python(), "-c", LOADS, file, tokens, tmp_path / "log", tmp_path / "gate"]
         processes.append(
             subprocess.Popen(
                 [str(word) for word in line],
@@ -367,9 +367,10 @@ def test_a_run_that_is_killed_takes_its_processes_along(started, tmp_path):
     process = started()
     log = tmp_path / "log"
     wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 2)
-    children = psutil.Process(process.pid).children(recursive=True)
+    program = preloaded.program(process.pid)
+    children = psutil.Process(program).children(recursive=True)
     assert {child.pid for child in children} >= set(map(int, log.read_text().splitlines()))
-    process.kill()
+    os.kill(program, signal.SIGKILL)
     psutil.wait_procs(children, timeout=400)
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
     (tmp_path / "gate").touch()
@@ -380,29 +381,31 @@ def test_a_run_that_is_killed_takes_its_processes_along(started, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_map_the_files_of_one_of_them(tmp_path, monkeypatch):
-    """600 pairs are more than a batch."""
+    """Every process has batches of 8 pairs, of which 12 are more than one."""
+    base = backbone(tmp_path / "base", num_hidden_layers=1)  # an empty cache would convert it anew
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
-    words = ["north", "south", "up", "down", "red", "green", "blue"]
-    given = write(
-        tmp_path / "pairs.jsonl",
-        *(
-            pair(
-                str(n), talk(f"{n} {words[n % 7]}", "yes"), talk(f"{n} {words[n % 7]}", "no it is")
-            )
-            for n in range(600)
-        ),
+    monkeypatch.setattr(record_batches, "BATCH_PAIRS", 8)
+    (tmp_path / "sitecustomize.py").write_text(
+        "from musiccli.train import record_batches\nrecord_batches.BATCH_PAIRS = 8\n"
     )
-    base = backbone(tmp_path / "base", num_hidden_layers=1)
+    given = write(tmp_path / "pairs.jsonl", *pairs(12))
     line = ("train", given, "--model", base, "--batch", 4, "--steps", 2, "--lr", 1e-2)
     whole = music(*line, "--out", tmp_path / "one")
     assert whole.status == 0, whole.err
     parts = {path: path.stat().st_ino for path in (tmp_path / "cache" / "tokens").rglob("*.pairs")}
     assert len(parts) == 2
     done = subprocess.run(
-        [*COMMAND, *map(str, line), "--num-processes", "2", "--out", str(tmp_path / "two")],
+        [
+            *preloaded.command(),
+            *map(str, line),
+            "--num-processes",
+            "2",
+            "--out",
+            str(tmp_path / "two"),
+        ],
         capture_output=True,
         text=True,
-        env=os.environ | {"MUSIC_CACHE": str(tmp_path / "cache-2")},
+        env=environment(MUSIC_CACHE=str(tmp_path / "cache-2"), PYTHONPATH=str(tmp_path)),
     )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "cache-2" / "tokens").rglob("*.pairs"))) == 2
@@ -413,7 +416,7 @@ def test_ranks_map_the_files_of_one_of_them(tmp_path, monkeypatch):
     assert (
         one["files"]
         == two["files"]
-        == [{"name": "pairs.jsonl", "sha256": one["files"][0]["sha256"], "pairs": 600}]
+        == [{"name": "pairs.jsonl", "sha256": one["files"][0]["sha256"], "pairs": 12}]
     )
     losses = [
         [step["loss"] for step in read(tmp_path / name / "log.jsonl")] for name in ("one", "two")

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -1196,12 +1197,15 @@ def test_started_processes_end_with_the_one_that_is_terminated(running):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 def test_started_processes_end_with_the_one_that_is_killed(base, file, tmp_path):
-    """New interpreters: forks of a server would have it as their parent, which ends later."""
-    with ended(start(*long_run(base, file, tmp_path / "rm"))) as (starter, workers):
+    """They are new interpreters: forks of a server would have it as their parent."""
+    code = f"import sys; sys.executable = {sys.executable!r}; from musiccli.cli.main import main; main()"
+    line = long_run(base, file, tmp_path / "rm")
+    with ended(start("-c", code, *line, command=[preloaded.python()])) as (starter, workers):
         wait_until(lambda: losses_so_far(tmp_path / "rm") > 2)
-        workers += children(starter.pid)
+        program = preloaded.program(starter.pid)
+        workers += children(program)
         assert len(workers) == 2
-        starter.kill()
+        os.kill(program, signal.SIGKILL)
         assert starter.wait(PATIENCE) == -signal.SIGKILL
         wait_until(lambda: not any(map(alive, workers)))
 

@@ -80,7 +80,7 @@ def test_a_sound_model_passes_every_check(base, lora):
 
 
 @pytest.mark.slow
-def test_gemmas_template_passes_and_loses_its_bos_in_another(gemma, tmp_path):
+def test_gemmas_template_passes_and_loses_its_bos_in_another(gemma):
     sound = checkpoint.create(str(gemma))
     assert (
         checks.check_bos(sound, prepared(sound))
@@ -88,14 +88,14 @@ def test_gemmas_template_passes_and_loses_its_bos_in_another(gemma, tmp_path):
     )
     assert checks.check_padding(sound, prepared(sound)) == "padding is <pad>"
     own = (gemma / "chat_template.jinja").read_text()
-    bare = with_template(gemma, tmp_path / "bare", own.replace("{{ bos_token }}", ""))
-    assert fault(checks.check_bos, bare) == (
+    sound.tokenizer.chat_template = own.replace("{{ bos_token }}", "")
+    assert fault(checks.check_bos, sound) == (
         "conversations begin without the BOS token <bos>, which the backbone knows before "
         "every text; add "
         "{{ bos_token }} to the chat template"
     )
-    twice = with_template(gemma, tmp_path / "twice", "{{ bos_token }}" + own)
-    assert fault(checks.check_bos, twice) == (
+    sound.tokenizer.chat_template = "{{ bos_token }}" + own
+    assert fault(checks.check_bos, sound) == (
         "the template writes two BOS tokens; remove one from the chat template"
     )
 
