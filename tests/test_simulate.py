@@ -982,13 +982,13 @@ def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_t
 def test_the_estimate_of_many_conversations_is_a_sample_scaled_up(monkeypatch):
     monkeypatch.setattr(estimates, "ESTIMATE_SAMPLE", 50)
     seeds = [
-        seed(number, *["Q?", "A." * (number % 7)] * (number % 2), "Q2?") for number in range(1000)
+        seed(number, *["Q?", "A." * (number % 7)] * (number % 2), "Q2?") for number in range(300)
     ]
     settings = SimulateConfig(MODEL, MODEL, turns=2, samples=2)
     planned, rehearsed, total = estimate(iter(seeds), settings)
     monkeypatch.setattr(estimates, "ESTIMATE_SAMPLE", 10_000)
     exact, _, _ = estimate(iter(seeds), settings)
-    assert (rehearsed, total, planned.keys()) == (50, 2000, exact.keys())
+    assert (rehearsed, total, planned.keys()) == (50, 600, exact.keys())
     for call_key, counts in exact.items():
         assert planned[call_key]["calls"] == counts["calls"]
         assert planned[call_key]["prompt_tokens"] == pytest.approx(
