@@ -604,20 +604,24 @@ def test_a_bad_record_stops_two_processes_with_one_line(rm, tmp_path):
     assert line.endswith("<stdin>:16: messages: ends with the user; there is no reply to score")
 
 
-# A process keeps the scores of its first window of records, and never ends its second.
+# A process keeps the scores of its first window of records, and rank 1 never ends its second. New
+# interpreters, which apply chat templates, load nothing for this.
 WAITING = """
-import time
-from musiccli.score import scorer
+import sys, time
 
-scorer.WINDOW, real = 4, scorer._share
+def wait_in(scorer):
+    scorer.WINDOW, real = 4, scorer._share
 
-def share(lines, process_group):
-    for number, window in enumerate(real(lines, process_group)):
-        while number and process_group.rank:
-            time.sleep(0.01)
-        yield window
+    def share(lines, process_group):
+        for number, window in enumerate(real(lines, process_group)):
+            while number and process_group.rank:
+                time.sleep(0.01)
+            yield window
 
-scorer._share = share
+    scorer._share = share
+
+if "musiccli.score.scorer" in sys.modules:
+    wait_in(sys.modules["musiccli.score.scorer"])
 """
 
 

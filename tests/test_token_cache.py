@@ -386,7 +386,9 @@ def test_ranks_map_the_files_of_one_of_them(tmp_path, monkeypatch):
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(record_batches, "BATCH_PAIRS", 8)
     (tmp_path / "sitecustomize.py").write_text(
-        "from musiccli.train import record_batches\nrecord_batches.BATCH_PAIRS = 8\n"
+        "import sys\n"
+        "if batches := sys.modules.get('musiccli.train.record_batches'):\n"
+        "    batches.BATCH_PAIRS = 8\n"
     )
     given = write(tmp_path / "pairs.jsonl", *pairs(12))
     line = ("train", given, "--model", base, "--batch", 4, "--steps", 2, "--lr", 1e-2)
