@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from musiccli.gpu.block_mask import BLOCK, block_mask, row_masks
+from musiccli.gpu.block_mask import BLOCK, block_mask, row_length, row_masks
 from musiccli.gpu.cards import bf16_flops, mfu
 from musiccli.gpu.compilation import compile_layers
 from musiccli.gpu.precision import cast_hidden_states
@@ -33,7 +33,7 @@ from musiccli.reward_model.checkpoint import add_lora
 from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.reward_model.packing import pack, packed_length, row_length, row_table
+from musiccli.reward_model.packing import pack, packed_length, row_table
 from musiccli.train import trainer as train_trainer
 from musiccli.train.config import TrainConfig
 from musiccli.train.pair_arrays import PairArrays, TokenizedPair, TokenizedPairs

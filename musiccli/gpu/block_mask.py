@@ -5,6 +5,7 @@ The mask is computed from these ranges where they lie, without a row x row matri
 waits for the device.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,21 @@ from torch.nn.attention.flex_attention import BlockMask
 BLOCK = 128  # tokens; rows are padded to multiples of it: other lengths can give NaN gradients
 # Kinds of layers by transformers' names, and whether their attention has a sliding window.
 HAS_WINDOW = {"full_attention": False, "sliding_attention": True}
+
+
+def row_length(tokens: int, budget: int) -> int:
+    """To what length a row is padded for compiled layers, which are compiled for each length.
+
+    Args:
+        tokens: of the row.
+        budget: tokens of a full row. Lengths are its quarters, and so are few.
+
+    Returns:
+        A multiple of BLOCK.
+    """
+    quarters = math.ceil(4 * tokens / budget)
+    length = math.ceil(quarters * budget / 4)
+    return BLOCK * math.ceil(length / BLOCK)
 
 
 def row_masks(config: Any, ranges: torch.Tensor) -> BlockMask | dict[str, BlockMask]:

@@ -27,6 +27,7 @@ from musiccli.cpu import plain_torch
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.gpu.memory import avoid_fragmentation
+from musiccli.reward_model.activations import CPU
 from musiccli.reward_model.batch_layout import choose_layout
 from musiccli.reward_model.card import render_card
 from musiccli.reward_model.chat_template import ChatTemplate
@@ -48,7 +49,6 @@ SERVED_ARCHITECTURES = {"Gemma3TextForSequenceClassification": "Gemma3ForSequenc
 ADAPTER = "adapter"  # the folder of the LoRA weights alone, beside the merged checkpoint
 
 Say = Callable[[str], None]
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from musiccli.gpu.block_mask import row_masks
+from musiccli.gpu.block_mask import row_length, row_masks
 from musiccli.gpu.transfer import copy_to_device
 from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.attention import NAME
 from musiccli.reward_model.chat_template import EncodedConversation
-from musiccli.reward_model.packing import PackedRow, count_tokens, pack, row_length, row_table
+from musiccli.reward_model.packing import PackedRow, count_tokens, pack, row_table
 
 
 class RewardNetwork(nn.Module):

@@ -6,7 +6,6 @@ conversation, the rest of the second, and so on. Each of these parts is a Segmen
 """
 
 import heapq
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,6 @@ from musiccli.reward_model.chat_template import EncodedConversation
 MIN_SHARED_TOKENS = (
     16  # a shorter prefix costs less computed twice than attended to across segments
 )
-LENGTH_UNIT = 128  # tokens; flex attention works in blocks of so many
 
 
 @dataclass(frozen=True)
@@ -76,21 +74,6 @@ def count_tokens(group: Sequence[EncodedConversation], *, packed: bool) -> int:
     if packed:
         return packed_length(group)
     return len(group) * max(len(conversation.ids) for conversation in group)
-
-
-def row_length(tokens: int, budget: int) -> int:
-    """To what length a row is padded for compiled layers, which are compiled for each length.
-
-    Args:
-        tokens: of the row.
-        budget: tokens of a full row. Lengths are its quarters, and so are few.
-
-    Returns:
-        A multiple of LENGTH_UNIT.
-    """
-    quarters = math.ceil(4 * tokens / budget)
-    length = math.ceil(quarters * budget / 4)
-    return LENGTH_UNIT * math.ceil(length / LENGTH_UNIT)
 
 
 def pack(groups: Sequence[Sequence[EncodedConversation]]) -> PackedRow:

@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from transformers import get_scheduler
 
 from musiccli.core.progress import Clock
+from musiccli.gpu.block_mask import row_length
 from musiccli.gpu.cards import bf16_flops, mfu
 from musiccli.gpu.compilation import recompute
 from musiccli.gpu.memory import free_bytes
@@ -16,7 +17,6 @@ from musiccli.reward_model.activations import MARGIN, checkpoint_activations, ke
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.network import RewardNetwork, last_rewards
-from musiccli.reward_model.packing import row_length
 from musiccli.train.accelerator import is_sharded, process_group
 from musiccli.train.batching import MicroBatch, Step, partition_pairs, total_steps
 from musiccli.train.config import TrainConfig
