@@ -700,6 +700,25 @@ def table(rows: Sequence[Measured], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def run_row(
+    accept: Acceptance, row: Measured, measure: Callable[[Acceptance, Measured], None]
+) -> Measured:
+    """Measure a row. One that fails says so, and hides no other."""
+    start = time.perf_counter()
+    try:
+        measure(accept, row)
+    except Exception as error:
+        traceback.print_exc()
+        row.add(f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}", "", False)
+    accept.release()
+    seconds = time.perf_counter() - start
+    if not accept.dry_run:
+        print(f"held: {torch.cuda.memory_allocated() / 1e9:.1f} GB", file=sys.stderr)
+    text = "; ".join(row.figures)
+    print(f"{row.number}: {text} [{seconds:.0f} s]", file=sys.stderr, flush=True)
+    return row
+
+
 def main() -> None:
     """Run the rows that were asked for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -713,27 +732,14 @@ def main() -> None:
     if arguments.dry_run:
         allow_cpu_backward()
     accept = Acceptance(arguments.dry_run)
-    processes = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    if not wanted or 3 in wanted:
-        accept.shared["fp32"] = processes.submit(fp32_losses, arguments.dry_run)
-    rows = []
-    for number, name, measure in ROWS:
-        if wanted and number not in wanted:
-            continue
-        row, start = Measured(number, name), time.perf_counter()
-        try:
-            measure(accept, row)
-        except Exception as error:  # a row that fails must not hide the others
-            traceback.print_exc()
-            row.add(
-                f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}", "", False
-            )
-        rows.append(row)
-        accept.release()
-        seconds = time.perf_counter() - start
-        if not accept.dry_run:
-            print(f"held: {torch.cuda.memory_allocated() / 1e9:.1f} GB", file=sys.stderr)
-        print(f"{number}: {'; '.join(row.figures)} [{seconds:.0f} s]", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
+        if not wanted or 3 in wanted:
+            accept.shared["fp32"] = processes.submit(fp32_losses, arguments.dry_run)
+        rows = [
+            run_row(accept, Measured(number, name), measure)
+            for number, name, measure in ROWS
+            if not wanted or number in wanted
+        ]
     card = "a CPU, toy size" if accept.dry_run else torch.cuda.get_device_name()
     text = table(rows, f"{card}, torch {torch.__version__}, {time.strftime('%d %B %Y')}")
     print(text)
