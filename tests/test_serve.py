@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -13,21 +15,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
 import preloaded
+import psutil
 import pytest
 from build import talk, weather
 from console import music, start, wait_until
 from toys import JSON_CALLS, backbone, pairs, tokenizer
 
+from musiccli.core.errors import InputError
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
-from musiccli.reward_model.chat_template import ChatTemplate
+from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation
 from musiccli.score.config import ScoreConfig
 from musiccli.score.scorer import score
 from musiccli.serve.actor_template import ActorTemplate
-from musiccli.serve.batcher import Batcher, prompt_keys
+from musiccli.serve.batcher import Batcher, BatchStats
 from musiccli.serve.config import ServeConfig
+from musiccli.serve.scoring import prompt_keys
 from musiccli.serve.served_model import ServedModel
 from musiccli.serve.server import RewardServer
+from musiccli.serve.worker_process import Row, WorkerFault, WorkerSettings
+from musiccli.serve.workers import PROGRAM, WorkerPool, WorkerProcess
 
 CLOSE = {"abs": 1e-5, "rel": 1e-5}
 
@@ -81,13 +88,18 @@ class Client:
 
 
 @contextlib.contextmanager
-def running(*models, actor=None, warm_up=True, **config):
-    """A server of the models, the first by the name "rm"."""
+def running(*models, actor=None, warm_up=True, folder=None, say=lambda _: None, **config):
+    """A server of the models, the first by the name "rm". Processes load them from `folder`."""
     served = [
-        ServedModel(name, f"/models/{name}", model, config.pop("max_length", model.context_length))
+        ServedModel(
+            name,
+            str(folder or f"/models/{name}"),
+            model,
+            config.pop("max_length", model.context_length),
+        )
         for name, model in zip(("rm", "other"), models, strict=False)
     ]
-    server = RewardServer(served, ServeConfig(port=0, **config), actor)
+    server = RewardServer(served, ServeConfig(port=0, **config), actor, say)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -472,6 +484,111 @@ def gate(model, monkeypatch):
     gate.set()
 
 
+# Several processes
+
+
+@pytest.fixture
+def preloaded_processes(monkeypatch):
+    """The processes of a server start in a moment."""
+    monkeypatch.setattr(sys, "executable", preloaded.python())
+
+
+@contextlib.contextmanager
+def two_processes(model, folder, gate, **settings):
+    """A server of which every forward pass waits but those of its second process.
+
+    The server's own thread is the first to get a row, and waits with the row of one request.
+    """
+    gate.set()
+    with running(model, folder=folder, processes=2, **settings) as client:
+        assert client.metric("processes") == 2
+        gate.clear()
+        with ThreadPoolExecutor(1) as clients:
+            body = {"messages": talk("first", "a")}
+            waiting = clients.submit(client.request, "/classify", body)
+            wait_until(lambda: client.server._batchers["rm"]._passes)
+            yield client
+            gate.set()
+            assert waiting.result()[0] == 200
+
+
+@pytest.mark.slow
+def test_another_process_gives_the_scores_of_music_score(model, folder, gate, preloaded_processes):
+    conversations = mixed(40)
+    with two_processes(model, folder, gate, budget=512) as client:
+        data = client.post("/classify", messages=conversations)["data"]
+        assert client.metric("passes_total", model="rm") > 1
+        gate.set()
+        right = expected(model, conversations)
+    assert [item["probs"][0] for item in data] == pytest.approx(right, **CLOSE)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_is_replaced_and_only_its_row_is_lost(
+    model, folder, gate, preloaded_processes
+):
+    lines = []
+    body = {"messages": talk("q", "a")}
+
+    def process(client):
+        return preloaded.program(client.server._workers._processes[1]._process.pid)
+
+    with (
+        two_processes(model, folder, gate, say=lines.append) as client,
+        ThreadPoolExecutor(1) as clients,
+    ):
+        first = process(client)
+        os.kill(first, signal.SIGSTOP)
+        lost = clients.submit(client.request, "/classify", body)
+        wait_until(lambda: len(client.server._batchers["rm"]._passes) == 2)
+        os.kill(first, signal.SIGKILL)
+        status, reply = lost.result()
+        assert (status, client.headers["Retry-After"]) == (503, "1")
+        message = "the process that computed this has ended; try again"
+        assert reply["error"]["message"] == message
+        assert client.request("/classify", body)[0] == 200  # waits for the process in its place
+        second = process(client)
+        assert second != first
+        os.kill(second, signal.SIGKILL)
+        wait_until(lambda: client.metric("processes") == 1)
+        assert client.request("/classify", body)[0] == 200  # idle, so nothing was lost
+        assert client.metric("processes") == 2
+    line = "process 1 ended by SIGKILL; its requests get 503, another one starts"
+    assert lines == [line, line]
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_process_is_named_and_the_process_goes_on(model, folder, preloaded_processes):
+    good = model.chat_template.encode(talk("q", "a"), False)
+    worker = WorkerProcess(WorkerSettings({"rm": str(folder)}, 1, 4096))
+
+    async def ask():
+        await worker.start()
+        with pytest.raises(WorkerFault, match=r"^IndexError$"):
+            await worker.score(Row("rm", [EncodedConversation([1 << 30], [0])], 4096))
+        rewards = await worker.score(Row("rm", [good], 4096))
+        await worker.close()
+        return rewards
+
+    right = expected(model, [{"messages": talk("q", "a")}])
+    assert asyncio.run(ask()) == [pytest.approx(right, **CLOSE)]
+
+
+@pytest.mark.slow
+def test_a_model_that_a_process_cannot_load_is_an_error_of_the_start(model, preloaded_processes):
+    served = ServedModel("rm", "/nowhere", model, model.context_length)
+
+    async def start_workers():
+        workers = WorkerPool([served], 2, 4096, lambda _: None)
+        try:
+            await workers.start()
+        finally:
+            await workers.close()
+
+    with pytest.raises(InputError, match=r"^/nowhere: no such folder"):
+        asyncio.run(start_workers())
+
+
 def test_a_full_queue_is_429_with_retry_after_and_goes_on_later(model, gate):
     with running(model, warm_up=False, max_queue=40) as client, ThreadPoolExecutor(1) as other:
         body = {"messages": talk("q", "a")}
@@ -569,12 +686,42 @@ def test_a_padded_model_gives_the_same_scores(folder):
     assert [item["probs"][0] for item in data] == pytest.approx(wanted, abs=1e-4)
 
 
+def batcher_of(model, budget=4096, **settings):
+    served = ServedModel("rm", "/models/rm", model, model.context_length)
+    workers = WorkerPool([served], 1, budget, lambda _: None)
+    return Batcher("rm", model.network, workers, budget, 1 << 20, patience=0, **settings)
+
+
+def test_requests_that_are_being_read_join_those_that_wait(model):
+    """No longer than a forward pass takes; here, one is said to have taken a minute."""
+    first, second = (model.chat_template.encode(talk(text, "a"), False) for text in ("q", "r"))
+
+    async def ask():
+        reading = asyncio.get_running_loop().create_future()
+        batcher = batcher_of(model, reading={reading}, stats=BatchStats(passes=1, seconds=60))
+        loop = asyncio.create_task(batcher.run())
+        early = asyncio.create_task(batcher.score([first]))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not early.done() and batcher.stats.passes == 1
+        late = asyncio.create_task(batcher.score([second]))
+        reading.set_result(None)
+        rewards = await asyncio.gather(early, late)
+        loop.cancel()
+        return rewards, batcher.stats
+
+    rewards, stats = asyncio.run(ask())
+    assert (stats.passes, stats.conversations) == (2, 2)
+    right = expected(model, [{"messages": talk(text, "a")} for text in ("q", "r")])
+    assert [value for [[value]] in rewards] == pytest.approx(right, **CLOSE)
+
+
 def test_the_oldest_is_never_passed_over(model):
     """Small ones come all the time, and a large one that waits must be in the next pass."""
     loop = asyncio.new_event_loop()
-    batcher = Batcher(model.network, ThreadPoolExecutor(1), 64, 1 << 20, 0)
 
     async def fill():
+        batcher = batcher_of(model, budget=64)
         tasks = [
             asyncio.create_task(batcher.score([model.chat_template.encode(talk(text, "a"), False)]))
             for text in ("word " * 90, "q", "r", "s")
@@ -602,9 +749,18 @@ def spawn(folder, *options):
     return server, re.search(r"ready at (http://\S+): (.*)", line).groups()
 
 
+def worker_processes(server):
+    """The numbers of the processes that compute for a server that was spawned."""
+    clients = psutil.Process(preloaded.program(server.pid)).children()
+    programs = [client.pid for client in clients if PROGRAM in client.cmdline()]
+    return [preloaded.program(client) for client in programs]
+
+
 @pytest.mark.slow
-def test_sigterm_finishes_what_is_begun_and_ends_well(folder):
-    server, (address, names) = spawn(folder, "--patience", 300)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_finishes_what_is_begun_and_ends_well(folder, processes):
+    """Also where all its processes get it, as some supervisors do."""
+    server, (address, names) = spawn(folder, "--patience", 300, "--num-processes", processes)
     assert names == "toy"
     bodies = [json.dumps({"messages": talk(f"q {n}", "a")}).encode() for n in range(8)]
 
@@ -619,6 +775,8 @@ def test_sigterm_finishes_what_is_begun_and_ends_well(folder):
     with ThreadPoolExecutor(8) as clients:
         replies = [clients.submit(ask, body) for body in bodies]
         wait_until(lambda: in_flight() == 9 or all(reply.done() for reply in replies))
+        for worker in worker_processes(server):
+            os.kill(worker, signal.SIGTERM)
         server.send_signal(signal.SIGTERM)
         assert all(len(reply.result()) == 1 for reply in replies)
     _, err = server.communicate(timeout=60)
@@ -626,6 +784,15 @@ def test_sigterm_finishes_what_is_begun_and_ends_well(folder):
         0,
         "music serve: finishing the requests that have come\n",
     )
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_server_that_is_killed(folder):
+    server, _ = spawn(folder, "--num-processes", 2)
+    [worker] = worker_processes(server)
+    server.kill()
+    server.communicate(timeout=60)
+    wait_until(lambda: not psutil.pid_exists(worker))
 
 
 @pytest.mark.slow

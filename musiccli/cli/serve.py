@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.app import plain_command
-from musiccli.cli.options import BUDGET, MAX_LENGTH
+from musiccli.cli.options import BUDGET, MAX_LENGTH, NUM_PROCESSES
 from musiccli.core.errors import InputError
 from musiccli.core.progress import say
 from musiccli.serve.config import ServeConfig
@@ -70,6 +70,7 @@ def serve(
     timeout: Annotated[
         float, typer.Option(min=0.001, metavar="S", help="Give up a request after so many seconds.")
     ] = ServeConfig.timeout,
+    num_processes: NUM_PROCESSES = None,
 ) -> None:
     """Serve rewards over HTTP, in the protocols of vLLM, SGLang, OpenRLHF and LLaMA-Factory.
 
@@ -80,6 +81,12 @@ def serve(
     """
     import asyncio
 
+    from musiccli.core.processes import divide_threads
+
+    processes = num_processes or ServeConfig.processes
+    if processes > 1:
+        divide_threads(processes)  # before torch is imported
+
     from musiccli.reward_model.checkpoint import load
     from musiccli.serve.actor_template import ActorTemplate
     from musiccli.serve.served_model import ServedModel
@@ -89,7 +96,7 @@ def serve(
         say(f"music serve: {text}")
 
     config = ServeConfig(
-        host, port, api_key, max_length, budget, patience, max_body, max_queue, timeout
+        host, port, api_key, max_length, budget, patience, max_body, max_queue, timeout, processes
     )
     paths = named_models(model)
     template = ActorTemplate.load(actor_template) if actor_template else None

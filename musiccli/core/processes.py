@@ -109,6 +109,15 @@ def relaunch(files: list[str], *, processes: int | None = None, config: str | No
         return _launch_with_torch(processes or 1, arguments)
 
 
+def divide_threads(processes: int) -> None:
+    """Let each of so many processes compute with its share of the cores.
+
+    It holds for processes that are started, and for this one before torch is imported.
+    OMP_NUM_THREADS stays where it is set.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
+
 def end_with_parent(parent: int) -> None:
     """End this process when the one that started it has ended. Otherwise it might wait forever."""
     while os.getppid() == parent:
@@ -186,7 +195,7 @@ def _launch_with_torch(processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    divide_threads(processes)
     logging.disable()  # the process that fails reports its own error
     config = LaunchConfig(
         min_nodes=1,

@@ -7,21 +7,18 @@ their beginning. The pass always holds the conversation that has waited longest.
 import asyncio
 import math
 import time
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from typing import Any
 
-from musiccli.core.errors import MusicError, RecordError
+from musiccli.core.errors import MusicError
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.reward_model.packing import MIN_SHARED_TOKENS, micro_batches
-from musiccli.reward_model.scoring import (
-    NOT_FINITE,
-    deduplicate,
-    group_neighbors,
-    score_encoded,
-)
+from musiccli.reward_model.packing import micro_batches
+from musiccli.reward_model.scoring import group_neighbors
+from musiccli.serve.scoring import Rewards, prompt_keys
+from musiccli.serve.worker_process import Row
+from musiccli.serve.workers import Worker, WorkerPool
 
 WINDOW = 256  # waiting conversations that are dealt together: enough to find those that begin alike
 
@@ -48,7 +45,7 @@ class WorkItem:
     """
 
     conversation: EncodedConversation
-    future: "asyncio.Future[list[float] | RecordError]"
+    future: "asyncio.Future[Rewards]"
 
 
 @dataclass
@@ -67,23 +64,28 @@ class Batcher:
     """The queue before one model, and the loop that empties it.
 
     Attributes:
-        network: the network, in evaluation mode.
-        executor: the thread that computes.
+        model: the name of the model.
+        network: its network, in evaluation mode.
+        workers: what computes, for all models.
         budget: the most tokens of one forward pass.
         max_queue: the most tokens that wait.
         patience: seconds that an idle batcher waits for more conversations before it computes.
+        reading: the requests of all models whose tokens are being made now.
         stats: what was done so far.
     """
 
+    model: str
     network: RewardNetwork
-    executor: Executor
+    workers: WorkerPool
     budget: int
     max_queue: int
     patience: float
+    reading: Collection["asyncio.Future[Any]"] = ()
     stats: BatchStats = field(default_factory=BatchStats)
     _waiting: list[WorkItem] = field(default_factory=list)
     _waiting_tokens: int = 0
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
+    _passes: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.network.budget = self.budget
@@ -93,9 +95,7 @@ class Batcher:
         """How many tokens wait or are being computed."""
         return self._waiting_tokens
 
-    async def score(
-        self, conversations: Sequence[EncodedConversation]
-    ) -> list[list[float] | RecordError]:
+    async def score(self, conversations: Sequence[EncodedConversation]) -> list[Rewards]:
         """The rewards of each conversation of one request, at its reward positions.
 
         A reward that is not a number is an error in its place. Where the caller is cancelled,
@@ -104,6 +104,7 @@ class Batcher:
         Raises:
             QueueFull: there is no room for them.
             InputError: memory does not suffice.
+            WorkerEnded: the process that computed them has ended.
         """
         tokens = sum(len(conversation.ids) for conversation in conversations)
         # A request that is larger than the queue is taken by an empty one.
@@ -124,11 +125,36 @@ class Batcher:
         """Compute what comes, until cancelled."""
         while True:
             await self._arrival.wait()
-            if sum(len(item.conversation.ids) for item in self._waiting) < self.budget:
-                await asyncio.sleep(self.patience)
-            while batch := self._next_batch():
-                await self._compute(batch)
+            await self._gather()
+            while self._waiting:
+                worker = await self.workers.acquire()
+                if batch := self._next_batch():
+                    computing = asyncio.create_task(self._compute(worker, batch))
+                    self._passes.add(computing)
+                    computing.add_done_callback(self._passes.discard)
+                else:
+                    self.workers.release(worker)
             self._arrival.clear()
+
+    async def _gather(self) -> None:
+        """Wait a little for requests that could join those that wait.
+
+        After that, wait for those that are being read now: at most until a forward pass is full,
+        and no longer than one takes.
+        """
+        if self._is_full():
+            return
+        await asyncio.sleep(self.patience)
+        reading = set(self.reading)
+        deadline = time.monotonic() + self.stats.seconds / max(1, self.stats.passes)
+        while reading and not self._is_full() and (rest := deadline - time.monotonic()) > 0:
+            _, reading = await asyncio.wait(
+                reading, timeout=rest, return_when=asyncio.FIRST_COMPLETED
+            )
+
+    def _is_full(self) -> bool:
+        """Whether what waits fills a forward pass."""
+        return sum(len(item.conversation.ids) for item in self._waiting) >= self.budget
 
     def _next_batch(self) -> list[WorkItem]:
         """Take the conversations of the next forward pass from the queue, in groups."""
@@ -157,14 +183,13 @@ class Batcher:
         self._waiting_tokens -= sum(len(item.conversation.ids) for item in items)
         self.stats.abandoned += len(items)
 
-    async def _compute(self, items: list[WorkItem]) -> None:
-        """One forward pass in the thread that computes; each request learns of its own."""
+    async def _compute(self, worker: Worker, items: list[WorkItem]) -> None:
+        """One forward pass; each request learns of its own, and the worker is free again."""
         conversations = [item.conversation for item in items]
         size = sum(len(conversation.ids) for conversation in conversations)
         started = time.monotonic()
-        run = asyncio.get_running_loop().run_in_executor
         try:
-            rewards = await run(self.executor, score_all, self.network, conversations, size)
+            rewards = await worker.score(Row(self.model, conversations, size))
         except Exception as error:  # each request reports it, and the next batch is computed
             for item in items:
                 if not item.future.done():
@@ -174,6 +199,7 @@ class Batcher:
                 if not item.future.done():
                     item.future.set_result(values)
         finally:
+            self.workers.release(worker)
             self._waiting_tokens -= size
             self.stats.conversations += len(items)
             self.stats.tokens += size
@@ -182,64 +208,7 @@ class Batcher:
 
     def _seconds_until_room(self) -> int:
         """How long half of the queue takes at the speed so far."""
-        speed = self.stats.tokens / self.stats.seconds if self.stats.seconds else self.max_queue
+        if not self.stats.seconds:
+            return 1
+        speed = self.workers.running * self.stats.tokens / self.stats.seconds
         return min(60, math.ceil(self._waiting_tokens / 2 / speed))
-
-
-def score_all(
-    network: RewardNetwork, conversations: Sequence[EncodedConversation], budget: int
-) -> list[list[float] | RecordError]:
-    """The rewards of any number of conversations, in one call. Equal ones get equal rewards.
-
-    Args:
-        network: the network, in evaluation mode.
-        conversations: in any order; those that begin alike are computed together.
-        budget: the most tokens in one forward pass.
-
-    Returns:
-        The rewards of each, or the error that one is not a number.
-
-    Raises:
-        InputError: memory does not suffice.
-    """
-    firsts, kinds = deduplicate(conversations)
-    order = sorted(range(len(firsts)), key=lambda number: conversations[firsts[number]].ids)
-    ordered = [conversations[firsts[number]] for number in order]
-    rewards = score_encoded(network, ordered, prompt_keys(ordered), budget)
-    by_kind = dict(zip(order, rewards, strict=True))
-    return [
-        by_kind[kind] if all(map(math.isfinite, by_kind[kind])) else RecordError(NOT_FINITE)
-        for kind in kinds
-    ]
-
-
-def prompt_keys(conversations: Sequence[EncodedConversation]) -> list[int]:
-    """A number per conversation, equal for neighbors that should share their beginning.
-
-    Args:
-        conversations: in the order of their tokens.
-
-    Neighbors share what they have in common, unless one of them has more than twice as much in
-    common with its other neighbor: a system message that all have must not keep the candidates
-    of one long history from sharing that.
-    """
-    shared = [_common_prefix(left.ids, right.ids) for left, right in pairwise(conversations)]
-    keys, key = [], 0
-    for index in range(len(conversations)):
-        if index:
-            most = max(shared[max(index - 2, 0) : index + 1])
-            key += shared[index - 1] < max(MIN_SHARED_TOKENS, most / 2)
-        keys.append(key)
-    return keys
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    """How many leading tokens two conversations have in common."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

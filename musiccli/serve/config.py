@@ -20,6 +20,7 @@ class ServeConfig:
         max_body: the most megabytes of one request.
         max_queue: the most tokens that wait; beyond them requests are sent away for a while.
         timeout: seconds until a request is given up.
+        processes: how many compute, the server's own included.
     """
 
     host: str = "127.0.0.1"
@@ -31,3 +32,4 @@ class ServeConfig:
     max_body: int = 16
     max_queue: int = 1_000_000
     timeout: float = 120.0
+    processes: int = 1

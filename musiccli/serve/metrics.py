@@ -32,17 +32,27 @@ class Metrics:
         self.seconds += seconds
         self.by_duration[bisect_left(BOUNDS, seconds)] += 1
 
-    def text(self, batchers: Mapping[str, Batcher], in_flight: int) -> str:
-        """All counts, and those of each model's batcher."""
-        return "\n".join([*self._lines(batchers, in_flight), ""])
+    def text(self, batchers: Mapping[str, Batcher], in_flight: int, processes: int) -> str:
+        """All counts, and those of each model's batcher.
 
-    def _lines(self, batchers: Mapping[str, Batcher], in_flight: int) -> Iterator[str]:
+        Args:
+            batchers: by model.
+            in_flight: requests that wait for their reply.
+            processes: how many compute now.
+        """
+        return "\n".join([*self._lines(batchers, in_flight, processes), ""])
+
+    def _lines(
+        self, batchers: Mapping[str, Batcher], in_flight: int, processes: int
+    ) -> Iterator[str]:
         yield from _head("requests_total", "counter", "Requests by path and HTTP status.")
         for (path, status), count in sorted(self.requests.items()):
             labels = f'path="{path}",status="{status}"'
             yield f"{PREFIX}requests_total{{{labels}}} {count}"
         yield from _head("requests_in_flight", "gauge", "Requests that wait for their reply.")
         yield f"{PREFIX}requests_in_flight {in_flight}"
+        yield from _head("processes", "gauge", "Processes that compute.")
+        yield f"{PREFIX}processes {processes}"
         yield from _head("failed_items_total", "counter", "Conversations that were not scored.")
         yield f"{PREFIX}failed_items_total {self.failed_items}"
         yield from _head("start_time_seconds", "gauge", "When the server started, Unix time.")

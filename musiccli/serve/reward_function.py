@@ -14,7 +14,7 @@ from musiccli.core.messages import Message
 from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.model import RewardModel
 from musiccli.serve.actor_template import ActorTemplate
-from musiccli.serve.batcher import score_all
+from musiccli.serve.scoring import score_all
 from musiccli.serve.served_model import Item, Reply, ServedModel
 
 ATTEMPTS = 8  # of a request to a busy or restarting server

@@ -1,5 +1,6 @@
 """A model that is served, and how it reads conversations, texts and token ids."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,22 @@ from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.scoring import encode_sides
 from musiccli.reward_model.vocabulary import embedding_rows
+
+WARM_UP: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "What is 2 + 2?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}
+            ],
+        },
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "4."},
+    ],
+    "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,15 @@ class ServedModel:
     def token_limit(self) -> int:
         """How many tokens the model has an embedding of."""
         return embedding_rows(self.model.network.core)
+
+    @cached_property
+    def first_conversation(self) -> EncodedConversation:
+        """What a model is warmed up with; without calls where its template refuses them."""
+        with suppress(RecordError):
+            return self.encode(Record(WARM_UP), per_turn=False).conversation
+        question, *_, answer = WARM_UP["messages"]
+        item = Record({"messages": [question, answer]})
+        return self.encode(item, per_turn=False).conversation
 
     def encode(self, item: Item, *, per_turn: bool, add_special_tokens: bool = True) -> EncodedItem:
         """An item as the model reads it.

@@ -1,7 +1,8 @@
-"""The HTTP server: requests in, replies out. Models compute in a thread of their own.
+"""The HTTP server: requests in, replies out. Workers compute.
 
 Three threads share the work. The event loop moves bytes; a second thread makes tokens of bodies;
-a third computes. Nothing is written, and no line that is logged holds what a request held.
+a third computes, as do processes where they are asked for. Nothing is written, and no line that is
+logged holds what a request held.
 """
 
 import asyncio
@@ -12,9 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -22,7 +23,6 @@ from aiohttp import web
 
 from musiccli.core.errors import InputError, RecordError, kind_of
 from musiccli.core.json_text import decode
-from musiccli.core.records import Record
 from musiccli.serve.actor_template import ActorTemplate
 from musiccli.serve.batcher import Batcher, QueueFull
 from musiccli.serve.config import ServeConfig
@@ -37,26 +37,13 @@ from musiccli.serve.protocol import (
     protocols_by_path,
 )
 from musiccli.serve.served_model import EncodedItem, Reward, ServedModel
+from musiccli.serve.worker_process import WorkerFault
+from musiccli.serve.workers import WorkerEnded, WorkerPool
 
 MAX_REQUESTS = 4096  # in flight; each may be a slow one
 BODIES_IN_MEMORY = 16  # of the largest size; beyond that requests are sent away for a while
 CLIENT_LEFT = 499  # how proxies count a request whose client did not wait
 GRACE = 0.2  # seconds in which requests that are being sent still come in, once the port is closed
-WARM_UP: dict[str, Any] = {
-    "messages": [
-        {"role": "user", "content": "What is 2 + 2?"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [
-                {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}
-            ],
-        },
-        {"role": "tool", "content": "4"},
-        {"role": "assistant", "content": "4."},
-    ],
-    "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
-}
 
 
 class HttpError(Exception):
@@ -124,14 +111,17 @@ class RewardServer:
         self._body_bytes = 0
         self._body_limit = config.max_body << 20
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="read")
-        self._computers = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._reading: set[asyncio.Future[Prepared]] = set()
+        self._workers = WorkerPool(self.models, config.processes, config.budget, say)
         self._batchers = {
             served.name: Batcher(
+                served.name,
                 served.model.network,
-                self._computers,
+                self._workers,
                 config.budget,
                 config.max_queue,
                 config.patience / 1000,
+                self._reading,
             )
             for served in self.models
         }
@@ -173,11 +163,15 @@ class RewardServer:
         self._loops = [asyncio.create_task(batcher.run()) for batcher in self._batchers.values()]
 
     async def warm_up(self) -> None:
-        """Score a conversation with each model: whatever is compiled or built at first is then."""
+        """Start the workers, each with a first row: whatever is compiled or built then is.
+
+        Raises:
+            MusicError: a worker cannot be started.
+        """
         run = asyncio.get_running_loop().run_in_executor
         for served in self.models:
-            item = await run(self._readers, _warm_up_item, served)
-            await self._batchers[served.name].score([item.conversation])
+            await run(self._readers, attrgetter("first_conversation"), served)
+        await self._workers.start()
         if self._status == "starting":
             self._status = "ok"
 
@@ -193,7 +187,7 @@ class RewardServer:
         for loop in self._loops:
             loop.cancel()
         self._readers.shutdown(cancel_futures=True)
-        self._computers.shutdown(cancel_futures=True)
+        await self._workers.close()
 
     # Requests
 
@@ -215,7 +209,7 @@ class RewardServer:
             response = _failure(HttpError(status, error.reason), allowed)
         except Exception as error:
             status = 500
-            name = type(error).__name__
+            name = str(error) if isinstance(error, WorkerFault) else type(error).__name__
             self._say(f"{_path(request)}: {name} (a fault of ours)")
             response = _failure(HttpError(500, f"{name} (a fault of the server)"))
         finally:
@@ -257,7 +251,8 @@ class RewardServer:
         return _json({"object": "list", "data": models})
 
     async def _show_metrics(self, _: web.Request) -> web.Response:
-        text = self.metrics.text(self._batchers, self._in_flight)
+        running = self._workers.running
+        text = self.metrics.text(self._batchers, self._in_flight, running)
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _score(self, request: web.Request) -> web.Response:
@@ -267,9 +262,7 @@ class RewardServer:
             async with asyncio.timeout(self.config.timeout):
                 raw = await self._read_body(request)
                 try:
-                    prepared = await asyncio.get_running_loop().run_in_executor(
-                        self._readers, self._prepare, request.path, raw, abandoned
-                    )
+                    prepared = await self._read(request.path, raw, abandoned)
                     return _json(await self._reply(prepared))
                 finally:
                     self._body_bytes -= len(raw)
@@ -281,6 +274,8 @@ class RewardServer:
             raise HttpError(429, str(error), retry_after=error.retry_after) from None
         except RecordError as error:
             raise HttpError(400, str(error)) from None
+        except WorkerEnded as error:
+            raise HttpError(503, str(error), retry_after=1) from None
         except InputError as error:
             raise HttpError(503, str(error)) from None
         finally:
@@ -307,8 +302,18 @@ class RewardServer:
             raise HttpError(400, "the body cannot be read") from None
         return bytes(body)
 
+    async def _read(self, path: str, raw: bytes, abandoned: threading.Event) -> Prepared:
+        """Make tokens of a body in the thread that reads. Errors are those of `_prepare`."""
+        run = asyncio.get_running_loop().run_in_executor
+        reading = run(self._readers, self._prepare, path, raw, abandoned)
+        self._reading.add(reading)
+        try:
+            return await reading
+        finally:
+            self._reading.discard(reading)
+
     def _prepare(self, path: str, raw: bytes, abandoned: threading.Event) -> Prepared:
-        """Make tokens of a body. It runs in the thread that reads.
+        """Make tokens of a body.
 
         Raises:
             RecordError: the body has no form that is known at this path.
@@ -421,14 +426,6 @@ def _parse_body(raw: bytes) -> Body:
     if not isinstance(body, dict):
         raise RecordError(f"the body is {kind_of(body)}; it should be an object")
     return body
-
-
-def _warm_up_item(served: ServedModel) -> EncodedItem:
-    """The conversation that a model is warmed up with; without calls where its template refuses."""
-    with suppress(RecordError):
-        return served.encode(Record(WARM_UP), per_turn=False)
-    question, *_, answer = WARM_UP["messages"]
-    return served.encode(Record({"messages": [question, answer]}), per_turn=False)
 
 
 def _bad_items(errors: list[dict[str, Any]], count: int) -> HttpError:
