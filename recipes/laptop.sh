@@ -58,6 +58,8 @@ if [ -n "$dry" ]; then
     small=("${small[@]}" --assistant-tokens 24 --user-tokens 24 --retries 1)
 fi
 half=$((pairs / 2))
+taught=self-taught # the set of prompts for models that follow instructions, or the one for small models
+[ "$simulator" = local/smollm2 ] && taught=self-taught-small
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + jobs - 1) / jobs))}
 # -------------------------------------------------------------------------------------------------------------------
 start=$SECONDS
@@ -120,6 +122,10 @@ arm() { # arm NAME: the pairs of an arm in `files`, and options of its training 
     c) simulated music --contrast all; files+=("$out/music.jsonl") ;;
     one-turn) # the contrast at one turn, as often near the end as far from it
         simulated one --contrast random:1; files+=("$out/one.jsonl") ;;
+    middle) # the contrast at one turn between the first and the last: the error stays in the history
+        simulated middle --contrast middle --turns $((turns < 3 ? 3 : turns)); files+=("$out/middle.jsonl") ;;
+    self-taught) # c by a model that sees the plain reply when it alters an instruction (arXiv 2408.02666)
+        simulated self-taught --contrast all --prompts "$taught"; files+=("$out/self-taught.jsonl") ;;
     review) # users that ask for what the last reply lacks
         simulated review --contrast all --user-turns review; files+=("$out/review.jsonl") ;;
     swaps | swaps-last) # no LLM: a reply to something else, at any turn or the last

@@ -175,6 +175,13 @@ def test_what_spoils_a_contrasted_reply_has_a_name(text, name):
     assert faults.contrast_reply_fault(text, "How do I fry an egg?", EGGS) == name
 
 
+def test_a_contrasted_reply_that_gives_the_plain_answer_is_a_fault_where_that_is_there():
+    answer = "Boil it for eight minutes in salted water."
+    for text, name in ((answer.lower(), "same answer"), ("Fry it in oil.", None)):
+        assert faults.contrast_reply_fault(text, "How to fry?", EGGS[:1], answer) == name
+        assert faults.contrast_reply_fault(text, "How to fry?", EGGS[:1]) is None
+
+
 @pytest.mark.parametrize(
     "instruction, name",
     [
@@ -223,6 +230,7 @@ def test_every_fault_that_is_asked_again_has_words_for_it():
             "unreadable",
             "refusal",
             "not rewritten",
+            "same answer",
             "leak",
             "role flip",
             "repeat",

@@ -7,12 +7,12 @@ from build import talk
 
 from musiccli import prompts
 from musiccli.core.errors import InputError
-from musiccli.prompts import SETS, Prompt, load, transcript
+from musiccli.prompts import SETS, Prompt, contains, load, transcript
 
 GIVEN = {
     "user": {"transcript"},
-    "contrast": {"transcript", "instruction"},
-    "rewrite": {"transcript", "instruction"},
+    "contrast": {"transcript", "instruction", "answer"},
+    "rewrite": {"transcript", "instruction", "answer"},
     "review": {"transcript"},
     "chair": {"transcript", "review"},
     "judge": {"a", "b", "marked_a", "marked_b", "fence"},
@@ -45,7 +45,34 @@ def test_packaged_prompts_need_nothing_but_what_is_given(which, role):
     filled = load(which, role).fill(**{name: f"<<{name}>>" for name in GIVEN[role]})
     assert "{{" not in filled
     if which == "paper":
-        assert all(f"<<{name}>>" in filled for name in GIVEN[role] - {"a", "b"})
+        assert all(f"<<{name}>>" in filled for name in GIVEN[role] - {"a", "b", "answer"})
+
+
+@pytest.mark.parametrize(
+    "which, role, reads",
+    [
+        ("paper", "contrast", False),
+        ("paper", "rewrite", False),
+        ("small", "rewrite", False),
+        ("self-taught", "contrast", True),
+        ("self-taught", "rewrite", True),
+        ("self-taught-small", "rewrite", True),
+    ],
+)
+def test_the_self_taught_sets_alone_read_the_plain_reply(which, role, reads):
+    assert load(which, role).reads("answer") is reads
+
+
+@pytest.mark.parametrize(
+    "which, fallback, replaced",
+    [
+        ("self-taught", "paper", {"contrast", "rewrite"}),
+        ("self-taught-small", "small", {"rewrite"}),
+    ],
+)
+def test_the_self_taught_sets_are_another_set_but_for_the_contrast(which, fallback, replaced):
+    assert {role for role in GIVEN if load(which, role) != load(fallback, role)} == replaced
+    assert {role for role in GIVEN if contains(which, role)} == replaced
 
 
 def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
@@ -115,7 +142,8 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 
 def test_an_unknown_set_is_named():
     with pytest.raises(
-        InputError, match="`prompts` papers: neither paper nor small nor rankjudge nor a folder"
+        InputError,
+        match="`prompts` papers: neither a folder nor one of paper, small, self-taught, ",
     ):
         load("papers", "user")
 

@@ -98,7 +98,7 @@ def test_the_papers_run_walks_all_its_stages(tmp_path, project, stand_ins):
 
 @pytest.mark.slow
 def test_the_laptops_run_walks_all_its_stages(tmp_path, project, stand_ins):
-    arms = ["margin"]
+    arms = ["margin", "middle", "self-taught"]
     done = run("laptop.sh", tmp_path / "laptop", project, ARMS=" ".join(arms), **stand_ins)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "laptop" / "rm").iterdir()} == {

@@ -104,6 +104,7 @@ def by_role(server, name: str) -> list[dict]:
         ("none", []),
         ("first", [0]),
         ("last", [3]),
+        ("middle", [2]),
         ("random:4", [0, 1, 2, 3]),
         ("prob:1", [0, 1, 2, 3]),
     ],
@@ -118,6 +119,16 @@ def test_random_draws_k_turns_and_every_turn_has_its_chance(count):
     share = Counter(turn for turns in drawn for turn in turns)
     assert {len(turns) for turns in drawn} == {count}
     assert all(100 * count - 50 < share[turn] < 100 * count + 50 for turn in range(4))
+
+
+def test_middle_draws_one_turn_between_the_first_and_the_last():
+    drawn = [contrasted_turns("middle", 5, Random(number)) for number in range(300)]
+    share = Counter(turn for turns in drawn for turn in turns)
+    assert {len(turns) for turns in drawn} == {1} and share.keys() == {1, 2, 3}
+    assert all(60 < count < 140 for count in share.values())
+    assert contrasted_turns("middle", 3, Random(0)) == {1}
+    with pytest.raises(InputError, match="`contrast` middle needs `turns` 3 or more"):
+        contrasted_turns("middle", 2, Random(0))
 
 
 def test_prob_draws_each_turn_by_itself_and_never_none():
@@ -142,11 +153,12 @@ def test_prob_draws_each_turn_by_itself_and_never_none():
         "prob:",
         "",
         "none:1",
+        "middle:1",
     ],
 )
 def test_an_unknown_policy_names_those_there_are(policy):
     with pytest.raises(
-        InputError, match=r"expected all \| none \| first \| last \| random:K \| prob:P"
+        InputError, match=r"expected all \| none \| first \| middle \| last \| random:K \| prob:P"
     ):
         contrasted_turns(policy, 4, Random(0))
     with pytest.raises(InputError):
@@ -162,6 +174,7 @@ def test_an_unknown_policy_names_those_there_are(policy):
         ("all", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 4}),
         ("first", "AAA", "CAA", {"assistant": 5, "contrast": 1, "user": 4}),
         ("last", "AAA", "AAC", {"assistant": 3, "contrast": 1, "user": 2}),
+        ("middle", "AAA", "ACA", {"assistant": 4, "contrast": 1, "user": 3}),
         ("random:3", "AAA", "CCC", {"assistant": 3, "contrast": 3, "user": 4}),
     ],
 )
@@ -198,7 +211,7 @@ def test_without_contrast_there_is_one_branch():
     assert roles(server) == {"assistant": 3, "user": 2}
 
 
-@pytest.mark.parametrize("policy, shared", [("all", 1), ("first", 1), ("last", 5)])
+@pytest.mark.parametrize("policy, shared", [("all", 1), ("first", 1), ("middle", 3), ("last", 5)])
 def test_the_branches_are_one_conversation_up_to_the_first_contrasted_reply(policy, shared):
     chosen, rejected = simulated(seed(), turns=3, contrast=policy)[0]
     assert first_divergence(chosen["messages"], rejected["messages"]) == shared
@@ -212,7 +225,7 @@ def test_whatever_is_contrasted_the_chosen_branch_is_the_same_and_is_asked_for_o
     seeds = [seed("x"), seed("y", "Hello?", "Hi.")]
     cache = {"cache": Store(tmp_path / "c")}
     plain, _, plain_server = simulated(*seeds, turns=3, contrast="none", client=cache)
-    for policy in ("all", "first", "last", "random:2", "prob:0.4"):
+    for policy in ("all", "first", "middle", "last", "random:2", "prob:0.4"):
         done, _, server = simulated(*seeds, turns=3, contrast=policy, client=cache)
         assert [texts(record) for record in done if record["branch"] == "chosen"] == list(
             map(texts, plain)
@@ -280,6 +293,71 @@ def test_a_contrast_in_two_calls_answers_the_rewritten_instruction_in_its_place(
     assert talk(instructions[0]) in histories
     assert [*rejected["messages"][:2], {"role": "user", "content": instructions[1]}] in histories
     assert not any("Rewrite says" in text for text in texts(rejected))
+
+
+def answer_of(body: dict) -> str:
+    """The plain reply that the prompt of a contrast shows."""
+    shown = body["messages"][0]["content"].split("The assistant's answer to it:\n\n")[1]
+    return shown.split("\n\nWrite ")[0]
+
+
+def asks_for_a_plain_reply(body: dict) -> bool:
+    """Whether a request is for the assistant's reply to what stands in a rejected branch."""
+    return role(body) == "assistant" and "Contrasted:" in str(body)
+
+
+@pytest.mark.parametrize("contrast_calls, writer", [(1, "contrast"), (2, "rewrite")])
+def test_a_self_taught_contrast_reads_the_plain_reply_to_the_same_history(contrast_calls, writer):
+    """The first is the chosen branch's; for a history of the rejected branch another is asked for."""
+    [chosen, rejected], counts, server = simulated(
+        seed(), turns=3, prompts="self-taught", contrast_calls=contrast_calls
+    )
+    first, *later = sorted(map(answer_of, by_role(server, writer)), key=texts(chosen).count)[::-1]
+    assert (first, counts) == (texts(chosen)[1], {})
+    assert len(later) == 2 and not set(later) & set(texts(chosen) + texts(rejected))
+    asked = Counter(assistant=3 + len(later), user=4)
+    asked.update({writer: 3, "assistant": 3 * (contrast_calls - 1)})
+    assert roles(server) == +asked
+    if contrast_calls == 1:
+        asked_plainly = filter(asks_for_a_plain_reply, server.requests)
+        assert sorted(len(body["messages"]) for body in asked_plainly) == [3, 5]
+    assert rejected["simulator"]["prompts"] == "self-taught"
+
+
+def test_a_self_taught_run_has_the_papers_chosen_branches_and_goes_on_where_it_stopped(tmp_path):
+    cache = {"cache": Store(tmp_path / "c")}
+    settings = {"turns": 3, "prompts": "self-taught", "client": cache}
+    done, _, _ = simulated(seed(), **settings)
+    again, _, server = simulated(seed(), **settings)
+    assert (again, server.calls) == (done, 0)
+    [chosen, _], _, _ = simulated(seed(), turns=3)
+    assert texts(chosen) == texts(done[0]) and "prompts" not in chosen["simulator"]
+
+
+def test_one_contrasted_turn_needs_no_other_plain_reply_than_the_chosen_branchs():
+    for policy in ("first", "middle", "last"):
+        calls = roles(simulated(seed(), turns=3, contrast=policy, prompts="self-taught")[2])
+        assert calls == roles(simulated(seed(), turns=3, contrast=policy)[2])
+
+
+def test_a_contrast_that_gives_the_plain_reply_is_asked_for_again():
+    def reply(body: dict) -> str:
+        if role(body) == "contrast" and len(body["messages"]) == 1:
+            return f"<instruction>Go on</instruction><reply>{answer_of(body)}</reply>"
+        return scripted_reply(body)
+
+    done, counts, _ = simulated(seed(), reply=reply, turns=1, prompts="self-taught")
+    assert counts == {"retried (contrast same answer)": 1}
+    assert not any("faults" in record for record in done)
+
+
+def test_a_plain_reply_for_a_contrast_is_repeated_when_faulty_and_marks_no_branch():
+    def reply(body: dict) -> str:
+        return "question s" if asks_for_a_plain_reply(body) else scripted_reply(body)
+
+    done, counts, _ = simulated(seed(), reply=reply, turns=2, prompts="self-taught", retries=1)
+    assert counts == {"retried (assistant repeat)": 1}
+    assert not any("faults" in record for record in done)
 
 
 def test_user_assistant_and_contraster_may_be_three_models():
@@ -942,21 +1020,25 @@ def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "policy, contrast_calls, user_turns",
+    "policy, contrast_calls, user_turns, prompt_set",
     [
-        ("all", 1, "plain"),
-        ("none", 1, "plain"),
-        ("first", 1, "plain"),
-        ("last", 1, "plain"),
-        ("random:2", 1, "plain"),
-        ("prob:0.4", 1, "plain"),
-        ("all", 2, "plain"),
-        ("random:2", 2, "plain"),
-        ("all", 1, "review"),
-        ("last", 1, "review"),
+        ("all", 1, "plain", "paper"),
+        ("none", 1, "plain", "paper"),
+        ("first", 1, "plain", "paper"),
+        ("last", 1, "plain", "paper"),
+        ("random:2", 1, "plain", "paper"),
+        ("prob:0.4", 1, "plain", "paper"),
+        ("all", 2, "plain", "paper"),
+        ("random:2", 2, "plain", "paper"),
+        ("all", 1, "review", "paper"),
+        ("last", 1, "review", "paper"),
+        ("middle", 1, "plain", "paper"),
+        ("all", 1, "plain", "self-taught"),
+        ("all", 2, "plain", "self-taught"),
+        ("middle", 1, "plain", "self-taught"),
     ],
 )
-def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_turns):
+def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_turns, prompt_set):
     seeds = [
         seed(number, *["Q?", "A."] * (number % 2), *(["Q2?"] if number % 3 else ["Q3?", "A3."]))
         for number in range(4)
@@ -967,6 +1049,7 @@ def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_t
         "contrast": policy,
         "contrast_calls": contrast_calls,
         "user_turns": user_turns,
+        "prompts": prompt_set,
     }
     planned, rehearsed, total = estimate(seeds, SimulateConfig(MODEL, MODEL, **settings))
     _, counts, server = simulated(*seeds, **settings)
@@ -975,6 +1058,7 @@ def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_t
         contrast_calls == 2
     ):  # the scripted model takes an answer to a rewritten instruction for any assistant's
         expected["assistant"] += expected.pop("contrast", 0)
+    expected["assistant"] += expected.pop("plain", 0)
     assert (dict(expected), counts, rehearsed, total) == (dict(roles(server)), {}, 8, 8)
 
 
@@ -1196,7 +1280,7 @@ def test_a_failed_conversation_gives_exit_status_1(music):
         (("--contrast", "some"), "--contrast some: expected all | none"),
         (
             ("--prompts", "nowhere"),
-            "--prompts nowhere: neither paper nor small nor rankjudge nor a folder",
+            "--prompts nowhere: neither a folder nor one of paper, small, self-taught, ",
         ),
         (("--prompts", "small", "--contrast-calls", "1"), "has no contrast.md"),
         (("--top-p", "0"), "--top-p 0: should be above 0 and at most 1; --temperature 0 always"),

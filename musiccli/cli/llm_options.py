@@ -25,9 +25,10 @@ PROMPTS = Annotated[
     typer.Option(
         metavar="SET|FOLDER",
         show_default=False,
-        help="Prompt texts: paper, small (for models of few parameters), rankjudge (judges name "
-        "the flaw), or a folder with your own files; left out: small for the bundled models, "
-        "else paper.",
+        help="Prompt texts: paper, small (for models of few parameters), self-taught and "
+        "self-taught-small (contrasts that read the plain reply), rankjudge (judges name the "
+        "flaw), or a folder with your own files; left out: small for the bundled models, else "
+        "paper.",
     ),
     PathUse(names="prompts"),
 ]

@@ -68,7 +68,7 @@ def simulate(
         typer.Option(
             metavar="POLICY",
             help="Which turns of the rejected branch answer an altered instruction: all, none (one "
-            "branch only), first, last, random:K or prob:P.",
+            "branch only), first, middle, last, random:K or prob:P.",
         ),
     ] = SimulateConfig.contrast,
     samples: Annotated[

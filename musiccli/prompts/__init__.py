@@ -17,9 +17,12 @@ import orjson
 from musiccli.core.errors import InputError
 from musiccli.core.messages import ROLES, Message, message_text, tools_text
 
-# "paper" is for models that follow instructions, "small" for models of few parameters, "rankjudge"
-# asks a judge for the round and the kind of a flaw, too.
-SETS = ("paper", "small", "rankjudge")
+# "paper" is for models that follow instructions, "small" for models of few parameters. The two
+# "self-taught" ones show the plain reply to the model that alters an instruction, after
+# arXiv 2408.02666. "rankjudge" asks a judge for the round and the kind of a flaw, too.
+SETS = ("paper", "small", "self-taught", "self-taught-small", "rankjudge")
+# Where a file comes from that a set lacks; for a folder that is "paper".
+FALLBACKS = {"self-taught": "paper", "self-taught-small": "small"}
 HEAD_NAMES = {"as", "stop", "fields"}
 MODES = ("chat", "turn", "completion")
 _VARIABLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -44,6 +47,10 @@ class Prompt:
     stop: tuple[str, ...] = ()
     fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def reads(self, variable: str) -> bool:
+        """Whether the text has a variable."""
+        return any(match[1] == variable for match in _VARIABLE.finditer(self.text))
+
     def fill(self, **values: str) -> str:
         """The text with every variable replaced. Braces inside the values stay as they are.
 
@@ -66,7 +73,8 @@ class Prompt:
 def load(prompt_set: str, role: str) -> Prompt | None:
     """The prompt of a role ("user", "contrast", ...), or None where the set has none.
 
-    A file that a folder lacks is taken from the set "paper".
+    A file that a folder lacks is taken from the set "paper", and one that a set of FALLBACKS lacks
+    from the set named there.
 
     Args:
         prompt_set: one of SETS, or a folder.
@@ -76,7 +84,8 @@ def load(prompt_set: str, role: str) -> Prompt | None:
     """
     path = _path(prompt_set, role)
     if not path.is_file():
-        return None if prompt_set in SETS else load("paper", role)
+        fallback = FALLBACKS.get(prompt_set) if prompt_set in SETS else "paper"
+        return load(fallback, role) if fallback else None
     try:
         head, text = _split(path.read_text("utf-8"))
     except UnicodeDecodeError as error:
@@ -130,7 +139,7 @@ def transcript(
 def _path(prompt_set: str, role: str) -> Path:
     folder = _FOLDER / prompt_set if prompt_set in SETS else Path(prompt_set)
     if not folder.is_dir():
-        raise InputError(f"`prompts` {prompt_set}: neither {' nor '.join(SETS)} nor a folder")
+        raise InputError(f"`prompts` {prompt_set}: neither a folder nor one of {', '.join(SETS)}")
     return folder / f"{role}.md"
 
 

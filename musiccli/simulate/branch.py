@@ -10,6 +10,7 @@ from musiccli.core.jsonl import MAX_LINE
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.llm.call import Reply
+from musiccli.prompts import FALLBACKS
 from musiccli.simulate.config import SimulateConfig
 
 OTHER_FIELDS = 1 << 20  # bytes that are kept for what simulate adds beside messages
@@ -46,16 +47,33 @@ class Branch:
     def __post_init__(self) -> None:
         self.size = self.size or len(json_text.encode(self.seed))
 
-    def fork(self, name: str) -> "Branch":
-        """A second branch with the same history. Its usage begins at zero."""
+    @property
+    def replies(self) -> list[int]:
+        """The indices of the simulated messages of the assistant: one a turn."""
+        start = len(self.seed["messages"])
+        return [
+            index
+            for index, message in enumerate(self.messages)
+            if index >= start and message["role"] == "assistant"
+        ]
+
+    def fork(self, name: str, length: int | None = None) -> "Branch":
+        """A second branch with the same history. Its usage begins at zero.
+
+        Args:
+            length: how many messages it begins with; None for all.
+        """
+        start = len(self.seed["messages"])
+        messages = self.messages[:length]
+        added = sum(len(json_text.encode(message)) for message in messages[start:])
         return Branch(
             self.seed,
             self.sample,
             name,
-            list(self.messages),
-            faults=list(self.faults),
-            truncated=list(self.truncated),
-            size=self.size,
+            messages,
+            faults=[fault for fault in self.faults if fault["message"] < len(messages)],
+            truncated=[index for index in self.truncated if index < len(messages)],
+            size=len(json_text.encode(self.seed)) + added,
         )
 
     def check_room(self, reply: Reply) -> None:
@@ -97,6 +115,8 @@ class Branch:
         }
         if config.user_turns != "plain":
             simulator["user_turns"] = config.user_turns
+        if config.prompts in FALLBACKS:  # records of the older sets do not name theirs
+            simulator["prompts"] = config.prompts
         optional = {"faults": self.faults, "truncated": self.truncated}
         return {
             **self.seed,

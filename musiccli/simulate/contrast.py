@@ -1,8 +1,11 @@
 """Contrasted replies: the assistant answers an altered form of the user's instruction.
 
 The conversation keeps the user's own message. So the reply is well written, but does not answer
-what the user asked. It is text alone: where the seed ends with the result of a call, the altered
-instruction takes the place of the user's, and the call and its result are not read.
+what the user asked. A prompt with the variable {{answer}} also reads the plain reply to the user's
+message, as in Self-Taught Evaluators (arXiv 2408.02666).
+
+It is text alone: where the seed ends with the result of a call, the altered instruction takes the
+place of the user's, and the call and its result are not read.
 """
 
 import re
@@ -32,7 +35,11 @@ REPLY = re.compile(r"<reply>(.*?)(?:</reply>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 class OneCallContrast:
-    """Rewrites the instruction and answers it in one call, as the paper does."""
+    """Rewrites the instruction and answers it in one call, as the paper does.
+
+    Attributes:
+        reads_answer: whether the prompt shows the plain reply to the user's message.
+    """
 
     def __init__(self, config: SimulateConfig, asker: Asker):
         self._asker = asker
@@ -43,6 +50,7 @@ class OneCallContrast:
                 "2 needs rewrite.md instead"
             )
         self._prompt = prompt
+        self.reads_answer = prompt.reads("answer")
         self._question = Question(
             "contrast",
             config.contrast_model,
@@ -50,31 +58,48 @@ class OneCallContrast:
             prepare=lambda reply: limit_reply(reply, config.assistant_tokens),
         )
 
-    async def write(self, branch: Branch, turn: int) -> None:
-        """Add a reply to an altered form of the user's last message."""
+    async def write(self, branch: Branch, turn: int, answer: str = "") -> None:
+        """Add a reply to an altered form of the user's last message.
+
+        Args:
+            answer: the plain reply to that message, where the prompt reads it.
+        """
         history, message = branch.messages, last_instruction(branch.messages)
         before = without_tools(history[: last_user_message(history)])
         question = self._question.with_prompt(
-            self._prompt, without_tools(history), transcript=transcript(before), instruction=message
+            self._prompt,
+            without_tools(history),
+            transcript=transcript(before),
+            instruction=message,
+            answer=answer,
         )
         reply, fault = await self._asker.ask(
-            branch, turn, question, lambda text: contrast_fault(text, message, history)
+            branch, turn, question, lambda text: contrast_fault(text, message, history, answer)
         )
         instruction, text = split_contrast(reply.text)
         branch.add_contrasted(instruction or "", replace(reply, text=text or reply.text), fault)
 
 
 class TwoCallContrast:
-    """Rewrites the instruction in one call and answers it in another."""
+    """Rewrites the instruction in one call and answers it in another.
+
+    Attributes:
+        reads_answer: whether the prompt shows the plain reply to the user's message.
+    """
 
     def __init__(self, config: SimulateConfig, asker: Asker):
         self._asker = asker
         self._prompt = prompts.require(config.prompts, "rewrite")
+        self.reads_answer = self._prompt.reads("answer")
         self._rewrite = Question("rewrite", config.contrast_model, config.user_tokens)
         self._answer = Question("contrast", config.contrast_model, config.assistant_tokens)
 
-    async def write(self, branch: Branch, turn: int) -> None:
-        """Add a reply to an altered form of the user's last message."""
+    async def write(self, branch: Branch, turn: int, answer: str = "") -> None:
+        """Add a reply to an altered form of the user's last message.
+
+        Args:
+            answer: the plain reply to that message, where the prompt reads it.
+        """
         history, message = branch.messages, last_instruction(branch.messages)
         before = history[: last_user_message(history)]
         question = self._rewrite.with_prompt(
@@ -82,6 +107,7 @@ class TwoCallContrast:
             without_tools(history),
             transcript=transcript(without_tools(before)),
             instruction=message,
+            answer=answer,
         )
         rewritten, rewrite_fault = await self._asker.ask(
             branch, turn, question, lambda text: faults.rewrite_fault(text, message)
@@ -95,9 +121,30 @@ class TwoCallContrast:
             branch,
             turn,
             replace(self._answer, messages=tuple(altered)),
-            lambda text: faults.contrast_reply_fault(text, instruction, history),
+            lambda text: faults.contrast_reply_fault(text, instruction, history, answer),
         )
         branch.add_contrasted(instruction, reply, rewrite_fault or reply_fault)
+
+
+class PlainAnswer:
+    """Asks for the plain reply to a branch's last message, for a contrast that reads it."""
+
+    def __init__(self, config: SimulateConfig, asker: Asker):
+        self._asker = asker
+        self._question = Question("plain", config.assistant, config.assistant_tokens)
+
+    async def write(self, branch: Branch, turn: int) -> str:
+        """What the assistant would say. It is not added to the branch.
+
+        An answer that is still faulty after the last retry does not mark the branch: it is no part
+        of the conversation, and the contrasted reply is checked by itself.
+        """
+        history = branch.messages
+        question = replace(self._question, messages=tuple(for_continuation(history)))
+        reply, _ = await self._asker.ask(
+            branch, turn, question, lambda text: faults.reply_fault(text, history)
+        )
+        return reply.text
 
 
 def last_instruction(messages: Sequence[Message]) -> str:
@@ -113,17 +160,20 @@ def split_contrast(text: str) -> tuple[str | None, str | None]:
     return instruction, reply and reply[1].strip()
 
 
-def contrast_fault(text: str, message: str, history: Sequence[Message]) -> str | None:
+def contrast_fault(
+    text: str, message: str, history: Sequence[Message], answer: str = ""
+) -> str | None:
     """What is wrong with a one-call contrast, or None.
 
     Args:
         message: the user's message, which was to be rewritten.
+        answer: the plain reply to it, where the model has read that.
     """
     instruction, reply = split_contrast(text)
     if not instruction or not reply:
         return "refusal" if refuses(text) else "unreadable"
     return faults.rewrite_fault(instruction, message) or faults.contrast_reply_fault(
-        reply, instruction, history
+        reply, instruction, history, answer
     )
 
 

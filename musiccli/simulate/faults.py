@@ -145,15 +145,22 @@ def rewrite_fault(instruction: str, original: str) -> str | None:
     return "role flip" if _SPEAKER.search(instruction) else None
 
 
-def contrast_reply_fault(text: str, instruction: str, history: Sequence[Message]) -> str | None:
+def contrast_reply_fault(
+    text: str, instruction: str, history: Sequence[Message], answer: str = ""
+) -> str | None:
     """What is wrong with a reply to an altered instruction, or None.
 
     A refusal is a fault here. The model may have refused to write a contrast, or the reply may
     answer the user's own request as well. Either way the pair's label would be noise.
+
+    Args:
+        answer: the plain reply to the user's message, where the model has read it.
     """
     if refuses(text):
         return "refusal"
-    return "leak" if leaks(text, instruction) else reply_fault(text, history)
+    if leaks(text, instruction):
+        return "leak"
+    return "same answer" if answer and alike(text, answer) else reply_fault(text, history)
 
 
 def says_goodbye(text: str) -> bool:

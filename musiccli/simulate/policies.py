@@ -4,17 +4,19 @@ from random import Random
 
 from musiccli.core.errors import InputError
 
-POLICIES = "all | none | first | last | random:K | prob:P"
+POLICIES = "all | none | first | middle | last | random:K | prob:P"
+MIDDLE_TURNS = 3  # the fewest turns of which one is neither the first nor the last
 
 
 def contrasted_turns(policy: str, turns: int, rng: Random) -> set[int]:
     """The numbers of the contrasted turns, from 0 to `turns` - 1.
 
-    random:K draws K turns. prob:P draws each turn with probability P. Where it draws none, one turn
-    is taken at random, because a pair without any contrast teaches nothing.
+    middle draws one turn that is neither the first nor the last. random:K draws K turns. prob:P
+    draws each turn with probability P. Where it draws none, one turn is taken at random, because a
+    pair without any contrast teaches nothing.
 
     Raises:
-        InputError: the policy is not one of POLICIES.
+        InputError: the policy is not one of POLICIES, or needs more turns.
     """
     name, _, number = policy.partition(":")
     try:
@@ -25,6 +27,13 @@ def contrasted_turns(policy: str, turns: int, rng: Random) -> set[int]:
                 return set()
             case "first" if not number:
                 return {0}
+            case "middle" if not number:
+                if turns < MIDDLE_TURNS:
+                    raise InputError(
+                        f"`contrast` middle needs `turns` {MIDDLE_TURNS} or more: a turn that is "
+                        "neither the first nor the last"
+                    )
+                return {rng.randrange(1, turns - 1)}
             case "last" if not number:
                 return {turns - 1}
             case "random" if 1 <= int(number) <= turns:

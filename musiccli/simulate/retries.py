@@ -14,7 +14,10 @@ from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.truncation import whole_sentences
 
-SPEAKERS = {"chairman": "user"}  # roles that write the message of another role
+SPEAKERS = {
+    "chairman": "user",
+    "plain": "assistant",
+}  # roles that write the message of another role
 
 
 def without_thinking(reply: Reply) -> Reply:
@@ -27,7 +30,7 @@ class Question:
     """What a model is asked in one role.
 
     Attributes:
-        role: "user", "reviewer", "chairman", "assistant", "rewrite" or "contrast".
+        role: "user", "reviewer", "chairman", "assistant", "plain", "rewrite" or "contrast".
         max_tokens: the token limit of the reply.
         messages: the conversation that the model continues.
         text: the raw text that the model continues in mode "completion".

@@ -4,9 +4,10 @@ LLMs play user and assistant. In the chosen branch the assistant answers the use
 rejected branch it answers altered instructions at the contrasted turns.
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 from musiccli.core.errors import CallError
@@ -19,7 +20,7 @@ from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.simulate import faults
 from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
-from musiccli.simulate.contrast import OneCallContrast, TwoCallContrast
+from musiccli.simulate.contrast import OneCallContrast, PlainAnswer, TwoCallContrast
 from musiccli.simulate.policies import contrasted_turns
 from musiccli.simulate.retries import Asker, Question
 from musiccli.simulate.users import PlainUser, ReviewUser
@@ -40,13 +41,15 @@ class Simulator:
         contrast = OneCallContrast if config.contrast_calls == 1 else TwoCallContrast
         self._user = user(config, self._asker)
         self._contrast = contrast(config, self._asker)
+        self._plain_answer = PlainAnswer(config, self._asker)
         self._assistant = Question("assistant", config.assistant, config.assistant_tokens)
 
     async def conversation(self, seed: Record, sample: int) -> list[dict[str, Any]]:
         """The chosen branch and, unless no turn is contrasted, the rejected one.
 
         Up to the first contrasted reply both are one conversation and are simulated once. So every
-        later difference comes from the contrast.
+        later difference comes from the contrast. Where a contrast reads the plain reply, the first
+        one waits for that of the chosen branch, which has the same history.
 
         Raises:
             CallError: a call failed.
@@ -63,24 +66,39 @@ class Simulator:
             return [chosen.record(self._config)]
         await self._add_user_message(chosen, fork)
         rejected = chosen.fork("rejected")
+        answers: dict[int, str] = {}
+        if self._contrast.reads_answer:
+            await self._add_reply(chosen, fork)
+            answers[fork] = chosen.messages[-1]["content"]
         await gather_all(
-            self._grow(chosen, range(fork, turns)),
-            self._grow(rejected, range(fork, turns), contrasted),
+            self._grow(chosen, range(fork + len(answers), turns)),
+            self._grow(rejected, range(fork, turns), contrasted, answers),
         )
         return [chosen.record(self._config), rejected.record(self._config)]
 
     async def _grow(
-        self, branch: Branch, turns: Iterable[int], contrasted: Collection[int] = ()
+        self,
+        branch: Branch,
+        turns: Iterable[int],
+        contrasted: Collection[int] = (),
+        answers: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """Add a user's message and an assistant's reply in each turn.
 
         A seed may end with the user, or with the result of a call that the assistant has yet to
         read: its first turn then is the reply.
+
+        Args:
+            contrasted: the turns whose replies answer an altered instruction.
+            answers: plain replies that are there already, by turn.
         """
         for turn in turns:
             await self._add_user_message(branch, turn)
             if turn in contrasted:
-                await self._contrast.write(branch, turn)
+                answer = answers.get(turn, "")
+                if self._contrast.reads_answer and not answer:
+                    answer = await self._plain_answer.write(branch, turn)
+                await self._contrast.write(branch, turn, answer)
             else:
                 await self._add_reply(branch, turn)
 
