@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,9 +16,13 @@ import orjson
 import pytest
 from console import music
 
+from musiccli.core import store, store_file
 from musiccli.core.cache_folder import cache_folder, make_private_folder
 from musiccli.core.errors import InputError
-from musiccli.core.store import VERSION, Store
+from musiccli.core.store import Store
+from musiccli.core.store_file import VERSION
+from musiccli.llm.ledger import Ledger
+from musiccli.llm.usage import Usage
 
 REPLY = {"text": "hé", "finish": "stop", "prompt_tokens": 3, "completion_tokens": 1, "cost": None}
 OPEN_AT_ONCE = """
@@ -82,9 +88,7 @@ def test_processes_that_open_a_new_cache_at_the_same_moment_share_it(tmp_path):
         ] == [{"number": number} for number in range(50)] * 3
 
 
-def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(
-    tmp_path, monkeypatch
-):
+def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(monkeypatch):
     class Busy:
         refusals = 3
 
@@ -94,14 +98,13 @@ def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(
                 self.refusals -= 1
                 raise sqlite3.OperationalError("database is locked")
 
-    cache = Store(tmp_path / "calls.sqlite")
-    cache._database = Busy()
-    cache._set_write_ahead()
-    assert cache._database.refusals == 0
-    cache._database.refusals = 99
-    monkeypatch.setattr("musiccli.core.store.LOCK_TIMEOUT", 0.1)
+    database = Busy()
+    store_file.set_write_ahead(database)
+    assert database.refusals == 0
+    database.refusals = 99
+    monkeypatch.setattr(store_file, "LOCK_TIMEOUT", 0.1)
     with pytest.raises(sqlite3.OperationalError):
-        cache._set_write_ahead()
+        store_file.set_write_ahead(database)
 
 
 def test_another_process_sees_a_reply_as_soon_as_it_is_put(tmp_path):
@@ -212,11 +215,16 @@ def test_another_programs_database_is_left_alone(tmp_path):
         assert (tmp_path / name).read_bytes() == before
 
 
-def test_a_cache_of_version_1_is_read_and_goes_on(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_cache_of_an_older_version_is_read_and_goes_on(tmp_path, version):
     database = sqlite3.connect(tmp_path / "c")
     database.execute("create table calls (key blob primary key, reply blob, at real)")
-    database.execute("insert into calls values (?, ?, 0)", (b"one", b'{"text": "old"}'))
-    database.execute("pragma user_version = 1")
+    database.execute("insert into calls values (?, ?, 1000.5)", (b"one", b'{"text": "old"}'))
+    database.execute("insert into calls (key, reply) values (?, ?)", (b"two", b"{}"))
+    if version == 2:
+        database.execute("alter table calls add column model text not null default ''")
+        database.execute("update calls set model = 'm' where key = ?", (b"one",))
+    database.execute(f"pragma user_version = {version}")
     database.commit()
     database.close()
     for number in range(2):
@@ -224,14 +232,101 @@ def test_a_cache_of_version_1_is_read_and_goes_on(tmp_path):
         cache.put(b"%d" % number, REPLY, "m")
         assert (cache.get(b"one"), cache.get(b"0")) == ({"text": "old"}, REPLY)
         cache.close()
+    cache = Store(tmp_path / "c")
+    assert sum(used.entries for used in cache.models()) == 4
+    assert cache.models()[0][:5] == (("", 1, 2, 0, 0) if version == 2 else ("", 2, 17, 0, 1000))
+    assert (cache.prune(2000), cache.get(b"one"), cache.get(b"1")) == (2, None, REPLY)
+
+
+def filled(path, count: int, model: str = "m") -> Store:
+    """A store with replies of a thousand random letters each, which do not compress to nothing."""
+    cache = Store(path)
+    generator = random.Random(0)
+    with cache.transaction():
+        for number in range(count):
+            letters = "".join(generator.choices("abcdefghijklmnop", k=1000))
+            cache.put(b"%d" % number, {"text": letters}, model)
+    return cache
+
+
+def test_long_replies_are_compressed_and_short_ones_are_not(tmp_path):
+    cache, replies = Store(tmp_path / "c"), [{"text": "Why? " * 200}, {"text": "Because."}]
+    for number, reply in enumerate(replies):
+        cache.put(b"%d" % number, reply)
+    sizes = cache._database.execute("select size, length(reply) from calls order by key").fetchall()
+    assert sizes[0][0] == sizes[0][1] < 100 and sizes[1] == (19, 19)
+    assert [cache.get(b"0"), cache.get(b"1")] == replies
+
+
+def test_pruning_makes_the_file_smaller_without_writing_it_anew(tmp_path):
+    path = tmp_path / "c"
+    cache = filled(path, 2000)
+    cache._database.execute("update calls set at = 1000 where rowid <= 1000")
+    cache._database.execute("pragma wal_checkpoint(truncate)")
+    before = path.stat().st_size
+    statements: list[str] = []
+    cache._database.set_trace_callback(statements.append)
+    assert cache.prune(2000) == 1000
+    assert path.stat().st_size < 0.8 * before and "vacuum" not in statements
+    assert cache._database.execute("pragma integrity_check").fetchone() == ("ok",)
+
+
+def test_pruning_removes_in_batches_and_leaves_no_row_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BATCH", 7)
+    cache = filled(tmp_path / "c", 100)
+    cache._database.execute("update calls set at = 1000 where rowid <= 50")
+    assert (cache.prune(2000), cache.models()[0].entries) == (50, 50)
+
+
+def test_an_old_file_that_the_disk_has_no_room_to_write_anew_stays_as_large(tmp_path, monkeypatch):
+    database = sqlite3.connect(tmp_path / "c")
+    database.execute("create table calls (key blob primary key, reply blob, at real)")
+    rows = [(b"%d" % number, b'{"text":"%s"}' % (b"x" * 2000), 0) for number in range(200)]
+    database.executemany("insert into calls values (?, ?, ?)", rows)
+    database.execute("pragma user_version = 1")
+    database.commit()
+    database.close()
+    cache, usage = Store(tmp_path / "c"), shutil.disk_usage(tmp_path)
+    cache._database.execute("pragma wal_checkpoint(truncate)")
+    before = (tmp_path / "c").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=before))
+    assert (cache.prune(1), (tmp_path / "c").stat().st_size) == (200, before)
+    monkeypatch.undo()
+    assert cache.prune(1) == 0 and (tmp_path / "c").stat().st_size < 0.2 * before
+
+
+def test_what_each_model_holds_is_read_from_an_index_alone(tmp_path):
+    cache = filled(tmp_path / "c", 10)
+    statements: list[str] = []
+    cache._database.set_trace_callback(statements.append)
+    cache.models(), cache.prune(0)
+    reads = [sql for sql in statements if "from calls" in sql]
+    plans = [cache._database.execute(f"explain query plan {sql}").fetchall() for sql in reads]
+    assert len(plans) == 2 and "calls_by_model" in str(plans[1])
+    assert "COVERING INDEX calls_by_model" in str(plans[0])
+    assert not any(
+        "SCAN calls'" in str(plan) or "TEMP B-TREE FOR GROUP" in str(plan) for plan in plans
+    )
+
+
+def test_another_cache_is_added_once_and_what_is_kept_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BATCH", 4)
+    mine, theirs = Store(tmp_path / "mine"), filled(tmp_path / "theirs", 10, model="b")
+    theirs.put(b"a", REPLY, "a")
+    mine.put(b"0", REPLY, "a")
+    theirs.close()
+    with mine.attached(tmp_path / "theirs"):
+        assert [mine.add_attached(), mine.add_attached()] == [10, 0]
+    assert [(used.model, used.entries) for used in mine.models()] == [("a", 2), ("b", 9)]
+    assert (mine.get(b"0"), mine.get(b"a")) == (REPLY, REPLY)
 
 
 def full_disk_error(cache: Store) -> str:
     """The message of the error that a full disk raises."""
-    cache._database.execute("pragma max_page_count = 8")
+    cache._database.execute("pragma max_page_count = 16")
     with pytest.raises(InputError) as raised:
-        for number in range(100):
-            cache.put(b"%d" % number, {"text": "x" * 1000})
+        for number in range(1000):
+            cache.put(b"%d" % number, {"text": "x" * 200})
     return str(raised.value)
 
 
@@ -242,11 +337,11 @@ def test_a_full_disk_is_said_in_one_line_and_what_was_kept_stays(tmp_path):
         "a file elsewhere with `cache`, or set `no_cache`"
     )
     cache.close()
-    assert Store(tmp_path / "c").get(b"0") == {"text": "x" * 1000}
+    assert Store(tmp_path / "c").get(b"0") == {"text": "x" * 200}
 
 
 def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("musiccli.core.store.LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(store_file, "LOCK_TIMEOUT", 0.2)
     cache = Store(tmp_path / "c")
     holder = sqlite3.connect(tmp_path / "c", isolation_level=None)
     holder.execute("begin exclusive")
@@ -266,7 +361,8 @@ def test_a_cache_that_another_process_locks_is_waited_for_once(tmp_path, monkeyp
 
 def test_a_reply_that_does_not_parse_is_said(tmp_path):
     cache = Store(tmp_path / "c")
-    cache._database.execute("insert into calls (key, reply) values (?, ?)", (b"one", b"{oops"))
+    cache.put(b"one", REPLY)
+    cache._database.execute("update calls set reply = ?", (b"{oops",))
     with pytest.raises(InputError, match=r"the cache cannot be used: .*; repair or remove it"):
         cache.get(b"one")
 
@@ -324,6 +420,78 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, options, message):
     assert done.status == 2 and message in done.err and len(done.err.splitlines()) == 1
 
 
+# What each run has used
+
+
+def used_by(cache: Store, command: str, **numbers: float) -> Ledger:
+    """The ledger of a run, saved."""
+    ledger = Ledger(cache, command)
+    ledger.save({("judge", "gemini/x"): Usage(**numbers)})
+    return ledger
+
+
+def test_the_ledgers_of_several_machines_add_up_however_often_they_are_joined(tmp_path):
+    mine, theirs = (Store(tmp_path / name) for name in ("mine", "theirs"))
+    used_by(mine, "judge 1/2", calls=3, cached=1, prompt_tokens=5, cost=0.5)
+    used_by(theirs, "judge 2/2", calls=4, retries=2, completion_tokens=7, cost=0.25)
+    theirs.close()
+    for _ in range(2):
+        with mine.attached(tmp_path / "theirs"):
+            Ledger(mine).add_attached()
+    entries = Ledger(mine).entries()
+    assert {(entry.command, entry.role, entry.model) for entry in entries} == {
+        ("judge 1/2", "judge", "gemini/x"),
+        ("judge 2/2", "judge", "gemini/x"),
+    }
+    assert entries[0].used + entries[1].used == Usage(7, 1, 2, 5, 7, 0.75)
+
+
+def test_a_run_that_has_grown_since_takes_the_place_of_what_was_joined(tmp_path):
+    mine, theirs = (Store(tmp_path / name) for name in ("mine", "theirs"))
+    ledger = used_by(theirs, "judge", calls=1)
+    for calls, ended in ((1, 10), (9, 20), (5, 15)):  # the last is an older copy
+        ledger.save({("judge", "gemini/x"): Usage(calls=calls)})
+        theirs.execute("update runs set ended = ?", ended)
+        with mine.attached(tmp_path / "theirs"):
+            Ledger(mine).add_attached()
+    assert [(entry.used.calls, entry.ended) for entry in Ledger(mine).entries()] == [(9, 20)]
+
+
+def test_a_cache_without_runs_is_added(tmp_path):
+    filled(tmp_path / "theirs", 3).close()
+    done = music("cache", "--cache", tmp_path / "mine", "--add", tmp_path / "theirs")
+    assert done.lines[0] == f"music cache: {tmp_path}/theirs: 3 calls and 0 lines of runs added"
+    assert [record["calls"] for record in done.records] == [3]
+
+
+def test_the_command_shows_runs_and_their_sum(tmp_path):
+    calls = Store(tmp_path / "c")
+    for number in (1, 2):
+        used_by(calls, f"judge {number}/2", calls=600, prompt_tokens=5, cost=0.5)
+    calls.close()
+    done = music("cache", "--cache", tmp_path / "c", "--runs")
+    assert [record["command"] for record in done.records] == ["judge 1/2", "judge 2/2"]
+    assert sum(record["cost"] for record in done.records) == 1.0
+    assert re.search(r"judge gemini/x +1,200 +0 +0 +10 +0 +\$1\.0000", done.err)
+
+
+def test_a_cost_that_nobody_knows_is_null_and_not_zero(tmp_path):
+    calls = Store(tmp_path / "c")
+    used_by(calls, "judge", calls=1, price_unknown=True)
+    calls.close()
+    [record] = music("cache", "--cache", tmp_path / "c", "--runs").records
+    assert (record["cost"], record["price_unknown"]) == (None, True)
+
+
+def test_a_file_that_is_not_there_is_not_made_by_adding_it(tmp_path):
+    done = music("cache", "--cache", tmp_path / "c", "--add", tmp_path / "none")
+    assert (done.status, done.lines) == (
+        2,
+        [f"music cache: error: --add {tmp_path}/none: no such file"],
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 # Who may read it
 
 
@@ -340,12 +508,12 @@ def loose_umask():
 
 def test_a_new_cache_is_read_by_its_owner_alone(tmp_path, monkeypatch, loose_umask):
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
-    store = Store(cache_folder() / "calls.sqlite")
-    store.put(b"key", {"text": "private"})
+    opened = Store(cache_folder() / "calls.sqlite")
+    opened.put(b"key", {"text": "private"})
     modes = {file.name: mode(file) for file in (tmp_path / "cache").iterdir()}
     assert mode(tmp_path / "cache") == "0o700"
     assert modes == dict.fromkeys(("calls.sqlite", "calls.sqlite-wal", "calls.sqlite-shm"), "0o600")
-    store.close()
+    opened.close()
 
 
 def test_a_cache_that_others_could_read_is_tightened(tmp_path, monkeypatch, loose_umask):

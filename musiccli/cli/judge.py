@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
-from musiccli.cli.options import SEED
+from musiccli.cli.options import SEED, SHARD
 from musiccli.cli.paths import CHAT_MODEL_READ
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
@@ -32,6 +32,7 @@ def judge(
         int, typer.Option(min=1, help="Longest explanation and verdict, in tokens.")
     ] = JudgeConfig.max_tokens,
     seed: SEED = JudgeConfig.seed,
+    shard: SHARD = None,
 ) -> None:
     """Let LLMs decide which of two conversations is better, each pair in both orders.
 
@@ -49,7 +50,7 @@ def judge(
         max_tokens=max_tokens,
         seed=seed,
     )
-    pairs = run.read(records.parse_comparison)
+    pairs = run.read(records.parse_comparison, shard=shard)
     with (
         open_client(config.judges) as client,
         closing(verdicts.judge(pairs, config, client, run.stats)) as judged,

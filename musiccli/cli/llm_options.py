@@ -121,7 +121,7 @@ def _client(
 
     check_api_base(api_base, models)
     config = ClientConfig(api_base=tuple(api_base), **settings)
-    client = open_client(config, cache, no_cache, run.stats)
+    client = open_client(config, cache, no_cache, run.stats, run.title)
     run.live = client.progress
     try:
         yield client

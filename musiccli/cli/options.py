@@ -77,4 +77,13 @@ ACCELERATE_CONFIG = Annotated[
     ),
     READ,
 ]
+SHARD = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K/N",
+        show_default=False,
+        help="Work on part K of N of the input alone, for N machines; their outputs, joined in "
+        "order by cat, are the whole run's. Left out: all of it.",
+    ),
+]
 SEED = Annotated[int, typer.Option(help="Makes everything that is random repeatable.")]

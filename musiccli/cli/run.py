@@ -44,6 +44,7 @@ class Run:
     ):
         self.name, self.files, self.clock = name, files, Clock()
         self.read_count = 0
+        self._shard: jsonl.Shard | None = None
         self.live: Callable[[], str] = str
         self._only_informs = False
         if _follows():  # the first process of the group writes the files
@@ -64,6 +65,11 @@ class Run:
         return self._output.on_terminal
 
     @property
+    def title(self) -> str:
+        """The command, and the shard that it works on, as "simulate 3/8"."""
+        return f"{self.name} {self._shard}" if self._shard else self.name
+
+    @property
     def output(self) -> str:
         """Where the records go: a path, or "-"."""
         return self._output.name
@@ -79,13 +85,19 @@ class Run:
     def _line(self, text: str) -> str:
         return f"music {self.name}: {' '.join(as_typed(text).splitlines())}"
 
-    def read(self, parse: Callable[[Record], Record], *, unique: bool = True) -> Iterator[Record]:
-        """The input's records, checked by `parse` and counted.
+    def read(
+        self,
+        parse: Callable[[Record], Record],
+        *,
+        unique: bool = True,
+        shard: str | None = None,
+    ) -> Iterator[Record]:
+        """The input's records, or those of a shard, checked by `parse` and counted.
 
         With `unique`, a second record of one id, branch and sample is an error.
         """
-        self._say_if_waiting()
-        return self._counted(jsonl.read(self.files, parse, self.stats.rejects, unique=unique))
+        lines = self._lines(shard)
+        return self._counted(jsonl.parse_lines(lines, parse, self.stats.rejects, unique=unique))
 
     def record_files(
         self, parse: Callable[[Record], Record], *, unique: bool = True
@@ -97,10 +109,19 @@ class Run:
         self._say_if_waiting()
         return jsonl.RecordFiles(self.files, parse, unique)
 
-    def read_lines(self) -> Iterator[jsonl.Line]:
-        """The input's lines, counted, for a stage that parses them itself."""
+    def read_lines(self, *, shard: str | None = None, block: int = 1) -> Iterator[jsonl.Line]:
+        """The lines of the input or of a shard, counted, for a stage that parses them itself.
+
+        No two shards share a `block` of lines.
+        """
+        return self._counted(self._lines(shard, block))
+
+    def _lines(self, shard: str | None, block: int = 1) -> Iterator[jsonl.Line]:
         self._say_if_waiting()
-        return self._counted(jsonl.read_lines(self.files))
+        if not shard:
+            return jsonl.read_lines(self.files)
+        self._shard = jsonl.parse_shard(shard)
+        return self._shard.lines(self.files, block)
 
     def _say_if_waiting(self) -> None:
         if jsonl.from_keyboard(self.files):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.options import ACCELERATE_CONFIG, BUDGET, MAX_LENGTH, NUM_PROCESSES
+from musiccli.cli.options import ACCELERATE_CONFIG, BUDGET, MAX_LENGTH, NUM_PROCESSES, SHARD
 from musiccli.cli.paths import MODEL_READ, PathUse
 from musiccli.cli.run import Run, stage
 from musiccli.score.config import ScoreConfig
@@ -46,6 +46,7 @@ def score(
     budget: BUDGET = ScoreConfig.budget,
     num_processes: NUM_PROCESSES = None,
     accelerate_config: ACCELERATE_CONFIG = None,
+    shard: SHARD = None,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +77,7 @@ def score(
     from musiccli.core.cache_folder import cache_folder
     from musiccli.core.store import Store
     from musiccli.reward_model.checkpoint import load
-    from musiccli.score.scorer import score_lines
+    from musiccli.score.scorer import WINDOW, score_lines
 
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
     config = ScoreConfig(per_turn, last_only, max_length, budget)
@@ -87,7 +88,7 @@ def score(
         processes.refuse_shared_input(run.files)
         process_group = processes.process_group()
         lines = score_lines(
-            run.read_lines(),
+            run.read_lines(shard=shard, block=WINDOW),
             load(model, run.say),
             name,
             config,

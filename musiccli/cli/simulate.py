@@ -13,7 +13,7 @@ from musiccli.cli.llm_options import (
     show_costs,
     with_llm_options,
 )
-from musiccli.cli.options import SEED
+from musiccli.cli.options import SEED, SHARD
 from musiccli.cli.paths import CHAT_MODEL_READ
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
@@ -116,6 +116,7 @@ def simulate(
         ),
     ] = False,
     seed: SEED = SimulateConfig.seed,
+    shard: SHARD = None,
 ) -> None:
     """Let LLMs continue conversations, plainly (chosen) and with altered instructions (rejected).
 
@@ -148,7 +149,7 @@ def simulate(
         retries=retries,
         seed=seed,
     )
-    seeds = run.read(records.parse_conversation)
+    seeds = run.read(records.parse_conversation, shard=shard)
     if dry_run:
         _show_estimate(run, seeds, config)
         return

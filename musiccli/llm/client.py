@@ -11,6 +11,7 @@ from musiccli.llm import usage
 from musiccli.llm.budget import Budget, LimitReached
 from musiccli.llm.call import Call, Reply, finish_reason
 from musiccli.llm.config import ClientConfig
+from musiccli.llm.ledger import Ledger
 from musiccli.llm.provider_errors import environment_keys, redact
 from musiccli.llm.providers import Providers
 from musiccli.llm.remote_model import RemoteModel
@@ -26,8 +27,10 @@ class Client:
 
     Args:
         config: how models are called.
-        cache: keeps finished calls, so that none is paid for twice; None keeps none.
+        cache: keeps finished calls, so that none is paid for twice, and what each run has used;
+            None keeps nothing.
         stats: tells people what they should know meanwhile.
+        command: what runs, as the ledger in the cache names it.
 
     Attributes:
         usage: what each role used of each model.
@@ -39,8 +42,10 @@ class Client:
         config: ClientConfig | None = None,
         cache: Store | None = None,
         stats: RunStats | None = None,
+        command: str = "",
     ):
         self.config, self.cache = config or ClientConfig(), cache
+        self._ledger = Ledger(cache, command) if cache else None
         self.usage: dict[tuple[str, str], Usage] = defaultdict(Usage)
         self._say = (stats or RunStats()).say
         self.providers = Providers(self.config.timeout, self._say)
@@ -78,8 +83,9 @@ class Client:
         used.calls += 1
         if any(key in reply.text for key in self._keys):  # some servers repeat what they were sent
             reply = replace(reply, text=redact(reply.text, self._keys))
-        if self.cache:
+        if self.cache and self._ledger:
             self.cache.put(call.key, vars(reply), call.model)
+            self._ledger.save_if_due(self.usage)
         return reply
 
     @property
@@ -104,10 +110,13 @@ class Client:
         return usage.progress(self.usage)
 
     def close(self) -> None:
-        """End the models in this process, and close the cache."""
+        """End the models in this process, save what was used, and close the cache."""
         self.providers.local.close()
-        if self.cache:
-            self.cache.close()
+        if self.cache and self._ledger:
+            try:
+                self._ledger.save(self.usage)
+            finally:
+                self.cache.close()
 
 
 def open_client(
@@ -115,9 +124,10 @@ def open_client(
     cache: str | None = None,
     no_cache: bool = False,
     stats: RunStats | None = None,
+    command: str = "",
 ) -> Client:
     """A client that keeps finished calls in the file `cache`, or in the usual one."""
-    return Client(config, None if no_cache else Store(cache_path(cache)), stats)
+    return Client(config, None if no_cache else Store(cache_path(cache)), stats, command)
 
 
 def cache_path(cache: str | None) -> Path:

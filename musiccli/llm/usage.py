@@ -33,6 +33,18 @@ class Usage:
         self.cost += reply.cost or 0.0
         self.price_unknown |= reply.cost is None
 
+    def __add__(self, more: "Usage") -> "Usage":
+        """The usage of two runs, or of two roles."""
+        return Usage(
+            self.calls + more.calls,
+            self.cached + more.cached,
+            self.retries + more.retries,
+            self.prompt_tokens + more.prompt_tokens,
+            self.completion_tokens + more.completion_tokens,
+            self.cost + more.cost,
+            self.price_unknown or more.price_unknown,
+        )
+
 
 UsageByModel = Mapping[tuple[str, str], Usage]  # by role and model
 
@@ -42,7 +54,7 @@ def summary(usage: UsageByModel) -> list[str]:
     return [
         f"{role} {model}: {used.calls:,} calls ({used.cached:,} from cache, "
         f"{used.retries:,} retried), {used.prompt_tokens + used.completion_tokens:,} tokens, "
-        f"{_money({(role, model): used})}"
+        f"{money({(role, model): used})}"
         for (role, model), used in sorted(usage.items())
         if used.calls or used.retries
     ]
@@ -53,10 +65,11 @@ def progress(usage: UsageByModel) -> str:
     usage = dict(usage)
     calls = sum(used.calls for used in usage.values())
     retries = sum(used.retries for used in usage.values())
-    return f"{calls:,} calls, {retries:,} retried, {_money(usage)}" if calls or retries else ""
+    return f"{calls:,} calls, {retries:,} retried, {money(usage)}" if calls or retries else ""
 
 
-def _money(usage: UsageByModel) -> str:
+def money(usage: UsageByModel) -> str:
+    """The cost in words, which say where a price is unknown."""
     priced = [
         used.cost
         for (_, model), used in usage.items()

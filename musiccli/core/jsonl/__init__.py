@@ -15,6 +15,7 @@ from musiccli.core.jsonl.reader import (
     from_keyboard,
     from_stdin,
     open_input,
+    parse_lines,
     read,
     read_lines,
     reserved_stdin,
@@ -23,6 +24,7 @@ from musiccli.core.jsonl.reader import (
     standard_input_as_file,
 )
 from musiccli.core.jsonl.rejects import Rejects
+from musiccli.core.jsonl.shards import Shard, parse_shard
 from musiccli.core.jsonl.writer import Output, open_output, silence_stdout
 
 __all__ = [
@@ -33,12 +35,15 @@ __all__ = [
     "Output",
     "RecordFiles",
     "Rejects",
+    "Shard",
     "check_readable",
     "decode",
     "from_keyboard",
     "from_stdin",
     "open_input",
     "open_output",
+    "parse_lines",
+    "parse_shard",
     "read",
     "read_errors",
     "read_lines",

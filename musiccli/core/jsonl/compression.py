@@ -5,7 +5,8 @@ import zlib
 from types import ModuleType
 from typing import BinaryIO, cast
 
-FIRST_BYTES = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}  # RFC 1952 and RFC 8878
+ZSTD = b"\x28\xb5\x2f\xfd"
+FIRST_BYTES = {b"\x1f\x8b": ".gz", ZSTD: ".zst"}  # RFC 1952 and RFC 8878
 
 
 def reading_stream(path: str, raw: BinaryIO) -> BinaryIO:
@@ -31,6 +32,27 @@ def writing_stream(path: str, raw: BinaryIO) -> BinaryIO:
     if path.endswith(".zst"):
         return cast(BinaryIO, _zstd().ZstdFile(raw, "w"))
     return raw
+
+
+def compress(data: bytes) -> bytes:
+    """The bytes as one frame of Zstandard."""
+    compressed: bytes = _zstd().compress(data)
+    return compressed
+
+
+def decompress(data: bytes) -> bytes:
+    """The bytes that a frame of Zstandard holds; others, as JSON, are returned as they are.
+
+    Raises:
+        ValueError: the frame is damaged.
+    """
+    if not data.startswith(ZSTD):
+        return data
+    try:
+        content: bytes = _zstd().decompress(data)
+    except _zstd().ZstdError as error:
+        raise ValueError(str(error)) from error
+    return content
 
 
 def read_errors() -> tuple[type[Exception], ...]:

@@ -54,8 +54,18 @@ def read(
     Raises:
         InputError: a file is missing, damaged or without any record.
     """
-    identities = Identities() if unique else None
-    return _records(read_lines(paths), parse, rejects or Rejects(), identities)
+    return parse_lines(read_lines(paths), parse, rejects, unique=unique)
+
+
+def parse_lines(
+    lines: Iterator[Line],
+    parse: Callable[[Record], Record],
+    rejects: Rejects | None = None,
+    *,
+    unique: bool = True,
+) -> Iterator[Record]:
+    """The records in lines, checked as by `read`."""
+    return _records(lines, parse, rejects or Rejects(), Identities() if unique else None)
 
 
 def read_lines(paths: Iterable[str]) -> Iterator[Line]:
