@@ -5,7 +5,7 @@ import random
 import pytest
 
 from musiccli.bench.config import BenchConfig
-from musiccli.bench.sensitivity import check_corruption_pair, metrics
+from musiccli.bench.sensitivity import check_corruption_pair, metrics, notes
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.sample.config import SampleConfig
@@ -172,6 +172,14 @@ def test_two_models_are_compared():
     found = rows([pair(number, "reply", number % 3, 1, 0, other=(0, 1)) for number in range(30)])
     difference = row(found, "distance>=1", metric="accuracy_difference")
     assert (difference["value"], difference["against"], difference["prompts"]) == (1, "other", 20)
+
+
+def test_the_notes_say_how_two_models_differ_before_the_last_turn():
+    found = rows([pair(n, "reply", n % 2, 1, 0, other=(n % 4 < 2, 0.5)) for n in range(20)])
+    differences = [note for note in notes(found) if " - " in note]
+    assert [note.partition(" [")[0] for note in differences] == [
+        "before the last turn: rm - other: +50.0"
+    ]
 
 
 def test_what_sample_makes_is_what_bench_reads():

@@ -174,6 +174,30 @@ def test_rewards_are_fp32_where_the_rest_is_bf16(llama):
     torch.testing.assert_close(found, rewards(llama.network, pairs()), atol=0.2, rtol=0.2)
 
 
+# Fewer layers
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt2"])
+def test_the_first_layers_alone_are_kept_and_saved(bases, tmp_path, family):
+    short, whole = (checkpoint.create(bases(family), layers=3), checkpoint.create(bases(family)))
+    assert not torch.equal(rewards(short.network, pairs()), rewards(whole.network, pairs()))
+    decoder = whole.network.backbone.get_decoder()
+    name = "h" if family == "gpt2" else "layers"
+    setattr(decoder, name, getattr(decoder, name)[:3])
+    whole.network.core.config.num_hidden_layers = 3
+    torch.testing.assert_close(rewards(short.network, pairs()), rewards(whole.network, pairs()))
+    checkpoint.save(short, tmp_path / "short")
+    again = checkpoint.load(str(tmp_path / "short"))
+    torch.testing.assert_close(rewards(again.network, pairs()), rewards(short.network, pairs()))
+    assert checkpoint.read_notes(tmp_path / "short")["layers"] == 3
+    assert "the first 3 layers of" in (tmp_path / "short" / "README.md").read_text()
+
+
+def test_a_backbone_has_not_more_layers_than_it_has(bases):
+    with pytest.raises(InputError, match="`layers` 9: it has 4"):
+        checkpoint.create(bases("llama"), layers=9)
+
+
 # Who else is there
 
 

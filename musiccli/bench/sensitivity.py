@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from musiccli.bench.benchmark import Benchmark, Rows
 from musiccli.bench.config import BenchConfig
-from musiccli.bench.report.notes import baselines_note, overall, ties_note
+from musiccli.bench.report.notes import baselines_note, comparison_notes, overall, ties_note
 from musiccli.bench.report.tables import Table, accuracy_table, distinct
 from musiccli.bench.report.worst_records import WorstRecords
 from musiccli.bench.stats.comparisons import compare_models
@@ -150,11 +150,12 @@ def _label(subset: str) -> str:
 
 
 def notes(rows: Rows) -> list[str]:
-    """The baselines, ties and lengths."""
+    """The baselines, ties and lengths, and how two models differ before the last turn."""
     return [
         *baselines_note(rows),
         *ties_note(overall(rows)),
         *_lengths_note(rows),
+        *(f"before the last turn: {note}" for note in comparison_notes(rows, BEFORE_LAST)),
     ]
 
 

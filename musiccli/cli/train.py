@@ -44,6 +44,16 @@ def train(
         ),
         MODEL_READ,
     ] = TrainConfig.init_from,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Keep only the backbone's first N layers: a smaller, faster model, for trials. "
+            "Left out: all.",
+        ),
+    ] = TrainConfig.layers,
     batch: Annotated[
         int, typer.Option(min=1, help="Pairs in one optimizer step, over all processes.")
     ] = TrainConfig.batch,
@@ -225,6 +235,7 @@ def train(
     config = TrainConfig(
         model=model,
         init_from=init_from,
+        layers=layers,
         batch=batch,
         steps=steps,
         epochs=epochs,

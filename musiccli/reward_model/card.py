@@ -89,6 +89,8 @@ def _is_hub_id(base: str) -> bool:
 
 def _introduction(notes: dict[str, Any]) -> str:
     base, lora = notes.get("base", "an unnamed backbone"), notes.get("lora")
+    if notes.get("layers"):
+        base = f"the first {notes['layers']} layers of {base}"
     how = f"with LoRA of rank {lora}, merged" if lora else "in full"
     per_turn = notes.get("settings", {}).get("per_turn")
     turns = " at every assistant turn from where they part" if per_turn else ""

@@ -79,6 +79,7 @@ def create(
     *,
     seed: int = 0,
     lora: int | None = None,
+    layers: int | None = None,
     trained: bool = False,
     tokenizer: str | None = None,
     rows: int | None = None,
@@ -96,6 +97,7 @@ def create(
         seed: what a new head and new adapters are drawn from.
         lora: rank of low-rank adapters on all linear layers; the head is then trained and saved
             whole. None trains all weights.
+        layers: how many of the base's layers are kept, counted from the first; None keeps all.
         trained: whether `base` must be a reward model.
         tokenizer: a folder or hub id with another tokenizer than the base's.
         rows: how many tokens the embedding is resized to; None leaves it as it is.
@@ -110,7 +112,7 @@ def create(
         InputError: `base` cannot be used.
     """
     placement = Placement(dtype, device, sharded)
-    model = _open(base, say, placement, None if trained else seed, tokenizer, rows)
+    model = _open(base, say, placement, None if trained else seed, tokenizer, rows, layers)
     core = model.network.core
     core.config.problem_type = "regression"  # pipelines and servers then apply no sigmoid
     core.config.label2id, core.config.id2label = {"reward": 0}, {0: "reward"}
@@ -119,6 +121,8 @@ def create(
     if lora:
         add_lora(model.network, lora, seed)
     model.notes = {"base": base, "seed": seed, "lora": lora}
+    if layers:
+        model.notes["layers"] = layers
     return model
 
 
@@ -234,6 +238,7 @@ def _open(
     seed: int | None,
     tokenizer: str | None = None,
     rows: int | None = None,
+    layers: int | None = None,
 ) -> RewardModel:
     """Load a model; a new head is drawn from `seed`, and refused where that is None."""
     path = path_or_hub_id(name, say)
@@ -241,7 +246,7 @@ def _open(
     retain_freed_memory()
     torch.manual_seed(seed or 0)  # a new head is drawn while the model is loaded
     with explain_out_of_memory("the weights alone take more than there is"):
-        core, tokens, report = _load(name, path, placement, tokenizer or path)
+        core, tokens, report = _load(name, path, placement, tokenizer or path, layers)
     report_custom_code(name, path, say)
     _refuse_without_head(name, core)
     _refuse_random_weights(name, core, report)
@@ -317,11 +322,13 @@ def _refuse_wrong_path(name: str, path: str) -> None:
 
 
 def _load(
-    name: str, path: str, placement: Placement, tokenizer: str
+    name: str, path: str, placement: Placement, tokenizer: str, layers: int | None
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The sequence-classification model, its tokenizer, and transformers' report on loading."""
     try:
         config = load_config(path)
+        if layers:
+            _keep_first_layers(config, layers)
         labels = config.num_labels if _is_classifier(config) else 1
         config.num_labels = 1  # a config without labels says 2
         forget_padding_outside(config)
@@ -342,6 +349,21 @@ def _load(
             f"{name}: has {labels} labels; a reward model has one (was it trained as a classifier?)"
         )
     return core, tokens, report
+
+
+def _keep_first_layers(config: Any, layers: int) -> None:
+    """Let a config name fewer layers; transformers then leaves the weights of the others unread.
+
+    Raises:
+        InputError: it has fewer layers than that.
+    """
+    text_config = config.get_text_config()
+    depth = text_config.num_hidden_layers
+    if layers > depth:
+        raise InputError(f"`layers` {layers}: it has {depth}")
+    text_config.num_hidden_layers = layers
+    if types := getattr(text_config, "layer_types", None):  # which attention each layer has
+        text_config.layer_types = types[:layers]
 
 
 def _is_classifier(config: Any) -> bool:

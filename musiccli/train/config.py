@@ -15,6 +15,7 @@ class TrainConfig:
     Attributes:
         model: the backbone, which gets a new reward head: a hub id, a folder or local/NAME.
         init_from: a reward model to continue from, with its head, in place of `model`.
+        layers: how many of the backbone's layers are kept, counted from the first; None keeps all.
         batch: pairs in one optimizer step, over all processes.
         steps: optimizer steps; None means `epochs` passes over the pairs.
         epochs: passes over the pairs, where `steps` is None.
@@ -41,6 +42,7 @@ class TrainConfig:
 
     model: str = "google/gemma-2-9b-it"
     init_from: str | None = None
+    layers: int | None = None
     batch: int = 64
     steps: int | None = None
     epochs: float = 1.0

@@ -29,6 +29,7 @@ def create_model(
         config.init_from or config.model,
         seed=config.seed,
         lora=config.lora,
+        layers=config.layers,
         trained=config.init_from is not None,
         say=say,
         dtype=computed if config.lora else torch.float32,

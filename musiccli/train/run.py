@@ -158,6 +158,10 @@ def train(
 def refuse_impossible(config: TrainConfig) -> None:
     """Raise InputError for settings that are wrong whatever the model and the data are."""
     total_steps(config.batch, config)
+    if config.layers and config.init_from:
+        raise InputError(
+            f"`layers` {config.layers}: the head of `init_from` reads all its layers; leave one out"
+        )
     if not 0 < config.margin_scale < math.inf:
         raise InputError(f"`margin_scale` {config.margin_scale:g}: give a number above 0")
     if config.margin_scale != 1 and not config.margin_field:

@@ -51,8 +51,8 @@ def ties_note(rows: Iterable[MetricRecord], text: str = TIES_ARE_WRONG) -> list[
     return [f"{text}: {', '.join(counts[:SHOWN])}{more}"] if counts else []
 
 
-def comparison_notes(rows: Sequence[MetricRecord]) -> list[str]:
-    """For every two models: how far apart they are on all pairs, and what could have been shown.
+def comparison_notes(rows: Sequence[MetricRecord], subset: str = "all") -> list[str]:
+    """For every two models: how far apart they are on a subset, and what could have been shown.
 
     Of many models nothing: `tables.comparison_tables` has their comparisons. Nothing either where
     the records are of several benchmarks.
@@ -60,7 +60,9 @@ def comparison_notes(rows: Sequence[MetricRecord]) -> list[str]:
     if len({row["benchmark"] for row in rows}) > 1:
         return []
     comparisons: dict[tuple[str, str], dict[str, MetricRecord]] = {}
-    for row in overall(rows):
+    for row in rows:
+        if row["subset"] != subset:
+            continue
         if row["metric"] == "holm_p":
             return []
         if "against" in row:
