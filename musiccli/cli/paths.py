@@ -1,6 +1,7 @@
 """The paths that a command reads and writes, and the refusal to use a path twice."""
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from musiccli.core.cache_folder import cache_folder
 from musiccli.core.errors import InputError
 from musiccli.core.partial_files import partial_path
 
+NAMED_PATH = re.compile(r"([\w.-]+)=(.+)")  # ./a=b.jsonl is a path
 STORE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # SQLite's files of one database
 
 FileId = tuple[int, int]  # device and inode of a regular file or folder
@@ -28,18 +30,26 @@ class PathUse:
         replaces: the option whose output this one's takes the place of.
         names: what the option's values name: a file or folder; a folder that is new or this
             command's own; a reward model or backbone; a model that is called, which is a folder
-            only behind `local/`; a set of prompts or a folder.
+            only behind `local/`; a set of prompts or a folder; a file, with or without NAME=
+            before it.
     """
 
     written: bool = False
     store: str = ""
     replaces: str = ""
-    names: Literal["path", "folder", "model", "chat model", "prompts"] = "path"
+    names: Literal["path", "folder", "model", "chat model", "prompts", "named path"] = "path"
 
 
 READ, WRITTEN = PathUse(), PathUse(written=True)
+NAMED_READ = PathUse(names="named path")
 FOLDER_WRITTEN = PathUse(written=True, names="folder")
 MODEL_READ, CHAT_MODEL_READ = PathUse(names="model"), PathUse(names="chat model")
+
+
+def split_name(value: str) -> tuple[str, str]:
+    """The name and the path of NAME=PATH; the name is empty where there is none."""
+    match = NAMED_PATH.fullmatch(value)
+    return (match[1], match[2]) if match else ("", value)
 
 
 class UsedPath(NamedTuple):
@@ -151,6 +161,8 @@ def _typed_paths(option: str, use: PathUse, value: str | list[str] | None) -> li
         from musiccli.prompts import SETS
 
         return [value for value in values if value not in SETS]
+    if use.names == "named path":
+        return [split_name(value)[1] for value in values]
     if use.names == "chat model":
         values = [value for value in values if value.startswith("local/")]
     return [_model_path(value) for value in values] if "model" in use.names else values

@@ -2,13 +2,21 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from musiccli.cli.options import ACCELERATE_CONFIG, NUM_PROCESSES, SEED
-from musiccli.cli.paths import FOLDER_WRITTEN, MODEL_READ, READ, WRITTEN
+from musiccli.cli.paths import (
+    FOLDER_WRITTEN,
+    MODEL_READ,
+    NAMED_READ,
+    READ,
+    WRITTEN,
+    split_name,
+)
 from musiccli.cli.run import Run, stage
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError
@@ -141,14 +149,15 @@ def train(
         ),
     ] = TrainConfig.activation_checkpointing,
     held_out: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--eval",
-            metavar="FILE",
+            metavar="[NAME=]FILE",
             show_default=False,
-            help="Held-out pairs, measured every --eval-every steps and at the end.",
+            help="Held-out pairs, measured every --eval-every steps and at the end. Several sets "
+            "have names: --eval code=code.jsonl is logged as eval_code_loss.",
         ),
-        READ,
+        NAMED_READ,
     ] = None,
     eval_every: Annotated[
         int | None,
@@ -252,9 +261,7 @@ def train(
         activation_checkpointing=activation_checkpointing,
         seed=seed,
     )
-    held_out_pairs = None
-    if held_out:
-        held_out_pairs = jsonl.RecordFiles([held_out], parse_preference, unique=False)
+    held_out_pairs = held_out_files(held_out or ())
     with rank_zero_output():
         refuse_shared_input(run.files)
         preferences = run.record_files(parse_preference, unique=False)
@@ -280,6 +287,22 @@ def train(
         draw(plot, [out, *(plot_beside or ())])
     if metrics:
         run.say(f"{describe_metrics(metrics)}; {run.clock}; reward model in {out}")
+
+
+def held_out_files(values: Sequence[str]) -> dict[str, jsonl.RecordFiles]:
+    """The pairs of each [NAME=]FILE, by the names; one may have none.
+
+    Raises:
+        InputError: a file cannot be read, or two have the same name, or none.
+    """
+    sets: dict[str, jsonl.RecordFiles] = {}
+    for value in values:
+        name, path = split_name(value)
+        if name in sets:
+            problem = f"another set is called {name}" if name else "another set has no name, either"
+            raise InputError(f"`held_out` {value}: {problem}; write NAME=FILE")
+        sets[name] = jsonl.RecordFiles([path], parse_preference, unique=False)
+    return sets
 
 
 def draw(path: str, folders: list[str]) -> None:

@@ -26,7 +26,7 @@ from musiccli.core.cache_folder import (
     open_private,
 )
 from musiccli.core.errors import InputError
-from musiccli.core.pretrained import load_language_model, load_tokenizer
+from musiccli.core.pretrained import is_hub_id, load_language_model, load_tokenizer
 from musiccli.core.quiet_libraries import quiet_libraries
 
 MODELS_FOLDER = "models"  # in the cache folder
@@ -93,7 +93,7 @@ def path_or_hub_id(model: str, say: Callable[[str], None] = lambda text: None) -
             raise InputError(
                 f"{model}: there is {bundled}, or local/ with a folder or a hub id (OWNER/NAME)"
             )
-        if name.count("/") < 2 and not name.startswith(("/", ".", "~")):
+        if is_hub_id(name):
             say(f"loading {name} from the Hugging Face hub, or from its cache here")
     return name
 

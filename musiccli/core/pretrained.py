@@ -6,6 +6,7 @@ objects, or be larger by its config than by its files: none of these is run, unp
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from musiccli.core.errors import InputError, MusicError
 from musiccli.core.quiet_libraries import quiet_libraries
 
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")  # gpt2, or OWNER/NAME
 CODE_FILES = ("config.json", "tokenizer_config.json")  # may name code, as `auto_map`
 WEIGHT_FILES = tuple(
     name + suffix
@@ -25,6 +27,11 @@ MAX_LAYERS = 2000  # the deepest published models have about 200
 MAX_WEIGHTS_PER_BYTE = 4  # 4-bit weights are 2 a byte; a tied embedding is counted twice
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be that of a model on the Hugging Face hub; else it is a folder."""
+    return HUB_ID.fullmatch(name) is not None
+
+
 def load_config(path: str) -> Any:
     """A model's config, from a folder or the Hugging Face hub.
 
@@ -33,6 +40,7 @@ def load_config(path: str) -> Any:
     """
     from transformers import AutoConfig
 
+    _refuse_missing_folder(path)
     with model_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         _refuse_kernels_from_hub(config)
@@ -44,6 +52,7 @@ def load_tokenizer(path: str, **settings: Any) -> Any:
     """A tokenizer. Raises InputError as `load_config` does."""
     from transformers import AutoTokenizer
 
+    _refuse_missing_folder(path)
     with model_errors(path):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **settings)
 
@@ -107,6 +116,12 @@ def model_errors(path: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise InputError(_reason(error, path)) from error
         raise
+
+
+def _refuse_missing_folder(path: str) -> None:
+    """Raise InputError for what is no folder here, and cannot be one of the hub's names."""
+    if not Path(path).exists() and not is_hub_id(path):
+        raise InputError("no such folder")
 
 
 def _reason(error: BaseException, path: str) -> str:

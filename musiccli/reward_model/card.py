@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from musiccli.core.text_safety import markdown, markdown_block, markdown_code
+from musiccli.reward_model.eval_names import eval_prefix, evaluated_sets
 
 METRIC_LABELS = {
-    "eval_accuracy": "accuracy",
-    "eval_loss": "Bradley-Terry loss",
-    "eval_margin": "mean margin",
-    "eval_ece": "expected calibration error, 10 bins",
-    "eval_mean_reward": "mean reward",
+    "accuracy": "accuracy",
+    "loss": "Bradley-Terry loss",
+    "margin": "mean margin",
+    "ece": "expected calibration error, 10 bins",
+    "mean_reward": "mean reward",
 }
 GROUPED_METRIC_LABELS = {
-    "eval_by_turns": "accuracy, {} assistant turns",
-    "eval_by_divergence": "accuracy, sides part: {}",
+    "by_turns": "accuracy, {} assistant turns",
+    "by_divergence": "accuracy, sides part: {}",
 }
 LOADING = """\
 The checkpoint is an `AutoModelForSequenceClassification` with one label. Its score is the reward, a
@@ -114,7 +115,7 @@ def _data(notes: dict[str, Any]) -> Iterator[str]:
         if notes.get(key):
             rows = [
                 (
-                    markdown(file["name"]),
+                    markdown(": ".join(filter(None, (file.get("set"), file["name"])))),
                     f"{file['pairs']:,}",
                     markdown_code(file["sha256"]) if file["sha256"] else "a pipe",
                 )
@@ -127,17 +128,27 @@ def _data(notes: dict[str, Any]) -> Iterator[str]:
 
 def _metrics(notes: dict[str, Any]) -> Iterator[str]:
     metrics = notes.get("metrics", {})
+    for name in evaluated_sets(metrics):
+        yield from _set_metrics(metrics, name)
+
+
+def _set_metrics(metrics: dict[str, Any], set_name: str) -> Iterator[str]:
+    """What was measured on one set of held-out pairs."""
+    prefix = eval_prefix(set_name)
     rows = [
-        (label, f"{metrics[name]:.4g}") for name, label in METRIC_LABELS.items() if name in metrics
+        (label, f"{metrics[prefix + name]:.4g}")
+        for name, label in METRIC_LABELS.items()
+        if prefix + name in metrics
     ]
     for name, label in GROUPED_METRIC_LABELS.items():
         rows += [
             (label.format(markdown(group)), f"{measured['accuracy']:.4g} of {measured['pairs']}")
-            for group, measured in metrics.get(name, {}).items()
+            for group, measured in metrics.get(prefix + name, {}).items()
         ]
     if rows:
-        title = f"## On {metrics['eval_pairs']:,} held-out pairs\n\n"
-        yield title + _table(("measure", "value"), rows)
+        title = f"## On {metrics[f'{prefix}pairs']:,} held-out pairs"
+        title += f" of {markdown(set_name)}" if set_name else ""
+        yield f"{title}\n\n" + _table(("measure", "value"), rows)
 
 
 def _provenance(notes: dict[str, Any]) -> Iterator[str]:

@@ -16,6 +16,7 @@ import torch
 from musiccli.core.bundled_models import list_model_files, path_or_hub_id
 from musiccli.core.errors import InputError
 from musiccli.core.pretrained import (
+    is_hub_id,
     load_classifier,
     load_config,
     load_tokenizer,
@@ -315,7 +316,7 @@ def _refuse_wrong_path(name: str, path: str) -> None:
         raise InputError(f"{name}: is a LoRA adapter; `music merge` makes a reward model of it")
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
         raise InputError(f"{name}: is a folder without a config.json; expected a model's folder")
-    if os.path.isfile(path) or (name.startswith(("/", ".", "~")) and not os.path.isdir(path)):
+    if os.path.isfile(path) or not (os.path.isdir(path) or is_hub_id(path)):
         raise InputError(
             f"{name}: no such folder; expected a model's folder, a hub id or local/NAME"
         )

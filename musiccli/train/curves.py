@@ -13,6 +13,7 @@ from musiccli.core.figures import (
     figure_bytes,
     plot_label,
 )
+from musiccli.reward_model.eval_names import eval_prefix, evaluated_sets
 from musiccli.train.log import LOG_FILE, read_log
 from musiccli.train.metrics import Metrics
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = {"loss": "loss", "accuracy": "accuracy", "margin": "margin (chosen - rejected)"}
+MARKERS = ("o", "s", "^", "D", "v", "P")  # of the sets of held-out pairs
 SMOOTHING = 20  # a running mean spans at most this fraction of the steps: 1 in 20
 
 
@@ -55,14 +57,15 @@ def draw_curves(logs: Mapping[str, Sequence[Metrics]], file_format: str) -> byte
             _draw_panel(axes, metric, logs)
         panels[-1].set_xlabel("step")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
-        _draw_legend(figure, panels[-1])
+        _draw_legend(figure, panels[-1], _markers(logs))
         return figure_bytes(figure, file_format)
 
 
 def _draw_panel(axes: "Axes", metric: str, logs: Mapping[str, Sequence[Metrics]]) -> None:
     """One metric of all runs."""
+    markers = _markers(logs)
     for index, (run, steps) in enumerate(logs.items()):
-        _draw_curve(axes, steps, metric, COLORS[index % len(COLORS)], plot_label(run))
+        _draw_curve(axes, steps, metric, COLORS[index % len(COLORS)], plot_label(run), markers)
     axes.grid(axis="y", linewidth=0.8)
     axes.tick_params(length=0)
     axes.set_ylabel(PANELS[metric])
@@ -73,28 +76,44 @@ def _draw_panel(axes: "Axes", metric: str, logs: Mapping[str, Sequence[Metrics]]
 
 
 def _draw_curve(
-    axes: "Axes", steps: Sequence[Metrics], metric: str, color: str, label: str
+    axes: "Axes",
+    steps: Sequence[Metrics],
+    metric: str,
+    color: str,
+    label: str,
+    markers: Mapping[str, str],
 ) -> None:
     """One metric of one run: every step, the running mean, and the held-out values."""
     numbers, values = [step["step"] for step in steps], [step[metric] for step in steps]
     axes.plot(numbers, values, color=color, linewidth=0.8, alpha=0.35)
     axes.plot(numbers, running_mean(values), color=color, linewidth=1.8, label=label)
-    held_out = [step for step in steps if f"eval_{metric}" in step]
-    axes.plot(
-        [step["step"] for step in held_out],
-        [step[f"eval_{metric}"] for step in held_out],
-        "o-",
-        color=color,
-        linewidth=1,
-        markersize=5,
-        markeredgecolor="white",
-        zorder=4,
-    )
+    for set_name, marker in markers.items():
+        held_out_metric = eval_prefix(set_name) + metric
+        held_out = [step for step in steps if held_out_metric in step]
+        axes.plot(
+            [step["step"] for step in held_out],
+            [step[held_out_metric] for step in held_out],
+            f"{marker}-",
+            color=color,
+            linewidth=1,
+            markersize=5,
+            markeredgecolor="white",
+            zorder=4,
+        )
 
 
-def _draw_legend(figure: "Figure", axes: "Axes") -> None:
+def _markers(logs: Mapping[str, Sequence[Metrics]]) -> dict[str, str]:
+    """The marker of each set of held-out pairs, by its name."""
+    metrics = dict.fromkeys(name for steps in logs.values() for step in steps for name in step)
+    sets = evaluated_sets(metrics) or [""]
+    return {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(sets)}
+
+
+def _draw_legend(figure: "Figure", axes: "Axes", markers: Mapping[str, str]) -> None:
     """The runs' names, and what a point means, below the panels."""
-    axes.plot([], [], "o", color=TEXT_COLOR, markersize=5, label="held out")
+    for set_name, marker in markers.items():
+        label = " ".join(filter(None, ("held out", plot_label(set_name))))
+        axes.plot([], [], marker, color=TEXT_COLOR, markersize=5, label=label)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, ncols=4, loc="outside lower center")
 

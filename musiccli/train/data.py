@@ -1,6 +1,6 @@
 """The data of a run: pairs to train on, held-out pairs, and the files that they came from."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError
 from musiccli.core.progress import Bar
-from musiccli.core.records import Record
+from musiccli.core.records import Record, lookup
 from musiccli.core.run_stats import RunStats
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.config import TrainConfig
@@ -18,6 +18,8 @@ from musiccli.train.record_batches import LoadedPairs
 from musiccli.train.token_cache import load_pairs
 from musiccli.train.tokenized_pairs import pair_tokenizer
 
+MARGIN_SAMPLE = 100  # records: where none of them has the margin's field, its name is wrong
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -25,23 +27,53 @@ class TrainingData:
 
     Attributes:
         pairs: to train on, in the order of the input.
-        held_out: to measure on, empty where there are none.
+        held_out: to measure on, by the name of their set; "" is a set without a name.
         files: for the notes of the checkpoint, `files` and `held_out_files`.
     """
 
     pairs: TokenizedPairs
-    held_out: TokenizedPairs
+    held_out: dict[str, TokenizedPairs]
     files: dict[str, list[dict[str, Any]]]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of both, equal where the same pairs were read in the same order."""
-        return self.pairs.fingerprint + self.held_out.fingerprint
+        """A hash of all, equal where the same pairs were read in the same order."""
+        return "".join(pairs.fingerprint for pairs in self.all_pairs())
+
+    def all_pairs(self) -> "list[TokenizedPairs]":
+        """The pairs to train on, then those of each held-out set."""
+        return [self.pairs, *self.held_out.values()]
+
+
+def refuse_first_records(preferences: Iterable[Record], config: TrainConfig) -> None:
+    """Raise InputError for what the first records tell, before a model is loaded.
+
+    Records that can be read only once are not looked at.
+    """
+    first: Sequence[Record] | None = None
+    count = max(config.batch, MARGIN_SAMPLE)
+    if isinstance(preferences, jsonl.RecordFiles):
+        first = preferences.first(count)
+    elif isinstance(preferences, Sequence):
+        first = preferences[:count]
+    if not first:
+        return
+    _refuse_few_pairs(len(first), config)
+    field = config.margin_field
+    if field and all(lookup(record, field) is None for record in first):
+        raise InputError(f"`margin_field` {field}: none of the first {len(first):,} pairs has it")
+
+
+def _refuse_few_pairs(count: int, config: TrainConfig) -> None:
+    if count < config.batch:
+        raise InputError(
+            f"`batch` {config.batch}: there are {count} pairs; a step would hold some twice"
+        )
 
 
 def load_data(
     preferences: Iterable[Record],
-    held_out: Iterable[Record] | None,
+    held_out: Mapping[str, Iterable[Record]],
     model: RewardModel,
     config: TrainConfig,
     stats: RunStats,
@@ -55,7 +87,7 @@ def load_data(
 
     Args:
         preferences: the pairs to train on.
-        held_out: the pairs to measure on.
+        held_out: the pairs to measure on, by the name of their set.
         model: gives the chat template, and the size of a pair in a forward pass.
         config: of the run.
         stats: counts what became of the pairs to train on, and takes bad records of both.
@@ -75,22 +107,27 @@ def load_data(
         margin_scale=config.margin_scale,
     )
     _say_outcomes(stats, say)
-    held_out_stats = RunStats(stats.rejects)
-    loaded_held_out = load(held_out or (), tokenizer(), held_out_stats)
-    _say_outcomes(held_out_stats, say, "`held_out`: ")
-    pairs, held_out_pairs = loaded.pairs, loaded_held_out.pairs
+    pairs = loaded.pairs
+    loaded_sets = {}
+    for name, records in held_out.items():
+        held_out_stats = RunStats(stats.rejects)
+        loaded_sets[name] = load(records, tokenizer(), held_out_stats)
+        label = f"`held_out` {name}".rstrip()
+        _say_outcomes(held_out_stats, say, f"{label}: ")
+        if not loaded_sets[name].pairs:
+            raise InputError(f"{label}: no pairs to evaluate on are left")
     if not pairs:
         raise InputError("no pairs to train on are left")
-    if len(pairs) < config.batch:
-        raise InputError(
-            f"`batch` {config.batch}: there are {len(pairs)} pairs; a step would hold some twice"
-        )
-    if held_out is not None and not held_out_pairs:
-        raise InputError("no pairs to evaluate on are left")
+    _refuse_few_pairs(len(pairs), config)
     described = {
         "files": describe_files(loaded),
-        "held_out_files": describe_files(loaded_held_out),
+        "held_out_files": [
+            {"set": name, **file} if name else file
+            for name, loaded_set in loaded_sets.items()
+            for file in describe_files(loaded_set)
+        ],
     }
+    held_out_pairs = {name: loaded_set.pairs for name, loaded_set in loaded_sets.items()}
     return TrainingData(pairs, held_out_pairs, described)
 
 

@@ -22,11 +22,17 @@ def claim_folder(out: Path) -> Iterator[None]:
     """Make the folder, and keep other runs from writing there within this context.
 
     Raises InputError where it holds something else, cannot be written or is another run's: better
-    now than after hours of work.
+    now than after hours of work. A folder that was made for a run which wrote nothing is removed.
     """
+    existed = out.exists()
     _make_folder(out)
-    with locked_folder(out):
-        yield
+    try:
+        with locked_folder(out):
+            yield
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):  # something is in it
+                out.rmdir()
 
 
 def _make_folder(out: Path) -> None:

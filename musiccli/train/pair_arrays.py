@@ -266,9 +266,9 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             yield part
             part.release()
 
-    def joined(self, more: "TokenizedPairs") -> "TokenizedPairs":
+    def joined(self, *more: "TokenizedPairs") -> "TokenizedPairs":
         """The tokens of these pairs and of more pairs; their margins are those of the arrays."""
-        return TokenizedPairs([*self.arrays, *more.arrays])
+        return TokenizedPairs([part for pairs in (self, *more) for part in pairs.arrays])
 
     def _column(self, name: str) -> np.ndarray:
         empty = np.zeros(0, PAIR[name])

@@ -7,7 +7,7 @@ rank maps all pairs and plans every step alike, then computes its own share. A s
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import islice
@@ -30,7 +30,7 @@ from musiccli.train.accelerator import is_sharded, make_accelerator, refuse_diff
 from musiccli.train.batching import plan_steps, total_steps
 from musiccli.train.checks import run_checks
 from musiccli.train.config import TrainConfig
-from musiccli.train.data import TrainingData, load_data
+from musiccli.train.data import TrainingData, load_data, refuse_first_records
 from musiccli.train.log import LOG_FILE, TrainingLog
 from musiccli.train.memory import (
     LESS_MEMORY,
@@ -60,7 +60,7 @@ def train(
     out: Path,
     config: TrainConfig,
     *,
-    held_out: Iterable[Record] | None = None,
+    held_out: Mapping[str, Iterable[Record]] | Iterable[Record] | None = None,
     eval_every: int | None = None,
     save_every: int | None = None,
     trackers: Sequence[str] = (),
@@ -78,7 +78,7 @@ def train(
         preferences: the pairs to train on.
         out: the folder, which gets the checkpoint, the log, and states to resume from.
         config: the settings of the run.
-        held_out: pairs that are only measured.
+        held_out: pairs that are only measured: one set, or several by their names.
         eval_every: steps between two measurements of them; None means at every saved state. The
             last step is always measured.
         save_every: steps between two saved states; None saves none.
@@ -97,20 +97,23 @@ def train(
         InputError: the data, the model or the settings cannot be used, or `out` holds another run.
     """
     stats = stats or RunStats()
-    refuse_impossible(config)
+    sets = {} if held_out is None else held_out
+    sets = sets if isinstance(sets, Mapping) else {"": sets}
+    refuse_impossible(config, sets, eval_every)
     accelerator = make_accelerator(config, check_trackers(trackers), out)
     is_main = accelerator.is_main_process
     say: Say = stats.say if is_main else lambda text: None
     if is_main and not check_only:
         push_to_hub = create_repository(push_to_hub) if push_to_hub else None
     with claim_folder(out) if is_main and not check_only else contextlib.nullcontext():
+        refuse_first_records(preferences, config)
         set_seed(config.seed)
         model = create_model(config, accelerator, say)
         checkpoint_activations(model.network, config.activation_checkpointing, accelerator.device)
         with _progress("encode", accelerator) as progress:
             data = load_data(
                 preferences,
-                held_out,
+                sets,
                 model,
                 config,
                 stats,
@@ -127,7 +130,7 @@ def train(
             _push(push_to_hub, out, accelerator, say)
             return None
 
-        vocabularies = (data.pairs.vocabulary, data.held_out.vocabulary)
+        vocabularies = [pairs.vocabulary for pairs in data.all_pairs()]
         embedding = TrimmedEmbedding(model.network, used_tokens(vocabularies))
         say(describe_run(model, data.pairs, config, accelerator))
         if is_main and (check or check_only):
@@ -155,13 +158,19 @@ def train(
         return metrics if is_main else None
 
 
-def refuse_impossible(config: TrainConfig) -> None:
+def refuse_impossible(
+    config: TrainConfig, held_out: Mapping[str, Iterable[Record]], eval_every: int | None
+) -> None:
     """Raise InputError for settings that are wrong whatever the model and the data are."""
     total_steps(config.batch, config)
     if config.layers and config.init_from:
         raise InputError(
             f"`layers` {config.layers}: the head of `init_from` reads all its layers; leave one out"
         )
+    if config.steps and config.epochs != TrainConfig.epochs:
+        raise InputError(f"`epochs` {config.epochs:g}: `steps` says how long already")
+    if eval_every and not held_out:
+        raise InputError(f"`eval_every` {eval_every}: needs `held_out`, which it measures")
     if not 0 < config.margin_scale < math.inf:
         raise InputError(f"`margin_scale` {config.margin_scale:g}: give a number above 0")
     if config.margin_scale != 1 and not config.margin_field:
@@ -210,7 +219,7 @@ def report_checks(
     """
     if not is_sharded(accelerator):
         model.network.to(accelerator.device)
-    report = run_checks(model, data.pairs.joined(data.held_out))
+    report = run_checks(model, data.pairs.joined(*data.held_out.values()))
     passed = report.passed
     if not model.network.flex:  # the trainer measures compiled layers, and keeps what fits
         memory = _estimate(model, data, config, accelerator, embedding)
@@ -249,7 +258,7 @@ def _estimate(
 def run_steps(
     trainer: Trainer,
     states: TrainingStates,
-    held_out: TokenizedPairs,
+    held_out: Mapping[str, TokenizedPairs],
     eval_every: int | None,
     save_every: int | None,
     say: Say,
@@ -285,8 +294,7 @@ def run_steps(
             _refuse_non_finite(metrics)
             last = step == trainer.steps
             if held_out and (last or (eval_every and step % eval_every == 0)):
-                measured = trainer.evaluate(held_out)
-                metrics |= {f"eval_{name}": value for name, value in measured.items()}
+                metrics |= trainer.evaluate(held_out)
             if log:
                 log.add(metrics)
             track_metrics(accelerator, metrics)

@@ -1,7 +1,7 @@
 """One optimizer step on this rank's share of the pairs, and the measurement of held-out pairs."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from musiccli.gpu.compilation import recompute
 from musiccli.gpu.memory import free_bytes
 from musiccli.reward_model.activations import MARGIN, checkpoint_activations, kept_share
 from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.reward_model.eval_names import eval_prefix
 from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.train.accelerator import is_sharded, process_group
@@ -150,8 +151,16 @@ class Trainer:
         recompute(share)
         return f"{share:.0%} of the activations are kept, the rest is computed again"
 
-    def evaluate(self, pairs: TokenizedPairs) -> Metrics:
-        """`held_out_metrics` of pairs, which all ranks share; the same on every rank."""
+    def evaluate(self, sets: Mapping[str, TokenizedPairs]) -> Metrics:
+        """`held_out_metrics` of sets of pairs by their names, the same on every rank."""
+        return {
+            eval_prefix(set_name) + name: value
+            for set_name, pairs in sets.items()
+            for name, value in self._evaluate(pairs).items()
+        }
+
+    def _evaluate(self, pairs: TokenizedPairs) -> Metrics:
+        """`held_out_metrics` of pairs, which all ranks share."""
         batches = partition_pairs(
             range(len(pairs)),
             pairs.sizes,

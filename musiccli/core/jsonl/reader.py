@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO, NamedTuple, TextIO
 
 import orjson
@@ -116,6 +117,19 @@ class RecordFiles:
         for record in read(self.paths, self.parse, rejects, unique=self.unique):
             self.read_count += 1
             yield record
+
+    def first(self, count: int) -> list[Record] | None:
+        """The first records, which are read once more later.
+
+        None where they cannot be: a pipe can be read only once, and of a bad record `read` tells.
+        """
+        for path in self.paths:
+            if not os.path.isfile(os.environ.get(STDIN_COPY, "") if path == "-" else path):
+                return None
+        try:
+            return list(islice(read(self.paths, self.parse, unique=self.unique), count))
+        except (InputError, RecordError):
+            return None
 
     def hashes(self) -> list[tuple[str, str]] | None:
         """The name and the SHA-256 of each file; None where one is a pipe."""
