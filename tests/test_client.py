@@ -244,16 +244,17 @@ def test_a_hanging_call_times_out_and_is_tried_again():
 )
 def test_a_server_that_does_not_answer_in_time_gets_fewer_calls_at_once(status, slower):
     model = client_of("http://h/v1").model(VLLM)
-    before = model.limiter.limit
-    model.slow_down(ProviderError("no answer", status))
-    assert model.limiter.limit == (before / 2 if slower else before)
+    [endpoint] = model.endpoints.all
+    before = endpoint.limiter.limit
+    model.endpoints.record_failure(endpoint, ProviderError("no answer", status))
+    assert endpoint.limiter.limit == (before / 2 if slower else before)
 
 
 def test_a_time_out_of_ones_own_is_one_of_the_server():
     with server_and_client({"timeout": 0.2, "attempts": 1}, script=["hang"]) as (_, client):
         [error] = ask(client, call())
     assert isinstance(error, CallError)
-    assert client.model(OPENAI).limiter.limit < limiter.INITIAL_LIMIT
+    assert client.model(OPENAI).endpoints.all[0].limiter.limit < limiter.INITIAL_LIMIT
 
 
 def test_the_first_retry_of_a_silent_model_is_said_once():
@@ -449,7 +450,7 @@ def test_refused_calls_slow_the_run_down_and_all_come_through(monkeypatch):
         replies = ask(client, *map(call, range(40)))
         assert {type(reply) for reply in replies} == {Reply}
         assert server.finished == 40
-        assert client.model(OPENAI).limiter.limit < 16
+        assert client.model(OPENAI).endpoints.all[0].limiter.limit < 16
 
 
 def test_a_second_client_finds_every_reply_and_asks_nobody(tmp_path):

@@ -219,6 +219,24 @@ def test_addresses_that_are_equally_fast_get_equally_many_calls():
     assert urls.count(A) == urls.count(B) == 20
 
 
+def test_an_address_that_does_not_answer_in_time_does_not_hold_the_others_back():
+    client, urls = client_of(A, B, concurrency=256, attempts=20), []
+
+    async def complete(call, url, key) -> Reply:
+        urls.append(url)
+        await asyncio.sleep(0)
+        if url == A:
+            raise ProviderError("no answer within 120 seconds", 408)
+        return Reply("A form.", "stop", 8, 8, None)
+
+    client.providers.openai_server.complete = complete
+    assert {type(reply) for reply in ask(client, 400)} == {Reply}
+    slow, fast = client.model(VLLM).endpoints.all
+    assert slow.limiter.limit <= limiter.INITIAL_LIMIT / 2
+    assert fast.limiter.limit >= 4 * limiter.INITIAL_LIMIT
+    assert urls.count(B) == 400 and urls.count(A) < 100
+
+
 def test_two_models_live_in_two_places():
     with serve() as one, serve() as other:
         client = client_of(f"{VLLM}={one.base_url}", other.base_url)

@@ -212,7 +212,7 @@ from musiccli.llm.limiter import AdaptiveLimiter
 
 url, model = sys.argv[1:]
 client = Client(ClientConfig(api_base=(f"{model}={url}",), attempts=1))
-client.model(model).limiter.limit = 64.0
+client.model(model).endpoints.all[0].limiter.limit = 64.0
 question = ({"role": "user", "content": "What is a fugue in music?"},)
 calls = [Call(model, (n, "assistant", 0), question) for n in range(64)]
 

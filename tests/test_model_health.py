@@ -1,7 +1,5 @@
 """When a run gives a model up: not over single failures, and not after burning through the input either."""
 
-import time
-
 import pytest
 from build import read
 from openai_server import serve
@@ -90,8 +88,9 @@ def test_a_wait_of_hours_is_not_waited(health, seconds, said):
         f"{OPENAI}: 429: quota spent; it asks for a wait of {said}, and 5 min is the most"
     )
     model = client_of("http://h/v1").model(VLLM)
-    model.slow_down(refusal)
-    assert model.limiter._paused_until <= time.monotonic()
+    [endpoint] = model.endpoints.all
+    model.endpoints.record_failure(endpoint, refusal)
+    assert endpoint.limiter.pause <= 0
 
 
 def test_a_spent_quota_ends_the_run_soon(loopback):

@@ -1,13 +1,19 @@
 """The addresses of one model. Calls are shared among them, except those that are down."""
 
+import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 from urllib.parse import urlsplit
 
 from musiccli.core.errors import InputError
+from musiccli.llm.concurrency import CURRENT_ITEM
+from musiccli.llm.config import ClientConfig
+from musiccli.llm.limiter import AdaptiveLimiter
 from musiccli.llm.provider_errors import ProviderError
 
 # Prefixes of models on servers that speak OpenAI's protocol, and litellm's environment variables
@@ -29,13 +35,13 @@ class Endpoint:
 
     Attributes:
         url: the address up to /v1; None for the provider's own address, which litellm knows.
-        in_flight: calls in flight.
+        limiter: its calls in flight, and how many there may be.
         failures: failures since its last reply.
         down_until: monotonic time in seconds; None while the endpoint is up.
     """
 
     url: str | None
-    in_flight: int = 0
+    limiter: AdaptiveLimiter
     failures: int = 0
     down_until: float | None = None
 
@@ -43,20 +49,24 @@ class Endpoint:
     def up(self) -> bool:
         """Whether it may be called. One that was down is tried with a single call first."""
         return self.down_until is None or (
-            time.monotonic() >= self.down_until and not self.in_flight
+            time.monotonic() >= self.down_until and not self.limiter.in_flight
         )
 
 
 class Endpoints:
-    """The addresses of one model.
+    """The addresses of one model, and the calls that wait for one of them.
+
+    Each address has a limit of its own: one that is slow or refuses calls slows no other down.
 
     Args:
         model: the model's name.
         api_base: addresses of servers, each "URL" or "MODEL=URL".
         say: tells people something.
+        concurrency: most calls in flight to all addresses together.
 
     Attributes:
         all: every endpoint, at least one.
+        in_flight: calls in flight to all of them.
         key: the key for servers that speak OpenAI's protocol, if there is one.
 
     Raises:
@@ -68,8 +78,13 @@ class Endpoints:
         model: str,
         api_base: Sequence[str] = (),
         say: Callable[[str], None] = lambda text: None,
+        concurrency: int = ClientConfig.concurrency,
     ):
-        self.model, self._say = model, say
+        self.model, self.in_flight = model, 0
+        self._say, self._concurrency = say, concurrency
+        # A heap: the oldest item goes first, then whoever asked first.
+        self._waiting: list[tuple[int, int, asyncio.Future[Endpoint]]] = []
+        self._ticket = count()
         prefix = model.partition("/")[0]
         variable = f"{prefix.upper()}_API_KEY"
         key = os.environ.get(variable, "").strip()
@@ -84,25 +99,27 @@ class Endpoints:
             raise InputError(
                 f"{model}: where is the server? set `api_base` or {OPENAI_COMPATIBLE[prefix][0]}"
             )
-        self.all = [Endpoint(url) for url in urls or [None]]
+        self.all = [Endpoint(url, AdaptiveLimiter(concurrency)) for url in urls or [None]]
 
-    @contextmanager
-    def least_busy(self) -> Iterator[Endpoint]:
-        """The endpoint for one call. How the call ends tells whether the endpoint is up."""
-        up = [endpoint for endpoint in self.all if endpoint.up]
-        if up:
-            endpoint = min(up, key=lambda endpoint: endpoint.in_flight)
-        else:
-            endpoint = min(self.all, key=lambda endpoint: endpoint.down_until or 0)
-        endpoint.in_flight += 1
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[Endpoint]:
+        """An endpoint for one call. How the call ends tells whether the endpoint takes more.
+
+        The oldest item's call gets the next free slot. An error that is no ProviderError says
+        nothing of the endpoint.
+        """
+        endpoint = await self._take_slot()
         try:
+            while (pause := endpoint.limiter.pause) > 0:
+                await asyncio.sleep(pause)
             yield endpoint
             endpoint.failures, endpoint.down_until = 0, None
+            endpoint.limiter.record_success()
         except ProviderError as error:
-            self._record_failure(endpoint, error)
+            self.record_failure(endpoint, error)
             raise
         finally:
-            endpoint.in_flight -= 1
+            self._release(endpoint)
 
     def can_fail_over(self, error: ProviderError) -> bool:
         """Whether a call that failed may succeed at once at another endpoint."""
@@ -112,7 +129,15 @@ class Endpoints:
             and any(endpoint.up for endpoint in self.all)
         )
 
-    def _record_failure(self, endpoint: Endpoint, error: ProviderError) -> None:
+    def record_failure(self, endpoint: Endpoint, error: ProviderError) -> None:
+        """Slow an endpoint down after an overload, and leave it alone where it is down.
+
+        A time-out is an overload, too: a server that shares its speed among all calls in flight
+        would answer none of them in time.
+        """
+        if error.overloaded or error.timed_out:
+            pause = None if error.wait_too_long else error.retry_after
+            endpoint.limiter.record_overload(pause)
         if len(self.all) == 1 or error.request_specific:
             return
         endpoint.failures += 1
@@ -123,6 +148,47 @@ class Endpoints:
                     "then it is tried again"
                 )
             endpoint.down_until = time.monotonic() + DOWN_SECONDS
+
+    async def _take_slot(self) -> Endpoint:
+        """Wait for a slot. It counts as taken from the moment at which it is handed over."""
+        if endpoint := self._choose():
+            self._take(endpoint)
+            return endpoint
+        turn: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
+        heappush(self._waiting, (CURRENT_ITEM.get().number, next(self._ticket), turn))
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release(turn.result())
+            raise
+
+    def _choose(self) -> Endpoint | None:
+        """The endpoint for the next call, that with the least load; None where no slot is free.
+
+        An endpoint that is down or paused is chosen where all are. Else some call is in flight, and
+        its end hands out the next slot.
+        """
+        if self.in_flight >= self._concurrency:
+            return None
+        up = [endpoint for endpoint in self.all if endpoint.up]
+        up = up or [min(self.all, key=lambda endpoint: endpoint.down_until or 0)]
+        ready = [endpoint for endpoint in up if endpoint.limiter.pause <= 0] or up
+        free = [endpoint for endpoint in ready if endpoint.limiter.has_room]
+        return min(free, key=lambda endpoint: endpoint.limiter.load, default=None)
+
+    def _take(self, endpoint: Endpoint) -> None:
+        endpoint.limiter.in_flight += 1
+        self.in_flight += 1
+
+    def _release(self, endpoint: Endpoint) -> None:
+        endpoint.limiter.in_flight -= 1
+        self.in_flight -= 1
+        while self._waiting and (free := self._choose()):
+            *_, turn = heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(free)
+                self._take(free)
 
 
 def speaks_openai(model: str, url: str | None) -> bool:

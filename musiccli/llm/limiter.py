@@ -1,21 +1,14 @@
-"""How many calls may be in flight: more after a success, half as many after an overload."""
+"""How many calls may be in flight to one address: more after a success, half after an overload."""
 
-import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from heapq import heappop, heappush
-from itertools import count
-
-from musiccli.llm.concurrency import CURRENT_ITEM
 
 INITIAL_LIMIT = 16  # calls in flight
 CUT_INTERVAL = 1.0  # seconds in which several overloads count as one
 
 
 class AdaptiveLimiter:
-    """Limits the calls in flight, between 1 and `max_limit`.
+    """The limit of the calls in flight to one address, between 1 and `max_limit`.
 
     Additive increase, multiplicative decrease (Chiu and Jain, 1989). Until the first overload the
     limit doubles with every round of calls, as TCP's slow start does (RFC 5681).
@@ -27,36 +20,35 @@ class AdaptiveLimiter:
     """
 
     def __init__(self, max_limit: int):
-        self.max_limit, self.limit, self.in_flight = (
-            max_limit,
-            float(min(INITIAL_LIMIT, max_limit)),
-            0,
-        )
-        # A heap: the oldest item goes first, then whoever asked first.
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._ticket = count()
+        self.max_limit, self.in_flight = max_limit, 0
+        self.limit = float(min(INITIAL_LIMIT, max_limit))
         self._slow_start = True
         self._last_cut = self._paused_until = 0.0  # monotonic time, in seconds
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """A slot among the calls in flight. The oldest item's call gets the next free one."""
-        if self.in_flight < int(self.limit):
-            self.in_flight += 1
-        else:
-            await self._wait_for_slot()
-        try:
-            while (wait := self._paused_until - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            yield
-        finally:
-            self._release()
+    @property
+    def has_room(self) -> bool:
+        """Whether another call may begin."""
+        return self.in_flight < int(self.limit)
+
+    @property
+    def load(self) -> float:
+        """The calls in flight as a part of the limit."""
+        return self.in_flight / self.limit
+
+    @property
+    def pause(self) -> float:
+        """Seconds until calls may begin again; 0 or less for now."""
+        return self._paused_until - time.monotonic()
 
     def record_success(self) -> None:
-        """Raise the limit after a call that succeeded."""
-        step = 1 if self._slow_start else 1 / self.limit
-        self.limit = min(self.max_limit, self.limit + step)
-        self._hand_out_slots()
+        """Raise the limit after a call that succeeded and is still counted as in flight.
+
+        A limit that is not half used stays: nothing shows that the server would take more
+        (RFC 7661).
+        """
+        if 2 * self.in_flight >= int(self.limit):
+            step = 1 if self._slow_start else 1 / self.limit
+            self.limit = min(self.max_limit, self.limit + step)
 
     def record_overload(self, retry_after: float | None = None) -> None:
         """Halve the limit; no call starts before `retry_after` seconds have passed."""
@@ -64,28 +56,6 @@ class AdaptiveLimiter:
         if now - self._last_cut >= CUT_INTERVAL:
             self.limit, self._last_cut = max(1.0, self.limit / 2), now
         self._paused_until = max(self._paused_until, now + (retry_after or 0))
-
-    async def _wait_for_slot(self) -> None:
-        """Wait for a slot. It counts as taken from the moment at which it is handed over."""
-        turn = asyncio.get_running_loop().create_future()
-        heappush(self._waiting, (CURRENT_ITEM.get().number, next(self._ticket), turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._release()
-            raise
-
-    def _release(self) -> None:
-        self.in_flight -= 1
-        self._hand_out_slots()
-
-    def _hand_out_slots(self) -> None:
-        while self._waiting and self.in_flight < int(self.limit):
-            *_, turn = heappop(self._waiting)
-            if not turn.done():
-                turn.set_result(None)
-                self.in_flight += 1
 
 
 def backoff(attempt: int, quota: bool = False, max_seconds: float = 60.0) -> float:

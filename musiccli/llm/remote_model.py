@@ -12,9 +12,10 @@ from musiccli.llm import limiter
 from musiccli.llm.budget import Budget
 from musiccli.llm.call import Call, Reply, retry_temperature
 from musiccli.llm.config import ClientConfig
-from musiccli.llm.endpoints import Endpoints, speaks_openai
-from musiccli.llm.limiter import AdaptiveLimiter
+from musiccli.llm.endpoints import Endpoint, Endpoints, speaks_openai
 from musiccli.llm.model_health import ModelHealth
+from musiccli.llm.open_files import within_open_files
+from musiccli.llm.prices import listed_prices
 from musiccli.llm.provider_errors import (
     FAILED_FINISH,
     REQUEST_SPECIFIC,
@@ -56,9 +57,10 @@ class RemoteModel:
     ):
         self._attempts = config.attempts
         self._providers, self._budget, self._say = providers, budget, say
-        self.endpoints = Endpoints(model, config.api_base, say)
-        self.limiter = AdaptiveLimiter(config.concurrency)
+        concurrency = within_open_files(model, config.concurrency, say)
+        self.endpoints = Endpoints(model, config.api_base, say, concurrency)
         self.health = ModelHealth(cached, say)
+        listed_prices(model)  # reads a file, while no call holds all that may be open
         self._price_unknown = False  # whether that was said
         # Field of a call -> the value with which the model takes the call; mostly None.
         self._rejected: dict[str, Any] = {}
@@ -76,11 +78,11 @@ class RemoteModel:
         attempt, failovers, question = 1, 0, call
         while True:
             try:
-                async with self.limiter.slot():
+                async with self.endpoints.slot() as endpoint:
                     # Checked in the slot, so that none of the calls that wait for one starts.
                     self.health.check()
                     self._budget.check()
-                    reply = await self._attempt(question)
+                    reply = await self._attempt(question, endpoint)
             except ProviderError as error:
                 self._record_error(error, usage)
                 if failovers < len(self.endpoints.all) - 1 and self.endpoints.can_fail_over(error):
@@ -95,7 +97,6 @@ class RemoteModel:
                     question = vary(call, attempt)
                 attempt, failovers = attempt + 1, 0
             else:
-                self.limiter.record_success()
                 self.health.record_success()
                 self._charge(call, reply, usage)
                 return reply
@@ -110,17 +111,7 @@ class RemoteModel:
                 "choose other `prompts`"
             )
 
-    def slow_down(self, error: ProviderError) -> None:
-        """Lower the limit after an overload, and pause if the provider asks for a sensible wait.
-
-        A time-out is an overload, too: a server that shares its speed among all calls in flight
-        would answer none of them in time.
-        """
-        if error.overloaded or error.timed_out:
-            self.limiter.record_overload(None if error.wait_too_long else error.retry_after)
-
     def _record_error(self, error: ProviderError, usage: Usage) -> None:
-        self.slow_down(error)
         if isinstance(error, UnusableReply):  # it costs tokens, too
             usage.add(error.reply)
             self._budget.charge(error.reply.cost or 0.0)
@@ -132,12 +123,12 @@ class RemoteModel:
         usage.add(reply)
         self._budget.charge(reply.cost or 0.0)
 
-    async def _attempt(self, call: Call) -> Reply:
+    async def _attempt(self, call: Call, endpoint: Endpoint) -> Reply:
         """Make one attempt. A field that the model rejects is left out, in later calls, too."""
         rejected = dict(self._rejected)
         while True:
             try:
-                reply = await self._send(replace(call, **rejected))
+                reply = await self._send(replace(call, **rejected), endpoint)
             except ProviderError as error:
                 name = rejected_field(replace(call, **rejected), error)
                 if name is None:
@@ -150,15 +141,14 @@ class RemoteModel:
                 self._rejected |= rejected
                 return reply
 
-    async def _send(self, call: Call) -> Reply:
-        with self.endpoints.least_busy() as endpoint:
-            provider = self._providers.choose(call.model, endpoint.url)
-            reply = await provider.complete(call, endpoint.url, self.endpoints.key)
-            if reply.finish in FAILED_FINISH:
-                raise BrokenReply(reply)
-            if not reply.text:
-                raise EmptyReply(reply)
-            return reply
+    async def _send(self, call: Call, endpoint: Endpoint) -> Reply:
+        provider = self._providers.choose(call.model, endpoint.url)
+        reply = await provider.complete(call, endpoint.url, self.endpoints.key)
+        if reply.finish in FAILED_FINISH:
+            raise BrokenReply(reply)
+        if not reply.text:
+            raise EmptyReply(reply)
+        return reply
 
 
 def rejected_field(call: Call, error: ProviderError) -> str | None:

@@ -4,7 +4,6 @@ It does without litellm, which spends milliseconds of CPU on a call: more than s
 """
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ import orjson
 
 from musiccli.core.errors import InputError
 from musiccli.llm.call import Call, Reply
+from musiccli.llm.open_files import TOO_MANY_FILES
 from musiccli.llm.prices import listed_prices
 from musiccli.llm.provider_errors import (
     ProviderError,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE = 4.0
 # Seconds to connect. A SYN that is lost in a full backlog is sent again after 1, 3 and 7 seconds.
 CONNECT_TIMEOUT = 15.0
+FILES_PAUSE = 1.0  # seconds without a new call after one that could open no file
 
 
 _VERSION_AT_END = re.compile(r"/v\d+\w*$")
@@ -129,6 +130,8 @@ class OpenAIServer:
         except InvalidURL as error:
             raise InputError(f"{url}: not an address") from error
         except (ClientConnectorError, ConnectionRefusedError) as error:
+            if TOO_MANY_FILES in str(error):
+                raise self._no_more_files() from error
             raise ProviderError(
                 f"no connection to {url}: {error.strerror or error}", unreachable=True
             ) from error
@@ -143,6 +146,15 @@ class OpenAIServer:
             raise ProviderError(
                 f"{url}: the connection broke: {str(error) or type(error).__name__}"
             ) from error
+
+    def _no_more_files(self) -> ProviderError:
+        """The error where this process may open no more files: an overload, and of our making."""
+        self._say_once(
+            "open files",
+            "limit",
+            "this process may open no more (ulimit -n); fewer calls are in flight from here on",
+        )
+        return ProviderError(TOO_MANY_FILES, 429, FILES_PAUSE)
 
     async def _open_session(self) -> "ClientSession":
         loop = asyncio.get_running_loop()
@@ -164,7 +176,6 @@ async def _session(timeout: float) -> AsyncGenerator["ClientSession", None]:
     """A session that ends with its event loop: a loop that ends closes its generators."""
     import aiohttp
 
-    allow_many_files()
     limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(CONNECT_TIMEOUT, timeout))
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
     async with aiohttp.ClientSession(
@@ -202,15 +213,6 @@ def _question(call: Call) -> dict[str, Any]:
         return {"prompt": call.text, "stop": call.stop or None}
     prompt = f"{transcript(call.messages)}\n\nUser:"
     return {"prompt": prompt, "stop": (*call.stop, *TURN_ENDS)}
-
-
-def allow_many_files() -> None:
-    """Let this process open as many files as it may: 1,024 is a common limit, and a call is one."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _status_error(
