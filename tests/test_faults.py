@@ -209,6 +209,35 @@ def test_messages_are_alike_in_nearly_the_same_words(first, second, same):
     assert text_checks.alike(first, second) is same
 
 
+@pytest.mark.parametrize(
+    "text, english",
+    [
+        ("How long does the egg have to boil?", True),
+        ("Merci!", True),  # of a word or two it cannot be told
+        ("for item in eggs: print(item)", True),
+        ("La Paz is the seat of the government of Bolivia.", True),
+        ("9 + 9", True),
+        ("Könntest du mir sagen, wie lange das Ei kochen muss?", False),
+        ("Combien de temps dois-je cuire un œuf ?", False),
+        ("¿Cuánto tiempo tengo que cocer el huevo para que la yema quede blanda?", False),
+        ("Сколько варить яйцо?", False),
+        ("好的，那蛋黄呢？", False),
+        ("卵をどのくらい茹でますか？", False),
+    ],
+)
+def test_text_in_another_language_is_recognized(text, english):
+    assert text_checks.is_english(text) is english
+
+
+def test_text_without_spaces_is_compared_by_its_characters():
+    instruction = "请告诉我怎样煎一个鸡蛋"
+    assert text_checks.quotes(f"{instruction}，先放油。", instruction)
+    assert not text_checks.quotes("告诉我，先放油。", "告诉我")  # too short to tell
+    long = "鸡蛋要先放进冷水里，然后用中火煮到水开，再继续煮八分钟左右，最后放进冰水里冷却。" * 3
+    assert text_checks.alike(long, long.replace("最后", "之后"))
+    assert not text_checks.alike(long, long[::-1])
+
+
 def test_every_fault_that_is_asked_again_has_words_for_it():
     texts = feedback.load("paper")
     for role, names in {
@@ -220,6 +249,7 @@ def test_every_fault_that_is_asked_again_has_words_for_it():
             "review leak",
             "repeat",
             "goodbye",
+            "early stop",
             "cut off",
         ),
         "reviewer": ("empty", "refusal", "cut off"),
@@ -288,6 +318,13 @@ def test_people_are_rarely_taken_for_faulty_simulators(real):
         assert share(names, name) < 0.0005, name
     assert share(names, "repeat") < 0.005
     assert 0.01 < share(names, "goodbye") < 0.03
+
+
+@pytest.mark.slow
+def test_real_turns_in_english_are_taken_for_english(real):
+    names = [text_checks.is_english(text) for turns in real.values() for text, _ in turns]
+    assert len(names) > 20_000
+    assert share(names, False) < 0.001  # they are in other languages
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ def run_line(line: str, folder: Path, environment: dict[str, str]) -> subprocess
 def workplace(tmp_path_factory):
     """A folder with every file that the examples name, a server for their models, `music` on PATH."""
     folder = tmp_path_factory.mktemp("manual")
-    for name in ("pairs", "heldout", "seeds", "prompts"):
+    for name in ("pairs", "heldout", "seeds", "prompts", "personas"):
         shutil.copy(TINY / f"{name}.jsonl", folder)
     (folder / "judgments.csv").write_text(
         "question,answer_1,answer_2,best\nHow far?,A mile.,No.,1\nHow long?,Yes.,An hour.,2\n"

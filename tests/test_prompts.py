@@ -7,7 +7,7 @@ from build import talk
 
 from musiccli import prompts
 from musiccli.core.errors import InputError
-from musiccli.prompts import SETS, Prompt, contains, load, transcript
+from musiccli.prompts import SETS, Prompt, contains, load, sections, transcript
 
 GIVEN = {
     "user": {"transcript"},
@@ -15,6 +15,7 @@ GIVEN = {
     "rewrite": {"transcript", "instruction", "answer"},
     "review": {"transcript"},
     "chair": {"transcript", "review"},
+    "guided": {"transcript", "persona", "task", "ending"},
     "judge": {"a", "b", "marked_a", "marked_b", "fence"},
 }  # the variables that simulate and judge fill in
 PACKAGED = [(which, role) for which in SETS for role in GIVEN if load(which, role)]
@@ -81,6 +82,7 @@ def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
         "rewrite",
         "review",
         "chair",
+        "guided",
         "judge",
     ]
     assert load("small", "user").mode == "turn"
@@ -90,6 +92,16 @@ def test_the_small_set_has_no_contrast_in_one_call_and_no_chat_instructions():
     assert {load("small", role).stop for role in ("rewrite", "review", "chair", "judge")} == {
         ("\n",)
     }
+
+
+@pytest.mark.parametrize("which", ["paper", "small"])
+def test_every_part_of_the_guidance_is_filled(which):
+    values = {name: f"<<{name}>>" for name in ("who", "goal", "knows", "satisfied", "stop")}
+    for heading, part in sections(which, "guidance").items():
+        filled = part.fill(**values)
+        assert "{{" not in filled
+        assert heading not in values or values[heading] in filled
+    assert sections("rankjudge", "guidance") == {}
 
 
 def test_a_prompt_without_a_head_is_asked_in_chat():

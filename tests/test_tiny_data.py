@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from musiccli.core import jsonl, messages, records
+from musiccli.simulate.personas import Personas
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "tiny-data"
 KINDS = {
@@ -46,6 +47,17 @@ def test_no_id_and_no_text_stands_twice_in_all_the_files():
         [text for record in everything for text in texts(record)],
     ):
         assert [value for value, count in Counter(values).items() if count > 1] == []
+
+
+def test_personas_are_for_seeds_that_there_are_or_for_any():
+    path = str(FOLDER / "personas.jsonl")
+    lines = list(jsonl.read([path], lambda record: record, unique=False))
+    personas = Personas(path, 0)
+    ids = [line["id"] for line in lines if "id" in line]
+    assert (len(lines), len(ids)) == (10, 6)
+    seeds = {record["id"]: record for record in load("seeds")}
+    assert all(personas.of(seeds[identity], 0).goal for identity in ids)
+    assert all(personas.of(seed, 0).has_end for seed in seeds.values())
 
 
 @pytest.mark.parametrize("name", ["pairs", "heldout"])

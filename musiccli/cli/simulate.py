@@ -14,7 +14,7 @@ from musiccli.cli.llm_options import (
     with_llm_options,
 )
 from musiccli.cli.options import SEED, SHARD
-from musiccli.cli.paths import CHAT_MODEL_READ
+from musiccli.cli.paths import CHAT_MODEL_READ, READ
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.simulate.config import SimulateConfig
@@ -60,6 +60,27 @@ def simulate(
             "reviewer of the assistant's last reply and a chairman (arXiv 2505.11010)."
         ),
     ] = UserTurns(SimulateConfig.user_turns),
+    persona: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="JSONL of personas that the users play: objects with some of who, goal, knows and "
+            "satisfied. One with an id is for the context of that id; the others are drawn. Left "
+            "out: the context's own field persona, where it has one.",
+        ),
+        READ,
+    ] = SimulateConfig.persona,
+    follow_ups: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND=P,...",
+            show_default=False,
+            help="Shares of the user's messages that need the history: refer (back to an earlier "
+            "turn), change (a condition), correct (a mistake), as refer=0.4,change=0.3. Left out: "
+            "none.",
+        ),
+    ] = SimulateConfig.follow_ups,
     turns: Annotated[
         int, typer.Option(min=1, help="Assistant replies added to each context.")
     ] = SimulateConfig.turns,
@@ -130,6 +151,7 @@ def simulate(
     from contextlib import closing
 
     from musiccli.simulate import simulator
+    from musiccli.simulate.personas import parse_seed
 
     prompt_set = default_prompts(prompts, assistant)
     config = SimulateConfig(
@@ -137,6 +159,8 @@ def simulate(
         user=user,
         contraster=contraster,
         user_turns=user_turns.value,
+        persona=persona,
+        follow_ups=follow_ups,
         turns=turns,
         contrast=contrast,
         samples=samples,
@@ -149,7 +173,7 @@ def simulate(
         retries=retries,
         seed=seed,
     )
-    seeds = run.read(records.parse_conversation, shard=shard)
+    seeds = run.read(parse_seed, shard=shard)
     if dry_run:
         _show_estimate(run, seeds, config)
         return
@@ -179,4 +203,5 @@ def _show_estimate(run: Run, seeds: Iterator[records.Record], config: SimulateCo
     run.say(
         f"an estimate from {sampled:,} of {total:,} conversations, drawn at random; each reply "
         "counts as two thirds of its limit"
+        + (", and no user stops before the last turn" if config.persona else "")
     )

@@ -29,6 +29,13 @@ class ContrastedReply(TypedDict):
     instruction: str
 
 
+class FollowUp(TypedDict):
+    """A user's message that was to need the history: its index in the messages, and how."""
+
+    message: int
+    kind: str  # "refer", "change" or "correct"
+
+
 class FaultyReply(TypedDict):
     """A message with a fault: its index in the messages, and the name of the fault."""
 
@@ -45,6 +52,9 @@ class Branch(Conversation, total=False):
     contrast: list[ContrastedReply]
     faults: list[FaultyReply]
     truncated: list[int]  # indices of the messages that the token limit cut off
+    persona: dict[str, str] | str  # whom the user plays: who, goal, knows, satisfied
+    follow_ups: list[FollowUp]
+    satisfied: bool  # the user ended the conversation, having got what they came for
     simulator: dict[str, str]  # the models and policies that wrote the branch
     usage: dict[str, int]  # calls and tokens
     cost: float | None  # US dollars; None where the price is unknown

@@ -1,6 +1,7 @@
 """Recognize by pattern what a text says: a refusal, a leaked instruction, the same as another text.
 
-The patterns are English.
+The patterns are English; `is_english` tells whether they mean anything for a text. What compares
+two texts reads any language.
 """
 
 import re
@@ -37,7 +38,34 @@ LEAK = re.compile(
     re.IGNORECASE,
 )  # words about an instruction that is not the user's
 
+# Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana and Han.
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
+# Frequent words of English, and of Latin-script languages: German, French, Spanish, Portuguese,
+# Italian, Dutch, Swedish, Danish, Norwegian, Polish, Czech, Turkish, Indonesian, Vietnamese,
+# Romanian, Finnish and Hungarian. No word is in both.
+_ENGLISH = """
+the and of to is are was be have has it its this that these you your i my we they he she what how
+why which who when where can could would should do does did not for with from on at by as or if but
+about there please more some in a an
+"""
+_FOREIGN = """
+der das und ist nicht ich ein eine mit auf für von zu sich wie wenn aber sind dem
+le la les une est et pour dans que qui vous je pas avec sur du au ce
+el los las por para con es en del una como mi su está muy
+uma não você com os em da dos mais são isso um
+il che di per non sono gli della è un più anche
+het een van niet dat zijn voor met ik wat maar
+och att det som är jag inte för og ikke jeg til hvad
+nie się jest że na czy jak je jsem není
+bir ve için bu değil yang dan untuk dengan tidak ini adalah
+và của là không một cho được și este nu să ja ei että ovat mutta és nem hogy az egy
+"""
+_ENGLISH_WORDS, _FOREIGN_WORDS = frozenset(_ENGLISH.split()), frozenset(_FOREIGN.split())
+
 MIN_QUOTED_WORDS = 4  # fewer words in a row may occur in any text by chance
+CHARACTERS_PER_WORD = 2  # in scripts without spaces
 SHORT_TEXT = 100  # characters; in a shorter text one changed word may change the meaning
 MAX_COMPARED_WORDS = 400  # of a long text: the time grows with the square of the length
 
@@ -57,10 +85,26 @@ def names_an_instruction(text: str) -> bool:
     return bool(LEAK.search(straight_quotes(text)))
 
 
+def is_english(text: str) -> bool:
+    """Whether a text may be English: its script is, and no other language's words prevail.
+
+    Of a text of a few words it cannot be told, and they pass.
+    """
+    letters = [character for character in text if character.isalpha()]
+    if sum(character < "\u0250" for character in letters) * 2 < len(letters):  # Latin letters
+        return False
+    words = plain_words(text).split()
+    foreign = sum(word in _FOREIGN_WORDS for word in words)
+    return foreign < 2 or foreign <= sum(word in _ENGLISH_WORDS for word in words)
+
+
 def quotes(text: str, instruction: str) -> bool:
     """Whether a reply holds all words of an instruction in a row. Short ones never count."""
-    words = plain_words(instruction)
-    return words.count(" ") >= MIN_QUOTED_WORDS - 1 and f" {words} " in f" {plain_words(text)} "
+    words = _split_words(instruction)
+    unspaced = sum(bool(_UNSPACED.match(word)) for word in words)
+    if len(words) - unspaced + unspaced / CHARACTERS_PER_WORD < MIN_QUOTED_WORDS:
+        return False
+    return f" {' '.join(words)} " in f" {' '.join(_split_words(text))} "
 
 
 def alike(first: str, second: str) -> bool:
@@ -82,8 +126,8 @@ def alike(first: str, second: str) -> bool:
         if 2 * min(len(first), len(second)) <= 0.95 * (len(first) + len(second)):
             return False  # an upper bound of the ratio
         return SequenceMatcher(None, first, second, autojunk=False).ratio() > 0.95
-    first_words = first.split()[:MAX_COMPARED_WORDS]
-    second_words = second.split()[:MAX_COMPARED_WORDS]
+    first_words = _split_words(first)[:MAX_COMPARED_WORDS]
+    second_words = _split_words(second)[:MAX_COMPARED_WORDS]
     least = 0.9 * (len(first_words) + len(second_words)) / 2
     if (Counter(first_words) & Counter(second_words)).total() <= least:
         return False
@@ -116,6 +160,11 @@ def _common_words(first: list[str], second: list[str], least: float) -> int:
 def plain_words(text: str) -> str:
     """The words of a text in lower case, with single spaces and without punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _split_words(text: str) -> list[str]:
+    """The words of a text as `plain_words`; of a script without spaces, the characters."""
+    return _UNSPACED.sub(r" \g<0> ", plain_words(text)).split()
 
 
 def straight_quotes(text: str) -> str:

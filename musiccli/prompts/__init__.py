@@ -110,6 +110,21 @@ def require(prompt_set: str, role: str) -> Prompt:
     return prompt
 
 
+def sections(prompt_set: str, role: str) -> dict[str, Prompt]:
+    """The parts of a file below its `## ` headings, by heading; empty where the set has no file.
+
+    Raises:
+        InputError: as `load` raises it.
+    """
+    prompt = load(prompt_set, role)
+    _, *parts = re.split(r"^##\s+", prompt.text if prompt else "", flags=re.MULTILINE)
+    texts = {
+        head.strip(): text.strip() for head, _, text in (part.partition("\n") for part in parts)
+    }
+    name = prompt.name if prompt else ""
+    return {head: Prompt(f"{name}, {head}", text) for head, text in texts.items() if text}
+
+
 def contains(prompt_set: str, role: str) -> bool:
     """Whether a set or folder itself has a file for a role.
 

@@ -1,6 +1,5 @@
 """The feedback to a model whose message has a fault: the sections of a prompt set's retry.md."""
 
-import re
 from collections.abc import Mapping
 
 from musiccli import prompts
@@ -11,10 +10,7 @@ def load(prompt_set: str) -> dict[str, str]:
 
     Empty where the set has no retry.md.
     """
-    prompt = prompts.load(prompt_set, "retry")
-    _, *sections = re.split(r"^##\s+", prompt.text if prompt else "", flags=re.MULTILINE)
-    parts = (section.partition("\n") for section in sections)
-    return {heading.strip(): text.strip() for heading, _, text in parts if text.strip()}
+    return {heading: part.text for heading, part in prompts.sections(prompt_set, "retry").items()}
 
 
 def for_fault(texts: Mapping[str, str], role: str, fault: str) -> str | None:

@@ -12,6 +12,7 @@ from musiccli.core.records import Record
 from musiccli.llm.call import Reply
 from musiccli.prompts import FALLBACKS
 from musiccli.simulate.config import SimulateConfig
+from musiccli.simulate.personas import Persona
 
 OTHER_FIELDS = 1 << 20  # bytes that are kept for what simulate adds beside messages
 
@@ -30,6 +31,9 @@ class Branch:
         truncated: indices of the messages that the token limit cut.
         usage: prompt and completion tokens of its calls.
         cost: US dollars; None where a price is unknown.
+        persona: whom the user plays; None for nobody in particular.
+        follow_ups: index and kind of each message of the user that was to need the history.
+        satisfied: whether the user ended the conversation, having got what they came for.
         size: bytes of the record as JSON, without what simulate adds at its end.
     """
 
@@ -42,6 +46,9 @@ class Branch:
     truncated: list[int] = field(default_factory=list)
     usage: Counter[str] = field(default_factory=Counter)
     cost: float | None = 0.0
+    persona: Persona | None = None
+    follow_ups: list[dict[str, Any]] = field(default_factory=list)
+    satisfied: bool = False
     size: int = 0
 
     def __post_init__(self) -> None:
@@ -57,14 +64,19 @@ class Branch:
             if index >= start and message["role"] == "assistant"
         ]
 
-    def fork(self, name: str, length: int | None = None) -> "Branch":
-        """A second branch with the same history. Its usage begins at zero.
+    def reply_text(self, turn: int) -> str:
+        """The assistant's reply in a turn; empty where there is none yet."""
+        replies = self.replies
+        return self.messages[replies[turn]]["content"] if turn < len(replies) else ""
 
-        Args:
-            length: how many messages it begins with; None for all.
+    def fork(self, name: str, turn: int) -> "Branch":
+        """A second branch with the same history up to the reply of a turn, which it lacks.
+
+        Its usage begins at zero.
         """
         start = len(self.seed["messages"])
-        messages = self.messages[:length]
+        replies = self.replies
+        messages = self.messages[: replies[turn]] if turn < len(replies) else list(self.messages)
         added = sum(len(json_text.encode(message)) for message in messages[start:])
         return Branch(
             self.seed,
@@ -73,6 +85,8 @@ class Branch:
             messages,
             faults=[fault for fault in self.faults if fault["message"] < len(messages)],
             truncated=[index for index in self.truncated if index < len(messages)],
+            persona=self.persona,
+            follow_ups=[entry for entry in self.follow_ups if entry["message"] < len(messages)],
             size=len(json_text.encode(self.seed)) + added,
         )
 
@@ -117,7 +131,15 @@ class Branch:
             simulator["user_turns"] = config.user_turns
         if config.prompts in FALLBACKS:  # records of the older sets do not name theirs
             simulator["prompts"] = config.prompts
-        optional = {"faults": self.faults, "truncated": self.truncated}
+        if config.follow_ups:
+            simulator["follow_ups"] = config.follow_ups
+        optional = {
+            "persona": self.seed.get("persona") or (self.persona and self.persona.record),
+            "follow_ups": self.follow_ups,
+            "satisfied": self.satisfied,
+            "faults": self.faults,
+            "truncated": self.truncated,
+        }
         return {
             **self.seed,
             "messages": self.messages,

@@ -15,6 +15,10 @@ class SimulateConfig:
         contraster: the model that writes contrasted replies; None for the assistant's.
         user_turns: "plain" for one call per user message; "review" for two, a reviewer's and a
             chairman's (ReviewInstruct, arXiv 2505.11010).
+        persona: a JSONL file of personas of the user, see `personas.Personas`; None for those that
+            the seeds have.
+        follow_ups: the shares of the user's messages that need the history, as
+            "refer=0.4,change=0.3,correct=0.3"; empty for none.
         turns: assistant replies added to each seed.
         contrast: the policy that says which turns of the rejected branch are contrasted.
         samples: conversations simulated from each seed.
@@ -29,13 +33,16 @@ class SimulateConfig:
 
     Raises:
         InputError: `top_p` is not above 0 and at most 1. Servers refuse such a value, and without
-            it they would sample from all tokens.
+            it they would sample from all tokens. Or `persona` or `follow_ups` stand beside
+            reviewed users, whose messages follow from the review.
     """
 
     assistant: str = "local/smollm2"
     user: str | None = None
     contraster: str | None = None
     user_turns: str = "plain"
+    persona: str | None = None
+    follow_ups: str = ""
     turns: int = 5
     contrast: str = "all"
     samples: int = 1
@@ -53,6 +60,11 @@ class SimulateConfig:
             raise InputError(
                 f"`top_p` {self.top_p:g}: should be above 0 and at most 1; `temperature` 0 always "
                 "takes the most likely token"
+            )
+        if self.user_turns == "review" and (self.persona or self.follow_ups):
+            raise InputError(
+                f"`{'persona' if self.persona else 'follow_ups'}` is for `user_turns` plain: a "
+                "reviewed user asks for what the last reply lacks"
             )
 
     @property

@@ -47,3 +47,11 @@ def contrasted_turns(policy: str, turns: int, rng: Random) -> set[int]:
         f"`contrast` {policy}: expected {POLICIES}, "
         "with K from 1 to `turns` and P above 0 and up to 1"
     )
+
+
+def fewest_turns(policy: str) -> int:
+    """The fewest turns in which a policy has what it contrasts."""
+    name, _, number = policy.partition(":")
+    if name == "random":
+        return int(number)
+    return MIDDLE_TURNS if name == "middle" else 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from musiccli.core.errors import CallError
 from musiccli.core.messages import Message
 from musiccli.core.run_stats import RunStats
+from musiccli.core.text_checks import is_english
 from musiccli.core.thoughts import without_thoughts
 from musiccli.llm.call import Call, Reply, retry_temperature
 from musiccli.llm.client import Client
@@ -112,6 +113,7 @@ class Asker:
             reply, whole = whole_sentences(question.prepare(reply))
             fault = _fault(reply, whole, fault_of)
             if fault is None:
+                self._count_language(speaker, reply.text)
                 return reply, None
             if attempt < self._config.retries:
                 self._stats.count("retried", f"{speaker} {fault}")
@@ -124,6 +126,11 @@ class Asker:
                 f"{question.role} in turn {turn + 1}, {attempts} times"
             )
         return reply, f"{speaker} {fault}"
+
+    def _count_language(self, speaker: str, text: str) -> None:
+        """Count a message that most detectors of faults could not read."""
+        if not is_english(text):
+            self._stats.count("not_in_English", speaker)
 
     def _call(self, branch: Branch, turn: int, question: Question, attempt: int) -> Call:
         return Call(

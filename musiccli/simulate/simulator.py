@@ -4,10 +4,9 @@ LLMs play user and assistant. In the chosen branch the assistant answers the use
 rejected branch it answers altered instructions at the contrasted turns.
 """
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import replace
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
 from musiccli.core.errors import CallError
@@ -21,25 +20,28 @@ from musiccli.simulate import faults
 from musiccli.simulate.branch import Branch
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.contrast import OneCallContrast, PlainAnswer, TwoCallContrast
+from musiccli.simulate.personas import Personas
 from musiccli.simulate.policies import contrasted_turns
 from musiccli.simulate.retries import Asker, Question
-from musiccli.simulate.users import PlainUser, ReviewUser
+from musiccli.simulate.users import GuidedUser, ReviewUser
 
 
 class Simulator:
     """Simulates conversations.
 
     Raises:
-        InputError: the contrast policy or the prompt set cannot be used.
+        InputError: the contrast policy, the prompt set, the follow-ups or the file of personas
+            cannot be used.
     """
 
     def __init__(self, config: SimulateConfig, client: Client, stats: RunStats):
         contrasted_turns(config.contrast, config.turns, Random(0))
-        self._config = config
+        self._config, self._stats = config, stats
         self._asker = Asker(config, client, stats)
-        user = ReviewUser if config.user_turns == "review" else PlainUser
+        self._personas = Personas(config.persona, config.seed)
+        user = ReviewUser if config.user_turns == "review" else GuidedUser
         contrast = OneCallContrast if config.contrast_calls == 1 else TwoCallContrast
-        self._user = user(config, self._asker)
+        self._user = user(config, self._asker, stats)
         self._contrast = contrast(config, self._asker)
         self._plain_answer = PlainAnswer(config, self._asker)
         self._assistant = Question("assistant", config.assistant, config.assistant_tokens)
@@ -49,30 +51,36 @@ class Simulator:
 
         Up to the first contrasted reply both are one conversation and are simulated once. So every
         later difference comes from the contrast. Where a contrast reads the plain reply, the first
-        one waits for that of the chosen branch, which has the same history.
+        one waits for that of the chosen branch, which has the same history. Where the user may end
+        the conversation, the chosen branch comes first and says how many turns both have.
 
         Raises:
             CallError: a call failed.
             LimitReached: nothing more may be spent.
         """
         turns = self._config.turns
+        persona = self._personas.of(seed, sample)
+        if self._config.persona and persona is None:
+            self._stats.count("conversations_without_a_persona")
+        chosen = Branch(seed, sample, "chosen", list(seed["messages"]), persona=persona)
+        if self._user.can_stop(chosen):
+            await self._grow(chosen, range(turns))
+            turns = len(chosen.replies)
         rng = Random(f"{self._config.seed} {seed['id']} {sample}")
         contrasted = contrasted_turns(self._config.contrast, turns, rng)
         fork = min(contrasted, default=turns)
-
-        chosen = Branch(seed, sample, "chosen", list(seed["messages"]))
-        await self._grow(chosen, range(fork))
+        await self._grow(chosen, range(len(chosen.replies), fork))
         if fork == turns:
             return [chosen.record(self._config)]
-        await self._add_user_message(chosen, fork)
-        rejected = chosen.fork("rejected")
-        answers: dict[int, str] = {}
-        if self._contrast.reads_answer:
-            await self._add_reply(chosen, fork)
-            answers[fork] = chosen.messages[-1]["content"]
+        if len(chosen.replies) == fork:
+            await self._add_user_message(chosen, fork)
+            if self._contrast.reads_answer:
+                await self._add_reply(chosen, fork)
+        rejected = chosen.fork("rejected", fork)
+        answer = chosen.reply_text(fork) if self._contrast.reads_answer else ""
         await gather_all(
-            self._grow(chosen, range(fork + len(answers), turns)),
-            self._grow(rejected, range(fork, turns), contrasted, answers),
+            self._grow(chosen, range(len(chosen.replies), turns)),
+            self._grow(rejected, range(fork, turns), contrasted, answer),
         )
         return [chosen.record(self._config), rejected.record(self._config)]
 
@@ -81,26 +89,28 @@ class Simulator:
         branch: Branch,
         turns: Iterable[int],
         contrasted: Collection[int] = (),
-        answers: Mapping[int, str] = MappingProxyType({}),
+        answer: str = "",
     ) -> None:
-        """Add a user's message and an assistant's reply in each turn.
+        """Add a user's message and an assistant's reply in each turn, until the user is satisfied.
 
         A seed may end with the user, or with the result of a call that the assistant has yet to
         read: its first turn then is the reply.
 
         Args:
             contrasted: the turns whose replies answer an altered instruction.
-            answers: plain replies that are there already, by turn.
+            answer: the plain reply of the first turn, where that is there already.
         """
         for turn in turns:
             await self._add_user_message(branch, turn)
+            if branch.satisfied:
+                return
             if turn in contrasted:
-                answer = answers.get(turn, "")
                 if self._contrast.reads_answer and not answer:
                     answer = await self._plain_answer.write(branch, turn)
                 await self._contrast.write(branch, turn, answer)
             else:
                 await self._add_reply(branch, turn)
+            answer = ""  # of the next turn nothing is there
 
     async def _add_user_message(self, branch: Branch, turn: int) -> None:
         if branch.messages[-1]["role"] == "assistant":
