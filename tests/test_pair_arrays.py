@@ -12,7 +12,15 @@ from toys import sequence
 from musiccli.train.pair_arrays import DamagedArraysError, PairArrays, TokenizedPair, TokenizedPairs
 
 PAIRS = [
-    TokenizedPair((sequence([7, 8, 9]), sequence([7, 8, 2**31 - 1, 4])), 5, 7, 1, "last", 0.25),
+    TokenizedPair(
+        (sequence([7, 8, 9]), sequence([7, 8, 2**31 - 1, 4])),
+        5,
+        7,
+        1,
+        "last",
+        0.25,
+        (1, 2**64 - 1, 0),
+    ),
     TokenizedPair((sequence([5], 0), sequence([6, 5], 1)), 3, 3, 12, "first"),
     TokenizedPair((sequence([3, 2, 1], 1, 2), sequence([3, 2, 4, 5], 1, 3)), 7, 7, 2, "middle", 2),
 ]
@@ -45,6 +53,26 @@ def test_columns_are_those_of_the_pairs(arrays):
     assert pairs.tokens.tolist() == [7, 3, 7]
     assert (pairs.compared, pairs.turns) == (4, [1, 12, 2])
     assert pairs.divergences == ["last", "first", "middle"]
+
+
+@pytest.mark.parametrize("mask", [[True, False, True], [False, True, True], [False, False, True]])
+def test_a_selection_is_of_pairs_as_they_were(arrays, mask):
+    pairs = TokenizedPairs(arrays)
+    selected = pairs.select(np.array(mask), "note")
+    kept = [pair for pair, keep in zip(PAIRS, mask, strict=True) if keep]
+    assert list(selected) == kept
+    assert selected.sizes.tolist() == [pair.size for pair in kept]
+    assert selected.keys.tolist() == [list(pair.keys) for pair in kept]
+    tokens = [token for part in selected.parts() for token in part.reward_tokens().tolist()]
+    assert tokens == [
+        side.ids[position]
+        for pair in kept
+        for side in pair.sides
+        for position in side.reward_positions
+    ]
+    assert (
+        selected.fingerprint != pairs.fingerprint != pairs.select(~np.array(mask), "").fingerprint
+    )
 
 
 def test_reward_tokens_and_the_edges_of_sides_are_those_of_the_pairs(arrays):
@@ -100,7 +128,7 @@ def test_no_pairs_are_no_pairs(tmp_path):
 def test_a_pair_takes_4_bytes_a_token_and_48_beside_them(tmp_path):
     pair = TokenizedPair((sequence([1] * 1000), sequence([2] * 1400)), 2400, 2400, 1, "last")
     PairArrays.of([pair] * 50).write(tmp_path / "file")
-    assert os.path.getsize(tmp_path / "file") == 40 + 50 * (48 + 2 * 4 + 2400 * 4)
+    assert os.path.getsize(tmp_path / "file") == 40 + 50 * (72 + 2 * 4 + 2400 * 4)
 
 
 def test_only_its_owner_may_read_a_file_and_nothing_else_is_left(tmp_path):

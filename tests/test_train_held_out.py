@@ -2,13 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from build import read, write
+from build import read, talk, write
 from console import music
-from toys import backbone, pairs
+from toys import backbone, pair, pairs, sequence
 
+from musiccli.core.errors import InputError
+from musiccli.core.records import Record
+from musiccli.reward_model import checkpoint
 from musiccli.reward_model.eval_names import eval_prefix, evaluated_sets
+from musiccli.train.checks import check_bos
+from musiccli.train.eval_split import split_keys, split_pairs
+from musiccli.train.pair_arrays import PairArrays, TokenizedPair, TokenizedPairs
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +124,133 @@ def test_what_was_dropped_is_told_of_each_set(run, tmp_path):
     empty = write(tmp_path / "empty.jsonl", record | {"rejected": record["chosen"]})
     done = run(tmp_path / "rm2", "--eval", f"code={empty}")
     assert done.lines[-1] == "music train: error: --eval code: no pairs to evaluate on are left"
+
+
+# A share that is split off
+
+
+def with_keys(keys, part=40):
+    """Pairs with these keys, in parts; the first token of each is its number."""
+    template = TokenizedPair((sequence([0, 1]), sequence([0, 2])), 4, 4, 1, "last")
+    made = [
+        replace(template, sides=(sequence([number, 1]), sequence([number, 2])), keys=key)
+        for number, key in enumerate(keys)
+    ]
+    starts = range(0, len(made), part)
+    return TokenizedPairs([PairArrays.of(made[start : start + part]) for start in starts])
+
+
+def numbers(pairs):
+    return [one.sides[0].ids[0] for one in pairs]
+
+
+def keys_of(pairs):
+    return {key for row in pairs.keys.tolist() for key in row if key}
+
+
+def prompts(number):
+    """Keys of so many pairs, of which each prompt has two."""
+    return [(1000 + index // 2, 1000 + index // 2, 0) for index in range(number)]
+
+
+@pytest.mark.parametrize("fraction, count", [(0.05, 10), (0.5, 100), (0.001, None)])
+def test_the_fraction_is_held_out_and_no_prompt_is_on_both_sides(fraction, count):
+    pairs = with_keys(prompts(200))
+    if count is None:  # one pair, but every prompt has two
+        with pytest.raises(InputError, match="every group of pairs with the same prompt is larger"):
+            split_pairs(pairs, fraction, 0)
+        return
+    split = split_pairs(pairs, fraction, 0)
+    assert (len(split.held_out), split.groups) == (count, count // 2)
+    assert sorted(numbers(split.training) + numbers(split.held_out)) == list(range(200))
+    assert numbers(split.held_out) == sorted(numbers(split.held_out))
+    assert not keys_of(split.training) & keys_of(split.held_out)
+
+
+def test_the_seed_and_the_keys_alone_decide():
+    def held_out(seed, keys):
+        split = split_pairs(with_keys(keys), 0.1, seed)
+        return keys_of(split.held_out)
+
+    keys = prompts(200)
+    assert held_out(0, keys) == held_out(0, keys[::-1]) != held_out(1, keys)
+    # With more data, most of what was held out still is.
+    assert len(held_out(0, keys) & held_out(0, [*keys, (1, 1, 0), (2, 2, 0)])) > 8
+
+
+def test_what_other_pairs_connect_stays_together():
+    # A chain by prompts, by a prompt of the rejected side, and by groups; and pairs by themselves.
+    chain = [(1, 1, 0), (1, 2, 0), (2, 2, 70), (3, 3, 70), (3, 3, 71), (4, 4, 71)]
+    for seed in range(20):
+        split = split_pairs(with_keys([*chain, *((n, n, 0) for n in range(10, 30))]), 0.3, seed)
+        assert len(set(numbers(split.held_out)) & set(range(6))) in (0, 6)
+        assert not keys_of(split.training) & keys_of(split.held_out)
+
+
+def test_both_parts_are_random():
+    keys = [(n + 1, n + 1, 0) for n in range(2000)]
+    places = np.array(numbers(split_pairs(with_keys(keys, 500), 0.1, 3).held_out))
+    assert len(places) == 200 and abs(places.mean() - 1000) < 150
+
+
+def test_keys_are_those_of_the_first_user_message_and_of_the_group():
+    def keys(chosen, rejected, **fields):
+        return split_keys(Record(pair("x", chosen, rejected) | fields))
+
+    plain = keys(talk("a  b", "x"), talk("a b", "y"))
+    assert plain[0] == plain[1] and plain[2] == 0
+    assert keys(talk("a b\n", "x", "c", "d", system="s"), talk("a b", "y")) == plain
+    assert keys(talk("a c", "x"), talk("a b", "y"))[0] != plain[0]
+    grouped = [
+        keys(talk("a b", "x"), talk("a b", "y"), **fields)[2]
+        for fields in ({"group": 7}, {"metadata": {"group": 7}}, {"metadata": {"group": 8}})
+    ]
+    assert grouped[0] == grouped[1] != grouped[2] and 0 not in grouped
+
+
+def test_bos_tokens_of_the_other_part_are_not_counted(base):
+    model = checkpoint.create(base)
+    model.tokenizer.bos_token = "<repo_name>"
+    bos = model.tokenizer.bos_token_id
+    template = TokenizedPair((sequence([bos, 5]), sequence([bos, 6])), 4, 4, 1, "last")
+    doubled = replace(template, sides=(sequence([bos, bos, 5]), sequence([bos, bos, 6])))
+    all_pairs = TokenizedPairs([PairArrays.of([template, doubled, template])])
+    with pytest.raises(InputError, match="two BOS"):
+        check_bos(model, all_pairs)
+    selected = all_pairs.select(np.array([True, False, True]), "")
+    assert check_bos(model, selected).startswith("one BOS token")
+
+
+@pytest.mark.slow
+def test_a_split_is_measured_and_recorded_and_the_rest_trained(run, tmp_path):
+    out = tmp_path / "rm"
+    other = write(tmp_path / "other.jsonl", *pairs(5, seed=1))
+    done = run(out, "--eval-split", 0.25, "--eval", f"other={other}", "--eval-every", 2)
+    assert done.status == 0, done.err
+    assert done.lines[0].startswith("music train: 3 of 12 pairs are held out, ")
+    assert done.lines[1].startswith("music train: 9 pairs, ")
+    steps = read(out / "log.jsonl")
+    assert [step["step"] for step in steps if "eval_loss" in step] == [2, 4]
+    assert (steps[-1]["eval_pairs"], steps[-1]["eval_other_pairs"]) == (3, 5)
+    told = notes(out)
+    assert (told["settings"]["eval_split"], told["eval_split"]["pairs"]) == (0.25, 3)
+    assert "- 3 of the pairs, in 3 groups, were held out\n" in (out / "README.md").read_text()
+    assert "trained already" in run(out, "--eval-split", 0.25, "--eval", f"other={other}").err
+    assert "(eval_split was 0.25, is None; the pairs are others)" in run(out).err
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        ((0,), "0: give a number between 0 and 1"),
+        ((1,), "1: give a number between 0 and 1"),
+        (
+            (0.1, "--eval", "pairs.jsonl"),
+            "0.1: takes the place of a set without a name; write --eval NAME=FILE",
+        ),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(run, tmp_path, monkeypatch, more, says):
+    monkeypatch.chdir(tmp_path)
+    done = run(tmp_path / "rm", "--eval-split", *more)
+    assert (done.status, done.lines) == (2, [f"music train: error: --eval-split {says}"])

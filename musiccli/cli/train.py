@@ -159,6 +159,17 @@ def train(
         ),
         NAMED_READ,
     ] = None,
+    eval_split: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="FRACTION",
+            show_default=False,
+            help="Hold this fraction of the pairs out of training and measure it as eval_loss. "
+            "Pairs with the same first user message or group stay together.",
+        ),
+    ] = TrainConfig.eval_split,
     eval_every: Annotated[
         int | None,
         typer.Option(min=1, metavar="STEPS", show_default=False, help="Left out: at every save."),
@@ -257,6 +268,7 @@ def train(
         margin_scale=margin_scale,
         per_turn=per_turn,
         center=center,
+        eval_split=eval_split,
         budget=budget,
         activation_checkpointing=activation_checkpointing,
         seed=seed,

@@ -122,6 +122,8 @@ def _data(notes: dict[str, Any]) -> Iterator[str]:
                 for file in notes[key]
             ]
             yield f"## {title}\n\n" + _table(("file", "pairs read", "sha256"), rows)
+    if split := notes.get("eval_split"):
+        yield f"- {split['pairs']:,} of the pairs, in {split['groups']:,} groups, were held out\n"
     if counts := notes.get("counts"):
         yield "".join(f"- {count:,} {markdown(outcome)}\n" for outcome, count in counts.items())
 

@@ -106,9 +106,11 @@ class _BosCount(NamedTuple):
 def _count_bos(pairs: TokenizedPairs, bos: int) -> _BosCount:
     at_start = at_both = later = 0
     for part in pairs.parts():
-        starts, _ = part.sides()
+        starts, stops = part.sides()
         places = np.flatnonzero(part.tokens == bos)
         sides = np.searchsorted(starts, places, side="right") - 1
+        selected = (sides >= 0) & (places < stops[sides])  # the rest is of pairs that are not used
+        places, sides = places[selected], sides[selected]
         offsets = places - starts[sides]
         at_start += int((offsets == 0).sum())
         at_both += len(np.intersect1d(sides[offsets == 0], sides[offsets == 1]))

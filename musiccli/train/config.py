@@ -34,6 +34,8 @@ class TrainConfig:
             mean of the losses. Otherwise compare them at the last turn only.
         center: weight of the squared sum of a pair's rewards in its loss, which pulls rewards to a
             mean of zero (arXiv 2312.09244); None means 0.
+        eval_split: the fraction of the pairs that is held out of training and measured; None holds
+            out none.
         budget: the most tokens in one micro-batch, unless a single pair has more.
         activation_checkpointing: keep only each layer's input, and compute the rest again in the
             backward pass.
@@ -57,6 +59,7 @@ class TrainConfig:
     margin_scale: float = 1.0
     per_turn: bool = False
     center: float | None = None
+    eval_split: float | None = None
     budget: int = 1024
     activation_checkpointing: bool = False
     seed: int = 0

@@ -13,6 +13,7 @@ from musiccli.core.records import Record, lookup
 from musiccli.core.run_stats import RunStats
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.config import TrainConfig
+from musiccli.train.eval_split import split_pairs
 from musiccli.train.pair_arrays import TokenizedPairs
 from musiccli.train.record_batches import LoadedPairs
 from musiccli.train.token_cache import load_pairs
@@ -28,12 +29,12 @@ class TrainingData:
     Attributes:
         pairs: to train on, in the order of the input.
         held_out: to measure on, by the name of their set; "" is a set without a name.
-        files: for the notes of the checkpoint, `files` and `held_out_files`.
+        notes: for the checkpoint: `files`, `held_out_files` and `eval_split`.
     """
 
     pairs: TokenizedPairs
     held_out: dict[str, TokenizedPairs]
-    files: dict[str, list[dict[str, Any]]]
+    notes: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
@@ -96,7 +97,7 @@ def load_data(
         leads: whether this process should be the one of its machine that tokenizes.
 
     Raises:
-        InputError: no pairs remain, or fewer than one `batch`.
+        InputError: no pairs remain, or fewer than one `batch`; or `eval_split` can hold out none.
     """
     tokenizer = partial(pair_tokenizer, model, min(config.max_length, model.context_length))
     load = partial(load_pairs, say=say, progress=progress, leads=leads)
@@ -107,7 +108,16 @@ def load_data(
         margin_scale=config.margin_scale,
     )
     _say_outcomes(stats, say)
-    pairs = loaded.pairs
+    pairs, sets = loaded.pairs, {}
+    notes: dict[str, Any] = {"files": describe_files(loaded)}
+    if config.eval_split and pairs:
+        split = split_pairs(pairs, config.eval_split, config.seed)
+        pairs, sets[""] = split.training, split.held_out
+        notes["eval_split"] = {"pairs": len(split.held_out), "groups": split.groups}
+        say(
+            f"{len(split.held_out):,} of {len(loaded.pairs):,} pairs are held out, "
+            f"{split.groups:,} groups with prompts of their own"
+        )
     loaded_sets = {}
     for name, records in held_out.items():
         held_out_stats = RunStats(stats.rejects)
@@ -119,16 +129,13 @@ def load_data(
     if not pairs:
         raise InputError("no pairs to train on are left")
     _refuse_few_pairs(len(pairs), config)
-    described = {
-        "files": describe_files(loaded),
-        "held_out_files": [
-            {"set": name, **file} if name else file
-            for name, loaded_set in loaded_sets.items()
-            for file in describe_files(loaded_set)
-        ],
-    }
-    held_out_pairs = {name: loaded_set.pairs for name, loaded_set in loaded_sets.items()}
-    return TrainingData(pairs, held_out_pairs, described)
+    notes["held_out_files"] = [
+        {"set": name, **file} if name else file
+        for name, loaded_set in loaded_sets.items()
+        for file in describe_files(loaded_set)
+    ]
+    sets |= {name: loaded_set.pairs for name, loaded_set in loaded_sets.items()}
+    return TrainingData(pairs, sets, notes)
 
 
 def describe_files(loaded: LoadedPairs) -> list[dict[str, Any]]:

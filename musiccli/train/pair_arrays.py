@@ -1,12 +1,12 @@
 """Tokenized pairs as arrays, in memory or in files that all processes of a machine map.
 
-A pair takes 4 bytes a token and 48 beside them. It becomes Python objects when it is asked for.
+A pair takes 4 bytes a token and 72 beside them. It becomes Python objects when it is asked for.
 """
 
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -30,11 +30,12 @@ PAIR = np.dtype(
         ("turns", "<i4"),
         ("divergence", "<i4"),  # index in DIVERGENCES
         ("margin", "<f8"),
+        ("keys", "<u8", (3,)),
     ]
 )
 TOKEN = np.dtype("<i4")
 HEADER = np.dtype("<i8")  # of a file: MARK, and how many pairs, positions, tokens and note bytes
-HEADER_LENGTH, MARK = 5, int.from_bytes(b"mpairs01", "little")
+HEADER_LENGTH, MARK = 5, int.from_bytes(b"mpairs02", "little")
 
 
 class DamagedArraysError(ValueError):
@@ -54,6 +55,7 @@ class TokenizedPair:
         turns: turns of the side that has more, as `music bench agreement` counts them.
         divergence: the exchange in which the sides begin to differ, one of DIVERGENCES.
         margin: by how much the loss wants the chosen reward above the rejected one.
+        keys: hashes by which `eval_split` tells what belongs together, 0 for none.
     """
 
     sides: tuple[EncodedConversation, EncodedConversation]
@@ -62,6 +64,7 @@ class TokenizedPair:
     turns: int
     divergence: str
     margin: float = 0.0
+    keys: tuple[int, int, int] = (0, 0, 0)
 
 
 class PairArrays:
@@ -92,7 +95,8 @@ class PairArrays:
             compared = len(chosen.reward_positions)
             divergence = DIVERGENCES.index(pair.divergence)
             lengths = (len(chosen.ids), len(rejected.ids), compared)
-            rows[index] = start, position, *lengths, pair.size, pair.turns, divergence, pair.margin
+            rest = (pair.size, pair.turns, divergence, pair.margin, pair.keys)
+            rows[index] = start, position, *lengths, *rest
             start, position = start + pair.tokens, position + 2 * compared
         sides = [side for pair in pairs for side in pair.sides]
         positions = [np.array(side.reward_positions, TOKEN) for side in sides]
@@ -106,7 +110,7 @@ class PairArrays:
     def pair(self, index: int) -> TokenizedPair:
         """One pair as Python objects."""
         row = self.pairs[index].item()
-        start, position, chosen, rejected, compared, size, turns, divergence, margin = row
+        start, position, chosen, rejected, compared, size, turns, divergence, margin, keys = row
         ids = self.tokens[start : start + chosen + rejected].tolist()
         positions = self.positions[position : position + 2 * compared].tolist()
         self.release()
@@ -114,7 +118,12 @@ class PairArrays:
             EncodedConversation(ids[:chosen], positions[:compared]),
             EncodedConversation(ids[chosen:], positions[compared:]),
         )
-        return TokenizedPair(sides, size, len(ids), turns, DIVERGENCES[divergence], margin)
+        divergence = DIVERGENCES[divergence]
+        return TokenizedPair(sides, size, len(ids), turns, divergence, margin, tuple(keys.tolist()))
+
+    def select(self, mask: np.ndarray) -> "PairArrays":
+        """Some of the pairs, which share their tokens with these; mask (pairs,) is boolean."""
+        return PairArrays(self.pairs[mask], self.positions, self.tokens, self._mapped)
 
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
         """Where each side starts among the tokens, and where it stops, (sides,) each."""
@@ -127,7 +136,12 @@ class PairArrays:
     def reward_tokens(self) -> np.ndarray:
         """The tokens at which rewards are read, in the order of pairs and sides, (positions,)."""
         starts, _ = self.sides()
-        return self.tokens[np.repeat(starts, np.repeat(self.pairs["compared"], 2)) + self.positions]
+        counts = np.repeat(self.pairs["compared"], 2)  # of each side
+        first = self.pairs["position"]
+        firsts = np.stack([first, first + self.pairs["compared"]], axis=1).ravel()
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        positions = self.positions[np.repeat(firsts, counts) + within]
+        return self.tokens[np.repeat(starts, counts) + positions]
 
     def release(self) -> None:
         """Take the file's pages out of this process.
@@ -266,12 +280,30 @@ class TokenizedPairs(Sequence[TokenizedPair]):
             yield part
             part.release()
 
+    @property
+    def keys(self) -> np.ndarray:
+        """Hashes by which `eval_split` tells what belongs together (pairs, 3)."""
+        return self._column("keys")
+
+    def select(self, mask: np.ndarray, note: str) -> "TokenizedPairs":
+        """Some of the pairs. Their vocabulary is that of all.
+
+        Args:
+            mask: (pairs,), boolean.
+            note: what the mask follows from; the fingerprint is that of all pairs and the note.
+        """
+        masks = np.split(mask, self._stops[:-1])
+        arrays = [part.select(kept) for part, kept in zip(self.arrays, masks, strict=True)]
+        fingerprint = sha256(f"{self.fingerprint} {note}".encode()).hexdigest()[:16]
+        vocabulary = self.__dict__.get("vocabulary")  # else it is computed where it is asked for
+        return TokenizedPairs(arrays, self.margin_scale, fingerprint, vocabulary)
+
     def joined(self, *more: "TokenizedPairs") -> "TokenizedPairs":
         """The tokens of these pairs and of more pairs; their margins are those of the arrays."""
         return TokenizedPairs([part for pairs in (self, *more) for part in pairs.arrays])
 
     def _column(self, name: str) -> np.ndarray:
-        empty = np.zeros(0, PAIR[name])
+        empty = np.zeros(0, PAIR)[name]
         return np.concatenate([empty, *(part.pairs[name].copy() for part in self.parts())])
 
 
@@ -328,5 +360,4 @@ def write_private(path: Path, *parts: bytes) -> None:
 
 
 def _with_margin(pair: TokenizedPair, scale: float) -> TokenizedPair:
-    margin = scale * pair.margin
-    return TokenizedPair(pair.sides, pair.size, pair.tokens, pair.turns, pair.divergence, margin)
+    return replace(pair, margin=scale * pair.margin)

@@ -149,7 +149,7 @@ def train(
         accelerator.wait_for_everyone()
         model = collect_model(model, trainer.network, embedding, config, accelerator)
         if is_main:
-            origin = {"command": command, "counts": stats.phrases(), **data.files}
+            origin = {"command": command, "counts": stats.phrases(), **data.notes}
             origin["layout"] = model.network.layout
             write_checkpoint(model, out, {**identity, **origin, "metrics": metrics})
         accelerator.wait_for_everyone()
@@ -169,7 +169,15 @@ def refuse_impossible(
         )
     if config.steps and config.epochs != TrainConfig.epochs:
         raise InputError(f"`epochs` {config.epochs:g}: `steps` says how long already")
-    if eval_every and not held_out:
+    if config.eval_split is not None:
+        if not 0 < config.eval_split < 1:
+            raise InputError(f"`eval_split` {config.eval_split:g}: give a number between 0 and 1")
+        if "" in held_out:
+            raise InputError(
+                f"`eval_split` {config.eval_split:g}: takes the place of a set without a name; "
+                "write `held_out` NAME=FILE"
+            )
+    if eval_every and not (held_out or config.eval_split):
         raise InputError(f"`eval_every` {eval_every}: needs `held_out`, which it measures")
     if not 0 < config.margin_scale < math.inf:
         raise InputError(f"`margin_scale` {config.margin_scale:g}: give a number above 0")

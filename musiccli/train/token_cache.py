@@ -55,7 +55,7 @@ from musiccli.train.token_parts import (
 from musiccli.train.tokenized_pairs import PairTokenizer
 from musiccli.train.tokenizing_processes import TokenizingProcesses, cores, tokenizing_processes
 
-FORMAT = 1  # of what is kept; raise it where the same records become other tokens
+FORMAT = 2  # of what is kept; raise it where the same records become other tokens
 WAITING_PARTS = 4  # beside one for each process, so that none waits for the next
 HEAD_START = 5.0  # seconds in which the main process may begin to tokenize, and show how far it is
 MAX_KEPT_ERRORS = 1000  # an input with more bad records has no index

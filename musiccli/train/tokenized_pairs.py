@@ -23,6 +23,7 @@ from musiccli.reward_model.chat_template import (
 )
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.packing import count_tokens
+from musiccli.train.eval_split import split_keys
 from musiccli.train.pair_arrays import PairArrays, TokenizedPair, TokenizedPairs
 
 ENCODED_AT_ONCE = 64  # pairs: tokenizers take less time for each text of a batch
@@ -111,6 +112,7 @@ class PairTokenizer:
             max(map(count_turns, conversations)),
             diverging_exchange(*conversations),
             margin,
+            split_keys(record),
         )
 
     def _fit(
