@@ -4,15 +4,19 @@
     python tests/acceptance.py faults     # the same, each fault alone
     python tests/acceptance.py kills      # 50 kill -9 over one run
     python tests/acceptance.py memory     # 100,000 seeds streamed
+    python tests/acceptance.py addresses  # 4,096 calls in flight over 8 addresses, one of them slow
+    python tests/acceptance.py cache      # a call cache of a million rows
 
 test_acceptance.py runs small versions of them. Each prints its figures and fails where a promise is not kept.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import random
+import re
 import tempfile
 import threading
 import time
@@ -24,6 +28,9 @@ from build import read, talk
 from openai_server import FAULTS, Server, allow_many_connections, digest, serve
 from scripted import Music, scripted_reply
 
+from musiccli.core.store import Store
+
+ROOT = Path(__file__).parent.parent
 MODEL = "openai/scripted"
 PASSING = [
     fault for fault in FAULTS if fault != "echo-key"
@@ -242,7 +249,157 @@ def feed(process, count: int) -> None:
     process.stdin.close()
 
 
-RUNS = {"chaos": chaos, "faults": each_fault, "kills": kills, "memory": memory}
+def addresses(
+    folder: Path,
+    count: int = 16_384,
+    concurrency: int = 4096,
+    delay: float = 10.0,
+    number: int = 8,
+    least: float = 0.6,
+) -> dict:
+    """One of eight addresses that is six times as slow, or does not answer in time, leaves most of the throughput.
+
+    It holds an eighth of the calls in flight at most, so seven eighths is what the others could keep.
+    """
+    results = {
+        name: share_calls(folder / name, count, concurrency, delay, number, slowness, timeout)
+        for name, slowness, timeout in (
+            ("all alike", 1, 12 * delay),
+            ("one slow", 6, 12 * delay),
+            ("one too slow", 6, 3 * delay),
+        )
+    }
+    whole, *others = (figures["calls_per_second"] for figures in results.values())
+    assert min(others) > least * whole, results
+    return results
+
+
+def share_calls(
+    folder: Path,
+    count: int,
+    concurrency: int,
+    delay: float,
+    number: int,
+    slowness: float,
+    timeout: float,
+) -> dict:
+    """One call for each of `count` seeds; the first of the servers takes `slowness` times `delay` to answer."""
+    folder.mkdir()
+    (folder / "seeds.jsonl").write_text("".join(seeds(count)))
+    replied: list[float] = []  # when
+
+    def reply(body: dict) -> str:
+        replied.append(time.monotonic())
+        return scripted_reply(body)
+
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(
+                serve(reply=reply, delay=delay * (1 if other else slowness), keep=0)
+            )
+            for other in range(number)
+        ]
+        music = stack.enter_context(Music(folder))
+        hosts = [part for server in servers for part in ("--api-base", server.base_url)]
+        process = music.start(
+            *("simulate", folder / "seeds.jsonl", "-o", folder / "out.jsonl"),
+            *("--assistant", MODEL, "--turns", 1, "--contrast", "none", *hosts),
+            *("--concurrency", concurrency, "--timeout", timeout),
+        )
+        peak = 0
+        while process.poll() is None:
+            with contextlib.suppress(OSError, TypeError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = max(peak, int(re.search(r"VmHWM:\s*(\d+)", status)[1]))
+            time.sleep(0.1)
+        assert process.returncode == 0, process.stderr.read()[-2000:]
+    assert len((folder / "out.jsonl").read_bytes().splitlines()) == count
+    first, last = replied[count // 2], replied[count * 7 // 8]  # neither the start nor the end
+    return {
+        "calls_per_second": round(count * 3 / 8 / (last - first)),
+        "in_flight": sum(server.peak for server in servers),
+        "calls": [server.calls for server in servers],
+        "peaks": [server.peak for server in servers],
+        "peak_mb": round(peak / 1024),
+    }
+
+
+def cache(folder: Path, count: int = 1_000_000, most: int = 1000) -> dict:
+    """A cache of many calls takes at most so many bytes a row, and opens at once; what the rest costs, in CPU time.
+
+    Rows are made within SQLite, with random keys, from replies of up to 2,000 characters.
+    """
+    path, generator = folder / "calls.sqlite", random.Random(0)
+    pages = " ".join(page.read_text() for page in sorted((ROOT / "musiccli/manual").glob("*.md")))
+    sentences = re.split(r"(?<=\.)\s+", pages)
+    texts = [
+        " ".join(generator.sample(sentences, generator.randint(2, 20)))[:2000] for _ in range(500)
+    ]
+    results = {"rows": count} | fill(path, count, texts)
+    results["bytes_per_row"] = round(path.stat().st_size / count)
+    seconds, store = cpu_seconds(lambda: Store(path))
+    results["open_ms"] = round(1000 * seconds, 1)
+    keys = store.execute(
+        "select key from calls where rowid % ? = 0 order by key", max(1, count // 20_000)
+    )
+    keys = [key for (key,) in keys.fetchall()]
+    seconds, _ = cpu_seconds(lambda: [store.get(key) for key in keys])
+    results["get_us"] = round(1e6 * seconds / len(keys))
+    replies = [{"text": generator.choice(texts), "finish": "stop"} for _ in keys]
+    seconds, _ = cpu_seconds(lambda: [store.put(os.urandom(16), reply, "m") for reply in replies])
+    results["put_us"] = round(1e6 * seconds / len(keys))
+    seconds, _ = cpu_seconds(store.models)
+    results["models_s"] = round(seconds, 2)
+    middle = store.execute("select at from calls where rowid = ?", count // 10).fetchone()[0]
+    seconds, removed = cpu_seconds(lambda: store.prune(middle))
+    results |= {"removed": removed, "prune_s": round(seconds, 1)}
+    results["bytes_per_row_then"] = round(path.stat().st_size / (count + len(keys) - removed))
+    store.close()
+    assert results["bytes_per_row"] < most, results
+    assert results["bytes_per_row_then"] < 1.1 * results["bytes_per_row"], results
+    return results
+
+
+def fill(path: Path, count: int, texts: list[str]) -> dict:
+    """Put many calls into a new store, made within 20,000 seconds, with replies of these texts."""
+    store = Store(path)
+    for number, text in enumerate(texts):
+        store.put(b"%d" % number, {"text": text, "finish": "stop", "prompt_tokens": 700}, "m")
+    store.execute("create temp table samples as select rowid as n, size, reply from calls")
+    store.execute("delete from calls")
+    store.execute("pragma cache_size = -500000")
+    start, step = int(time.time()) - 20_000, 100_000
+    for first in range(0, count, step):
+        store.execute(
+            "with recursive numbers(i) as (select ? union all select i + 1 from numbers where i < ?) "
+            "insert into calls select randomblob(16), 1, ? + i * 20000 / ?, size, reply "
+            "from numbers join samples on n = 1 + i * 7919 % ?",
+            first,
+            min(first + step, count) - 1,
+            start,
+            count,
+            len(texts),
+        )
+    store.execute("pragma wal_checkpoint(truncate)")
+    store.close()
+    return {"reply_bytes": round(sum(map(len, texts)) / len(texts))}
+
+
+def cpu_seconds(work) -> tuple:
+    """The CPU time that `work()` takes, which neighbors on a busy machine do not change much, and what it returns."""
+    begun = time.process_time()
+    result = work()
+    return time.process_time() - begun, result
+
+
+RUNS = {
+    "chaos": chaos,
+    "faults": each_fault,
+    "kills": kills,
+    "memory": memory,
+    "addresses": addresses,
+    "cache": cache,
+}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Small versions of what acceptance.py runs at full size."""
 
 import pytest
-from acceptance import PASSING, chaos, kills, memory
+from acceptance import PASSING, cache, chaos, kills, memory
 
 
 @pytest.mark.slow
@@ -26,3 +26,8 @@ def test_killed_at_random_moments_the_output_is_the_same_and_finished_calls_are_
 @pytest.mark.slow
 def test_memory_is_bounded_by_the_window(tmp_path):
     memory(tmp_path, (500, 2000), most=1.15)
+
+
+def test_a_cache_of_many_rows_stays_small_and_gives_space_back(tmp_path):
+    found = cache(tmp_path, count=4000)
+    assert found["removed"] > 0
