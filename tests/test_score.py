@@ -224,6 +224,16 @@ def candidates(prompts=3, samples=5):
 
 
 @pytest.mark.slow
+def test_outputs_of_shards_joined_are_the_output_of_the_whole_run(rm, tmp_path, monkeypatch):
+    monkeypatch.setattr("musiccli.score.scorer.WINDOW", 3)
+    write(tmp_path / "in.jsonl", *tiny("heldout")[:10])
+    line = ("score", tmp_path / "in.jsonl", "--model", rm, "--no-cache")
+    shards = [music(*line, "--shard", f"{number}/3") for number in (1, 2, 3)]
+    assert b"".join(shard.out for shard in shards) == music(*line).out
+    assert [len(shard.records) for shard in shards] == [3, 3, 4]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1, 64, 150, 100_000])
 def test_candidates_of_a_prompt_score_as_each_alone_whatever_the_budget(model, budget):
     found = scored(model, candidates(), budget=budget)
