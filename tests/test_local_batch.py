@@ -5,6 +5,7 @@ import torch
 import toys
 from transformers import AutoModelForCausalLM
 
+from musiccli.cpu.threads import half_the_threads
 from musiccli.llm.local.batch import Batch, Request, Row
 from musiccli.llm.local.prefix_cache import PrefixCache, common_prefix
 
@@ -81,6 +82,37 @@ def test_a_prompt_that_is_all_there_reads_its_last_token_for_what_follows(model)
     batch.read = 0
     assert answers(batch, [HISTORY], size=3) == first
     assert batch.read == 3
+
+
+def test_prompts_are_read_with_all_threads_and_answers_written_with_half_of_them(model):
+    class Recording(Batch):
+        threads: list[int]
+
+        def _forward(self, *arguments):
+            self.threads.append(torch.get_num_threads())
+            return super()._forward(*arguments)
+
+    before = torch.get_num_threads()
+    batch = Recording(model, None)
+    try:
+        for threads, expected in ((4, [4, 2, 2]), (3, [3, 1, 1]), (1, [1, 1, 1])):
+            torch.set_num_threads(threads)
+            batch.threads = []
+            answers(batch, [HISTORY[:8]], size=3)
+            assert (batch.threads, torch.get_num_threads()) == (expected, threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_leaves_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        with pytest.raises(ValueError), half_the_threads():
+            raise ValueError
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def kept(ids: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:

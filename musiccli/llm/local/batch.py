@@ -12,6 +12,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from musiccli.cpu.threads import half_the_threads
 from musiccli.llm.local.prefix_cache import Layers, PrefixCache
 
 TOP_K = 64  # candidates that top-p sampling considers
@@ -139,7 +140,8 @@ class Batch:
         )  # (rows, 1)
         mask = (torch.arange(self.start, self.end, device=device) >= self.end - lengths).long()
         tokens = torch.tensor([row.written[-1:] for row in self.rows], device=device)
-        self._write(self.rows, self._forward(tokens, mask, lengths - 1, self._cache))
+        with half_the_threads():
+            self._write(self.rows, self._forward(tokens, mask, lengths - 1, self._cache))
         return self._remove_finished()
 
     def _prefill(self, prefixes: dict[Row, tuple[int, Layers]]) -> None:
