@@ -20,7 +20,7 @@ def converted(tmp_path, monkeypatch):
         (target / "model.safetensors").write_bytes(b"weights")
 
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path))
-    monkeypatch.setattr(bundled_models, "_join_parts", lambda name, model, target: None)
+    monkeypatch.setattr(bundled_models, "_join_parts", lambda name, target: None)
     monkeypatch.setattr(bundled_models, "_convert", convert)
 
     def load():
@@ -89,7 +89,7 @@ def test_a_model_with_a_chat_template_of_before_is_converted_anew(tmp_path, monk
         (target / "chat_template.jinja").write_text(model.chat_template.read_text().rstrip())
 
     monkeypatch.setenv("MUSIC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(bundled_models, "_join_parts", lambda name, model, target: None)
+    monkeypatch.setattr(bundled_models, "_join_parts", lambda name, target: None)
     monkeypatch.setattr(bundled_models, "_convert", convert)
     model = BUNDLED_MODELS["gemma3-270m"]
     newer = tmp_path / "newer.jinja"

@@ -35,6 +35,8 @@ HEAVY = {
     "aiohttp",
     "safetensors",
     "gguf",
+    "openvino",
+    "openvino_genai",
     "pyarrow",
 }
 SLOW = {

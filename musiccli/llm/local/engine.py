@@ -12,18 +12,26 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
+from typing import Any
 
 import torch
 
-from musiccli.core.bundled_models import path_or_hub_id
+from musiccli.core.bundled_models import bundled_gguf_file, path_or_hub_id
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.messages import Message
-from musiccli.core.pretrained import load_language_model, load_tokenizer, report_custom_code
+from musiccli.core.pretrained import (
+    load_config,
+    load_language_model,
+    load_tokenizer,
+    report_custom_code,
+)
 from musiccli.core.template_limits import apply_chat_template
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.llm.concurrency import CURRENT_ITEM
 from musiccli.llm.local.batch import Batch, Request, Row
+from musiccli.llm.local.choice import runs_on_openvino
+from musiccli.llm.local.openvino_batch import OpenVinoBatch
 
 BATCH_ROWS = 24  # requests under way; measured on 2 cores: more gains little
 UNLIMITED_CONTEXT = 1 << 20  # tokens, where a model names no limit
@@ -53,33 +61,36 @@ class LocalEngine:
     def __init__(self, name: str, say: Callable[[str], None] = lambda text: None):
         self.name = name
         path = path_or_hub_id(name, say)
-        self._load(path)
+        try:
+            self.tokenizer = load_tokenizer(path)
+            config, self._batch = self._load(path, say)
+        except InputError as error:
+            raise InputError(f"{name}: cannot be loaded: {error}") from error
         report_custom_code(name, path, say)
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        self.context = limit or UNLIMITED_CONTEXT
-        self._batch = Batch(self.model, self.tokenizer)
+        self.context = getattr(config, "max_position_embeddings", None) or UNLIMITED_CONTEXT
         # A heap: the oldest item goes first, then whoever asked first.
         self._queue: list[tuple[int, int, Row]] = []
         self._ticket = count()
         self._futures: dict[Row, Future[Completion]] = {}
         self._ready = threading.Condition()
         self._closed = threading.Event()
-        for layer in getattr(self.model.base_model, "layers", ()):
-            layer.register_forward_pre_hook(self._check_open)
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         self._thread.start()
 
-    def _load(self, path: str) -> None:
+    def _load(self, path: str, say: Callable[[str], None]) -> tuple[Any, Batch | OpenVinoBatch]:
+        """The model's config, and what computes its answers."""
+        if runs_on_openvino(self.name):
+            batch = OpenVinoBatch(bundled_gguf_file(self.name), BATCH_ROWS)
+            say(f"{self.name}: OpenVINO computes its answers")
+            return load_config(path), batch
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         retain_freed_memory()
-        try:
-            self.tokenizer = load_tokenizer(path)
-            model = load_language_model(path, dtype=dtype)
-        except InputError as error:
-            raise InputError(f"{self.name}: cannot be loaded: {error}") from error
-        self.model = model.to(device).eval()
-        use_onednn_linear(self.model)
+        model = load_language_model(path, dtype=dtype).to(device).eval()
+        use_onednn_linear(model)
+        for layer in getattr(model.base_model, "layers", ()):
+            layer.register_forward_pre_hook(self._check_open)
+        return model.config, Batch(model, self.tokenizer)
 
     def render(self, messages: list[Message], speaker: str = "assistant") -> str:
         """Write a conversation with the model's template, up to where the speaker begins.

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from musiccli.core.bundled_models import folder_fingerprint
 from musiccli.llm.call import Call, Reply
+from musiccli.llm.local.choice import weights_and_engine
 
 if TYPE_CHECKING:
     from musiccli.llm.local.engine import LocalEngine
@@ -23,9 +23,9 @@ class LocalProvider:
         self._say = say
 
     def fingerprint(self, model: str) -> str | None:
-        """What tells the model from an earlier one in the same folder; the same for a whole run."""
+        """What tells apart replies under the model's name; the same for a whole run."""
         if model not in self._fingerprints:
-            self._fingerprints[model] = folder_fingerprint(model)
+            self._fingerprints[model] = weights_and_engine(model)
         return self._fingerprints[model]
 
     async def complete(self, call: Call, url: str | None = None, key: str | None = None) -> Reply:
