@@ -8,12 +8,14 @@ import contextlib
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from musiccli.core.errors import MusicError
+from musiccli.core.processes import end_with_parent
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
@@ -60,6 +62,8 @@ def main() -> None:
     """Load the models, then answer rows until the input ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the server first finishes what has come
+    # Where the server is killed, this also ends while it loads or computes.
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else writes replies
     networks: dict[str, RewardNetwork] = {}
