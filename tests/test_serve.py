@@ -12,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import aiohttp
 import preloaded
@@ -25,6 +26,7 @@ from musiccli.core.errors import InputError
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation
+from musiccli.reward_model.network import RewardNetwork
 from musiccli.score.config import ScoreConfig
 from musiccli.score.scorer import score
 from musiccli.serve.actor_template import ActorTemplate
@@ -127,7 +129,9 @@ def client(model):
 
 
 def expected(model, conversations, **config):
-    """What `music score` gives."""
+    """What `music score` gives, which computes everything anew."""
+    network = RewardNetwork(model.network.model, packed=model.network.packed)
+    model = replace(model, network=network.eval())
     records = [Record({"id": str(n), **fields}) for n, fields in enumerate(conversations)]
     found = list(score(records, model, "rm", ScoreConfig(**config)))
     key = "turn_scores" if config.get("per_turn") else "scores"
@@ -185,6 +189,19 @@ def test_candidates_of_a_long_history_share_it(model):
     conversations.sort(key=lambda conversation: conversation.ids)
     keys = prompt_keys(conversations)
     assert [keys.count(key) for key in dict.fromkeys(keys)] == [8, 8]
+
+
+def test_a_history_that_came_before_is_not_computed_again(model):
+    history = "a long history that all candidates share " * 8
+    conversations = [{"messages": talk(history, f"reply {number}")} for number in range(3)]
+    tokens = []
+    embedding = model.network.backbone.get_input_embeddings()
+    with running(model) as client:
+        hook = embedding.register_forward_pre_hook(lambda _, ids: tokens.append(ids[0].numel()))
+        scores = [client.post("/classify", **each)["data"][0]["probs"][0] for each in conversations]
+        hook.remove()
+    assert scores == pytest.approx(expected(model, conversations), **CLOSE)
+    assert tokens[0] > 80 and max(tokens[1:]) < 10
 
 
 def test_a_long_conversation_loses_its_oldest_exchanges_and_says_so(model):

@@ -39,7 +39,7 @@ def packed_attention(
     are contiguous within a segment and its prefix.
 
     Args:
-        module: the calling layer; unused.
+        module: the calling layer, whose keys and values histories hold.
         query: (1, heads, row, size).
         key: (1, key heads, row, size).
         value: (1, key heads, row, size).
@@ -55,15 +55,30 @@ def packed_attention(
     """
     outputs = []
     for segment in segments:
-        rows, prefix = slice(segment.start, segment.stop), slice(*segment.prefix)
-        keys, values = key[:, :, rows], value[:, :, rows]
-        if prefix.stop > prefix.start:
-            keys = torch.cat((key[:, :, prefix], keys), dim=2)
-            values = torch.cat((value[:, :, prefix], values), dim=2)
+        rows = slice(segment.start, segment.stop)
+        keys, values = _keys_and_values(module, segment, key, value)
         outputs.append(
             _attend(query[:, :, rows], keys, values, scaling, softcap, sliding_window, dropout)
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _keys_and_values(module, segment, key, value) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a segment attends to: its history, its prefix and itself, (1, key heads, ., size)."""
+    start, stop = segment.prefix
+    parts = [(key[:, :, segment.start : segment.stop], value[:, :, segment.start : segment.stop])]
+    if stop > start:
+        parts.insert(0, (key[:, :, start:stop], value[:, :, start:stop]))
+    beginning = segment.beginning
+    if beginning.history:
+        earlier = beginning.history.layers[module]
+        parts.insert(0, tuple(tensor[:, :, : beginning.length] for tensor in earlier))
+    keys, values = parts[0]
+    if len(parts) > 1:
+        keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
+    if beginning.recorded:
+        beginning.recorded.layers[module] = (keys.clone(), values.clone())
+    return keys, values
 
 
 def _attend(query, key, value, scaling, softcap, window, dropout) -> torch.Tensor:

@@ -11,7 +11,11 @@ from musiccli.gpu.transfer import copy_to_device
 from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.attention import NAME
 from musiccli.reward_model.chat_template import EncodedConversation
+from musiccli.reward_model.histories import HistoryCache
 from musiccli.reward_model.packing import PackedRow, count_tokens, pack, row_table
+
+# Kinds of rotary embeddings that depend on the longest conversation of a row.
+CHANGING_ROTATIONS = ("dynamic", "longrope")
 
 
 class RewardNetwork(nn.Module):
@@ -22,12 +26,14 @@ class RewardNetwork(nn.Module):
         packed: whether conversations are laid out in one row; otherwise they are padded.
         flex: whether a row is attended to by flex attention. Its layers must be compiled.
         budget: tokens of a full row; rows for flex attention are padded to quarters of it.
+        histories: conversations that were computed before; None computes everything anew.
     """
 
     def __init__(self, model: Any, *, packed: bool = True, flex: bool = False):
         super().__init__()
         self.model, self.packed, self.flex = model, packed, flex
         self.budget = DEFAULT_BUDGET
+        self.histories: HistoryCache | None = None
         if flex:
             self.core.set_attn_implementation("flex_attention")
         elif packed:
@@ -74,6 +80,25 @@ class RewardNetwork(nn.Module):
         classes = {type(module).__name__ for module in self.modules()}
         return sorted(classes & set(self.core._no_split_modules or []))
 
+    def keep_histories(self, max_bytes: int) -> None:
+        """Keep the conversations that are computed last, where the layout allows it.
+
+        One thread alone may then use this network, in evaluation mode.
+
+        Args:
+            max_bytes: the most that their keys and values may take.
+        """
+        rotations = [str(getattr(module, "rope_type", "")) for module in self.backbone.modules()]
+        is_changing = any(name in text for name in CHANGING_ROTATIONS for text in rotations)
+        if not self.packed or self.flex or is_changing:
+            return
+        config = self.backbone.config.get_text_config()
+        heads = config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        token_size = 2 * config.num_hidden_layers * key_heads * size * self.core.dtype.itemsize
+        self.histories = HistoryCache(max_bytes // token_size)
+
     def token_count(self, group: Sequence[EncodedConversation]) -> int:
         """Tokens that a group takes in a forward pass by itself."""
         return count_tokens(group, packed=self.packed)
@@ -98,7 +123,9 @@ class RewardNetwork(nn.Module):
 
     def _packed(self, groups) -> tuple[torch.Tensor, list[int]]:
         """Hidden states (positions, size) at reward positions, and how many a conversation has."""
-        row = pack(groups)
+        histories = self.histories
+        beginnings = [histories.beginning(group) for group in groups] if histories else []
+        row = pack(groups, beginnings)
         device = self.backbone.device
         if self.flex:
             inputs = self._flex_inputs(row)
@@ -109,6 +136,9 @@ class RewardNetwork(nn.Module):
                 "segments": row.segments,
             }
         hidden = self.backbone(**inputs, use_cache=False).last_hidden_state  # (1, row, size)
+        for beginning in beginnings:
+            if histories and beginning.recorded:
+                histories.add(beginning.recorded)
         positions = [position for positions in row.reward_positions for position in positions]
         counts = [len(positions) for positions in row.reward_positions]
         return hidden[0, copy_to_device(torch.tensor(positions), device)], counts

@@ -7,7 +7,8 @@ conversation, the rest of the second, and so on. Each of these parts is a Segmen
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,37 @@ MIN_SHARED_TOKENS = (
 )
 
 
+@dataclass(eq=False)
+class History:
+    """Tokens with their keys and values, which conversations that begin with them need.
+
+    Attributes:
+        ids: the tokens.
+        layers: of each attention module its keys and values, (1, key heads, tokens, size) each.
+    """
+
+    ids: list[int]
+    layers: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The tokens of conversations that need not be in a row.
+
+    Attributes:
+        history: begins with these tokens; None where there are none.
+        length: how many they are.
+        recorded: gets the keys and values of a conversation; None records nothing.
+    """
+
+    history: History | None = None
+    length: int = 0
+    recorded: History | None = None
+
+
+NOTHING = Beginning()
+
+
 @dataclass(frozen=True)
 class Segment:
     """A part of a row whose tokens attend to `prefix`, and causally to one another.
@@ -26,11 +58,14 @@ class Segment:
         start: row position of its first token.
         stop: row position behind its last token.
         prefix: row positions (start, stop) that it continues, possibly an empty range.
+        beginning: what precedes the prefix and is not in the row. It may ask for a record of the
+            whole conversation that ends with this segment.
     """
 
     start: int
     stop: int
     prefix: tuple[int, int]
+    beginning: Beginning = NOTHING
 
 
 @dataclass
@@ -51,6 +86,18 @@ class PackedRow:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading tokens two sequences have in common."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def shared_prefix(sequences: Sequence[list[int]]) -> int:
@@ -76,20 +123,32 @@ def count_tokens(group: Sequence[EncodedConversation], *, packed: bool) -> int:
     return len(group) * max(len(conversation.ids) for conversation in group)
 
 
-def pack(groups: Sequence[Sequence[EncodedConversation]]) -> PackedRow:
-    """All conversations of all groups in one row, in their order."""
+def pack(
+    groups: Sequence[Sequence[EncodedConversation]], beginnings: Sequence[Beginning] = ()
+) -> PackedRow:
+    """All conversations of all groups in one row, in their order.
+
+    Args:
+        groups: the conversations.
+        beginnings: for each group, with what all its conversations begin that need not be in the
+            row. Its first conversation is recorded where that is asked for. Left out, the row
+            holds all tokens.
+    """
     row = PackedRow([], [], [], [])
-    for group in groups:
+    for index, group in enumerate(groups):
+        beginning = beginnings[index] if beginnings else NOTHING
         shared = shared_prefix([conversation.ids for conversation in group])
-        base = len(row.ids)
+        base, length = len(row.ids), beginning.length
         for number, conversation in enumerate(group):
-            start, skip = len(row.ids), shared if number else 0
+            start, skip = len(row.ids), shared if number else length
             row.ids += conversation.ids[skip:]
             row.positions += range(skip, len(conversation.ids))
-            row.segments.append(Segment(start, len(row.ids), (base, base + skip)))
+            prefix = (base, base + skip - length)
+            row.segments.append(Segment(start, len(row.ids), prefix, beginning))
+            beginning = replace(beginning, recorded=None)  # the first conversation alone is
             row.reward_positions.append(
                 [
-                    base + position if position < skip else start + position - skip
+                    base + position - length if position < skip else start + position - skip
                     for position in conversation.reward_positions
                 ]
             )

@@ -87,9 +87,6 @@ class Batcher:
     _arrival: asyncio.Event = field(default_factory=asyncio.Event)
     _passes: set["asyncio.Task[None]"] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.network.budget = self.budget
-
     @property
     def waiting_tokens(self) -> int:
         """How many tokens wait or are being computed."""

@@ -7,10 +7,24 @@ from itertools import pairwise
 from musiccli.core.errors import RecordError
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.reward_model.packing import MIN_SHARED_TOKENS
+from musiccli.reward_model.packing import MIN_SHARED_TOKENS, common_prefix
 from musiccli.reward_model.scoring import NOT_FINITE, deduplicate, score_encoded
 
 Rewards = list[float] | RecordError  # of one conversation, or why there are none
+MIN_HISTORY_BYTES = 256 << 20  # what histories may take of small models
+HISTORY_SHARE = 1 / 8  # of the weights of large ones
+
+
+def prepare(network: RewardNetwork, budget: int) -> None:
+    """Let a network serve: rows have few lengths, and histories that come again are kept.
+
+    Args:
+        network: the network, in evaluation mode.
+        budget: the most tokens in one forward pass.
+    """
+    weights = sum(weight.nbytes for weight in network.parameters())
+    network.budget = budget
+    network.keep_histories(max(MIN_HISTORY_BYTES, int(weights * HISTORY_SHARE)))
 
 
 def score_all(
@@ -50,7 +64,7 @@ def prompt_keys(conversations: Sequence[EncodedConversation]) -> list[int]:
     common with its other neighbor: a system message that all have must not keep the candidates
     of one long history from sharing that.
     """
-    shared = [_common_prefix(left.ids, right.ids) for left, right in pairwise(conversations)]
+    shared = [common_prefix(left.ids, right.ids) for left, right in pairwise(conversations)]
     keys, key = [], 0
     for index in range(len(conversations)):
         if index:
@@ -58,15 +72,3 @@ def prompt_keys(conversations: Sequence[EncodedConversation]) -> list[int]:
             key += shared[index - 1] < max(MIN_SHARED_TOKENS, most / 2)
         keys.append(key)
     return keys
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    """How many leading tokens two conversations have in common."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

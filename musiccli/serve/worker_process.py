@@ -19,7 +19,7 @@ from musiccli.core.processes import end_with_parent
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.serve.scoring import Rewards, score_all
+from musiccli.serve.scoring import Rewards, prepare, score_all
 
 NUMBER_BYTES = 8  # of the size that comes before each request and reply
 
@@ -102,7 +102,7 @@ def _load(settings: WorkerSettings) -> dict[str, RewardNetwork]:
         torch.cuda.set_device(settings.number % torch.cuda.device_count())
     networks = {name: checkpoint.load(path).network for name, path in settings.paths.items()}
     for network in networks.values():
-        network.budget = settings.budget
+        prepare(network, settings.budget)
     return networks
 
 

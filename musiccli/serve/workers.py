@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from musiccli.core.errors import InputError, MusicError
-from musiccli.serve.scoring import Rewards
+from musiccli.serve.scoring import Rewards, prepare
 from musiccli.serve.served_model import ServedModel
 from musiccli.serve.worker_process import NUMBER_BYTES, Row, WorkerSettings, framed, score_row
 
@@ -46,9 +46,11 @@ class Worker(Protocol):
 class WorkerThread:
     """A worker in the server's process."""
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, models: Sequence[ServedModel], budget: int) -> None:
         self.is_running = True
         self._networks = {served.name: served.model.network for served in models}
+        for network in self._networks.values():
+            prepare(network, budget)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
     async def score(self, row: Row) -> list[Rewards]:
@@ -137,7 +139,7 @@ class WorkerPool:
     ) -> None:
         self.size = size
         self._models, self._budget, self._say = list(models), budget, say
-        self._thread = WorkerThread(models)
+        self._thread = WorkerThread(models, budget)
         self._processes: dict[int, WorkerProcess] = {}  # by number
         self._free: asyncio.Queue[Worker] = asyncio.Queue()
         self._free.put_nowait(self._thread)
