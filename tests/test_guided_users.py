@@ -84,20 +84,20 @@ def texts(record: dict) -> list[str]:
 
 
 def test_the_prompt_of_a_persona_holds_what_is_told_of_it():
-    [chosen, rejected], _, server = simulated(seed(persona=NURSE), turns=2)
+    [chosen, rejected], _, server = simulated(seed(user_persona=NURSE), turns=2)
     for prompt in prompts_of_users(server):
         assert all(text in prompt for text in NURSE.values())
         assert "who has what" not in prompt and "{{" not in prompt
-    assert chosen["persona"] == rejected["persona"] == NURSE
+    assert chosen["user_persona"] == rejected["user_persona"] == NURSE
     assert len(prompts_of_users(server)) == 2
 
 
 def test_a_persona_without_a_goal_cannot_tell_when_to_stop():
     who = {"who": "a nurse on night shift"}
-    done, counts, server = simulated(seed(persona=who["who"]), reply=satisfied_after(1))
+    done, counts, server = simulated(seed(user_persona=who["who"]), reply=satisfied_after(1))
     assert not any("[satisfied]" in prompt for prompt in prompts_of_users(server))
     assert [len(record["messages"]) for record in done] == [8, 8] and counts == {}
-    assert done[0]["persona"] == who["who"]  # as the seed has it
+    assert done[0]["user_persona"] == who["who"]  # as the seed has it
 
 
 def test_personas_of_a_file_are_for_their_ids_or_drawn_by_the_seed(tmp_path):
@@ -106,7 +106,7 @@ def test_personas_of_a_file_are_for_their_ids_or_drawn_by_the_seed(tmp_path):
     )
     personas = Personas(str(path), 0)
     assert personas.of(seed("x"), 0).record == {"goal": "eggs"}
-    assert personas.of(seed("x", persona={"who": "a baker"}), 0).record == {"who": "a baker"}
+    assert personas.of(seed("x", user_persona={"who": "a baker"}), 0).record == {"who": "a baker"}
     drawn = [personas.of(seed(number), 0).who for number in range(200)]
     assert drawn == [Personas(str(path), 0).of(seed(number), 0).who for number in range(200)]
     assert drawn != [Personas(str(path), 1).of(seed(number), 0).who for number in range(200)]
@@ -115,24 +115,24 @@ def test_personas_of_a_file_are_for_their_ids_or_drawn_by_the_seed(tmp_path):
     for_x = write(tmp_path / "x.jsonl", {"id": "x", "goal": "eggs"})
     done, counts, _ = simulated(seed("y"), seed("x"), persona=str(for_x), turns=1)
     assert counts == {"conversations without a persona": 1}
-    assert not any("persona" in record for record in done[:2])
+    assert not any("user_persona" in record for record in done[:2])
     done = done[2:]
-    assert [record["persona"] for record in done] == [{"goal": "eggs"}] * 2
+    assert [record["user_persona"] for record in done] == [{"goal": "eggs"}] * 2
     assert all(parse_branch(Record(dict(record))) for record in done)
 
 
 @pytest.mark.parametrize(
     "persona, problem",
     [
-        (7, "persona: is a number; it should be an object with some of who, goal, knows"),
-        ({"goals": "x"}, "persona: has no who and no goal and no knows and no satisfied"),
-        ({"goal": ["x"]}, "persona.goal: is a list; it should be a text"),
-        ({"goal": " "}, "persona.goal: is a string; it should be a text"),
+        (7, "user_persona: is a number; it should be an object with some of who, goal, knows"),
+        ({"goals": "x"}, "user_persona: has no who and no goal and no knows and no satisfied"),
+        ({"goal": ["x"]}, "user_persona.goal: is a list; it should be a text"),
+        ({"goal": " "}, "user_persona.goal: is a string; it should be a text"),
     ],
 )
 def test_a_wrong_persona_names_its_field(persona, problem):
     with pytest.raises(RecordError) as raised:
-        parse_seed(seed(persona=persona))
+        parse_seed(seed(user_persona=persona))
     assert str(raised.value).startswith(f"seeds.jsonl:1: {problem}")
 
 
@@ -156,7 +156,7 @@ def test_a_wrong_line_of_a_file_of_personas_is_named(tmp_path, lines, problem):
 
 @pytest.mark.parametrize("text", ["[satisfied]", "[Satisfied].", "Satisfied", "Thanks, goodbye!"])
 def test_a_satisfied_user_ends_both_branches_after_the_same_turn(text):
-    done, counts, server = simulated(seed(persona=NURSE), reply=satisfied_after(2, text))
+    done, counts, server = simulated(seed(user_persona=NURSE), reply=satisfied_after(2, text))
     chosen, rejected = done
     assert [len(record["messages"]) for record in done] == [4, 4]
     assert (chosen["satisfied"], rejected.get("satisfied")) == (True, None)
@@ -174,7 +174,7 @@ def test_the_policy_is_about_the_turns_that_there_are_and_has_as_many_as_it_need
     policy, ended, contrasted
 ):
     [chosen, rejected], _, _ = simulated(
-        seed(persona=NURSE), reply=satisfied_after(2), contrast=policy
+        seed(user_persona=NURSE), reply=satisfied_after(2), contrast=policy
     )
     assert [len(record["messages"]) for record in (chosen, rejected)] == [2 * ended] * 2
     assert [reply["message"] for reply in rejected["contrast"]] == contrasted
@@ -186,7 +186,7 @@ def test_users_of_both_branches_get_the_same_prompt_and_to_stop_is_a_fault_in_th
         stops = role(body) == "user" and "Contrasted:" in body["messages"][0]["content"]
         return "[satisfied]" if stops and len(body["messages"]) == 1 else scripted_reply(body)
 
-    done, counts, server = simulated(seed(persona=NURSE), reply=reply, turns=3)
+    done, counts, server = simulated(seed(user_persona=NURSE), reply=reply, turns=3)
     assert counts == {"retried (user early stop)": 2}
     assert [len(record["messages"]) for record in done] == [6, 6]
     openings = {prompt.split("The conversation so far")[0] for prompt in prompts_of_users(server)}
@@ -200,7 +200,7 @@ def test_users_of_both_branches_get_the_same_prompt_and_to_stop_is_a_fault_in_th
 
 
 def test_one_branch_ends_with_its_user_too_and_an_estimate_counts_every_turn():
-    start = seed(persona=NURSE)
+    start = seed(user_persona=NURSE)
     [done], _, server = simulated(start, reply=satisfied_after(2), contrast="none")
     assert (len(done["messages"]), done["satisfied"]) == (4, True)
     assert roles(server) == {"assistant": 2, "user": 2}
@@ -213,12 +213,12 @@ def test_one_branch_ends_with_its_user_too_and_an_estimate_counts_every_turn():
 
 def test_a_pair_of_a_satisfied_user_is_kept_and_audited():
     done, _, _ = simulated(
-        seed("x", persona=NURSE), seed("y", persona=NURSE), reply=satisfied_after(2)
+        seed("x", user_persona=NURSE), seed("y", user_persona=NURSE), reply=satisfied_after(2)
     )
     stats = RunStats()
     pairs = [Record(pair) for pair in join_branches(map(Record, done), stats)]
     assert (len(pairs), stats.phrases()) == (2, {})
-    assert all(pair["persona"] == NURSE and pair["satisfied"] for pair in pairs)
+    assert all(pair["user_persona"] == NURSE and pair["satisfied"] for pair in pairs)
     rows = list(audit.metrics(map(audit.check_contrast, pairs)))
     counts = {row["subset"]: row["count"] for row in rows if row["metric"] == "leak"}
     assert counts == {"all": 4, "turn=1": 2, "turn=2": 2}
@@ -226,7 +226,7 @@ def test_a_pair_of_a_satisfied_user_is_kept_and_audited():
 
 def test_a_self_taught_contrast_reads_the_replies_of_a_branch_that_has_ended():
     done, _, server = simulated(
-        seed(persona=NURSE), reply=satisfied_after(2), prompts="self-taught"
+        seed(user_persona=NURSE), reply=satisfied_after(2), prompts="self-taught"
     )
     shown = [str(body["messages"]) for body in list(server.requests) if role(body) == "contrast"]
     assert sum(texts(done[0])[1] in text for text in shown) == 1
@@ -236,8 +236,8 @@ def test_a_self_taught_contrast_reads_the_replies_of_a_branch_that_has_ended():
 def test_a_run_with_personas_pays_for_no_call_twice(tmp_path):
     settings = {"reply": satisfied_after(2), "cache": Store(tmp_path / "c")}
     settings["follow_ups"] = "correct=0.5"
-    first, _, _ = simulated(seed(persona=NURSE), **settings)
-    again, _, server = simulated(seed(persona=NURSE), **settings)
+    first, _, _ = simulated(seed(user_persona=NURSE), **settings)
+    again, _, server = simulated(seed(user_persona=NURSE), **settings)
     assert (again, server.calls) == (first, 0)
 
 
@@ -247,6 +247,8 @@ def test_a_run_with_personas_pays_for_no_call_twice(tmp_path):
         ("[satisfied]", True),
         ("**Satisfied**", True),
         ("Thank you so much!", True),
+        ("Good, [ Satisfied ].", True),
+        ("I am *satisfied* with that. What is next?", False),
         ("I am not satisfied with the second step.", False),
         ("How do I know that my guests are satisfied?", False),
     ],
@@ -343,7 +345,9 @@ def test_reviewed_users_take_neither(setting):
 
 
 def test_a_reviewed_user_leaves_a_seeds_persona_aside_and_counts_it():
-    _, counts, _ = simulated(seed(persona=NURSE), user_turns="review", contrast="none", turns=2)
+    _, counts, _ = simulated(
+        seed(user_persona=NURSE), user_turns="review", contrast="none", turns=2
+    )
     assert counts == {"messages without their persona (reviewed user)": 1}
 
 
@@ -382,7 +386,7 @@ def test_personas_and_follow_ups_are_options(music, tmp_path):
         done = music(*line, "--follow-ups", "change=0.5", stdin=seeds)
         wrong = music(*line, "--follow-ups", "change=2", stdin=seeds)
         missing = music(*line[:-1], tmp_path / "none.jsonl", stdin=seeds)
-        bad = music(*line, stdin=jsonl([seed(persona=3)]))
+        bad = music(*line, stdin=jsonl([seed(user_persona=3)]))
     assert done.returncode == 0, done.stderr
     records = read(done.stdout)
     assert {len(record["messages"]) for record in records} == {4}
@@ -390,7 +394,7 @@ def test_personas_and_follow_ups_are_options(music, tmp_path):
     for failed, problem in (
         (wrong, "--follow-ups change=2: expected refer=P"),
         (missing, "none.jsonl: "),
-        (bad, "<stdin>:1: persona: is a number"),
+        (bad, "<stdin>:1: user_persona: is a number"),
     ):
         assert (failed.returncode, failed.stdout) == (2, "")
         assert problem in failed.stderr and len(failed.stderr.splitlines()) == 1, failed.stderr

@@ -192,6 +192,14 @@ def test_our_own_records_keep_unknown_fields():
     assert run([row], "pairs")[0] == [row]
 
 
+@pytest.mark.parametrize("identity", [{"id": "c"}, {}])
+@pytest.mark.parametrize("emit", ["seeds", "prompts", "conversations"])
+def test_what_is_made_of_a_conversation_keeps_whom_its_user_plays(identity, emit):
+    row = {**identity, "messages": talk("q", "a"), "user_persona": {"goal": "x"}, "persona": "y"}
+    [made], _ = run([row], emit)
+    assert made["user_persona"] == {"goal": "x"}
+
+
 # Columns that look like labels
 
 

@@ -67,7 +67,7 @@ def simulate(
             show_default=False,
             help="JSONL of personas that the users play: objects with some of who, goal, knows and "
             "satisfied. One with an id is for the context of that id; the others are drawn. Left "
-            "out: the context's own field persona, where it has one.",
+            "out: the context's own field user_persona, where it has one.",
         ),
         READ,
     ] = SimulateConfig.persona,

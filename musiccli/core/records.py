@@ -52,7 +52,7 @@ class Branch(Conversation, total=False):
     contrast: list[ContrastedReply]
     faults: list[FaultyReply]
     truncated: list[int]  # indices of the messages that the token limit cut off
-    persona: dict[str, str] | str  # whom the user plays: who, goal, knows, satisfied
+    user_persona: dict[str, str] | str  # whom the user plays: who, goal, knows, satisfied
     follow_ups: list[FollowUp]
     satisfied: bool  # the user ended the conversation, having got what they came for
     simulator: dict[str, str]  # the models and policies that wrote the branch

@@ -43,6 +43,7 @@ CONTENT_COLUMNS = {  # ids and texts, which are not labels
     "completion",
     "system",
     "tools",
+    "user_persona",
     "chosen",
     "rejected",
     "winner",
@@ -156,13 +157,18 @@ def make_record(
     if keep_fields and id is not None:
         old_metadata = row.get("metadata")
         return {**row, **sides, "metadata": metadata if old_metadata is None else old_metadata}
-    tools = {"tools": row["tools"]} if row.get("tools") is not None else {}
     return {
         "id": content_id(*sides.values()) if id is None else id,
         **sides,
-        **tools,
+        **context_fields(row),
         "metadata": metadata,
     }
+
+
+def context_fields(record: Record) -> dict[str, Any]:
+    """What belongs to every conversation made of a record: the functions on offer, the persona."""
+    fields = {name: record.get(name) for name in ("tools", "user_persona")}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def row_id(row: Record) -> str | int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from musiccli.core.messages import Message, count_characters, count_turns
 from musiccli.core.records import Record, record_kind, side_names
+from musiccli.sample.columns import context_fields
 from musiccli.sample.config import ContrastTurn, CorruptionKind, Speaker
 from musiccli.sample.corruptions import MessagePool, corrupt, intact_messages, replace_one_reply
 
@@ -74,7 +75,7 @@ def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
             "id": record["id"],
             "chosen": record[winner],
             "rejected": record["b" if winner == "a" else "a"],
-            **_tools(record),
+            **context_fields(record),
             "metadata": {**(record.get("metadata") or {}), "chosen_side": winner},
         }
     ]
@@ -94,7 +95,7 @@ def comparisons(record: Record, rng: Random) -> list[dict[str, Any]]:
             "a": record[first],
             "b": record[second],
             "winner": "a" if first == "chosen" else "b",
-            **_tools(record),
+            **context_fields(record),
             "metadata": record.get("metadata") or {},
         }
     ]
@@ -141,8 +142,5 @@ def _conversation(record: Record, messages: list[Message], **labels: Any) -> dic
     metadata = {**(record.get("metadata") or {}), **labels}
     if "turns" in metadata:
         metadata["turns"] = count_turns(messages)
-    return {"id": record["id"], "messages": messages, **_tools(record), "metadata": metadata}
-
-
-def _tools(record: Record) -> dict[str, Any]:
-    return {"tools": record["tools"]} if record.get("tools") is not None else {}
+    context = context_fields(record)
+    return {"id": record["id"], "messages": messages, **context, "metadata": metadata}

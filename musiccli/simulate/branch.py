@@ -12,7 +12,7 @@ from musiccli.core.records import Record
 from musiccli.llm.call import Reply
 from musiccli.prompts import FALLBACKS
 from musiccli.simulate.config import SimulateConfig
-from musiccli.simulate.personas import Persona
+from musiccli.simulate.personas import FIELD, Persona
 
 OTHER_FIELDS = 1 << 20  # bytes that are kept for what simulate adds beside messages
 
@@ -134,7 +134,7 @@ class Branch:
         if config.follow_ups:
             simulator["follow_ups"] = config.follow_ups
         optional = {
-            "persona": self.seed.get("persona") or (self.persona and self.persona.record),
+            FIELD: self.seed.get(FIELD) or (self.persona and self.persona.record),
             "follow_ups": self.follow_ups,
             "satisfied": self.satisfied,
             "faults": self.faults,

@@ -16,7 +16,7 @@ class SimulateConfig:
         user_turns: "plain" for one call per user message; "review" for two, a reviewer's and a
             chairman's (ReviewInstruct, arXiv 2505.11010).
         persona: a JSONL file of personas of the user, see `personas.Personas`; None for those that
-            the seeds have.
+            the seeds have in `user_persona`.
         follow_ups: the shares of the user's messages that need the history, as
             "refer=0.4,change=0.3,correct=0.3"; empty for none.
         turns: assistant replies added to each seed.

@@ -8,6 +8,7 @@ from musiccli.core import jsonl
 from musiccli.core.errors import RecordError, kind_of
 from musiccli.core.records import Record, parse_conversation
 
+FIELD = "user_persona"  # of a record: datasets name the assistant's `persona`
 FIELDS = ("who", "goal", "knows", "satisfied")
 
 
@@ -39,10 +40,10 @@ class Persona:
 
 
 def parse_seed(record: Record) -> Record:
-    """Check a conversation to continue, and its `persona` where it has one."""
+    """Check a conversation to continue, and its FIELD where it has one."""
     parse_conversation(record)
-    if "persona" in record:
-        parse_persona(record["persona"], record, "persona.")
+    if FIELD in record:
+        parse_persona(record[FIELD], record, f"{FIELD}.")
     return record
 
 
@@ -101,8 +102,8 @@ class Personas:
         That is the seed's own, else the file's for the seed's id, else one that is drawn from the
         file's lines without an id.
         """
-        if "persona" in seed:
-            return parse_persona(seed["persona"], seed, "persona.")
+        if FIELD in seed:
+            return parse_persona(seed[FIELD], seed, f"{FIELD}.")
         if seed["id"] in self._by_id:
             return self._by_id[seed["id"]]
         rng = Random(f"{self._seed} {seed['id']} {sample} persona")

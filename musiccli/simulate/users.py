@@ -16,7 +16,7 @@ from musiccli.simulate.policies import fewest_turns
 from musiccli.simulate.retries import Asker, Question
 
 STOP = "[satisfied]"  # what a user writes who has got what they came for
-STOP_MARK = re.compile(r"[\[<(*]\s*satisfied\s*[\])>*]|^\W*satisfied\W*$", re.IGNORECASE)
+STOP_MARK = re.compile(r"\[\s*satisfied\s*\]|^\W*satisfied\W*$", re.IGNORECASE)
 
 
 class PlainUser:
