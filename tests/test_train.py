@@ -1028,7 +1028,7 @@ def test_an_output_of_records_is_refused(run, tmp_path, option):
         ),
         (
             ("--batch", 4, "--eval-every", 2),
-            "--eval-every 2: needs --eval, which it measures",
+            "--eval-every 2: needs --eval or --eval-split",
         ),
         (
             ("--batch", 4, "--steps", 2, "--epochs", 2),

@@ -1,11 +1,15 @@
 """Held-out pairs in training: sets with names, a part that is split off, and an early stop."""
 
 import json
+import math
+import os
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 from build import read, talk, write
 from console import music
 from toys import backbone, pair, pairs, sequence
@@ -14,8 +18,10 @@ from musiccli.core.errors import InputError
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.eval_names import eval_prefix, evaluated_sets
+from musiccli.train import early_stopping
 from musiccli.train.checks import check_bos
 from musiccli.train.eval_split import split_keys, split_pairs
+from musiccli.train.log import TrainingLog
 from musiccli.train.pair_arrays import PairArrays, TokenizedPair, TokenizedPairs
 
 
@@ -254,3 +260,165 @@ def test_a_split_that_cannot_be_is_refused(run, tmp_path, monkeypatch, more, say
     monkeypatch.chdir(tmp_path)
     done = run(tmp_path / "rm", "--eval-split", *more)
     assert (done.status, done.lines) == (2, [f"music train: error: --eval-split {says}"])
+
+
+# An early stop
+
+
+CONSTANT = ("--schedule", "constant_with_warmup", "--warmup", 0)
+PATIENCE = 2
+
+
+class Crash(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture(scope="module")
+def overfits(base, tmp_path_factory):
+    """Trains until the held-out loss has risen, by command line; and the file of held-out pairs."""
+    folder = tmp_path_factory.mktemp("overfits")
+    file = write(folder / "pairs.jsonl", *pairs(8))
+    held_out = write(folder / "held-out.jsonl", *pairs(9, seed=1))
+
+    def run(out, *more, steps=14):
+        line = ("train", file, "--model", base, "--batch", 4, "--steps", steps, "--lr", 2e-3)
+        return music(*line, *CONSTANT, "--out", out, "--eval", held_out, *more)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(overfits, tmp_path_factory):
+    """The log of all steps, the step at which a patient run should stop, and the best step."""
+    out = tmp_path_factory.mktemp("whole") / "rm"
+    assert overfits(out, "--eval-every", 1).status == 0
+    steps = log(out)
+    losses = [step["eval_loss"] for step in steps]
+    best = 0
+    for number, loss in enumerate(losses):
+        best = number if loss < losses[best] else best
+        if number - best == PATIENCE:
+            assert best > 0 and number + 1 < len(steps)
+            return steps, number + 1, best + 1
+    raise AssertionError("choose data or a learning rate that overfits")
+
+
+def log(out):
+    """What the log says, without what depends on the clock."""
+    times = ("tokens_per_s", "pairs_per_s")
+    steps = read(out / "log.jsonl")
+    return [{name: step[name] for name in step if name not in times} for step in steps]
+
+
+def weights(out):
+    return (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_stops_when_the_loss_has_not_fallen_and_keeps_the_best_weights(
+    overfits, whole, tmp_path
+):
+    steps, stop, best = whole
+    out = tmp_path / "rm"
+    done = overfits(out, "--eval-every", 1, "--patience", PATIENCE)
+    assert done.status == 0, done.err
+    assert log(out) == steps[:stop]
+    assert (
+        f"music train: stopped after step {stop} of 14; eval_loss was lowest at step {best}, "
+        "whose weights are kept"
+    ) in done.lines
+    assert done.lines[-1].startswith(f"music train: step {best}, loss ")
+    told = notes(out)
+    assert told["metrics"] == read(out / "log.jsonl")[best - 1]
+    assert told["early_stopping"] == {
+        "metric": "eval_loss",
+        "best_step": best,
+        "last_step": stop,
+        "stopped": True,
+    }
+    assert overfits(tmp_path / "best", steps=best).status == 0
+    assert weights(out) == weights(tmp_path / "best")
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knows_best", [False, True])
+def test_a_run_that_goes_on_stops_at_the_same_step(overfits, whole, tmp_path, knows_best):
+    """It dies behind a best step that its last state does not know, or knows."""
+    steps, stop, best = whole
+    out, real = tmp_path / "rm", TrainingLog.add
+    save_every, dies_at = (best, stop) if knows_best else (best - 1, best + 1)
+
+    def add(self, metrics):
+        real(self, metrics)
+        if metrics["step"] == dies_at:
+            raise Crash
+
+    line = ("--eval-every", 1, "--patience", PATIENCE, "--save-every", save_every)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingLog, "add", add)
+        assert "Crash" in overfits(out, *line).err
+    assert any(name.startswith("best-") for name in os.listdir(out / "checkpoints"))
+    done = overfits(out, *line)
+    assert done.status == 0, done.err
+    assert "going on after step" in done.err
+    assert log(out) == steps[:stop]
+    assert notes(out)["early_stopping"]["best_step"] == best
+    assert overfits(tmp_path / "best", steps=best).status == 0
+    assert weights(out) == weights(tmp_path / "best")
+
+
+def test_weights_that_are_gone_are_named(tmp_path):
+    watch = early_stopping.EarlyStopping(2, "eval_loss", tmp_path, Accelerator(cpu=True), None)
+    with pytest.raises(InputError, match="best-000003: the best weights so far are gone; remove"):
+        watch.resume([{"step": 3, "eval_loss": 1.0}, {"step": 4, "loss": 1.0}])
+
+
+@pytest.mark.parametrize(
+    "losses, best, stopped",
+    [
+        ([3.0, 2.0, 2.0], 2, False),
+        ([3.0, 2.0, 2.0, 2.1], 2, True),
+        ([3.0, 2.0, None, 2.5, 1.0], 5, False),
+        ([math.nan, 2.0, math.nan], 2, False),
+        ([math.inf, math.nan, math.inf], 1, True),
+        ([math.nan], 1, False),
+    ],
+)
+def test_only_a_lower_loss_is_better(tmp_path, losses, best, stopped):
+    network = torch.nn.Linear(1, 1)
+    watch = early_stopping.EarlyStopping(2, "eval_loss", tmp_path, Accelerator(cpu=True), network)
+    for step, loss in enumerate(losses, 1):
+        network.bias.data.fill_(float(step))
+        watch.add({"step": step} | ({} if loss is None else {"eval_loss": loss}))
+    assert (watch.best_step, watch.stopped) == (best, stopped)
+    assert os.listdir(tmp_path / "checkpoints") == [f"best-{best:06}"]
+    watch.restore()
+    assert network.bias.item() == best
+
+
+def test_weights_of_the_last_two_states_are_kept(tmp_path):
+    """The second state may still be on its way to the disk when the run dies."""
+    network = torch.nn.Linear(1, 1)
+    watch = early_stopping.EarlyStopping(9, "eval_loss", tmp_path, Accelerator(cpu=True), network)
+    for step in range(1, 7):
+        watch.add({"step": step, "eval_loss": -step})
+        if step in (1, 3, 5):
+            watch.state_saved()
+    (tmp_path / "checkpoints" / "best-of-mine").mkdir()
+    names = sorted(os.listdir(tmp_path / "checkpoints"))
+    assert names == ["best-000003", "best-000005", "best-000006", "best-of-mine"]
+    watch.remove()
+    assert os.listdir(tmp_path / "checkpoints") == ["best-of-mine"]
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (("--eval-every", 1), "3: needs --eval or --eval-split"),
+        (("--eval-split", 0.2), "3: needs --eval-every"),
+    ],
+)
+def test_patience_with_nothing_to_measure_is_refused(run, tmp_path, more, says):
+    done = run(tmp_path / "rm", "--patience", 3, *more)
+    assert (done.status, done.lines) == (2, [f"music train: error: --patience {says}"])

@@ -174,6 +174,16 @@ def train(
         int | None,
         typer.Option(min=1, metavar="STEPS", show_default=False, help="Left out: at every save."),
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="Stop after N measurements without a lower loss on the first held-out set, and "
+            "keep the weights of the lowest. Left out: all steps, and the last weights.",
+        ),
+    ] = TrainConfig.patience,
     save_every: Annotated[
         int | None,
         typer.Option(
@@ -269,6 +279,7 @@ def train(
         per_turn=per_turn,
         center=center,
         eval_split=eval_split,
+        patience=patience,
         budget=budget,
         activation_checkpointing=activation_checkpointing,
         seed=seed,

@@ -36,6 +36,8 @@ class TrainConfig:
             mean of zero (arXiv 2312.09244); None means 0.
         eval_split: the fraction of the pairs that is held out of training and measured; None holds
             out none.
+        patience: how many measurements without a lower loss of the first held-out set stop the run,
+            which then keeps the weights of the lowest loss; None means all steps and the last.
         budget: the most tokens in one micro-batch, unless a single pair has more.
         activation_checkpointing: keep only each layer's input, and compute the rest again in the
             backward pass.
@@ -60,6 +62,7 @@ class TrainConfig:
     per_turn: bool = False
     center: float | None = None
     eval_split: float | None = None
+    patience: int | None = None
     budget: int = 1024
     activation_checkpointing: bool = False
     seed: int = 0

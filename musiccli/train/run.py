@@ -23,15 +23,22 @@ from musiccli.core.run_stats import RunStats
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.activations import checkpoint_activations
 from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.reward_model.eval_names import eval_prefix
 from musiccli.reward_model.hub import create_repository, push
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used_tokens
-from musiccli.train.accelerator import is_sharded, make_accelerator, refuse_different_data
+from musiccli.train.accelerator import (
+    is_sharded,
+    make_accelerator,
+    process_group,
+    refuse_different_data,
+)
 from musiccli.train.batching import plan_steps, total_steps
 from musiccli.train.checks import run_checks
 from musiccli.train.config import TrainConfig
 from musiccli.train.data import TrainingData, load_data, refuse_first_records
-from musiccli.train.log import LOG_FILE, TrainingLog
+from musiccli.train.early_stopping import EarlyStopping, refuse_deepspeed
+from musiccli.train.log import LOG_FILE, TrainingLog, read_log
 from musiccli.train.memory import (
     LESS_MEMORY,
     MemoryEstimate,
@@ -90,8 +97,8 @@ def train(
         stats: counts pairs that are cut or dropped, takes bad records, and speaks to people.
 
     Returns:
-        The metrics of the last step. None where there was nothing to do, with `check_only`, and in
-        every process but the main one.
+        The metrics of the last step, or with `patience` of the best one. None where there was
+        nothing to do, with `check_only`, and in every process but the main one.
 
     Raises:
         InputError: the data, the model or the settings cannot be used, or `out` holds another run.
@@ -99,8 +106,10 @@ def train(
     stats = stats or RunStats()
     sets = {} if held_out is None else held_out
     sets = sets if isinstance(sets, Mapping) else {"": sets}
-    refuse_impossible(config, sets, eval_every)
+    refuse_impossible(config, sets, eval_every, save_every)
     accelerator = make_accelerator(config, check_trackers(trackers), out)
+    if config.patience:
+        refuse_deepspeed(accelerator)
     is_main = accelerator.is_main_process
     say: Say = stats.say if is_main else lambda text: None
     if is_main and not check_only:
@@ -142,16 +151,27 @@ def train(
         if decision := trainer.fit_activations():
             say(decision)
         states = TrainingStates(out, accelerator, identity, embedding)
+        stopping = None
+        if config.patience:
+            metric = f"{eval_prefix(next(iter(data.held_out)))}loss"
+            stopping = EarlyStopping(config.patience, metric, out, accelerator, trainer.network)
         metrics = run_steps(
-            trainer, states, data.held_out, eval_every or save_every, save_every, say
+            trainer, states, data.held_out, eval_every or save_every, save_every, stopping, say
         )
+        last_step = metrics["step"]
+        if stopping:
+            metrics = keep_best(stopping, last_step, trainer.steps, say)
 
         accelerator.wait_for_everyone()
         model = collect_model(model, trainer.network, embedding, config, accelerator)
         if is_main:
             origin = {"command": command, "counts": stats.phrases(), **data.notes}
             origin["layout"] = model.network.layout
+            if stopping:
+                origin["early_stopping"] = stopping.describe(last_step, trainer.steps)
             write_checkpoint(model, out, {**identity, **origin, "metrics": metrics})
+            if stopping:
+                stopping.remove()
         accelerator.wait_for_everyone()
         _push(push_to_hub, out, accelerator, say)
         accelerator.end_training()
@@ -159,7 +179,10 @@ def train(
 
 
 def refuse_impossible(
-    config: TrainConfig, held_out: Mapping[str, Iterable[Record]], eval_every: int | None
+    config: TrainConfig,
+    held_out: Mapping[str, Iterable[Record]],
+    eval_every: int | None = None,
+    save_every: int | None = None,
 ) -> None:
     """Raise InputError for settings that are wrong whatever the model and the data are."""
     total_steps(config.batch, config)
@@ -177,8 +200,13 @@ def refuse_impossible(
                 f"`eval_split` {config.eval_split:g}: takes the place of a set without a name; "
                 "write `held_out` NAME=FILE"
             )
-    if eval_every and not (held_out or config.eval_split):
-        raise InputError(f"`eval_every` {eval_every}: needs `held_out`, which it measures")
+    measured = held_out or config.eval_split
+    if config.patience and not measured:
+        raise InputError(f"`patience` {config.patience}: needs `held_out` or `eval_split`")
+    if config.patience and not (eval_every or save_every):
+        raise InputError(f"`patience` {config.patience}: needs `eval_every`")
+    if eval_every and not measured:
+        raise InputError(f"`eval_every` {eval_every}: needs `held_out` or `eval_split`")
     if not 0 < config.margin_scale < math.inf:
         raise InputError(f"`margin_scale` {config.margin_scale:g}: give a number above 0")
     if config.margin_scale != 1 and not config.margin_field:
@@ -269,9 +297,12 @@ def run_steps(
     held_out: Mapping[str, TokenizedPairs],
     eval_every: int | None,
     save_every: int | None,
+    stopping: EarlyStopping | None,
     say: Say,
 ) -> Metrics:
     """Take the steps that remain, and log each. Returns the metrics of the last one.
+
+    With `stopping` these may be fewer than were planned.
 
     Raises InputError where the loss or the gradient is not finite.
     """
@@ -284,6 +315,8 @@ def run_steps(
         say("; ".join([f"going on after step {start} of {trainer.steps}", *changed]))
     log = TrainingLog(states.out / LOG_FILE, start) if accelerator.is_main_process else None
     metrics: Metrics = {}
+    if stopping:
+        metrics = resume_stopping(stopping, start, accelerator)
     padded = not trainer.model.network.packed
     plan = plan_steps(trainer.pairs.sizes, config, accelerator.num_processes, padded)
     remaining = islice(plan, start, None)
@@ -294,6 +327,8 @@ def run_steps(
     ):
         progress.advance(start)
         for step, (micro_batches, trainer.pairs.ready) in enumerate(steps, start + 1):
+            if stopping and stopping.stopped:
+                break
             epoch = step * config.batch / len(trainer.pairs)
             metrics = {"step": step, "epoch": round(epoch, 3)}
             metrics |= trainer.step(micro_batches)
@@ -305,11 +340,38 @@ def run_steps(
                 metrics |= trainer.evaluate(held_out)
             if log:
                 log.add(metrics)
+            if stopping:
+                stopping.add(metrics)
             track_metrics(accelerator, metrics)
             progress.advance(1, _progress_note(metrics))
             if save_every and step % save_every == 0 and not last:
                 states.save(step)
+                if stopping:
+                    stopping.state_saved()
     return metrics
+
+
+def resume_stopping(stopping: EarlyStopping, start: int, accelerator: Accelerator) -> Metrics:
+    """Let `stopping` continue from the log of the main process; returns the last step there."""
+    steps: list[Metrics] = []
+    if start and accelerator.is_main_process:
+        *before, last = read_log(stopping.out / LOG_FILE)
+        steps = [*(step for step in before if stopping.metric in step), last]
+    steps = process_group(accelerator).gather(steps)
+    stopping.resume(steps)
+    return steps[-1] if steps else {}
+
+
+def keep_best(stopping: EarlyStopping, last_step: int, steps: int, say: Say) -> Metrics:
+    """Put the best weights back where the last are others. Returns the metrics of their step."""
+    if stopping.best_step != last_step:
+        stopping.restore()
+    if stopping.best_step != last_step or last_step != steps:
+        say(
+            f"stopped after step {last_step} of {steps}; {stopping.metric} was lowest at step "
+            f"{stopping.best_step}, whose weights are kept"
+        )
+    return stopping.best
 
 
 def _refuse_non_finite(metrics: Metrics) -> None:

@@ -1,0 +1,168 @@
+"""An early stop by the loss of held-out pairs, and the weights at which that loss was lowest.
+
+The log holds all that the decision follows from, so a run that goes on reads it from there. The
+best weights lie beside the saved states, written by torch's distributed checkpoint: each process
+writes its part.
+"""
+
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+
+from musiccli.core.cache_folder import PRIVATE_FOLDER, make_private_folder
+from musiccli.core.errors import InputError
+from musiccli.core.partial_files import empty_folder
+from musiccli.core.quiet_libraries import quiet_libraries
+from musiccli.train.metrics import Metrics
+from musiccli.train.states import STATES_FOLDER, remove_states
+
+BEST = "best-"  # a folder of best weights is named by their step
+TRAINED_WEIGHTS = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+class EarlyStopping:
+    """Watches a loss, and keeps the weights at which it was lowest.
+
+    Args:
+        patience: how many measurements without a lower loss stop the run.
+        metric: the name of the loss in a step's metrics.
+        out: the run's folder.
+        accelerator: of the run.
+        network: as accelerate has prepared it.
+
+    Attributes:
+        out: the run's folder.
+        best: the metrics of the step with the lowest loss so far; empty before the first.
+    """
+
+    def __init__(
+        self, patience: int, metric: str, out: Path, accelerator: Accelerator, network: nn.Module
+    ):
+        self.metric, self.best = metric, Metrics()
+        self.out, self._patience, self._folder = out, patience, out / STATES_FOLDER
+        self._accelerator, self._network = accelerator, network
+        self._since_best = 0
+        # The best steps when the last two states were saved; the second may still be written.
+        self._resumable: deque[int] = deque(maxlen=2)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run should take no further step."""
+        return self._since_best >= self._patience
+
+    @property
+    def best_step(self) -> int:
+        """The step with the lowest loss so far, 0 before the first."""
+        return int(self.best.get("step", 0))
+
+    def resume(self, steps: Iterable[Metrics]) -> None:
+        """Continue from the log of the steps so far.
+
+        Raises:
+            InputError: the best weights are not there any more.
+        """
+        for metrics in steps:
+            self._add(metrics)
+        if self.best and not self._path(self.best_step).is_dir():
+            raise InputError(
+                f"{self._path(self.best_step)}: the best weights so far are gone; remove "
+                f"{self.out} to start again"
+            )
+        self.state_saved()
+
+    def add(self, metrics: Metrics) -> None:
+        """Take the metrics of a step, and keep its weights where they are the best so far."""
+        if self._add(metrics):
+            self._save()
+            self._remove_others()
+
+    def state_saved(self) -> None:
+        """After a state was saved: weights that no run can need any more are removed."""
+        self._resumable.append(self.best_step)
+        self._remove_others()
+
+    def restore(self) -> None:
+        """Put the best weights into the network."""
+        weights = get_model_state_dict(self._network, options=TRAINED_WEIGHTS)
+        with quiet_libraries():  # torch says that there is one process
+            distributed_checkpoint.load(weights, checkpoint_id=self._path(self.best_step))
+        set_model_state_dict(self._network, weights, options=TRAINED_WEIGHTS)
+
+    def remove(self) -> None:
+        """Remove all weights that were kept, once the checkpoint is written."""
+        self.best = Metrics()
+        self._resumable.clear()
+        self._remove_others()
+        remove_states(self.out)
+
+    def describe(self, last_step: int, steps: int) -> dict[str, Any]:
+        """For the notes of the checkpoint: where the run stopped, and whose weights are kept."""
+        return {
+            "metric": self.metric,
+            "best_step": self.best_step,
+            "last_step": last_step,
+            "stopped": last_step < steps,
+        }
+
+    def _add(self, metrics: Metrics) -> bool:
+        """Whether a step is the best so far."""
+        if self.metric not in metrics:
+            return False
+        is_best = not self.best or self._loss(metrics) < self._loss(self.best)
+        self.best = metrics if is_best else self.best
+        self._since_best = 0 if is_best else self._since_best + 1
+        return is_best
+
+    def _loss(self, metrics: Metrics) -> float:
+        """The loss in a step's metrics; one that is no number is the worst."""
+        loss: float = metrics[self.metric]
+        return math.inf if math.isnan(loss) else loss
+
+    def _save(self) -> None:
+        """Write the weights beside their target, which is renamed when it is complete."""
+        target = self._path(self.best_step)
+        partial = target.with_name(f".{target.name}")
+        if self._accelerator.is_main_process:
+            make_private_folder(self._folder)
+            shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped behind it
+            empty_folder(partial)
+        self._accelerator.wait_for_everyone()
+        weights = get_model_state_dict(self._network, options=TRAINED_WEIGHTS)
+        with quiet_libraries():
+            distributed_checkpoint.save(weights, checkpoint_id=partial)
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            os.rename(partial, target)
+            target.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
+        self._accelerator.wait_for_everyone()
+
+    def _remove_others(self) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        kept = {self._path(step) for step in (self.best_step, *self._resumable)}
+        for folder in (*self._folder.glob(f"{BEST}*"), *self._folder.glob(f".{BEST}*")):
+            if folder not in kept and folder.name.lstrip(".").removeprefix(BEST).isdecimal():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"{BEST}{step:06}"
+
+
+def refuse_deepspeed(accelerator: Accelerator) -> None:
+    """Raise InputError under DeepSpeed, whose weights are not read in parts."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise InputError("`patience`: the best weights cannot be kept under DeepSpeed; use FSDP")
