@@ -189,6 +189,21 @@ def test_a_branch_shows_where_the_simulation_began():
     ]
 
 
+def test_whom_the_user_plays_and_which_messages_need_the_history_is_shown():
+    branch = {
+        "id": "s",
+        "messages": messages("q1", "a1", "q2", "a2"),
+        "branch": "chosen",
+        "user_persona": {"who": "a cook", "goal": "a soup"},
+        "follow_ups": [{"message": 2, "kind": "change"}, {"message": 3, "kind": "refer"}],
+        "satisfied": True,
+    }
+    view = record_view(records.parse_branch(Record(branch)))
+    assert view.facts == ["branch chosen", "sample 0", "user: a cook; a soup", "ended by its user"]
+    labels = [message.label for message in [*view.shared, *view.columns[0]]]
+    assert labels == ["user", "assistant", "user · change", "assistant"]
+
+
 def test_a_contest_names_whose_pick_is_which_and_its_votes():
     vote = {"judge": "llm", "order": "ab", "winner": None, "explanation": "cannot say"}
     record = Record(
@@ -239,6 +254,9 @@ def test_odd_values_in_fields_that_others_wrote_are_stepped_over(odd):
         "branch",
         "sample",
         "first_divergence",
+        "follow_ups",
+        "user_persona",
+        "satisfied",
     )
     for record in (preference(), Record({"id": 1, "messages": messages("q", "four")})):
         assert "four" in terminal(Record(record | dict.fromkeys(fields, odd)))

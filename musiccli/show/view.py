@@ -118,7 +118,7 @@ def _conversation_columns(record: Record) -> Columns:
     """The seed is shared; what was simulated after it is the one column."""
     start = record.get("seed_messages")
     start = start if isinstance(start, int) else 0
-    messages = _messages(record, "messages", _instructions(record))
+    messages = _messages(record, "messages", _by_message(record, "contrast", "instruction"))
     seed, simulated = messages[:start], messages[start:]
     return (seed, [simulated], "simulated from here") if simulated else ([], [seed], "")
 
@@ -127,17 +127,19 @@ def _pair_columns(record: Record, left: str, right: str) -> Columns:
     """The common beginning is shared; after it each side is a column, with its changes marked."""
     start = first_divergence(record[left], record[right])
     left_messages = _messages(record, left, {})
-    right_messages = _messages(record, right, _instructions(record) if right == "rejected" else {})
+    right_messages = _messages(
+        record, right, _by_message(record, "contrast", "instruction") if right == "rejected" else {}
+    )
     columns = _marked_columns(left_messages[start:], right_messages[start:])
     divider = "different from here" if any(columns) else "both sides are the same"
     return left_messages[:start], columns, divider
 
 
-def _instructions(record: Record) -> dict[int, object]:
-    """The rewritten instruction of each contrasted reply, by the reply's index."""
+def _by_message(record: Record, field: str, name: str) -> dict[int, object]:
+    """What the objects in a field's list hold under a name, by the index of their message."""
     return {
-        entry["message"]: entry.get("instruction")
-        for entry in _objects(record, "contrast")
+        entry["message"]: entry.get(name)
+        for entry in _objects(record, field)
         if isinstance(entry.get("message"), int)
     }
 
@@ -162,6 +164,11 @@ def _facts(record: Record) -> Iterator[str]:
         yield f"corruption {kind} at turn {turn}"
     if record.get("tools"):
         yield "tools: " + ", ".join(tool["function"]["name"] for tool in record["tools"])
+    if persona := record.get("user_persona"):
+        texts = persona.values() if isinstance(persona, dict) else [persona]
+        yield "user: " + "; ".join(map(field_text, texts))
+    if record.get("satisfied") is True:
+        yield "ended by its user"
     for name, value in (record.get("metadata") or {}).items():
         yield f"{name}: {field_text(value)}"
 
@@ -189,6 +196,7 @@ def _messages(record: Record, side: str, instructions: Mapping[int, object]) -> 
         for model, scores in _by_model(record, "turn_scores", side)
         if isinstance(scores, list)
     ]
+    kinds = _by_message(record, "follow_ups", "kind")
     ends = set(turn_ends(messages))
     views, turns_left = [], len(ends)
     for index, message in enumerate(messages):
@@ -198,6 +206,8 @@ def _messages(record: Record, side: str, instructions: Mapping[int, object]) -> 
         if index in ends:
             label += _turn_labels(turn_scores, turns_left)
             turns_left -= 1
+        if message["role"] == "user" and index in kinds:
+            label.append(str(kinds[index]))
         if index in instructions:
             label.append("contrasted")
         instruction = instructions.get(index)
