@@ -5,7 +5,7 @@ import torch
 from toys import FAMILIES, backbone, draw, sequence
 
 from musiccli.reward_model import checkpoint
-from musiccli.reward_model.histories import HistoryCache
+from musiccli.reward_model.histories import MAX_HISTORIES, HistoryCache
 from musiccli.reward_model.packing import Beginning, History
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -78,6 +78,13 @@ def test_the_newest_of_those_that_begin_alike_is_kept_and_the_longest_unused_are
     later = History(first.ids[:40] + draw(5, 3))
     cache.add(later)
     assert cache._histories == [later]
+
+
+def test_so_many_histories_are_kept_and_no_more():
+    cache = HistoryCache(1 << 20)
+    for number in range(MAX_HISTORIES + 1):
+        cache.add(History([number, *draw(20, 1)]))
+    assert [history.ids[0] for history in cache._histories] == list(range(1, MAX_HISTORIES + 1))
 
 
 def test_a_conversation_that_is_too_long_is_not_recorded():

@@ -12,6 +12,8 @@ from musiccli.reward_model.packing import (
     shared_prefix,
 )
 
+MAX_HISTORIES = 256  # each group of a row is compared with all
+
 
 @dataclass
 class HistoryCache:
@@ -55,5 +57,6 @@ class HistoryCache:
             if common_prefix(earlier.ids, history.ids) * 2 <= len(earlier.ids)
         ]
         self._histories.append(history)
+        del self._histories[:-MAX_HISTORIES]
         while sum(len(history.ids) for history in self._histories) > self.max_tokens:
             self._histories.pop(0)
