@@ -55,6 +55,18 @@ def test_after_a_refusal_a_whole_window_of_successes_is_one_place_more():
     assert limits[INITIAL_LIMIT // 2 - 1] == pytest.approx(INITIAL_LIMIT / 2 + 1, abs=0.06)
 
 
+def test_after_a_refusal_a_limit_of_thousands_is_reached_again_in_dozens_of_rounds(clock):
+    limiter = AdaptiveLimiter(4096)
+    limits_after(limiter, 4096)
+    limiter.record_overload()
+    assert limiter.limit == 2048
+    rounds = 0
+    while limiter.limit < 4096:
+        limits_after(limiter, int(limiter.limit))
+        rounds += 1
+    assert 25 <= rounds <= 40
+
+
 def test_a_limit_that_is_not_half_used_stays():
     limiter = AdaptiveLimiter(64)
     limiter.in_flight = INITIAL_LIMIT // 2 - 1

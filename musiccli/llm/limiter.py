@@ -5,6 +5,9 @@ import time
 
 INITIAL_LIMIT = 16  # calls in flight
 CUT_INTERVAL = 1.0  # seconds in which several overloads count as one
+# Part of the most calls in flight that a round of calls adds after an overload, at least one. A
+# round may take half a minute: one call at a time, thousands would take days.
+GROWTH = 1 / 64
 
 
 class AdaptiveLimiter:
@@ -47,7 +50,8 @@ class AdaptiveLimiter:
         (RFC 7661).
         """
         if 2 * self.in_flight >= int(self.limit):
-            step = 1 if self._slow_start else 1 / self.limit
+            growth = max(1.0, GROWTH * self.max_limit)  # calls a round
+            step = 1 if self._slow_start else min(1, growth / self.limit)
             self.limit = min(self.max_limit, self.limit + step)
 
     def record_overload(self, retry_after: float | None = None) -> None:
