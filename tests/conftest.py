@@ -1,6 +1,7 @@
 """What holds for every test, here and in the programs that it starts."""
 
 import os
+import sys
 
 import pytest
 
@@ -11,10 +12,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 def pytest_configure(config):
     """Start the server of preloaded programs, once for all processes of a run."""
-    from preloaded import FOLDER, Server
+    import preloaded
 
-    if FOLDER not in os.environ:
-        config.add_cleanup(Server().close)
+    if preloaded.FOLDER not in os.environ:
+        config.add_cleanup(preloaded.Server().close)
+        if config.args_source is config.ArgsSource.TESTPATHS:
+            # All tests: the processes that run them are forks as well. Each would import for 15 seconds.
+            workers = getattr(config.option, "tx", None) or []
+            config.option.tx = [f"popen//python={preloaded.python()}" for _ in workers]
+    elif hasattr(config, "workerinput"):
+        sys.executable = config.workerinput["interpreter"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Tell a process that runs tests which interpreter is no fork."""
+    node.workerinput["interpreter"] = sys.executable
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ The folders of musiccli are its rooms. A room imports only rooms below it, and a
 """
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent / "musiccli"
 LEVELS = [  # of rooms, from the ground up
@@ -127,82 +126,101 @@ def test_the_reader_of_imports_sees_what_it_should():
     assert own(imports(code)) == {"core.jsonl", "cli.main"}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_go_down_only(name):
-    for other in own(imports(MODULES[name])):
-        if room(other) != room(name):
-            assert level(other) < level(name), (
-                f"{name} imports {other}, which does not stand below it"
-            )
+def test_imports_go_down_only():
+    wrong = {
+        (name, other)
+        for name, module in MODULES.items()
+        for other in own(imports(module))
+        if room(other) != room(name) and level(other) >= level(name)
+    }
+    assert wrong == set(), "the second of each pair does not stand below the first"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room(name) in COMMANDS])
-def test_commands_import_stages_inside_their_bodies(name):
+def test_commands_import_stages_inside_their_bodies():
     """Only a room's defaults, in its light module config, may come at the start."""
-    at_start = own(imports(MODULES[name], at_start=True))
-    assert {
-        other
-        for other in at_start
-        if (level(other) in (2, 3) or room(other) == "prompts") and not other.endswith(".config")
-    } == set()
+    wrong = {
+        (name, other)
+        for name, module in MODULES.items()
+        if room(name) in COMMANDS
+        for other in own(imports(module, at_start=True))
+        if (1 < level(other) < level("cli") or room(other) == "prompts")
+        and not other.endswith(".config")
+    }
+    assert wrong == set()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in MODULES
-        if room(name) in ("prompts", *COMMANDS)
+def is_light(name: str) -> bool:
+    """Whether a module is read before a command is known to need more."""
+    return (
+        room(name) in ("prompts", *COMMANDS)
         or name.removeprefix("core.").split(".")[0] in LIGHT
         or name.endswith(".config")
-    ],
-)
-def test_what_is_imported_at_the_start_is_light(name):
-    found = {room(other) for other in imports(MODULES[name], at_start=True)}
-    assert found & (HEAVY | SLOW) == set()
+    )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in MODULES if not name.startswith("core.jsonl") and name != "cli.main"],
-)
-def test_only_jsonl_reads_and_writes_the_standard_streams(name):
-    """Others may ask whether a stream is a terminal; people are spoken to through progress."""
-    for node in ast.walk(MODULES[name]):
+def test_what_is_imported_at_the_start_is_light():
+    wrong = {
+        (name, room(other))
+        for name in filter(is_light, MODULES)
+        for other in imports(MODULES[name], at_start=True)
+        if room(other) in HEAVY | SLOW
+    }
+    assert wrong == set()
+
+
+def uses_of_streams(module: ast.Module) -> Iterator[ast.AST]:
+    """Where code reads or writes a standard stream, and does not only ask whether it is a terminal."""
+    for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
-            stream, what = ast.unparse(node.value), node.attr
-            if stream in ("sys.stdin", "sys.stdout"):
-                assert what in ("isatty", "fileno"), (
-                    f"{name}: {stream}.{what} in line {node.lineno}"
-                )
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "input"):
-            aside = any(key.arg == "file" for key in node.keywords)
-            assert aside or name == "cli.app", f"{name}: {node.func.id} in line {node.lineno}"
+            stream = ast.unparse(node.value)
+            if stream in ("sys.stdin", "sys.stdout") and node.attr not in ("isatty", "fileno"):
+                yield node
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", "") in ("print", "input")
+            and not any(key.arg == "file" for key in node.keywords)
+        ):
+            yield node
         if isinstance(node, ast.For) and ast.unparse(node.iter).startswith("sys.std"):
-            pytest.fail(f"{name} reads a standard stream in line {node.lineno}")
+            yield node
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room(name) not in COMMANDS])
-def test_nothing_below_the_command_line_exits(name):
-    for node in ast.walk(MODULES[name]):
-        if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in ("sys.exit", "exit", "quit"), (
-                f"{name} exits in line {node.lineno}"
-            )
+def test_only_jsonl_reads_and_writes_the_standard_streams():
+    """People are spoken to through progress, and read what cli.app prints for them."""
+    wrong = {
+        (name, ast.unparse(node), node.lineno)
+        for name, module in MODULES.items()
+        if not name.startswith("core.jsonl") and name != "cli.main"
+        for node in uses_of_streams(module)
+        if not (name == "cli.app" and isinstance(node, ast.Call))
+    }
+    assert wrong == set()
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MODULES if room(name) == "cli" and name != "cli.app"]
-)
-def test_a_default_stands_in_a_config_alone(name):
+def test_nothing_below_the_command_line_exits():
+    wrong = {
+        (name, node.lineno)
+        for name, module in MODULES.items()
+        if room(name) not in COMMANDS
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.exit", "exit", "quit")
+    }
+    assert wrong == set()
+
+
+def test_a_default_stands_in_a_config_alone():
     """An option without a config has None, True or False; every other default has one place."""
-    for node in ast.walk(MODULES[name]):
-        if isinstance(node, ast.FunctionDef):
-            for default in filter(None, (*node.args.defaults, *node.args.kw_defaults)):
-                values = [
-                    part.value for part in ast.walk(default) if isinstance(part, ast.Constant)
-                ]
-                assert set(values) <= {None, True, False}, f"{name}: a default of {node.name}"
+    wrong = {
+        (name, node.name, part.value)
+        for name, module in MODULES.items()
+        if room(name) == "cli" and name != "cli.app"
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef)
+        for default in filter(None, (*node.args.defaults, *node.args.kw_defaults))
+        for part in ast.walk(default)
+        if isinstance(part, ast.Constant) and part.value not in (None, True, False)
+    }
+    assert wrong == set()
 
 
 @cache
@@ -229,15 +247,17 @@ def names_options(text: str) -> bool:
     return not options().isdisjoint(text.replace("=", " ").replace(":", " ").split())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in MODULES if room(name) not in COMMANDS and name != "reward_model.card"],
-)
-def test_only_the_command_line_names_its_options(name):
+def test_only_the_command_line_names_its_options():
     """The library names its parameters in backticks, and cli/ says what to type.
 
     A model card shows whole command lines, which people copy.
     """
-    for node in ast.walk(MODULES[name]):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            assert not names_options(node.value), f"{name}: line {node.lineno}: {node.value}"
+    wrong = {
+        (name, node.lineno, node.value)
+        for name, module in MODULES.items()
+        if room(name) not in COMMANDS and name != "reward_model.card"
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if names_options(node.value)
+    }
+    assert wrong == set()

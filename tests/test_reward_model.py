@@ -13,7 +13,7 @@ import torch
 import transformers
 from build import talk
 from safetensors.torch import load_file, save_file
-from toys import FAMILIES, WINDOW, backbone, draw, multimodal_backbone, sequence
+from toys import FAMILIES, VOCABULARY, WINDOW, backbone, draw, multimodal_backbone, sequence
 from transformers import AutoModelForSequenceClassification
 
 from musiccli.core.errors import InputError
@@ -448,7 +448,7 @@ def test_a_model_without_template_is_refused(trained):
 @pytest.mark.slow
 def test_an_encoder_is_refused(trained):
     config = transformers.BertConfig(
-        vocab_size=49152,
+        vocab_size=VOCABULARY,
         hidden_size=32,
         num_hidden_layers=1,
         num_attention_heads=4,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from build import talk
-from toys import backbone, pair, pairs
+from toys import VOCABULARY, backbone, pair, pairs
 
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
@@ -56,7 +56,7 @@ def test_training_gives_the_weights_that_a_whole_embedding_gives(base, tmp_path,
     settings = TrainConfig(model=base, batch=3, steps=4, lr=1e-2)
     records = [Record(one) for one in pairs(12)]
     narrow = run.train(records, tmp_path / "narrow", settings)
-    monkeypatch.setattr(run, "used_tokens", lambda sequences: list(range(49152)))
+    monkeypatch.setattr(run, "used_tokens", lambda sequences: list(range(VOCABULARY)))
     whole = run.train(records, tmp_path / "whole", settings)
     for name in ("loss", "margin"):
         assert narrow[name] == pytest.approx(whole[name], abs=1e-6)
@@ -81,7 +81,7 @@ def test_rows_that_no_token_reached_are_those_of_the_backbone(base, tmp_path):
     )
     reached = (before != after).any(dim=1).nonzero()[:, 0].tolist()
     found = tokens(encoded(checkpoint.create(base)))
-    assert len(before) == len(after) == 49152
+    assert len(before) == len(after) == VOCABULARY
     assert 5 < len(reached) < 200 and len(found) < 200
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from build import read, talk, write
 from console import music
-from toys import TURN_TOKEN, backbone, pairs, tokenizer, with_chat_template, with_tokens
-from transformers import AutoModelForSequenceClassification
+from toys import TURN_TOKEN, VOCABULARY, backbone, pairs, with_chat_template, with_tokens
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.core.errors import InputError, RecordError
 from musiccli.reward_model import checkpoint
@@ -33,9 +33,9 @@ def test_a_padding_token_without_an_embedding_is_replaced_and_said(base, tmp_pat
     heard = []
     model = checkpoint.create(str(copy(base, tmp_path / "m", padding="[PAD]")), say=heard.append)
     core = model.network.core
-    assert embedding_rows(core) == 49152
+    assert embedding_rows(core) == VOCABULARY
     assert model.tokenizer.pad_token == "<|endoftext|>"
-    assert core.config.pad_token_id == model.tokenizer.pad_token_id < 49152
+    assert core.config.pad_token_id == model.tokenizer.pad_token_id < VOCABULARY
     assert heard == [
         f"{tmp_path / 'm'} has no embedding of its padding token [PAD]; <|endoftext|> pads in its "
         "place"
@@ -54,10 +54,10 @@ def test_a_padding_token_without_an_embedding_is_replaced_and_said(base, tmp_pat
 def test_a_config_that_pads_outside_the_embedding_can_be_loaded(base, tmp_path):
     folder = copy(base, tmp_path / "m", padding="[PAD]")
     text = (folder / "config.json").read_text()
-    changed = text.replace('"pad_token_id": null', '"pad_token_id": 49152')
+    changed = text.replace('"pad_token_id": null', f'"pad_token_id": {VOCABULARY}')
     assert changed != text
     (folder / "config.json").write_text(changed)
-    assert checkpoint.create(str(folder)).network.core.config.pad_token_id < 49152
+    assert checkpoint.create(str(folder)).network.core.config.pad_token_id < VOCABULARY
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_token_that_the_template_writes_gets_an_embedding_in_training(base, tm
     assert "the chat template writes <turn>, a token that" in done.err
     assert "UserWarning" not in done.err
     model = checkpoint.load(str(tmp_path / "rm"))
-    assert embedding_rows(model.network.core) == 49153
+    assert embedding_rows(model.network.core) == VOCABULARY + 1
     rewards = model.score([talk("q", "a"), talk("q", "b")])
     assert rewards[0] != rewards[1]
     if lora:
@@ -94,7 +94,7 @@ def test_a_trained_model_whose_template_writes_a_token_without_an_embedding_is_r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [49153, 49216, 49100])
+@pytest.mark.parametrize("rows", [VOCABULARY + 1, VOCABULARY + 64, VOCABULARY - 52])
 def test_an_adapter_whose_embedding_was_resized_merges_into_one_resized_alike(base, tmp_path, rows):
     from peft import LoraConfig, get_peft_model
 
@@ -104,8 +104,8 @@ def test_an_adapter_whose_embedding_was_resized_merges_into_one_resized_alike(ba
     core.config.pad_token_id = 0
     model = get_peft_model(core, LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS"))
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    if rows > 49152:
-        with_tokens_of = tokenizer("smollm2")
+    if rows > VOCABULARY:
+        with_tokens_of = AutoTokenizer.from_pretrained(base)
         with_tokens_of.add_special_tokens({"pad_token": "[PAD]"})
         with_tokens_of.save_pretrained(tmp_path / "adapter")
     done = music("merge", tmp_path / "adapter", "--out", tmp_path / "merged")

@@ -1,11 +1,16 @@
 """Small models and real conversations for tests.
 
-The models are real architectures of a few thousand weights under a real tokenizer. Their weights
-are large, so that what a token sees changes the reward far more than rounding does.
+The models are real architectures of a few thousand weights under the more frequent tokens of a real
+tokenizer. Their weights are large, so that what a token sees changes the reward far more than
+rounding does.
 """
 
+import copy
+import json
 import random
 import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +46,7 @@ needs_data = pytest.mark.skipif(
 )
 
 WINDOW = 16  # tokens a sliding layer looks back
+VOCABULARY = 8192  # tokens of a toy; a whole tokenizer takes up to five seconds to load
 COMMON = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -97,21 +103,34 @@ def embedded(name: str) -> Path:
 
 
 def tokenizer(name: str):
-    return AutoTokenizer.from_pretrained(embedded(name))
+    """A tokenizer with the more frequent tokens of a bundled model, and its chat template."""
+    return copy.deepcopy(loaded_tokenizer(name))
+
+
+@cache
+def loaded_tokenizer(name: str):
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), name)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def write_tokenizer(target: Path, name: str) -> None:
+    (target / "tokenizer.json").write_text(frequent_tokens(name))
+    for file in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(embedded(name) / file, target)
 
 
 def backbone(
     target: Path, family: str = "llama", *, tokens: str = "smollm2", seed: int = 0, **settings
 ) -> Path:
-    """A language model of a family, saved in `target` with the tokenizer of a bundled model."""
+    """A language model of a family, saved in `target` with tokens of a bundled model."""
     network, config, settings_of_family = FAMILIES[family]
     common = {} if family == "gpt2" else COMMON
-    size = {"smollm2": 49152, "gemma3-270m": 262144}[tokens]
     return random_model(
         target,
         network,
         config(
-            vocab_size=size,
+            vocab_size=VOCABULARY,
             **{**common, **settings_of_family, "initializer_range": 0.3, **settings},
         ),
         tokens,
@@ -121,7 +140,7 @@ def backbone(
 
 def multimodal_backbone(target: Path) -> Path:
     """A multimodal language model, Gemma-3 with a vision tower, saved in `target`."""
-    text = COMMON | FAMILIES["gemma3"][2] | {"vocab_size": 49152}
+    text = COMMON | FAMILIES["gemma3"][2] | {"vocab_size": VOCABULARY}
     vision = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -139,14 +158,40 @@ def multimodal_backbone(target: Path) -> Path:
 def random_model(
     target: Path, network: type, config, tokens: str = "smollm2", seed: int = 0
 ) -> Path:
-    """A random network, saved in `target` with the tokenizer of a bundled model."""
+    """A random network, saved in `target` with tokens of a bundled model."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(embedded(tokens) / file, target)
+    write_tokenizer(target, tokens)
     torch.manual_seed(seed)
     with quiet_libraries():
         network(config).save_pretrained(target)
     return target
+
+
+@cache
+def frequent_tokens(name: str) -> str:
+    """The tokenizer.json of a bundled model with its first VOCABULARY tokens, ASCII among them.
+
+    A BPE vocabulary is in the order of its merges, so that these are the more frequent tokens.
+    """
+    whole = json.loads((embedded(name) / "tokenizer.json").read_text())
+    model, size = whole["model"], VOCABULARY
+    order = sorted(model["vocab"], key=model["vocab"].get)
+    letters = [
+        token for token in order[size:] if token == "▁" or (len(token) == 1 and token.isascii())
+    ]
+    kept = {token: number for number, token in enumerate(order[: size - len(letters)] + letters)}
+    model["vocab"] = kept
+    model["merges"] = [
+        [left, right]
+        for left, right in model["merges"]
+        if left in kept and right in kept and left + right in kept
+    ]
+    whole["added_tokens"] = [
+        token | {"id": kept[token["content"]]}
+        for token in whole["added_tokens"]
+        if token["content"] in kept
+    ]
+    return json.dumps(whole)
 
 
 def sequence(ids: list[int], *ends: int) -> EncodedConversation:
