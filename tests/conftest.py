@@ -15,13 +15,26 @@ def pytest_configure(config):
     import preloaded
 
     if preloaded.FOLDER not in os.environ:
-        config.add_cleanup(preloaded.Server().close)
+        server = preloaded.Server()
+        config.add_cleanup(server.close)
+        use_own_cache(server.folder / "cache")
         if config.args_source is config.ArgsSource.TESTPATHS:
             # All tests: the processes that run them are forks as well. Each would import for 15 seconds.
             workers = getattr(config.option, "tx", None) or []
             config.option.tx = [f"popen//python={preloaded.python()}" for _ in workers]
     elif hasattr(config, "workerinput"):
         sys.executable = config.workerinput["interpreter"]
+
+
+def use_own_cache(folder):
+    """Keep the user's scores and calls out of the tests, and theirs out of the user's cache."""
+    from musiccli.core.bundled_models import MODELS_FOLDER
+    from musiccli.core.cache_folder import cache_folder, make_private_folder
+
+    models = make_private_folder(cache_folder() / MODELS_FOLDER)
+    os.environ["MUSIC_CACHE"] = str(folder)
+    make_private_folder(folder)
+    (folder / MODELS_FOLDER).symlink_to(models)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -90,19 +90,20 @@ def wait_until(condition: Callable[[], object], seconds: float = 400) -> None:
         time.sleep(0.01)
 
 
-def wait_until_reading(process: subprocess.Popen) -> None:
+def wait_until_reading(process: subprocess.Popen, program: int | None = None) -> None:
     """Return once `process` has read a first byte of its standard input and sleeps, awaiting more.
 
-    The byte opens a JSON object that never ends, so no record is processed.
+    The byte opens a JSON object that never ends, so no record is processed. `program` is the number
+    of the process that reads where `process` only started it, as a preloaded one.
     """
     process.stdin.write("{" if isinstance(process.stdin, io.TextIOBase) else b"{")
     process.stdin.flush()
-    unread = array.array("i", [1])
+    unread, reading = array.array("i", [1]), psutil.Process(program or process.pid)
 
     def waits() -> bool:
         assert process.poll() is None, "it ended before it read its input"
         fcntl.ioctl(process.stdin, termios.FIONREAD, unread)
-        return unread[0] == 0 and psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING
+        return unread[0] == 0 and reading.status() == psutil.STATUS_SLEEPING
 
     wait_until(waits)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import console
+import preloaded
 import pytest
 from build import lines, scored_pair, votes
 
@@ -27,15 +28,14 @@ SUBSETS = {
 def music(*arguments, records=(), env=None):
     """Run `music bench` on records from standard input."""
     given = "".join(json.dumps(record) + "\n" for record in records)
-    command = [
-        sys.executable,
-        "-c",
-        "from musiccli.cli.main import main; main()",
-        "bench",
-        *map(str, arguments),
-    ]
+    env = env or {}
+    start = console.COMMAND if "PYTHONHASHSEED" in env else preloaded.command()
     return subprocess.run(
-        command, input=given, capture_output=True, text=True, env={**os.environ, **(env or {})}
+        [*start, "bench", *map(str, arguments)],
+        input=given,
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
     )
 
 

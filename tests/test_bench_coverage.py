@@ -2,10 +2,11 @@
 
 Each case draws many sets as they are met in practice, with values alone or in clusters. The seeds
 are fixed, so a case always passes or always fails. With 2,000 sets, a share of 95% is known to
-within one point.
+within one point, with 1,000 to within 1.4.
 """
 
 import math
+from itertools import islice
 from statistics import NormalDist
 
 import numpy as np
@@ -95,7 +96,8 @@ def test_of_weighted_means_whose_parts_share_their_tasks(correlation):
     code = outcomes(random, 0.8, correlation, np.repeat(tasks, 6)).reshape(SETS, 164, 6)
     clusters, weights = [1000 + np.arange(447), *[tasks] * 6], [1 / 2, *[1 / 12] * 6]
     apart, together = [], []
-    for math_, in_languages in zip(random.random((SETS, 447)) < 0.7, code, strict=True):
+    problems = random.random((SETS, 447)) < 0.7
+    for math_, in_languages in islice(zip(problems, code, strict=True), 1000):
         parts = [math_, *in_languages.T]
         shares = [part.mean() for part in parts]
         intervals = [

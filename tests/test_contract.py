@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import preloaded
 import pytest
 import typer
 from build import assistant, lines, write
@@ -626,16 +627,18 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(row, sent, deaf, tmp_path
     """`deaf` to Ctrl-C is what a script makes of its background jobs: SIGTERM ends them all the same."""
     handle = signal.SIG_IGN if deaf else signal.SIG_DFL  # whatever these tests run under
     options = (*row.options, "--no-cache") if row.with_llm_options else row.options
+    forked = not deaf and named(row) != "pair"  # a fork hears Ctrl-C whatever it was told
     with start(
         *row.words.split(),
         *options,
         "-o",
         "out.jsonl",
+        command=preloaded.command() if forked else COMMAND,
         cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, handle),
     ) as process:
         wait_until(lambda: os.listdir(tmp_path))  # the partial output
-        wait_until_reading(process)
+        wait_until_reading(process, preloaded.program(process.pid) if forked else None)
         process.send_signal(getattr(signal, f"SIG{sent}"))
         status = process.wait(timeout=120)  # its standard input stays open
         err = process.stderr.read()

@@ -228,9 +228,8 @@ print(int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", PATHS)
-@pytest.mark.parametrize("fault", ["huge", "bomb"])
-def test_64_bodies_of_700_mb_in_flight_take_less_than_400_mb(model, fault):
-    with serve(script=[fault] * 64, wait_for_calls=64) as server:
+def test_64_bodies_of_700_mb_in_flight_take_less_than_400_mb(model):
+    with serve(script=["huge", "bomb"] * 32, wait_for_calls=64) as server:
         command = [sys.executable, "-c", MEMORY, server.base_url, model]
         done = subprocess.run(command, capture_output=True, text=True)
         assert server.peak == 64, done.stderr

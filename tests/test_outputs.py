@@ -8,9 +8,10 @@ import subprocess
 import sys
 from functools import cache
 
+import preloaded
 import pytest
 from build import read, talk, write
-from console import COMMAND, music, start, wait_until
+from console import music, start, wait_until
 from test_contract import commands as all_commands
 
 from musiccli.cli.paths import PathUse, path_uses, refuse_same_paths
@@ -204,7 +205,9 @@ def test_no_output_replaces_the_usual_cache(folder, suffix, no_cache):
 def test_redirected_streams_are_in_the_guard(folder, line):
     inputs(folder)
     before = (folder / "in.jsonl").read_bytes()
-    done = subprocess.run(["sh", "-c", line, "sh", *COMMAND], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", *preloaded.command()], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.endswith(f": {SAME}\n")
     assert (folder / "in.jsonl").read_bytes() == before
 
@@ -283,7 +286,9 @@ def test_no_output_replaces_a_bundled_model(model, folder):
 def test_a_stream_that_is_redirected_into_a_folder_is_in_the_guard(folder):
     (folder / "rm").mkdir()
     line = '"$@" score --model rm > rm/out.jsonl'
-    done = subprocess.run(["sh", "-c", line, "sh", *COMMAND], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", *preloaded.command()], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("music score: error: --output -: lies in --model rm, which")
 

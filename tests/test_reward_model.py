@@ -111,8 +111,13 @@ def test_packed_gradients_are_the_padded_ones(model):
         assert gradient is not None and (
             gradient.abs().max() > 0 or name == "transformer.ln_f.bias"
         ), name
+        # What both sides share is computed once, or twice with opposite signs.
+        rounding = CLOSE["atol"] * max(1, gradient.abs().max().item())
         torch.testing.assert_close(
-            gradient, gradients[1][name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}"
+            gradient,
+            gradients[1][name],
+            **CLOSE | {"atol": rounding},
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import preloaded
 import pytest
 from build import talk
 
@@ -475,13 +476,7 @@ def test_without_a_count_records_stream():
 
 
 def music(*words, stdin=None):
-    command = [
-        sys.executable,
-        "-c",
-        "from musiccli.cli.main import main; main()",
-        "sample",
-        *map(str, words),
-    ]
+    command = [*preloaded.command(), "sample", *map(str, words)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True)
 
 

@@ -5,12 +5,13 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from unicodedata import category
 
+import preloaded
 import pytest
+from console import COMMAND
 
 from musiccli.core import jsonl, records
 from musiccli.core.records import Record
@@ -21,7 +22,6 @@ from musiccli.show.terminal import terminal_text
 from musiccli.show.view import record_view
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-MUSIC = [sys.executable, "-c", "from musiccli.cli.main import main; main()", "show"]
 
 
 def messages(*contents, system=None):
@@ -55,7 +55,11 @@ def page(*records):
 def run(*arguments, records=(), **options):
     text = "".join(json.dumps(record) + "\n" for record in records)
     return subprocess.run(
-        [*MUSIC, *map(str, arguments)], input=text, capture_output=True, text=True, **options
+        [*preloaded.command(), "show", *map(str, arguments)],
+        input=text,
+        capture_output=True,
+        text=True,
+        **options,
     )
 
 
@@ -469,7 +473,7 @@ def test_a_bad_record_can_be_stepped_over():
 def test_in_a_pipe_there_is_no_color_and_a_reader_that_leaves_is_no_error():
     text = "".join(json.dumps(preference(id=f"p{number}")) + "\n" for number in range(2000))
     with subprocess.Popen(
-        MUSIC, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "show"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         process.stdout, stdout = None, process.stdout
         first = []
@@ -500,7 +504,7 @@ def in_terminal(*arguments, env=None):
         name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")
     }
     done = subprocess.run(
-        [*MUSIC, *arguments],
+        [*preloaded.command(), "show", *arguments],
         input=json.dumps(preference()) + "\n",
         stdout=follower,
         stderr=subprocess.PIPE,
@@ -569,10 +573,12 @@ def test_real_pairs_are_shown_whole_at_any_width(tmp_path):
     from rich.cells import cell_len
 
     for record in jsonl.read([str(pairs)], records.parse_comparison):
-        wide = terminal(record, width=20_000)
-        for name in ("chosen", "rejected"):
-            for message in record[name]:
-                assert all(
-                    line.strip() in wide for line in visible(message["content"]).splitlines()
-                )
+        lines = {
+            line.strip()
+            for name in ("chosen", "rejected")
+            for message in record[name]
+            for line in visible(message["content"]).splitlines()
+        }
+        wide = terminal(record, width=4 * max(map(len, lines)) + 80)
+        assert all(line in wide for line in lines)
         assert max(cell_len(line) for line in terminal(record, width=80).splitlines()) <= 80

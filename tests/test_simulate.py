@@ -1114,7 +1114,8 @@ def test_max_cost_stops_in_good_order_and_a_rerun_goes_on(tmp_path):
         paid = server.calls
         assert list(simulate(seeds, SimulateConfig(gpt, gpt, turns=2), second, stats)) == whole
     assert 0.7 <= first.cost / price < 0.95
-    assert 0 < len(stopped) < 24 and whole[: len(stopped)] == stopped
+    # Which of the last ones still start depends on what has finished by then.
+    assert 0 < len(stopped) < 24 and stopped == [one for one in whole if one in stopped]
     assert first.cost + second.cost == pytest.approx(price)
     [limit] = stats.limits
     assert limit.startswith("stopped by `max_cost` with ") and " conversations unfinished" in limit
