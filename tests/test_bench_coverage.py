@@ -70,6 +70,7 @@ def test_of_accuracies(count, most, share, correlation):
     assert 0.93 <= held([proportion_interval(row, clusters) for row in found], share) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, most, tied", [(100, 1, 0.3), (100, 8, 0.3), (1000, 4, 0.6)])
 def test_of_win_rates_with_ties(count, most, tied):
     random = np.random.default_rng(2)
@@ -79,6 +80,7 @@ def test_of_win_rates_with_ties(count, most, tied):
     assert 0.93 <= held([proportion_interval(row, clusters) for row in found], truth) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, 26, 100])
 def test_of_medians(count):
     """By quantiles (k - 1) / (n - 1), as numpy has them, 10 values would hold it in 87%."""

@@ -327,6 +327,7 @@ def test_intervals_take_pairs_of_one_prompt_as_one():
     assert whole["high"] - whole["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.06)
 
 
+@pytest.mark.slow
 def test_the_command_writes_metrics_tables_and_pages(tmp_path):
     pairs = [
         pair(number, ("x/one", *"aa"), ("y/two", *("ab" if number % 3 else "bb")), human="a")

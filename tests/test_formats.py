@@ -831,6 +831,7 @@ def test_hh_rows_with_odd_headers_or_empty_replies_are_refused_and_the_rest_diff
         assert messages.first_divergence(record["chosen"], record["rejected"]) == length - 1
 
 
+@pytest.mark.slow
 @needs_data
 def test_hh_text_is_kept_word_for_word():
     results, refused = load("hh_harmless")

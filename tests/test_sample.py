@@ -441,6 +441,7 @@ def test_a_choice_keeps_the_order_and_follows_from_the_seed():
     assert numbers == sorted(set(numbers)) and len(numbers) == 10
 
 
+@pytest.mark.slow
 def test_every_row_has_the_same_chance():
     inputs = [preference(number, length=2) for number in range(10)]
     chosen = Counter(
