@@ -38,9 +38,12 @@ LIBRARIES = (
     "datasets",
     "litellm",
     "peft",
+    "scipy.stats",
     "torch.distributed.elastic.multiprocessing.api",
     "torch.distributed.launcher.api",
     "torch.distributed.run",
+    "transformers.models.gemma2.modeling_gemma2",
+    "transformers.models.llama.modeling_llama",
 )
 FOLDER = "MUSIC_TESTS_PRELOADED"  # the variable that tells every process of a run where to ask
 # A client ends as its program ends, by an exit status or a signal. Where it is killed, its program
