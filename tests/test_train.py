@@ -1134,9 +1134,8 @@ def test_a_second_bos_is_found_unless_nobody_looks(file, doubled, tmp_path):
 
 @pytest.mark.slow
 def test_an_error_in_two_processes_is_one_line(file, tmp_path):
-    done = process(
-        "train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--num-processes", 2
-    )
+    line = ("train", file, "--model", "/nowhere", "--out", tmp_path / "rm", "--batch", 4)
+    done = process(*line, "--num-processes", 2)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
         "music train: error: /nowhere: no such folder; expected a model's folder, a hub id "
