@@ -5,7 +5,7 @@ import random
 import pytest
 
 from musiccli.bench.config import BenchConfig
-from musiccli.bench.sensitivity import check_corruption_pair, metrics, notes
+from musiccli.bench.sensitivity import check_corruption_pair, metrics, notes, tables
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.sample.config import SampleConfig
@@ -179,6 +179,19 @@ def test_the_notes_say_how_two_models_differ_before_the_last_turn():
     differences = [note for note in notes(found) if " - " in note]
     assert [note.partition(" [")[0] for note in differences] == [
         "before the last turn: rm - other: +50.0"
+    ]
+
+
+def test_the_table_has_no_rows_for_the_only_kind():
+    def labels(*kinds):
+        found = rows([pair(n, kind, 1, 1, 0) for n, kind in enumerate(kinds)])
+        [table] = tables(found, BenchConfig())
+        return [cells[0].strip() for cells in table.cells]
+
+    assert labels("reply", "reply") == ["all", "before the last turn", "1 turn from the end"]
+    assert labels("reply", "swap")[3:] == ["reply", "1 turn from the end"] + [
+        "swap",
+        "1 turn from the end",
     ]
 
 

@@ -123,11 +123,12 @@ def _subsets(pairs: ScoredPairs) -> "Iterator[tuple[str, Array]]":
 
 
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:
-    """All kinds and then each kind, with their distances from the end below them."""
+    """All kinds and then each of several, with their distances from the end below them."""
     subsets = distinct(row["subset"] for row in rows)
     lines = [("all", "all"), (BEFORE_LAST, "  before the last turn")]
     lines += [(name, f"  {_label(name)}") for name in subsets if name.startswith("distance=")]
-    for kind in _kind_subsets(rows):
+    kinds = _kind_subsets(rows)
+    for kind in kinds if len(kinds) > 1 else ():
         lines.append((kind, _label(kind)))
         lines += [(name, f"  {_label(name)}") for name in subsets if name.startswith(f"{kind},")]
     return [
