@@ -1,71 +1,108 @@
 #!/usr/bin/env bash
-# The whole way on a laptop: 2 CPU cores, no GPU, no key, offline once installed; about 10 minutes, 8 GB of memory.
+# What MUSIC is for, in about 6 minutes on a laptop: 2 CPU cores, no GPU, no key, offline once installed, 8 GB of memory.
 #
-#     bash recipes/quickstart.sh [FOLDER, default quickstart]
+#     bash recipes/quickstart.sh [--dry-run] [FOLDER, default quickstart]
+#     SEED=4 bash recipes/quickstart.sh seed4    # another seed of the reward models
 #
-# What it shows is that every stage works and how they fit together. SmolLM2-135M plays user, assistant and judge, and a
-# few dozen pairs train Gemma 3 270M: the numbers at the end are real, and far too small a sample to prove anything.
+# Two reward models see the same number of pairs, in the same number of steps. baseline sees preference pairs alone, whose
+# sides differ in the last reply. music sees the same pairs half as often, and as many pairs of two conversations that an
+# LLM has simulated, once plainly and once with a contrast in every reply. Both are then shown conversations that neither has
+# seen, and copies of them in which one reply is another conversation's. How often does the intact one score higher, and does
+# it depend on how far back the reply is?
+#
+# Most of the simulated pairs were made before, by the lines in tiny-data/README.md; a few are made now. SmolLM2-135M plays
+# user, assistant and judge. Its first 12 of 30 layers are the backbone of the reward models. tiny-data/README.md says what
+# was tried on the way, and what none of this can show.
 # Stopped at any point, the same line goes on from the last finished stage; finished LLM calls are never made again.
+# --dry-run walks all stages with a handful of rows: it shows that the script works. DRY_LLM and DRY_MODEL are the simulator
+# and the backbone to do it with.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 [ -x "$root/.venv/bin/music" ] && PATH="$root/.venv/bin:$PATH"
 if ! command -v music >/dev/null; then
-    echo "== installing into $root/.venv (once)" >&2
     bash "$here/install.sh"
     PATH="$root/.venv/bin:$PATH"
 fi
+dry=
+[ "${1:-}" = --dry-run ] && { dry=yes; shift; }
 out=${1:-quickstart}
 data=$here/tiny-data
 mkdir -p "$out"
+# --- sizes ------------------------------------------------------------------------------------------------------------
+llm=local/smollm2
+contexts=4 # continued now
+prompts=4  # with 4 conversations of each, to pick the best from
+train=(--model local/smollm2 --layers 12 --batch 8 --steps 30 --lr 1e-4 --max-length 1024 --seed "${SEED:-0}")
+talks=$data/talks.jsonl
+if [ -n "$dry" ]; then
+    llm=${DRY_LLM:-$llm} contexts=2 prompts=2
+    train=(--model "${DRY_MODEL:-local/smollm2}" --layers 1 --batch 2 --steps 2 --lr 1e-4 --max-length 1024)
+    head -n 4 "$talks" >"$out/talks.jsonl"
+    talks=$out/talks.jsonl
+fi
+small=(--assistant "$llm" --assistant-tokens 48 --user-tokens 32 --temperature 0.4 --cache "$out/calls.sqlite")
+# ----------------------------------------------------------------------------------------------------------------------
 start=$SECONDS
+
+say() { # say TEXT: with the time since the start
+    printf '== %d:%02d %s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) "$1" >&2
+}
 
 stage() { # stage FILE WHAT: whether FILE is still to be made, saying what it is
     if [ -e "$out/$1" ]; then echo "== $1: there already" >&2; return 1; fi
-    printf '== %s: %s (%d:%02d)\n' "$1" "$2" $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) >&2
+    say "$1: $2"
 }
 
-small=(--assistant local/smollm2 --assistant-tokens 64 --user-tokens 40 --temperature 0.4 --cache "$out/calls.sqlite")
+# --- simulate: pairs whose earlier replies differ, too ------------------------------------------------------------------
+stage contexts.jsonl "$contexts messages of users, to be continued" &&
+    music sample "$data/prompts.jsonl" --emit prompts -n "$contexts" --seed 1 -o "$out/contexts.jsonl"
+stage branches.jsonl "each continued twice, plainly and with a contrast, by a chat model that plays user and assistant" &&
+    music simulate "$out/contexts.jsonl" --turns 2 --contrast all "${small[@]}" -o "$out/branches.jsonl"
+stage live.jsonl "the branches joined into preferences" &&
+    music pair "$out/branches.jsonl" -o "$out/live.jsonl"
+stage pairs.html "a page of these pairs, side by side" &&
+    music show "$out/live.jsonl" --html "$out/pairs.html"
 
-stage seeds.jsonl "contexts to continue: prefixes of preference pairs" &&
-    music sample "$data/pairs.jsonl" "$data/seeds.jsonl" --emit seeds -n 24 --seed 1 -o "$out/seeds.jsonl"
-stage branches.jsonl "both branches, by a chat model that plays user and assistant" &&
-    music simulate "$out/seeds.jsonl" --turns 2 --contrast all "${small[@]}" -o "$out/branches.jsonl"
-stage music.jsonl "the branches joined into preferences" &&
-    music pair "$out/branches.jsonl" -o "$out/music.jsonl"
-stage pairs.html "those pairs, side by side" &&
-    music show "$out/music.jsonl" --html "$out/pairs.html"
+# --- train: the same number of pairs and steps for both -----------------------------------------------------------------
+preferences=("$data/pairs.jsonl" "$data/more-pairs.jsonl")
+stage baseline/music.json "a reward model on preference pairs alone" &&
+    music train "${preferences[@]}" "${train[@]}" --out "$out/baseline"
+stage music/music.json "a reward model on preference pairs and simulated ones, half and half" &&
+    music train "${preferences[@]}" "$data/music.jsonl" "$out/live.jsonl" "${train[@]}" --out "$out/music"
 
-train=(--model local/gemma3-270m --batch 8 --lora 16 --lr 2e-4 --max-length 1024 --eval "$data/heldout.jsonl")
-stage baseline/music.json "a reward model on the preference pairs alone" &&
-    music train "$data/pairs.jsonl" "${train[@]}" --epochs 2 --out "$out/baseline"
-stage music/music.json "a reward model on the preference pairs and ours" &&
-    music train "$data/pairs.jsonl" "$out/music.jsonl" "${train[@]}" --epochs 2 --out "$out/music"
-
-stage heldout-baseline.jsonl "held-out pairs scored by baseline, turn by turn" &&
-    music score "$data/heldout.jsonl" --model "$out/baseline" --per-turn -o "$out/heldout-baseline.jsonl"
-stage heldout.jsonl "and by music" &&
-    music score "$out/heldout-baseline.jsonl" --model "$out/music" --per-turn -o "$out/heldout.jsonl"
-stage candidates.jsonl "4 conversations from each of 8 prompts" &&
-    music sample "$data/prompts.jsonl" --emit prompts -n 8 |
+# --- use: Best-of-N, judged ---------------------------------------------------------------------------------------------
+stage candidates.jsonl "4 conversations from each of $prompts prompts" &&
+    music sample "$data/prompts.jsonl" --emit prompts --exclude "$out/contexts.jsonl" -n "$prompts" --seed 1 |
     music simulate --turns 2 --contrast none --samples 4 "${small[@]}" -o "$out/candidates.jsonl"
-stage scored-baseline.jsonl "the candidates scored by baseline" &&
-    music score "$out/candidates.jsonl" --model "$out/baseline" -o "$out/scored-baseline.jsonl"
-stage scored.jsonl "and by music" &&
-    music score "$out/scored-baseline.jsonl" --model "$out/music" -o "$out/scored.jsonl"
-stage judged.jsonl "Best-of-N contests between the two models' picks, judged in both orders" &&
-    music pair "$out/scored.jsonl" --best-of 2,4 --a music --b baseline |
-    music judge --judge local/smollm2 --cache "$out/calls.sqlite" -o "$out/judged.jsonl"
+stage scored.jsonl "the candidates scored by both models" &&
+    music score "$out/candidates.jsonl" --model "$out/music" --no-cache |
+    music score --model "$out/baseline" --no-cache -o "$out/scored.jsonl"
+stage judged.jsonl "the best of 4 by each model, judged in both orders" &&
+    music pair "$out/scored.jsonl" --best-of 4 --a music --b baseline |
+    music judge --judge "$llm" --cache "$out/calls.sqlite" -o "$out/judged.jsonl"
 
-printf '== metrics (%d:%02d)\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) >&2
-music bench agreement "$out/heldout.jsonl" -o "$out/agreement.jsonl"
-music bench winrate "$out/judged.jsonl" -o "$out/winrate.jsonl"
+# --- measure: which model reads the turns before the last ---------------------------------------------------------------
+stage test.jsonl "conversations that neither has seen, and copies with one reply exchanged" &&
+    music sample "$talks" --emit corruptions --kind reply -o "$out/test.jsonl"
+stage sensitivity.scored.jsonl "both sides scored by both models" &&
+    music score "$out/test.jsonl" --model "$out/music" --no-cache |
+    music score --model "$out/baseline" --no-cache -o "$out/sensitivity.scored.jsonl"
+say "how often the intact conversation scores higher"
+music bench sensitivity "$out/sensitivity.scored.jsonl" -o "$out/sensitivity.jsonl" \
+    --plot "$out/sensitivity.png" --html "$out/sensitivity.html"
+say "done"
 cat >&2 <<END
-== everything is in $out
-   seeds.jsonl       contexts            branches.jsonl    simulated conversations
-   music.jsonl       preference pairs    pairs.html        the same, to look at
-   baseline/ music/  reward models       */log.jsonl       loss, accuracy, speed of each step
-   heldout.jsonl     scored pairs        judged.jsonl      Best-of-N contests with verdicts
-   agreement.jsonl   winrate.jsonl       the metrics above, for machines
-   One score by hand:  music score $data/heldout.jsonl --model $out/music | head -n 1
+
+The row to look at is "before the last turn": a model that reads the last reply alone scores both sides equal there.
+One run of each model is one draw: another SEED gives other figures. $data/README.md
+says what was tried, and what this cannot show.
+
+In $out: sensitivity.png, the picture. sensitivity.html, the page. pairs.html, simulated pairs side by side.
+    branches.jsonl, live.jsonl: conversations and pairs. baseline/, music/: reward models. judged.jsonl: Best-of-4.
+
+What next?
+  your own data:    music sample YOUR-DATA --describe
+  your own server:  music simulate $out/contexts.jsonl --assistant hosted_vllm/NAME --api-base http://HOST:8000/v1 -o branches.jsonl
+  your own GPU:     music train YOUR-PAIRS --model google/gemma-2-2b-it --budget 8192 --out rm
 END

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from console import music
 from openai_server import serve
 from scripted import scripted_reply
-from toys import backbone
+from toys import TINY, backbone
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "recipes").glob("*.sh"))
@@ -94,6 +95,39 @@ def test_the_papers_run_walks_all_its_stages(tmp_path, project, stand_ins):
     }
     again = run("paper.sh", tmp_path / "paper", project, **stand_ins)
     assert again.returncode == 0 and "== " not in again.stderr  # everything was there already
+
+
+@pytest.mark.slow
+def test_the_quickstart_ends_in_a_table_a_picture_and_lines_that_go_on(
+    tmp_path, project, stand_ins
+):
+    done = run("quickstart.sh", tmp_path / "quickstart", project, **stand_ins)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "quickstart"
+    assert (out / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (out / "pairs.html").read_text() and (out / "judged.jsonl").exists()
+    [row] = [line for line in done.stderr.splitlines() if "  before the last turn  " in line]
+    assert len(re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", row)) == 2, row  # both models
+    assert "before the last turn: music - baseline: " in done.stderr
+    again = run("quickstart.sh", out, project, **stand_ins)
+    assert again.returncode == 0 and again.stderr.count("there already") == 11
+    values = {
+        "YOUR-DATA": f"{TINY}/pairs.jsonl",
+        "hosted_vllm/NAME": stand_ins["DRY_LLM"],
+        "http://HOST:8000/v1": stand_ins["OPENAI_BASE_URL"],
+        "branches.jsonl": tmp_path / "branches.jsonl",
+        "YOUR-PAIRS": f"{TINY}/pairs.jsonl {TINY}/more-pairs.jsonl {TINY}/music.jsonl",
+        "google/gemma-2-2b-it": stand_ins["DRY_MODEL"],
+        "--out rm": f"--out {tmp_path}/rm",
+    }
+    lines = re.findall(r"music .*", done.stderr.partition("What next?")[2])
+    assert len(lines) == 3
+    for line in lines:
+        used = [name for name in values if name in line]
+        for name in used:
+            line = line.replace(name, str(values[name]))
+        ended = music(*shlex.split(line)[1:])
+        assert used and ended.status == 0, (line, ended.err)
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ KINDS = {
     "seeds": records.parse_conversation,
     "prompts": records.parse_conversation,
     "pairs": records.parse_preference,
+    "more-pairs": records.parse_preference,
     "heldout": records.parse_preference,
+    "talks": records.parse_conversation,
 }
 
 
@@ -33,7 +35,9 @@ def texts(record: dict) -> list[str]:
         ("seeds", {1: 24, 2: 12, 4: 12}),
         ("prompts", {1: 12}),
         ("pairs", {2: 15, 4: 15}),
+        ("more-pairs", {2: 15, 4: 15}),
         ("heldout", {2: 8, 4: 8}),
+        ("talks", {6: 48}),
     ],
 )
 def test_each_file_has_the_shapes_the_readme_names(name, lengths):
@@ -60,7 +64,7 @@ def test_personas_are_for_seeds_that_there_are_or_for_any():
     assert all(personas.of(seed, 0).has_end for seed in seeds.values())
 
 
-@pytest.mark.parametrize("name", ["pairs", "heldout"])
+@pytest.mark.parametrize("name", ["pairs", "more-pairs", "heldout"])
 def test_sides_differ_in_the_last_reply_only(name):
     for pair in load(name):
         assert len(pair["chosen"]) == len(pair["rejected"])
@@ -69,7 +73,7 @@ def test_sides_differ_in_the_last_reply_only(name):
         ), pair["id"]
 
 
-@pytest.mark.parametrize("name", ["pairs", "heldout"])
+@pytest.mark.parametrize("name", ["pairs", "more-pairs", "heldout"])
 @pytest.mark.parametrize("size", [len, lambda text: len(text.split())], ids=["characters", "words"])
 def test_the_longer_reply_is_chosen_in_exactly_half_of_the_pairs(name, size):
     pairs = load(name)
@@ -89,3 +93,13 @@ def test_every_record_says_its_topic_and_source(name):
     for record in load(name):
         assert record["metadata"]["source"] == "tiny-data" and record["metadata"]["topic"]
         assert bool(record["metadata"].get("flaw")) is ("rejected" in record)
+
+
+def test_simulated_pairs_differ_from_the_first_reply_on_and_continue_no_tested_conversation():
+    first = {load("talks")[number]["messages"][0]["content"] for number in range(48)}
+    pairs = list(jsonl.read([str(FOLDER / "music.jsonl")], records.parse_preference))
+    assert len(pairs) >= 40
+    for pair in pairs:
+        assert len(pair["chosen"]) == len(pair["rejected"]) == 6
+        assert messages.first_divergence(pair["chosen"], pair["rejected"]) == 1, pair["id"]
+        assert pair["chosen"][0]["content"] not in first
