@@ -78,6 +78,21 @@ def start(*arguments: object, command: Sequence[str] = COMMAND, **settings) -> s
     return subprocess.Popen([*command, *map(str, arguments)], **given | settings)
 
 
+def torchrun(
+    ranks: int, script: object, *arguments: object, **changes: str
+) -> subprocess.CompletedProcess:
+    """A program in several processes that torchrun starts, with changes to their environment."""
+    import preloaded
+
+    line = ("-m", "torch.distributed.run", "--nproc-per-node", ranks, script, *arguments)
+    return subprocess.run(
+        [*map(str, (preloaded.python(), *line))],
+        capture_output=True,
+        text=True,
+        env=environment(PYTHON_EXEC=preloaded.python(), **changes),
+    )
+
+
 def hear() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -126,3 +126,16 @@ def test_a_run_goes_on_only_with_the_held_out_pairs_it_began_with(base, tmp_path
     others = [Record(pair("other", talk("quite", "another"), talk("quite", "unheard")))]
     with pytest.raises(run.InputError, match="held-out"):
         run.train(records, out, settings, held_out=others, save_every=2)
+
+
+@pytest.mark.slow
+def test_rows_trained_in_fp32_stay_so_where_the_files_are_in_bf16(base):
+    model = checkpoint.create(base, dtype=torch.bfloat16)
+    whole = embedding(model).weight.float()
+    narrowed = vocabulary.TrimmedEmbedding(model.network, [5, 7])
+    trained = torch.full((2, 32), 1 / 3)
+    embedding(model).weight = torch.nn.Parameter(trained)
+    narrowed.restore()
+    restored = embedding(model).weight
+    assert torch.equal(restored[[5, 7]], trained)
+    assert torch.equal(restored[8:], whole[8:])

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import torch
+from torch import nn
 
 from musiccli.core.bundled_models import list_model_files, path_or_hub_id
 from musiccli.core.errors import InputError
@@ -57,12 +58,12 @@ class Placement:
     """In which precision weights are loaded, and where they are then.
 
     Attributes:
-        dtype: of the weights.
+        dtype: of the weights; "auto" is that of their files, which are then mapped and not copied.
         device: where the network will compute.
         sharded: whether the weights stay on the CPU until they are sharded.
     """
 
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | Literal["auto"] = torch.float32
     device: torch.device = CPU
     sharded: bool = False
 
@@ -103,18 +104,21 @@ def create(
         tokenizer: a folder or hub id with another tokenizer than the base's.
         rows: how many tokens the embedding is resized to; None leaves it as it is.
         say: told in a line what people should know.
-        dtype: of the weights. fp32 by default: a bf16 weight would lose a step of 2e-6. The head
+        dtype: of the weights. fp32 by default: a bf16 weight would lose a step of 2e-6. A new head
             and adapters are in fp32 whatever it is.
         device: where the model will be trained.
-        sharded: whether its weights will be sharded over several devices, and stay on the CPU until
-            then.
+        sharded: whether its weights will be sharded over several devices. Until then they stay in
+            their files, mapped into memory; those to be trained are not in `dtype` yet.
 
     Raises:
         InputError: `base` cannot be used.
     """
-    placement = Placement(dtype, device, sharded)
+    mapped = sharded and not lora  # adapters take their first values in the precision of the base
+    placement = Placement("auto" if mapped else dtype, device, sharded)
     model = _open(base, say, placement, None if trained else seed, tokenizer, rows, layers)
     core = model.network.core
+    if mapped and not model.trained_head:
+        draw_head(core, seed)
     core.config.problem_type = "regression"  # pipelines and servers then apply no sigmoid
     core.config.label2id, core.config.id2label = {"reward": 0}, {0: "reward"}
     for name in model.network.unused_modules:
@@ -230,6 +234,14 @@ def add_lora(network: RewardNetwork, rank: int, seed: int) -> None:
         if weight.requires_grad:  # the adapters and the head; the base stays as it was loaded
             weight.data = weight.data.float()
     use_onednn_linear(network.model)
+
+
+def draw_head(core: Any, seed: int) -> None:
+    """Draw a new head in fp32, as it is drawn where all weights are loaded in fp32."""
+    head = core.score
+    head.weight = nn.Parameter(torch.empty_like(head.weight, dtype=torch.float32))
+    torch.manual_seed(seed)
+    core._init_weights(head)
 
 
 def _open(

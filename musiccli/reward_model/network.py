@@ -74,12 +74,6 @@ class RewardNetwork(nn.Module):
             if module not in used
         ]
 
-    @property
-    def _no_split_modules(self) -> list[str]:
-        """The classes of the backbone's layers, by which FSDP shards it layer by layer."""
-        classes = {type(module).__name__ for module in self.modules()}
-        return sorted(classes & set(self.core._no_split_modules or []))
-
     def keep_histories(self, max_bytes: int) -> None:
         """Keep the conversations that are computed last, where the layout allows it.
 

@@ -66,6 +66,8 @@ class TrimmedEmbedding:
         """Put the whole embedding back, with the trained rows in it."""
         if self._hook:
             self._hook.remove()
+            trained = self._embedding.weight
             with torch.no_grad():
-                self.whole[self.tokens] = self._embedding.weight.to(self.whole)
+                self.whole.data = self.whole.data.to(trained.dtype)  # not yet where it was sharded
+                self.whole[self.tokens] = trained.to(self.whole)
             self._embedding.weight, self._embedding.padding_idx = self.whole, self._padding

@@ -1,12 +1,14 @@
 """The set-up of accelerate, which spreads a run over processes and devices."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from musiccli.core.errors import InputError
 from musiccli.core.processes import ProcessGroup
@@ -19,7 +21,8 @@ TRACKERS_FOLDER = "trackers"  # in a run's folder: the files of trackers that wr
 def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) -> Accelerator:
     """An accelerator on GPUs with bf16 mixed precision where there are any, else on CPUs.
 
-    Raises InputError where there are more processes than pairs in a batch.
+    Raises InputError where there are more processes than pairs in a batch, or for a setting of FSDP
+    that is not supported.
     """
     gpu = torch.cuda.is_available()
     avoid_fragmentation()
@@ -34,12 +37,9 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
             f"`batch` {config.batch}: every one of {accelerator.num_processes} processes needs a "
             "pair"
         )
-    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
-    if fsdp and fsdp.fsdp_version == 2 and accelerator.mixed_precision == "bf16":
-        # accelerate's own policy would sum gradients and return rewards in bf16.
-        fsdp.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
-        )
+    if is_sharded(accelerator):
+        refuse_unsupported(accelerator.state.fsdp_plugin)
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads on rank 0
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # DeepSpeed wants the batch size of a data loader, and clips gradients by its own setting.
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
@@ -52,6 +52,25 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the weights over the processes."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def refuse_unsupported(plugin: Any) -> None:
+    """Raise InputError for settings of FSDP that would not be followed."""
+    if plugin.fsdp_version != 2:
+        raise InputError(
+            f"fsdp_version {plugin.fsdp_version} of the accelerate config: only version 2 is "
+            "supported; write `fsdp_version: 2` there"
+        )
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise InputError(
+            "fsdp_offload_params of the accelerate config: is not supported; `lora` or more "
+            "processes take less memory"
+        )
+    if plugin.activation_checkpointing:
+        raise InputError(
+            "fsdp_activation_checkpointing of the accelerate config: is not followed; give "
+            "`activation_checkpointing` instead"
+        )
 
 
 def process_group(accelerator: Accelerator) -> ProcessGroup:

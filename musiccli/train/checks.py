@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch import distributed
+from torch.distributed.fsdp import FSDPModule
 
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.messages import FunctionCall, Message
@@ -27,6 +29,7 @@ from musiccli.reward_model.checkpoint import RewardModel, has_logit_softcap
 from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.reward_model.vocabulary import has_embedding
 from musiccli.train.pair_arrays import TokenizedPairs
+from musiccli.train.sharding import gathered_weight, reshard
 
 SAMPLE_PAIRS, SAMPLE_TOKENS = 4, 512  # the most that is scored to compare rewards
 NO_BOS = "no BOS token, which this tokenizer does not write either"
@@ -208,8 +211,9 @@ def check_attention(model: RewardModel, pairs: TokenizedPairs) -> str:
             "attention"
         )
     sample = _sample(pairs)
+    rewards = _rewards(model.network, sample)
     autocast = bf16_autocast(core.device)
-    with _plain_attention(model.network), torch.inference_mode(), autocast:
+    with _plain_attention(model.network), torch.no_grad(), autocast:
         expected = torch.cat(
             [
                 core(input_ids=torch.tensor([side.ids], device=core.device)).logits[:, 0].float()
@@ -218,7 +222,7 @@ def check_attention(model: RewardModel, pairs: TokenizedPairs) -> str:
             ]
         )
     _compare(
-        _rewards(model.network, sample),
+        rewards,
         expected,
         rounding(model.network),
         "rewards differ from those of transformers' own forward by {:.2g}",
@@ -250,16 +254,19 @@ def check_batch_invariance(model: RewardModel, pairs: TokenizedPairs) -> str:
 def check_head(model: RewardModel, pairs: TokenizedPairs | None = None) -> str:
     """The reward head is trained, and saving keeps it as it is (an adapted head would be lost)."""
     network = model.network
+    reshard(network)
     adapted = hasattr(network.model, "peft_config")
     head = [weight for weight in network.core.score.parameters() if weight.is_floating_point()]
     if not adapted and not all(weight.requires_grad for weight in head):
         raise InputError("the reward head is frozen; nothing would be learnt in it")
     trained = [
-        weight.detach().cpu()
+        gathered_weight(weight.detach()).cpu()
         for name, weight in network.named_parameters()
         if weight.requires_grad and "score" in name and name.endswith("weight")
     ]
     saved = _saved_heads(network)
+    if distributed.is_initialized() and distributed.get_rank():
+        return "the reward head is trained"  # transformers saves in the first process alone
     if len(saved) != 1 or len(trained) != 1 or not torch.equal(saved[0], trained[0]):
         raise InputError(
             "the reward head does not come back from disk as it is in training; its LoRA must save "
@@ -270,12 +277,15 @@ def check_head(model: RewardModel, pairs: TokenizedPairs | None = None) -> str:
 
 def _saved_heads(network: RewardNetwork) -> list[torch.Tensor]:
     """The weights of reward heads in the files that saving the network writes."""
+    head = {
+        name: gathered_weight(weight)
+        for name, weight in network.model.state_dict().items()
+        if "score" in name
+    }
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         if hasattr(network.model, "peft_config"):
-            network.model.save_pretrained(folder, save_embedding_layers=False)
+            network.model.save_pretrained(folder, state_dict=head, save_embedding_layers=False)
         else:
-            weights = network.core.state_dict()
-            head = {name: weight for name, weight in weights.items() if "score" in name}
             network.core.save_pretrained(folder, state_dict=head)
         heads = []
         for file in sorted(Path(folder).glob("*.safetensors")):
@@ -302,16 +312,21 @@ def _rewards(
     network: RewardNetwork, groups: Sequence[Sequence[EncodedConversation]]
 ) -> torch.Tensor:
     """The reward of each whole conversation of each group, (conversations,)."""
-    with torch.inference_mode(), bf16_autocast(network.core.device):
+    with torch.no_grad(), bf16_autocast(network.core.device):  # FSDP cannot infer and then train
         return last_rewards(network.eval()(groups))
 
 
 @contextlib.contextmanager
 def _plain_attention(network: RewardNetwork) -> Iterator[None]:
-    """Let the network's core compute with transformers' plain attention for a while."""
+    """Let the network's core compute with transformers' plain attention for a while.
+
+    Under FSDP the core is called without the network, which would gather the head.
+    """
     configs = [network.core.config, network.backbone.config]
     implementations = [config._attn_implementation for config in configs]
     network.eval()
+    if isinstance(network, FSDPModule):
+        network.unshard()
     network.core.set_attn_implementation("eager")
     try:
         with uncompiled() if network.flex else contextlib.nullcontext():

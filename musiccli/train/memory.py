@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from musiccli.cpu.recomputation import SavedBytes
 from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, recomputes_selectively
 from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.reward_model.network import RewardNetwork
 from musiccli.train.config import TrainConfig
 from musiccli.train.pair_arrays import TokenizedPairs
 
@@ -29,7 +31,8 @@ class MemoryEstimate:
         gradients: of the trained weights.
         optimizer: AdamW's two moments.
         activations: what the micro-batch that takes the most keeps for its backward pass.
-        workspace: the largest weight's gradient while it is added; autocast's copies of weights.
+        workspace: the largest weight's gradient while it is added; copies of weights that autocast
+            or FSDP makes.
         tokens: of the largest micro-batch. These are tokens, not bytes.
     """
 
@@ -54,6 +57,31 @@ class MemoryEstimate:
         )
 
 
+@dataclass(frozen=True)
+class Gathering:
+    """What FSDP keeps whole on every rank between the micro-batches of a step.
+
+    Attributes:
+        keep_weights: weights are gathered once a step, and not twice a micro-batch.
+        keep_gradients: gradients are exchanged once a step, and not after each micro-batch.
+        weight_bytes: what whole weights take.
+        gradient_bytes: what whole gradients take.
+    """
+
+    keep_weights: bool = False
+    keep_gradients: bool = False
+    weight_bytes: int = 0
+    gradient_bytes: int = 0
+
+    def __str__(self) -> str:
+        weights = f"weights are gathered once a step, {_readable(self.weight_bytes)}"
+        if self.keep_gradients:
+            return f"{weights}, and gradients exchanged once, {_readable(self.gradient_bytes)}"
+        if self.keep_weights:
+            return f"{weights}; gradients are exchanged for each micro-batch"
+        return "weights are gathered, and gradients exchanged, for each micro-batch"
+
+
 def estimate_memory(
     model: RewardModel,
     pairs: TokenizedPairs,
@@ -67,7 +95,8 @@ def estimate_memory(
     """Estimate the memory of a step.
 
     Activations are measured on one pair and scaled to the largest micro-batch. Sharded weights are
-    divided by `ranks`. Without sharding, DDP's buckets hold the gradients a second time.
+    divided by `ranks`, and every rank must call this. Without sharding, DDP's buckets hold the
+    gradients a second time.
 
     Args:
         model: as it will be trained.
@@ -85,12 +114,14 @@ def estimate_memory(
     sizes = np.sort(pairs.sizes)
     tokens = max(int(sizes[-1]), min(config.budget, int(sizes[-config.batch :].sum())))
     activations, cast = _activations(model, pairs, tokens, config.activation_checkpointing, device)
+    # FSDP holds two whole layers, one that computes and the next, in place of autocast's copies.
+    copied = 2 * _largest_layer(model.network) if sharded else cast
     return MemoryEstimate(
         parameters=sum(map(_bytes, weights)) * share + offloaded_bytes,
         gradients=sum(trained) * copies * share,
         optimizer=2 * sum(trained) * share,
         activations=activations,
-        workspace=max(trained) + cast * share,
+        workspace=max(trained) + copied,
         tokens=tokens,
     )
 
@@ -133,7 +164,9 @@ def _measured_bytes(model: RewardModel, pairs: TokenizedPairs) -> tuple[float, f
     """
     small = np.where(pairs.sizes <= SAMPLE_TOKENS, pairs.sizes, 0)
     pair = pairs[int(small.argmax() if small.any() else pairs.sizes.argmin())]
-    weights = {weight.untyped_storage().data_ptr() for weight in model.network.parameters()}
+    sharded = isinstance(model.network, FSDPModule)
+    parts = map(local_part, model.network.parameters())
+    weights = {part.untyped_storage().data_ptr() for part in parts}
     shapes = {frozenset(weight.shape) for weight in model.network.parameters() if weight.dim() == 2}
     kept: dict[int, int] = {}  # bytes by the address of the storage
     cast: dict[int, int] = {}
@@ -142,7 +175,7 @@ def _measured_bytes(model: RewardModel, pairs: TokenizedPairs) -> tuple[float, f
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             copied = tensor.dim() == 2 and frozenset(tensor.shape) in shapes
-            is_cast = copied and tensor.dtype != torch.float32
+            is_cast = copied and (sharded or tensor.dtype != torch.float32)
             (cast if is_cast else kept)[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -152,6 +185,30 @@ def _measured_bytes(model: RewardModel, pairs: TokenizedPairs) -> tuple[float, f
         rewards = model.network.eval()([pair.sides])
     del rewards
     return sum(kept.values()) / pair.size, products.bytes / pair.size, sum(cast.values())
+
+
+def choose_gathering(network: RewardNetwork, spare: float, itemsize: int) -> Gathering:
+    """What FSDP may keep whole through a step, in memory that is spare at the peak of one.
+
+    Args:
+        network: the sharded network.
+        spare: bytes.
+        itemsize: bytes of a weight that computes: 2 in bf16.
+    """
+    weights = sum(weight.numel() for weight in network.parameters()) * itemsize
+    # They are added up in fp32, on every rank.
+    gradients = 4 * sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    return Gathering(weights <= spare, weights + gradients <= spare, weights, gradients)
+
+
+def local_part(weight: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a weight that is sharded; else the weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
+
+
+def _largest_layer(network: RewardNetwork) -> int:
+    """Bytes of the layer with the most weights, in their own precision."""
+    return max(sum(map(_bytes, layer.parameters())) for layer in network.layers)
 
 
 def _bytes(weight: torch.Tensor) -> int:

@@ -6,12 +6,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding
 from musiccli.train.accelerator import is_sharded
 from musiccli.train.config import TrainConfig
+from musiccli.train.sharding import reshard
 
 
 def create_model(
@@ -47,7 +49,8 @@ def collect_model(
 ) -> RewardModel:
     """The trained model with all its weights. Every rank must call this.
 
-    Sharded weights are gathered, and the main process puts them into a new model.
+    Sharded weights are gathered one by one, to the main process alone, which puts them into a new
+    model. Frozen weights are read from their files again.
 
     Args:
         model: as it was created.
@@ -56,15 +59,21 @@ def collect_model(
         config: of the run.
         accelerator: of the run.
     """
-    sharding = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if accelerator.distributed_type not in sharding:
+    if is_sharded(accelerator):
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+        )
+        reshard(trained)
+        weights = get_model_state_dict(trained, options=options)
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        weights = accelerator.get_state_dict(trained)
+    else:
         model.network = accelerator.unwrap_model(trained)
         embedding.restore()
         return model
-    weights = accelerator.get_state_dict(trained)
     if accelerator.is_main_process:
         model = create_model(config, accelerator)
         embedding = TrimmedEmbedding(model.network, embedding.tokens)
-        model.network.load_state_dict(weights, assign=True)
+        model.network.load_state_dict({**model.network.state_dict(), **weights}, assign=True)
         embedding.restore()
     return model

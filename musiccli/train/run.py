@@ -50,6 +50,7 @@ from musiccli.train.model import collect_model, create_model
 from musiccli.train.output_folder import claim_folder, mark_begun, write_checkpoint
 from musiccli.train.pair_arrays import TokenizedPairs
 from musiccli.train.prefetch import STEPS_AHEAD, Prefetcher, steps_with_pairs
+from musiccli.train.sharding import reshard, shard
 from musiccli.train.states import RunIdentity, TrainingStates, refuse_other_run
 from musiccli.train.trackers import check_trackers, start_trackers, track_metrics
 from musiccli.train.trainer import Trainer
@@ -141,16 +142,19 @@ def train(
 
         vocabularies = [pairs.vocabulary for pairs in data.all_pairs()]
         embedding = TrimmedEmbedding(model.network, used_tokens(vocabularies))
+        if is_sharded(accelerator):
+            shard(model.network, accelerator)
         say(describe_run(model, data.pairs, config, accelerator))
-        if is_main and (check or check_only):
+        if check or check_only:
             report_checks(model, data, config, accelerator, embedding, say, show_passed=check_only)
         if check_only:
             return None
 
         trainer = Trainer(model, data.pairs, config, accelerator)
-        if decision := trainer.fit_activations():
-            say(decision)
-        states = TrainingStates(out, accelerator, identity, embedding)
+        for decision in (trainer.fit_activations(), trainer.fit_gathering()):
+            if decision:
+                say(decision)
+        states = TrainingStates(out, trainer, identity, embedding)
         stopping = None
         if config.patience:
             metric = f"{eval_prefix(next(iter(data.held_out)))}loss"
@@ -246,6 +250,8 @@ def report_checks(
 ) -> None:
     """Run the checks, estimate the memory, and say what a person should know.
 
+    Every rank must call this: sharded weights are gathered layer by layer.
+
     Args:
         show_passed: say also which checks have passed, and the estimate.
 
@@ -256,20 +262,22 @@ def report_checks(
     if not is_sharded(accelerator):
         model.network.to(accelerator.device)
     report = run_checks(model, data.pairs.joined(*data.held_out.values()))
+    errors = [*dict.fromkeys(process_group(accelerator).gather(report.errors))]
     passed = report.passed
     if not model.network.flex:  # the trainer measures compiled layers, and keeps what fits
         memory = _estimate(model, data, config, accelerator, embedding)
         passed = [*passed, str(memory)]
         if memory.total > (free := available_memory(accelerator.device)):
             report.warnings.append(f"{memory}; {free / 1e9:.1f} GB are free: {LESS_MEMORY}")
+    reshard(model.network)
     for text in (*(passed if show_passed else ()), *report.warnings):
         say(f"check: {text}")
-    if len(report.errors) == 1:
-        raise InputError(report.errors[0])
-    for error in report.errors:
+    if len(errors) == 1:
+        raise InputError(errors[0])
+    for error in errors:
         say(f"check: wrong: {error}")
-    if report.errors:
-        raise ChecksFailed(f"{len(report.errors)} things are wrong")
+    if errors:
+        raise ChecksFailed(f"{len(errors)} things are wrong")
 
 
 def _estimate(
@@ -286,9 +294,15 @@ def _estimate(
             config,
             ranks=accelerator.num_processes,
             sharded=is_sharded(accelerator),
-            offloaded_bytes=embedding.offloaded_bytes if accelerator.device.type == "cpu" else 0,
+            offloaded_bytes=_offloaded_bytes(embedding, accelerator),
             device=accelerator.device,
         )
+
+
+def _offloaded_bytes(embedding: TrimmedEmbedding, accelerator: Accelerator) -> int:
+    """Bytes of the whole embedding beside the network; under FSDP it stays in its file."""
+    on_cpu = accelerator.device.type == "cpu" and not is_sharded(accelerator)
+    return embedding.offloaded_bytes if on_cpu else 0
 
 
 def run_steps(
@@ -348,6 +362,7 @@ def run_steps(
                 states.save(step)
                 if stopping:
                     stopping.state_saved()
+        states.wait()
     return metrics
 
 

@@ -3,21 +3,37 @@
 import contextlib
 import os
 import shutil
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
 import orjson
-from accelerate import Accelerator
+import torch
+from accelerate.utils import DistributedType
+from torch import distributed
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint import state_dict as torch_states
 
 from musiccli.core.cache_folder import PRIVATE_FOLDER, make_private_folder
 from musiccli.core.errors import InputError
 from musiccli.core.partial_files import empty_folder
+from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
+from musiccli.train.accelerator import is_sharded
 from musiccli.train.config import RENAMED_SETTINGS, RESUMABLE_SETTINGS, TrainConfig
+from musiccli.train.sharding import reshard
+from musiccli.train.trainer import Trainer
 
 STATES_FOLDER = "checkpoints"  # in a run's folder
+TENSORS_FOLDER = "tensors"  # in each state: weights and moments, by torch's distributed checkpoint
 STATE_FILE = "state.json"  # in each state: its step, and which run it belongs to
+
+
+FAILURES = (Exception, CheckpointException)  # torch's own is no Exception; accelerate raises many
+# Frozen weights are those of the backbone's files.
+TRAINED_WEIGHTS = torch_states.StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 class RunIdentity(TypedDict):
@@ -30,44 +46,106 @@ class RunIdentity(TypedDict):
 class TrainingStates:
     """Saves and loads everything that a run needs to continue after a step.
 
+    Each process writes its part, and any number of processes reads it. Sharded weights are saved in
+    the background, from a copy. DeepSpeed saves in its own format.
+
     Args:
         out: the run's folder.
-        accelerator: holds the prepared network, optimizer and schedule.
+        trainer: holds the network, the optimizer and the schedule.
         identity: of the run that is asked for.
         embedding: the trimmed embedding; its rows must be the same on resuming.
     """
 
     def __init__(
-        self,
-        out: Path,
-        accelerator: Accelerator,
-        identity: RunIdentity,
-        embedding: TrimmedEmbedding,
+        self, out: Path, trainer: Trainer, identity: RunIdentity, embedding: TrimmedEmbedding
     ):
-        self.out, self.accelerator, self.identity = out, accelerator, identity
+        self.out, self.trainer, self.identity = out, trainer, identity
+        self.accelerator = trainer.accelerator
         self.folder = out / STATES_FOLDER
         self.vocabulary = fingerprint(embedding.tokens)
+        self._in_background = is_sharded(self.accelerator)
+        # The steps use the other group meanwhile, which on GPUs is one of nccl.
+        self._group = distributed.new_group(backend="gloo") if self._in_background else None
+        self._saved: Future[None] | None = None
 
     def save(self, step: int) -> None:
         """Save the state after a step, then remove older ones.
 
-        A state is written beside its target and renamed when it is complete.
+        A state is written beside its target and renamed when it is complete. In the background that
+        is later; an error is then raised by the next call, or by `wait`.
+
+        Raises:
+            InputError: it cannot be written.
         """
+        self.wait()
         target = self.folder / f"step-{step:06}"
         partial = target.with_name(f".{target.name}")
         if self.accelerator.is_main_process:
             make_private_folder(self.folder)
             empty_folder(partial)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
+        state = {
+            "step": step,
+            "vocabulary": self.vocabulary,
+            "processes": self.accelerator.num_processes,
+            "schedule": self.trainer.schedule.state_dict(),
+            **self.identity,
+        }
+        if self._in_background:
+            self._saved = self._save_in_background(partial, target, state)
+            return
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.accelerator.save_state(str(partial))
+        else:
+            with quiet_libraries():  # torch says that there is one process
+                self._write(partial / TENSORS_FOLDER)
         self.accelerator.wait_for_everyone()  # each process writes its part
-        if self.accelerator.is_main_process:
-            state = {"step": step, "vocabulary": self.vocabulary, **self.identity}
-            (partial / STATE_FILE).write_bytes(orjson.dumps(state))
-            os.rename(partial, target)
-            target.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
-            remove_states(self.out, keep=target)
+        self._complete(partial, target, state)
         self.accelerator.wait_for_everyone()
+
+    def wait(self) -> None:
+        """Wait until the last state is saved. Raises InputError where it cannot be written."""
+        if self._saved:
+            saved, self._saved = self._saved, None
+            try:
+                saved.result()
+            except FAILURES as error:
+                raise InputError(f"{self.folder}: cannot be written ({_reason(error)})") from error
+
+    def _write(self, folder: Path) -> None:
+        try:
+            distributed_checkpoint.save(self._tensors(), checkpoint_id=folder)
+        except (OSError, CheckpointException) as error:
+            raise InputError(f"{self.folder}: cannot be written ({_reason(error)})") from error
+
+    def _save_in_background(
+        self, partial: Path, target: Path, state: dict[str, Any]
+    ) -> Future[None]:
+        """Copy the tensors to memory, and let a thread write them. The result is done last."""
+        done: Future[None] = Future()
+
+        def finish(written: Future[Any]) -> None:
+            try:
+                written.result()  # in the main process: of all processes
+                self._complete(partial, target, state)
+                done.set_result(None)
+            except FAILURES as error:
+                done.set_exception(error)
+
+        writing = distributed_checkpoint.async_save(
+            self._tensors(), checkpoint_id=partial / TENSORS_FOLDER, process_group=self._group
+        )
+        writing.add_done_callback(finish)
+        return done
+
+    def _complete(self, partial: Path, target: Path, state: dict[str, Any]) -> None:
+        """In the main process, mark a state whose tensors are written as complete."""
+        if not self.accelerator.is_main_process:
+            return
+        (partial / STATE_FILE).write_bytes(orjson.dumps(state))
+        os.rename(partial, target)
+        target.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
+        remove_states(self.out, keep=target)
 
     def resume(self) -> tuple[int, list[str]]:
         """Load the last saved state.
@@ -94,13 +172,67 @@ class TrainingStates:
                 "cannot go on with these; name the same `held_out`, or another `out`"
             )
         try:
-            self.accelerator.load_state(str(folder))
-        except Exception as error:  # torch and accelerate raise errors of many kinds
-            reason = " ".join(str(error).split())[:200]
+            self._load(folder, state)
+        except FAILURES as error:
             raise InputError(
-                f"{folder}: cannot be loaded ({reason}); remove it to start again"
+                f"{folder}: cannot be loaded ({_reason(error)}); remove it to start again"
             ) from error
         return state["step"], changed
+
+    def _load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Load the tensors of a state, and its schedule.
+
+        Accelerate has written those of DeepSpeed, and of all runs before this format.
+        """
+        if not (folder / TENSORS_FOLDER).is_dir():
+            if is_sharded(self.accelerator):
+                raise InputError("an older version saved it, in a format that FSDP does not read")
+            self.accelerator.load_state(str(folder))
+            return
+        trainer, tensors = self.trainer, self._tensors()
+        if state["processes"] != self.accelerator.num_processes:
+            del tensors["random"]  # each process had its own generator
+        with quiet_libraries():
+            distributed_checkpoint.load(tensors, checkpoint_id=folder / TENSORS_FOLDER)
+        torch_states.set_state_dict(
+            trainer.network,
+            self._optimizer,
+            model_state_dict=tensors["network"],
+            optim_state_dict=tensors["optimizer"],
+            options=TRAINED_WEIGHTS,
+        )
+        trainer.schedule.load_state_dict(state["schedule"])
+        for generator in tensors.get("random", {}).values():
+            torch.set_rng_state(generator["cpu"])
+            if "cuda" in generator:
+                torch.cuda.set_rng_state(generator["cuda"], self.accelerator.device)
+
+    def _tensors(self) -> dict[str, Any]:
+        """The trained weights, the optimizer's moments, and this process's random generators."""
+        reshard(self.trainer.network)
+        weights, optimizer = torch_states.get_state_dict(
+            self.trainer.network, self._optimizer, options=TRAINED_WEIGHTS
+        )
+        generators = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        return {
+            "network": weights,
+            "optimizer": optimizer,
+            "random": {str(self.accelerator.process_index): generators},
+        }
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """PyTorch's optimizer, without accelerate's wrapping."""
+        return getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line; of an error of several processes, the first one's."""
+    failures = getattr(error, "failures", None) or {0: (error, None)}
+    cause, _ = failures[min(failures)]
+    return " ".join(str(cause).split())[:200] or type(cause).__name__
 
 
 def remove_states(out: Path, keep: Path | None = None) -> None:

@@ -21,15 +21,22 @@ from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.train.accelerator import is_sharded, process_group
 from musiccli.train.batching import MicroBatch, Step, partition_pairs, total_steps
 from musiccli.train.config import TrainConfig
+from musiccli.train.memory import (
+    Gathering,
+    available_memory,
+    choose_gathering,
+    estimate_memory,
+    local_part,
+)
 from musiccli.train.metrics import Metrics, held_out_metrics, mean_metrics
 from musiccli.train.pair_arrays import TokenizedPair, TokenizedPairs
 
 
 class Trainer:
-    """A model in training: its network, optimizer and schedule, prepared by accelerate.
+    """A model in training: its network, optimizer and schedule, prepared for all ranks.
 
     Args:
-        model: its trained weights require gradients.
+        model: its trained weights require gradients. For FSDP it is sharded already.
         pairs: all pairs to train on, the same on every rank.
         config: of the run.
         accelerator: of the run.
@@ -52,9 +59,13 @@ class Trainer:
             trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self._layer_weights = count_layer_weights(model.network)
+        self._spare_bytes = 0.0  # at the peak of a step, as far as is known
+        self._gathering = Gathering()
         warmup_steps = round(config.warmup * self.steps)
         self.schedule = get_scheduler(config.schedule, optimizer, warmup_steps, self.steps)
-        self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
+        self.network, self.optimizer = model.network, optimizer
+        if not is_sharded(accelerator):
+            self.network, self.optimizer = accelerator.prepare(model.network, optimizer)
         accelerator.register_for_checkpointing(self.schedule)
 
     def step(self, step: Step) -> Metrics:
@@ -138,11 +149,14 @@ class Trainer:
         trained = [weight for weight in self.network.parameters() if weight.requires_grad]
         # The first step brings gradients, AdamW's two moments, and DDP's copy of the gradients.
         copies = 4 if self.accelerator.distributed_type == DistributedType.MULTI_GPU else 3
-        coming = copies * sum(map(_local_bytes, trained))
+        coming = copies * sum(local_part(weight).nbytes for weight in trained)
         total = torch.cuda.get_device_properties(device).total_memory
         free = free_bytes(device) - coming - MARGIN * total
         share = kept_share(longest * kept, longest * inputs, config.num_hidden_layers, free)
         share = min(process_group(self.accelerator).gather([share]))
+        layer = longest * kept / config.num_hidden_layers
+        used = longest * (inputs + share * (kept - inputs)) + 2 * layer
+        self._spare_bytes = free - used
         if share == 1:
             return f"all activations are kept, {longest * kept / 1e9:.1f} GB for {longest:,} tokens"
         if share == 0:
@@ -150,6 +164,35 @@ class Trainer:
             return "the activations of every layer are computed again in the backward pass"
         recompute(share)
         return f"{share:.0%} of the activations are kept, the rest is computed again"
+
+    def fit_gathering(self) -> str | None:
+        """Under FSDP, keep weights and gradients whole through a step where memory holds them.
+
+        All ranks must call this, after `fit_activations`, and decide alike.
+
+        Returns:
+            What was decided, in words. None without FSDP.
+        """
+        accelerator, network = self.accelerator, self.model.network
+        if not is_sharded(accelerator):
+            return None
+        spare = self._spare_bytes
+        if not network.flex:
+            estimate = estimate_memory(
+                self.model,
+                self.pairs,
+                self.config,
+                ranks=accelerator.num_processes,
+                sharded=True,
+                device=accelerator.device,
+            )
+            spare = available_memory(accelerator.device) - estimate.total
+        spare = min(process_group(accelerator).gather([spare]))
+        itemsize = 2 if accelerator.mixed_precision == "bf16" else 4
+        self._gathering = choose_gathering(network, spare, itemsize)
+        if self._gathering.keep_weights:
+            self.network.set_reshard_after_forward(False)
+        return str(self._gathering)
 
     def evaluate(self, sets: Mapping[str, TokenizedPairs]) -> Metrics:
         """`held_out_metrics` of sets of pairs by their names, the same on every rank."""
@@ -187,11 +230,15 @@ class Trainer:
         Returns (4, pairs) on the device: losses, margins, and the rewards of chosen and of rejected
         sides. All but the losses are those at the last turn.
 
-        Ranks exchange gradients after their last micro-batch only. Sharded weights are gathered for
-        each micro-batch, so their gradients are exchanged after each.
+        Ranks exchange gradients after their last micro-batch only; under FSDP as `fit_gathering`
+        has decided.
         """
         self.accelerator.sync_gradients = last  # DeepSpeed clips and steps in its last backward
-        local = not last and not is_sharded(self.accelerator)
+        sharded = is_sharded(self.accelerator)
+        if sharded:
+            self.network.set_reshard_after_backward(last or not self._gathering.keep_weights)
+            self.network.set_requires_gradient_sync(last or not self._gathering.keep_gradients)
+        local = not last and not sharded
         with self.accelerator.no_sync(self.network) if local else contextlib.nullcontext():
             chosen, rejected = self._rewards(self.pairs, batch)
             pairs = [self.pairs[index] for index in batch]
@@ -251,12 +298,6 @@ class Trainer:
         with self.accelerator.autocast():
             rewards = self.network([pairs[index].sides for index in batch or [0]])
         return rewards[::2], rewards[1::2]
-
-
-def _local_bytes(weight: torch.Tensor) -> int:
-    """Bytes of a weight, or of this rank's part of one that is sharded."""
-    local = weight.to_local() if hasattr(weight, "to_local") else weight
-    return local.numel() * local.element_size()
 
 
 def count_layer_weights(network: RewardNetwork) -> int:
