@@ -20,6 +20,8 @@ import os
 import random
 import re
 import selectors
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -326,36 +328,51 @@ def share_calls(
     }
 
 
-def flood(
-    folder: Path, count: int = 12_000, concurrency: int = 4096, delay: float = 20.0, number: int = 8
-) -> dict:
-    """Thousands of calls in flight over eight addresses on real sockets: what the client takes of memory and CPU."""
-    (folder / "seeds.jsonl").write_text("".join(seeds(count)))
+FLOOD = """
+import asyncio, os, re, sys
+from pathlib import Path
+from musiccli.llm import limiter
+from musiccli.llm.call import Call
+from musiccli.llm.client import Client
+from musiccli.llm.config import ClientConfig
+from musiccli.llm.providers import openai_server
+
+count, *urls = sys.argv[1:]
+limiter.INITIAL_LIMIT = int(count)  # no round of calls ends before all have begun
+openai_server.CONNECT_TIMEOUT = 600
+client = Client(ClientConfig(int(count), timeout=600, api_base=tuple(urls)))
+question = ({"role": "user", "content": "What is a fugue in music? " * 100},)
+calls = [Call("hosted_vllm/any", (n, "assistant", 0), question) for n in range(int(count))]
+
+def peak_mb():  # not resource's ru_maxrss: a process inherits that of the one that started it
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+async def every():
+    return await asyncio.gather(*map(client.complete, calls))
+
+before = peak_mb()
+replies = asyncio.run(every())
+print(len(replies), before, peak_mb(), sum(os.times()[:2]))
+"""
+
+
+def flood(folder: Path, concurrency: int = 4096, number: int = 8) -> dict:
+    """Thousands of calls in flight on real sockets; no server answers before its share of them has come."""
+    share = concurrency // number
     with contextlib.ExitStack() as stack:
-        servers = [
-            stack.enter_context(serve(reply=scripted_reply, delay=delay, keep=0))
-            for _ in range(number)
-        ]
-        music = stack.enter_context(Music(folder))
-        hosts = [part for server in servers for part in ("--api-base", server.base_url)]
-        with (folder / "errors").open("w") as errors:
-            process = music.start(
-                *("simulate", folder / "seeds.jsonl", "-o", folder / "out.jsonl"),
-                *("--assistant", MODEL, "--turns", 1, "--contrast", "none", *hosts),
-                *("--concurrency", concurrency, "--timeout", 30 * delay),
-                stderr=errors,
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said = (folder / "errors").read_text()
-        assert process.returncode == 0, said[-2000:]
-    assert len((folder / "out.jsonl").read_bytes().splitlines()) == count
+        servers = [stack.enter_context(serve(wait_for_calls=share, keep=0)) for _ in range(number)]
+        urls = [server.base_url for server in servers]
+        command = [sys.executable, "-c", FLOOD, str(concurrency), *urls]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert [server.peak for server in servers] == [share] * number
+    replies, before, peak, seconds = map(float, done.stdout.split())
+    assert replies == concurrency
     return {
-        "peaks": [server.peak for server in servers],
-        "calls": sum(server.calls for server in servers),
-        "peak_mb": round(usage.ru_maxrss / 1024),
-        "cpu_us_per_call": round(1e6 * (usage.ru_utime + usage.ru_stime) / count),
-        "last_lines": said.splitlines()[-2:],
+        "in_flight": concurrency,
+        "mb_before": before,
+        "mb_peak": peak,
+        "cpu_us_per_call": round(1e6 * seconds / concurrency),
     }
 
 
