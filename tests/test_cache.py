@@ -470,7 +470,9 @@ def test_the_command_shows_runs_and_their_sum(tmp_path):
         used_by(calls, f"judge {number}/2", calls=600, prompt_tokens=5, cost=0.5)
     calls.close()
     done = music("cache", "--cache", tmp_path / "c", "--runs")
-    assert [record["command"] for record in done.records] == ["judge 1/2", "judge 2/2"]
+    # Both began in one second, so either may come first.
+    assert {record["command"] for record in done.records} == {"judge 1/2", "judge 2/2"}
+    assert len(done.records) == 2
     assert sum(record["cost"] for record in done.records) == 1.0
     assert re.search(r"judge gemini/x +1,200 +0 +0 +10 +0 +\$1\.0000", done.err)
 

@@ -55,7 +55,7 @@ PLAIN = {  # what the text of an option or argument is, where it is no path
         "PAGE",
     ),
     *("POLICY", "REPO", "SECONDS", "STEPS", "TOKENS", "[MODEL=]URL", "DRAWS", "FACTOR", "COEF"),
-    *("RANK", "SHELL"),
+    *("RANK", "SHELL", "K/N", "KIND=P,...", "FRACTION"),
 }
 WORDS = {  # options with few values, and a name; help shows their kind
     *(

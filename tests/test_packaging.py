@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-DISTRIBUTIONS = {"backports": "backports.zstd"}  # by import name
+DISTRIBUTIONS = {"backports": "backports.zstd", "openvino": "openvino_genai"}  # by import name
 LATER = {"compression"}  # of the standard library of newer Pythons
 
 
@@ -27,7 +27,11 @@ def imported() -> set[str]:
 
 def declared() -> set[str]:
     extras = PROJECT["project"]["optional-dependencies"]
-    requirements = [*PROJECT["project"]["dependencies"], *extras["local"], *extras["plot"]]
+    used = [name for name in extras if name != "test"]
+    requirements = [
+        *PROJECT["project"]["dependencies"],
+        *(one for name in used for one in extras[name]),
+    ]
     return {re.match(r"[\w.-]+", requirement)[0].replace("-", "_") for requirement in requirements}
 
 
