@@ -54,7 +54,7 @@ jobs=${JOBS:-2}          # at a time, sharing the cores: two on one core each do
 if [ -n "$dry" ]; then
     preferences=$here/tiny-data/pairs.jsonl conversations=$here/tiny-data/seeds.jsonl trajectories=
     pairs=4 seeds=5 turns=1 heldout=4 tested=3 solved=2 runs=1
-    train=(--batch 2 --lr 3e-5 --max-length 128 --lora 2)
+    train=(--batch 2 --lr 3e-5 --max-length 256 --lora 2)
     small=("${small[@]}" --assistant-tokens 24 --user-tokens 24 --retries 1)
 fi
 half=$((pairs / 2))
