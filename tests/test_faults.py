@@ -195,6 +195,14 @@ def test_what_spoils_a_rewritten_instruction_has_a_name(instruction, name):
     assert faults.rewrite_fault(instruction, "How do I boil an egg?") == name
 
 
+def test_an_instruction_that_repeats_the_plain_answer_is_no_rewriting():
+    answer = "Boil it for eight minutes in salted water. Then put it into cold water."
+    for instruction in ("boil it for eight minutes in salted water", answer):
+        assert faults.rewrite_fault(instruction, "How?", answer) == "not rewritten"
+        assert faults.rewrite_fault(instruction, "How?") is None
+    assert faults.rewrite_fault("How long does it keep?", "How?", answer) is None
+
+
 @pytest.mark.parametrize(
     "first, second, same",
     [

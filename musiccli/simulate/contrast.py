@@ -110,7 +110,7 @@ class TwoCallContrast:
             answer=answer,
         )
         rewritten, rewrite_fault = await self._asker.ask(
-            branch, turn, question, lambda text: faults.rewrite_fault(text, message)
+            branch, turn, question, lambda text: faults.rewrite_fault(text, message, answer)
         )
         instruction = rewritten.text
         altered: list[Message] = [
@@ -172,7 +172,7 @@ def contrast_fault(
     instruction, reply = split_contrast(text)
     if not instruction or not reply:
         return "refusal" if refuses(text) else "unreadable"
-    return faults.rewrite_fault(instruction, message) or faults.contrast_reply_fault(
+    return faults.rewrite_fault(instruction, message, answer) or faults.contrast_reply_fault(
         reply, instruction, history, answer
     )
 

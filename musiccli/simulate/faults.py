@@ -132,15 +132,17 @@ def reply_fault(text: str, history: Sequence[Message]) -> str | None:
     return "repeat" if _repeats(text, history) else None
 
 
-def rewrite_fault(instruction: str, original: str) -> str | None:
+def rewrite_fault(instruction: str, original: str, answer: str = "") -> str | None:
     """What is wrong with a rewritten instruction, or None.
 
     Args:
         original: the user's instruction.
+        answer: the plain reply to it, where the model has read it, and must not repeat it.
     """
     if refuses(instruction):
         return "refusal"
-    if alike(instruction, original):
+    repeats_answer = answer and (quotes(answer, instruction) or alike(instruction, answer))
+    if alike(instruction, original) or repeats_answer:
         return "not rewritten"
     return "role flip" if _SPEAKER.search(instruction) else None
 
