@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import orjson
 import pytest
@@ -86,6 +87,21 @@ def test_processes_that_open_a_new_cache_at_the_same_moment_share_it(tmp_path):
         assert [
             cache.get(f"{name}{number}".encode()) for name in "abc" for number in range(50)
         ] == [{"number": number} for number in range(50)] * 3
+
+
+def test_a_cache_that_another_process_makes_at_the_same_moment_is_no_other_programs(tmp_path):
+    real, steps = sqlite3.connect(tmp_path / "c"), []
+
+    class Racing:
+        def execute(self, statement: str) -> SimpleNamespace:
+            row = real.execute(statement).fetchone()
+            if not steps:
+                Store(tmp_path / "c").close()
+            steps.append(statement)
+            return SimpleNamespace(fetchone=lambda: row)
+
+    assert store_file._check_version(Racing(), tmp_path / "c") == VERSION
+    assert len(steps) == 2
 
 
 def test_a_switch_that_another_process_makes_at_the_same_moment_is_waited_for(monkeypatch):
@@ -268,6 +284,7 @@ def test_pruning_makes_the_file_smaller_without_writing_it_anew(tmp_path):
     cache._database.set_trace_callback(statements.append)
     assert cache.prune(2000) == 1000
     assert path.stat().st_size < 0.8 * before and "vacuum" not in statements
+    assert sum("incremental_vacuum" in statement for statement in statements) == 1  # not one a page
     assert cache._database.execute("pragma integrity_check").fetchone() == ("ok",)
 
 

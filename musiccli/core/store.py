@@ -7,7 +7,7 @@ computed or paid for twice. It is made for ten million rows and more.
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,10 +149,13 @@ class Store:
 
     def execute(self, statement: str, *values: object) -> sqlite3.Cursor:
         """Run a statement of SQL. After an error, every later one raises the same error."""
+        return self._run(self._database.execute, statement, values)
+
+    def _run(self, function: Callable[..., sqlite3.Cursor], *arguments: Any) -> sqlite3.Cursor:
         if self._failure:
             raise InputError(self._failure)
         try:
-            return self._database.execute(statement, values)
+            return function(*arguments)
         except sqlite3.Error as error:
             unusable = self._unusable(error)
             self._failure = str(unusable)
@@ -188,7 +191,8 @@ class Store:
             self.execute("pragma auto_vacuum = incremental")
             self.execute("vacuum")
         while self._number("auto_vacuum") and self._number("freelist_count"):
-            self.execute(f"pragma incremental_vacuum({VACUUM_PAGES})").fetchall()
+            # A row for each page, but without columns: `execute` would end after the first page.
+            self._run(self._database.executescript, f"pragma incremental_vacuum({VACUUM_PAGES})")
             self.execute("pragma wal_checkpoint(passive)").fetchall()
         self.execute("pragma wal_checkpoint(truncate)").fetchall()
 

@@ -71,13 +71,15 @@ def set_write_ahead(database: sqlite3.Connection) -> None:
 
 def _check_version(database: sqlite3.Connection, path: Path) -> int:
     """The version of the file; 0 for a new one."""
+    # Looked up first: another process may make its tables, and set the version, between the two.
+    is_foreign = database.execute(FOREIGN_TABLES).fetchone()
     version: int = database.execute("pragma user_version").fetchone()[0]
     if version > VERSION or version < 0:
         raise InputError(
             f"{path}: a cache of version {version}, this program writes {VERSION}; "
             "name another with `cache`"
         )
-    if not version and database.execute(FOREIGN_TABLES).fetchone():
+    if not version and is_foreign:
         raise InputError(
             f"{path}: another program's database, not a cache; name another with `cache`"
         )

@@ -75,7 +75,7 @@ class Ledger:
 
     def entries(self) -> list[LedgerEntry]:
         """All entries, the oldest run first."""
-        rows = self._store.execute("select * from runs order by started, run, role, model")
+        rows = self._store.execute("select * from runs order by started, command, run, role, model")
         return [_entry(*row) for row in rows.fetchall()]
 
     def add_attached(self) -> int:
