@@ -124,6 +124,16 @@ def train(
             "rewards to a mean of zero; 0.01 is usual. TRL's center_rewards_coefficient.",
         ),
     ] = TrainConfig.center,
+    router_aux_loss: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="COEF",
+            show_default=False,
+            help="Weight of the load-balancing loss of a mixture of experts; 0 turns it off. Left "
+            "out: router_aux_loss_coef of the backbone's config.",
+        ),
+    ] = TrainConfig.router_aux_loss,
     per_turn: Annotated[
         bool,
         typer.Option(
@@ -278,6 +288,7 @@ def train(
         margin_scale=margin_scale,
         per_turn=per_turn,
         center=center,
+        router_aux_loss=router_aux_loss,
         eval_split=eval_split,
         patience=patience,
         budget=budget,

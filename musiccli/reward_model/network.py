@@ -13,6 +13,7 @@ from musiccli.reward_model.attention import NAME
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.histories import HistoryCache
 from musiccli.reward_model.packing import PackedRow, count_tokens, pack, row_table
+from musiccli.reward_model.router_loss import router_loss
 
 # Kinds of rotary embeddings that depend on the longest conversation of a row.
 CHANGING_ROTATIONS = ("dynamic", "longrope")
@@ -26,6 +27,7 @@ class RewardNetwork(nn.Module):
         packed: whether conversations are laid out in one row; otherwise they are padded.
         flex: whether a row is attended to by flex attention. Its layers must be compiled.
         budget: tokens of a full row; rows for flex attention are padded to quarters of it.
+        balances_experts: whether a mixture of experts computes its load-balancing loss in training.
         histories: conversations that were computed before; None computes everything anew.
     """
 
@@ -33,6 +35,7 @@ class RewardNetwork(nn.Module):
         super().__init__()
         self.model, self.packed, self.flex = model, packed, flex
         self.budget = DEFAULT_BUDGET
+        self.balances_experts = False
         self.histories: HistoryCache | None = None
         if flex:
             self.core.set_attn_implementation("flex_attention")
@@ -98,10 +101,15 @@ class RewardNetwork(nn.Module):
         return count_tokens(group, packed=self.packed)
 
     def forward(self, groups: Sequence[Sequence[EncodedConversation]]) -> list[torch.Tensor]:
-        """For each conversation of each group, in order: (turns,) rewards at its positions."""
-        hidden, counts = self._packed(groups) if self.packed else self._padded(groups)
+        """For each conversation of each group, in order: (turns,) rewards at its positions.
+
+        In training with `balances_experts` the load-balancing loss, a scalar, stands behind them.
+        """
+        lay_out = self._packed if self.packed else self._padded
+        hidden, counts, router_losses = lay_out(groups)
         # FSDP puts hooks on what is returned; on views they may be lost.
-        return [rewards.clone() for rewards in self._head(hidden).split(counts)]
+        rewards = [rewards.clone() for rewards in self._head(hidden).split(counts)]
+        return rewards + router_losses
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (positions, size) -> rewards (positions,) in fp32.
@@ -115,27 +123,49 @@ class RewardNetwork(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return nn.functional.linear(hidden.float(), head.weight.float(), bias)[:, 0]
 
-    def _packed(self, groups) -> tuple[torch.Tensor, list[int]]:
-        """Hidden states (positions, size) at reward positions, and how many a conversation has."""
+    def _run_backbone(
+        self, inputs: dict[str, Any], mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Hidden states (rows, tokens, size); and, where it is computed, the router loss.
+
+        Args:
+            inputs: of the backbone.
+            mask: 1 for a token and 0 for padding (rows, tokens); None where there is no padding.
+        """
+        if not (self.balances_experts and self.training):
+            return self.backbone(**inputs, use_cache=False).last_hidden_state, []
+        output = self.backbone(**inputs, use_cache=False, output_router_logits=True)
+        return output.last_hidden_state, [router_loss(self.backbone, output, mask)]
+
+    def _packed(self, groups) -> tuple[torch.Tensor, list[int], list[torch.Tensor]]:
+        """Of all conversations in one row: hidden states and more.
+
+        Returns:
+            Hidden states (positions, size) at reward positions; how many positions a conversation
+            has; and, where it is computed, the router loss.
+        """
+        mask = None
         histories = self.histories
         beginnings = [histories.beginning(group) for group in groups] if histories else []
         row = pack(groups, beginnings)
         device = self.backbone.device
         if self.flex:
             inputs = self._flex_inputs(row)
+            mask = torch.zeros_like(inputs["input_ids"])
+            mask[:, : len(row)] = 1
         else:
             inputs = {
                 "input_ids": torch.tensor([row.ids], device=device),
                 "position_ids": torch.tensor([row.positions], device=device),
                 "segments": row.segments,
             }
-        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state  # (1, row, size)
+        hidden, router_losses = self._run_backbone(inputs, mask)  # (1, row, size)
         for beginning in beginnings:
             if histories and beginning.recorded:
                 histories.add(beginning.recorded)
         positions = [position for positions in row.reward_positions for position in positions]
         counts = [len(positions) for positions in row.reward_positions]
-        return hidden[0, copy_to_device(torch.tensor(positions), device)], counts
+        return hidden[0, copy_to_device(torch.tensor(positions), device)], counts, router_losses
 
     def _flex_inputs(self, row: PackedRow) -> dict[str, Any]:
         """What the backbone takes under flex attention, of a row padded to one of few lengths."""
@@ -147,7 +177,7 @@ class RewardNetwork(nn.Module):
             "attention_mask": row_masks(self.backbone.config.get_text_config(), table[1:]),
         }
 
-    def _padded(self, groups) -> tuple[torch.Tensor, list[int]]:
+    def _padded(self, groups) -> tuple[torch.Tensor, list[int], list[torch.Tensor]]:
         """The same of padded conversations."""
         conversations = [conversation for group in groups for conversation in group]
         device = self.backbone.device
@@ -157,17 +187,16 @@ class RewardNetwork(nn.Module):
         for index, conversation in enumerate(conversations):
             ids[index, : len(conversation.ids)] = torch.tensor(conversation.ids)
             mask[index, : len(conversation.ids)] = 1
-        hidden = self.backbone(
-            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-        ).last_hidden_state  # (conversations, longest, size)
+        mask = mask.to(device)
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask}
+        hidden, router_losses = self._run_backbone(inputs, mask)  # (conversations, longest, size)
         counts = [len(conversation.reward_positions) for conversation in conversations]
         rows = [index for index, count in enumerate(counts) for _ in range(count)]
         columns = [
             position for conversation in conversations for position in conversation.reward_positions
         ]
-        return hidden[
-            torch.tensor(rows, device=device), torch.tensor(columns, device=device)
-        ], counts
+        positions = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
+        return hidden[positions], counts, router_losses
 
 
 def last_rewards(rewards: Sequence[torch.Tensor]) -> torch.Tensor:

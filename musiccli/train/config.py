@@ -34,6 +34,8 @@ class TrainConfig:
             mean of the losses. Otherwise compare them at the last turn only.
         center: weight of the squared sum of a pair's rewards in its loss, which pulls rewards to a
             mean of zero (arXiv 2312.09244); None means 0.
+        router_aux_loss: weight of the load-balancing loss of a mixture of experts; None means that
+            of the backbone's config.
         eval_split: the fraction of the pairs that is held out of training and measured; None holds
             out none.
         patience: how many measurements without a lower loss of the first held-out set stop the run,
@@ -61,6 +63,7 @@ class TrainConfig:
     margin_scale: float = 1.0
     per_turn: bool = False
     center: float | None = None
+    router_aux_loss: float | None = None
     eval_split: float | None = None
     patience: int | None = None
     budget: int = 1024

@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import get_scheduler
 
+from musiccli.core.errors import InputError
 from musiccli.core.progress import Clock
 from musiccli.gpu.block_mask import row_length
 from musiccli.gpu.cards import bf16_flops, mfu
@@ -18,6 +20,7 @@ from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.eval_names import eval_prefix
 from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.network import RewardNetwork, last_rewards
+from musiccli.reward_model.router_loss import config_coefficient
 from musiccli.train.accelerator import is_sharded, process_group
 from musiccli.train.batching import MicroBatch, Step, partition_pairs, total_steps
 from musiccli.train.config import TrainConfig
@@ -54,6 +57,8 @@ class Trainer:
         self.steps = total_steps(len(pairs), config)
         self._tokens = pairs.tokens
         model.network.budget = config.budget
+        self._router_coefficient = router_coefficient(model, config)
+        model.network.balances_experts = self._router_coefficient > 0
         trained = [weight for weight in model.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -88,11 +93,13 @@ class Trainer:
         ]
         lr = self.schedule.get_last_lr()[0]
         grad_norm = self._update()
-        (losses, margins, chosen, rejected), norm = self._read(step, measurements, grad_norm)
+        numbers, norm = self._read(step, measurements, grad_norm)
+        losses, margins, chosen, rejected, *router_losses = numbers
         indices = [index for batches in step for batch in batches for index in batch]
         tokens = int(self._tokens[indices].sum())
         return {
             **mean_metrics(losses, margins, [*chosen, *rejected]),
+            **({"router_aux_loss": fmean(router_losses[0])} if router_losses else {}),
             "lr": lr,
             "grad_norm": norm,
             "tokens": tokens,
@@ -215,7 +222,7 @@ class Trainer:
         self.network.eval()
         with torch.no_grad():
             for batch in batches:
-                chosen, rejected = self._rewards(pairs, batch)
+                chosen, rejected, _ = self._rewards(pairs, batch)
                 if batch:
                     chosen_last = last_rewards(chosen).tolist()
                     rejected_last = last_rewards(rejected).tolist()
@@ -228,7 +235,8 @@ class Trainer:
         """Add one micro-batch's gradients, and return what it measures.
 
         Returns (4, pairs) on the device: losses, margins, and the rewards of chosen and of rejected
-        sides. All but the losses are those at the last turn.
+        sides. All but the losses are those at the last turn. Of a mixture of experts the router
+        loss of the micro-batch follows, the same for each of its pairs.
 
         Ranks exchange gradients after their last micro-batch only; under FSDP as `fit_gathering`
         has decided.
@@ -240,17 +248,21 @@ class Trainer:
             self.network.set_requires_gradient_sync(last or not self._gathering.keep_gradients)
         local = not last and not sharded
         with self.accelerator.no_sync(self.network) if local else contextlib.nullcontext():
-            chosen, rejected = self._rewards(self.pairs, batch)
+            chosen, rejected, router_losses = self._rewards(self.pairs, batch)
             pairs = [self.pairs[index] for index in batch]
             margins = [pair.margin for pair in pairs or self.pairs[:1]]
             losses = pair_losses(chosen, rejected, margins, self.config.center or 0.0)
             # The step's loss is the mean over its pairs. Gradients are averaged over the ranks,
             # hence their number. An empty micro-batch adds zero.
             scale = self.accelerator.num_processes / self.config.batch if batch else 0.0
-            self.accelerator.backward(losses.sum() * scale)
+            loss = losses.sum() * scale
+            for router_loss in router_losses:  # weighted by the micro-batch's share of the step
+                loss = loss + router_loss * (self._router_coefficient * scale * len(batch))
+            self.accelerator.backward(loss)
         with torch.no_grad():
             sides = last_rewards(chosen), last_rewards(rejected)
-            return torch.stack([losses, sides[0] - sides[1], *sides])[:, : len(batch)]
+            routers = [router_loss.expand_as(losses) for router_loss in router_losses]
+            return torch.stack([losses, sides[0] - sides[1], *sides, *routers])[:, : len(batch)]
 
     def _update(self) -> torch.Tensor | None:
         """Clip the gradients and change the weights.
@@ -275,7 +287,7 @@ class Trainer:
         Ranks hold different numbers of pairs, so values are collected, not means.
 
         Returns:
-            Four lists with a number for each pair of the step; the norm, where there is one.
+            Lists with a number for each pair of the step; the norm, where there is one.
         """
         counts = [sum(map(len, batches)) for batches in step]
         first = sum(counts[: self.accelerator.process_index])
@@ -290,14 +302,34 @@ class Trainer:
 
     def _rewards(
         self, pairs: Sequence[TokenizedPair], batch: MicroBatch
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
         """Rewards of the chosen and of the rejected sides: for each pair a tensor (turns,).
 
-        An empty micro-batch computes the first pair, since all ranks must take part.
+        Where the network computes a router loss, that is the third. An empty micro-batch computes
+        the first pair, since all ranks must take part.
         """
+        sides = [pairs[index].sides for index in batch or [0]]
         with self.accelerator.autocast():
-            rewards = self.network([pairs[index].sides for index in batch or [0]])
-        return rewards[::2], rewards[1::2]
+            rewards = self.network(sides)
+        count = 2 * len(sides)
+        return rewards[:count:2], rewards[1:count:2], rewards[count:]
+
+
+def router_coefficient(model: RewardModel, config: TrainConfig) -> float:
+    """The weight of the router loss, 0 for a backbone without routers.
+
+    Raises:
+        InputError: one is asked for, and there are no routers.
+    """
+    coefficient = config_coefficient(model.network.backbone)
+    if config.router_aux_loss is None:
+        return coefficient or 0.0
+    if coefficient is None and config.router_aux_loss:
+        raise InputError(
+            f"`router_aux_loss` {config.router_aux_loss:g}: the backbone is no mixture of experts "
+            "whose routers can be read; leave it out"
+        )
+    return config.router_aux_loss
 
 
 def count_layer_weights(network: RewardNetwork) -> int:
