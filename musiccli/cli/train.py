@@ -100,6 +100,14 @@ def train(
             help="Train low-rank adapters and the head, merged when saved. Left out: all weights.",
         ),
     ] = TrainConfig.lora,
+    qlora: Annotated[
+        bool,
+        typer.Option(
+            "--qlora",
+            help="With --lora: keep the frozen base in 4 bits, for a card with little memory. "
+            "It needs bitsandbytes.",
+        ),
+    ] = TrainConfig.qlora,
     margin_field: Annotated[
         str | None,
         typer.Option(
@@ -284,6 +292,7 @@ def train(
         warmup=warmup,
         max_length=max_length,
         lora=lora,
+        qlora=qlora,
         margin_field=margin_field,
         margin_scale=margin_scale,
         per_turn=per_turn,

@@ -93,6 +93,8 @@ def _introduction(notes: dict[str, Any]) -> str:
     if notes.get("layers"):
         base = f"the first {notes['layers']} layers of {base}"
     how = f"with LoRA of rank {lora}, merged" if lora else "in full"
+    if notes.get("settings", {}).get("qlora"):
+        how = f"with LoRA of rank {lora} on a base in 4 bits, merged"
     per_turn = notes.get("settings", {}).get("per_turn")
     turns = " at every assistant turn from where they part" if per_turn else ""
     token = notes.get("reward_token")

@@ -37,6 +37,12 @@ from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
 from musiccli.reward_model.padding_token import choose_padding_token
+from musiccli.reward_model.quantization import (
+    is_quantized,
+    keep_precision,
+    merge_into_dequantized,
+    quantization_config,
+)
 from musiccli.reward_model.vocabulary import (
     embed_template,
     embedding_rows,
@@ -61,11 +67,13 @@ class Placement:
         dtype: of the weights; "auto" is that of their files, which are then mapped and not copied.
         device: where the network will compute.
         sharded: whether the weights stay on the CPU until they are sharded.
+        quantized: whether linear layers are in 4 bits, and compute in `dtype`.
     """
 
     dtype: torch.dtype | Literal["auto"] = torch.float32
     device: torch.device = CPU
     sharded: bool = False
+    quantized: bool = False
 
     @property
     def device_map(self) -> dict[str, torch.device] | None:
@@ -89,6 +97,7 @@ def create(
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     sharded: bool = False,
+    quantized: bool = False,
 ) -> RewardModel:
     """A reward model to be trained: a backbone with a scalar head.
 
@@ -109,12 +118,13 @@ def create(
         device: where the model will be trained.
         sharded: whether its weights will be sharded over several devices. Until then they stay in
             their files, mapped into memory; those to be trained are not in `dtype` yet.
+        quantized: whether the base is in 4 bits, below adapters.
 
     Raises:
         InputError: `base` cannot be used.
     """
     mapped = sharded and not lora  # adapters take their first values in the precision of the base
-    placement = Placement("auto" if mapped else dtype, device, sharded)
+    placement = Placement("auto" if mapped else dtype, device, sharded, quantized)
     model = _open(base, say, placement, None if trained else seed, tokenizer, rows, layers)
     core = model.network.core
     if mapped and not model.trained_head:
@@ -163,7 +173,10 @@ def save(model: RewardModel, folder: Path) -> None:
     if hasattr(network.model, "peft_config"):
         with quiet_libraries():  # peft says that it saves an embedding that was resized
             network.model.save_pretrained(folder / ADAPTER)
-        core = network.model.merge_and_unload()
+        quantized = is_quantized(core)
+        core = (
+            merge_into_dequantized(network.model) if quantized else network.model.merge_and_unload()
+        )
     with quiet_libraries():
         core.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
@@ -310,6 +323,7 @@ def _assemble(
     if resized:
         say(resized)
     use_onednn_linear(core)
+    keep_precision(core)
     last = template.last_token()
     _refuse_changed_template(name, tokens, notes, last)
     replaced_padding = choose_padding_token(tokens, core, last, embedding_rows(core))
@@ -347,12 +361,16 @@ def _load(
         forget_padding_outside(config)
         if labels == 1:
             tokens = load_tokenizer(tokenizer)
+            quantization = {}
+            if placement.quantized:
+                quantization["quantization_config"] = quantization_config(placement.dtype)
             core, report = load_classifier(
                 path,
                 config,
                 dtype=placement.dtype,
                 device_map=placement.device_map,
                 ignore_mismatched_sizes=True,
+                **quantization,
                 attn_implementation="eager" if has_logit_softcap(config) else None,
             )
     except InputError as error:

@@ -27,6 +27,7 @@ class TrainConfig:
         max_grad_norm: the L2 norm to which gradients are clipped.
         max_length: the most tokens of one conversation.
         lora: rank of the low-rank adapters; None trains all weights.
+        qlora: keep the frozen base below the adapters in 4 bits (arXiv 2305.14314).
         margin_field: the field of each pair that says by how much the chosen reward should be above
             the rejected one (Llama 2, arXiv 2307.09288, eq. 2); None means no margin.
         margin_scale: the factor that multiplies each margin.
@@ -59,6 +60,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     max_length: int = 2048
     lora: int | None = None
+    qlora: bool = False
     margin_field: str | None = None
     margin_scale: float = 1.0
     per_turn: bool = False

@@ -12,6 +12,7 @@ from musiccli.cpu.recomputation import SavedBytes
 from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, recomputes_selectively
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import RewardNetwork
+from musiccli.reward_model.quantization import constant_bytes, quantized_layers, weight_count
 from musiccli.train.config import TrainConfig
 from musiccli.train.pair_arrays import TokenizedPairs
 
@@ -32,7 +33,7 @@ class MemoryEstimate:
         optimizer: AdamW's two moments.
         activations: what the micro-batch that takes the most keeps for its backward pass.
         workspace: the largest weight's gradient while it is added; copies of weights that autocast
-            or FSDP makes.
+            or FSDP makes, or that a product of a weight in 4 bits takes.
         tokens: of the largest micro-batch. These are tokens, not bytes.
     """
 
@@ -113,15 +114,25 @@ def estimate_memory(
     copies = 2 if ranks > 1 and not sharded else 1
     sizes = np.sort(pairs.sizes)
     tokens = max(int(sizes[-1]), min(config.budget, int(sizes[-config.batch :].sum())))
+    core = model.network.core
+    parameters = sum(map(_bytes, weights)) + constant_bytes(core)
+    # A product of a weight in 4 bits takes a whole one.
+    dequantized = max(
+        (
+            weight_count(layer.weight) * layer.compute_dtype.itemsize
+            for layer in quantized_layers(core).values()
+        ),
+        default=0,
+    )
     activations, cast = _activations(model, pairs, tokens, config.activation_checkpointing, device)
     # FSDP holds two whole layers, one that computes and the next, in place of autocast's copies.
     copied = 2 * _largest_layer(model.network) if sharded else cast
     return MemoryEstimate(
-        parameters=sum(map(_bytes, weights)) * share + offloaded_bytes,
+        parameters=parameters * share + offloaded_bytes,
         gradients=sum(trained) * copies * share,
         optimizer=2 * sum(trained) * share,
         activations=activations,
-        workspace=max(trained) + copied,
+        workspace=max(trained) + copied + dequantized,
         tokens=tokens,
     )
 

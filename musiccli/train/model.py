@@ -37,6 +37,7 @@ def create_model(
         dtype=computed if config.lora else torch.float32,
         device=accelerator.device,
         sharded=is_sharded(accelerator),
+        quantized=config.qlora,
     )
 
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 
 from musiccli.core.errors import InputError
 from musiccli.core.progress import Bar, bar
@@ -26,6 +26,7 @@ from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.eval_names import eval_prefix
 from musiccli.reward_model.hub import create_repository, push
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
+from musiccli.reward_model.quantization import refuse_without_bitsandbytes
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used_tokens
 from musiccli.train.accelerator import (
     is_sharded,
@@ -56,6 +57,7 @@ from musiccli.train.trackers import check_trackers, start_trackers, track_metric
 from musiccli.train.trainer import Trainer
 
 Say = Callable[[str], None]
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class ChecksFailed(InputError):
@@ -111,6 +113,8 @@ def train(
     accelerator = make_accelerator(config, check_trackers(trackers), out)
     if config.patience:
         refuse_deepspeed(accelerator)
+    if config.qlora and accelerator.distributed_type in SHARDING:
+        raise InputError("`qlora`: 4-bit weights are not sharded; use DDP, or `lora` alone")
     is_main = accelerator.is_main_process
     say: Say = stats.say if is_main else lambda text: None
     if is_main and not check_only:
@@ -194,6 +198,10 @@ def refuse_impossible(
         raise InputError(
             f"`layers` {config.layers}: the head of `init_from` reads all its layers; leave one out"
         )
+    if config.qlora and not config.lora:
+        raise InputError("`qlora`: needs `lora`, the rank of the adapters that are trained")
+    if config.qlora:
+        refuse_without_bitsandbytes()
     if config.steps and config.epochs != TrainConfig.epochs:
         raise InputError(f"`epochs` {config.epochs:g}: `steps` says how long already")
     if config.eval_split is not None:

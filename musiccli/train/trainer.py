@@ -20,6 +20,7 @@ from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.eval_names import eval_prefix
 from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.network import RewardNetwork, last_rewards
+from musiccli.reward_model.quantization import weight_count
 from musiccli.reward_model.router_loss import config_coefficient
 from musiccli.train.accelerator import is_sharded, process_group
 from musiccli.train.batching import MicroBatch, Step, partition_pairs, total_steps
@@ -336,7 +337,7 @@ def count_layer_weights(network: RewardNetwork) -> int:
     """Weights of the layers and the head: without the embedding, and without adapters."""
     embedding = set(network.backbone.get_input_embeddings().parameters())
     return sum(
-        weight.numel()
+        weight_count(weight)
         for name, weight in network.named_parameters()
         if weight not in embedding and "lora_" not in name
     )
