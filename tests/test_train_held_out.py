@@ -266,7 +266,7 @@ def test_a_split_that_cannot_be_is_refused(run, tmp_path, monkeypatch, more, say
 
 
 CONSTANT = ("--schedule", "constant_with_warmup", "--warmup", 0)
-PATIENCE = 2
+PATIENCE, STEPS = 2, 14
 
 
 class Crash(Exception):
@@ -274,33 +274,42 @@ class Crash(Exception):
 
 
 @pytest.fixture(scope="module")
-def overfits(base, tmp_path_factory):
-    """Trains until the held-out loss has risen, by command line; and the file of held-out pairs."""
+def trial(base, tmp_path_factory):
+    """Trains a few steps with a seed, by command line."""
     folder = tmp_path_factory.mktemp("overfits")
     file = write(folder / "pairs.jsonl", *pairs(8))
     held_out = write(folder / "held-out.jsonl", *pairs(9, seed=1))
 
-    def run(out, *more, steps=14):
+    def run(seed, out, *more, steps=STEPS):
         line = ("train", file, "--model", base, "--batch", 4, "--steps", steps, "--lr", 2e-3)
-        return music(*line, *CONSTANT, "--out", out, "--eval", held_out, *more)
+        return music(*line, *CONSTANT, "--out", out, "--eval", held_out, "--seed", seed, *more)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def whole(overfits, tmp_path_factory):
-    """The log of all steps, the step at which a patient run should stop, and the best step."""
-    out = tmp_path_factory.mktemp("whole") / "rm"
-    assert overfits(out, "--eval-every", 1).status == 0
-    steps = log(out)
-    losses = [step["eval_loss"] for step in steps]
-    best = 0
-    for number, loss in enumerate(losses):
-        best = number if loss < losses[best] else best
-        if number - best == PATIENCE:
-            assert best > 0 and number + 1 < len(steps)
-            return steps, number + 1, best + 1
-    raise AssertionError("choose data or a learning rate that overfits")
+def whole(trial, tmp_path_factory):
+    """Of a seed with which the held-out loss rises: the log of all steps, where a run with patience
+    should stop, the best step, and the seed."""
+    folder = tmp_path_factory.mktemp("whole")
+    for seed in range(20):
+        assert trial(seed, folder / str(seed), "--eval-every", 1, "--no-check").status == 0
+        steps = log(folder / str(seed))
+        losses = [step["eval_loss"] for step in steps]
+        best = 0
+        for number, loss in enumerate(losses[:-1]):
+            best = number if loss < losses[best] else best
+            if number - best == PATIENCE:
+                break
+        if 0 < best == number - PATIENCE:
+            return steps, number + 1, best + 1, seed
+    raise AssertionError("no seed overfits; choose another learning rate")
+
+
+@pytest.fixture
+def overfits(trial, whole):
+    """Trains with the seed with which the held-out loss rises."""
+    return lambda out, *more, **settings: trial(whole[3], out, *more, **settings)
 
 
 def log(out):
@@ -318,7 +327,7 @@ def weights(out):
 def test_a_run_stops_when_the_loss_has_not_fallen_and_keeps_the_best_weights(
     overfits, whole, tmp_path
 ):
-    steps, stop, best = whole
+    steps, stop, best, _ = whole
     out = tmp_path / "rm"
     done = overfits(out, "--eval-every", 1, "--patience", PATIENCE)
     assert done.status == 0, done.err
@@ -345,7 +354,7 @@ def test_a_run_stops_when_the_loss_has_not_fallen_and_keeps_the_best_weights(
 @pytest.mark.parametrize("knows_best", [False, True])
 def test_a_run_that_goes_on_stops_at_the_same_step(overfits, whole, tmp_path, knows_best):
     """It dies behind a best step that its last state does not know, or knows."""
-    steps, stop, best = whole
+    steps, stop, best, _ = whole
     out, real = tmp_path / "rm", TrainingLog.add
     save_every, dies_at = (best, stop) if knows_best else (best - 1, best + 1)
 

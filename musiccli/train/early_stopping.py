@@ -18,7 +18,6 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed import checkpoint as distributed_checkpoint
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
     get_model_state_dict,
     set_model_state_dict,
 )
@@ -28,10 +27,9 @@ from musiccli.core.errors import InputError
 from musiccli.core.partial_files import empty_folder
 from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.train.metrics import Metrics
-from musiccli.train.states import STATES_FOLDER, remove_states
+from musiccli.train.states import STATES_FOLDER, TRAINED_WEIGHTS, remove_states
 
 BEST = "best-"  # a folder of best weights is named by their step
-TRAINED_WEIGHTS = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 class EarlyStopping:
