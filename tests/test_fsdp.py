@@ -12,9 +12,11 @@ from build import read, write
 from console import music, torchrun
 from safetensors.torch import load_file, save_file
 from toys import backbone, pairs
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from musiccli.core.errors import InputError
 from musiccli.reward_model import checkpoint
+from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding
 from musiccli.train.accelerator import refuse_unsupported
 from musiccli.train.memory import choose_gathering
@@ -284,7 +286,13 @@ def test_adapters_begin_sharded_as_in_one_process(base, tmp_path):
     assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
 
 
-# What is decided
+# What is sharded, and what is decided
+
+
+def test_the_layers_of_a_decoder_are_what_is_sharded_whatever_it_calls_them():
+    config = GPT2Config(n_layer=3, n_embd=8, n_head=2, vocab_size=20, num_labels=1)
+    core = GPT2ForSequenceClassification(config)
+    assert list(RewardNetwork(core, packed=False).layers) == list(core.transformer.h)
 
 
 def test_weights_stay_whole_first_then_gradients():

@@ -63,7 +63,9 @@ class RewardNetwork(nn.Module):
     @property
     def layers(self) -> Any:
         """The layers of the decoder, in order."""
-        return self.backbone.get_decoder().layers
+        children = self.backbone.get_decoder().children()
+        lists = (child for child in children if isinstance(child, nn.ModuleList))
+        return max(lists, key=len, default=[])  # "layers" of most, "h" of GPT-2
 
     @property
     def unused_modules(self) -> list[str]:

@@ -219,7 +219,8 @@ def local_part(weight: torch.Tensor) -> torch.Tensor:
 
 def _largest_layer(network: RewardNetwork) -> int:
     """Bytes of the layer with the most weights, in their own precision."""
-    return max(sum(map(_bytes, layer.parameters())) for layer in network.layers)
+    sizes = (sum(map(_bytes, layer.parameters())) for layer in network.layers)
+    return max(sizes, default=0)
 
 
 def _bytes(weight: torch.Tensor) -> int:
