@@ -155,6 +155,29 @@ def test_a_sharded_run_goes_on_with_any_number_of_ranks_as_one_process_would(
     assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
 
 
+@pytest.mark.slow
+def test_a_sharded_run_stops_early_with_the_best_weights_as_one_process_does(
+    script, base, tmp_path
+):
+    """Held-out pairs that are the others with their sides exchanged grow worse from the start."""
+    file = write(tmp_path / "pairs.jsonl", *pairs(12))
+    sides = [(record["rejected"], record["chosen"]) for record in pairs(12)]
+    exchanged = [
+        record | {"chosen": chosen, "rejected": rejected}
+        for record, (chosen, rejected) in zip(pairs(12), sides, strict=True)
+    ]
+    write(held_out(file), *exchanged)
+    outs = [tmp_path / name for name in ("one", "two")]
+    lines = [arguments(file, base, out, "--patience", 1, "--eval-every", 1) for out in outs]
+    assert music(*lines[0]).status == 0
+    done = torchrun(2, script, *lines[1])
+    assert done.returncode == 0, done.stderr
+    told = [json.loads((out / "music.json").read_bytes())["early_stopping"] for out in outs]
+    assert told[0] == told[1] and told[0]["best_step"] < told[0]["last_step"]
+    assert_same_run(outs[1], outs[0])
+    assert sorted(os.listdir(outs[1])) == sorted(os.listdir(outs[0]))
+
+
 class Crash(Exception):
     """Stands for a kill after a state was saved."""
 

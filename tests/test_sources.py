@@ -351,6 +351,29 @@ def configured(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_stream_gives_the_same_rows_and_keeps_nothing(tmp_path, configured):
+    many = [json.dumps({"prompt": str(number)}).encode() for number in range(250)]
+    write(tmp_path / "data" / "hard" / "rows.jsonl", b"\n".join(many) + b"\n")
+    streamed = read("some/data", config="hard", stream=True)
+    assert [row["prompt"] for *_, row in streamed] == [str(number) for number in range(250)]
+    kept = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert not any(file.stat().st_size for file in kept)
+    assert read("some/data", config="hard") == streamed
+    assert list((tmp_path / "cache").rglob("*.arrow"))
+    with pytest.raises(InputError, match="choose one of its configurations with `config`"):
+        read("some/data", stream=True)
+
+
+@pytest.mark.slow
+def test_a_stream_that_breaks_off_is_one_line(tmp_path, configured):
+    whole = (tmp_path / "data" / "hard" / "rows.jsonl").read_bytes()
+    write(tmp_path / "data" / "hard" / "rows.jsonl", whole * 3 + b'{"prompt": "no en')
+    with pytest.raises(InputError) as caught:
+        read("some/data", config="hard", stream=True)
+    assert str(caught.value).startswith("some/data: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
 def test_a_configuration_is_chosen_and_all_are_listed_where_that_is_missing(configured):
     assert [row for *_, row in read("some/data", config="hard")] == [{"prompt": "hard"}]
     for settings in ({}, {"config": "medium"}):

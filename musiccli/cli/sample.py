@@ -145,6 +145,14 @@ def sample(
             help="The version of a hub dataset; short names have a fixed one.",
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Read hub datasets as they arrive, and keep nothing on the disk; without it, they "
+            "are downloaded once.",
+        ),
+    ] = False,
 ) -> None:
     """Read datasets of many formats and write seeds, prompts, pairs, comparisons or conversations.
 
@@ -182,7 +190,7 @@ def sample(
         ranked=ranked,
     )
     mapping = parse_mapping(columns) if columns else None
-    part = HubPart(config, split, revision)
+    part = HubPart(config, split, revision, stream)
     if describe:
         run.show(_description(datasets, part, settings, mapping, run))
         return
@@ -194,11 +202,12 @@ def sample(
 
 
 class HubPart(NamedTuple):
-    """Which part and version of the datasets is read."""
+    """Which part and version of the datasets is read, and whether it is kept on the disk."""
 
     config: str | None
     split: str | None
     revision: str | None
+    stream: bool
 
 
 def _description(

@@ -37,6 +37,7 @@ def read_rows(
     config: str | None = None,
     split: str | None = None,
     revision: str | None = None,
+    stream: bool = False,
     stats: RunStats | None = None,
 ) -> Rows:
     """The rows of several datasets, one dataset after the other, each row with its source's name.
@@ -47,6 +48,7 @@ def read_rows(
         config: the configuration of a hub dataset that has several.
         split: the part of a folder or of a hub dataset to read.
         revision: the commit, branch or tag of a hub dataset.
+        stream: read a hub dataset as it arrives, and keep nothing of it on the disk.
         stats: its `rejects` get the lines that are no JSON objects.
 
     Raises:
@@ -55,11 +57,11 @@ def read_rows(
     """
     stats = stats or RunStats()
     chosen = HubDataset("", split, revision, config=config)
-    sources = [rows for name in names for rows in _open_dataset(name, chosen, stats)]
+    sources = [rows for name in names for rows in _open_dataset(name, chosen, stream, stats)]
     return chain.from_iterable(sources)
 
 
-def _open_dataset(name: str, chosen: HubDataset, stats: RunStats) -> list[Rows]:
+def _open_dataset(name: str, chosen: HubDataset, stream: bool, stats: RunStats) -> list[Rows]:
     """Open one dataset. `chosen` holds the part and version that the user asks for."""
     path = Path(name)
     if path.is_dir():
@@ -81,6 +83,7 @@ def _open_dataset(name: str, chosen: HubDataset, stats: RunStats) -> list[Rows]:
                 revision=chosen.revision or dataset.revision,
                 config=chosen.config or dataset.config,
             ),
+            stream,
             stats,
         )
     ]
@@ -243,8 +246,11 @@ def _open_saved(path: Path, split: str | None) -> Rows:
     return _with_source(path.name, _plain_rows(table, str(path)))
 
 
-def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
-    """A dataset of the hub. It is downloaded once, and read from the local cache afterwards."""
+def _open_hub(dataset: HubDataset, stream: bool, stats: RunStats) -> Rows:
+    """A dataset of the hub.
+
+    It is downloaded once, and read from the local cache afterwards; or it is streamed each time.
+    """
     if dataset.revision:
         is_commit = re.fullmatch(r"[0-9a-f]{8,40}", dataset.revision)
         revision = dataset.revision[:8] if is_commit else dataset.revision
@@ -261,9 +267,17 @@ def _open_hub(dataset: HubDataset, stats: RunStats) -> Rows:
             data_dir=dataset.folder,
             split=dataset.split,
             revision=dataset.revision,
+            **({"streaming": True} if stream else {}),
         )
         table = _one_split(data, dataset.path, None)
-    return _with_source(dataset.path, _plain_rows(table, dataset.path))
+    rows = _plain_rows(table, dataset.path)
+    return _with_source(dataset.path, _streamed(rows, dataset.path) if stream else rows)
+
+
+def _streamed(rows: Iterator[Record], name: str) -> Iterator[Record]:
+    """Rows that come over the network: whatever ends them early is an InputError."""
+    with _any_error_is_input_error(f"{name}: the stream broke off"):
+        yield from rows
 
 
 def _plain_rows(table: Any, name: str) -> Iterator[Record]:
