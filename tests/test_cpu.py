@@ -292,3 +292,16 @@ def test_rows_of_any_length_leave_no_memory_behind():
 def test_memory_settings_are_mallopts_own():
     """glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX."""
     assert memory.SETTINGS == {-4: 0, -1: -1, -2: 64 << 20, -8: 1}
+
+
+def test_threads_that_wait_sleep_from_before_torch_is_loaded():
+    """libgomp reads the variable when it is loaded: threads that spin slow a busy machine fourfold."""
+    script = (
+        "import os, sys; sys.argv = ['music', 'help']; from musiccli.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={"PATH": ""}
+    )
+    assert done.stdout.splitlines()[-1] == "PASSIVE False"
