@@ -126,8 +126,6 @@ arm() { # arm NAME: the pairs of an arm in `files`, and options of its training 
         simulated middle --contrast middle --turns $((turns < 3 ? 3 : turns)); files+=("$out/middle.jsonl") ;;
     self-taught) # c by a model that sees the plain reply when it alters an instruction (arXiv 2408.02666)
         simulated self-taught --contrast all --prompts "$taught"; files+=("$out/self-taught.jsonl") ;;
-    history) # c with users whose messages need the history: they refer back, change a condition, correct a mistake
-        simulated history --contrast all --follow-ups refer=0.4,change=0.3,correct=0.3; files+=("$out/history.jsonl") ;;
     review) # users that ask for what the last reply lacks
         simulated review --contrast all --user-turns review; files+=("$out/review.jsonl") ;;
     swaps | swaps-last) # no LLM: a reply to something else, at any turn or the last

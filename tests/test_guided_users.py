@@ -1,6 +1,7 @@
 """Users with a persona, who stop when they are satisfied, and messages that need the history."""
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -351,11 +352,26 @@ def test_a_reviewed_user_leaves_a_seeds_persona_aside_and_counts_it():
     assert counts == {"messages without their persona (reviewed user)": 1}
 
 
-def test_small_models_get_examples_and_never_stop():
-    guidance = prompts.sections("small", "guidance")
-    assert guidance.keys() == {"who", "goal", "knows", "satisfied", "plain", *follow_ups.KINDS}
-    prompt = prompts.load("small", "guided")
-    assert (prompt.mode, prompt.stop) == ("completion", ("\n",))
+@pytest.mark.parametrize("setting", [{"persona": "p.jsonl"}, {"follow_ups": "refer=1"}])
+@pytest.mark.parametrize("prompt_set", ["small", "self-taught-small"])
+def test_the_sets_for_small_models_have_neither_and_say_so(setting, prompt_set, tmp_path):
+    if "persona" in setting:
+        setting = {"persona": str(write(tmp_path / "p.jsonl", NURSE))}
+    config = SimulateConfig(MODEL, prompts=prompt_set, contrast_calls=2, **setting)
+    with pytest.raises(InputError, match=f"`prompts` {prompt_set} has no guided.md, which `"):
+        next(simulate([seed()], config, Client()))
+
+
+def test_a_set_without_guided_users_leaves_a_seeds_persona_aside_and_counts_it(tmp_path):
+    stats = RunStats()
+    start = seed("s", "Hello?", "Hi.", user_persona=NURSE)
+    config = SimulateConfig("hosted_vllm/x", turns=1, contrast="none", prompts="small")
+    with serve(reply=lambda body: "And what then?" if "prompt" in body else "Well.") as server:
+        client = Client(ClientConfig(api_base=(server.base_url,), timeout=5))
+        config = replace(config, contrast_calls=2)
+        [done] = simulate([start], config, client, stats)
+    assert stats.phrases() == {"messages without their persona (no guided.md)": 1}
+    assert len(done["messages"]) == 4 and "satisfied" not in done
 
 
 # Other languages

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from random import Random
 
 from musiccli import prompts
+from musiccli.core.errors import InputError
 from musiccli.core.messages import Message, without_tools
 from musiccli.core.run_stats import RunStats
 from musiccli.prompts import transcript
@@ -47,7 +48,13 @@ class GuidedUser:
         self._config, self._asker, self._stats = config, asker, stats
         self._plain_user = PlainUser(config, asker)
         self._shares = follow_ups.parse_shares(config.follow_ups)
-        self._prompt = prompts.require(config.prompts, "guided")
+        self._prompt = prompts.load(config.prompts, "guided")
+        if self._prompt is None and (config.persona or config.follow_ups):
+            name = "persona" if config.persona else "follow_ups"
+            raise InputError(
+                f"`prompts` {config.prompts} has no guided.md, which `{name}` needs: models of few "
+                "parameters lose the thread with it; `prompts` paper has it"
+            )
         self._guidance = prompts.sections(config.prompts, "guidance")
         self._question = Question("user", config.user_model, config.user_tokens)
 
@@ -64,7 +71,9 @@ class GuidedUser:
     async def write(self, branch: Branch, turn: int) -> None:
         """Add the user's next message, or mark the branch as one with a satisfied user."""
         kind = self._kind(branch, turn)
-        if not kind and not branch.persona:
+        if self._prompt is None and branch.persona:
+            self._stats.count("messages_without_their_persona", "no guided.md")
+        if self._prompt is None or not (kind or branch.persona):
             await self._plain_user.write(branch, turn)
             return
         history = without_tools(branch.messages)
