@@ -5,6 +5,7 @@ import math
 import os
 import pkgutil
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -743,6 +744,21 @@ def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(
     assert weights(out) == weights(finished)
     assert log(out) == log(finished)
     assert sorted(os.listdir(out)) == sorted(os.listdir(finished))
+
+
+@pytest.mark.slow
+def test_a_state_that_cannot_be_written_is_one_line(run, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # stands for a full disk
+    try:
+        done = run(tmp_path / "rm", "--save-every", 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    reason = "cannot be written ([Errno 27] File too large)"
+    assert (done.status, done.lines[1:]) == (
+        2,
+        [f"music train: error: {tmp_path / 'rm' / 'checkpoints'}: {reason}"],
+    )
 
 
 @pytest.mark.slow
