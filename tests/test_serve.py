@@ -23,6 +23,7 @@ from console import music, start, wait_until
 from toys import JSON_CALLS, backbone, pairs, tokenizer
 
 from musiccli.core.errors import InputError
+from musiccli.core.processes import divide_threads
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.chat_template import ChatTemplate, EncodedConversation
@@ -589,6 +590,15 @@ def test_a_fault_in_a_process_is_named_and_the_process_goes_on(model, folder, pr
 
     right = expected(model, [{"messages": talk("q", "a")}])
     assert asyncio.run(ask()) == [pytest.approx(right, **CLOSE)]
+
+
+def test_processes_divide_the_cores_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    divide_threads(2)
+    assert os.environ["OMP_NUM_THREADS"] == "4"
+    divide_threads(16)
+    assert os.environ["OMP_NUM_THREADS"] == "4"
 
 
 @pytest.mark.slow
