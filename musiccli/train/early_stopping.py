@@ -17,17 +17,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    set_model_state_dict,
-)
 
 from musiccli.core.cache_folder import PRIVATE_FOLDER, make_private_folder
 from musiccli.core.errors import InputError
 from musiccli.core.partial_files import empty_folder
 from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.train.metrics import Metrics
-from musiccli.train.states import STATES_FOLDER, TRAINED_WEIGHTS, remove_states
+from musiccli.train.sharding import trained_weights
+from musiccli.train.states import STATES_FOLDER, remove_states
 
 BEST = "best-"  # a folder of best weights is named by their step
 
@@ -95,10 +92,9 @@ class EarlyStopping:
 
     def restore(self) -> None:
         """Put the best weights into the network."""
-        weights = get_model_state_dict(self._network, options=TRAINED_WEIGHTS)
+        weights = trained_weights(self._network)
         with quiet_libraries():  # torch says that there is one process
             distributed_checkpoint.load(weights, checkpoint_id=self._path(self.best_step))
-        set_model_state_dict(self._network, weights, options=TRAINED_WEIGHTS)
 
     def remove(self) -> None:
         """Remove all weights that were kept, once the checkpoint is written."""
@@ -139,7 +135,7 @@ class EarlyStopping:
             shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped behind it
             empty_folder(partial)
         self._accelerator.wait_for_everyone()
-        weights = get_model_state_dict(self._network, options=TRAINED_WEIGHTS)
+        weights = trained_weights(self._network)
         with quiet_libraries():
             distributed_checkpoint.save(weights, checkpoint_id=partial)
         self._accelerator.wait_for_everyone()

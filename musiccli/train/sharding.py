@@ -52,6 +52,21 @@ def gathered_weight(weight: torch.Tensor) -> torch.Tensor:
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
+def trained_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The trained weights by their names; this rank's parts of those that are sharded.
+
+    They are the network's own: what is copied into them is trained on.
+
+    Args:
+        network: with or without DDP's wrapping.
+    """
+    reshard(network)
+    network = getattr(network, "module", network)
+    return {
+        name: weight.detach() for name, weight in network.named_parameters() if weight.requires_grad
+    }
+
+
 def _trained_in_fp32(tensor: torch.Tensor) -> torch.Tensor:
     """A trained weight in fp32; every other tensor as it is."""
     trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad

@@ -14,7 +14,10 @@ from accelerate.utils import DistributedType
 from torch import distributed
 from torch.distributed import checkpoint as distributed_checkpoint
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint import state_dict as torch_states
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from musiccli.core.cache_folder import PRIVATE_FOLDER, make_private_folder
 from musiccli.core.errors import InputError
@@ -23,7 +26,7 @@ from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
 from musiccli.train.accelerator import is_sharded
 from musiccli.train.config import RENAMED_SETTINGS, RESUMABLE_SETTINGS, TrainConfig
-from musiccli.train.sharding import reshard
+from musiccli.train.sharding import trained_weights
 from musiccli.train.trainer import Trainer
 
 STATES_FOLDER = "checkpoints"  # in a run's folder
@@ -32,8 +35,6 @@ STATE_FILE = "state.json"  # in each state: its step, and which run it belongs t
 
 
 FAILURES = (Exception, CheckpointException)  # torch's own is no Exception; accelerate raises many
-# Frozen weights are those of the backbone's files.
-TRAINED_WEIGHTS = torch_states.StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 class RunIdentity(TypedDict):
@@ -194,13 +195,7 @@ class TrainingStates:
             del tensors["random"]  # each process had its own generator
         with quiet_libraries():
             distributed_checkpoint.load(tensors, checkpoint_id=folder / TENSORS_FOLDER)
-        torch_states.set_state_dict(
-            trainer.network,
-            self._optimizer,
-            model_state_dict=tensors["network"],
-            optim_state_dict=tensors["optimizer"],
-            options=TRAINED_WEIGHTS,
-        )
+        set_optimizer_state_dict(trainer.network, self._optimizer, tensors["optimizer"])
         trainer.schedule.load_state_dict(state["schedule"])
         for generator in tensors.get("random", {}).values():
             torch.set_rng_state(generator["cpu"])
@@ -209,10 +204,8 @@ class TrainingStates:
 
     def _tensors(self) -> dict[str, Any]:
         """The trained weights, the optimizer's moments, and this process's random generators."""
-        reshard(self.trainer.network)
-        weights, optimizer = torch_states.get_state_dict(
-            self.trainer.network, self._optimizer, options=TRAINED_WEIGHTS
-        )
+        weights = trained_weights(self.trainer.network)
+        optimizer = get_optimizer_state_dict(self.trainer.network, self._optimizer)
         generators = {"cpu": torch.get_rng_state()}
         if self.accelerator.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
