@@ -15,7 +15,7 @@ import psutil
 import pytest
 from build import read, talk, write
 from console import environment, music, wait_until
-from toys import backbone, pair, pairs, tokenizer
+from toys import backbone, pair, pairs, tokenizer, write_tokenizer
 
 from musiccli.core.cache_folder import remove_unused
 from musiccli.core.errors import InputError, RecordError
@@ -37,6 +37,14 @@ REFUSES = (
 @pytest.fixture(scope="module")
 def pair_tokenizer():
     return PairTokenizer(ChatTemplate(tokenizer("smollm2")), packed=True, max_length=60)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    """A tokenizer on disk, written before a test's empty cache would convert its model anew."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, "smollm2")
+    return folder
 
 
 @pytest.fixture
@@ -323,13 +331,13 @@ print(len(loaded.pairs), loaded.pairs.fingerprint, flush=True)
 
 
 @pytest.fixture
-def started(file, folder, pair_tokenizer, tmp_path):
+def started(file, folder, tokenizer_folder, tmp_path):
     """Starts a process that loads the pairs, whose tokenizing waits for the file `gate`."""
     processes = []
 
     def start():
-        tokens = pair_tokenizer.chat_template.tokenizer.name_or_path
-        line = [preloaded.python(), "-c", LOADS, file, tokens, tmp_path / "log", tmp_path / "gate"]
+        paths = (file, tokenizer_folder, tmp_path / "log", tmp_path / "gate")
+        line = [preloaded.python(), "-c", LOADS, *paths]
         processes.append(
             subprocess.Popen(
                 [str(word) for word in line],
@@ -352,7 +360,7 @@ def test_of_two_runs_at_once_one_tokenizes_and_the_other_waits(
 ):
     expected = in_memory(files(file), pair_tokenizer, monkeypatch).pairs
     first = started()
-    wait_until(lambda: (tmp_path / "log").exists())
+    wait_until(lambda: first.poll() is not None or (tmp_path / "log").exists())
     second = started()
     assert second.stdout.readline() == "waiting for another process that tokenizes the same pairs\n"
     (tmp_path / "gate").touch()
@@ -366,7 +374,11 @@ def test_of_two_runs_at_once_one_tokenizes_and_the_other_waits(
 def test_a_run_that_is_killed_takes_its_processes_along(started, tmp_path):
     process = started()
     log = tmp_path / "log"
-    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 2)
+    wait_until(
+        lambda: (
+            process.poll() is not None or (log.exists() and len(log.read_text().splitlines()) == 2)
+        )
+    )
     program = preloaded.program(process.pid)
     children = psutil.Process(program).children(recursive=True)
     assert {child.pid for child in children} >= set(map(int, log.read_text().splitlines()))
