@@ -33,7 +33,9 @@ STAND_INS = {  # what an example names, and what takes its place in the tests
     "local/smollm2": "hosted_vllm/any",
     "local/gemma3-270m": "toy",
     "http://127.0.0.1:8000/v1": "$SERVER",
+    "sample skywork --stream": "sample pairs.jsonl",
     "sample skywork": "sample pairs.jsonl",
+    "sample allenai/WildChat-4.8M --stream": "sample pairs.jsonl",
     "sample hh-helpful": "sample pairs.jsonl",
     "sample nectar": "sample pairs.jsonl",
     "sample pku-saferlhf --emit pairs --label safety": "sample pairs.jsonl --emit pairs",
@@ -174,6 +176,7 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("manual")
     for name in ("pairs", "heldout", "seeds", "prompts", "personas"):
         shutil.copy(TINY / f"{name}.jsonl", folder)
+    shutil.copy(TINY / "heldout.jsonl", folder / "code.jsonl")
     (folder / "judgments.csv").write_text(
         "question,answer_1,answer_2,best\nHow far?,A mile.,No.,1\nHow long?,Yes.,An hour.,2\n"
     )

@@ -28,6 +28,7 @@ from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, MusicError
 from musiccli.core.progress import be_quiet, say
 
+gc.freeze()  # what was imported stays: no search for garbage reads it again, not even the last
 UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 ANYWHERE = ("--debug", "--quiet")  # options that may stand before or after the command
 
