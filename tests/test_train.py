@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from build import read, talk, write
 from console import music, start, torchrun, wait_until
 from safetensors.torch import load_file
-from toys import backbone, embedded, pair, pairs, tiny
+from toys import TINY, backbone, embedded, pair, pairs, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from musiccli.core.records import Record
@@ -747,11 +747,16 @@ def test_a_crash_anywhere_in_saving_loses_nothing_that_was_saved(
 
 
 @pytest.mark.slow
-def test_a_state_that_cannot_be_written_is_one_line(run, tmp_path):
+@pytest.mark.parametrize(
+    "more",
+    [("--save-every", 2), ("--eval", TINY / "heldout.jsonl", "--eval-every", 1, "--patience", 1)],
+    ids=["state", "best weights"],
+)
+def test_a_state_that_cannot_be_written_is_one_line(run, tmp_path, more):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # stands for a full disk
     try:
-        done = run(tmp_path / "rm", "--save-every", 2)
+        done = run(tmp_path / "rm", *more)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     reason = "cannot be written ([Errno 27] File too large)"

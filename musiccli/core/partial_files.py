@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from musiccli.core.cache_folder import PRIVATE_FOLDER
 from musiccli.core.errors import InputError
 
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -109,6 +110,12 @@ def empty_folder(folder: Path) -> Path:
         _remove(folder)
     _make_marked(folder)
     return folder
+
+
+def complete_folder(partial: Path, target: Path) -> None:
+    """Give a folder that `empty_folder` made, and that is written, its name."""
+    os.rename(partial, target)
+    target.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
 
 
 def try_lock(descriptor: int) -> bool | None:

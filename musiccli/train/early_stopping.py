@@ -6,7 +6,6 @@ writes its part.
 """
 
 import math
-import os
 import shutil
 from collections import deque
 from collections.abc import Iterable
@@ -16,15 +15,18 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed import checkpoint as distributed_checkpoint
 
-from musiccli.core.cache_folder import PRIVATE_FOLDER, make_private_folder
 from musiccli.core.errors import InputError
-from musiccli.core.partial_files import empty_folder
-from musiccli.core.quiet_libraries import quiet_libraries
+from musiccli.core.partial_files import complete_folder
 from musiccli.train.metrics import Metrics
 from musiccli.train.sharding import trained_weights
-from musiccli.train.states import STATES_FOLDER, remove_states
+from musiccli.train.states import (
+    STATES_FOLDER,
+    begin_folder,
+    load_tensors,
+    remove_states,
+    save_tensors,
+)
 
 BEST = "best-"  # a folder of best weights is named by their step
 
@@ -92,9 +94,7 @@ class EarlyStopping:
 
     def restore(self) -> None:
         """Put the best weights into the network."""
-        weights = trained_weights(self._network)
-        with quiet_libraries():  # torch says that there is one process
-            distributed_checkpoint.load(weights, checkpoint_id=self._path(self.best_step))
+        load_tensors(trained_weights(self._network), self._path(self.best_step))
 
     def remove(self) -> None:
         """Remove all weights that were kept, once the checkpoint is written."""
@@ -127,21 +127,14 @@ class EarlyStopping:
         return math.inf if math.isnan(loss) else loss
 
     def _save(self) -> None:
-        """Write the weights beside their target, which is renamed when it is complete."""
+        """Write the weights. Raises InputError where they cannot be written."""
         target = self._path(self.best_step)
-        partial = target.with_name(f".{target.name}")
+        partial = begin_folder(target, self._accelerator)
+        save_tensors(trained_weights(self._network), partial, self._folder)
+        self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            make_private_folder(self._folder)
             shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped behind it
-            empty_folder(partial)
-        self._accelerator.wait_for_everyone()
-        weights = trained_weights(self._network)
-        with quiet_libraries():
-            distributed_checkpoint.save(weights, checkpoint_id=partial)
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            os.rename(partial, target)
-            target.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
+            complete_folder(partial, target)
         self._accelerator.wait_for_everyone()
 
     def _remove_others(self) -> None:

@@ -15,6 +15,7 @@ from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.quantization import constant_bytes, quantized_layers, weight_count
 from musiccli.train.config import TrainConfig
 from musiccli.train.pair_arrays import TokenizedPairs
+from musiccli.train.sharding import local_part
 
 SAMPLE_TOKENS = 512  # activations are measured on the largest pair of at most so many tokens
 LESS_MEMORY = (
@@ -210,11 +211,6 @@ def choose_gathering(network: RewardNetwork, spare: float, itemsize: int) -> Gat
     # They are added up in fp32, on every rank.
     gradients = 4 * sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     return Gathering(weights <= spare, weights + gradients <= spare, weights, gradients)
-
-
-def local_part(weight: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a weight that is sharded; else the weight."""
-    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 def _largest_layer(network: RewardNetwork) -> int:

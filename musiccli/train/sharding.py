@@ -52,6 +52,11 @@ def gathered_weight(weight: torch.Tensor) -> torch.Tensor:
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
+def local_part(weight: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a weight that is sharded; else the weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
+
+
 def trained_weights(network: nn.Module) -> dict[str, torch.Tensor]:
     """The trained weights by their names; this rank's parts of those that are sharded.
 

@@ -1,7 +1,6 @@
 """The states that a run saves to resume from, and the refusal to continue another run."""
 
 import contextlib
-import os
 import shutil
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import Any, TypedDict
 
 import orjson
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import distributed
 from torch.distributed import checkpoint as distributed_checkpoint
@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from musiccli.core.cache_folder import PRIVATE_FOLDER, make_private_folder
+from musiccli.core.cache_folder import make_private_folder
 from musiccli.core.errors import InputError
-from musiccli.core.partial_files import empty_folder
+from musiccli.core.partial_files import complete_folder, empty_folder
 from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, fingerprint
 from musiccli.train.accelerator import is_sharded
@@ -32,8 +32,6 @@ from musiccli.train.trainer import Trainer
 STATES_FOLDER = "checkpoints"  # in a run's folder
 TENSORS_FOLDER = "tensors"  # in each state: weights and moments, by torch's distributed checkpoint
 STATE_FILE = "state.json"  # in each state: its step, and which run it belongs to
-
-
 FAILURES = (Exception, CheckpointException)  # torch's own is no Exception; accelerate raises many
 
 
@@ -80,11 +78,7 @@ class TrainingStates:
         """
         self.wait()
         target = self.folder / f"step-{step:06}"
-        partial = target.with_name(f".{target.name}")
-        if self.accelerator.is_main_process:
-            make_private_folder(self.folder)
-            empty_folder(partial)
-        self.accelerator.wait_for_everyone()
+        partial = begin_folder(target, self.accelerator)
         state = {
             "step": step,
             "vocabulary": self.vocabulary,
@@ -98,8 +92,7 @@ class TrainingStates:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.accelerator.save_state(str(partial))
         else:
-            with quiet_libraries():  # torch says that there is one process
-                self._write(partial / TENSORS_FOLDER)
+            save_tensors(self._tensors(), partial / TENSORS_FOLDER, self.folder)
         self.accelerator.wait_for_everyone()  # each process writes its part
         self._complete(partial, target, state)
         self.accelerator.wait_for_everyone()
@@ -111,13 +104,7 @@ class TrainingStates:
             try:
                 saved.result()
             except FAILURES as error:
-                raise InputError(f"{self.folder}: cannot be written ({_reason(error)})") from error
-
-    def _write(self, folder: Path) -> None:
-        try:
-            distributed_checkpoint.save(self._tensors(), checkpoint_id=folder)
-        except (OSError, CheckpointException) as error:
-            raise InputError(f"{self.folder}: cannot be written ({_reason(error)})") from error
+                raise _cannot_be_written(self.folder, error) from error
 
     def _save_in_background(
         self, partial: Path, target: Path, state: dict[str, Any]
@@ -144,8 +131,7 @@ class TrainingStates:
         if not self.accelerator.is_main_process:
             return
         (partial / STATE_FILE).write_bytes(orjson.dumps(state))
-        os.rename(partial, target)
-        target.chmod(PRIVATE_FOLDER)  # it is complete, and no longer marked
+        complete_folder(partial, target)
         remove_states(self.out, keep=target)
 
     def resume(self) -> tuple[int, list[str]]:
@@ -175,9 +161,7 @@ class TrainingStates:
         try:
             self._load(folder, state)
         except FAILURES as error:
-            raise InputError(
-                f"{folder}: cannot be loaded ({_reason(error)}); remove it to start again"
-            ) from error
+            raise _cannot_be_loaded(folder, error) from error
         return state["step"], changed
 
     def _load(self, folder: Path, state: dict[str, Any]) -> None:
@@ -221,11 +205,53 @@ class TrainingStates:
         return getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
 
 
+def begin_folder(target: Path, accelerator: Accelerator) -> Path:
+    """An empty folder beside its target, for all processes, each of which must call this."""
+    partial = target.with_name(f".{target.name}")
+    if accelerator.is_main_process:
+        make_private_folder(target.parent)
+        empty_folder(partial)
+    accelerator.wait_for_everyone()
+    return partial
+
+
+def save_tensors(tensors: dict[str, Any], folder: Path, named: Path) -> None:
+    """Write this process's part. Raises InputError, which names the folder `named`."""
+    try:
+        with quiet_libraries():  # torch says that there is one process
+            distributed_checkpoint.save(tensors, checkpoint_id=folder)
+    except (OSError, CheckpointException) as error:
+        raise _cannot_be_written(named, error) from error
+
+
+def load_tensors(tensors: dict[str, Any], folder: Path) -> None:
+    """Read what `save_tensors` wrote into tensors. Raises InputError where it is damaged."""
+    try:
+        with quiet_libraries():
+            distributed_checkpoint.load(tensors, checkpoint_id=folder)
+    except FAILURES as error:
+        raise _cannot_be_loaded(folder, error) from error
+
+
+def _cannot_be_written(folder: Path, error: BaseException) -> InputError:
+    return InputError(f"{folder}: cannot be written ({_reason(error)})")
+
+
+def _cannot_be_loaded(folder: Path, error: BaseException) -> InputError:
+    return InputError(f"{folder}: cannot be loaded ({_reason(error)}); remove it to start again")
+
+
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a line; of an error of several processes, the first one's."""
+    """What went wrong, in a line; of an error of several processes, the first one's.
+
+    An error of the disk comes first: torch's file writer raises another one after it.
+    """
     failures = getattr(error, "failures", None) or {0: (error, None)}
     cause, _ = failures[min(failures)]
-    return " ".join(str(cause).split())[:200] or type(cause).__name__
+    earlier: BaseException | None = cause
+    while earlier and not isinstance(earlier, OSError):
+        earlier = earlier.__context__
+    return " ".join(str(earlier or cause).split())[:200] or type(cause).__name__
 
 
 def remove_states(out: Path, keep: Path | None = None) -> None:

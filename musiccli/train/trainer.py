@@ -30,10 +30,10 @@ from musiccli.train.memory import (
     available_memory,
     choose_gathering,
     estimate_memory,
-    local_part,
 )
 from musiccli.train.metrics import Metrics, held_out_metrics, mean_metrics
 from musiccli.train.pair_arrays import TokenizedPair, TokenizedPairs
+from musiccli.train.sharding import local_part
 
 
 class Trainer:
