@@ -18,6 +18,8 @@ from pathlib import Path
 from console import hear, wait_until
 from openai_server import Server
 
+from musiccli.llm import limiter
+
 MUSIC = [sys.executable, "-m", "musiccli"]
 WORDS = """
 anchor apple basket beach bottle branch bridge candle carpet castle cellar chain cloud copper corner
@@ -83,6 +85,13 @@ def no_network(monkeypatch) -> None:
         return real(host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def call_at_once(monkeypatch) -> None:
+    """No other network, a key, and no waiting between attempts."""
+    no_network(monkeypatch)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    monkeypatch.setattr(limiter, "backoff", lambda *_: 0.0)
 
 
 class Music:

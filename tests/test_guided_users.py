@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from build import read, talk, write
 from openai_server import serve
-from scripted import jsonl, no_network, role, roles, scripted_reply
+from scripted import call_at_once, jsonl, role, roles, scripted_reply
 
 from musiccli import prompts
 from musiccli.bench import audit
@@ -15,7 +15,6 @@ from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record, parse_branch
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
-from musiccli.llm import limiter
 from musiccli.llm.client import Client
 from musiccli.llm.config import ClientConfig
 from musiccli.pair.preferences import join_branches
@@ -37,9 +36,7 @@ NURSE = {
 
 @pytest.fixture(autouse=True)
 def loopback(monkeypatch):
-    no_network(monkeypatch)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setattr(limiter, "backoff", lambda *_: 0.0)
+    call_at_once(monkeypatch)
 
 
 def seed(identity: object = "s", *contents: str, **fields) -> Record:

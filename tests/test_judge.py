@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from build import read, talk
 from openai_server import serve
-from scripted import jsonl, no_network
+from scripted import call_at_once, jsonl
 
 from musiccli.core import jsonl as files
 from musiccli.core.errors import InputError
@@ -17,7 +17,6 @@ from musiccli.core.store import Store
 from musiccli.core.votes import VERDICT_SCHEMA
 from musiccli.judge.config import JudgeConfig
 from musiccli.judge.verdicts import judge, judge_prompt
-from musiccli.llm import limiter
 from musiccli.llm.client import Client
 from musiccli.llm.config import ClientConfig
 from musiccli.prompts import load, transcript
@@ -30,9 +29,7 @@ GOOD, BAD = (
 
 @pytest.fixture(autouse=True)
 def loopback(monkeypatch):
-    no_network(monkeypatch)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setattr(limiter, "backoff", lambda *_: 0.0)
+    call_at_once(monkeypatch)
 
 
 def preference(identifier: object = "p", **fields) -> Record:

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from build import read, talk
 from openai_server import serve
-from scripted import jsonl, no_network, role, roles, scripted_reply, wait_until, words
+from scripted import call_at_once, jsonl, role, roles, scripted_reply, wait_until, words
 
 from musiccli import prompts
 from musiccli.core import jsonl as files
@@ -19,7 +19,6 @@ from musiccli.core.messages import first_divergence
 from musiccli.core.records import Record, parse_branch, parse_conversation, parse_preference
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
-from musiccli.llm import limiter
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.llm.config import ClientConfig
@@ -39,9 +38,7 @@ MODEL = "openai/scripted"
 
 @pytest.fixture(autouse=True)
 def loopback(monkeypatch):
-    no_network(monkeypatch)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setattr(limiter, "backoff", lambda *_: 0.0)
+    call_at_once(monkeypatch)
 
 
 def seed(identifier: object = "s", *contents: str, **fields) -> Record:
