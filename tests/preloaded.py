@@ -23,10 +23,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 LIBRARIES = (
     "musiccli.bench.report.tables",
@@ -49,7 +52,7 @@ FOLDER = "MUSIC_TESTS_PRELOADED"  # the variable that tells every process of a r
 # A client ends as its program ends, by an exit status or a signal. Where it is killed, its program
 # is; one that torch started also dies with the process that started it.
 CLIENT = """\
-import json, os, signal, socket, sys
+import json, os, select, signal, socket, sys
 arguments = {before!r} + sys.argv[1:]
 if arguments[0] not in ("-u", "-c", "-m") and arguments[0].startswith("-"):
     os.execv(sys.executable, [sys.executable, *arguments])  # it wants an interpreter of its own
@@ -63,10 +66,16 @@ socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(request)
 child = int.from_bytes(server.recv(8), "big")
 os.symlink(str(child), {folder!r} + "/" + str(os.getpid()))
+# A handler would wait for the program's end if its signal came just before `recv` began.
+signals, wakeup = os.pipe2(os.O_NONBLOCK)
+signal.set_wakeup_fd(wakeup)
 for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: os.kill(child, number))
+    signal.signal(number, lambda number, frame: None)
 for stream in (0, 1, 2):
     os.close(stream)
+while server not in select.select([server, signals], [], [])[0]:
+    for number in os.read(signals, 64):
+        os.kill(child, number)
 code = os.waitstatus_to_exitcode(int.from_bytes(server.recv(8) or b"\\1\\0", "big"))
 if code < 0:
     signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
@@ -120,7 +129,11 @@ def command() -> list[str]:
 
 def program(client: int) -> int:
     """The number of the process that runs what the client with this number was started for."""
-    return int((Path(os.environ[FOLDER]) / str(client)).readlink().name)
+    link = Path(os.environ[FOLDER]) / str(client)
+    while not link.is_symlink():  # the program may write before its client is told its number
+        psutil.Process(client)
+        time.sleep(0.01)
+    return int(link.readlink().name)
 
 
 # The server
