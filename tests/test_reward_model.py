@@ -593,6 +593,9 @@ def test_a_new_head_follows_from_the_seed_alone(bases):
         torch.rand(3)
     assert torch.equal(heads[0], heads[1])
     assert not torch.allclose(heads[0], heads[2], atol=0.1)
+    # Below adapters a GPU holds the base in bf16.
+    adapted = checkpoint.create(bases("llama"), seed=1, lora=4, dtype=torch.bfloat16).network
+    assert torch.equal(adapted.core.score.weight, heads[0])
 
 
 def step(model, rate=0.1):

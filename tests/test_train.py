@@ -869,6 +869,27 @@ def halfway(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_state_saved_in_the_background_is_that_of_its_step(run, finished, tmp_path):
+    """As on one GPU: the steps go on while it is written."""
+    real, out = TrainingStates.save, tmp_path / "rm"
+
+    def stop(self, step):
+        self._copy_fits = lambda tensors: True
+        real(self, step)
+        if step == 4:
+            self.wait()
+            raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStates, "save", stop)
+        done = run(out, "--save-every", 2)
+    assert [line for line in done.lines if "distributed" in line] == []
+    assert os.listdir(out / "checkpoints") == ["step-000004"]
+    assert "going on after step 4 of 6" in run(out).err
+    assert (log(out), weights(out)) == (log(finished), weights(finished))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["state.json", "tensors/.metadata", "tensors/__0_0.distcp"])
 def test_a_damaged_state_is_one_line(run, halfway, damaged):
     state = halfway / "checkpoints" / "step-000004"

@@ -1,5 +1,6 @@
 """Compile the layers of a backbone, each by itself: a graph for each kind of layer and length."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ def compile_layers(layers: Iterable[torch.nn.Module], backend: str = "inductor")
         layers: of a backbone.
         backend: of `torch.compile`.
     """
+    warnings.filterwarnings("ignore", "\\s*Online softmax is disabled")  # Inductor's, of a router
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
     for layer in layers:
         layer.compile(backend=backend, dynamic=False)

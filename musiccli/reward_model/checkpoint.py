@@ -127,7 +127,7 @@ def create(
     placement = Placement("auto" if mapped else dtype, device, sharded, quantized)
     model = _open(base, say, placement, None if trained else seed, tokenizer, rows, layers)
     core = model.network.core
-    if mapped and not model.trained_head:
+    if not model.trained_head:
         draw_head(core, seed)
     core.config.problem_type = "regression"  # pipelines and servers then apply no sigmoid
     core.config.label2id, core.config.id2label = {"reward": 0}, {0: "reward"}
@@ -250,11 +250,13 @@ def add_lora(network: RewardNetwork, rank: int, seed: int) -> None:
 
 
 def draw_head(core: Any, seed: int) -> None:
-    """Draw a new head in fp32, as it is drawn where all weights are loaded in fp32."""
-    head = core.score
-    head.weight = nn.Parameter(torch.empty_like(head.weight, dtype=torch.float32))
-    torch.manual_seed(seed)
-    core._init_weights(head)
+    """Draw a new head in fp32 on the CPU, so that it is the same on every device."""
+    head, device = core.score, core.score.weight.device
+    head.weight = nn.Parameter(torch.empty_like(head.weight, dtype=torch.float32, device=CPU))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        core._init_weights(head)
+    head.to(device)
 
 
 def _open(

@@ -2,12 +2,14 @@
 
 import contextlib
 import shutil
+import warnings
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
 import orjson
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -18,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.utils._pytree import tree_leaves
 
 from musiccli.core.cache_folder import make_private_folder
 from musiccli.core.errors import InputError
@@ -32,6 +35,7 @@ from musiccli.train.trainer import Trainer
 STATES_FOLDER = "checkpoints"  # in a run's folder
 TENSORS_FOLDER = "tensors"  # in each state: weights and moments, by torch's distributed checkpoint
 STATE_FILE = "state.json"  # in each state: its step, and which run it belongs to
+COPIED_SHARE = 0.7  # of the available memory that a state's copy may take
 FAILURES = (Exception, CheckpointException)  # torch's own is no Exception; accelerate raises many
 
 
@@ -46,7 +50,7 @@ class TrainingStates:
     """Saves and loads everything that a run needs to continue after a step.
 
     Each process writes its part, and any number of processes reads it. Sharded weights are saved in
-    the background, from a copy. DeepSpeed saves in its own format.
+    the background, from a copy; so are those of one GPU. DeepSpeed saves in its own format.
 
     Args:
         out: the run's folder.
@@ -62,9 +66,9 @@ class TrainingStates:
         self.accelerator = trainer.accelerator
         self.folder = out / STATES_FOLDER
         self.vocabulary = fingerprint(embedding.tokens)
-        self._in_background = is_sharded(self.accelerator)
+        sharded = is_sharded(self.accelerator)
         # The steps use the other group meanwhile, which on GPUs is one of nccl.
-        self._group = distributed.new_group(backend="gloo") if self._in_background else None
+        self._group = distributed.new_group(backend="gloo") if sharded else None
         self._saved: Future[None] | None = None
 
     def save(self, step: int) -> None:
@@ -86,13 +90,14 @@ class TrainingStates:
             "schedule": self.trainer.schedule.state_dict(),
             **self.identity,
         }
-        if self._in_background:
-            self._saved = self._save_in_background(partial, target, state)
-            return
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             self.accelerator.save_state(str(partial))
         else:
-            save_tensors(self._tensors(), partial / TENSORS_FOLDER, self.folder)
+            tensors = self._tensors()
+            if is_sharded(self.accelerator) or self._copy_fits(tensors):
+                self._saved = self._save_in_background(tensors, partial, target, state)
+                return
+            save_tensors(tensors, partial / TENSORS_FOLDER, self.folder)
         self.accelerator.wait_for_everyone()  # each process writes its part
         self._complete(partial, target, state)
         self.accelerator.wait_for_everyone()
@@ -106,8 +111,19 @@ class TrainingStates:
             except FAILURES as error:
                 raise _cannot_be_written(self.folder, error) from error
 
+    def _copy_fits(self, tensors: dict[str, Any]) -> bool:
+        """Whether one process on a GPU leaves room for a copy of its state in the machine's memory.
+
+        Of several processes each holds all weights, and each would copy them.
+        """
+        accelerator = self.accelerator
+        if accelerator.num_processes > 1 or accelerator.device.type != "cuda":
+            return False
+        copied = sum(leaf.nbytes for leaf in tree_leaves(tensors) if isinstance(leaf, torch.Tensor))
+        return copied < COPIED_SHARE * psutil.virtual_memory().available
+
     def _save_in_background(
-        self, partial: Path, target: Path, state: dict[str, Any]
+        self, tensors: dict[str, Any], partial: Path, target: Path, state: dict[str, Any]
     ) -> Future[None]:
         """Copy the tensors to memory, and let a thread write them. The result is done last."""
         done: Future[None] = Future()
@@ -120,8 +136,10 @@ class TrainingStates:
             except FAILURES as error:
                 done.set_exception(error)
 
+        # quiet_libraries() would end before the thread does.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # there is one process
         writing = distributed_checkpoint.async_save(
-            self._tensors(), checkpoint_id=partial / TENSORS_FOLDER, process_group=self._group
+            tensors, checkpoint_id=partial / TENSORS_FOLDER, process_group=self._group
         )
         writing.add_done_callback(finish)
         return done
