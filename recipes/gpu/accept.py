@@ -3,7 +3,8 @@
     python recipes/gpu/accept.py [--rows 1,2,6] [--markdown FILE]
 
 Models have random weights of real shapes and read random token ids, so no hub and no tokenizer is
-needed. Every figure and its baseline come from the same call. One GPU takes eight to ten minutes.
+needed. Every figure and its baseline come from the same call. One GPU takes some twelve minutes, most
+of them to compile; the file of `--markdown` has each row as soon as it is measured.
 `--dry-run` runs the same rows on a CPU at toy size: it shows that the program works, and nothing
 about speed.
 """
@@ -732,19 +733,18 @@ def main() -> None:
     if arguments.dry_run:
         allow_cpu_backward()
     accept = Acceptance(arguments.dry_run)
+    card = "a CPU, toy size" if accept.dry_run else torch.cuda.get_device_name()
+    title = f"{card}, torch {torch.__version__}, {time.strftime('%d %B %Y')}"
+    rows: list[Measured] = []
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
         if not wanted or 3 in wanted:
             accept.shared["fp32"] = processes.submit(fp32_losses, arguments.dry_run)
-        rows = [
-            run_row(accept, Measured(number, name), measure)
-            for number, name, measure in ROWS
-            if not wanted or number in wanted
-        ]
-    card = "a CPU, toy size" if accept.dry_run else torch.cuda.get_device_name()
-    text = table(rows, f"{card}, torch {torch.__version__}, {time.strftime('%d %B %Y')}")
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text, "utf-8")
+        for number, name, measure in ROWS:
+            if not wanted or number in wanted:
+                rows.append(run_row(accept, Measured(number, name), measure))
+                if arguments.markdown:  # a run that is cut off leaves what it measured
+                    arguments.markdown.write_text(table(rows, title), "utf-8")
+    print(table(rows, title))
 
 
 if __name__ == "__main__":
