@@ -102,6 +102,11 @@ def test_an_instruction_that_was_not_rewritten_is_counted():
     }
 
 
+def test_an_instruction_that_is_a_part_of_the_users_message_was_not_rewritten():
+    bad = pair("Heat some oil.", "I have a pan. How do I bake a potato?", "In the oven.")
+    assert values(measured(bad), "contrast", "not_rewritten")["turn=2"] == 1.0
+
+
 def test_turns_are_counted_from_the_fork():
     one = pair("Heat some oil.", "No!", "In the oven.")
     one["contrast"] = one["contrast"][

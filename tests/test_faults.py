@@ -31,6 +31,8 @@ EGGS = talk("How do I boil an egg?", "Put it into boiling water for eight minute
         "Here is the definition of chemistry that I found online: the study of matter.",
         "I don't feel comfortable in jeans.",
         "I'm sorry, I can't find the pan.",
+        "I'm sorry for the delay, but I don't have the pan.",
+        "Should I boil it in a pan? Should I boil it in a pot? Or may I bake it?",
         "How do I use {{ name }} in a template?",
         "How do I fry an egg?",
     ],
@@ -51,6 +53,9 @@ def test_what_a_user_would_say_is_no_fault(text):
         ("I cannot assist with this request.", "refusal"),
         ("I'm not comfortable writing that.", "refusal"),
         ("I must decline.", "refusal"),
+        ("As a helpful AI, I'm here for you.", "refusal"),
+        ("I'm sorry for any confusion, but as a chatbot, I boil no eggs.", "refusal"),
+        ("I don't have the ability to help with eggs.", "refusal"),
         ("You're welcome! Is there anything else you need?", "role flip"),
         ("Great question! It depends.", "role flip"),
         ("Put it in cold water. Let me know if you have any other questions!", "role flip"),
@@ -62,6 +67,7 @@ def test_what_a_user_would_say_is_no_fault(text):
         ("{{transcript}}", "prompt leak"),
         ("How do I boil an egg", "repeat"),
         ("put it into boiling water, for eight minutes", "repeat"),
+        ("I cannot find your pan. I cannot find your pan.", "repeats itself"),
         ("Thanks!", "goodbye"),
     ],
 )
@@ -169,6 +175,8 @@ def test_what_an_assistant_would_say_is_no_fault(text):
         ("Try oil instead of what you asked.", "leak"),
         ("These are two different questions.", None),
         ("Put it into boiling water for eight minutes!", "repeat"),
+        ("I'm sorry for your loss, but I do not have the ability to help.", "refusal"),
+        ("A humble egg, what a humble egg. A humble egg, what a humble egg.", "repeats itself"),
     ],
 )
 def test_what_spoils_a_contrasted_reply_has_a_name(text, name):
@@ -187,6 +195,7 @@ def test_a_contrasted_reply_that_gives_the_plain_answer_is_a_fault_where_that_is
     [
         ("How do I fry an egg?", None),
         ("how do I boil an egg", "not rewritten"),
+        ("Do I boil an egg?", "not rewritten"),
         ("User: fry", "role flip"),
         ("I can't rewrite this request.", "refusal"),
     ],
@@ -256,12 +265,13 @@ def test_every_fault_that_is_asked_again_has_words_for_it():
             "prompt leak",
             "review leak",
             "repeat",
+            "repeats itself",
             "goodbye",
             "early stop",
             "cut off",
         ),
         "reviewer": ("empty", "refusal", "cut off"),
-        "assistant": ("empty", "role flip", "repeat", "cut off"),
+        "assistant": ("empty", "role flip", "repeat", "repeats itself", "cut off"),
         "rewrite": ("empty", "refusal", "not rewritten", "role flip", "cut off"),
         "contrast": (
             "empty",
@@ -272,6 +282,7 @@ def test_every_fault_that_is_asked_again_has_words_for_it():
             "leak",
             "role flip",
             "repeat",
+            "repeats itself",
             "cut off",
         ),
     }.items():
@@ -325,6 +336,7 @@ def test_people_are_rarely_taken_for_faulty_simulators(real):
     for name in ("empty", "refusal", "role flip", "prompt leak"):
         assert share(names, name) < 0.0005, name
     assert share(names, "repeat") < 0.005
+    assert share(names, "repeats itself") < 0.0005
     assert 0.01 < share(names, "goodbye") < 0.03
 
 
@@ -342,6 +354,7 @@ def test_real_replies_rarely_look_like_leaks_or_flips(real):
     names = [faults.reply_fault(text, history) for text, history in replies]
     assert share(names, "role flip") < 0.005  # Anthropic HH's replies that begin with "Human:"
     assert share(names, "repeat") < 0.005
+    assert share(names, "repeats itself") < 0.002
     assert (
         sum(bool(text_checks.names_an_instruction(text)) for text, _ in replies) / len(replies)
         < 0.0005

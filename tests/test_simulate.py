@@ -871,7 +871,7 @@ def test_a_contrast_cut_before_its_reply_is_too_long_and_is_told_so():
 @pytest.mark.parametrize("policy", ["all", "last"])
 def test_a_contrast_in_one_call_is_no_longer_than_what_it_stands_against(policy):
     def reply(body: dict) -> str:
-        text = "One two three four five six. " * 60
+        text = " ".join(f"Number {n} stands before {n + 1} here." for n in range(60))
         return (
             f"<instruction>Say more</instruction>\n<reply>{text}</reply>"
             if role(body) == "contrast"

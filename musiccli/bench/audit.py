@@ -184,7 +184,7 @@ def _check_turn(pair: Record, index: int, instruction: str) -> dict[str, bool]:
         "names_instruction": names_instruction,
         "quotes_instruction": quotes_instruction,
         "refusal": text_checks.refuses(rejected),
-        "not_rewritten": text_checks.alike(instruction, user_message),
+        "not_rewritten": not text_checks.is_altered(instruction, user_message),
         "same": text_checks.alike(chosen, rejected),
         "identical": chosen == rejected,
         "rejected_shorter": len(rejected) < len(chosen),

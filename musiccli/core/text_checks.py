@@ -11,7 +11,8 @@ from functools import lru_cache
 
 _CANNOT = (
     r"i ?(can't|cannot|can not|am not able to|'m not able to|am unable to|'m unable to|"
-    r"won't|will not|must decline to|have to decline)"
+    r"won't|will not|must decline to|have to decline|"
+    r"(don't|do not) have the (ability|capability|capacity) to)"
 )
 _HELP = (
     r"(\w+ly |be able to )?(help|assist|fulfil+|comply|provide|do (that|this)|continue|create|"
@@ -19,9 +20,9 @@ _HELP = (
     r"tell you)"
 )
 _REFUSAL = re.compile(
-    r"(((i'm|i am) (really |very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)[,.;!]* "
-    r"(but )?)?"
-    rf"({_CANNOT} {_HELP}|as an ai\b|as a (large )?language model|"
+    r"(((i'm|i am) (really |very |so |truly )?sorry|sorry|i apologi[sz]e|unfortunately)"
+    r"( (for|about) [^,.;!?]{1,60})?[,.;!]* (but )?)?"
+    rf"({_CANNOT} {_HELP}|as an? ([\w-]+ ){{0,2}}(ai|chatbot|language model)\b|"
     r"(i'm|i am) (just |only )?(an ai|a language model)\b|"
     r"i must (respectfully )?(decline|refuse)|"
     r"(i don't feel|i'm not|i am not) comfortable (\w+ing|with (this|that))\b)",
@@ -65,6 +66,7 @@ và của là không một cho được și este nu să ja ei että ovat mutta �
 _ENGLISH_WORDS, _FOREIGN_WORDS = frozenset(_ENGLISH.split()), frozenset(_FOREIGN.split())
 
 MIN_QUOTED_WORDS = 4  # fewer words in a row may occur in any text by chance
+MAX_REPEATED_SHARE = 2 / 3  # of a message's words; two like questions in a row have less
 CHARACTERS_PER_WORD = 2  # in scripts without spaces
 SHORT_TEXT = 100  # characters; in a shorter text one changed word may change the meaning
 MAX_COMPARED_WORDS = 400  # of a long text: the time grows with the square of the length
@@ -105,6 +107,28 @@ def quotes(text: str, instruction: str) -> bool:
     if len(words) - unspaced + unspaced / CHARACTERS_PER_WORD < MIN_QUOTED_WORDS:
         return False
     return f" {' '.join(words)} " in f" {' '.join(_split_words(text))} "
+
+
+def is_altered(instruction: str, original: str) -> bool:
+    """Whether a rewritten instruction asks for something else than the original.
+
+    An instruction that is a part of the original does not: its answer may be an answer to both.
+    """
+    return not (alike(instruction, original) or quotes(original, instruction))
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether most of a message's words stand in runs of words that occur in it more than once."""
+    words = plain_words(text).split()
+    runs = list(zip(*(words[first:] for first in range(MIN_QUOTED_WORDS)), strict=False))
+    counts = Counter(runs)
+    repeated = {
+        place
+        for start, run in enumerate(runs)
+        if counts[run] > 1
+        for place in range(start, start + MIN_QUOTED_WORDS)
+    }
+    return len(repeated) > MAX_REPEATED_SHARE * len(words)
 
 
 def alike(first: str, second: str) -> bool:

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from unicodedata import category
 
 from musiccli.core.messages import Message, has_tool_turns
-from musiccli.core.text_checks import LEAK, alike, leaks, quotes, refuses, straight_quotes
+from musiccli.core.text_checks import (
+    LEAK,
+    alike,
+    is_altered,
+    leaks,
+    quotes,
+    refuses,
+    repeats_itself,
+    straight_quotes,
+)
 
 # A user who answers instead of asking.
 _THINGS = (
@@ -107,6 +116,8 @@ def user_fault(text: str, history: Sequence[Message], review: str = "") -> str |
         return "review leak"
     if _repeats(text, history):
         return "repeat"
+    if repeats_itself(text):
+        return "repeats itself"
     return "goodbye" if says_goodbye(plain) else None
 
 
@@ -120,8 +131,8 @@ def review_fault(text: str) -> str | None:
 def reply_fault(text: str, history: Sequence[Message]) -> str | None:
     """What is wrong with an assistant's reply, or None.
 
-    Wrong are the user's words in it, a repeated message, and after tool turns a call, which nobody
-    would carry out, or a result, which nobody gave.
+    Wrong are the user's words in it, a repeated message, a message that says one thing over and
+    over, and after tool turns a call, which nobody would carry out, or a result, which nobody gave.
 
     A refusal is not a fault: if the user asks for something harmful, a refusal is the right reply.
     """
@@ -129,7 +140,9 @@ def reply_fault(text: str, history: Sequence[Message]) -> str | None:
         return "role flip"
     if _TOOL_TAG.search(text) and has_tool_turns(history):
         return "tool call"
-    return "repeat" if _repeats(text, history) else None
+    if _repeats(text, history):
+        return "repeat"
+    return "repeats itself" if repeats_itself(text) else None
 
 
 def rewrite_fault(instruction: str, original: str, answer: str = "") -> str | None:
@@ -142,7 +155,7 @@ def rewrite_fault(instruction: str, original: str, answer: str = "") -> str | No
     if refuses(instruction):
         return "refusal"
     repeats_answer = answer and (quotes(answer, instruction) or alike(instruction, answer))
-    if alike(instruction, original) or repeats_answer:
+    if repeats_answer or not is_altered(instruction, original):
         return "not rewritten"
     return "role flip" if _SPEAKER.search(instruction) else None
 
