@@ -13,10 +13,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import backbone, draw, pairs, sequence, tiny
 
+from musiccli.core.errors import InputError
 from musiccli.cpu import SWITCH, linear, memory, plain_torch
 from musiccli.cpu.attention import attention
 from musiccli.reward_model import activations, checkpoint
 from musiccli.reward_model.loss import bradley_terry
+from musiccli.reward_model.out_of_memory import explain_out_of_memory
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 SHAPES = {
@@ -293,6 +295,27 @@ def test_rows_of_any_length_leave_no_memory_behind():
 def test_memory_settings_are_mallopts_own():
     """glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX."""
     assert memory.SETTINGS == {-4: 0, -1: -1, -2: 64 << 20, -8: 1}
+
+
+def test_copies_in_own_pages_are_what_was_copied_whatever_the_types():
+    tensors = [
+        torch.arange(12.0).view(3, 4).t(),
+        torch.ones(1, 2, 5, dtype=torch.bfloat16)[:, :, 1:4],
+        torch.arange(7),
+    ]
+    copies = memory.copy_to_own_pages(tensors)
+    for tensor, copy in zip(tensors, copies, strict=True):
+        assert copy.dtype == tensor.dtype and copy.is_contiguous() and torch.equal(copy, tensor)
+    assert len({copy.untyped_storage().data_ptr() for copy in copies}) == 1
+
+
+def test_pages_that_the_system_has_not_are_memory_that_does_not_suffice():
+    tensor = torch.zeros(1).expand(1 << 50)
+    with (
+        pytest.raises(InputError, match=r"^memory does not suffice; less$"),
+        explain_out_of_memory("less"),
+    ):
+        memory.copy_to_own_pages([tensor])
 
 
 def test_threads_that_wait_sleep_from_before_torch_is_loaded():

@@ -1,5 +1,10 @@
 """Conversations that begin like earlier ones get the rewards of a network that computes all anew."""
 
+import ctypes
+import mmap
+import subprocess
+import sys
+
 import pytest
 import torch
 from toys import FAMILIES, backbone, draw, sequence
@@ -90,6 +95,65 @@ def test_so_many_histories_are_kept_and_no_more():
 def test_a_conversation_that_is_too_long_is_not_recorded():
     assert HistoryCache(30).beginning([sequence(draw(31, 1))]) == Beginning()
     assert HistoryCache(31).beginning([sequence(draw(31, 1))]).recorded is not None
+
+
+def test_what_is_kept_lies_in_pages_of_its_own(network):
+    """They return to the system with it, and it leaves no gap between the tensors of passes."""
+    network.keep_histories(1 << 30)
+    rewards_and_tokens(network)
+    kept, network.histories = network.histories._histories, None
+    assert kept
+    blocks = set()
+    for history in kept:
+        tensors = [tensor for pair in history.layers.values() for tensor in pair]
+        [block] = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        blocks.add(block)
+        assert block % mmap.PAGESIZE == 0
+        assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors)
+    assert len(blocks) == len(kept)
+
+
+PASSES = """
+import ctypes, random, torch
+from musiccli.cpu.memory import retain_freed_memory
+from musiccli.reward_model.histories import HistoryCache
+from musiccli.reward_model.packing import History
+
+class Counts(ctypes.Structure):  # glibc's struct mallinfo2
+    _fields_ = [(f"f{number}", ctypes.c_size_t) for number in range(10)]
+
+def heap():  # its bytes, without those that nothing has lain in yet
+    counts = mallinfo2()
+    return counts.f0 - counts.f9
+
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Counts
+retain_freed_memory()
+torch.set_num_threads(1)
+draw, cache, before = random.Random(0), HistoryCache(1 << 20), heap()
+for number in range(600):
+    size = draw.randrange(20, 400)
+    history = History([number] * size)
+    for layer in range(4):
+        scores = torch.empty(size, size // 4)
+        history.layers[layer] = (torch.empty(2, size, 32), torch.empty(2, size, 32))
+        hidden = torch.empty(size, 256)
+    cache.add(history)
+print(len(cache._histories), heap() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_heap_grows_to_what_passes_take_whatever_is_kept():
+    """Those that are kept hold 110 MB, and a pass takes some 5 MB."""
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("this C library does not say what is used")
+    done = subprocess.run(
+        [sys.executable, "-c", PASSES], capture_output=True, text=True, check=True
+    )
+    kept, grown = map(int, done.stdout.split())
+    assert kept == MAX_HISTORIES
+    assert grown < 64 << 20
 
 
 def test_rotations_that_depend_on_the_row_and_padding_keep_nothing(tmp_path):

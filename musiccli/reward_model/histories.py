@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from musiccli.cpu.memory import copy_to_own_pages
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.packing import (
     MIN_SHARED_TOKENS,
@@ -50,7 +51,12 @@ class HistoryCache:
         return Beginning(history, length, recorded)
 
     def add(self, history: History) -> None:
-        """Keep a history that was computed, and forget those that it replaces."""
+        """Keep a history that was computed, and forget those that it replaces.
+
+        Raises:
+            MemoryError: there is no memory for it.
+        """
+        _move_to_own_pages(history)
         self._histories = [
             earlier
             for earlier in self._histories
@@ -60,3 +66,15 @@ class HistoryCache:
         del self._histories[:-MAX_HISTORIES]
         while sum(len(history.ids) for history in self._histories) > self.max_tokens:
             self._histories.pop(0)
+
+
+def _move_to_own_pages(history: History) -> None:
+    """Move keys and values on a CPU out of the heap, where they would lie between those of passes.
+
+    A history is freed long after the pass that computed it. In the heap it leaves gaps that the
+    next passes do not fill, and a server grows.
+    """
+    tensors = [tensor for pair in history.layers.values() for tensor in pair]
+    if tensors and all(tensor.device.type == "cpu" for tensor in tensors):
+        copies = iter(copy_to_own_pages(tensors))
+        history.layers = dict(zip(history.layers, zip(copies, copies, strict=True), strict=True))

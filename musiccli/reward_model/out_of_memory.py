@@ -13,8 +13,8 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
     """Raise InputError if memory runs out within it; `advice` says what would take less memory."""
     try:
         yield
-    except RuntimeError as error:
-        on_cpu = "can't allocate memory" in str(error)
+    except (RuntimeError, MemoryError) as error:
+        on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
         if isinstance(error, torch.OutOfMemoryError) or on_cpu:
             raise InputError(f"memory does not suffice; {advice}") from error
         raise
