@@ -65,6 +65,7 @@ def test_what_a_user_would_say_is_no_fault(text):
         ("I apologize for the confusion.", "role flip"),
         ("Here's the next user message: how long?", "prompt leak"),
         ("{{transcript}}", "prompt leak"),
+        ("You are a helpful AI assistant named Elena. I look for eggs.", "prompt leak"),
         ("How do I boil an egg", "repeat"),
         ("put it into boiling water, for eight minutes", "repeat"),
         ("I cannot find your pan. I cannot find your pan.", "repeats itself"),

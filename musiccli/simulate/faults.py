@@ -54,10 +54,11 @@ _USER_SPEAKER = re.compile(r"^[*#\[]{0,3}(user|human)[*\]]{0,3}\s*:", re.IGNOREC
 # A call or a result, as `core.messages.plain_messages` writes them.
 _TOOL_TAG = re.compile(r"</?tool_(call|response)>", re.IGNORECASE)
 
-# A user who repeats words of the prompt.
+# A user who repeats words of the prompt, or the system prompt of most chat models.
 _PROMPT = re.compile(
     r"\{\{\s*\w+\s*\}\}$|\{\{\s*(transcript|instruction|conversation)\s*\}\}|"
     r"\bthe user's (next|last) message\b|"
+    r"\byou are a helpful (\w+ )?assistant\b|"
     r"\bnext message of the user\b|\bhere('s| is) (the|a) (next |possible )?user('s)? message",
     re.IGNORECASE,
 )
