@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What MUSIC is for, in about 6 minutes on a laptop: 2 CPU cores, no GPU, no key, offline once installed, 8 GB of memory.
+# What MUSIC is for, in about 9 minutes on a laptop: 2 CPU cores, no GPU, no key, offline once installed, 8 GB of memory.
 #
 #     bash recipes/quickstart.sh [--dry-run] [FOLDER, default quickstart]
 #     SEED=4 bash recipes/quickstart.sh seed4    # another seed of the reward models

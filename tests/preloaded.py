@@ -65,7 +65,6 @@ request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(request)
 child = int.from_bytes(server.recv(8), "big")
-os.symlink(str(child), {folder!r} + "/" + str(os.getpid()))
 # A handler would wait for the program's end if its signal came just before `recv` began.
 signals, wakeup = os.pipe2(os.O_NONBLOCK)
 signal.set_wakeup_fd(wakeup)
@@ -138,6 +137,8 @@ def program(client: int) -> int:
 
 # The server
 
+Program = tuple[int, socket.socket, Path]  # a child, its client, and the link from client to child
+
 
 def serve(folder: Path) -> None:
     """Wait for the first client, then fork once for every client, until standard input ends."""
@@ -150,28 +151,28 @@ def serve(folder: Path) -> None:
             importlib.import_module(library)
         gc.enable()  # the command line switches it off while it starts
         gc.freeze()  # what is here is shared with the children as long as nobody writes to it
-        answer_clients(listener, str(folder / "bin" / "python"))
+        answer_clients(listener, str(folder / "bin" / "python"), folder)
 
 
-def answer_clients(listener: socket.socket, interpreter: str) -> None:
+def answer_clients(listener: socket.socket, interpreter: str, folder: Path) -> None:
     """Fork for clients. Each is told its child's number, then how it ended."""
-    running: dict[int, tuple[int, socket.socket]] = {}  # of pidfd or connection: child, client
+    running: dict[int, Program] = {}  # of pidfd or connection
     while True:
         for ready in select.select([listener, 0, *running], [], [])[0]:
             if ready is listener:
-                running.update(start_program(listener, interpreter))
+                running.update(start_program(listener, interpreter, folder))
             elif ready == 0:
-                for child, _ in running.values():
+                for child, _, _ in running.values():
                     os.kill(child, signal.SIGKILL)
                 return
             elif ready in running:
                 end_program(ready, running)
 
 
-def start_program(
-    listener: socket.socket, interpreter: str
-) -> dict[int, tuple[int, socket.socket]]:
+def start_program(listener: socket.socket, interpreter: str, folder: Path) -> dict[int, Program]:
     client, _ = listener.accept()
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    link = folder / str(int.from_bytes(credentials[:4], sys.byteorder))  # the client's number
     size, streams, _, _ = socket.recv_fds(client, 8, 3)
     request = b""
     while len(request) < int.from_bytes(size, "big"):
@@ -186,20 +187,24 @@ def start_program(
         os._exit(run_as_main(*json.loads(request), interpreter))
     for stream in streams:
         os.close(stream)
+    link.unlink(missing_ok=True)  # of a client that was killed a moment ago and had this number
+    link.symlink_to(str(child))
     with contextlib.suppress(OSError):  # the client was killed
         client.sendall(child.to_bytes(8, "big"))
-    return dict.fromkeys((os.pidfd_open(child), client.fileno()), (child, client))
+    return dict.fromkeys((os.pidfd_open(child), client.fileno()), (child, client, link))
 
 
-def end_program(ready: int, running: dict[int, tuple[int, socket.socket]]) -> None:
+def end_program(ready: int, running: dict[int, Program]) -> None:
     """A child has ended, or its client was killed."""
-    child, client = running[ready]
+    child, client, link = running[ready]
     if ready == client.fileno():
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    if link.is_symlink() and link.readlink().name == str(child):
+        link.unlink()  # before the client ends: another may then have its number
     with contextlib.suppress(OSError):
         client.sendall(status.to_bytes(8, "big"))
-    for number in [number for number, (one, _) in running.items() if one == child]:
+    for number in [number for number, (one, _, _) in running.items() if one == child]:
         del running[number]
         if number != client.fileno():
             os.close(number)
