@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import signal
 import threading
 
 import pytest
@@ -194,6 +195,24 @@ def test_closing_early_cancels_what_is_in_flight():
     results.close()
     assert set(cancelled) <= {1, 2, 3}
     assert list(results) == []
+
+
+def test_an_interrupt_while_the_loop_starts_is_not_lost(monkeypatch):
+    run, interrupts = asyncio.Runner.run, [signal.SIGINT]
+
+    class Interrupting:
+        def __del__(self):  # Python drops what a finalizer raises
+            signal.raise_signal(interrupts.pop())
+
+    def interrupted(*arguments):
+        if interrupts:
+            Interrupting()
+        return run(*arguments)
+
+    monkeypatch.setattr(asyncio.Runner, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(map_ordered(range(3), echo, 1))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_reader_that_is_left_waiting_ends_without_a_word(monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import queue
+import signal
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 # Windows of results that may wait for an older one: an item that hangs stalls the others late.
 MAX_WAITING_WINDOWS = 8
 
@@ -51,17 +53,69 @@ def map_ordered(
     with asyncio.Runner() as runner:
         batches = _finished_batches(iter(items), work, window)
 
-        async def next_batch() -> list[asyncio.Task[Result]] | None:
-            return await anext(batches, None)
+        async def next_batch() -> tuple[list[Result], BaseException | None] | None:
+            """The next results and the error after them. Tasks are freed here, by a callback."""
+            tasks = await anext(batches, None)
+            if tasks is None:
+                return None
+            error = tasks[-1].exception()
+            return [task.result() for task in (tasks[:-1] if error else tasks)], error
 
         try:
-            while (batch := runner.run(next_batch())) is not None:
-                for task in batch:
-                    yield task.result()
+            while (batch := _run(runner, next_batch)) is not None:
+                results, error = batch
+                yield from results
+                if error:
+                    raise error
         finally:
             # After an interrupt the generator still runs; the runner then cancels it.
             with contextlib.suppress(RuntimeError):
-                runner.run(batches.aclose())
+                _run(runner, batches.aclose)
+
+
+def _run(runner: asyncio.Runner, start: Callable[[], Awaitable[Value]]) -> Value:
+    """What `start()` returns, computed in the runner's loop. Ctrl-C cancels it.
+
+    The runner's own handler comes late: until then Ctrl-C raises KeyboardInterrupt in what happens
+    to run. In a callback Python drops it; between two statements of asyncio a task never starts.
+
+    Raises:
+        KeyboardInterrupt: after what was cancelled has ended; at a second Ctrl-C at once.
+    """
+    interrupts, running = 0, None
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            raise KeyboardInterrupt
+        if running:
+            runner.get_loop().call_soon_threadsafe(running.cancel)
+
+    async def run() -> Value:
+        nonlocal running
+        running = asyncio.current_task()
+        if interrupts:
+            raise asyncio.CancelledError
+        return await start()
+
+    default = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not default
+    ):
+        return runner.run(run())
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        value = runner.run(run())
+    except asyncio.CancelledError:
+        if interrupts:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, default)
+    if interrupts:
+        raise KeyboardInterrupt
+    return value
 
 
 async def gather_all(*works: Awaitable[Result]) -> list[Result]:
