@@ -13,10 +13,6 @@ from musiccli.train.prefetch import Prefetcher
 from musiccli.train.run import train
 
 
-def threads() -> int:
-    return threading.active_count()
-
-
 def test_items_come_in_order_from_another_thread():
     names = []
 
@@ -55,11 +51,11 @@ def test_an_error_comes_where_its_item_would_have_come():
 
 
 def test_the_thread_ends_with_its_reader():
-    before = threads()
-    with pytest.raises(KeyboardInterrupt), Prefetcher(iter(int, 1), 2) as ahead:
-        for _ in ahead:
-            raise KeyboardInterrupt
-    assert threads() == before
+    threads = iter(threading.current_thread, None)
+    with pytest.raises(KeyboardInterrupt), Prefetcher(threads, 2) as ahead:
+        thread = next(iter(ahead))
+        raise KeyboardInterrupt
+    assert not thread.is_alive() and thread is not threading.current_thread()
 
 
 @pytest.mark.slow

@@ -142,11 +142,11 @@ def test_what_is_read_ahead_keeps_its_order_and_ends_with_its_error():
 
 
 def test_the_reader_ends_with_the_one_it_reads_for():
-    before = threading.active_count()
-    endless = read_ahead(iter(int, 1), 0)
-    next(endless)
+    endless = read_ahead(iter(threading.current_thread, None), 0)
+    reader = next(endless)
+    assert reader is not threading.current_thread()
     endless.close()
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: not reader.is_alive())
 
 
 def test_identities_are_told_apart_by_all_their_fields():
