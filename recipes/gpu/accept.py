@@ -3,7 +3,7 @@
     python recipes/gpu/accept.py [--rows 1,2,6] [--markdown FILE]
 
 Models have random weights of real shapes and read random token ids, so no hub and no tokenizer is
-needed. Every figure and its baseline come from the same call. One GPU takes twelve minutes. The
+needed. Every figure and its baseline come from the same call. One GPU takes over ten minutes. The
 file of `--markdown` has each row as soon as it is measured.
 `--dry-run` runs the same rows on a CPU at toy size: it shows that the program works, and nothing
 about speed.
