@@ -23,13 +23,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
-
-import psutil
 
 LIBRARIES = (
     "musiccli.bench.report.tables",
@@ -128,10 +125,10 @@ def command() -> list[str]:
 
 def program(client: int) -> int:
     """The number of the process that runs what the client with this number was started for."""
+    from console import wait_until
+
     link = Path(os.environ[FOLDER]) / str(client)
-    while not link.is_symlink():  # the program may write before its client is told its number
-        psutil.Process(client)
-        time.sleep(0.01)
+    wait_until(link.is_symlink)  # a program may write before there is one
     return int(link.readlink().name)
 
 
@@ -151,16 +148,16 @@ def serve(folder: Path) -> None:
             importlib.import_module(library)
         gc.enable()  # the command line switches it off while it starts
         gc.freeze()  # what is here is shared with the children as long as nobody writes to it
-        answer_clients(listener, str(folder / "bin" / "python"), folder)
+        answer_clients(listener, folder)
 
 
-def answer_clients(listener: socket.socket, interpreter: str, folder: Path) -> None:
+def answer_clients(listener: socket.socket, folder: Path) -> None:
     """Fork for clients. Each is told its child's number, then how it ended."""
     running: dict[int, Program] = {}  # of pidfd or connection
     while True:
         for ready in select.select([listener, 0, *running], [], [])[0]:
             if ready is listener:
-                running.update(start_program(listener, interpreter, folder))
+                running.update(start_program(listener, folder))
             elif ready == 0:
                 for child, _, _ in running.values():
                     os.kill(child, signal.SIGKILL)
@@ -169,7 +166,7 @@ def answer_clients(listener: socket.socket, interpreter: str, folder: Path) -> N
                 end_program(ready, running)
 
 
-def start_program(listener: socket.socket, interpreter: str, folder: Path) -> dict[int, Program]:
+def start_program(listener: socket.socket, folder: Path) -> dict[int, Program]:
     client, _ = listener.accept()
     credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     link = folder / str(int.from_bytes(credentials[:4], sys.byteorder))  # the client's number
@@ -184,7 +181,7 @@ def start_program(listener: socket.socket, interpreter: str, folder: Path) -> di
         for target, stream in enumerate(streams):
             os.dup2(stream, target)
             os.close(stream)
-        os._exit(run_as_main(*json.loads(request), interpreter))
+        os._exit(run_as_main(*json.loads(request), str(folder / "bin" / "python")))
     for stream in streams:
         os.close(stream)
     link.unlink(missing_ok=True)  # of a client that was killed a moment ago and had this number

@@ -268,11 +268,11 @@ def _open(
     rows: int | None = None,
     layers: int | None = None,
 ) -> RewardModel:
-    """Load a model; a new head is drawn from `seed`, and refused where that is None."""
+    """Load a model. One without a trained head is refused where `seed` is None."""
     path = path_or_hub_id(name, say)
     _refuse_wrong_path(name, path)
     retain_freed_memory()
-    torch.manual_seed(seed or 0)  # a new head is drawn while the model is loaded
+    torch.manual_seed(seed or 0)  # new rows of an embedding are drawn
     with explain_out_of_memory("the weights alone take more than there is"):
         core, tokens, report = _load(name, path, placement, tokenizer or path, layers)
     report_custom_code(name, path, say)
