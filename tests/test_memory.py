@@ -64,7 +64,7 @@ def peak(words: str, line, count: int, folder) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words, line, few", [("pair", branches, 2000), ("bench winrate", pair, 3000)]
+    "words, line, few", [("pair", branches, 700), ("bench winrate", pair, 1200)]
 )
 def test_ten_times_the_records_take_no_more_memory(words, line, few, tmp_path):
     small, large = (peak(words, line, count, tmp_path) for count in (few, 10 * few))

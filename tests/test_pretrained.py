@@ -13,6 +13,7 @@ from copy import copy as copy_of
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 import torch
 from build import lines, talk, write
@@ -173,10 +174,12 @@ def test_a_config_that_cannot_be_is_one_line(copy, fields, expected):
 
 
 OF_THE_HUB = """
-import json, sys
+import json, os, sys
+from huggingface_hub import constants
 from musiccli.core.errors import InputError
 from musiccli.core.pretrained import load_classifier, load_config
 
+constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = os.environ["HF_HUB_CACHE"], True
 for name in sys.argv[1:]:
     config = load_config(name)
     config.num_labels = 1
@@ -209,9 +212,9 @@ def test_a_config_of_the_hub_is_compared_with_the_files_there(copy, tmp_path):
             config = json.loads((model / "config.json").read_text()) | fields
             (snapshot / "config.json").write_text(json.dumps(config))
             expected[f"somebody/{name}"] = bool(fields)
-    done = subprocess.run(  # of its own: the hub's library reads the variables as it is imported
-        [sys.executable, "-c", OF_THE_HUB, *expected],
-        env=environment(HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1"),
+    done = subprocess.run(
+        [preloaded.python(), "-c", OF_THE_HUB, *expected],
+        env=environment(HF_HUB_CACHE=str(tmp_path / "hub")),
         capture_output=True,
         text=True,
     )

@@ -1356,6 +1356,8 @@ def test_smollm2_learns_and_scores_what_was_measured(tmp_path):
         given,
         "--model",
         "local/smollm2",
+        "--layers",
+        8,
         "--out",
         tmp_path / "rm",
         "--batch",

@@ -358,7 +358,7 @@ def resident(name):
     [line] = [line for line in open("/proc/self/status") if line.startswith(name)]
     return int(line.split()[1]) * 1024
 
-config = TrainConfig(batch=8, lr=1e-5)
+config = TrainConfig(batch=2, lr=1e-5)
 model = checkpoint.create(sys.argv[1])
 checkpoint_activations(model.network, everything=False)
 pairs = tokenize_pairs([Record(json.loads(line)) for line in open(sys.argv[2])], model, 2048)
@@ -369,7 +369,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
 trainer = Trainer(model, pairs, config, Accelerator(cpu=True))
 for _ in range(2):
-    trainer.step(partition_pairs(range(8), pairs.sizes, config.budget, 1))
+    trainer.step(partition_pairs(range(2), pairs.sizes, config.budget, 1))
 print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 """
 
@@ -394,7 +394,7 @@ def test_the_estimate_is_close_to_the_measured_peak(tmp_path):
                 ]
                 for side in ("chosen", "rejected")
             }
-            for one in pairs(8)
+            for one in pairs(2)
         ],
     )
     done = subprocess.run(
