@@ -333,14 +333,13 @@ def test_threads_that_wait_sleep_from_before_torch_is_loaded():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not linear.ONEDNN_IS_FASTER, reason="oneDNN is not used on this processor")
-@pytest.mark.parametrize("transposed", [False, True])
-def test_a_factor_with_gaps_between_its_rows_is_multiplied_by_the_fast_code(transposed):
+def test_a_factor_with_gaps_between_its_rows_is_multiplied_by_the_fast_code():
     """A head's keys are such a view. oneDNN names the code that it runs on standard output."""
     code = (
         "import torch; from musiccli.cpu.linear import multiply_transposed\n"
         "left, both = torch.randn(64, 128), torch.randn(128, 256)\n"
-        f"right = both[:, :128]{'.t()' if transposed else ''}\n"
-        "torch.testing.assert_close(multiply_transposed(left, right), left @ right.t())\n"
+        "for right in (both[:, :128], both[:, :128].t()):\n"
+        "    torch.testing.assert_close(multiply_transposed(left, right), left @ right.t())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -349,5 +348,5 @@ def test_a_factor_with_gaps_between_its_rows_is_multiplied_by_the_fast_code(tran
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "primitive,exec" in done.stdout
+    assert done.stdout.count("primitive,exec") >= 2
     assert "ref:any" not in done.stdout

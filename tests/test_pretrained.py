@@ -31,6 +31,13 @@ LOADERS = {"from_pretrained", "from_config"}
 PROMPT = {"id": "q", "messages": talk("Name a fugue.")}
 RECORD = {"id": "q", "messages": talk("Name a fugue.", "The Art of Fugue.")}
 EVIL = "open({ran!r}, 'w').close()\nclass Evil: pass\n"
+SAYS_PATHS = """\
+import atexit, json, os, sys
+def say():
+    with open({said!r}, "a") as file:
+        print(json.dumps([os.environ.get("PYTHONSAFEPATH"), *sys.path]), file=file)
+atexit.register(say)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -230,16 +237,27 @@ def test_a_config_of_the_hub_is_compared_with_the_files_there(copy, tmp_path):
 @pytest.mark.slow
 def test_no_process_imports_from_the_current_folder(reward_model, tmp_path):
     """Neither `python -m musiccli` nor the processes that it starts."""
-    ran = tmp_path / "ran"
-    for name in ("orjson", "torch", "typer"):
-        (tmp_path / f"{name}.py").write_text(EVIL.format(ran=str(ran)))
-    write(tmp_path / "in.jsonl", RECORD)
-    score = ("score", "in.jsonl", "--no-cache", "--num-processes", "2", "--model", reward_model)
-    done = subprocess.run(
-        [sys.executable, "-m", "musiccli", *map(str, score)], cwd=tmp_path, capture_output=True
-    )
+    ran, folder, said = tmp_path / "ran", tmp_path / "folder", tmp_path / "said"
+    folder.mkdir()
+    for name in ("orjson", "typer"):
+        (folder / f"{name}.py").write_text(EVIL.format(ran=str(ran)))
+    write(folder / "in.jsonl", RECORD)
+    show = [sys.executable, "-m", "musiccli", "show", "in.jsonl"]
+    done = subprocess.run(show, cwd=folder, capture_output=True)
     assert not ran.exists() and done.returncode == 0
-    assert json.loads(done.stdout)["scores"]
+    (tmp_path / "sitecustomize.py").write_text(SAYS_PATHS.format(said=str(said)))
+    score = ("score", "in.jsonl", "--no-cache", "--num-processes", 2, "--model", reward_model)
+    done = subprocess.run(
+        [*preloaded.command(), *map(str, score)],
+        cwd=folder,
+        env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+    )
+    assert done.returncode == 0 and json.loads(done.stdout)["scores"]
+    paths = list(map(json.loads, said.read_text().splitlines()))
+    assert len(paths) == 3
+    for safe, *path in paths:
+        assert safe and not {"", str(folder)} & set(path)
 
 
 @pytest.mark.parametrize(

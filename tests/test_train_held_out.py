@@ -292,7 +292,7 @@ def whole(trial, tmp_path_factory):
     """Of a seed with which the held-out loss rises: the log of all steps, where a run with patience
     should stop, the best step, and the seed."""
     folder = tmp_path_factory.mktemp("whole")
-    for seed in range(20):
+    for seed in (8, *range(20)):  # 8 does where this was written; elsewhere sums round otherwise
         assert trial(seed, folder / str(seed), "--eval-every", 1, "--no-check").status == 0
         steps = log(folder / str(seed))
         losses = [step["eval_loss"] for step in steps]
