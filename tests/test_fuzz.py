@@ -24,6 +24,7 @@ from console import Done, music
 from test_contract import ROWS, Row, address, named, reward_model, row, run  # noqa: F401
 
 from musiccli.core import template_process
+from musiccli.llm import limiter
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 TIMES = float(os.environ.get("FUZZ_TIMES", "0.1"))
@@ -239,6 +240,8 @@ def body_of(number: int) -> bytes:
 class Replies(BaseHTTPRequestHandler):
     """Answers each call with the next body."""
 
+    disable_nagle_algorithm = True
+
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         with self.server.lock:
@@ -272,7 +275,7 @@ def replies() -> Iterator[ThreadingHTTPServer]:
 )
 def test_damaged_replies_are_one_line_each(words, guard, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    monkeypatch.setattr("musiccli.llm.remote_model.RETRY_DELAY", 0.01, raising=False)
+    monkeypatch.setattr(limiter, "backoff", lambda *_: 0.0)
     record = (
         {"messages": talk("What is a fugue?")}
         if words.startswith("simulate")
