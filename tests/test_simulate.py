@@ -914,6 +914,12 @@ def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_e
         ("A list.\n\nof thin", "A list."),
         ("- a long item\n- another\n- a thi", "- a long item\n- another"),
         ("A long list\n\nof thin", "A long list"),
+        ("Of course, here are five:\n\n1. Wash the r", None),
+        ("Wash the rice in cold water. Then do this:\n- rin", "Wash the rice in cold water."),
+        ("Wash the rice in cold water. **Then:**\n- rin", "Wash the rice in cold water."),
+        ("先把米洗干净。然后：\n- 煮", "先把米洗干净。"),
+        ("Wash the rice in cold water.\n\n## And then?\n\nCook", "Wash the rice in cold water."),
+        ("First wash it:\n- well\n- no", "First wash it:\n- well"),
         (
             "1. Wash the rice well.\n2. Cook it slowly.\n3. Then",
             "1. Wash the rice well.\n2. Cook it slowly.",

@@ -6,9 +6,14 @@ from dataclasses import replace
 from musiccli.llm.call import Reply
 
 SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]*_”’]*(?=\s|$)|[。！？]|(?<=\S)\n+")
-# A dot after the number of a list's line or after an abbreviation ends no sentence.
-LIST_NUMBER = re.compile(r"^(?:[^\S\n]|[>*_#])*(?:\d+|[A-Za-z])\.", re.MULTILINE)
-ABBREVIATION = re.compile(r"\b(?=((?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf)\.))")
+# Where no sentence or line ends.
+NO_END = re.compile(
+    r"^(?:[^\S\n]|[>*_#])*(?:\d+|[A-Za-z])\."  # the number of a list's line
+    r"|\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf)\."
+    r"|^#{1,6} .*"  # a heading
+    r"|[:：][*_\"')\]”’]*$",  # a line that announces what follows
+    re.MULTILINE,
+)
 
 
 def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
@@ -28,15 +33,5 @@ def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
 
 def _last_end(text: str) -> int:
     """Where the last whole sentence or line ends; 0 where there is none."""
-    dots = {match.end() for match in LIST_NUMBER.finditer(text)}
-    dots.update(match.end(1) for match in ABBREVIATION.finditer(text))
-    ends = (match.end() for match in SENTENCE_END.finditer(text))
-    # One line break after such a dot belongs to it.
-    return max(
-        (
-            end
-            for end in ends
-            if end not in dots and not (text[end - 1] == "\n" and end - 1 in dots)
-        ),
-        default=0,
-    )
+    masked = NO_END.sub(lambda match: " " * len(match[0]), text)
+    return max((match.end() for match in SENTENCE_END.finditer(masked)), default=0)
