@@ -178,6 +178,8 @@ def test_what_an_assistant_would_say_is_no_fault(text):
         ("Put it into boiling water for eight minutes!", "repeat"),
         ("I'm sorry for your loss, but I do not have the ability to help.", "refusal"),
         ("A humble egg, what a humble egg. A humble egg, what a humble egg.", "repeats itself"),
+        ("先把米洗干净。先把米洗干净。先把米洗干净。", "repeats itself"),
+        ("先把米洗干净，再加水煮饭，最后把饭盛出来。", None),
     ],
 )
 def test_what_spoils_a_contrasted_reply_has_a_name(text, name):

@@ -119,7 +119,7 @@ def is_altered(instruction: str, original: str) -> bool:
 
 def repeats_itself(text: str) -> bool:
     """Whether most of a message's words stand in runs of words that occur in it more than once."""
-    words = plain_words(text).split()
+    words = _split_words(text)
     runs = list(zip(*(words[first:] for first in range(MIN_QUOTED_WORDS)), strict=False))
     counts = Counter(runs)
     repeated = {
