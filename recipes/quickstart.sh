@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What MUSIC is for, in about 9 minutes on a laptop: 2 CPU cores, no GPU, no key, offline once installed, 8 GB of memory.
+# What MUSIC is for, in about 5 minutes on a laptop: 2 CPU cores, no GPU, no key, offline once installed, 8 GB of memory.
 #
 #     bash recipes/quickstart.sh [--dry-run] [FOLDER, default quickstart]
 #     SEED=4 bash recipes/quickstart.sh seed4    # another seed of the reward models
@@ -11,8 +11,8 @@
 # it depend on how far back the reply is?
 #
 # Most of the simulated pairs were made before, by the lines in tiny-data/README.md; a few are made now. SmolLM2-135M plays
-# user, assistant and judge. Its first 6 of 30 layers are the backbone of the reward models. tiny-data/README.md says what
-# was tried on the way, and what none of this can show.
+# user, assistant and judge. Its first 6 of 30 layers are the backbone of the reward models, which LoRA trains.
+# tiny-data/README.md says what was tried on the way, and what none of this can show.
 # Stopped at any point, the same line goes on from the last finished stage; finished LLM calls are never made again.
 # --dry-run walks all stages with a handful of rows: it shows that the script works. DRY_LLM and DRY_MODEL are the simulator
 # and the backbone to do it with.
@@ -33,11 +33,11 @@ mkdir -p "$out"
 llm=local/smollm2
 contexts=3 # continued now
 prompts=3  # with 4 conversations of each, to pick the best from
-train=(--model local/smollm2 --layers 6 --batch 8 --steps 30 --lr 2e-4 --max-length 1024 --seed "${SEED:-0}")
+train=(--model local/smollm2 --layers 6 --lora 16 --batch 8 --steps 20 --lr 2e-3 --max-length 1024 --seed "${SEED:-0}")
 talks=$data/talks.jsonl
 if [ -n "$dry" ]; then
     llm=${DRY_LLM:-$llm} contexts=2 prompts=2
-    train=(--model "${DRY_MODEL:-local/smollm2}" --layers 1 --batch 2 --steps 2 --lr 1e-4 --max-length 1024)
+    train=(--model "${DRY_MODEL:-local/smollm2}" --layers 1 --lora 4 --batch 2 --steps 2 --lr 1e-4 --max-length 1024)
     head -n 4 "$talks" >"$out/talks.jsonl"
     talks=$out/talks.jsonl
 fi
