@@ -5,6 +5,7 @@ The times are of this process's CPU, so a busy machine makes no difference.
 
 import contextlib
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from musiccli.reward_model.chat_template import DATE_CALL
 from musiccli.sample import columns, corruptions, exclusion, formats
 from musiccli.show import differences, html, terminal, view
 from musiccli.simulate import contrast, faults
-from musiccli.simulate.truncation import whole_sentences
+from musiccli.simulate.truncation import SENTENCE_END, _last_end, whole_sentences
 
 SMALL, LARGE = 10_000, 100_000  # characters
 LARGE_SECONDS = 4.0  # a text of LARGE may take this long, or GROWTH times what SMALL took
@@ -312,6 +313,46 @@ def test_two_texts_are_compared_in_linear_time(comparison, texts):
         left, right = PAIRS[texts](size)
         taken = seconds(lambda left=left, right=right: COMPARISONS[comparison](left, right))
         assert taken < LARGE_SECONDS, f"{size} characters: {taken:.1f} s"
+
+
+NOT_AN_END = re.compile(  # looks at the whole text for every end: plain, and quadratic
+    r"(?:(?:(?:^|\n)[\s>*_#]*(?:\d+|[A-Za-z])|\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf))\."
+    r"|[:：][*_\"')\]”’]*|(?:^|\n)#{1,6} [^\n]*)\n*$"
+)
+
+
+def last_end_searched(text: str) -> int:
+    ends = (match.end() for match in SENTENCE_END.finditer(text))
+    return max((end for end in ends if not NOT_AN_END.search(text, 0, end)), default=0)
+
+
+def test_the_last_whole_sentence_is_what_a_plain_search_gives():
+    draws = random.Random(1)
+    pieces = [
+        "a",
+        "1",
+        ".",
+        ". ",
+        "\n",
+        " ",
+        "Dr.",
+        "i.e.g.",
+        "e.g. ",
+        "!",
+        '"',
+        ")",
+        "> ",
+        "*",
+        "。",
+        "B. ",
+        "12.\n",
+        ":",
+        "# ",
+        "\u2028",
+    ]
+    for _ in range(5000):
+        text = "".join(draws.choices(pieces, k=draws.randint(1, 14)))
+        assert _last_end(text) == last_end_searched(text), repr(text)
 
 
 def test_a_request_is_found_behind_empty_lines():

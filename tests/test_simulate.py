@@ -920,6 +920,7 @@ def test_a_reply_that_ends_in_the_middle_is_asked_for_again_and_dropped_in_the_e
         ("先把米洗干净。然后：\n- 煮", "先把米洗干净。"),
         ("Wash the rice in cold water.\n\n## And then?\n\nCook", "Wash the rice in cold water."),
         ("First wash it:\n- well\n- no", "First wash it:\n- well"),
+        ("Wash the rice in cold water.\ne.g. in a", "Wash the rice in cold water."),
         (
             "1. Wash the rice well.\n2. Cook it slowly.\n3. Then",
             "1. Wash the rice well.\n2. Cook it slowly.",

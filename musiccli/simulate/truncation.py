@@ -6,14 +6,12 @@ from dataclasses import replace
 from musiccli.llm.call import Reply
 
 SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]*_”’]*(?=\s|$)|[。！？]|(?<=\S)\n+")
-# Where no sentence or line ends.
-NO_END = re.compile(
-    r"^(?:[^\S\n]|[>*_#])*(?:\d+|[A-Za-z])\."  # the number of a list's line
-    r"|\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf)\."
-    r"|^#{1,6} .*"  # a heading
-    r"|[:：][*_\"')\]”’]*$",  # a line that announces what follows
-    re.MULTILINE,
-)
+HEADING = re.compile(r"^#{1,6} .*", re.MULTILINE)  # holds no end
+# No sentence or line ends after the number of a list's line, after an abbreviation, or after a line
+# that announces what follows.
+LIST_NUMBER = re.compile(r"^(?:[^\S\n]|[>*_#])*(?:\d+|[A-Za-z])\.", re.MULTILINE)
+ABBREVIATION = re.compile(r"\b(?=((?:Dr|Mr|Mrs|Ms|Prof|St|vs|Fig|e\.g|i\.e|cf)\.))")
+ANNOUNCEMENT = re.compile(r"[:：][*_\"')\]”’]*$", re.MULTILINE)
 
 
 def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
@@ -33,5 +31,12 @@ def whole_sentences(reply: Reply) -> tuple[Reply, bool]:
 
 def _last_end(text: str) -> int:
     """Where the last whole sentence or line ends; 0 where there is none."""
-    masked = NO_END.sub(lambda match: " " * len(match[0]), text)
-    return max((match.end() for match in SENTENCE_END.finditer(masked)), default=0)
+    text = HEADING.sub(lambda match: " " * len(match[0]), text)
+    no_ends = {match.end(1) for match in ABBREVIATION.finditer(text)}
+    for pattern in (LIST_NUMBER, ANNOUNCEMENT):
+        no_ends.update(match.end() for match in pattern.finditer(text))
+    last = 0
+    for match in SENTENCE_END.finditer(text):
+        if match.start() + len(match[0].rstrip("\n")) not in no_ends:  # a break belongs to its line
+            last = match.end()
+    return last
