@@ -240,8 +240,6 @@ def body_of(number: int) -> bytes:
 class Replies(BaseHTTPRequestHandler):
     """Answers each call with the next body."""
 
-    disable_nagle_algorithm = True
-
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         with self.server.lock:
