@@ -77,6 +77,7 @@ SIDES = {"chosen": [user("q"), assistant("good")], "rejected": [user("q"), assis
         {"trajectory": [{"from": "user", "value": "q"}], "chosen": "good", "rejected": "bad"},
         {"input": "q", "output_1": "good", "output_2": "bad", "label": 1},
         {"input": "q", "output_1": "bad", "output_2": "good", "label": 2},
+        {"instruction": "q", "input": "", "output_1": "good", "output_2": "bad", "label": 1},
         {
             "evaluation_sample": {
                 "input": [user("q")],
@@ -111,6 +112,13 @@ def test_the_explicit_form_may_share_whole_turns():
         "rejected": [user("x"), assistant("y")],
     }
     assert read_one(row)["chosen"] == [user("a"), assistant("b"), user("c"), assistant("d")]
+
+
+def test_an_instruction_and_its_input_are_one_question():
+    row = {"instruction": "Translate.", "input": "A bird.", "output_1": "x", "output_2": "y"}
+    record = read_one(row | {"label": 2})
+    assert record["chosen"] == [user("Translate.\nA bird."), assistant("y")]
+    assert "instruction" not in record["metadata"]
 
 
 @pytest.mark.parametrize(

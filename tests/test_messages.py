@@ -164,6 +164,9 @@ def test_functions_on_offer_are_a_list_or_one_as_text():
     for given in (ours, [function], json.dumps(ours), json.dumps([function])):
         record = parse_conversation(Record({"id": "x", "messages": [user()], "tools": given}))
         assert record["tools"] == ours
+    for none in ("", " ", "[]", "null", []):
+        record = parse_conversation(Record({"id": "x", "messages": [user()], "tools": none}))
+        assert record["tools"] == []
     for wrong, problem in (
         ("w", "tools: is a string; it should be a list of functions"),
         (

@@ -106,7 +106,9 @@ def parse_messages(
 
 
 def parse_tools(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Check `tools`, the functions on offer, and put them into OpenAI's form. May be absent.
+    """Check `tools`, the functions on offer, and put them into OpenAI's form.
+
+    It may be absent, and a blank text is none, as a column of texts has it.
 
     Raises:
         RecordError: `tools` is neither a list of functions nor such a list as JSON text.
@@ -115,15 +117,15 @@ def parse_tools(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     tools = value
     if isinstance(value, str):
         try:
-            tools = json_text.decode(value.encode())
+            tools = json_text.decode(value.encode()) if value.strip() else []
         except ValueError:
             tools = value
     if tools is None:
-        return []
+        tools = []
     if not isinstance(tools, list):
         raise _error(record, "tools", f"is {kind_of(value)}; it should be a list of functions")
     tools = [_parse_tool(record, f"tools[{index}]", tool) for index, tool in enumerate(tools)]
-    if tools != value and isinstance(record, MutableMapping):
+    if value not in (None, tools) and isinstance(record, MutableMapping):
         record["tools"] = tools
     return tools
 

@@ -32,10 +32,14 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 def read_instruction(row: Record) -> list[Message]:
     """The column `history`, and the instruction with the input on a line below it."""
+    instruction = user_message(instruction_text(row))
+    return with_system_message(row, [*read_turn_pairs(row, "history"), instruction])
+
+
+def instruction_text(row: Record) -> str:
+    """The instruction, with the input on a line below it where there is one."""
     text = read_text(row, "instruction")
-    if row.get("input"):
-        text = f"{text}\n{read_text(row, 'input')}"
-    return with_system_message(row, [*read_turn_pairs(row, "history"), user_message(text)])
+    return f"{text}\n{read_text(row, 'input')}" if row.get("input") else text
 
 
 FORMATS = [

@@ -1,4 +1,7 @@
-"""LLMBar and OffsetBias: one instruction with two outputs, and a label: the better one."""
+"""LLMBar and OffsetBias: one instruction with two outputs, and a label: the better one.
+
+LLMBar's instruction stands in `input`. Rows as Alpaca has them hold both columns.
+"""
 
 import re
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from musiccli.sample.columns import (
     read_text,
     user_message,
 )
+from musiccli.sample.formats.llama_factory import instruction_text
 
 REWARDBENCH_SUBSETS = {  # LLMBar's files or folders, and RewardBench's names for them
     "Natural": "llmbar-natural",
@@ -27,19 +31,20 @@ REWARDBENCH_SUBSETS = {  # LLMBar's files or folders, and RewardBench's names fo
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """The better output over the other, with the subset in the metadata."""
     labels = _subset(row.where or source)
-    yield make_record(row, source, _sides(row, "input"), labels)
+    question = instruction_text(row) if "instruction" in row else read_text(row, "input")
+    yield make_record(row, source, _sides(row, question), labels, texts=("instruction",))
 
 
 def read_offsetbias(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """The better output over the other, with the models in the metadata."""
-    sides = _sides(row, "instruction")
+    sides = _sides(row, instruction_text(row))
     yield make_record(row, source, sides, id=row.get("instruction_id"), texts=("instruction",))
 
 
-def _sides(row: Record, question_column: str) -> dict[str, list[Message]]:
+def _sides(row: Record, text: str) -> dict[str, list[Message]]:
     better = read_label(row, "label", {1: "output_1", 2: "output_2"})
     worse = "output_2" if better == "output_1" else "output_1"
-    question = user_message(read_text(row, question_column))
+    question = user_message(text)
     return {
         "chosen": [question, assistant_message(read_text(row, better))],
         "rejected": [question, assistant_message(read_text(row, worse))],
