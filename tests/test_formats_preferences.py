@@ -724,6 +724,23 @@ def test_best_over_worst_is_chosen_for_each_message_and_leaves_what_is_not_ranke
     assert len(emitted(row, ranked=Ranked.best_worst)[0]) == 6
 
 
+def test_the_worst_is_no_reply_with_a_higher_score_than_the_chosen_one():
+    [row] = rows("prism_conversations")
+    history = prism_turn(0, "q", ("a", 40, True), ("b", 90, False), ("c", 10, False))
+    history += prism_turn(1, "r", ("d", 40, True), ("e", 90, False), ("f", 70, False))
+    pairs, _ = emitted(changed(row, conversation_history=history), ranked=Ranked.best_worst)
+    assert [sides(pair) for pair in pairs] == [("a", "c"), ("d", "f")]
+
+
+@pytest.mark.parametrize("label, best, worst", [(None, "r3", "r0"), ("verbosity", "r0", "r3")])
+def test_successive_rated_replies_give_the_best_over_the_worst(label, best, worst):
+    [row] = rows("helpsteer2_ratings")
+    replies = [changed(row, response=f"r{n}", helpfulness=n, verbosity=4 - n) for n in range(4)]
+    [pair], counts = emitted(*replies, ranked=Ranked.best_worst, label=label)
+    assert sides(pair) == (best, worst)
+    assert counts["dropped (between best and worst)"] == 5
+
+
 def test_nectar_answers_are_conversations_with_their_ranks():
     [row] = rows("nectar")
     first, second = read(row)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import inf
 from typing import Any
 
 from musiccli.core import json_text
@@ -239,7 +240,8 @@ def read_objects(row: Record, column: str) -> list[dict[str, Any]]:
 def keep_best_over_worst(records: Iterable[Record]) -> list[Record]:
     """Of the pairs that one row gives, for each message only the best reply over the worst.
 
-    Pairs know their `ranks` or `scores` from the metadata; records without them are all kept.
+    Pairs know their `ranks`, `scores` or `ratings` from the metadata; records without them are all
+    kept.
     """
     widest: dict[str, tuple[float, int]] = {}  # by message: the gap, and the record that has it
     kept: dict[int, Record] = {}
@@ -249,7 +251,7 @@ def keep_best_over_worst(records: Iterable[Record]) -> list[Record]:
             kept[number] = record
             continue
         history = content_id(record[side_names(record)[0]][:-1])
-        best, previous = widest.get(history, (-1.0, -1))
+        best, previous = widest.get(history, (-inf, -1))
         if gap > best:
             kept.pop(previous, None)
             kept[number] = record
@@ -258,11 +260,18 @@ def keep_best_over_worst(records: Iterable[Record]) -> list[Record]:
 
 
 def _gap(record: Record) -> float | None:
-    """How far the two replies of a pair are from each other, or None where it is no ranked pair."""
+    """How much better a pair's first side is than the other, or None where it is no ranked pair.
+
+    It is below 0 where a person chose the reply that has the lower score.
+    """
     metadata = record.get("metadata") or {}
-    values = metadata.get("ranks") or metadata.get("scores")
+    names = [name for name in ("ranks", "scores", "ratings") if metadata.get(name)]
+    values = metadata[names[0]] if names else None
     if record_kind(record) == "conversation" or not isinstance(values, list) or len(values) != 2:
         return None
+    if all(isinstance(value, dict) for value in values):  # several ratings of each reply
+        values = [value.get(metadata.get("label")) for value in values]
     if not all(isinstance(value, int | float) for value in values):
         return None
-    return float(abs(values[0] - values[1]))
+    first, second = values
+    return float(second - first if names[0] == "ranks" else first - second)

@@ -90,7 +90,7 @@ def read_rated_pairs(row: Record, source: str, label: str = RATINGS[0]) -> Itera
         Reply(
             member["response"],
             read_number(member, label, 0, HIGHEST_RATING),
-            {"rating": {name: member[name] for name in RATINGS if name in member}},
+            {"rating": _ratings(member)},
         )
         for member in row[JOINED]
     ]
@@ -118,9 +118,13 @@ def join_replies(rows: list[Record], rejects: Rejects) -> Record | None:
 
 def read_ratings(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the conversation of one row with its ratings."""
-    ratings = {name: read_number(row, name, 0, HIGHEST_RATING) for name in RATINGS if name in row}
+    ratings = _ratings(row)
     messages = [*_read_turns(row), assistant_message(row["response"])]
     yield make_record(row, source, {"messages": messages}, ratings, texts={"response"})
+
+
+def _ratings(row: Record) -> dict[str, float | None]:
+    return {name: read_number(row, name, 0, HIGHEST_RATING) for name in RATINGS if name in row}
 
 
 def _winner(strength: int | None) -> str | None:
