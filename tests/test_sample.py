@@ -135,6 +135,20 @@ def test_a_vote_makes_a_pair(winner, chosen, rejected):
     records.parse_preference(Record(dict(pair)))
 
 
+@pytest.mark.parametrize("winner, side", [("A", "a"), ("model_b", "b"), ("Tie", "tie")])
+def test_a_winner_may_be_spelled_as_votes_are(winner, side):
+    row = {"id": "x", "a": talk("q", "r"), "b": talk("q", "s"), "winner": winner}
+    [record], _ = run([row], "comparisons")
+    assert record["winner"] == side
+
+
+@pytest.mark.parametrize("winner", ["left", "", 1, True, ["a"]])
+def test_a_winner_that_names_no_side_is_refused(winner):
+    row = {"id": "x", "a": talk("q", "r"), "b": talk("q", "s"), "winner": winner}
+    with pytest.raises(RecordError, match="^file:1: winner: is .*; it should be a, b, tie, "):
+        run([row], "pairs")
+
+
 def test_what_nobody_ranked_makes_no_pair():
     unranked = {"id": "u", "a": talk("q", "r"), "b": talk("q", "s")}
     inputs = [VOTE | {"winner": "tie"}, unranked, {"messages": talk("q", "r")}]

@@ -1,16 +1,21 @@
-"""Comparisons in our own form: two conversations, `a` and `b`."""
+"""Comparisons in our own form: two conversations, `a` and `b`, and perhaps the winner."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, make_record, read_messages
+from musiccli.sample.columns import Format, make_record, read_label, read_messages
+
+WINNERS = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b"}
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the row's comparison with all its fields."""
     sides = {side: read_messages(row, side) for side in ("a", "b")}
-    yield make_record(row, source, sides, keep_fields=True)
+    record = make_record(row, source, sides, keep_fields=True)
+    if row.get("winner") is not None:
+        record["winner"] = read_label(row, "winner", WINNERS)
+    yield record
 
 
 FORMATS = [Format("comparison", order=110, columns=frozenset({"a", "b"}), read=read)]
