@@ -145,7 +145,7 @@ def test_a_winner_may_be_spelled_as_votes_are(winner, side):
 @pytest.mark.parametrize("winner", ["left", "", 1, True, ["a"]])
 def test_a_winner_that_names_no_side_is_refused(winner):
     row = {"id": "x", "a": talk("q", "r"), "b": talk("q", "s"), "winner": winner}
-    with pytest.raises(RecordError, match="^file:1: winner: is .*; it should be a, b, tie, "):
+    with pytest.raises(RecordError, match=r"^file:1: winner: is .*; it should be a, b, tie, "):
         run([row], "pairs")
 
 
