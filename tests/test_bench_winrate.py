@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from build import talk, votes
+from build import lines, talk, votes
+from console import music
 
 from musiccli.bench import winrate
 from musiccli.bench.winrate import check_contest, metrics
@@ -217,6 +218,14 @@ def test_a_change_that_no_prompt_shows_has_no_interval():
 def test_contests_of_several_models_are_kept_apart():
     rows = list(metrics([contest(0, "a"), contest(1, "b", models={"a": "newer", "b": "old"})]))
     assert [(row["model"], row["value"]) for row in rows] == [("new", 1), ("newer", 0)]
+
+
+def test_contests_of_several_matchups_can_stand_in_one_input():
+    others = [contest(number, "b", models={"a": "new", "b": "older"}) for number in range(3)]
+    done = music("bench", "winrate", given=lines(*(contest(n, "a") for n in range(3)), *others))
+    assert [(row["against"], row["value"]) for row in done.records] == [("old", 1), ("older", 0)]
+    again = music("bench", "winrate", given=lines(*others, others[0]))
+    assert again.status == 2 and "names an earlier record" in again.err and not again.out
 
 
 @pytest.mark.parametrize(

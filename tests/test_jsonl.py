@@ -16,6 +16,7 @@ from console import COMMAND, environment, start, wait_until
 
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError, RecordError
+from musiccli.core.records import identity_key
 
 GZ, ZST = partial(gzip.compress, mtime=0), zstd.compress
 
@@ -288,6 +289,7 @@ def test_a_second_record_of_the_same_id_is_refused_across_files(folder):
         {"id": "x", "branch": "rejected"},
         {"id": "x", "sample": 1},
         {"id": "x", "best_of": 4},
+        {"id": "x", "models": {"a": "rm", "b": "base"}},
         {"id": 1},
         {"id": "1"},
         {"id": "x", "sample": [1, {}]},
@@ -296,6 +298,22 @@ def test_a_second_record_of_the_same_id_is_refused_across_files(folder):
 def test_branches_samples_and_pools_of_one_id_are_records_of_their_own(folder, fields):
     write(folder / "in.jsonl", {"id": "x"}, {"id": "1" if fields["id"] == 1 else 1}, fields)
     assert len(read("in.jsonl")[0]) == 3
+
+
+def test_contests_of_one_id_between_other_models_are_records_of_their_own(folder):
+    contest = {"id": "x", "best_of": 2, "models": {"a": "rm", "b": "base"}}
+    other = contest | {"models": {"a": "rm", "b": "other"}}
+    swapped = contest | {"models": {"b": "base", "a": "rm"}}
+    write(folder / "in.jsonl", contest, other, swapped)
+    records, reports = read("in.jsonl", skip=True)
+    assert [record["models"]["b"] for record in records] == ["base", "other"]
+    assert reports == ["in.jsonl:3: id: 'x' names an earlier record, too; ids must be unique"]
+
+
+def test_the_key_of_a_record_that_is_no_contest_stays():
+    """Keys are what they were before contests had models, so that stored ones are met again."""
+    assert identity_key({"id": "x", "branch": "chosen", "sample": 1}) == 0x1F909BA0C26D6B26
+    assert identity_key({"id": 7, "best_of": 4, "a": [], "b": []}) == 0x8943735B3720D203
 
 
 def test_duplicates_are_found_among_many(folder):

@@ -151,7 +151,7 @@ def metrics(
         elif config.models and record["models"]["a"] not in config.models:
             stats.count("left_out", "another_model", record=record)
         else:
-            contests.setdefault(record["models"]["a"], Contests()).add(record)
+            contests.setdefault(record["models"]["a"], Contests(record["models"]["b"])).add(record)
             worst.add_contest(record)
     yield from _candidate_records(list(by_id.values()), config, stats, worst)
     for model, some in contests.items():
@@ -271,14 +271,25 @@ class Contests:
 
     The model prefers its own pick to every other candidate. So its own points are 1, and a half
     where the random candidate is the pick or has the same text.
+
+    Args:
+        other: the baseline that picks the random candidates.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, other: str) -> None:
+        self._other = other
         # By the prompt's id and the pool size: the model's points and the judge's.
         self._points: dict[object, dict[int, tuple[float, float | None]]] = {}
 
     def add(self, contest: Record) -> None:
-        """Add a contest. The judge's points are None where its verdict could not be read."""
+        """Add a contest. The judge's points are None where its verdict could not be read.
+
+        Raises:
+            RecordError: another baseline picked the random candidate of an earlier contest.
+        """
+        if contest["models"]["b"] != self._other:
+            problem = f"should be {self._other} as before; give the two baselines in two runs"
+            raise RecordError(problem, field="models.b", record=contest)
         is_same = is_same_pick(contest) or same_text(contest["a"], contest["b"])
         gold = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(contest["winner"])
         points = (0.5, 0.5) if is_same else (1.0, gold)

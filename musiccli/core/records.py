@@ -133,7 +133,8 @@ KINDS: dict[RecordKind, tuple[str, ...]] = {  # the fields that hold conversatio
 }
 NULLABLE_FIELDS = ("winner", "given_winner")  # null: the winner could not be read
 BRANCHES = ("chosen", "rejected")
-IDENTITY_FIELDS = ("id", "branch", "sample", "best_of")  # equal in no two records of one input
+# Equal in no two records of one input; contests may also differ in their `models`.
+IDENTITY_FIELDS = ("id", "branch", "sample", "best_of")
 BASELINE_PREFIX = "baseline/"  # begins the names of baselines, which are used in place of a model
 
 
@@ -248,11 +249,16 @@ def side_names(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def identity_key(record: Mapping[str, Any]) -> int:
-    """A hash of the IDENTITY_FIELDS in 64 bits, the same in every process."""
+    """A hash of the IDENTITY_FIELDS in 64 bits, the same in every process.
+
+    The models of a contest are hashed, too, whatever their order.
+    """
     from hashlib import blake2b
 
-    fields = repr([record.get(field) for field in IDENTITY_FIELDS])
-    return int.from_bytes(blake2b(fields.encode(), digest_size=8).digest())
+    fields = [record.get(field) for field in IDENTITY_FIELDS]
+    if isinstance(record.get("models"), Mapping):
+        fields.append(sorted(record["models"].items()))
+    return int.from_bytes(blake2b(repr(fields).encode(), digest_size=8).digest())
 
 
 def lookup(record: Mapping[str, Any], path: str) -> Any:

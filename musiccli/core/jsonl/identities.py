@@ -12,7 +12,7 @@ PARTS = 4096  # sorted lists, so that a new key moves few others
 
 
 class Identities:
-    """The records of one input by their IDENTITY_FIELDS.
+    """The records of one input by their `identity_key`.
 
     Only hashes are kept, of 8 bytes each: about 0.1 GB for ten million records.
     """

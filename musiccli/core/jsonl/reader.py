@@ -50,7 +50,7 @@ def read(
         parse: checks each record, and may change it; raises RecordError.
         rejects: handles lines that hold no JSON object, and records that `parse` refuses. By
             default the first one raises RecordError.
-        unique: whether a second record with the same IDENTITY_FIELDS is a bad record.
+        unique: whether a second record with the same `identity_key` is a bad record.
 
     Raises:
         InputError: a file is missing, damaged or without any record.
