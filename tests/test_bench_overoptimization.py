@@ -230,6 +230,34 @@ def test_a_contest_with_another_model_is_refused():
     assert "models.b: should be baseline/first or baseline/random" in done.err
 
 
+def test_a_rejected_branch_is_no_candidate():
+    records = candidates(2, 4, 1.0)
+    for number, one in enumerate(records):
+        one["branch"] = ("chosen", "rejected")[number % 2]
+    done = music("bench", "overoptimization", "--gold", "gold", given=lines(*records))
+    assert done.status == 2 and not done.out
+    assert "2: branch: is rejected: its replies answer altered instructions" in done.err
+
+
+def test_contests_of_several_models_can_stand_in_one_input():
+    records = contests(9, 1.0)
+    others = [one | {"models": one["models"] | {"a": "rm2"}} for one in records]
+    options = ("--bootstrap", "100")
+    done = music("bench", "overoptimization", *options, given=lines(*records, *others))
+    assert done.status == 0, done.err
+    assert {row["model"]: row["count"] for row in done.records} == {"rm": 9, "rm2": 9}
+
+
+def test_contests_of_one_model_with_both_baselines_are_refused():
+    """Which of the two random candidates a figure is from would be left to their order."""
+    records = contests(2, 1.0)
+    other = records[0] | {"models": {"a": "rm", "b": "baseline/random"}}
+    done = music("bench", "overoptimization", given=lines(*records, other))
+    assert done.status == 2 and not done.out
+    problem = "models.b: should be baseline/first as before; give the two baselines in two runs"
+    assert problem in done.err
+
+
 @pytest.mark.parametrize(
     "options, problem",
     [

@@ -272,6 +272,7 @@ def test_a_prompt_without_a_wrong_candidate_is_refused_and_the_others_counted():
         ),
         ({"metadata": {"subset": "Math"}}, "metadata.correct: should be true or false"),
         ({"scores": {}}, "has no scores; run music score first"),
+        ({"branch": "rejected"}, "branch: is rejected: its replies answer altered instructions"),
     ],
 )
 def test_a_record_that_cannot_be_counted_says_why(change, message):

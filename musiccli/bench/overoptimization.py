@@ -48,7 +48,7 @@ from musiccli.core.records import (
     BASELINE_PREFIX,
     Record,
     lookup,
-    parse_conversation,
+    parse_candidate,
     parse_judged,
     record_kind,
 )
@@ -92,7 +92,7 @@ def check_candidate(record: Record, config: OveroptimizationConfig) -> Record:
     """Check a conversation with scores and a gold reward."""
     if not config.gold:
         raise InputError("`gold` is missing: a model's name in scores, or a field")
-    parse_conversation(record)
+    parse_candidate(record)
     scores = record.get("scores")
     if not isinstance(scores, dict) or not scores:
         raise RecordError("has no scores; run music score first", record=record)

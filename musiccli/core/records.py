@@ -202,6 +202,14 @@ def parse_branch(record: Record) -> Record:
     return record
 
 
+def parse_candidate(record: Record) -> Record:
+    """Check a candidate: a Branch that is not a rejected one."""
+    if parse_branch(record)["branch"] == "rejected":
+        problem = "its replies answer altered instructions; a candidate is a chosen branch"
+        raise _error(record, "branch", f"is rejected: {problem}")
+    return record
+
+
 def parse_preference(record: Record) -> Record:
     """Check a Preference. With a `prompt`, a side may be a string or only the messages after it.
 

@@ -71,12 +71,7 @@ def check_scored_candidate(candidate: Record, names: Iterable[str]) -> Record:
     Raises:
         RecordError: a score is missing, or the candidate is a rejected branch.
     """
-    if records.parse_branch(candidate)["branch"] == "rejected":
-        raise RecordError(
-            "is rejected: its replies answer altered instructions; a candidate is a chosen branch",
-            field="branch",
-            record=candidate,
-        )
+    records.parse_candidate(candidate)
     scores = candidate.get("scores") or {}
     if not isinstance(scores, dict):
         raise RecordError(

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from musiccli.bench.stats.outcomes import check_model_count, is_number, missing_model
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import count_characters
-from musiccli.core.records import BASELINE_PREFIX, Record, lookup, parse_conversation
+from musiccli.core.records import BASELINE_PREFIX, Record, lookup, parse_candidate
 from musiccli.core.run_stats import RunStats
 
 
 def check_scored_candidate(record: Record, models: Sequence[str] = ()) -> Record:
-    """Check a conversation that says whether it is `correct`.
+    """Check a candidate that says whether it is `correct`.
 
     Each of `models`, or else each model of the record, must have scored it.
     """
-    parse_conversation(record)
+    parse_candidate(record)
     if not isinstance(lookup(record, "correct"), bool):
         problem = "should be true or false, as music sample writes it"
         raise RecordError(problem, field="metadata.correct", record=record)
