@@ -108,6 +108,7 @@ class Server:
     longest: int | None = None  # 400 for a question of more characters
     model: str | None = None  # the name under which it answers, whatever was asked for
     completion_tokens: float | None = None  # what it reports of every reply
+    counted: bool = True  # whether replies say how many tokens they took
     limit: int | None = None  # 429 for a call that would be one more than this in flight
     api_key: str | None = None  # 401 for a call without it
     refuses: Sequence[str] = ()  # 400 for a call that has one of these fields
@@ -201,6 +202,8 @@ class Server:
         answer["model"] = self.model or answer["model"]
         if self.completion_tokens is not None:
             answer["usage"]["completion_tokens"] = self.completion_tokens
+        if not self.counted:
+            answer["usage"] = None
         if fault in INTERRUPTED:
             choice["finish_reason"] = fault
         if fault == "refusal":

@@ -496,7 +496,7 @@ def test_the_command_shows_runs_and_their_sum(tmp_path):
 
 def test_a_cost_that_nobody_knows_is_null_and_not_zero(tmp_path):
     calls = Store(tmp_path / "c")
-    used_by(calls, "judge", calls=1, price_unknown=True)
+    used_by(calls, "judge", calls=1, unpriced=1)
     calls.close()
     [record] = music("cache", "--cache", tmp_path / "c", "--runs").records
     assert (record["cost"], record["price_unknown"]) == (None, True)

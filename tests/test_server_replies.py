@@ -28,10 +28,13 @@ from musiccli.core.store import Store
 from musiccli.judge.config import JudgeConfig
 from musiccli.judge.verdicts import judge
 from musiccli.llm import limiter
+from musiccli.llm.budget import LimitReached
 from musiccli.llm.call import Reply
 from musiccli.llm.model_health import MAX_FAILURES
+from musiccli.llm.prices import TokenPrices
 from musiccli.llm.provider_errors import EMPTY_ATTEMPTS, ProviderError
 from musiccli.llm.providers.replies import parse_completion, same_model
+from musiccli.llm.usage import Usage, money, summary
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.simulator import simulate
 
@@ -282,6 +285,72 @@ def test_an_impossible_number_is_said_once_and_the_reply_is_kept():
     assert {reply.text for reply in replies} == {six_words()} and client.cost == 0
     assert [message for message in messages if "impossible numbers" in message] == messages
     assert len(messages) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, prices",
+    [("openai/gpt-4o", (2.5e-06, 1e-05)), ("deepseek/deepseek-chat", (2.8e-07, 4.2e-07))],
+)
+def test_replies_without_numbers_of_tokens_have_no_known_cost_and_max_cost_still_stops(
+    model, prices
+):
+    """The question has 25 characters and the reply 27: six tokens each, as a rough count."""
+    estimate, messages = 6 * sum(prices), []
+    settings = {"max_cost": 1.5 * estimate, "messages": messages}
+    with server_and_client(settings, counted=False) as (server, client):
+        met = [ask(client, call(number, model))[0] for number in range(3)]
+        assert server.calls == 2
+    assert [getattr(one, "cost", "none") for one in met] == [None, None, "none"]
+    assert isinstance(met[2], LimitReached)
+    assert client.usage["assistant", model] == Usage(calls=2, unpriced=2)
+    assert client.summary() == [
+        f"assistant {model}: 2 calls (0 from cache, 0 retried), 0 tokens, price unknown"
+    ]
+    assert messages == [
+        f"{model}: replies came without a number of tokens, so what they cost is unknown; "
+        "`max_cost` counts them by their characters / 4"
+    ]
+
+
+@pytest.mark.parametrize("text, completion_tokens", [("A form.", 0), ("", 0), ("A form.", 9)])
+def test_a_model_that_costs_nothing_costs_nothing_without_numbers_of_tokens(
+    text, completion_tokens
+):
+    reply = Reply(text, "stop", 0, completion_tokens, None)
+    assert TokenPrices(0.0, 0.0).reply_cost(reply) == 0.0
+    assert TokenPrices(0.0, 1.0).reply_cost(reply) is None
+
+
+def test_a_prompt_that_was_counted_and_got_no_reply_has_its_price():
+    prices = TokenPrices(0.5, 1.0)
+    assert prices.reply_cost(Reply("", "stop", 8, 0, None)) == 4.0
+    assert prices.reply_cost(Reply("A form.", "stop", 8, 0, None)) is None
+    assert prices.reply_cost(Reply("A form.", "stop", 8, 3, None)) == 7.0
+
+
+def test_an_impossible_number_of_tokens_has_no_known_cost():
+    messages: list[str] = []
+    settings = {"messages": messages}
+    with server_and_client(settings, completion_tokens=-5) as (_, client):
+        [reply] = ask(client, call(model="openai/gpt-4o"))
+    assert reply.cost is None and client.usage["assistant", "openai/gpt-4o"].unpriced == 1
+    assert messages[-1] == (
+        "openai/gpt-4o: replies came without a number of tokens, so what they cost is unknown"
+    )
+
+
+def test_the_known_cost_is_shown_beside_how_many_replies_have_none():
+    used = {
+        ("user", "openai/gpt-4o"): Usage(calls=9, cost=0.5, unpriced=1),
+        ("judge", VLLM): Usage(calls=1200, unpriced=1200),
+    }
+    assert [line.rpartition("tokens, ")[2] for line in summary(used)] == [
+        "price unknown",
+        "$0.5000 and 1 reply of unknown cost",
+    ]
+    assert money(used) == "$0.5000 and 1,201 replies of unknown cost"
+    assert Usage(unpriced=2) + Usage(unpriced=3) == Usage(unpriced=5)
 
 
 @pytest.mark.parametrize("body", ["[" * 100_000, '{"a":' * 100_000])

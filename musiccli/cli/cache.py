@@ -184,8 +184,8 @@ def _show_runs(ledger: "Ledger") -> None:
                 "retries": used.retries,
                 "prompt_tokens": used.prompt_tokens,
                 "completion_tokens": used.completion_tokens,
-                "cost": None if used.price_unknown and not used.cost else used.cost,
-                "price_unknown": used.price_unknown,
+                "cost": None if used.unpriced and not used.cost else used.cost,
+                "price_unknown": used.unpriced > 0,
             }
         )
         sums[entry.role, entry.model] += used

@@ -105,9 +105,9 @@ class Reply:
     Attributes:
         text: the reply, without white space around it.
         finish: OpenAI's finish_reason: "stop", "length", "content_filter", ...
-        prompt_tokens: tokens of the request.
-        completion_tokens: tokens of the reply.
-        cost: US dollars; None where the price is unknown.
+        prompt_tokens: tokens of the request; 0 where nobody counted them.
+        completion_tokens: tokens of the reply; 0 where nobody counted them.
+        cost: US dollars; None where the price or the number of tokens is unknown.
     """
 
     text: str
@@ -115,6 +115,11 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether the tokens were counted: neither a prompt nor a text has none of them."""
+        return self.prompt_tokens > 0 and (self.completion_tokens > 0 or not self.text)
 
     @property
     def interruption(self) -> str | None:

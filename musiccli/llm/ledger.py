@@ -13,6 +13,7 @@ from musiccli.core.store import Store
 from musiccli.llm.usage import Usage, UsageByModel
 
 SAVE_SECONDS = 10.0  # a run that is killed loses its last counts, but no finished call
+# price_unknown is how many replies have no known cost; it once was whether there are any.
 CREATE_TABLE = (
     "create table if not exists runs (run text, command text, role text, model text, "
     "started integer, ended integer, calls integer, cached integer, retries integer, "
@@ -93,6 +94,4 @@ class Ledger:
 def _entry(
     run: str, command: str, role: str, model: str, started: int, ended: int, *numbers: Any
 ) -> LedgerEntry:
-    used = Usage(*numbers)
-    used.price_unknown = bool(used.price_unknown)  # SQLite has no booleans
-    return LedgerEntry(run, command, role, model, started, ended, used)
+    return LedgerEntry(run, command, role, model, started, ended, Usage(*numbers))

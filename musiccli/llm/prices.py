@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from musiccli.llm.call import Reply
+
 TABLE = "model_prices_and_context_window_backup.json"
 
 
@@ -22,6 +24,12 @@ class TokenPrices(NamedTuple):
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """US dollars for so many tokens."""
         return prompt_tokens * self.prompt + completion_tokens * self.completion
+
+    def reply_cost(self, reply: Reply) -> float | None:
+        """US dollars for a reply; None where its tokens cost money and were not counted."""
+        if any(self) and not reply.has_counts:
+            return None
+        return self.cost(reply.prompt_tokens, reply.completion_tokens)
 
 
 @cache

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from musiccli.core.errors import InputError
+from musiccli.core.messages import count_characters
 from musiccli.llm import limiter
 from musiccli.llm.budget import Budget
 from musiccli.llm.call import Call, Reply, retry_temperature
@@ -25,8 +26,10 @@ from musiccli.llm.provider_errors import (
     UnusableReply,
 )
 from musiccli.llm.providers import Providers
+from musiccli.llm.providers.litellm_provider import token_prices
 from musiccli.llm.usage import Usage
 
+CHARACTERS_PER_TOKEN = 4  # roughly, in English; the tokenizer of a provider is not at hand
 INSTEAD = {"limit_field": "max_completion_tokens"}  # what a rejected field is replaced by
 UNSUPPORTED = re.compile(
     r"support|unknown|unrecognized|unexpected|extra|not permitted|not allowed|instead",
@@ -61,7 +64,7 @@ class RemoteModel:
         self.endpoints = Endpoints(model, config.api_base, say, concurrency)
         self.health = ModelHealth(cached, say)
         listed_prices(model)  # reads a file, while no call holds all that may be open
-        self._price_unknown = False  # whether that was said
+        self._cost_unknown = False  # whether that was said
         # Field of a call -> the value with which the model takes the call; mostly None.
         self._rejected: dict[str, Any] = {}
 
@@ -84,7 +87,8 @@ class RemoteModel:
                     self._budget.check()
                     reply = await self._attempt(question, endpoint)
             except ProviderError as error:
-                self._record_error(error, usage)
+                if isinstance(error, UnusableReply):  # it costs tokens, too
+                    self._charge(call, error.reply, usage)
                 if failovers < len(self.endpoints.all) - 1 and self.endpoints.can_fail_over(error):
                     usage.retries, failovers = usage.retries + 1, failovers + 1
                     continue
@@ -111,17 +115,33 @@ class RemoteModel:
                 "choose other `prompts`"
             )
 
-    def _record_error(self, error: ProviderError, usage: Usage) -> None:
-        if isinstance(error, UnusableReply):  # it costs tokens, too
-            usage.add(error.reply)
-            self._budget.charge(error.reply.cost or 0.0)
-
     def _charge(self, call: Call, reply: Reply, usage: Usage) -> None:
-        if reply.cost is None and not self._price_unknown and self._budget.max_cost < math.inf:
-            self._price_unknown = True
-            self._say(f"{call.model}: its price is unknown, so `max_cost` cannot count it")
         usage.add(reply)
-        self._budget.charge(reply.cost or 0.0)
+        cost = self._estimate(call, reply) if reply.cost is None else reply.cost
+        self._budget.charge(cost)
+
+    def _estimate(self, call: Call, reply: Reply) -> float:
+        """US dollars for a reply whose cost is unknown; 0 where its price is, too."""
+        limited = self._budget.max_cost < math.inf
+        prices = None if reply.has_counts else token_prices(call.model)
+        if prices is None:
+            if limited:
+                self._say_once("its price is unknown, so `max_cost` cannot count it")
+            return 0.0
+        counted = "; `max_cost` counts them by their characters / 4" if limited else ""
+        self._say_once(
+            "replies came without a number of tokens, so what they cost is unknown" + counted
+        )
+        characters = count_characters(call.messages) + len(call.text)
+        return prices.cost(
+            characters // CHARACTERS_PER_TOKEN, len(reply.text) // CHARACTERS_PER_TOKEN
+        )
+
+    def _say_once(self, text: str) -> None:
+        """Say that a cost is unknown, the first time."""
+        if not self._cost_unknown:
+            self._cost_unknown = True
+            self._say(f"{self.endpoints.model}: {text}")
 
     async def _attempt(self, call: Call, endpoint: Endpoint) -> Reply:
         """Make one attempt. A field that the model rejects is left out, in later calls, too."""

@@ -14,8 +14,8 @@ class Usage:
         calls: finished calls, those from the cache included.
         cached: calls that an earlier run had paid for.
         retries: attempts after the first one.
-        cost: US dollars, as far as prices are known.
-        price_unknown: whether some reply had no known price.
+        cost: US dollars of the other replies.
+        unpriced: replies whose cost is unknown.
     """
 
     calls: int = 0
@@ -24,14 +24,14 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
-    price_unknown: bool = False
+    unpriced: int = 0
 
     def add(self, reply: Reply) -> None:
         """Count the tokens and the cost of a reply."""
         self.prompt_tokens += reply.prompt_tokens
         self.completion_tokens += reply.completion_tokens
         self.cost += reply.cost or 0.0
-        self.price_unknown |= reply.cost is None
+        self.unpriced += reply.cost is None
 
     def __add__(self, more: "Usage") -> "Usage":
         """The usage of two runs, or of two roles."""
@@ -42,7 +42,7 @@ class Usage:
             self.prompt_tokens + more.prompt_tokens,
             self.completion_tokens + more.completion_tokens,
             self.cost + more.cost,
-            self.price_unknown or more.price_unknown,
+            self.unpriced + more.unpriced,
         )
 
 
@@ -69,15 +69,15 @@ def progress(usage: UsageByModel) -> str:
 
 
 def money(usage: UsageByModel) -> str:
-    """The cost in words, which say where a price is unknown."""
+    """The known cost in words, and how many replies have none."""
     priced = [
         used.cost
         for (_, model), used in usage.items()
-        if not used.price_unknown and not model.startswith("local/")
+        if (used.cost or not used.unpriced) and not model.startswith("local/")
     ]
-    unknown = any(used.price_unknown for used in usage.values())
-    if unknown and not priced:
-        return "price unknown"
+    unpriced = sum(used.unpriced for used in usage.values())
     if not priced:
-        return "no cost"
-    return f"${sum(priced):.4f}" + (" and what is unknown" if unknown else "")
+        return "price unknown" if unpriced else "no cost"
+    replies = "reply" if unpriced == 1 else "replies"
+    rest = f" and {unpriced:,} {replies} of unknown cost" if unpriced else ""
+    return f"${sum(priced):.4f}{rest}"

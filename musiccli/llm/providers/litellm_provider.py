@@ -148,13 +148,17 @@ def _read(litellm: ModuleType, response: Any, model: str) -> Reply:
     choice = response.choices[0] if response.choices else None
     text = valid_text((choice.message.content if choice else "") or "").strip()
     usage = getattr(response, "usage", None)
-    return Reply(
+    reply = Reply(
         text,
         _finish(choice, text) if choice else "stop",
         token_count(getattr(usage, "prompt_tokens", 0)) or 0,
         token_count(getattr(usage, "completion_tokens", 0)) or 0,
         _cost(litellm, response, model),
     )
+    if reply.has_counts:
+        return reply
+    prices = token_prices(model)  # litellm takes tokens that nobody counted for none
+    return replace(reply, cost=prices.reply_cost(reply) if prices else None)
 
 
 def _finish(choice: Any, text: str) -> str:

@@ -86,7 +86,7 @@ class OpenAIServer:
             reply = replace(reply, text=redact(reply.text, [key]))
         if prices is None:
             return reply
-        return replace(reply, cost=prices.cost(reply.prompt_tokens, reply.completion_tokens))
+        return replace(reply, cost=prices.reply_cost(reply))
 
     def _note(self, call: Call, completion: Completion) -> None:
         """Say once what people should know of a server's answers."""
