@@ -1,16 +1,22 @@
 """When a run gives a model up: not over single failures, and not after burning through the input either."""
 
 import pytest
-from build import read
+from build import read, talk
 from openai_server import serve
 from scripted import Music, jsonl, no_network, scripted_reply
 from test_client import OPENAI, ask, call, client_of
 
 from musiccli.core.errors import CallError, InputError
+from musiccli.core.jsonl import Rejects
+from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
+from musiccli.core.store import Store
 from musiccli.llm import limiter
 from musiccli.llm.call import Reply
 from musiccli.llm.model_health import MAX_FAILURES, ModelHealth
 from musiccli.llm.provider_errors import MAX_RETRY_AFTER, EmptyReply, ProviderError
+from musiccli.simulate.config import SimulateConfig
+from musiccli.simulate.simulator import simulate
 
 VLLM = "hosted_vllm/scripted"
 NOTHING = EmptyReply(Reply("", "stop", 7, 0, None))
@@ -75,6 +81,38 @@ def test_an_answer_between_excuses_what_failed_before_it(health):
 def test_questions_that_cannot_be_answered_are_their_records_business(health, refusal):
     health.record_success()
     assert failures(health, refusal, 3 * MAX_FAILURES) == [CallError] * 3 * MAX_FAILURES
+
+
+@pytest.mark.parametrize("refusal", [ProviderError("odd", 400), ProviderError("odd", 422), NOTHING])
+def test_where_an_earlier_run_got_replies_odd_questions_are_their_records_business(health, refusal):
+    health.has_replied_before = True
+    assert failures(health, refusal, 3 * MAX_FAILURES) == [CallError] * 3 * MAX_FAILURES
+    assert health.stop_reason is None
+
+
+@pytest.mark.parametrize("status, count", [(401, 1), (404, 1), (500, MAX_FAILURES)])
+def test_replies_of_an_earlier_run_excuse_no_failure_that_others_share(health, status, count):
+    health.has_replied_before = True
+    failed = failures(health, ProviderError("no", status), count)
+    assert failed == [CallError] * (count - 1) + [InputError]
+
+
+def test_a_run_again_ends_as_the_first_where_some_records_always_fail(loopback, tmp_path):
+    def reply(body: dict) -> str:
+        return "" if "odd" in body["messages"][-1]["content"] else "Limestone."
+
+    texts = [f"What {'odd' if number % 4 else 'plain'} rock?" for number in range(16)]
+    seeds = [Record({"id": n, "messages": talk(text)}) for n, text in enumerate(texts)]
+    config, runs = SimulateConfig(assistant=VLLM, turns=1, contrast="none"), []
+    with serve(reply=reply) as server:
+        for _ in range(2):
+            rejects, store = Rejects(skip=True), Store(tmp_path / "calls.sqlite")
+            client = client_of(server.base_url, cache=store)
+            branches = list(simulate(seeds, config, client, RunStats(rejects)))
+            runs.append((branches, rejects.count))
+            client.close()
+    assert runs[0] == runs[1]
+    assert len(runs[0][0]) == 4 and runs[0][1] == 12 > MAX_FAILURES
 
 
 @pytest.mark.parametrize(

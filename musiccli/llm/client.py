@@ -12,6 +12,7 @@ from musiccli.llm.budget import Budget, LimitReached
 from musiccli.llm.call import Call, Reply, finish_reason
 from musiccli.llm.config import ClientConfig
 from musiccli.llm.ledger import Ledger
+from musiccli.llm.model_health import ModelHealth
 from musiccli.llm.provider_errors import environment_keys, redact
 from musiccli.llm.providers import Providers
 from musiccli.llm.remote_model import RemoteModel
@@ -51,6 +52,8 @@ class Client:
         self.providers = Providers(self.config.timeout, self._say)
         self._budget = Budget(self.config.max_cost)
         self._models: dict[str, RemoteModel] = {}
+        # Of models whose replies all came from the cache, too; they may have no address any more.
+        self._health = defaultdict(lambda: ModelHealth(cache is not None, self._say))
         # A short value, or one without a digit, may be an ordinary word: SOME_KEY=default.
         self._keys = [
             key
@@ -73,6 +76,7 @@ class Client:
         stored = self.cache.get(call.key) if self.cache else None
         if stored:
             used.calls, used.cached = used.calls + 1, used.cached + 1
+            self._health[call.model].has_replied_before = True
             # Earlier versions kept the server's own word.
             return Reply(**{**stored, "finish": finish_reason(stored["finish"])})
         if local:
@@ -97,7 +101,7 @@ class Client:
         """The state of one model behind a provider. Raises InputError where it has no address."""
         if name not in self._models:
             self._models[name] = RemoteModel(
-                name, self.config, self.providers, self._budget, self.cache is not None, self._say
+                name, self.config, self.providers, self._budget, self._health[name], self._say
             )
         return self._models[name]
 

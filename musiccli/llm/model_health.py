@@ -19,10 +19,14 @@ class ModelHealth:
 
     Attributes:
         stop_reason: why no further call is made; None while calls are made.
+        has_replied_before: whether the cache holds a reply of an earlier run to a call of this one.
+            A wrong key or name may be new since, but a request that fails for a reason of its own
+            does so again, and says nothing of the others.
     """
 
     def __init__(self, cached: bool = False, say: Callable[[str], None] = lambda text: None):
         self.stop_reason: str | None = None
+        self.has_replied_before = False
         self._cached, self._say = cached, say
         self._has_succeeded = self._has_warned = False
         self._failures = 0  # since the last success
@@ -50,8 +54,9 @@ class ModelHealth:
         A model that has never replied stops the run at once if no call can succeed (wrong key, no
         such model), else after MAX_FAILURES failures of any kind. A model that has replied before
         stops it after MAX_FAILURES failures in a row that other calls would share: its server died,
-        or its credit is spent. Requests that are answered with nothing do not count then. Those
-        that are too long or filtered never count.
+        or its credit is spent. Requests that are refused or answered with nothing do not count
+        then, nor where a reply of an earlier run is in the cache. Those that are too long or
+        filtered never count.
         """
         text = f"{call.model}: {error}" + (f" (after {attempts} attempts)" if attempts > 1 else "")
         if error.retry_after and error.wait_too_long:
@@ -59,7 +64,8 @@ class ModelHealth:
                 f"; it asks for a wait of {_duration(error.retry_after)}, and "
                 f"{_duration(MAX_RETRY_AFTER)} is the most"
             )
-        if error.about_the_question or (self._has_succeeded and error.request_specific):
+        has_replied = self._has_succeeded or self.has_replied_before
+        if error.about_the_question or (has_replied and error.request_specific):
             return CallError(text)
         self._failures += 1
         if not self.stop_reason:  # a call that was in flight may have set it

@@ -45,7 +45,7 @@ class RemoteModel:
         config: how models are called.
         providers: the ways to reach the model.
         budget: the run's money.
-        cached: whether finished calls are kept, so that another run continues from them.
+        health: counts the model's failures.
         say: tells people something.
     """
 
@@ -55,14 +55,14 @@ class RemoteModel:
         config: ClientConfig,
         providers: Providers,
         budget: Budget,
-        cached: bool = False,
+        health: ModelHealth,
         say: Callable[[str], None] = lambda text: None,
     ):
         self._attempts = config.attempts
         self._providers, self._budget, self._say = providers, budget, say
         concurrency = within_open_files(model, config.concurrency, say)
         self.endpoints = Endpoints(model, config.api_base, say, concurrency)
-        self.health = ModelHealth(cached, say)
+        self.health = health
         listed_prices(model)  # reads a file, while no call holds all that may be open
         self._cost_unknown = False  # whether that was said
         # Field of a call -> the value with which the model takes the call; mostly None.
