@@ -1,6 +1,7 @@
 """litellm's real path against a loopback server: replies, money, retries, and when a run is given up."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import time
@@ -9,22 +10,25 @@ from dataclasses import replace
 from itertools import count
 
 import pytest
+from console import music
 from openai_server import serve
 from scripted import no_network
 
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
-from musiccli.llm import limiter
+from musiccli.llm import ledger, limiter
 from musiccli.llm.budget import UNPRICED_ITEMS
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
 from musiccli.llm.concurrency import map_ordered
 from musiccli.llm.config import ClientConfig
+from musiccli.llm.ledger import Ledger
 from musiccli.llm.model_health import MAX_FAILURES
 from musiccli.llm.provider_errors import ProviderError
 from musiccli.llm.providers.litellm_provider import token_prices
 from musiccli.llm.remote_model import rejected_field
+from musiccli.llm.usage import Usage
 
 KEY = "sesame-open-9876543210"
 PRICE = (
@@ -155,6 +159,28 @@ def test_the_summary_names_role_model_calls_tokens_and_money():
     assert client.summary() == [
         "assistant openai/gpt-4o: 2 calls (0 from cache, 1 retried), 32 tokens, $0.0002"
     ]
+
+
+def test_money_for_calls_that_all_failed_at_once_is_in_the_last_lines_and_in_the_ledger(
+    tmp_path, monkeypatch
+):
+    """The server's thoughts take 512 tokens, and leave none for the reply."""
+    monkeypatch.setattr(ledger, "SAVE_SECONDS", 0.0)  # else the first is saved after 10 seconds
+    store, model = Store(tmp_path / "c"), "openai/gpt-4o"
+    with server_and_client({"cache": store}, script=["thoughts"] * 2) as (_, client):
+        errors = ask(client, call(1, model), call(2, model))
+    assert [type(error) for error in errors] == [CallError] * 2
+    used = Usage(prompt_tokens=16, completion_tokens=1024, cost=pytest.approx(0.01028))
+    assert client.usage["assistant", model] == used
+    assert [entry.used for entry in Ledger(store).entries()] == [used]
+    assert client.summary() == [
+        f"assistant {model}: 0 calls (0 from cache, 0 retried), 1,040 tokens, $0.0103"
+    ]
+    assert client.progress() == "0 calls, 0 retried, $0.0103"
+    client.close()
+    shown = music("cache", "--cache", tmp_path / "c", "--runs")
+    assert [record["cost"] for record in shown.records] == [pytest.approx(0.01028)]
+    assert re.search(r"assistant openai/gpt-4o +0 +0 +0 +16 +1,024 +\$0\.0103", shown.err)
 
 
 def test_who_was_never_asked_is_not_in_the_summary():

@@ -196,7 +196,7 @@ def _show_runs(ledger: "Ledger") -> None:
         for label, part in [*sorted(lines), ("all", sums)]
     ]
     columns = ["", "calls", "from cache", "retried", "tokens in", "tokens out", "cost"]
-    _show(records, columns, rows if total.calls or total.retries else [])
+    _show(records, columns, rows if total != Usage() else [])
 
 
 def _counts(used: "Usage") -> list[str]:

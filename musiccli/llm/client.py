@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from musiccli.core.cache_folder import cache_folder
+from musiccli.core.errors import CallError, InputError
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
 from musiccli.llm import usage
@@ -83,14 +84,22 @@ class Client:
             reply = await self.providers.local.complete(call)
             used.add(reply)
         else:
-            reply = await self.model(call.model).complete(call, used)
+            try:
+                reply = await self.model(call.model).complete(call, used)
+            except (CallError, InputError):
+                self._save_if_due()  # it may have cost money, too
+                raise
         used.calls += 1
         if any(key in reply.text for key in self._keys):  # some servers repeat what they were sent
             reply = replace(reply, text=redact(reply.text, self._keys))
-        if self.cache and self._ledger:
+        if self.cache:
             self.cache.put(call.key, vars(reply), call.model)
-            self._ledger.save_if_due(self.usage)
+        self._save_if_due()
         return reply
+
+    def _save_if_due(self) -> None:
+        if self._ledger:
+            self._ledger.save_if_due(self.usage)
 
     @property
     def cost(self) -> float:

@@ -66,7 +66,7 @@ class Ledger:
         """Save what the run has used so far."""
         self._next_save = time.monotonic() + SAVE_SECONDS
         for (role, model), used in usage.items():
-            if used.calls or used.retries:
+            if used != Usage():
                 fixed = (self._run, self._command, role, model, self._started, int(time.time()))
                 self._store.execute(
                     f"insert or replace into runs values ({', '.join('?' * 13)})",

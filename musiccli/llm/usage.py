@@ -56,7 +56,7 @@ def summary(usage: UsageByModel) -> list[str]:
         f"{used.retries:,} retried), {used.prompt_tokens + used.completion_tokens:,} tokens, "
         f"{money({(role, model): used})}"
         for (role, model), used in sorted(usage.items())
-        if used.calls or used.retries
+        if used != Usage()
     ]
 
 
@@ -65,7 +65,9 @@ def progress(usage: UsageByModel) -> str:
     usage = dict(usage)
     calls = sum(used.calls for used in usage.values())
     retries = sum(used.retries for used in usage.values())
-    return f"{calls:,} calls, {retries:,} retried, {money(usage)}" if calls or retries else ""
+    if all(used == Usage() for used in usage.values()):
+        return ""
+    return f"{calls:,} calls, {retries:,} retried, {money(usage)}"
 
 
 def money(usage: UsageByModel) -> str:
