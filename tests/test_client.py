@@ -183,6 +183,12 @@ def test_money_for_calls_that_all_failed_at_once_is_in_the_last_lines_and_in_the
     assert re.search(r"assistant openai/gpt-4o +0 +0 +0 +16 +1,024 +\$0\.0103", shown.err)
 
 
+@pytest.mark.parametrize("most", [float("nan"), -1.0, float("-inf")])
+def test_a_limit_that_is_no_sum_of_money_is_refused(most):
+    with pytest.raises(InputError, match=f"^`max_cost` {most:g}: should be a number of dollars"):
+        ClientConfig(max_cost=most)
+
+
 def test_who_was_never_asked_is_not_in_the_summary():
     client = client_of(max_cost=0)
     ask(client, call())

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from musiccli.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class ClientConfig:
@@ -21,3 +23,7 @@ class ClientConfig:
     attempts: int = 6
     max_cost: float = math.inf
     api_base: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.max_cost >= 0:
+            raise InputError(f"`max_cost` {self.max_cost:g}: should be a number of dollars, from 0")
