@@ -31,7 +31,8 @@ from pathlib import Path
 
 from build import read, talk
 from openai_server import FAULTS, Server, allow_many_connections, digest, serve
-from scripted import Music, scripted_reply
+from peak_memory import reporting_peak
+from scripted import MUSIC, Music, scripted_reply
 
 from musiccli.core.store import Store
 from musiccli.llm.call import Call, Reply
@@ -227,7 +228,11 @@ def memory(folder: Path, counts: tuple[int, ...] = (10_000, 100_000), most: floa
     found = {}
     for count in counts:
         (folder / str(count)).mkdir()
-        with Music(folder / str(count)) as music, serve(reply=scripted_reply, keep=0) as server:
+        report = folder / f"{count}.peak"
+        with (
+            Music(folder / str(count), reporting_peak(report, MUSIC)) as music,
+            serve(reply=scripted_reply, keep=0) as server,
+        ):
             begun = time.monotonic()
             with (
                 (folder / f"{count}.err").open("w") as errors,
@@ -236,14 +241,13 @@ def memory(folder: Path, counts: tuple[int, ...] = (10_000, 100_000), most: floa
                 process = music.start(*simulate(server, turns=1), stdout=out, stderr=errors)
                 feeder = threading.Thread(target=feed, args=(process, count))
                 feeder.start()
-                _, status, usage = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
+                process.wait()
                 feeder.join()
             assert process.returncode == 0, (folder / f"{count}.err").read_text()[-2000:]
             with (folder / f"{count}.out").open("rb") as written:
                 assert sum(1 for _ in written) == 2 * count
             found[count] = {
-                "peak_mb": round(usage.ru_maxrss / 1024, 1),
+                "peak_mb": round(int(report.read_text()) / 1024, 1),
                 "seconds": round(time.monotonic() - begun, 1),
                 "calls": server.calls,
             }

@@ -1,11 +1,11 @@
 """Memory is bounded by the records in flight, not by the file."""
 
 import json
-import os
 import subprocess
 
 import pytest
 from console import COMMAND
+from peak_memory import reporting_peak
 
 SIZE = 4096  # bytes of a record
 
@@ -52,14 +52,11 @@ def peak(words: str, line, count: int, folder) -> int:
     path = folder / f"{count}.jsonl"
     with open(path, "wb") as file:
         file.writelines(line(number) for number in range(count))
-    process = subprocess.Popen(
-        [*COMMAND, *words.split(), path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    report = folder / "peak"
+    command = reporting_peak(report, [*COMMAND, *words.split(), str(path)])
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     path.unlink()
-    assert process.returncode == 0
-    return used.ru_maxrss
+    return int(report.read_text())
 
 
 @pytest.mark.slow

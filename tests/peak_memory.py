@@ -1,0 +1,25 @@
+"""The peak memory of a command.
+
+What `wait4` and `getrusage` report of a process is never less than the peak of the process that
+started it: fork and exec keep it. Under pytest that is far more than most commands take, so a
+command that takes more memory than it should would not be seen. A process that has nothing in
+memory therefore stands between.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+STARTER = """\
+import os, sys
+report, *command = sys.argv[1:]
+_, status, used = os.wait4(os.posix_spawn(command[0], command, os.environ), 0)
+with open(report, "w") as file:
+    file.write(str(used.ru_maxrss))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def reporting_peak(report: Path, command: Sequence[str]) -> list[str]:
+    """The line that runs `command` and writes its peak memory in KB to `report` as it ends."""
+    return [sys.executable, "-I", "-S", "-c", STARTER, str(report), *command]
