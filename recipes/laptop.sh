@@ -36,6 +36,10 @@ preferences=$data/hh_helpful/anthropic_helpful_0521.jsonl
 conversations=${MTBENCH101:-$data/mtbench101/mtbench101.jsonl}  # github.com/mtbench101/mt-bench-101
 trajectories=${MINT:-$data/mint}                                # github.com/xingyaoww/mint-bench
 [ -e "$preferences" ] || preferences=hh-helpful
+[ -n "$dry" ] || [ -e "$conversations" ] || [ -e "$out/test.jsonl" ] || {
+    echo "laptop.sh: needs MT-Bench-101: get mtbench101.jsonl from github.com/mtbench101/mt-bench-101; then MTBENCH101=FILE" >&2
+    exit 2
+}
 # --- sizes ------------------------------------------------------------------------------------------------------------
 model=local/smollm2      # backbone; Gemma 3 270M takes as long
 simulator=local/smollm2  # user and assistant
