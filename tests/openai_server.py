@@ -9,7 +9,7 @@ http://127.0.0.1:PORT/v1. In a test, in a thread of its own:
     with serve(script=["429", "500"]) as server:    # the first two calls fail, the others do not
         ...                                         # call server.base_url, look at server.calls, server.requests
 
-Faults: 429 (without Retry-After), 429-retry-after, 500, reset (connection reset before the answer), truncated (the
+Faults: 429 (without Retry-After), 429-retry-after, 400 (a body that arrived damaged), 500, reset (connection reset before the answer), truncated (the
 connection ends in the middle of the body), invalid-json (a whole body that does not parse), empty (no content),
 length (half of the reply, finish_reason length), slow (the body comes in pieces), hang (no answer at all), echo-key (a
 401 that quotes the caller's key), content_filter, abort, tool_calls and odd (half of the reply, with this finish_reason),
@@ -41,6 +41,7 @@ from aiohttp import web
 FAULTS = (
     "429",
     "429-retry-after",
+    "400",
     "500",
     "reset",
     "truncated",
@@ -184,6 +185,8 @@ class Server:
         if fault in ("429", "429-retry-after"):
             wait = {"Retry-After": f"{self.retry_after:g}"} if fault == "429-retry-after" else None
             return failure(429, "Rate limit reached.", wait)
+        if fault == "400":
+            return failure(400, "We could not parse the JSON body of your request.")
         if fault == "500":
             return failure(500, "The server had an error.")
         if fault == "echo-key":

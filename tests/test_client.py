@@ -27,7 +27,7 @@ from musiccli.llm.ledger import Ledger
 from musiccli.llm.model_health import MAX_FAILURES
 from musiccli.llm.provider_errors import ProviderError
 from musiccli.llm.providers.litellm_provider import token_prices
-from musiccli.llm.remote_model import rejected_field
+from musiccli.llm.remote_model import ABOUT_SCHEMA, rejected_field
 from musiccli.llm.usage import Usage
 
 KEY = "sesame-open-9876543210"
@@ -628,10 +628,11 @@ def test_sampling_that_a_model_refuses_is_left_out_and_said_once(model):
         *server.requests[-2],
     }
     assert server.calls == 3 + 3 - (model == LITELLM)  # litellm does not offer this model a schema
-    assert sorted(messages) == [
-        f"{model}: rejects {name}; left out from here on"
-        for name in ("temperature=0.7", "top_p=0.9")
-    ]
+    names = ["temperature=0.7", "top_p=0.9"]
+    if model == VLLM:
+        names = ["temperature=0.7", "the JSON schema of its replies", "top_p=0.9"]
+    assert sorted(messages) == [f"{model}: rejects {name}; left out from here on" for name in names]
+    assert client.usage["assistant", model].retries == len(names)
 
 
 @pytest.mark.parametrize(
@@ -649,6 +650,42 @@ def test_what_a_refusal_names_is_what_is_left_out(text, field):
     assert rejected_field(call(schema=SCHEMA), ProviderError(text, 400)) == field
     assert rejected_field(call(schema=SCHEMA), ProviderError(text, 500)) is None
     assert rejected_field(call(temperature=None, top_p=None), ProviderError(text, 400)) is None
+
+
+def test_a_refusal_that_does_not_speak_of_the_schema_leaves_it_out_of_one_call_alone():
+    messages: list[str] = []
+    with server_and_client({"messages": messages}, script=[None, "400", None, "400"]) as (
+        server,
+        client,
+    ):
+        replies = [ask(client, call(number, schema=SCHEMA))[0] for number in range(4)]
+    assert [reply.text for reply in replies] == [six_words()] * 4
+    sent = ["response_format" in body for body in server.requests]
+    assert sent == [True, True, False, True, False, True]
+    assert client.usage["assistant", OPENAI].retries == 2
+    assert messages == [
+        f"{OPENAI}: 400: We could not parse the JSON body of your request; that call was sent "
+        "again without the JSON schema"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, about",
+    [
+        ("We could not parse the JSON body of your request.", False),
+        ("Bad request", False),
+        ("Invalid JSON: EOF while parsing a value", False),
+        ("Invalid parameter: 'response_format' of type 'json_schema' is not supported", True),
+        ("This response_format type is unavailable now", True),
+        ("Failed to compile the grammar", True),
+        ("structured outputs are not enabled on this server", True),
+        ("guided_json is not a valid option", True),
+        ('Unknown name "additionalProperties" at generation_config.response_schema', True),
+        ("JSON schema is not supported", True),
+    ],
+)
+def test_which_refusals_speak_of_the_schema(text, about):
+    assert bool(ABOUT_SCHEMA.search(text)) is about
 
 
 def test_a_provider_is_not_sent_a_top_p_that_cuts_nothing():

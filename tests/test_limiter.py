@@ -10,6 +10,7 @@ from musiccli.llm.concurrency import CURRENT_ITEM, WorkItem
 from musiccli.llm.endpoints import Endpoints
 from musiccli.llm.limiter import CUT_INTERVAL, INITIAL_LIMIT, AdaptiveLimiter, backoff
 from musiccli.llm.provider_errors import ProviderError
+from musiccli.llm.remote_model import retry_delay
 
 VLLM = "hosted_vllm/scripted"
 A, B = "http://a:8000/v1", "http://b:8000/v1"
@@ -205,6 +206,19 @@ def test_back_off_grows_with_full_jitter_up_to_a_minute():
     for attempt, most in [(1, 1), (2, 2), (5, 16), (20, 60)]:
         waits = [backoff(attempt) for _ in range(400)]
         assert 0 <= min(waits) < most * 0.1 and most * 0.9 < max(waits) <= most
+
+
+@pytest.mark.parametrize("named", [None, 0.0, 0.5])
+def test_a_quota_is_waited_for_whatever_wait_the_server_names(named):
+    error = ProviderError("slow down", 429, retry_after=named)
+    waits = [[retry_delay(error, attempt) for attempt in range(1, 6)] for _ in range(200)]
+    assert min(map(sum, waits)) > 60 and max(map(max, waits)) <= 60
+
+
+def test_a_wait_that_a_server_names_and_keeps_to_is_hardly_longer():
+    error = ProviderError("slow down", 429, retry_after=20.0)
+    assert [retry_delay(error, attempt) for attempt in (1, 2)] == [20.0, 20.0]
+    assert 20.0 <= min(retry_delay(error, 3) for _ in range(99)) <= 24.0
 
 
 def test_six_attempts_outlast_a_quota_that_comes_back_within_a_minute():

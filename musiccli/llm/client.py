@@ -54,7 +54,9 @@ class Client:
         self._budget = Budget(self.config.max_cost)
         self._models: dict[str, RemoteModel] = {}
         # Of models whose replies all came from the cache, too; they may have no address any more.
-        self._health = defaultdict(lambda: ModelHealth(cache is not None, self._say))
+        self._health: dict[str, ModelHealth] = defaultdict(
+            lambda: ModelHealth(cache is not None, self._say)
+        )
         # A short value, or one without a digit, may be an ordinary word: SOME_KEY=default.
         self._keys = [
             key

@@ -30,9 +30,16 @@ from musiccli.llm.providers.litellm_provider import token_prices
 from musiccli.llm.usage import Usage
 
 CHARACTERS_PER_TOKEN = 4  # roughly, in English; the tokenizer of a provider is not at hand
+PATIENT_ATTEMPT = 3  # after two waits that the server named and that were too short
 INSTEAD = {"limit_field": "max_completion_tokens"}  # what a rejected field is replaced by
 UNSUPPORTED = re.compile(
     r"support|unknown|unrecognized|unexpected|extra|not permitted|not allowed|instead",
+    re.IGNORECASE,
+)
+# An error of a schema, and not of the request: "could not parse the JSON body" is one of a request.
+ABOUT_SCHEMA = re.compile(
+    r"(response|output).?(format|schema)|json.?schema|structured.?output|guided|grammar|"
+    r"additionalProperties|schema\b.{0,40}\bsupport|invalid schema",
     re.IGNORECASE,
 )
 
@@ -65,6 +72,7 @@ class RemoteModel:
         self.health = health
         listed_prices(model)  # reads a file, while no call holds all that may be open
         self._cost_unknown = False  # whether that was said
+        self._left_out_once = False  # whether it was said that a schema was left out of one call
         # Field of a call -> the value with which the model takes the call; mostly None.
         self._rejected: dict[str, Any] = {}
 
@@ -85,7 +93,7 @@ class RemoteModel:
                     # Checked in the slot, so that none of the calls that wait for one starts.
                     self.health.check()
                     self._budget.check()
-                    reply = await self._attempt(question, endpoint)
+                    reply = await self._attempt(question, endpoint, usage)
             except ProviderError as error:
                 if isinstance(error, UnusableReply):  # it costs tokens, too
                     self._charge(call, error.reply, usage)
@@ -96,7 +104,7 @@ class RemoteModel:
                     raise self.health.record_failure(call, error, attempt) from error
                 usage.retries += 1
                 self.health.warn(call, error)
-                await asyncio.sleep(_delay(error, attempt))
+                await asyncio.sleep(retry_delay(error, attempt))
                 if isinstance(error, EmptyReply):
                     question = vary(call, attempt)
                 attempt, failovers = attempt + 1, 0
@@ -143,23 +151,44 @@ class RemoteModel:
             self._cost_unknown = True
             self._say(f"{self.endpoints.model}: {text}")
 
-    async def _attempt(self, call: Call, endpoint: Endpoint) -> Reply:
-        """Make one attempt. A field that the model rejects is left out, in later calls, too."""
-        rejected = dict(self._rejected)
+    async def _attempt(self, call: Call, endpoint: Endpoint, usage: Usage) -> Reply:
+        """Make one attempt. A field that the model rejects is left out, in later calls, too.
+
+        Where the error does not speak of the schema, that is left out of this call alone.
+        """
+        rejected, schema_error = dict(self._rejected), None
         while True:
+            sent = replace(call, **rejected)
+            if schema_error:
+                sent = replace(sent, schema=None)
             try:
-                reply = await self._send(replace(call, **rejected), endpoint)
+                reply = await self._send(sent, endpoint)
             except ProviderError as error:
-                name = rejected_field(replace(call, **rejected), error)
+                name = rejected_field(sent, error)
                 if name is None:
                     raise
-                rejected[name] = INSTEAD.get(name)
+                usage.retries += 1
+                if name == "schema" and not ABOUT_SCHEMA.search(str(error)):
+                    schema_error = error
+                else:
+                    rejected[name] = INSTEAD.get(name)
             else:
-                for name in rejected:
-                    if name not in self._rejected and name != "schema":
-                        self._say(f"{call.model}: {_rejection(name, call)}")
-                self._rejected |= rejected
+                self._note_rejections(call, rejected, schema_error)
                 return reply
+
+    def _note_rejections(
+        self, call: Call, rejected: dict[str, Any], schema_error: ProviderError | None
+    ) -> None:
+        """Keep for later calls what the model rejects, and say once what was left out."""
+        for name in rejected:
+            if name not in self._rejected:
+                self._say(f"{call.model}: {_rejection(name, call)}")
+        self._rejected |= rejected
+        if schema_error and not self._left_out_once:
+            self._left_out_once = True
+            self._say(
+                f"{call.model}: {schema_error}; that call was sent again without the JSON schema"
+            )
 
     async def _send(self, call: Call, endpoint: Endpoint) -> Reply:
         provider = self._providers.choose(call.model, endpoint.url)
@@ -193,6 +222,8 @@ def _rejection(name: str, call: Call) -> str:
     """What people should know of a field that is rejected."""
     if name == "limit_field":
         return "rejects max_tokens; asked for max_completion_tokens from here on"
+    if name == "schema":
+        return "rejects the JSON schema of its replies; left out from here on"
     if name == "seed":
         return "rejects seed; left out from here on, so a repeated call gets another reply"
     return f"rejects {name}={getattr(call, name):g}; left out from here on"
@@ -206,7 +237,11 @@ def vary(call: Call, retry: int) -> Call:
     return replace(call, retry=retry, temperature=temperature)
 
 
-def _delay(error: ProviderError, attempt: int) -> float:
-    """Seconds until the next attempt."""
-    quota = error.overloaded and error.retry_after is None
+def retry_delay(error: ProviderError, attempt: int) -> float:
+    """Seconds until the next attempt.
+
+    Some servers name a wait of 0 or 1 second each time, whatever their quota. So from the third
+    attempt on a wait that the server names is the least, and that of a quota is waited for.
+    """
+    quota = error.overloaded and (error.retry_after is None or attempt >= PATIENT_ATTEMPT)
     return max(error.retry_after or 0, limiter.backoff(attempt, quota))
