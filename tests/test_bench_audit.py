@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import zip_longest
 
 import pytest
-from build import lines, talk
+from build import call, lines, talk
 from console import music
 from openai_server import serve
 from scripted import no_network
@@ -134,6 +134,14 @@ def test_lengths_are_ratios_and_what_a_blind_guess_gets():
         "conversations": 1,
     }
     assert values(rows, "baseline/longest-last-reply", "accuracy") == {"conversations": 1}
+
+
+def test_a_chosen_reply_of_calls_alone_has_no_ratio_of_lengths():
+    one = pair("x" * 62, "And?", "y" * 10)
+    index = one["contrast"][0]["message"]
+    one["chosen"][index] = call("boil", minutes=8)
+    ratios = values(measured(one), "contrast", "length_ratio")
+    assert ratios == pytest.approx({"all": 10 / 31, "turn=2": 10 / 31})
 
 
 def test_messages_that_the_token_limit_cut_are_counted_by_side():

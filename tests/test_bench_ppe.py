@@ -14,7 +14,7 @@ from scipy.stats import kendalltau, pearsonr, spearmanr
 from musiccli.bench.ppe import best_of_k, check_ppe_record, metrics, roc_auc
 from musiccli.bench.stats.bradley_terry import player_strengths
 from musiccli.bench.stats.intervals import proportion_interval
-from musiccli.bench.stats.leaderboards import pair_brier, separations
+from musiccli.bench.stats.leaderboards import pair_brier, rank_correlations, separations
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 
@@ -251,3 +251,10 @@ def test_the_command_shows_votes_leaderboards_and_curves(tmp_path):
     assert done.status == 0, done.err
     assert "leaderboards of LLMs" in done.err and "best of 4" in done.err
     assert (tmp_path / "p.svg").stat().st_size
+
+
+def test_strengths_that_differ_by_rounding_are_tied():
+    strengths = np.array([0.5, 0.0, -0.5])
+    assert rank_correlations(strengths, np.array([0.1, 0.1 + 1e-15, -0.2])) == pytest.approx(
+        (0.75**0.5, (2 / 3) ** 0.5)
+    )

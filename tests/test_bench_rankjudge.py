@@ -201,6 +201,22 @@ def test_a_judge_that_is_always_right_has_no_rating_and_spoils_no_others():
     assert not select_rated(np.ones((5, 2), bool))[0].any()
 
 
+def test_without_a_maximum_of_the_likelihood_nobody_is_rated():
+    """A and B are right wherever they differ from C and D, so their ratings grow without end."""
+    hard, easy = ["1000", "0100", "1000"], ["1110", "1101", "1110"]
+    right = np.array([[mark == "1" for mark in row] for row in hard + easy])
+    assert rate_judges(right, range(6)) == ([None] * 4, [None] * 4, 0)
+    upset = np.vstack([right, [False, False, True, False]])
+    assert None not in rate_judges(upset, range(7))[0]
+    matches = [
+        {"id": f"p{pair}", "model": {"name": judge}, "judge": {"correct_verdict": bool(flag)}}
+        for pair, row in enumerate(right)
+        for judge, flag in zip("ABCD", row, strict=True)
+    ]
+    done = music("bench", "rankjudge", given=lines(*matches))
+    assert done.status == 0 and "no Bradley-Terry ratings" in done.err
+
+
 @pytest.mark.slow
 def test_95_percent_intervals_of_ratings_hold_what_many_pairs_give():
     random = np.random.default_rng(5)

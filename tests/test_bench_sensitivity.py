@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from build import talk
 
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.sensitivity import check_corruption_pair, metrics, notes, tables
@@ -269,3 +270,27 @@ def test_a_record_that_cannot_be_counted_says_why(change, message):
     with pytest.raises(RecordError) as caught:
         check_corruption_pair(Record(pair(0, "reply", 0, 1, 0) | change))
     assert str(caught.value) == message
+
+
+def test_of_many_models_every_two_are_compared_on_all_corruptions():
+    """11 models are 55 pairs; other subsets have the 10 against the best alone."""
+    models = [f"rm{number}" for number in range(11)]
+    records = [
+        {
+            "id": str(number),
+            "chosen": talk(f"q{number}", "one", "more", "two"),
+            "rejected": talk(f"q{number}", "won", "more", "two"),
+            "corruption": {"kind": "reply", "distance": 1},
+            "scores": {
+                model: {"chosen": (number * 7 + place * 3) % 5, "rejected": 2}
+                for place, model in enumerate(models)
+            },
+        }
+        for number in range(12)
+    ]
+    rows = [
+        row["subset"]
+        for row in metrics(map(Record, records))
+        if row["metric"] == "accuracy_difference"
+    ]
+    assert (rows.count("all"), rows.count("kind=reply")) == (55, 10)

@@ -93,3 +93,17 @@ def test_a_model_has_one_color_and_place_in_all_panels_of_the_figure():
     assert sorted(drawn) == ["one", "three", "two"]
     assert {len(looks) for looks in drawn.values()} == {1}
     assert len(set.union(*drawn.values())) == 3
+
+
+def test_the_best_of_each_run_has_a_star(folder):
+    def rows(models, first):
+        for number, model in enumerate(models):
+            row = {"benchmark": "rewardbench", "model": model, "subset": "all", "count": 100}
+            value = first - number / 100
+            yield row | {"metric": "average", "value": value, "low": 0.5, "high": 0.95}
+            if number:
+                yield row | {"metric": "holm_p", "value": 0.01, "against": models[0]}
+
+    files = write("1.jsonl", *rows("ABCD", 0.8)), write("2.jsonl", *rows("EFGH", 0.9))
+    done = music("bench", "table", *files)
+    assert [cells(done, model)[1] for model in "AEBF"] == ["80.0*", "90.0*", "79.0", "89.0"]

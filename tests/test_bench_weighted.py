@@ -171,3 +171,41 @@ def test_rewardbench_2_marks_its_average_and_its_ties():
     holm = {row["model"]: row for row in rows if row["metric"] == "holm_p"}
     average = {row["model"]: row["value"] for row in rows if row["metric"] == "average"}
     assert holm["rm0"]["value"] < 0.001 and max(average, key=average.get) in holm["rm0"]["against"]
+
+
+def planned(number: int, subset: str, right: dict[str, bool]) -> dict:
+    scores = {model: {"chosen": float(flag), "rejected": 0.5} for model, flag in right.items()}
+    return {
+        "id": f"{subset}-{number}",
+        "chosen": talk(f"q {subset} {number}", "good"),
+        "rejected": talk(f"q {subset} {number}", "bad"),
+        "metadata": {"subset": subset},
+        "scores": scores,
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_subset_of_few_prompts_does_not_tell_models_apart(count):
+    """One prompt has no standard error; of two that all go one way it is 0. Neither is certain."""
+    draws = random.Random(0)
+    records = []
+    for subset in planrewardbench.PAIRS:
+        is_small = subset == "safety_refusal"
+        for number in range(count if is_small else 20):
+            is_right = draws.random() < 0.7
+            right = {model: model == "A" if is_small else is_right for model in "ABCD"}
+            records.append(planned(number, subset, right))
+    rows = music("bench", "planrewardbench", given=lines(*records)).records
+    p_values = [row["value"] for row in rows if (row["metric"], row["subset"]) == ("holm_p", "all")]
+    assert p_values == [1.0] * 3
+
+
+def test_where_all_differ_alike_the_p_value_is_that_of_their_sign():
+    """Of 5 + 6 prompts all differ, so it is 2 / 2 to the 11; halves differ by rounding alone."""
+    parts = {
+        "a": [([1, 0.5, 1, 1, 0.5], range(5)), ([1] * 6, range(5, 11))],
+        "b": [([0.5, 0, 0.5, 0.5, 0], range(5)), ([0] * 6, range(5, 11))],
+    }
+    rows = compared({**parts, "c": parts["b"], "d": parts["b"]})
+    values = [row["value"] for row in rows if row["metric"] == "holm_p"]
+    assert values == pytest.approx([3 * 0.5**10] * 3)

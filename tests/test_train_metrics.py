@@ -5,8 +5,10 @@ import math
 import pytest
 from build import talk
 
+from musiccli.core.errors import InputError
 from musiccli.train.log import describe_metrics
 from musiccli.train.metrics import expected_calibration_error, held_out_metrics, mean_metrics
+from musiccli.train.run import _refuse_non_finite_rewards
 from musiccli.train.tokenized_pairs import diverging_exchange
 
 
@@ -102,3 +104,21 @@ def test_the_last_line_tells_the_counts_and_leaves_out_what_is_not_known():
         "eval_by_turns": {"1": {"accuracy": 0.5, "pairs": 8}, "2": {"accuracy": 1.0, "pairs": 3}},
     }
     assert describe_metrics(step) == "step 6, loss 0.6123, eval_by_turns 1: 0.5 of 8 2: 1 of 3"
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [[(math.nan, 0.0), (1.0, 0.0)], [(math.inf, 0.0), (0.0, math.inf)], [(math.inf, math.inf)]],
+)
+def test_rewards_that_are_no_numbers_have_metrics_that_are_none(rewards):
+    count = len(rewards)
+    measured = held_out_metrics(rewards, [1] * count, ["first"] * count)
+    assert not math.isfinite(measured["mean_reward"]) and not math.isfinite(measured["loss"])
+    assert measured["pairs"] == count
+
+
+def test_a_held_out_reward_that_is_no_number_is_refused_by_set_and_step():
+    metrics = {"step": 7, "eval_mean_reward": 0.5, "eval_facts_mean_reward": math.nan}
+    _refuse_non_finite_rewards(metrics, [""])
+    with pytest.raises(InputError, match="held-out pairs facts is nan at step 7; lower `lr`"):
+        _refuse_non_finite_rewards(metrics, ["", "facts"])

@@ -212,7 +212,8 @@ def metrics(
     """Of all contrasted turns, of each turn from the fork on, and of whole conversations.
 
     Of turns: the shares of TEXT_CHECKS; `length_ratio`, the median of rejected over chosen in
-    characters; and the accuracy of the length baselines, which should be near one half.
+    characters, where the chosen reply has text; and the accuracy of the length baselines, which
+    should be near one half.
 
     Of each judge: how often it prefers either side in both orders, sees no difference (`tie`,
     `inconsistent`) or cannot be read. `label_noise` is the share of labels that it would call
@@ -263,8 +264,11 @@ def _text_records(
         values = np.asarray(contrasted.checks[name])[mask]
         yield _share_record(CONTRAST, subset, name, values, prompts, config)
     chosen, rejected = (np.asarray(contrasted.lengths[side])[mask] for side in SIDES)
-    ratios = rejected / chosen
-    interval = median_interval(ratios, prompts, config.confidence)
+    has_text = chosen > 0  # a reply may be calls alone
+    if not has_text.any():
+        return
+    ratios = rejected[has_text] / chosen[has_text]
+    interval = median_interval(ratios, prompts[has_text], config.confidence)
     median, count = float(np.median(ratios)), len(ratios)
     yield metric_record(NAME, CONTRAST, subset, "length_ratio", median, interval, count)
 

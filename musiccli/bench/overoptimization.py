@@ -273,11 +273,11 @@ class Contests:
     where the random candidate is the pick or has the same text.
 
     Args:
-        other: the baseline that picks the random candidates.
+        baseline: the baseline that picks the random candidates.
     """
 
-    def __init__(self, other: str) -> None:
-        self._other = other
+    def __init__(self, baseline: str) -> None:
+        self._baseline = baseline
         # By the prompt's id and the pool size: the model's points and the judge's.
         self._points: dict[object, dict[int, tuple[float, float | None]]] = {}
 
@@ -287,8 +287,8 @@ class Contests:
         Raises:
             RecordError: another baseline picked the random candidate of an earlier contest.
         """
-        if contest["models"]["b"] != self._other:
-            problem = f"should be {self._other} as before; give the two baselines in two runs"
+        if contest["models"]["b"] != self._baseline:
+            problem = f"should be {self._baseline} as before; give the two baselines in two runs"
             raise RecordError(problem, field="models.b", record=contest)
         is_same = is_same_pick(contest) or same_text(contest["a"], contest["b"])
         gold = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(contest["winner"])

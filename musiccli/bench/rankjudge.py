@@ -397,8 +397,19 @@ def _shares_table(
 
 
 def notes(rows: Rows) -> list[str]:
-    """The baselines and ties of all pairs."""
-    return [*baselines_note(rows), *ties_note(overall(rows))]
+    """The baselines and ties of all pairs, and why there are no ratings."""
+    return [*baselines_note(rows), *ties_note(overall(rows)), *_ratings_note(rows)]
+
+
+def _ratings_note(rows: Rows) -> list[str]:
+    """A note where judges were compared, and none could be rated."""
+    values = [row["value"] for row in rows if row["metric"] == "bradley_terry"]
+    if not values or any(value is not None for value in values):
+        return []
+    return [
+        "no Bradley-Terry ratings: some judges are right wherever they differ from the others, so "
+        "no finite ratings fit"
+    ]
 
 
 def plot(axes: "Axes", rows: Rows) -> None:

@@ -123,8 +123,8 @@ class EarlyStopping:
 
     def _loss(self, metrics: Metrics) -> float:
         """The loss in a step's metrics; one that is no number is the worst."""
-        loss: float = metrics[self.metric]
-        return math.inf if math.isnan(loss) else loss
+        loss: float | None = metrics[self.metric]  # None: read from a log, which has no NaN
+        return math.inf if loss is None or math.isnan(loss) else loss
 
     def _save(self) -> None:
         """Write the weights. Raises InputError where they cannot be written."""

@@ -15,7 +15,7 @@ BINS = 10  # of confidence, from 0.5 to 1
 def mean_metrics(
     losses: Sequence[float], margins: Sequence[float], rewards: Sequence[float]
 ) -> Metrics:
-    """Means over pairs.
+    """Means over pairs. They are no numbers where rewards are none.
 
     Accuracy is strict: a pair with equal rewards counts as wrong.
 
@@ -26,11 +26,16 @@ def mean_metrics(
     """
     count = len(losses)
     return {
-        "loss": math.fsum(losses) / count,
+        "loss": _total(losses) / count,
         "accuracy": sum(margin > 0 for margin in margins) / count,
-        "margin": math.fsum(margins) / count,
-        "mean_reward": math.fsum(rewards) / len(rewards),
+        "margin": _total(margins) / count,
+        "mean_reward": _total(rewards) / len(rewards),
     }
+
+
+def _total(values: Sequence[float]) -> float:
+    """The sum; no number where a value is none, or where both infinities are among them."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
 def held_out_metrics(
@@ -64,8 +69,11 @@ def expected_calibration_error(margins: Sequence[float]) -> float:
 
     The model picks the side with the higher reward, with confidence sigmoid(|margin|). BINS bins of
     equal width divide the confidences from 0.5 to 1. The error is the mean over pairs of
-    |accuracy - mean confidence| of their bin. A tie counts as half right.
+    |accuracy - mean confidence| of their bin. A tie counts as half right. It is no number where a
+    margin is none.
     """
+    if any(map(math.isnan, margins)):
+        return math.nan
     gaps: dict[int, list[float]] = defaultdict(list)
     for margin in margins:
         confidence = 1 / (1 + math.exp(-abs(margin)))

@@ -326,7 +326,8 @@ def run_steps(
 
     With `stopping` these may be fewer than were planned.
 
-    Raises InputError where the loss or the gradient is not finite.
+    Raises InputError where the loss or the gradient is not finite, or a held-out reward is not and
+    nothing stops early. An early stop takes such a measurement as the worst.
     """
     accelerator, config = trainer.accelerator, trainer.config
     start, changed = states.resume()
@@ -364,6 +365,8 @@ def run_steps(
                 log.add(metrics)
             if stopping:
                 stopping.add(metrics)
+            else:
+                _refuse_non_finite_rewards(metrics, held_out)
             track_metrics(accelerator, metrics)
             progress.advance(1, _progress_note(metrics))
             if save_every and step % save_every == 0 and not last:
@@ -403,6 +406,17 @@ def _refuse_non_finite(metrics: Metrics) -> None:
         if value is not None and not math.isfinite(value):
             raise InputError(
                 f"{name} is {value} at step {metrics['step']}; lower `lr`, or look at the data"
+            )
+
+
+def _refuse_non_finite_rewards(metrics: Metrics, held_out: Iterable[str]) -> None:
+    """Raise InputError where a held-out reward is no finite number; names the set and the step."""
+    for name in held_out:
+        value = metrics.get(f"{eval_prefix(name)}mean_reward", 0.0)
+        if not math.isfinite(value):
+            raise InputError(
+                f"the mean reward of the held-out pairs{f' {name}' if name else ''} is {value} at "
+                f"step {metrics['step']}; lower `lr`, or look at the data"
             )
 
 

@@ -35,7 +35,8 @@ MAX_PLAYER_STEPS, LEAST_STRENGTH = 5_000, 1e-12
 def select_rated(right: "Array") -> "tuple[Array, Array]":
     """Which pairs and which judges can be rated.
 
-    A judge that is right, or wrong, about every pair that is left has no finite rating.
+    A judge that is right, or wrong, about every pair that is left has no finite rating. Where the
+    likelihood of the others has no maximum, none is rated.
 
     Args:
         right: (pairs, judges), true where a judge got a pair right; every judge read every pair.
@@ -52,8 +53,29 @@ def select_rated(right: "Array") -> "tuple[Array, Array]":
         wins = right[pairs].sum(0)
         rated = judges & (wins > 0) & (wins < pairs.sum())
         if (rated == judges).all():
-            return pairs, judges
+            break
         judges = rated
+    if judges.any() and not are_connected(right[pairs][:, judges]):
+        return pairs & False, judges & False
+    return pairs, judges
+
+
+def are_connected(right: "Array") -> bool:
+    """Whether the likelihood of ratings has a maximum (Ford 1957, Am. Math. Monthly 64:28).
+
+    Of any two judges each must have beaten the other, itself or by a chain of others. One judge
+    beats another by a pair that it got right and the other got wrong. A pair that some got right
+    and others wrong stands between two judges, so it adds no condition.
+
+    Args:
+        right: (pairs, judges).
+    """
+    import numpy as np
+    from scipy.sparse.csgraph import connected_components
+
+    beats = np.asarray(right, float).T @ ~right > 0
+    components, _ = connected_components(beats, connection="strong")
+    return int(components) == 1
 
 
 def rating_columns(right: "Array") -> "Array":

@@ -33,8 +33,8 @@ def compare_models(
 ) -> Iterator[MetricRecord]:
     """Metric records that compare models with each other, baselines left out.
 
-    Every two models are compared. Of more than MAX_BOOTSTRAPPED models that is so of all pairs; in
-    other subsets each is then compared with the best.
+    Every two models are compared. Of more than MAX_BOOTSTRAPPED models that is so of all pairs (the
+    subset "all", or no mask); in other subsets each is then compared with the best.
 
     - `accuracy_difference`; its interval is a paired bootstrap over prompts. Of more than
       MAX_BOOTSTRAPPED models it is Student's t interval with a standard error by prompts.
@@ -51,8 +51,9 @@ def compare_models(
     best = points.best()
     against_best: dict[str, float] = {}
     is_large = len(points.models) > MAX_BOOTSTRAPPED
+    is_part = mask is not None and subset != "all"  # "all" may be a choice of the pairs, too
     for first, second in combinations(points.models, 2):
-        if best not in (first, second) and is_large and mask is not None:
+        if best not in (first, second) and is_large and is_part:
             continue
         gains = points.gains(first, second)
         if gains is None:
@@ -231,7 +232,7 @@ class SubsetPoints:
 
 
 def undistinguished(rows: Sequence[MetricRecord], confidence: float) -> dict[str, set[str]]:
-    """By subset: the best model, and those that `holm_p` does not tell from it.
+    """By subset: the best model of each run, and those that `holm_p` does not tell from it.
 
     Args:
         rows: metric records.
@@ -240,7 +241,8 @@ def undistinguished(rows: Sequence[MetricRecord], confidence: float) -> dict[str
     models: dict[str, set[str]] = {}
     for row in rows:
         if row["metric"] == "holm_p":
-            names = models.setdefault(row["subset"], {row["against"]})
+            names = models.setdefault(row["subset"], set())
+            names.add(row["against"])
             if row["value"] > 1 - confidence:
                 names.add(row["model"])
     return models

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
+DECIMALS = 9  # of strengths that are ranked; a fit is as good as that
+
 
 def win_rates(wins: "Array") -> "Array":
     """The share of its battles with each other LLM that an LLM won; nan where there are none.
@@ -47,9 +49,14 @@ def row_wise_pearson(first: "Array", second: "Array") -> float | None:
 
 
 def rank_correlations(first: "Array", second: "Array") -> tuple[float, float]:
-    """Spearman's correlation and Kendall's tau-b of two leaderboards, (LLMs,) each."""
+    """Spearman's correlation and Kendall's tau-b of two leaderboards, (LLMs,) each.
+
+    LLMs whose strengths differ by rounding alone are tied.
+    """
+    import numpy as np
     from scipy.stats import kendalltau, spearmanr
 
+    first, second = np.round(first, DECIMALS), np.round(second, DECIMALS)
     return float(spearmanr(first, second)[0]), float(kendalltau(first, second)[0])
 
 

@@ -26,12 +26,17 @@ def mean_p(mean: float, standard_error: float, clusters: int) -> float:
     """Two-sided p-value of a mean of clustered values, of the hypothesis that it is 0.
 
     It is that of Student's t. Where the clusters do not vary, it is that of their common sign.
+
+    Args:
+        mean: of the values.
+        standard_error: of the mean by clusters; nan where it is not known, and p is then 1.
+        clusters: how many there are; without spread, in how many the value differs from 0.
     """
     from scipy.special import stdtr
 
-    if mean == 0:
+    if mean == 0 or math.isnan(standard_error):
         return 1.0
-    if not standard_error > 0:
+    if standard_error == 0:
         return min(1.0, 2 * 0.5**clusters)
     return 2 * float(stdtr(clusters - 1, -abs(mean) / standard_error))
 

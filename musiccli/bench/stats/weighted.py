@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
+ROUNDING = 1e-12  # a standard error below it is 0: all items move both figures alike
+
+
 class Part(NamedTuple):
     """A part of a figure: what its items add to its value.
 
@@ -30,20 +33,27 @@ class Part(NamedTuple):
         moves: how far each item moves the part's value from its mean, (items,); they sum to 0.
         clusters: the cluster of each item.
         is_right: whether each item is right; None where items earn other points than 0 and 1.
+        value: the mean of the items' points; None where the part is no mean.
     """
 
     moves: "Array"
     clusters: "Array"
     is_right: "Array | None" = None
+    value: float | None = None
 
 
-def part_of_moves(moves: "Array", clusters: "Array", is_right: "Array | None" = None) -> Part:
+def part_of_moves(
+    moves: "Array",
+    clusters: "Array",
+    is_right: "Array | None" = None,
+    value: float | None = None,
+) -> Part:
     """A part, with moves that are larger by as much as few clusters show too little spread."""
     import numpy as np
 
     groups = len(np.unique(clusters))
     factor = math.sqrt(groups / (groups - 1)) if groups > 1 else math.nan
-    return Part(factor * moves, clusters, is_right)
+    return Part(factor * moves, clusters, is_right, value)
 
 
 def part_of(outcomes: ModelOutcomes) -> Part:
@@ -51,8 +61,9 @@ def part_of(outcomes: ModelOutcomes) -> Part:
     points = outcomes.points
     is_right = points == 1
     has_halves = bool((points[~is_right] != 0).any())
-    moves = (points - points.mean()) / len(points)
-    return part_of_moves(moves, outcomes.prompts, None if has_halves else is_right)
+    mean = float(points.mean())
+    moves = (points - mean) / len(points)
+    return part_of_moves(moves, outcomes.prompts, None if has_halves else is_right, mean)
 
 
 class Figure(NamedTuple):
@@ -63,14 +74,14 @@ class Figure(NamedTuple):
         weights: of its parts.
         clusters: each cluster once, ascending.
         moves: by cluster.
-        single: its only part, None where it has several.
+        parts: in the order of the weights.
     """
 
     row: MetricRecord
     weights: Sequence[float]
     clusters: "Array"
     moves: "Array"
-    single: Part | None
+    parts: Sequence[Part]
 
 
 class Difference(NamedTuple):
@@ -108,8 +119,7 @@ class WeightedComparisons:
         every = np.concatenate([part.clusters for part in parts])
         clusters, index = np.unique(every, return_inverse=True)
         by_cluster = np.bincount(index, weights=np.concatenate(moves))
-        single = parts[0] if len(parts) == 1 else None
-        figure = Figure(row, weights, clusters, by_cluster, single)
+        figure = Figure(row, weights, clusters, by_cluster, parts)
         self._figures.setdefault(row["subset"], {})[row["model"]] = figure
 
     def records(self, config: BenchConfig) -> Iterator[MetricRecord]:
@@ -174,18 +184,45 @@ def subtract(first: Figure, second: Figure) -> Difference:
         moves[np.searchsorted(clusters, figure.clusters)] += sign * figure.moves
     value = first.row["value"] - second.row["value"]
     error = math.sqrt(float(moves @ moves))
+    error = 0.0 if error < ROUNDING else error
     freedom = max(1, len(clusters) - len(first.weights))
-    p = _exact_p(first.single, second.single)
-    if p is None:
+    p = _exact_p(first.parts, second.parts)
+    if p is None and error == 0:
+        p = mean_p(value, error, _differing_clusters(first, second, value))
+    elif p is None:
         p = mean_p(value, error, freedom + 1)
     return Difference(value, error, freedom, len(clusters), p)
 
 
-def _exact_p(first: Part | None, second: Part | None) -> float | None:
-    """McNemar's p-value; None where items are not each right or wrong and of a cluster each."""
+def _differing_clusters(first: Figure, second: Figure, value: float) -> int:
+    """In how many clusters the figures differ with the sign of `value`, where the error is 0.
+
+    All items of a part then differ alike, by the difference of the part's values. Parts of which no
+    value is known do not count.
+    """
     import numpy as np
 
-    if first is None or second is None or first.is_right is None or second.is_right is None:
+    differing = [
+        part.clusters
+        for part, second_part in zip(first.parts, second.parts, strict=True)
+        if part.value is not None
+        and second_part.value is not None
+        and (part.value - second_part.value) * value > 0
+    ]
+    return len(np.unique(np.concatenate(differing))) if differing else 0
+
+
+def _exact_p(first_parts: Sequence[Part], second_parts: Sequence[Part]) -> float | None:
+    """McNemar's p-value; None where there are several parts, or items that it does not fit.
+
+    It needs items that are each right or wrong, and of a cluster each.
+    """
+    import numpy as np
+
+    if len(first_parts) > 1 or len(second_parts) > 1:
+        return None
+    first, second = first_parts[0], second_parts[0]
+    if first.is_right is None or second.is_right is None:
         return None
     if not np.array_equal(first.clusters, second.clusters):
         return None
