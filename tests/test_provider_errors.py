@@ -5,8 +5,9 @@ from email.utils import formatdate
 
 import pytest
 
+from musiccli.core.retry_after import parse_retry_after
 from musiccli.llm.call import Reply
-from musiccli.llm.provider_errors import MAX_MESSAGE, EmptyReply, ProviderError, parse_retry_after
+from musiccli.llm.provider_errors import MAX_MESSAGE, EmptyReply, ProviderError
 from musiccli.llm.providers.litellm_provider import provider_error
 
 KEY = "sesame-open-9876543210"

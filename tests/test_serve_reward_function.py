@@ -1,13 +1,15 @@
 """The reward function that RL trainers call: in this process and through a server, with the same scores."""
 
-import json
+import contextlib
+import http.server
+import threading
 
 import pytest
 from build import talk, weather
 from test_serve import CLOSE, expected, folder, model, running  # noqa: F401  (fixtures)
 
 from musiccli import InputError, MusicError, RecordError, RewardFunction
-from musiccli.serve.reward_function import _post
+from musiccli.core.errors import CallError
 
 PROMPTS = [talk("q"), talk("q", "a", "r"), weather()["messages"][:1]]
 COMPLETIONS = [talk("", "yes")[1:], talk("", "no")[1:], weather()["messages"][1:]]
@@ -104,9 +106,7 @@ def test_the_key_is_read_from_the_environment(model, monkeypatch):  # noqa: F811
         assert len(reward(["q"], ["a"])) == 1
 
 
-def test_a_server_that_is_away_is_asked_again_and_then_named(monkeypatch):
-    waits = []
-    monkeypatch.setattr("musiccli.serve.reward_function.time.sleep", waits.append)
+def test_a_server_that_is_away_is_asked_again_and_then_named(waits):
     with pytest.raises(MusicError, match=r"^http://127.0.0.1:9/classify: .*refused"):
         RewardFunction("http://127.0.0.1:9/")(["q"], ["a"])
     assert waits == [1, 2, 4, 8, 16, 30, 30]
@@ -122,6 +122,75 @@ def test_a_busy_server_is_asked_again_when_it_said(model, monkeypatch):  # noqa:
             monkeypatch.setattr("musiccli.serve.server.MAX_REQUESTS", 9)
 
         monkeypatch.setattr("musiccli.serve.reward_function.time.sleep", sleep)
-        body = json.dumps({"messages": talk("q", "a")}).encode()
-        reply = _post(f"{client.server.address}/classify", body)
-    assert len(reply["data"]) == 1 and waits == [1]
+        found = RewardFunction(client.server.address)(["q"], ["a"])
+    assert len(found) == 1 and waits == [1]
+
+
+@contextlib.contextmanager
+def replying(status: int, body: bytes, **headers: str):
+    """The address of a server that always replies so."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that are waited for between attempts, which then pass at once."""
+    waits = []
+    monkeypatch.setattr("musiccli.serve.reward_function.time.sleep", waits.append)
+    return waits
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [
+        ("Fri, 27 Nov 2099 08:49:37 GMT", 30),
+        ("Fri, 27 Nov 2009 08:49:37 GMT", 1),
+        *(("1, 1", 1), ("-1", 1), ("0", 1), ("nan", 1), ("soon", 1), ("inf", 30), ("2.5", 2.5)),
+    ],
+)
+def test_whatever_a_busy_server_says_of_the_wait_it_is_asked_again(waits, header, wait):
+    busy = b'{"error": {"message": "busy"}}'
+    with (
+        replying(429, busy, Retry_After=header) as address,
+        pytest.raises(CallError, match=r"/classify: busy$"),
+    ):
+        RewardFunction(address)(["q"], ["a"])
+    assert len(waits) == 7 and waits[0] == wait
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"<html>ok</html>", b"", b"\xff", b"3", b"[]", b'{"error": "x"}', b'{"data": null}'),
+        *(b'{"data": []}', b'{"data": [{"probs": [1]}]}', b'{"data": [1, 2]}'),
+        b'{"data": [{"probs": [1]}, {}]}',
+        b'{"data": [{"probs": [1]}, {"probs": []}]}',
+        b'{"data": [{"probs": [1]}, {"probs": [null]}]}',
+        b'{"data": [{"probs": [1]}, {"probs": [2]}, {"probs": [3]}]}',
+    ],
+)
+def test_a_reply_that_is_not_the_servers_is_asked_for_again_and_then_an_error(waits, body):
+    with replying(200, body) as address, pytest.raises(CallError, match="/classify: the reply "):
+        RewardFunction(address)(["q", "q"], ["a", "b"])
+    assert len(waits) == 7

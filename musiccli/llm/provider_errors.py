@@ -1,12 +1,8 @@
 """Errors of providers: whether and when to try again, and whether other calls would fail, too."""
 
-import math
 import os
 import re
-import time
 from collections.abc import Sequence
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 from musiccli.llm.call import Reply
@@ -195,23 +191,3 @@ def parse_delay(text: str) -> float | None:
         + 60 * float(minutes or 0)
         + float(seconds or 0) / (1000 if milli else 1)
     )
-
-
-def parse_retry_after(header: str | None) -> float | None:
-    """The header Retry-After in seconds: a number or an HTTP date (RFC 9110, 10.2.3), else None.
-
-    A number that is too large for a float is infinite.
-    """
-    if not header:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        pass
-    else:
-        return None if math.isnan(seconds) else max(0.0, seconds)
-    try:
-        date = parsedate_to_datetime(header)
-        return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None

@@ -3,14 +3,17 @@
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from musiccli.core.errors import CallError, InputError, RecordError
+from musiccli.core.json_text import decode
 from musiccli.core.messages import Message
+from musiccli.core.retry_after import parse_retry_after
 from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.model import RewardModel
 from musiccli.serve.actor_template import ActorTemplate
@@ -85,7 +88,7 @@ class RewardFunction:
 
         Raises:
             RecordError: a conversation is malformed, or too long to be cut. It says which.
-            CallError: the server does not answer.
+            CallError: the server does not answer, or not as `music serve` does.
         """
         return [turns[-1] for turns in self._rewards(prompts, completions, messages, tools, False)]
 
@@ -176,13 +179,8 @@ class RewardFunction:
         """The rewards as the server computes them."""
         conversations = [{"messages": item.messages, "tools": item.tools} for item in replies]
         body = {"messages": conversations, "per_turn": per_turn, "allow_empty_reply": True}
-        reply = _post(f"{self._address}/classify", json.dumps(body).encode())
-        rewards = []
-        for item in reply["data"]:
-            if "error" in item:
-                raise RecordError(item["error"]["message"], where=f"conversation {item['index']}")
-            rewards.append(item["turn_scores"] if per_turn else item["probs"])
-        return rewards
+        url = f"{self._address}/classify"
+        return _post(url, json.dumps(body).encode(), partial(_read_reply, len(replies), per_turn))
 
 
 def score_items(served: ServedModel, items: Sequence[Item], per_turn: bool) -> list[list[float]]:
@@ -226,12 +224,43 @@ def _as_messages(role: str, value: Any) -> list[Any]:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
-def _post(url: str, body: bytes) -> Any:
-    """The server's reply. A server that is busy, starting or away is asked again for a while.
+def _read_reply(count: int, per_turn: bool, raw: bytes) -> list[list[float]]:
+    """The rewards in a reply.
+
+    Args:
+        count: of the conversations that were sent.
+        per_turn: whether the reward after every turn was asked for.
+        raw: the reply.
+
+    Raises:
+        RecordError: a conversation cannot be scored. It says which.
+        ValueError: it is no reply of `music serve` to so many conversations.
+    """
+    try:
+        data = decode(raw)["data"]
+        if len(data) != count:
+            raise ValueError
+        rewards = []
+        for number, item in enumerate(data):
+            if "error" in item:
+                raise RecordError(item["error"]["message"], where=f"conversation {number}")
+            rewards.append([float(value) for value in item["turn_scores" if per_turn else "probs"]])
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"the reply is not that of music serve to {count} conversations") from None
+    if not all(rewards):
+        raise ValueError("the reply holds a conversation without a reward")
+    return rewards
+
+
+def _post(url: str, body: bytes, read: Callable[[bytes], list[list[float]]]) -> list[list[float]]:
+    """What `read` makes of the server's reply.
+
+    A server that is busy, starting or away is asked again for a while, as is one whose reply
+    cannot be read.
 
     Raises:
         RecordError: it refuses the request.
-        CallError: it does not answer.
+        CallError: it does not answer, or `read` raises ValueError.
     """
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(KEY_VARIABLE):
@@ -241,14 +270,16 @@ def _post(url: str, body: bytes) -> Any:
         wait = min(2.0**attempt, LONGEST_WAIT)
         try:
             with urlopen(Request(url, body, headers), timeout=TIMEOUT) as reply:
-                return json.loads(reply.read())
+                return read(reply.read())
         except HTTPError as error:
             problem = _message(error)
             if error.code not in (408, 429, 500, 502, 503, 504):
                 raise RecordError(problem) from None
-            wait = min(float(error.headers.get("Retry-After") or wait), LONGEST_WAIT)
+            wait = min(parse_retry_after(error.headers.get("Retry-After")) or wait, LONGEST_WAIT)
         except (URLError, HTTPException, OSError) as error:
             problem = str(getattr(error, "reason", "") or error)
+        except ValueError as error:
+            problem = str(error)
         if attempt < ATTEMPTS - 1:
             time.sleep(wait)
     raise CallError(f"{url}: {problem}")
@@ -258,5 +289,5 @@ def _message(error: HTTPError) -> str:
     """What the server says is wrong."""
     try:
         return str(json.loads(error.read())["error"]["message"])
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, OSError, HTTPException):
         return f"HTTP status {error.code}"

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from musiccli.core.errors import InputError
+from musiccli.core.retry_after import parse_retry_after
 from musiccli.llm.call import Call, Reply, finish_reason
 from musiccli.llm.endpoints import OPENAI_COMPATIBLE
 from musiccli.llm.prices import TokenPrices, listed_prices, prices_of
@@ -19,7 +20,6 @@ from musiccli.llm.provider_errors import (
     KEY_VARIABLE,
     ProviderError,
     is_secret,
-    parse_retry_after,
     redact,
 )
 from musiccli.llm.providers.guarded_http import guarded

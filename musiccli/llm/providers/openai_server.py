@@ -14,13 +14,13 @@ from urllib.request import getproxies, proxy_bypass
 import orjson
 
 from musiccli.core.errors import InputError
+from musiccli.core.retry_after import parse_retry_after
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.open_files import TOO_MANY_FILES
 from musiccli.llm.prices import listed_prices
 from musiccli.llm.provider_errors import (
     ProviderError,
     is_secret,
-    parse_retry_after,
     redact,
     redact_keys,
     redirect_error,
