@@ -1,10 +1,11 @@
 """How many calls may be in flight by the number of files that a process may open: a call is one."""
 
-import contextlib
 import errno
 import math
 import os
 from collections.abc import Callable
+
+from musiccli.core.open_files import allow_many_files
 
 RESERVED_FILES = 64  # for the streams, the records, the cache and what libraries open
 TOO_MANY_FILES = os.strerror(errno.EMFILE)  # also the start of the text of ENFILE
@@ -24,17 +25,3 @@ def within_open_files(
         "calls are in flight"
     )
     return int(most)
-
-
-def allow_many_files() -> float:
-    """Let this process open as many files as it may, and return how many; infinite where unknown.
-
-    1,024 is a common limit to begin with.
-    """
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        return math.inf if hard == resource.RLIM_INFINITY else hard
-    return math.inf

@@ -6,6 +6,7 @@ logged holds what a request held.
 """
 
 import asyncio
+import errno
 import hmac
 import logging
 import signal
@@ -23,6 +24,7 @@ from aiohttp import web
 
 from musiccli.core.errors import InputError, RecordError, kind_of
 from musiccli.core.json_text import decode
+from musiccli.core.open_files import allow_many_files
 from musiccli.serve.actor_template import ActorTemplate
 from musiccli.serve.batcher import Batcher, QueueFull
 from musiccli.serve.config import ServeConfig
@@ -43,6 +45,8 @@ from musiccli.serve.workers import WorkerEnded, WorkerPool
 MAX_REQUESTS = 4096  # in flight; each may be a slow one
 BODIES_IN_MEMORY = 16  # of the largest size; beyond that requests are sent away for a while
 CLIENT_LEFT = 499  # how proxies count a request whose client did not wait
+NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+SILENCE = 60.0  # seconds from one line about connections that cannot be accepted to the next
 GRACE = 0.2  # seconds in which requests that are being sent still come in, once the port is closed
 
 
@@ -128,6 +132,7 @@ class RewardServer:
         self._loops: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
+        self._said_no_room = -SILENCE
 
     async def start(self) -> None:
         """Listen.
@@ -150,6 +155,8 @@ class RewardServer:
             shutdown_timeout=self.config.timeout,
             lingering_time=1.0,
         )
+        allow_many_files()
+        asyncio.get_running_loop().set_exception_handler(self._report_no_room)
         await self._runner.setup()
         self._site = web.TCPSite(self._runner, self.config.host, self.config.port, backlog=1024)
         try:
@@ -218,6 +225,15 @@ class RewardServer:
         if self._status == "stopping" or status in (408, 413):
             response.force_close()
         return response
+
+    def _report_no_room(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Say in one line that connections cannot be accepted; asyncio tries again every second."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in NO_ROOM:
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._said_no_room >= SILENCE:
+            self._said_no_room = time.monotonic()
+            self._say(f"new connections wait: {error.strerror} (ulimit -n)")
 
     async def _checked(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if request.path != "/health":
