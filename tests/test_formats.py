@@ -99,6 +99,109 @@ def test_every_way_to_write_a_preference_gives_the_same_sides(row):
     assert record.keys() == {"id", "chosen", "rejected", "metadata"}
 
 
+BIRD = [user("Hi"), assistant("Hello!"), user("Name a bird.")]
+HH_BIRD = "Human: Hi\n\nAssistant: Hello!\n\nHuman: Name a bird.\n\nAssistant:"
+REPLIES = {"chosen": "A robin.", "rejected": "A cat."}
+
+
+@pytest.mark.parametrize(
+    "row, start",
+    [
+        ({"system": "Be kind.", "prompt": "q", **REPLIES}, [system("Be kind."), user("q")]),
+        ({"system_prompt": "Be kind.", "prompt": "q", **REPLIES}, [system("Be kind."), user("q")]),
+        ({"prompt": "\n\n" + HH_BIRD, **REPLIES}, BIRD),
+        ({"prompt": HH_BIRD, **REPLIES}, BIRD),
+        ({"prompt": json.dumps(BIRD), **REPLIES}, BIRD),
+        (
+            {
+                "prompt": "Name a bird.",
+                "chosen": [*BIRD, assistant("A robin.")],
+                "rejected": [*BIRD, assistant("A cat.")],
+            },
+            BIRD,
+        ),
+        ({"prompt": "Name a bird.", "history": [["Hi", "Hello!"]], **REPLIES}, BIRD),
+        ({"prompt": "Name a bird.", "history": BIRD[:2], **REPLIES}, BIRD),
+        ({"prompt": "Name a bird.", "context": BIRD[:2], **REPLIES}, BIRD),
+        ({"prompt": "Name a bird.", "context": "Of birds.", **REPLIES}, BIRD[2:]),
+        ({"prompt": BIRD, "history": BIRD[:2], **REPLIES}, BIRD),
+        (
+            {
+                "prompt": "Name a bird.",
+                "history": BIRD[:2],
+                "chosen": [BIRD[2], assistant("A robin.")],
+                "rejected": [assistant("A cat.")],
+            },
+            BIRD,
+        ),
+    ],
+)
+def test_what_stands_before_two_replies_is_read_alike_by_every_command(row, start):
+    expected = [[*start, assistant(text)] for text in REPLIES.values()]
+    parsed = records.parse_preference(Record({"id": "x", **row}))
+    for record in (read_one(row), parsed):
+        assert [record["chosen"], record["rejected"]] == expected
+
+
+def test_the_first_steps_of_a_solution_begin_both_replies():
+    row = {"prompt": "1+1?", "initial_reason_steps": "Step 1: add.\n", **REPLIES}
+    parsed = records.parse_preference(Record({"id": "x", **row}))
+    for record in (read_one(row), parsed):
+        assert record["chosen"] == [user("1+1?"), assistant("Step 1: add.\nA robin.")]
+        assert record["rejected"] == [user("1+1?"), assistant("Step 1: add.\nA cat.")]
+
+
+def test_a_history_stands_before_a_prompt_and_its_completion():
+    row = {"prompt": "Name a bird.", "history": [["Hi", "Hello!"]]}
+    for reply in ({"response": "A robin."}, {"completion": "A robin.", "label": True}):
+        assert read_one(row | reply)["messages"] == [*BIRD, assistant("A robin.")]
+
+
+def test_a_reply_that_is_a_transcript_or_json_stays_a_reply():
+    dialogue = "Human: Hello.\n\nAssistant: Hi."
+    for reply in (dialogue, '[{"from": "London", "to": "Paris"}]', '{"role": "cook"}'):
+        row = {"prompt": "Write it.", "chosen": reply, "rejected": "no"}
+        assert read_one(row)["chosen"] == [user("Write it."), assistant(reply)]
+    row = {"prompt": "q", "chosen": json.dumps(assistant("a")), "rejected": "b"}
+    assert read_one(row)["chosen"] == [user("q"), assistant("a")]
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen"])
+@pytest.mark.parametrize(
+    "start", ["<|im_start|>user\n", "<s>[INST] ", "[INST] "], ids=["chatml", "llama", "mistral"]
+)
+def test_texts_of_a_chat_template_are_refused(column, start):
+    row = {"prompt": "q", **REPLIES, column: start + "Hi"}
+    for reader in (read, lambda row: records.parse_preference(Record(row, "rows.jsonl:1"))):
+        with pytest.raises(RecordError, match=f"^rows.jsonl:1: {column}: begins with .* template"):
+            reader(dict(row))
+    about = {"prompt": "What is [INST] or <|im_start|>?", **REPLIES}
+    assert read_one(about)["chosen"][0] == user(about["prompt"])
+
+
+@pytest.mark.parametrize("value", ["a.png", ["a.png"], {"bytes": None, "path": None}])
+def test_a_column_of_pictures_is_refused_and_an_empty_one_is_none(value):
+    row = {"id": "x", "prompt": "q", **REPLIES}
+    for reader in (read, lambda row: records.parse_any(Record(row, "rows.jsonl:1"))):
+        with pytest.raises(RecordError, match=r"^rows.jsonl:1: image: holds image; only text"):
+            reader(row | {"image": value})
+        for none in (None, [], "", "[]"):
+            reader(row | {"image": none})
+
+
+def test_a_part_of_a_message_that_names_no_type_may_not_hold_a_picture():
+    for name in ("image", "image_url"):
+        part = {"text": "q", name: "http://a/b.png"}
+        with pytest.raises(RecordError, match=rf"content\[0\].{name}: holds {name}; only text"):
+            read({"messages": [{"role": "user", "content": [part]}, assistant("a")]})
+
+
+def test_lists_of_turns_are_no_candidates():
+    row = {"prompt": "x", "chosen": ["u", "a", "v", "b"], "rejected": ["u", "a", "v", "c"]}
+    with pytest.raises(RecordError, match=r"^rows.jsonl:1: chosen: begins as `rejected` does"):
+        read(row)
+
+
 def test_texts_are_not_stripped_or_changed():
     record = read_one({"prompt": " q\n", "chosen": "  good\n", "rejected": "bad "})
     assert record["chosen"] == [user(" q\n"), assistant("  good\n")]
@@ -506,7 +609,8 @@ def test_null_columns_are_absent_but_what_stands_beside_them_is_not_left_out(row
 
 def test_a_new_file_in_the_folder_is_a_new_format(tmp_path, monkeypatch):
     (tmp_path / "haiku.py").write_text(
-        "from musiccli.sample.columns import Format, make_record, user_message\n"
+        "from musiccli.core.row_messages import user_message\n"
+        "from musiccli.sample.columns import Format, make_record\n"
         "def read(row, source):\n"
         "    yield make_record(row, source, {'messages': [user_message(row['haiku'])]})\n"
         "FORMATS = [Format('haiku', order=15, columns=frozenset({'haiku'}), read=read)]\n"

@@ -18,7 +18,7 @@ from build import assistant, talk, user
 from musiccli.bench.report import markdown, tables
 from musiccli.bench.report.html import INTERVAL
 from musiccli.cli.option_names import as_typed
-from musiccli.core import text_checks, thoughts, votes
+from musiccli.core import row_messages, text_checks, thoughts, votes
 from musiccli.core.errors import RecordError
 from musiccli.core.jsonl.reader import decode
 from musiccli.core.records import Record
@@ -31,7 +31,7 @@ from musiccli.llm.providers.litellm_provider import UNUSABLE
 from musiccli.prompts import Prompt, transcript
 from musiccli.reward_model import card
 from musiccli.reward_model.chat_template import DATE_CALL
-from musiccli.sample import columns, corruptions, exclusion, formats
+from musiccli.sample import corruptions, exclusion, formats
 from musiccli.show import differences, html, terminal, view
 from musiccli.simulate import contrast, faults
 from musiccli.simulate.truncation import SENTENCE_END, _last_end, whole_sentences
@@ -209,7 +209,7 @@ READERS: dict[str, Callable[[str], object]] = {  # everything that looks at text
     "card": lambda text: card.render_card({"base": text}),
     "excluded": lambda text: exclusion.ExcludedPrompts([seed(text)]).overlaps(seed(text)),
     "hh": lambda text: list(_formats(f"\n\nHuman: q{text}\n\nAssistant: a")),
-    "joined": lambda text: columns.join_user_messages(map(user, text.split("a"))),
+    "joined": lambda text: row_messages.join_user_messages(map(user, text.split("a"))),
     "corruption": lambda text: corruptions._words(text),
     "line": lambda text: _decoded(text.encode("utf-8", "replace")),
     "html": lambda text: html.record_html(  # jinja2 and rich are linear, but slow
@@ -434,7 +434,7 @@ def test_a_conversation_of_many_messages_is_shown_in_linear_time():
 def test_joined_user_messages_are_what_they_were():
     messages = [user("a"), user("b"), assistant("c"), user(""), user("d"), user("e"), user("f")]
     joined = [user("a\n\nb"), assistant("c"), user(""), user("d\n\ne\n\nf")]
-    assert columns.join_user_messages(messages) == joined
+    assert row_messages.join_user_messages(messages) == joined
 
 
 def test_a_reply_is_not_changed_where_nothing_was_cut():

@@ -190,11 +190,11 @@ def test_preferences_of_every_form_become_two_whole_conversations(fields):
         ),
         (
             {"prompt": "", "chosen": "a", "rejected": "b"},
-            "chosen[0]: content of this user message is empty",
+            "chosen: is a string without a prompt; music sample reads such files",
         ),
         (
             {"prompt": "q", "chosen": [user("r"), assistant()], "rejected": "b"},
-            "chosen[1]: role is user where assistant should speak; roles alternate, user first",
+            "chosen: neither holds the prompt nor begins with the assistant",
         ),
         ({}, "chosen: is missing; it should be a list of messages"),
     ],

@@ -47,6 +47,8 @@ THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")  # of vLLM, Open
 ASSISTANT_FIELDS = ("tool_calls", "function_call", *THOUGHT_FIELDS)
 TOOL_FIELDS = ("tool_call_id", "name")
 MEDIA_FIELDS = ("images", "image", "audios", "audio", "videos", "video")
+PART_MEDIA_FIELDS = (*MEDIA_FIELDS, "image_url", "video_url", "input_audio")
+NO_MEDIA = ("", "[]")  # as tables of texts write that there are none
 TEXT_PARTS = (None, "text", "input_text", "output_text")  # values of a part's `type`
 NEXT_ROLES = {  # which roles may follow a role; the first is the usual one
     "system": ("user",),
@@ -152,7 +154,7 @@ def _parse_message(record: Mapping[str, Any], field: str, message: object) -> Me
     if role not in ROLES:
         problem = f"role is {shortened(role)}; it should be one of {', '.join(ROLES)}"
         raise _error(record, field, problem)
-    _refuse_media(record, field, message)
+    refuse_media(record, message, f"{field}.")
     extra = {
         name: value
         for name, value in message.items()
@@ -188,10 +190,27 @@ def _is_plain(message: object) -> bool:
     )
 
 
-def _refuse_media(record: Mapping[str, Any], field: str, message: Mapping[str, Any]) -> None:
-    for name in MEDIA_FIELDS:
-        if message.get(name):
-            raise _error(record, f"{field}.{name}", f"holds {name}; only text is read")
+def refuse_media(
+    record: Mapping[str, Any],
+    holder: Mapping[str, Any] | None = None,
+    path: str = "",
+    names: Sequence[str] = MEDIA_FIELDS,
+) -> None:
+    """Refuse pictures, sounds and films.
+
+    Args:
+        record: the record or the row of a dataset.
+        holder: the part of it that may hold them; None for the record itself.
+        path: what stands before the name of a field of the part.
+        names: the fields that would hold them.
+
+    Raises:
+        RecordError: there are some.
+    """
+    fields = record if holder is None else holder
+    for name in names:
+        if (value := fields.get(name)) and value not in NO_MEDIA:
+            raise _error(record, f"{path}{name}", f"holds {name}; only text is read")
 
 
 def join_parts(record: Mapping[str, Any], field: str, parts: list[Any]) -> str:
@@ -203,6 +222,7 @@ def join_parts(record: Mapping[str, Any], field: str, parts: list[Any]) -> str:
         if kind not in TEXT_PARTS:
             problem = f"is a part of type {shortened(kind)}; only text is read"
             raise _error(record, f"{field}[{index}]", problem)
+        refuse_media(record, fields, f"{field}[{index}].", PART_MEDIA_FIELDS)
         if not isinstance(text, str):
             raise _error(record, f"{field}[{index}]", "is no part of text")
         texts.append(text)

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, Required, TypedDict
 
 from musiccli.core.errors import RecordError, kind_of, shortened
-from musiccli.core.messages import Message, parse_messages, parse_tools
+from musiccli.core.messages import Message, parse_messages, parse_tools, refuse_media
+from musiccli.core.row_messages import (
+    read_messages,
+    read_side,
+    system_text,
+    text_or_messages,
+    with_system_message,
+)
 
 
 class Conversation(TypedDict, total=False):
@@ -178,6 +185,8 @@ def record_kind(record: Mapping[str, Any]) -> RecordKind | None:
 def parse_conversation(record: Record) -> Record:
     """Check a Conversation. A record without an `id` gets one from its content."""
     _require_kind(record, "conversation")
+    if system_text(record) and isinstance(record.get("messages"), list):
+        record["messages"] = with_system_message(record, read_messages(record, "messages"))
     parse_messages(record, "messages")
     return _with_id(record, "messages")
 
@@ -291,23 +300,31 @@ def content_id(*parts: object) -> str:
 
 
 def _parse_sides(record: Record, names: tuple[str, str]) -> None:
-    """Make two whole conversations of the sides and, where there is one, the prompt."""
+    """Make two whole conversations of the sides, and of the columns that stand before them."""
     prompt = record.get("prompt")
-    has_prompt = isinstance(prompt, str | list)
-    start: list[Any] = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     for name in names:
-        if isinstance(record.get(name), str):
-            if not has_prompt:
-                problem = "is a string without a prompt; music sample reads such files"
-                raise _error(record, name, problem)
-            record[name] = [{"role": "assistant", "content": record[name]}]
-        side = record.get(name)
-        if has_prompt and isinstance(side, list) and side[: len(start)] != start:
-            record[name] = start + side
-    if has_prompt:
-        del record["prompt"]
+        if isinstance(record.get(name), str) and not prompt:
+            problem = "is a string without a prompt; music sample reads such files"
+            raise _error(record, name, problem)
+    if prompt or system_text(record):
+        for name in ("prompt", *names):
+            if isinstance(record.get(name), str):
+                record[name] = text_or_messages(name, record[name], record)
+        _refuse_other_history(record)
+        record.update(
+            {name: read_side(record, name) for name in names if record.get(name) is not None}
+        )
+        record.pop("prompt", None)
     for name in names:
         parse_messages(record, name, ends_with="assistant")
+
+
+def _refuse_other_history(record: Record) -> None:
+    """Raises RecordError for a column in which only formats of datasets have the history."""
+    for column in ("trajectory", "conversations"):
+        if record.get(column):
+            problem = "stands beside two sides and holds the history; music sample reads such files"
+            raise _error(record, column, problem)
 
 
 def _require_kind(record: Record, kind: RecordKind) -> None:
@@ -327,6 +344,7 @@ def _require_kind(record: Record, kind: RecordKind) -> None:
 def _with_id(record: Record, *content_fields: str) -> Record:
     """Check the fields that all records share; one without an id gets one from these fields."""
     parse_tools(record)
+    refuse_media(record)
     if "id" not in record:
         record["id"] = content_id(*(record[field] for field in content_fields))
     identity = record["id"]

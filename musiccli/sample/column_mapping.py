@@ -8,21 +8,19 @@ from typing import Any
 
 from musiccli.core import json_text
 from musiccli.core.errors import InputError, RecordError, shortened
-from musiccli.core.messages import Message
+from musiccli.core.messages import Message, refuse_media
 from musiccli.core.records import Record, parse_any
-from musiccli.core.run_stats import RunStats
-from musiccli.sample.columns import (
+from musiccli.core.row_messages import (
     assistant_message,
-    make_record,
+    parse_messages_text,
     read_messages,
-    row_id,
-    row_labels,
+    read_side,
     user_message,
     with_system_message,
 )
-from musiccli.sample.delimited import parse_messages_text
+from musiccli.core.run_stats import RunStats
+from musiccli.sample.columns import make_record, row_id, row_labels
 from musiccli.sample.formats.conversations import read_prompt_and_completion
-from musiccli.sample.formats.preferences import read_side
 
 KINDS = {  # the kinds of record, and the names that make a mapping one of that kind
     "preference": ("chosen", "rejected"),
@@ -123,6 +121,7 @@ def map_row(row: Record, source: str, mapping: ColumnMapping) -> Record:
     """
     parts = _Parts(row, mapping)
     try:
+        refuse_media(row)
         record = _read_record(parts, source)
         return parse_any(Record(record, row.where))
     except RecordError as error:

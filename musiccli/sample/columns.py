@@ -1,47 +1,26 @@
 """What the readers of all dataset formats share: messages, labels and ids from a row's columns."""
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
 from typing import Any
 
-from musiccli.core import json_text
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.jsonl import Rejects
 from musiccli.core.messages import (
-    ASSISTANT_FIELDS,
-    MEDIA_FIELDS,
-    TOOL_FIELDS,
     Message,
     count_turns,
-    join_parts,
 )
 from musiccli.core.records import Record, content_id
-from musiccli.sample.tool_turns import CALL_ROLES, RESULT_ROLES, join_tool_turns
+from musiccli.core.row_messages import STEPS_COLUMN, SYSTEM_COLUMNS
 
-ROLE_NAMES = {  # the datasets' names of roles, and ours
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    **{role: role for role in (*CALL_ROLES, *RESULT_ROLES)},  # see tool_turns.py
-}
 CONTENT_COLUMNS = {  # ids and texts, which are not labels
     "id",
     "unique_id",
     "metadata",
     "prompt",
     "completion",
-    "system",
+    *SYSTEM_COLUMNS,
+    STEPS_COLUMN,
     "tools",
     "user_persona",
     "chosen",
@@ -51,8 +30,6 @@ CONTENT_COLUMNS = {  # ids and texts, which are not labels
     "output_1",
     "output_2",
 }
-HH_START = re.compile(r"(\r?\n){2}Human:")
-_HH_HEADER = re.compile(r"(?:\r?\n){2}(Human|Assistant):")  # else it is a part of a text
 MAX_LABEL_LENGTH = 200  # characters; a longer string is text, not a label
 
 
@@ -225,154 +202,3 @@ def read_label(row: Record, field: str, meanings: Mapping[Any, str]) -> str:
         field=field,
         record=row,
     )
-
-
-def read_messages(row: Record, field: str) -> list[Message]:
-    """The messages in a column.
-
-    It may also hold a single message, or one object of lists: {"role": [...], "content": [...]}.
-    The library `datasets` makes such objects of what it calls a sequence.
-
-    Args:
-        field: the column, or a dotted path into it.
-
-    Raises:
-        RecordError: the column holds something else.
-    """
-    value = nested_value(row, field, (list, dict))
-    messages: list[Message] = []
-    for index, message in enumerate(_listed(value)):
-        fields = message if isinstance(message, dict) else {}
-        role = fields.get("role") or fields.get("from")
-        if not isinstance(role, str) or role not in ROLE_NAMES:
-            raise RecordError(
-                f"is no message by the system, the user or the assistant (role {role!r})",
-                field=f"{field}[{index}]",
-                record=row,
-            )
-        content: Any = fields.get("content", fields.get("value"))  # checked with the record
-        if isinstance(content, list):
-            content = join_parts(row, f"{field}[{index}].content", content)
-        tool_fields = TOOL_FIELDS if ROLE_NAMES[role] in ("tool", *RESULT_ROLES) else ()
-        extra: Any = {
-            name: fields[name]
-            for name in (*tool_fields, *ASSISTANT_FIELDS, *MEDIA_FIELDS)
-            if fields.get(name) is not None
-        }
-        parsed: Any = {"role": ROLE_NAMES[role], "content": content, **extra}
-        messages.append(parsed)
-    return join_tool_turns(row, field, messages)
-
-
-def _listed(value: Any) -> list[Any]:
-    """A list of messages: the value, its only item, or the items of an object of lists."""
-    if isinstance(value, list):
-        return value
-    lists = [value[name] for name in value if isinstance(value[name], list)]
-    if isinstance(value.get("role"), list) and len({len(items) for items in lists}) == 1:
-        names = [name for name in value if isinstance(value[name], list)]
-        return [dict(zip(names, items, strict=True)) for items in zip(*lists, strict=True)]
-    return [value]
-
-
-def read_prompt(row: Record) -> list[Message]:
-    """The column `prompt`: one user message as a string, an HH string, or messages."""
-    prompt = row["prompt"]
-    if not isinstance(prompt, str):
-        return read_messages(row, "prompt")
-    if HH_START.match(prompt):
-        history = read_hh(row, "prompt")
-        if len(history) > 1 and history[-1] == assistant_message(""):  # it ends with "Assistant:"
-            history.pop()
-        return history
-    if is_list_text(prompt):
-        problem = "is the text of a JSON list; `columns` names the columns of such rows"
-        raise RecordError(problem, field="prompt", record=row)
-    return [user_message(prompt)]
-
-
-def read_hh(row: Record, name: str) -> list[Message]:
-    """The messages of an HH string, as it is or as Windows stores it."""
-    text: str = row[name]
-    if "\r\n" in text and text.count("\r\n") == text.count("\n"):  # the file was converted
-        text = text.replace("\r\n", "\n")
-    start, *parts = _HH_HEADER.split("\n\n" + text.lstrip())
-    if start.strip() or not parts:
-        raise RecordError(
-            'is a string with neither a prompt beside it nor "Human:" at its start',
-            field=name,
-            record=row,
-        )
-    makers = {"Human": user_message, "Assistant": assistant_message}
-    messages = join_user_messages(
-        makers[header](text.strip()) for header, text in zip(parts[::2], parts[1::2], strict=True)
-    )
-    for index, (message, following) in enumerate(pairwise(messages), start=1):
-        if message["role"] == following["role"]:
-            raise RecordError(
-                'two "Assistant:" headers in a row; where one turn ends cannot be told',
-                field=f"{name}[{index}]",
-                record=row,
-            )
-    return messages
-
-
-def is_list_text(text: str) -> bool:
-    """Whether a text is a JSON list of strings, in which some files keep the turns of a side."""
-    if not (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
-        return False
-    try:
-        items = json_text.decode(text.encode())
-    except ValueError:
-        return False
-    return bool(items) and all(isinstance(item, str | None) for item in items)
-
-
-def nested_value(row: Record, field: str, kind: type | tuple[type, ...]) -> Any:
-    """The value at a dotted path of columns. Raises RecordError where it is of another kind."""
-    value: Any = row
-    for name in field.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(value, kind):
-        kinds = {
-            dict: "an object",
-            list: "a list",
-            str: "a string",
-            (list, dict): "a list of messages",
-        }
-        problem = "is missing" if value is None else "is not readable"
-        raise RecordError(f"{problem}; it should be {kinds[kind]}", field=field, record=row)
-    return value
-
-
-def user_message(content: Any) -> Message:
-    return {"role": "user", "content": content}
-
-
-def assistant_message(content: Any) -> Message:
-    return {"role": "assistant", "content": content}
-
-
-def join_user_messages(messages: Iterable[Message]) -> list[Message]:
-    """Join successive user messages by a blank line.
-
-    Only for formats in which one person, or one environment, may write twice in succession.
-    """
-    joined: list[Message] = []
-    for speaks, group in groupby(messages, lambda m: m["role"] == "user" and bool(m["content"])):
-        if not speaks:
-            joined += group
-            continue
-        first, *rest = group
-        if rest:
-            first = user_message("\n\n".join(str(m["content"]) for m in (first, *rest)))
-        joined.append(first)
-    return joined
-
-
-def with_system_message(row: Record, messages: list[Message]) -> list[Message]:
-    """The messages, after the system message that some files hold in a separate column."""
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
-        return [{"role": "system", "content": system}, *messages]
-    return messages

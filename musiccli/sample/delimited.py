@@ -2,21 +2,19 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO
 
-from musiccli.core import json_text, jsonl
+from musiccli.core import jsonl
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.records import Record
+from musiccli.core.row_messages import text_or_messages
 
 ENCODINGS = {  # by the byte order mark; Excel writes UTF-16 as "Unicode text"
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
     b"\xef\xbb\xbf": "utf-8-sig",
 }
-# str() of messages, of a message, or of an array of messages, which is not JSON
-PYTHON_MESSAGES = re.compile(r"\s*(array\()?\[?\s*\{\s*'(role|from|content|value)'\s*:")
 
 
 def read_delimited(
@@ -63,33 +61,6 @@ def read_delimited(
             record = _record(header, cells, where)
         if record is not None:
             yield record
-
-
-def text_or_messages(column: str, text: str, row: Record | None = None) -> str | list[Any]:
-    """The messages that a column's text holds as JSON; else the text.
-
-    Raises:
-        RecordError: it holds messages as Python writes them.
-    """
-    if PYTHON_MESSAGES.match(text):
-        problem = "holds messages as Python writes them; write them as JSON (json.dumps)"
-        raise RecordError(problem, field=column, record=row)
-    return parse_messages_text(text) or text
-
-
-def parse_messages_text(text: str) -> list[Any] | None:
-    """The messages that a text holds as a JSON list; None where it holds something else."""
-    if not text.lstrip().startswith("[") or not text.rstrip().endswith("]"):
-        return None
-    try:
-        items = json_text.decode(text.encode())
-    except ValueError:  # no JSON, or more than can be written again
-        return None
-    return items if items and all(map(_is_message, items)) else None
-
-
-def _is_message(item: object) -> bool:
-    return isinstance(item, dict) and bool(item.keys() & {"role", "from"})
 
 
 class _RowTooLongError(Exception):

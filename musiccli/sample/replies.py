@@ -15,7 +15,8 @@ from musiccli.core import json_text
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import Message
 from musiccli.core.records import Record, content_id, record_kind, side_names
-from musiccli.sample.columns import assistant_message, make_record, row_id
+from musiccli.core.row_messages import assistant_message
+from musiccli.sample.columns import make_record, row_id
 
 TIE = "tie"
 

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from musiccli.core.errors import InputError, RecordError
+from musiccli.core.messages import refuse_media
 from musiccli.core.records import Record, parse_any
+from musiccli.core.row_messages import text_or_messages
 from musiccli.sample.columns import Format, Reader, Row
-from musiccli.sample.delimited import text_or_messages
 
 
 def _find_formats() -> list[Format]:
@@ -47,6 +48,7 @@ def read(
         RecordError: the row has no known format, or cannot be read. It names the column.
         InputError: the row's format has no such label.
     """
+    refuse_media(row)
     for column, value in row.items():
         if isinstance(value, str):
             row[column] = text_or_messages(column, value, row)

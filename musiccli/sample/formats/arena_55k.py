@@ -8,7 +8,8 @@ from musiccli.core import json_text
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, assistant_message, make_record, user_message
+from musiccli.core.row_messages import assistant_message, user_message
+from musiccli.sample.columns import Format, make_record
 from musiccli.sample.replies import TIE, read_flag
 
 WINNERS = {"winner_model_a": "a", "winner_model_b": "b", "winner_tie": TIE}

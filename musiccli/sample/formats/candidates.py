@@ -4,20 +4,16 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, content_id
+from musiccli.core.row_messages import assistant_message, read_prompt, with_system_message
 from musiccli.sample.candidates import (
     Candidate,
     Candidates,
     candidate_conversations,
     candidate_pairs,
 )
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    read_prompt,
-    row_id,
-    with_system_message,
-)
+from musiccli.sample.columns import Format, row_id
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -32,6 +28,11 @@ def read_pairs(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 def _candidates(row: Record) -> Candidates:
     """Read one row. Ids of RM-Bench are counted within a domain."""
+    if row["chosen"][:1] == row["rejected"][:1]:
+        problem = (
+            "begins as `rejected` does; replies to one prompt differ, and turns are no replies"
+        )
+        raise RecordError(problem, field="chosen", record=row)
     prompt = read_prompt(row)
     right, wrong = (
         [with_system_message(row, [*prompt, assistant_message(reply)]) for reply in row[name]]

@@ -5,14 +5,13 @@ from typing import Any
 
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    make_record,
+from musiccli.core.row_messages import (
     nested_value,
     read_messages,
+    read_turn_pairs,
     with_system_message,
 )
-from musiccli.sample.turns import read_turn_pairs
+from musiccli.sample.columns import Format, make_record
 
 IDS = ("conversation_id", "conversation_hash", "question_id")
 MODERATION = ("openai_moderation", "detoxify_moderation")  # one verdict a message

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, assistant_message, make_record, user_message
+from musiccli.core.row_messages import assistant_message, user_message
+from musiccli.sample.columns import Format, make_record
 from musiccli.sample.replies import Reply, ReplyContext, pair_preferred
 
 TURNS = ("first", "second", "third", "fourth")

@@ -8,7 +8,8 @@ from typing import Any
 
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, make_record, read_messages
+from musiccli.core.row_messages import read_messages
+from musiccli.sample.columns import Format, make_record
 from musiccli.sample.replies import TIE, read_flag
 
 LIST_COLUMNS = ("categories", "keywords", "languages")

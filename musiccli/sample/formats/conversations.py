@@ -7,14 +7,13 @@ from typing import Any
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
+from musiccli.core.row_messages import (
     assistant_message,
-    make_record,
     read_messages,
     read_prompt,
     with_system_message,
 )
+from musiccli.sample.columns import Format, make_record
 
 
 def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:

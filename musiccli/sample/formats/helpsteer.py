@@ -16,15 +16,14 @@ from musiccli.core.errors import RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    RowGroup,
+from musiccli.core.row_messages import (
     assistant_message,
-    make_record,
     nested_value,
+    read_history,
     read_messages,
     user_message,
 )
+from musiccli.sample.columns import Format, RowGroup, make_record
 from musiccli.sample.replies import (
     TIE,
     Reply,
@@ -67,7 +66,7 @@ def read_helpsteer2(row: Record, source: str) -> Iterator[dict[str, Any]]:
     context = ReplyContext(
         row,
         source,
-        _read_turns(row),
+        [*read_history(row), *_read_turns(row)],
         _strength_labels(strength, [annotator.get("strength") for annotator in annotators])
         | {"similar_strengths": [annotator.get("strength") for annotator in similar]},
         text_columns={"response_1", "response_2", *ANNOTATOR_COLUMNS},

@@ -4,14 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    make_record,
-    read_label,
-    read_text,
-    user_message,
-)
+from musiccli.core.row_messages import assistant_message, user_message
+from musiccli.sample.columns import Format, make_record, read_label, read_text
 
 TEXTS = ("question", "response_A", "response_B", "label")
 

@@ -10,15 +10,8 @@ from typing import Any
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    make_record,
-    read_label,
-    read_messages,
-    read_text,
-    with_system_message,
-)
+from musiccli.core.row_messages import assistant_message, read_messages, with_system_message
+from musiccli.sample.columns import Format, make_record, read_label, read_text
 from musiccli.sample.formats.conversations import prompt_and_completion
 from musiccli.sample.formats.llama_factory import read_instruction
 

@@ -9,14 +9,8 @@ from typing import Any
 
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    make_record,
-    read_label,
-    read_text,
-    user_message,
-)
+from musiccli.core.row_messages import assistant_message, user_message
+from musiccli.sample.columns import Format, make_record, read_label, read_text
 from musiccli.sample.formats.llama_factory import instruction_text
 
 REWARDBENCH_SUBSETS = {  # LLMBar's files or folders, and RewardBench's names for them

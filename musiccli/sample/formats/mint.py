@@ -7,14 +7,8 @@ from typing import Any
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message, count_turns
 from musiccli.core.records import Record, content_id, parse_preference, record_kind
-from musiccli.sample.columns import (
-    Format,
-    join_user_messages,
-    make_record,
-    nested_value,
-    read_messages,
-    row_labels,
-)
+from musiccli.core.row_messages import join_user_messages, nested_value, read_messages
+from musiccli.sample.columns import Format, make_record, row_labels
 
 # These name a task together. `task_id` alone begins again in every set of tasks.
 TASK_FIELDS = ("task_name", "task_id", "reference")

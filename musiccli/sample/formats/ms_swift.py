@@ -8,16 +8,14 @@ from typing import Any
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
+from musiccli.core.row_messages import (
     assistant_message,
-    make_record,
     read_messages,
-    read_text,
+    read_turn_pairs,
     user_message,
     with_system_message,
 )
-from musiccli.sample.turns import read_turn_pairs
+from musiccli.sample.columns import Format, make_record, read_text
 
 TEXTS = ("query", "response", "rejected_response")
 

@@ -5,13 +5,8 @@ from typing import Any
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    make_record,
-    nested_value,
-    user_message,
-)
+from musiccli.core.row_messages import assistant_message, nested_value, user_message
+from musiccli.sample.columns import Format, make_record
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -26,4 +21,12 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     yield make_record(row, source, {"messages": messages})
 
 
-FORMATS = [Format("MT-Bench-101", order=135, columns=frozenset({"history"}), read=read)]
+FORMATS = [
+    Format(
+        "MT-Bench-101",
+        order=135,
+        columns=frozenset({"history"}),
+        read=read,
+        fits=lambda row: row.get("prompt") is None,
+    )
+]

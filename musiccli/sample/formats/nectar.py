@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, read_prompt
+from musiccli.core.row_messages import read_prompt
+from musiccli.sample.columns import Format
 from musiccli.sample.replies import (
     Reply,
     ReplyContext,

@@ -11,17 +11,14 @@ from typing import Any, NamedTuple
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record, content_id
-from musiccli.sample.columns import (
-    Format,
+from musiccli.core.row_messages import (
     assistant_message,
-    make_record,
     nested_value,
     read_messages,
     read_prompt,
-    read_text,
-    row_id,
     with_system_message,
 )
+from musiccli.sample.columns import Format, make_record, read_text, row_id
 
 
 class Completion(NamedTuple):

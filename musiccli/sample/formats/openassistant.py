@@ -13,15 +13,8 @@ from musiccli.core.errors import RecordError, shortened
 from musiccli.core.jsonl import Rejects
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    ROLE_NAMES,
-    Format,
-    RowGroup,
-    assistant_message,
-    make_record,
-    nested_value,
-    read_text,
-)
+from musiccli.core.row_messages import ROLE_NAMES, assistant_message, nested_value
+from musiccli.sample.columns import Format, RowGroup, make_record, read_text
 from musiccli.sample.replies import TIE, check_flag, check_number
 
 Node = dict[str, Any]  # a message of the tree, with its replies

@@ -5,15 +5,13 @@ from typing import Any
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
+from musiccli.core.row_messages import (
     assistant_message,
     join_user_messages,
-    make_record,
     nested_value,
     read_messages,
-    row_labels,
 )
+from musiccli.sample.columns import Format, make_record, row_labels
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:

@@ -5,15 +5,8 @@ from typing import Any
 
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    make_record,
-    read_label,
-    read_text,
-    user_message,
-    with_system_message,
-)
+from musiccli.core.row_messages import assistant_message, user_message, with_system_message
+from musiccli.sample.columns import Format, make_record, read_label, read_text
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, user_message
+from musiccli.core.row_messages import user_message
+from musiccli.sample.columns import Format
 from musiccli.sample.replies import Reply, ReplyContext, make_vote, read_whole_number
 
 COLUMNS = {"helpfulness": "better_response_id", "safety": "safer_response_id"}  # by the label

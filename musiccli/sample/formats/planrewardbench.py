@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, make_record, read_messages
+from musiccli.core.row_messages import read_messages
+from musiccli.sample.columns import Format, make_record
 
 SPLITS = (  # the names of its files
     "planning_single_easy",

@@ -6,6 +6,7 @@ from typing import Any
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record, content_id
+from musiccli.core.row_messages import assistant_message, nested_value, read_prompt
 from musiccli.sample import replies
 from musiccli.sample.candidates import (
     Candidate,
@@ -13,15 +14,7 @@ from musiccli.sample.candidates import (
     candidate_conversations,
     candidate_pairs,
 )
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    make_record,
-    nested_value,
-    read_label,
-    read_prompt,
-    read_text,
-)
+from musiccli.sample.columns import Format, make_record, read_label, read_text
 
 
 def read_vote(row: Record, source: str) -> Iterator[dict[str, Any]]:

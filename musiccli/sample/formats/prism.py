@@ -11,14 +11,8 @@ from musiccli.core.errors import RecordError, shortened
 from musiccli.core.jsonl import Rejects
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    RowGroup,
-    assistant_message,
-    make_record,
-    read_text,
-    user_message,
-)
+from musiccli.core.row_messages import assistant_message, user_message
+from musiccli.sample.columns import Format, RowGroup, make_record, read_text
 from musiccli.sample.replies import (
     Reply,
     ReplyContext,

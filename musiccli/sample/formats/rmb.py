@@ -6,19 +6,14 @@ from typing import Any
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
+from musiccli.core.row_messages import assistant_message, nested_value, read_messages
 from musiccli.sample.candidates import (
     Candidate,
     Candidates,
     candidate_conversations,
     candidate_pairs,
 )
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    make_record,
-    nested_value,
-    read_messages,
-)
+from musiccli.sample.columns import Format, make_record
 
 
 def read_pair(row: Record, source: str) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, make_record, read_messages, with_system_message
+from musiccli.core.row_messages import read_messages, with_system_message
+from musiccli.sample.columns import Format, make_record
 
 
 def read_preference(row: Record, source: str) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.sample.columns import Format, user_message
+from musiccli.core.row_messages import user_message
+from musiccli.sample.columns import Format
 from musiccli.sample.replies import Reply, ReplyContext, make_vote, read_whole_number
 
 

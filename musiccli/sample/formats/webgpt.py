@@ -5,14 +5,8 @@ from typing import Any
 
 from musiccli.core.errors import RecordError, shortened
 from musiccli.core.records import Record
-from musiccli.sample.columns import (
-    Format,
-    assistant_message,
-    make_record,
-    nested_value,
-    read_text,
-    user_message,
-)
+from musiccli.core.row_messages import assistant_message, nested_value, user_message
+from musiccli.sample.columns import Format, make_record, read_text
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:

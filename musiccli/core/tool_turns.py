@@ -4,15 +4,14 @@ ms-swift, LLaMA-Factory and Plan-RewardBench write a call as a message of its ow
 JSON or a Python literal: {"name": ..., "arguments": ...}.
 """
 
-import ast
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from musiccli.core import json_text
 from musiccli.core.errors import RecordError
-from musiccli.core.records import Record
 
 CALL_ROLES = ("tool_call", "function_call")
 RESULT_ROLES = ("tool_response", "observation")
@@ -20,7 +19,7 @@ RESULT_ROLES = ("tool_response", "observation")
 Messages = list[Any]
 
 
-def join_tool_turns(row: Record, field: str, messages: Messages) -> Messages:
+def join_tool_turns(row: Mapping[str, Any], field: str, messages: Messages) -> Messages:
     """Put each call into the assistant's message before it, and give each result its call's id.
 
     A call without such a message makes one whose content is empty. The data does not name the
@@ -62,7 +61,7 @@ def _add_call(joined: Messages, call: dict[str, Any]) -> None:
     joined[-1] = {**last, "tool_calls": [*last.get("tool_calls", []), call]}
 
 
-def _read_functions(row: Record, where: str, content: object) -> list[dict[str, Any]]:
+def _read_functions(row: Mapping[str, Any], where: str, content: object) -> list[dict[str, Any]]:
     """The functions that one message calls, each as {"name", "arguments"}."""
     value: Any = _read_literal(content) if isinstance(content, str) else content
     functions = value if isinstance(value, list) else [value]
@@ -88,6 +87,8 @@ def _arguments(value: object) -> str:
 
 def _read_literal(text: str) -> object:
     """The value of a text that is JSON or a Python literal; None where it is neither."""
+    import ast
+
     try:
         return json_text.decode(text.encode())
     except ValueError:
