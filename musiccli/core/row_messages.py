@@ -100,14 +100,15 @@ def _with_prompt(row: Row, name: str, side: list[Message]) -> list[Message]:
     prompt = row.get("prompt")
     if not prompt:
         return side
-    start, latest, history = read_prompt(row), _read_prompt_alone(row), read_history(row)
+    history, latest = read_history(row), _read_prompt_alone(row)
+    start = _join_history(history, latest)
     if side[: len(start)] == start:
         return side
     if side[: len(latest)] == latest:
         return [*history, *side]
     if isinstance(prompt, str) and side and side[0]["role"] != "assistant":
         if any(_holds_prompt(message, prompt) for message in side):
-            return side if side[: len(history)] == history else [*history, *side]
+            return _join_history(history, side)
         raise RecordError(
             "neither holds the prompt nor begins with the assistant", field=name, record=row
         )
@@ -125,8 +126,12 @@ def _holds_prompt(message: Message, prompt: str) -> bool:
 
 def read_prompt(row: Row) -> list[Message]:
     """The column `prompt`, after the messages that HISTORY_COLUMNS hold."""
-    history, latest = read_history(row), _read_prompt_alone(row)
-    return latest if latest[: len(history)] == history else [*history, *latest]
+    return _join_history(read_history(row), _read_prompt_alone(row))
+
+
+def _join_history(history: list[Message], messages: list[Message]) -> list[Message]:
+    """The messages after the history, where they do not begin with it already."""
+    return messages if messages[: len(history)] == history else [*history, *messages]
 
 
 def read_history(row: Row) -> list[Message]:

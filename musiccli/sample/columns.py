@@ -1,4 +1,4 @@
-"""What the readers of all dataset formats share: messages, labels and ids from a row's columns."""
+"""What the readers of all dataset formats share: labels, ids and records from a row's columns."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
