@@ -46,6 +46,7 @@ MAX_REQUESTS = 4096  # in flight; each may be a slow one
 BODIES_IN_MEMORY = 16  # of the largest size; beyond that requests are sent away for a while
 CLIENT_LEFT = 499  # how proxies count a request whose client did not wait
 NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+ACCEPT_AGAIN = "_start_serving"  # asyncio's callback a second later, which may find the port closed
 SILENCE = 60.0  # seconds from one line about connections that cannot be accepted to the next
 GRACE = 0.2  # seconds in which requests that are being sent still come in, once the port is closed
 
@@ -229,6 +230,8 @@ class RewardServer:
     def _report_no_room(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Say in one line that connections cannot be accepted; asyncio tries again every second."""
         error = context.get("exception")
+        if self._status == "stopping" and ACCEPT_AGAIN in context["message"]:
+            return
         if not isinstance(error, OSError) or error.errno not in NO_ROOM:
             loop.default_exception_handler(context)
         elif time.monotonic() - self._said_no_room >= SILENCE:
