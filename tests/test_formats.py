@@ -829,7 +829,7 @@ def test_solved_trajectories_stand_over_unsolved_ones_of_the_same_task():
         trajectory(2, True, "8"),
         trajectory(1, False, "9", reference="other task of that number"),
     ]
-    first, second = pair_trajectories([good, bad, *others, worse])
+    first, second = pair_trajectories([good, bad, *others, worse], RunStats())
     assert first["chosen"] == [user("q"), assistant("4")]
     assert first["rejected"] == [user("q"), assistant("5"), user("wrong"), assistant("6")]
     assert first["metadata"] == {
@@ -971,7 +971,7 @@ def test_the_hh_row_in_which_the_user_writes_twice_is_joined():
 @needs_data
 def test_mint_trajectories_make_712_pairs_of_which_nine_word_the_task_differently():
     trajectories, _ = load("mint")
-    pairs = list(pair_trajectories(trajectories))
+    pairs = list(pair_trajectories(trajectories, RunStats()))
     assert (len(pairs), checked(pairs)) == (712, 712)
     assert Counter(pair["metadata"]["same_prompt"] for pair in pairs) == {True: 703, False: 9}
     for pair in pairs:

@@ -17,7 +17,7 @@ from musiccli.core.jsonl import Rejects
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 from musiccli.pair.preferences import join_branches
-from musiccli.sample.config import SampleConfig
+from musiccli.sample.config import Ranked, SampleConfig
 from musiccli.sample.emitters import count_tokens
 from musiccli.sample.exclusion import ExcludedPrompts
 from musiccli.sample.sampler import read_records, sample
@@ -156,6 +156,35 @@ def test_what_nobody_ranked_makes_no_pair():
         [],
         {"rows read": 3, "dropped (tie)": 1, "dropped (nobody ranked it)": 2},
     )
+
+
+@pytest.mark.parametrize("emit", ["pairs", "comparisons"])
+def test_a_pair_of_equal_sides_is_dropped_and_counted_before_the_choice(emit):
+    equal = preference(2) | {"chosen": talk("2 0", "good"), "rejected": talk("2 0", "good")}
+    results, counts = run([preference(1), equal, preference(3)], emit, count=2)
+    assert [record["id"] for record in results] == ["p1", "p3"]
+    assert counts == {"rows read": 3, "dropped (same text)": 1}
+    assert len(run([equal], "conversations")[0]) == 2  # its texts are as good as any
+
+
+def test_a_vote_between_equal_texts_makes_no_pair_and_stays_a_comparison():
+    vote = VOTE | {"winner": "model_a", "conversation_b": VOTE["conversation_a"]}
+    assert run([vote], "pairs") == ([], {"rows read": 1, "dropped (same text)": 1})
+    assert len(run([vote], "comparisons")[0]) == 1
+
+
+def test_a_benchmarks_pair_of_equal_sides_is_kept():
+    """Its figures are shares of all rows: no model wins such a pair."""
+    row = {"prompt": "q", "chosen": "same", "rejected": "same", "subset": "s", "id": 1}
+    assert len(run([row], "pairs")[0]) == 1
+
+
+def test_equal_replies_are_not_the_best_over_the_worst():
+    ranked = [("same", 1), ("middle", 2), ("same", 3)]
+    row = {"prompt": "q", "answers": [{"answer": text, "rank": rank} for text, rank in ranked]}
+    [pair], counts = run([row], "pairs", ranked=Ranked.best_worst)
+    assert (pair["chosen"][-1]["content"], pair["rejected"][-1]["content"]) == ("same", "middle")
+    assert counts["dropped (same text)"] == 1
 
 
 def test_comparisons_shuffle_a_preferences_sides_and_keep_its_label():
@@ -637,7 +666,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
 @pytest.mark.parametrize(
     "name, emit, count",
     [
-        ("hh_helpful", "pairs", 1137),
+        ("hh_helpful", "pairs", 1124),  # 13 rows have equal sides
         ("hh_harmless", "pairs", 2299),
         ("dpo_en_demo", "pairs", 295),
         ("mint", "pairs", 712),

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection
 from random import Random
 from typing import Any
 
-from musiccli.core.messages import Message, count_characters, count_turns
-from musiccli.core.records import Record, record_kind, side_names
+from musiccli.core.messages import Message, count_characters, count_turns, same_text
+from musiccli.core.records import Record, lookup, record_kind, side_names
 from musiccli.sample.columns import context_fields
 from musiccli.sample.config import ContrastTurn, CorruptionKind, Speaker
 from musiccli.sample.corruptions import MessagePool, corrupt, intact_messages, replace_one_reply
@@ -66,10 +66,12 @@ def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
     `chosen_side` in the metadata then names the side that won, because other metadata may name it.
     """
     if record_kind(record) == "preference":
+        _refuse_equal_sides(record)
         return [record]
     winner = record.get("winner")
     if winner not in ("a", "b"):
         raise Dropped("tie" if winner == "tie" else "nobody_ranked_it")
+    _refuse_equal_sides(record)
     return [
         {
             "id": record["id"],
@@ -81,6 +83,17 @@ def pairs(record: Record, rng: Random) -> list[dict[str, Any]]:
     ]
 
 
+def _refuse_equal_sides(record: Record) -> None:
+    """Raises Dropped for a pair of one conversation with itself: it teaches and measures nothing.
+
+    A benchmark's rows are all kept, because its figures count such a pair as not won.
+    """
+    if lookup(record, "subset") is None and same_text(
+        *(record[side] for side in side_names(record))
+    ):
+        raise Dropped("same_text")
+
+
 def comparisons(record: Record, rng: Random) -> list[dict[str, Any]]:
     """Two sides, and the winner where the data has one. A preference's sides are shuffled."""
     kind = record_kind(record)
@@ -88,6 +101,7 @@ def comparisons(record: Record, rng: Random) -> list[dict[str, Any]]:
         return [record]
     if kind == "conversation":
         raise Dropped("nothing_to_compare_it_with")
+    _refuse_equal_sides(record)
     first, second = rng.sample(("chosen", "rejected"), 2)
     return [
         {

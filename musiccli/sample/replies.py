@@ -13,7 +13,7 @@ from typing import Any
 
 from musiccli.core import json_text
 from musiccli.core.errors import RecordError, shortened
-from musiccli.core.messages import Message
+from musiccli.core.messages import Message, same_text
 from musiccli.core.records import Record, content_id, record_kind, side_names
 from musiccli.core.row_messages import assistant_message
 from musiccli.sample.columns import make_record, row_id
@@ -263,12 +263,15 @@ def keep_best_over_worst(records: Iterable[Record]) -> list[Record]:
 def _gap(record: Record) -> float | None:
     """How much better a pair's first side is than the other, or None where it is no ranked pair.
 
-    It is below 0 where a person chose the reply that has the lower score.
+    It is below 0 where a person chose the reply that has the lower score. Equal replies are no
+    pair, whatever their ranks.
     """
     metadata = record.get("metadata") or {}
     names = [name for name in ("ranks", "scores", "ratings") if metadata.get(name)]
     values = metadata[names[0]] if names else None
     if record_kind(record) == "conversation" or not isinstance(values, list) or len(values) != 2:
+        return None
+    if same_text(*(record[side] for side in side_names(record))):
         return None
     if all(isinstance(value, dict) for value in values):  # several ratings of each reply
         values = [value.get(metadata.get("label")) for value in values]

@@ -162,7 +162,7 @@ def read_records(
                 trajectories.append(record)
             else:
                 stats.count("dropped", "no_reply", record=record)
-    yield from pair_trajectories(trajectories)
+    yield from pair_trajectories(trajectories, stats)
     if label_columns:
         label_columns.report(stats)
 

@@ -8,6 +8,7 @@ from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message, count_turns
 from musiccli.core.records import Record, content_id, parse_preference, record_kind
 from musiccli.core.row_messages import join_user_messages, nested_value, read_messages
+from musiccli.core.run_stats import RunStats
 from musiccli.sample.columns import Format, make_record, row_labels
 
 # These name a task together. `task_id` alone begins again in every set of tasks.
@@ -32,11 +33,12 @@ def is_trajectory(record: Record) -> bool:
     return record_kind(record) == "conversation" and {"success", *TASK_FIELDS} <= metadata.keys()
 
 
-def pair_trajectories(trajectories: Iterable[Record]) -> Iterator[Record]:
+def pair_trajectories(trajectories: Iterable[Record], stats: RunStats) -> Iterator[Record]:
     """Preferences between trajectories on the same task: each solved one over each unsolved one.
 
     Both sides are whole conversations, each with its own history. A last user message that got no
     reply is left out. `same_prompt` in the metadata says whether both begin with the same message.
+    `stats` counts the trajectories on tasks that all of them solved, or none.
     """
     by_task: dict[str, list[Record]] = {}
     for trajectory in trajectories:
@@ -47,6 +49,8 @@ def pair_trajectories(trajectories: Iterable[Record]) -> Iterator[Record]:
             [trajectory for trajectory in group if trajectory["metadata"]["success"] is success]
             for success in (True, False)
         )
+        if not (solved and unsolved):
+            stats.count("dropped", "no_pair", len(group), record=group[0])
         for better, worse in product(solved, unsolved):
             yield _preference(better, worse)
 
