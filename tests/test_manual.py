@@ -35,6 +35,7 @@ STAND_INS = {  # what an example names, and what takes its place in the tests
     "http://127.0.0.1:8000/v1": "$SERVER",
     "sample skywork --stream": "sample pairs.jsonl",
     "sample skywork": "sample pairs.jsonl",
+    "sample ultrafeedback": "sample pairs.jsonl",
     "sample allenai/WildChat-4.8M --stream": "sample pairs.jsonl",
     "sample hh-helpful": "sample pairs.jsonl",
     "sample nectar": "sample pairs.jsonl",

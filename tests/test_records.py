@@ -1,7 +1,7 @@
 """What a record may look like, and how each fault is named."""
 
 import pytest
-from build import assistant, system, user
+from build import assistant, system, talk, user
 
 from musiccli.core import messages, records
 from musiccli.core.errors import RecordError
@@ -202,6 +202,16 @@ def test_preferences_of_every_form_become_two_whole_conversations(fields):
 def test_a_preference_that_is_none_is_refused(fields, expected):
     assert fault(records.parse_preference, {"id": "x", **fields}) == f"in.jsonl:7: {expected}"
     assert fault(records.parse_comparison, {"id": "x", **fields}) == f"in.jsonl:7: {expected}"
+
+
+@pytest.mark.parametrize("column", ["messages", "conversation"])
+def test_messages_beside_a_prompt_that_no_side_has_are_refused(column):
+    """They may be the turns before the prompt."""
+    row = {"prompt": "q", "chosen": "r", "rejected": "s"}
+    with pytest.raises(RecordError, match=f"^f:1: {column}: stands beside the prompt and holds"):
+        records.parse_preference(Record(row | {column: talk("earlier", "yes", "q", "r")}, "f:1"))
+    kept = records.parse_preference(Record(row | {column: talk("q", "another reply")}))
+    assert kept["chosen"] == talk("q", "r")
 
 
 def test_two_unranked_conversations_are_a_comparison_and_no_preference():

@@ -288,6 +288,72 @@ def test_labels_that_were_read_or_kept_beside_one_that_was_are_not_said(row):
     assert said_of_labels(row) == []
 
 
+# Texts that were not read, and scores against the choice
+
+PAIR = {"prompt": "Which?", "chosen": "good", "rejected": "bad"}
+EARLIER = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "yes"}]
+HISTORY_HELP = "`columns` history={} puts messages before the prompt"
+
+
+@pytest.mark.parametrize(
+    "column, value, help",
+    [
+        ("messages", EARLIER, HISTORY_HELP),
+        ("conversation", [{"from": "human", "value": "earlier"}], HISTORY_HELP),
+        ("dialog", [{"input": "earlier", "output": "yes"}], HISTORY_HELP),
+        ("log", "\n\nHuman: earlier\n\nAssistant: yes", "a prompt holds all that was asked"),
+        ("context", "a passage", "a prompt holds all that was asked"),
+        ("input", "a text to translate", "a prompt holds all that was asked"),
+    ],
+)
+def test_messages_and_texts_that_are_in_no_message_are_said_once(column, value, help):
+    [line] = said_of_labels(PAIR | {column: value}, PAIR, PAIR | {column: value}, emit="prompts")
+    assert line == (
+        f"2 rows have a column {column} whose text is in no message (first: file:1); "
+        + help.format(column)
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": talk("Which?", "good")},  # as UltraFeedback has them
+        {"conversation": [{"input": "Which?", "output": "another reply"}]},  # as Capybara has it
+        {"messages": []},
+        {"question": " Which? "},
+        {"context": talk("earlier", "yes")},
+        {"tags": [["maths", "easy"]], "metadata": {"messages": EARLIER}},
+    ],
+)
+def test_messages_that_a_side_has_are_not_said(fields):
+    assert said_of_labels(PAIR | fields, emit="pairs") == []
+
+
+def test_a_text_beside_whole_conversations_describes_them():
+    row = {"query": "what the talk is about", "chosen": talk("q", "r"), "rejected": talk("q", "s")}
+    assert said_of_labels(row, emit="pairs") == []
+
+
+@pytest.mark.parametrize(
+    "chosen, rejected",
+    [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")],
+)
+def test_scores_that_do_not_favor_the_chosen_side_are_counted_and_the_pair_is_kept(
+    chosen, rejected
+):
+    scores = [(8, 2), (5.0, 6.5), ("5", "6"), (7, 7), (None, 3), (True, 3)]
+    inputs = [
+        PAIR | {"id": number, chosen: high, rejected: low}
+        for number, (high, low) in enumerate(scores)
+    ]
+    assert said_of_labels(*inputs, emit="pairs") == [
+        f"2 rows have a {chosen} below {rejected} (first: file:2); the chosen side stays chosen",
+        f"1 row has a {chosen} equal to {rejected} (first: file:4); the chosen side stays chosen",
+    ]
+    other = {"chosen_length": 3, "rejected_length": 9, "chosen_rank": 1, "rejected_rank": 2}
+    assert said_of_labels(PAIR | other, emit="pairs") == []
+
+
 # What is left out
 
 

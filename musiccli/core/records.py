@@ -6,12 +6,14 @@ accepted forms into ours, and returns the same Record. It raises a RecordError t
 field. No function changes an `id`, because ids join the records that different commands write.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NotRequired, Required, TypedDict
 
 from musiccli.core.errors import RecordError, kind_of, shortened
 from musiccli.core.messages import Message, parse_messages, parse_tools, refuse_media
 from musiccli.core.row_messages import (
+    are_said,
+    asking_texts,
     read_messages,
     read_side,
     system_text,
@@ -314,6 +316,7 @@ def _parse_sides(record: Record, names: tuple[str, str]) -> None:
         record.update(
             {name: read_side(record, name) for name in names if record.get(name) is not None}
         )
+        _refuse_unread_messages(record, names)
         record.pop("prompt", None)
     for name in names:
         parse_messages(record, name, ends_with="assistant")
@@ -324,6 +327,18 @@ def _refuse_other_history(record: Record) -> None:
     for column in ("trajectory", "conversations"):
         if record.get(column):
             problem = "stands beside two sides and holds the history; music sample reads such files"
+            raise _error(record, column, problem)
+
+
+def _refuse_unread_messages(record: Record, names: Iterable[str]) -> None:
+    """Raises RecordError for messages beside the prompt that neither side has."""
+    sides = [record[name] for name in names if isinstance(record.get(name), list)]
+    for column in ("messages", "conversation"):
+        if not are_said(asking_texts(record.get(column)), sides):
+            problem = (
+                "stands beside the prompt and holds messages that neither side has; leave it out, "
+                f"or let music sample put it before the prompt (history={column})"
+            )
             raise _error(record, column, problem)
 
 

@@ -6,6 +6,7 @@ the prompt in columns of their own. Transcripts of Anthropic HH and messages as 
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -335,6 +336,34 @@ def _is_message(item: object) -> bool:
     content = item.get("content", item.get("value"))
     has_text = bool(item.keys() & {"content", "value", *ASSISTANT_FIELDS})
     return has_text and isinstance(content, str | list | None)
+
+
+def asking_texts(value: object) -> list[str]:
+    """What the user and the system say in a value that holds messages, turns or a transcript.
+
+    A value of another kind holds none.
+    """
+    row, messages = {"value": value}, []
+    with suppress(RecordError):  # messages in name only
+        if isinstance(value, str):
+            messages = read_hh(row, "value") if is_hh(value) else []
+        elif isinstance(value, list | dict) and all(map(_is_message, _listed(value))):
+            messages = read_messages(row, "value")
+        elif isinstance(value, list) and all(map(is_turn, value)):
+            messages = read_turn_pairs(row, "value")
+    contents = [m["content"] for m in messages if m["role"] in ("system", "user")]
+    return [text.strip() for text in contents if isinstance(text, str)]
+
+
+def are_said(texts: Iterable[str], conversations: Iterable[Iterable[Message]]) -> bool:
+    """Whether each text stands in a message of a conversation."""
+    contents = {
+        message["content"]
+        for messages in conversations
+        for message in messages
+        if isinstance(message["content"], str)
+    }
+    return all(text in contents or any(text in content for content in contents) for text in texts)
 
 
 def nested_value(row: Row, field: str, kind: type | tuple[type, ...]) -> Any:

@@ -23,8 +23,8 @@ from musiccli.sample.column_mapping import (
 )
 from musiccli.sample.columns import Format, Row
 from musiccli.sample.config import Emit, SampleConfig
-from musiccli.sample.label_columns import ignored_labels, looks_like_label
 from musiccli.sample.row_groups import join_rows
+from musiccli.sample.row_notes import ignored_labels, looks_like_label
 from musiccli.sample.sampler import sample
 from musiccli.sample.value_summary import summarize_values
 

@@ -17,9 +17,9 @@ from musiccli.sample.corruptions import MessagePool
 from musiccli.sample.emitters import Dropped, Emitter
 from musiccli.sample.exclusion import ExcludedPrompts
 from musiccli.sample.formats.mint import is_trajectory, pair_trajectories
-from musiccli.sample.label_columns import LabelColumns
 from musiccli.sample.replies import keep_best_over_worst
 from musiccli.sample.row_groups import join_rows
+from musiccli.sample.row_notes import RowNotes
 from musiccli.sample.selection import RowIds, choose, drop_duplicates, drop_repeated_conversations
 from musiccli.sample.sources import read_rows
 
@@ -55,7 +55,7 @@ def sample(
         pairs=pairs,
         label=config.label,
         ranked=config.ranked,
-        label_columns=LabelColumns(),
+        notes=RowNotes(),
     )
     if excluded:
         records = excluded.drop_overlaps(records, stats)
@@ -126,7 +126,7 @@ def read_records(
     pairs: bool = False,
     label: str | None = None,
     ranked: Ranked = Ranked.all,
-    label_columns: LabelColumns | None = None,
+    notes: RowNotes | None = None,
 ) -> Iterator[Record]:
     """Read the records of all rows, whatever their formats.
 
@@ -137,8 +137,8 @@ def read_records(
             preferences. Solved and unsolved trajectories are then held until the last row.
         label: the label that ranks replies, where rows have several.
         ranked: which pairs a row with several ranked replies gives.
-        label_columns: notes the columns that look like labels and were not read, and reports them
-            after the last row.
+        notes: says after the last row which columns were not read, and which scores contradict
+            the choice.
     """
     trajectories, ids = [], RowIds(stats)
     for source, row in join_rows(rows, stats):
@@ -146,8 +146,8 @@ def read_records(
         row = Row(row, row.where)
         with stats.rejects.guard(row):
             records = _read_row(row, source, pairs, label, hint=not stats.rejects.skip)
-            if label_columns:
-                label_columns.add(row, records)
+            if notes:
+                notes.add(row, records)
             if not records:
                 stats.count("dropped", "no_pair" if pairs else "no_conversation", record=row)
         if ranked is Ranked.best_worst:
@@ -163,8 +163,8 @@ def read_records(
             else:
                 stats.count("dropped", "no_reply", record=record)
     yield from pair_trajectories(trajectories, stats)
-    if label_columns:
-        label_columns.report(stats)
+    if notes:
+        notes.report(stats)
 
 
 def _read_row(row: Record, source: str, pairs: bool, label: str | None, hint: bool) -> list[Record]:
