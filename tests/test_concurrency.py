@@ -1,6 +1,7 @@
 """Async work behind a plain iterator: order, window, errors in their place, nothing left behind."""
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import signal
@@ -13,6 +14,7 @@ from musiccli.llm.concurrency import (
     CURRENT_ITEM,
     MAX_WAITING_WINDOWS,
     _Reader,
+    finish_call,
     gather_all,
     map_ordered,
 )
@@ -244,21 +246,138 @@ def test_works_that_belong_together_give_their_results_in_order():
     assert asyncio.run(both()) == [0, 1, 2]
 
 
-def test_an_error_waits_for_the_works_beside_it():
-    finished = []
+class PaidCalls:
+    """Calls that take their time; `begun` and `finished` hold their names in order."""
 
-    async def work(item: int) -> None:
-        if item == 0:
-            raise ValueError("at once")
-        await asyncio.sleep(0.02)
-        finished.append(item)
+    def __init__(self, seconds: float = 0.05):
+        self.seconds, self.begun, self.finished = seconds, [], []
+
+    async def __call__(self, *names: object) -> object:
+        """One call after the other."""
+        for name in names:
+            await finish_call(self._call(name))
+        return names
+
+    async def _call(self, name: object) -> None:
+        self.begun.append(name)
+        await asyncio.sleep(self.seconds)
+        self.finished.append(name)
+
+
+def test_an_error_finishes_the_calls_beside_it_and_begins_no_further_ones():
+    calls = PaidCalls()
+
+    async def fails() -> None:
+        await asyncio.sleep(0.01)
+        raise ValueError("at once")
 
     async def both():
-        await gather_all(work(0), work(1))
+        await gather_all(calls("first", "second"), fails())
 
     with pytest.raises(ValueError, match="at once"):
         asyncio.run(both())
-    assert finished == [1]
+    assert calls.finished == calls.begun == ["first"]
+
+
+def test_a_call_that_fails_after_its_task_was_cancelled_is_not_waited_for_again():
+    waited = []
+
+    async def refused() -> None:
+        await asyncio.sleep(0.02)
+        raise ValueError("refused")
+
+    async def retries() -> None:
+        with contextlib.suppress(ValueError):
+            await finish_call(refused())
+        await asyncio.sleep(0.01)
+        waited.append("a wait before another attempt")
+
+    async def fails() -> None:
+        await asyncio.sleep(0.01)
+        raise ValueError("at once")
+
+    async def both():
+        await gather_all(retries(), fails())
+
+    with pytest.raises(ValueError, match="at once"):
+        asyncio.run(both())
+    assert waited == []
+
+
+def items_with_an_error(calls: PaidCalls):
+    async def work(item: int) -> None:
+        if item == 0:
+            await asyncio.sleep(0.01)
+            raise ValueError("the first item")
+        await gather_all(calls(f"{item}a", f"{item}a again"), calls(f"{item}b"))
+
+    return map_ordered(range(4), work, window=4)
+
+
+def test_an_error_in_work_finishes_the_calls_of_other_items_and_begins_no_further_ones():
+    calls = PaidCalls()
+    with pytest.raises(ValueError, match="the first item"):
+        list(items_with_an_error(calls))
+    assert sorted(calls.finished) == ["1a", "1b", "2a", "2b", "3a", "3b"]
+    assert sorted(calls.begun) == sorted(calls.finished)
+
+
+def test_closing_early_finishes_the_calls_under_way():
+    calls = PaidCalls()
+
+    async def work(item: int) -> int:
+        if item:
+            await calls(item, f"after {item}")
+        return item
+
+    results = map_ordered(range(4), work, window=4)
+    assert next(results) == 0
+    results.close()
+    assert calls.finished == calls.begun and {*calls.begun} <= {1, 2, 3}
+
+
+def test_ctrl_c_waits_for_no_call():
+    calls = PaidCalls(seconds=120)
+
+    async def work(item: int) -> None:
+        asyncio.get_running_loop().call_later(0.02, signal.raise_signal, signal.SIGINT)
+        await calls(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(map_ordered(range(1), work, window=1))
+    assert (calls.begun, calls.finished) == ([0], [])
+
+
+def test_ctrl_c_between_two_results_waits_for_no_call():
+    calls = PaidCalls(seconds=120)
+
+    async def work(item: int) -> None:
+        await (calls(item) if item else asyncio.sleep(0.01))
+
+    def stage():  # as stages read it, in a loop of their own
+        yield from map_ordered(range(2), work, window=2)
+
+    with pytest.raises(KeyboardInterrupt), contextlib.closing(stage()) as results:
+        next(results)
+        signal.raise_signal(signal.SIGINT)
+    assert calls.finished == []
+
+
+def test_ctrl_c_ends_the_wait_for_calls_after_an_error():
+    calls = PaidCalls(seconds=120)
+
+    async def interrupted() -> None:
+        await asyncio.sleep(0.02)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.05, signal.raise_signal, signal.SIGINT)
+        raise ValueError("the first item")
+
+    async def work(item: int) -> None:
+        await (gather_all(calls("a"), calls("b")) if item else interrupted())
+
+    with pytest.raises(KeyboardInterrupt):
+        list(map_ordered(range(2), work, window=2))
+    assert (sorted(calls.begun), calls.finished) == (["a", "b"], [])
 
 
 @pytest.mark.slow

@@ -425,3 +425,16 @@ def test_judge_interrupted_then_stopped_by_its_limit_goes_on_each_time(music):
         assert (whole.returncode, len(read(whole.stdout))) == (0, 20)
         assert 40 <= server.calls <= 40 + 2  # what was in flight is asked again
     assert whole.stdout.startswith(stopped.stdout) and stopped.stdout.startswith(cut.stdout)
+
+
+def test_replies_under_way_are_kept_when_another_judge_ends_the_run(tmp_path):
+    good, bad = "hosted_vllm/good", "hosted_vllm/bad"
+    records = [preference(number) for number in range(40)]
+    store = Store(tmp_path / "calls.sqlite")
+    with serve(reply=always("[[A]]"), delay=0.4) as server, serve(api_key="other") as refusing:
+        addresses = (f"{good}={server.base_url}", f"{bad}={refusing.base_url}")
+        client = Client(ClientConfig(api_base=addresses), store)
+        with pytest.raises(InputError, match="Incorrect API key"):
+            list(judge(records, JudgeConfig(judges=(good, bad)), client))
+        assert 0 < server.calls == server.finished == client.usage["judge", good].calls
+    assert [(usage.model, usage.entries) for usage in store.models()] == [(good, server.calls)]

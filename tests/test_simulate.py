@@ -1022,6 +1022,20 @@ def test_a_branch_that_fails_lets_the_call_beside_it_reach_the_cache(tmp_path):
     assert (len(done), roles(server)) == (2, {"contrast": 1})
 
 
+def test_a_branch_makes_no_further_call_when_the_other_has_failed():
+    def reply(body: dict) -> str:
+        """Nothing for the second reply of the chosen branch."""
+        is_second = role(body) == "assistant" and len(body["messages"]) > 1
+        return "" if is_second else scripted_reply(body)
+
+    rejects = files.Rejects()
+    done, _, server = simulated(
+        seed(), reply=reply, turns=8, rejects=rejects, client={"attempts": 1}
+    )
+    assert (done, rejects.count) == ([], 1)
+    assert 2 <= roles(server)["contrast"] <= 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "policy, contrast_calls, user_turns, prompt_set",

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -19,11 +19,37 @@ MAX_WAITING_WINDOWS = 8
 
 
 @dataclass(eq=False)
+class CallsUnderWay:
+    """The calls of all items that are in `finish_call`.
+
+    Attributes:
+        tasks: they themselves.
+        cancelled: whether Ctrl-C has ended them. None begins after that.
+    """
+
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        """End them without their replies."""
+        self.cancelled = True
+        for task in self.tasks:
+            task.cancel()
+
+
+@dataclass(eq=False)
 class WorkItem:
-    """One item's work: its number among all items, and whether it has ended."""
+    """One item's work.
+
+    Attributes:
+        number: its number among all items.
+        done: whether it has ended.
+        calls: what it shares with all items.
+    """
 
     number: int = 0
     done: bool = False
+    calls: CallsUnderWay = field(default_factory=CallsUnderWay)
 
 
 NO_ITEM = WorkItem()  # outside of map_ordered
@@ -42,16 +68,17 @@ def map_ordered(
     older ones, at most MAX_WAITING_WINDOWS windows of them.
 
     An error of `items` is raised after the results of all items before it, an error of `work` in
-    its item's place. Close the iterator if you stop early: at the interpreter's exit it would wait
-    forever.
+    its item's place. Work that is then under way is cancelled, its calls in `finish_call` excepted.
+    Close the iterator if you stop early: at the interpreter's exit it would wait forever.
 
     Args:
         items: read in a thread, no further ahead than results may wait.
         work: runs with CURRENT_ITEM set.
         window: most items under way at once.
     """
+    calls = CallsUnderWay()
     with asyncio.Runner() as runner:
-        batches = _finished_batches(iter(items), work, window)
+        batches = _finished_batches(iter(items), work, window, calls)
 
         async def next_batch() -> tuple[list[Result], BaseException | None] | None:
             """The next results and the error after them. Tasks are freed here, by a callback."""
@@ -67,6 +94,13 @@ def map_ordered(
                 yield from results
                 if error:
                     raise error
+        except BaseException as error:
+            # Whoever is interrupted between two results closes this generator meanwhile.
+            if isinstance(error, KeyboardInterrupt) or isinstance(
+                error.__context__, KeyboardInterrupt
+            ):
+                calls.cancel()
+            raise
         finally:
             # After an interrupt the generator still runs; the runner then cancels it.
             with contextlib.suppress(RuntimeError):
@@ -118,22 +152,50 @@ def _run(runner: asyncio.Runner, start: Callable[[], Awaitable[Value]]) -> Value
     return value
 
 
-async def gather_all(*works: Awaitable[Result]) -> list[Result]:
-    """The results of several works. An error is raised after all of them have ended.
+async def gather_all(*works: Coroutine[Any, Any, Result]) -> list[Result]:
+    """The results of several works. The first error cancels the others, and is raised at their end.
 
-    A call that is under way will be paid for, so its reply should reach the cache.
+    Their calls in `finish_call` are finished, and they make no further ones.
     """
-    results = await asyncio.gather(*works, return_exceptions=True)
-    values = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        values.append(result)
-    return values
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def finish_call(call: Coroutine[Any, Any, Value]) -> Value:
+    """The result of a call that costs money, also where the task is cancelled meanwhile.
+
+    The call will be paid for, so its reply should reach the cache. The task is cancelled where it
+    next waits, and makes no further call. Only Ctrl-C cancels a call that is under way.
+    """
+    task, calls = asyncio.current_task(), CURRENT_ITEM.get().calls
+    if task is None or task.cancelling() or calls.cancelled:
+        call.close()
+        raise asyncio.CancelledError
+    running, is_cancelled = asyncio.ensure_future(call), False
+    calls.tasks.add(running)
+    running.add_done_callback(calls.tasks.discard)
+    try:
+        while True:
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                if running.cancelled():
+                    raise
+                is_cancelled = True
+    finally:
+        if is_cancelled:
+            task.cancel()
 
 
 async def _finished_batches(
-    items: Iterator[Item], work: Callable[[Item], Coroutine[Any, Any, Result]], window: int
+    items: Iterator[Item],
+    work: Callable[[Item], Coroutine[Any, Any, Result]],
+    window: int,
+    calls: CallsUnderWay,
 ) -> AsyncGenerator[list[asyncio.Task[Result]], None]:
     """The finished tasks in the order of their items, as many at once as there are."""
     tasks: deque[asyncio.Task[Result]] = deque()
@@ -152,7 +214,8 @@ async def _finished_batches(
             await changed.wait()
             changed.clear()
             while reader.ready:
-                tasks.append(_start(work, reader.ready.popleft(), started))
+                work_item = WorkItem(started, calls=calls)
+                tasks.append(_start(work, reader.ready.popleft(), work_item))
                 tasks[-1].add_done_callback(ended)
                 started, under_way = started + 1, under_way + 1
             finished = []
@@ -164,17 +227,31 @@ async def _finished_batches(
                 yield finished
         if reader.error:
             raise reader.error
+    except asyncio.CancelledError:  # Ctrl-C
+        calls.cancel()
+        raise
     finally:
         reader.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks, calls)
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]], calls: CallsUnderWay) -> None:
+    """Cancel tasks, and wait until they have ended. Ctrl-C meanwhile ends their calls, too."""
+    for task in tasks:
+        task.cancel()
+    ends = asyncio.gather(*tasks, return_exceptions=True)
+    try:
+        await asyncio.shield(ends)
+    except asyncio.CancelledError:
+        calls.cancel()
+        await ends
+        raise
 
 
 def _start(
-    work: Callable[[Item], Coroutine[Any, Any, Result]], item: Item, number: int
+    work: Callable[[Item], Coroutine[Any, Any, Result]], item: Item, work_item: WorkItem
 ) -> asyncio.Task[Result]:
-    context, work_item = contextvars.copy_context(), WorkItem(number)
+    context = contextvars.copy_context()
     context.run(CURRENT_ITEM.set, work_item)
     task = asyncio.get_running_loop().create_task(work(item), context=context)
     task.add_done_callback(lambda _: setattr(work_item, "done", True))

@@ -12,6 +12,7 @@ from musiccli.core.messages import count_characters
 from musiccli.llm import limiter
 from musiccli.llm.budget import Budget
 from musiccli.llm.call import Call, Reply, retry_temperature
+from musiccli.llm.concurrency import finish_call
 from musiccli.llm.config import ClientConfig
 from musiccli.llm.endpoints import Endpoint, Endpoints, speaks_openai
 from musiccli.llm.model_health import ModelHealth
@@ -192,7 +193,7 @@ class RemoteModel:
 
     async def _send(self, call: Call, endpoint: Endpoint) -> Reply:
         provider = self._providers.choose(call.model, endpoint.url)
-        reply = await provider.complete(call, endpoint.url, self.endpoints.key)
+        reply = await finish_call(provider.complete(call, endpoint.url, self.endpoints.key))
         if reply.finish in FAILED_FINISH:
             raise BrokenReply(reply)
         if not reply.text:
