@@ -22,11 +22,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from musiccli.core.errors import InputError
 from musiccli.gpu.block_mask import BLOCK, block_mask, row_length, row_masks
 from musiccli.gpu.cards import bf16_flops, mfu
 from musiccli.gpu.compilation import compile_layers
 from musiccli.gpu.precision import cast_hidden_states
 from musiccli.reward_model import batch_layout
+from musiccli.reward_model import network as network_module
 from musiccli.reward_model.activations import kept_share
 from musiccli.reward_model.batch_layout import can_use_flex, choose_layout
 from musiccli.reward_model.checkpoint import add_lora
@@ -34,6 +36,8 @@ from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.packing import pack, packed_length, row_table
+from musiccli.reward_model.rounding import COPIES
+from musiccli.train import checks
 from musiccli.train import trainer as train_trainer
 from musiccli.train.config import TrainConfig
 from musiccli.train.pair_arrays import PairArrays, TokenizedPair, TokenizedPairs
@@ -264,7 +268,7 @@ def test_hidden_states_are_in_the_precision_of_autocast():
         assert embedding(ids).dtype == torch.bfloat16
 
 
-def trainer(network, batch=4, **settings):
+def eight_pairs():
     pairs = []
     for seed in range(8):
         ids = draw(30, seed)
@@ -272,9 +276,13 @@ def trainer(network, batch=4, **settings):
         sides = tuple(sequence([token % 290 + 5 for token in side.ids]) for side in sides)
         tokens = sum(len(side.ids) for side in sides)
         pairs.append(TokenizedPair(sides, packed_length(sides), tokens, 1, "last"))
+    return TokenizedPairs([PairArrays.of(pairs)])
+
+
+def trainer(network, batch=4, **settings):
     config = TrainConfig(batch=batch, steps=3, budget=128, lr=1e-3, **settings)
-    arrays = TokenizedPairs([PairArrays.of(pairs)])
-    return Trainer(RewardModel(network, None, None), arrays, config, Accelerator(cpu=True))
+    model = RewardModel(network, None, None)
+    return Trainer(model, eight_pairs(), config, Accelerator(cpu=True))
 
 
 def test_a_step_reads_from_the_device_once_at_its_end(monkeypatch):
@@ -321,6 +329,50 @@ def test_only_a_gpu_with_a_compiler_uses_flex_attention(monkeypatch):
     assert not can_use_flex(core, gpu)
 
 
+@pytest.fixture
+def in_bf16(monkeypatch):
+    """Compute as on a GPU, under autocast, and measure its rounding."""
+    for module in (batch_layout, checks):
+        monkeypatch.setattr(
+            module, "bf16_autocast", lambda device: torch.autocast("cpu", torch.bfloat16)
+        )
+        monkeypatch.setattr(module, "copies_for", lambda core: COPIES)
+
+
+@pytest.mark.parametrize("scale", [1, 50])
+def test_large_hidden_states_in_bf16_are_packed(scale, in_bf16):
+    """Rounding grows with them: an absolute bound would take it for a wrong mask."""
+    core = scaled(scale)
+    said = []
+    network = choose_layout(core, torch.device("cpu"), said.append)
+    assert network.packed and not said
+    model = SimpleNamespace(network=network)
+    assert checks.check_attention(model, eight_pairs()).startswith("packed attention gives the")
+    assert checks.check_batch_invariance(model, eight_pairs()).startswith("rewards do not depend")
+
+
+@pytest.mark.parametrize("scale", [1, 50])
+def test_a_wrong_mask_in_bf16_is_found(scale, in_bf16, monkeypatch):
+    core = scaled(scale)
+    monkeypatch.setattr(network_module, "NAME", "sdpa")  # a row is then one conversation
+    said = []
+    assert not choose_layout(core, torch.device("cpu"), said.append).packed
+    assert "cannot be packed" in said[0]
+    model = SimpleNamespace(network=RewardNetwork(core))
+    with pytest.raises(InputError, match="rewards differ from those of transformers' own forward"):
+        checks.check_attention(model, eight_pairs())
+    with pytest.raises(InputError, match="rewards depend on the batch"):
+        checks.check_batch_invariance(model, eight_pairs())
+
+
+def scaled(scale):
+    """A classifier whose last norm multiplies, as Gemma 3's does."""
+    core = classifier("gemma3")
+    with torch.no_grad():
+        core.model.norm.weight.copy_((1 + core.model.norm.weight) * scale - 1)
+    return core
+
+
 @pytest.mark.slow
 def test_flex_attention_is_chosen_where_its_rewards_agree(monkeypatch, backward_on_cpu):
     cpu = torch.device("cpu")
@@ -334,18 +386,18 @@ def test_flex_attention_is_chosen_where_its_rewards_agree(monkeypatch, backward_
     sharded = choose_layout(classifier("gemma2"), torch.device("cuda"), said.append)
     assert sharded.flex  # its weights are not on the device yet: nothing to compare
 
-    monkeypatch.setattr(batch_layout, "_rewards", fail_under_flex(batch_layout._rewards))
+    monkeypatch.setattr(batch_layout, "_states", fail_under_flex(batch_layout._states))
     network = choose_layout(classifier("gemma2"), cpu, said.append)
     assert not network.flex and network.packed
     assert "cannot be compiled" in said[0]
     assert all(layer._compiled_call_impl is None for layer in network.layers)
 
 
-def fail_under_flex(rewards):
+def fail_under_flex(states):
     def failing(network, group):
         if network.flex:
             raise RuntimeError("out of resource: shared memory")
-        return rewards(network, group)
+        return states(network, group)
 
     return failing
 

@@ -1,4 +1,4 @@
-"""Choose how conversations are laid out and attended to, by comparing rewards."""
+"""Choose how conversations are laid out and attended to, by comparing hidden states."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,13 @@ from musiccli.gpu.compilation import compile_layers, undo_compilation
 from musiccli.gpu.precision import bf16_autocast, cast_hidden_states
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
+from musiccli.reward_model.rounding import agree, allowed_distances, copies_for, rounded_anew
 
 Say = Callable[[str], None]
 
 
 def choose_layout(model: Any, device: torch.device, say: Say) -> RewardNetwork:
-    """The network by the fastest layout that gives the rewards of padding.
+    """The network by the fastest layout that gives the hidden states of padding.
 
     These are, in this order: rows under compiled flex attention, on a GPU; rows attended to segment
     by segment; and padding. Some models' attention ignores the segments of a row, or refuses them.
@@ -31,15 +32,15 @@ def choose_layout(model: Any, device: torch.device, say: Say) -> RewardNetwork:
     group = _random_conversations(min(1000, model.config.get_text_config().vocab_size))
     if can_use_flex(model, device) and model.device.type != device.type:
         return _compiled(model)
-    expected = _rewards(RewardNetwork(model, packed=False), group)
+    reference = _padded_states(model, group)
     if can_use_flex(model, device):
         network = _compiled(model)
-        if _agree(network, group, expected):
+        if _agrees(network, group, *reference):
             return network
         undo_compilation(network.layers)
         model.set_attn_implementation(own_attention)
         say(f"{type(model).__name__}: its attention cannot be compiled (slower, same scores)")
-    if _agree(RewardNetwork(model, packed=True), group, expected):
+    if _agrees(RewardNetwork(model, packed=True), group, *reference):
         return RewardNetwork(model, packed=True)
     say(
         f"{type(model).__name__}: its attention cannot be packed; padding instead "
@@ -61,12 +62,6 @@ def can_use_flex(model: Any, device: torch.device) -> bool:
     )
 
 
-def rounding(network: RewardNetwork) -> float:
-    """By how much rewards may differ, absolutely and relatively, between ways of computing them."""
-    fp32 = network.core.dtype == torch.float32 and network.core.device.type == "cpu"
-    return 1e-3 if fp32 else 5e-2
-
-
 def _compiled(model: Any) -> RewardNetwork:
     network = RewardNetwork(model, flex=True)
     compile_layers(network.layers)
@@ -74,20 +69,34 @@ def _compiled(model: Any) -> RewardNetwork:
     return network
 
 
-def _agree(
-    network: RewardNetwork, group: list[EncodedConversation], expected: torch.Tensor
+def _padded_states(
+    model: Any, group: list[EncodedConversation]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Padded conversations' states (positions, size); and how far a layout's may be from them."""
+    network = RewardNetwork(model, packed=False)
+    copies = 1 + copies_for(model)
+    with rounded_anew(network.layers if copies > 1 else (), exact=len(group)):
+        states = _states(network, group * copies)
+    states = states.view(copies, -1, states.shape[-1])
+    return states[0], allowed_distances(states)
+
+
+def _agrees(
+    network: RewardNetwork,
+    group: list[EncodedConversation],
+    expected: torch.Tensor,
+    allowed: torch.Tensor,
 ) -> bool:
     try:
-        rewards = _rewards(network, group)
+        return agree(_states(network, group), expected, allowed)
     except (TypeError, ValueError, RuntimeError, KeyError):  # of transformers, or the compiler
         return False
-    tolerance = rounding(network)
-    return torch.allclose(rewards, expected, atol=tolerance, rtol=tolerance)
 
 
-def _rewards(network: RewardNetwork, group: list[EncodedConversation]) -> torch.Tensor:
+def _states(network: RewardNetwork, group: list[EncodedConversation]) -> torch.Tensor:
+    """What the head reads at all reward positions of a group, (positions, size)."""
     with torch.inference_mode(), bf16_autocast(network.core.device):
-        return torch.cat(network.eval()([group]))
+        return torch.cat(network.eval()([group], states=True)[len(group) :])
 
 
 def _random_conversations(vocabulary: int) -> list[EncodedConversation]:

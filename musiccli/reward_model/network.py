@@ -102,16 +102,22 @@ class RewardNetwork(nn.Module):
         """Tokens that a group takes in a forward pass by itself."""
         return count_tokens(group, packed=self.packed)
 
-    def forward(self, groups: Sequence[Sequence[EncodedConversation]]) -> list[torch.Tensor]:
+    def forward(
+        self, groups: Sequence[Sequence[EncodedConversation]], states: bool = False
+    ) -> list[torch.Tensor]:
         """For each conversation of each group, in order: (turns,) rewards at its positions.
 
-        In training with `balances_experts` the load-balancing loss, a scalar, stands behind them.
+        With `states` the hidden states that they are read from stand behind them, for each
+        conversation (turns, size) in fp32. In training with `balances_experts` the load-balancing
+        loss, a scalar, is the last.
         """
         lay_out = self._packed if self.packed else self._padded
         hidden, counts, router_losses = lay_out(groups)
         # FSDP puts hooks on what is returned; on views they may be lost.
-        rewards = [rewards.clone() for rewards in self._head(hidden).split(counts)]
-        return rewards + router_losses
+        outputs = [rewards.clone() for rewards in self._head(hidden).split(counts)]
+        if states:
+            outputs += [hidden.clone() for hidden in hidden.float().split(counts)]
+        return outputs + router_losses
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (positions, size) -> rewards (positions,) in fp32.

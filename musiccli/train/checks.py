@@ -23,10 +23,10 @@ from musiccli.core.messages import FunctionCall, Message
 from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.gpu.compilation import uncompiled
 from musiccli.gpu.precision import bf16_autocast
-from musiccli.reward_model.batch_layout import rounding
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.checkpoint import RewardModel, has_logit_softcap
 from musiccli.reward_model.network import RewardNetwork, last_rewards
+from musiccli.reward_model.rounding import LEAST, agree, allowed_distances, copies_for, rounded_anew
 from musiccli.reward_model.vocabulary import has_embedding
 from musiccli.train.pair_arrays import TokenizedPairs
 from musiccli.train.sharding import gathered_weight, reshard
@@ -211,20 +211,9 @@ def check_attention(model: RewardModel, pairs: TokenizedPairs) -> str:
             "attention"
         )
     sample = _sample(pairs)
-    rewards = _rewards(model.network, sample)
-    autocast = bf16_autocast(core.device)
-    with _plain_attention(model.network), torch.no_grad(), autocast:
-        expected = torch.cat(
-            [
-                core(input_ids=torch.tensor([side.ids], device=core.device)).logits[:, 0].float()
-                for sides in sample
-                for side in sides
-            ]
-        )
     _compare(
-        rewards,
-        expected,
-        rounding(model.network),
+        _measure(model.network, sample),
+        *_measure_plainly(model.network, sample),
         "rewards differ from those of transformers' own forward by {:.2g}",
     )
     layout = "packed" if model.network.packed else "padded"
@@ -237,15 +226,22 @@ def check_attention(model: RewardModel, pairs: TokenizedPairs) -> str:
 
 def check_batch_invariance(model: RewardModel, pairs: TokenizedPairs) -> str:
     """A reward depends neither on the size of its batch nor on the other conversations in it."""
-    sample = _sample(pairs)
-    batched = _rewards(model.network, sample)
-    single = torch.cat([_rewards(model.network, [(side,)]) for sides in sample for side in sides])
-    reversed_pairs = _rewards(model.network, sample[::-1]).view(-1, 2).flip(0).flatten()
-    for rewards in (single, reversed_pairs):
+    network, sample = model.network, _sample(pairs)
+    batched = _measure(network, sample)
+    allowed = allowed_distances(batched.states[None])
+    if copies_for(network.core):
+        _, allowed = _measure_plainly(network, sample)
+    single = [_measure(network, [(side,)]) for sides in sample for side in sides]
+    reversed_pairs = _measure(network, sample[::-1])
+    order = torch.arange(2 * len(sample)).view(-1, 2).flip(0).flatten()
+    for other in (
+        _Measured(*(torch.cat(parts) for parts in zip(*single, strict=True))),
+        _Measured(*(part[order] for part in reversed_pairs)),
+    ):
         _compare(
+            other,
             batched,
-            rewards,
-            rounding(model.network),
+            allowed,
             "rewards depend on the batch: they differ by {:.2g} between batches",
         )
     return "rewards do not depend on the batch"
@@ -308,12 +304,44 @@ def _sample(pairs: TokenizedPairs) -> list[Sides]:
     return sample
 
 
-def _rewards(
-    network: RewardNetwork, groups: Sequence[Sequence[EncodedConversation]]
-) -> torch.Tensor:
-    """The reward of each whole conversation of each group, (conversations,)."""
+class _Measured(NamedTuple):
+    """Rewards of conversations, (conversations,), and the hidden states that they are read from."""
+
+    rewards: torch.Tensor
+    states: torch.Tensor  # (conversations, size)
+
+
+def _measure(network: RewardNetwork, groups: Sequence[Sequence[EncodedConversation]]) -> _Measured:
+    """Each whole conversation of each group, by the network."""
     with torch.no_grad(), bf16_autocast(network.core.device):  # FSDP cannot infer and then train
-        return last_rewards(network.eval()(groups))
+        outputs = network.eval()(groups, states=True)
+    count = len(outputs) // 2
+    return _Measured(last_rewards(outputs[:count]), last_rewards(outputs[count:]))
+
+
+def _measure_plainly(
+    network: RewardNetwork, sample: Sequence[Sides]
+) -> tuple[_Measured, torch.Tensor]:
+    """The same by transformers' own forward; and how far states may be from it, (conversations)."""
+    core = network.core
+    copies = copies_for(core)
+    rewards, states = [], []
+
+    def keep(head: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        states.append(inputs[0][:, -1].float())  # of the last token, (1 + copies, size)
+
+    with (
+        _plain_attention(network),
+        rounded_anew(network.layers if copies else (), exact=1),
+        core.score.register_forward_pre_hook(keep),
+        torch.no_grad(),
+        bf16_autocast(core.device),
+    ):
+        for side in (side for sides in sample for side in sides):
+            ids = torch.tensor([side.ids] * (1 + copies), device=core.device)
+            rewards.append(core(input_ids=ids).logits[0].float())
+    by_copy = torch.stack(states, dim=1)
+    return _Measured(torch.cat(rewards), by_copy[0]), allowed_distances(by_copy)
 
 
 @contextlib.contextmanager
@@ -336,7 +364,11 @@ def _plain_attention(network: RewardNetwork) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
-def _compare(rewards: torch.Tensor, expected: torch.Tensor, tolerance: float, message: str) -> None:
-    """Raise InputError with the largest difference where rewards differ by more than rounding."""
-    if not torch.allclose(rewards, expected, atol=tolerance, rtol=tolerance):
-        raise InputError(message.format((rewards - expected).abs().max().item()))
+def _compare(measured: _Measured, expected: _Measured, allowed: torch.Tensor, message: str) -> None:
+    """Raise InputError with the largest difference of rewards where it is more than rounding."""
+    rewards = expected.rewards
+    share = max(LEAST, (allowed / expected.states.norm(dim=-1)).max().item())
+    usual = 1 + rewards.square().mean().sqrt().item()
+    close = torch.allclose(measured.rewards, rewards, rtol=share, atol=share * usual)
+    if not (close and agree(measured.states, expected.states, allowed)):
+        raise InputError(message.format((measured.rewards - rewards).abs().max().item()))
