@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.attention.flex_attention as flex
 from accelerate import Accelerator
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 from toys import draw, sequence
 from transformers import (
@@ -214,11 +215,31 @@ def test_each_kind_of_layer_has_its_mask():
         (100, 200, 128),
         (8400, 8448, 8448),
         (2200, 8448, 4224),
+        (8193, 4096, 10240),
+        (16385, 4096, 20480),
     ],
 )
 def test_rows_have_few_lengths(tokens, budget, length):
     assert row_length(tokens, budget) == length
     assert length % BLOCK == 0
+
+
+@pytest.mark.parametrize("budget, lengths", [(512, 36), (8192, 20)])
+def test_conversations_above_the_budget_have_few_lengths_too(budget, lengths):
+    found = {row_length(tokens, budget) for tokens in range(1, 131073)}
+    assert len(found) == lengths
+    assert all(row_length(length, budget) == length for length in found)
+
+
+def test_a_graph_too_many_is_an_error():
+    """Not compiled, flex attention may give wrong gradients."""
+    layer = classifier("llama").model.layers[0].mlp
+    compile_layers([layer], backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        layer(torch.ones(2, 32))
+        with pytest.raises(FailOnRecompileLimitHit):
+            layer(torch.ones(3, 32))
+    torch._dynamo.reset()
 
 
 def test_activations_are_kept_as_memory_allows():

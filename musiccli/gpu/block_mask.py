@@ -21,14 +21,15 @@ def row_length(tokens: int, budget: int) -> int:
 
     Args:
         tokens: of the row.
-        budget: tokens of a full row. Lengths are its quarters, and so are few.
+        budget: tokens of a full row. Lengths are its quarters. A conversation that is longer has a
+            row of its own, padded to a quarter of the power of two times the budget below it.
 
     Returns:
         A multiple of BLOCK.
     """
-    quarters = math.ceil(4 * tokens / budget)
-    length = math.ceil(quarters * budget / 4)
-    return BLOCK * math.ceil(length / BLOCK)
+    doublings = max(0, ((tokens - 1) // budget).bit_length() - 1)
+    step = budget * 2**doublings / 4
+    return BLOCK * math.ceil(math.ceil(tokens / step) * step / BLOCK)
 
 
 def row_masks(config: Any, ranges: torch.Tensor) -> BlockMask | dict[str, BlockMask]:

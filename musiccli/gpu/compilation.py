@@ -6,21 +6,25 @@ from typing import Any
 
 import torch
 
-MAX_GRAPHS = 64  # of one function: kinds of layers, row lengths, and with or without gradients
+MAX_GRAPHS = 256  # of one function: kinds of layers, row lengths, and with or without gradients
 
 
 def compile_layers(layers: Iterable[torch.nn.Module], backend: str = "inductor") -> None:
     """Let PyTorch compile each layer when it is first called. Weights and their names stay.
 
     Call this before DDP or FSDP wraps the layers. For flex attention compiling is no option: not
-    compiled, soft-capped scores get wrong gradients under activation checkpointing, silently.
+    compiled, soft-capped scores get wrong gradients under activation checkpointing, silently. So a
+    graph beyond MAX_GRAPHS is an error, where PyTorch would go on without compiling.
 
     Args:
         layers: of a backbone.
         backend: of `torch.compile`.
     """
     warnings.filterwarnings("ignore", "\\s*Online softmax is disabled")  # Inductor's, of a router
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, MAX_GRAPHS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, MAX_GRAPHS)
+    limits.fail_on_recompile_limit_hit = True
     for layer in layers:
         layer.compile(backend=backend, dynamic=False)
 

@@ -26,7 +26,7 @@ class RewardNetwork(nn.Module):
         model: the model, within peft's wrapping where it has LoRA.
         packed: whether conversations are laid out in one row; otherwise they are padded.
         flex: whether a row is attended to by flex attention. Its layers must be compiled.
-        budget: tokens of a full row; rows for flex attention are padded to quarters of it.
+        budget: tokens of a full row; rows for flex attention are padded to few lengths by it.
         balances_experts: whether a mixture of experts computes its load-balancing loss in training.
         histories: conversations that were computed before; None computes everything anew.
     """
