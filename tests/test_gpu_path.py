@@ -19,6 +19,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
+    MixtralConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -271,12 +272,23 @@ def test_mfu_counts_what_is_trained():
     assert mfu(1000, 2.0, weights=10**9, trained=True, rate=1e13) == pytest.approx(0.3)
     assert mfu(1000, 2.0, weights=10**9, trained=False, rate=1e13) == pytest.approx(0.2)
     core = classifier("llama")
-    embedding = core.get_input_embeddings().weight.numel()
-    whole = sum(weight.numel() for weight in core.parameters())
+    weights = size(core) - size(core.get_input_embeddings()) - size(core.model.norm)
     network = RewardNetwork(core)
-    assert count_layer_weights(network) == whole - embedding
+    assert count_layer_weights(network) == weights
     add_lora(network, 4, seed=0)
-    assert count_layer_weights(network) == whole - embedding + core.score.weight.numel()
+    assert count_layer_weights(network) == weights + size(core.score.original_module)
+
+
+def test_mfu_counts_the_experts_that_compute_a_token():
+    config = MixtralConfig(**SIZE, head_dim=16, num_local_experts=8, num_experts_per_tok=2)
+    core = AutoModelForSequenceClassification.from_config(config)
+    experts = sum(size(layer.mlp.experts) for layer in core.model.layers)
+    others = size(core.model.layers) - experts + size(core.score)
+    assert count_layer_weights(RewardNetwork(core)) == others + experts // 4
+
+
+def size(module):
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def test_hidden_states_are_in_the_precision_of_autocast():
@@ -457,13 +469,17 @@ def test_the_acceptance_program_wants_a_gpu():
         (10, "every layer are computed again", None, True),
     ],
 )
-def test_a_run_keeps_the_activations_that_fit(monkeypatch, free, says, kept, everything):
+@pytest.mark.parametrize("copied", [0, 5_000_000])
+def test_a_run_keeps_the_activations_that_fit(monkeypatch, free, says, kept, everything, copied):
     """The memory is made up; a CPU has none of its own. What is decided and done is real."""
     started = trainer(RewardNetwork(classifier("llama")))
     network, shares = started.model.network, []
     network.flex = True
-    # A row of 64 tokens keeps 400 kB, so one of the full 128 keeps 800 kB.
-    allocated = iter([0, 400_000])
+    # A row of 64 tokens keeps 400 kB, so one of the full 128 keeps 800 kB; copies of weights, all
+    # the same for any row, are no part of it.
+    rows = (64, 2 * started.pairs.sizes.min())
+    allocated = iter([value for row in rows for value in (0, copied + row * 6250)])
+    free += copied
     monkeypatch.setattr(started, "_rewards", lambda pairs, batch: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(allocated))
@@ -476,7 +492,9 @@ def test_a_run_keeps_the_activations_that_fit(monkeypatch, free, says, kept, eve
     monkeypatch.setattr(train_trainer, "recompute", shares.append)
     decision = started.fit_activations()
     assert says in decision
-    if free == 10**9:  # while gradients are computed, one of two layers is there two times more
-        assert started._spare_bytes == pytest.approx(free - 800_000 - 2 * 400_000)
+    if (
+        free == 10**9 + copied
+    ):  # while gradients are computed, one of two layers is there two times more
+        assert started._spare_bytes == pytest.approx(10**9 - 800_000 - 2 * 400_000)
     assert shares == ([] if kept is None else [pytest.approx(kept)])
     assert any(layer.gradient_checkpointing for layer in network.layers) == everything

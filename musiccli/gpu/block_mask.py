@@ -28,7 +28,7 @@ def row_length(tokens: int, budget: int) -> int:
         A multiple of BLOCK.
     """
     doublings = max(0, ((tokens - 1) // budget).bit_length() - 1)
-    step = budget * 2**doublings / 4
+    step = (budget << doublings) / 4
     return BLOCK * math.ceil(math.ceil(tokens / step) * step / BLOCK)
 
 

@@ -1,10 +1,13 @@
-"""The load-balancing loss of mixtures of experts, by transformers' own formula."""
+"""Mixtures of experts: their load-balancing loss by transformers' own formula, and their size."""
 
 from typing import Any
 
 import torch
 
 ROUTER_LOGITS = "router_logits"  # of a backbone's output: for each layer (tokens, experts)
+# How configs name the experts of a layer, and those that a token is sent to.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts")
 
 
 def config_coefficient(backbone: Any) -> float | None:
@@ -15,6 +18,15 @@ def config_coefficient(backbone: Any) -> float | None:
     if ROUTER_LOGITS not in recorded or coefficient is None:
         return None
     return float(coefficient)
+
+
+def used_experts(config: Any) -> float:
+    """The share of a layer's experts that computes a token; 1 where the config does not tell it."""
+    experts, used = (
+        next((value for name in names if (value := getattr(config, name, None))), None)
+        for names in (EXPERTS, EXPERTS_PER_TOKEN)
+    )
+    return used / experts if experts and used else 1.0
 
 
 def router_loss(backbone: Any, output: Any, mask: torch.Tensor | None) -> torch.Tensor:

@@ -21,7 +21,7 @@ from musiccli.reward_model.eval_names import eval_prefix
 from musiccli.reward_model.loss import pair_losses
 from musiccli.reward_model.network import RewardNetwork, last_rewards
 from musiccli.reward_model.quantization import weight_count
-from musiccli.reward_model.router_loss import config_coefficient
+from musiccli.reward_model.router_loss import config_coefficient, used_experts
 from musiccli.train.accelerator import is_sharded, process_group
 from musiccli.train.batching import MicroBatch, Step, partition_pairs, total_steps
 from musiccli.train.config import TrainConfig
@@ -132,8 +132,9 @@ class Trainer:
     def fit_activations(self) -> str | None:
         """On a GPU: keep all activations for the backward pass, or as many as memory holds.
 
-        Those of a short row are measured, on the path that will run, and scaled to a full one. All
-        ranks must call this, and keep the same share.
+        Those of a short row are measured, on the path that will run, and scaled to a full one. In
+        full training those of a longer row are measured, too: copies of weights are as large for
+        any row. All ranks must call this, and keep the same share.
 
         Returns:
             What was decided, in words. None where there is nothing to decide.
@@ -141,17 +142,9 @@ class Trainer:
         network, device = self.model.network, self.accelerator.device
         if not network.flex or self.config.activation_checkpointing:
             return None
-        sizes = self.pairs.sizes
-        shortest = int(sizes.argmin())
         torch.cuda.reset_peak_memory_stats(device)
-        self.network.train()
-        self._rewards(self.pairs, [shortest])  # compiles the layers
-        before = torch.cuda.memory_allocated(device)
-        rewards = self._rewards(self.pairs, [shortest])
-        row = row_length(int(sizes[shortest]), self.config.budget)
-        kept = (torch.cuda.memory_allocated(device) - before) / row  # bytes a token
-        del rewards
-        longest = row_length(max(int(sizes.max()), self.config.budget), self.config.budget)
+        longest = self._row_length(max(int(self.pairs.sizes.max()), self.config.budget))
+        kept, copied = self._measured_activations(longest)
         config = network.core.config.get_text_config()
         inputs = 2 * config.hidden_size * config.num_hidden_layers  # bf16
         trained = [weight for weight in self.network.parameters() if weight.requires_grad]
@@ -159,7 +152,7 @@ class Trainer:
         copies = 4 if self.accelerator.distributed_type == DistributedType.MULTI_GPU else 3
         coming = copies * sum(local_part(weight).nbytes for weight in trained)
         total = torch.cuda.get_device_properties(device).total_memory
-        free = free_bytes(device) - coming - MARGIN * total
+        free = free_bytes(device) - coming - copied - MARGIN * total
         share = kept_share(longest * kept, longest * inputs, config.num_hidden_layers, free)
         share = min(process_group(self.accelerator).gather([share]))
         layer = longest * kept / config.num_hidden_layers
@@ -172,6 +165,36 @@ class Trainer:
             return "the activations of every layer are computed again in the backward pass"
         recompute(share)
         return f"{share:.0%} of the activations are kept, the rest is computed again"
+
+    def _measured_activations(self, longest: int) -> tuple[float, float]:
+        """Bytes kept for the backward pass: for each token of a row, and whatever its length.
+
+        Args:
+            longest: the longest row of the run.
+        """
+        shortest = int(self.pairs.sizes.argmin())
+        size = int(self.pairs.sizes[shortest])
+        row = self._row_length(size)
+        kept = self._kept_bytes([shortest])
+        count = row // size + 1  # of this pair, in a longer row
+        longer = self._row_length(count * size)
+        if self.config.lora or longer > longest:
+            return kept / row, 0.0
+        slope = (self._kept_bytes([shortest] * count) - kept) / (longer - row)
+        return slope, max(0.0, kept - slope * row)
+
+    def _kept_bytes(self, batch: MicroBatch) -> int:
+        """What a forward pass leaves on the GPU for the backward pass."""
+        self.network.train()
+        self._rewards(self.pairs, batch)  # compiles the layers
+        before = torch.cuda.memory_allocated(self.accelerator.device)
+        rewards = self._rewards(self.pairs, batch)
+        kept = torch.cuda.memory_allocated(self.accelerator.device) - before
+        del rewards
+        return kept
+
+    def _row_length(self, tokens: int) -> int:
+        return row_length(tokens, self.config.budget)
 
     def fit_gathering(self) -> str | None:
         """Under FSDP, keep weights and gradients whole through a step where memory holds them.
@@ -334,10 +357,17 @@ def router_coefficient(model: RewardModel, config: TrainConfig) -> float:
 
 
 def count_layer_weights(network: RewardNetwork) -> int:
-    """Weights of the layers and the head: without the embedding, and without adapters."""
-    embedding = set(network.backbone.get_input_embeddings().parameters())
-    return sum(
-        weight_count(weight)
-        for name, weight in network.named_parameters()
-        if weight not in embedding and "lora_" not in name
+    """Weights of the layers and the head that a token is multiplied by.
+
+    The embedding and adapters are left out. Of experts, only as many count as a token is sent to.
+    """
+    share = used_experts(network.backbone.config.get_text_config())
+    modules = [*network.layers, network.core.score]
+    return round(
+        sum(
+            weight_count(weight) * (share if ".experts." in name else 1)
+            for module in modules
+            for name, weight in module.named_parameters()
+            if "lora_" not in name
+        )
     )
