@@ -1202,6 +1202,27 @@ def test_a_pipe_that_another_launchers_processes_would_share_is_refused(
 
 
 @pytest.mark.slow
+def test_processes_that_lay_conversations_out_differently_are_refused(run, tmp_path):
+    """Their attention may agree with padding on one GPU, and not on another of another kind."""
+    (tmp_path / "differs.py").write_text(
+        "import os\nfrom musiccli.cli.main import main\n"
+        "from musiccli.reward_model import checkpoint\n"
+        "from musiccli.reward_model.network import RewardNetwork\n"
+        "packed = os.environ['RANK'] == '0'\n"
+        "checkpoint.choose_layout = lambda model, *_: RewardNetwork(model, packed=packed)\nmain()"
+    )
+    done = run(
+        tmp_path / "rm",
+        run=lambda *line: torchrun(2, tmp_path / "differs.py", *line),
+    )
+    [said] = [line for line in done.stderr.splitlines() if line.startswith("music ")]
+    assert said == (
+        "music train: error: the processes lay out conversations differently "
+        "(0: packed, segment by segment, 1: padded); use GPUs of one kind"
+    )
+
+
+@pytest.mark.slow
 def test_processes_that_have_read_different_pairs_are_refused(run, tmp_path):
     (tmp_path / "differs.py").write_text(
         "import os, sys\nfrom musiccli.cli.main import main\n"

@@ -78,6 +78,16 @@ def process_group(accelerator: Accelerator) -> ProcessGroup:
     return ProcessGroup(accelerator.num_processes, accelerator.process_index)
 
 
+def refuse_different_layouts(layout: str, accelerator: Accelerator) -> None:
+    """Raise InputError where ranks lay out conversations differently, and so plan other batches."""
+    layouts = process_group(accelerator).gather([layout])
+    if len(set(layouts)) > 1:
+        listed = ", ".join(f"{rank}: {layout}" for rank, layout in enumerate(layouts))
+        raise InputError(
+            f"the processes lay out conversations differently ({listed}); use GPUs of one kind"
+        )
+
+
 def refuse_different_data(fingerprint: str, accelerator: Accelerator) -> None:
     """Raise InputError where the ranks have read different pairs; their plans would differ, too."""
     if len(set(process_group(accelerator).gather([fingerprint]))) > 1:

@@ -225,7 +225,7 @@ def check_attention(model: RewardModel, pairs: TokenizedPairs) -> str:
 
 
 def check_batch_invariance(model: RewardModel, pairs: TokenizedPairs) -> str:
-    """A reward depends neither on the size of its batch nor on the other conversations in it."""
+    """A reward depends neither on the size of its batch nor on the measured conversations in it."""
     network, sample = model.network, _sample(pairs)
     batched = _measure(network, sample)
     allowed = allowed_distances(batched.states[None])
@@ -234,12 +234,12 @@ def check_batch_invariance(model: RewardModel, pairs: TokenizedPairs) -> str:
     single = [_measure(network, [(side,)]) for sides in sample for side in sides]
     reversed_pairs = _measure(network, sample[::-1])
     order = torch.arange(2 * len(sample)).view(-1, 2).flip(0).flatten()
-    for other in (
+    for measured in (
         _Measured(*(torch.cat(parts) for parts in zip(*single, strict=True))),
         _Measured(*(part[order] for part in reversed_pairs)),
     ):
         _compare(
-            other,
+            measured,
             batched,
             allowed,
             "rewards depend on the batch: they differ by {:.2g} between batches",

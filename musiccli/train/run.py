@@ -33,6 +33,7 @@ from musiccli.train.accelerator import (
     make_accelerator,
     process_group,
     refuse_different_data,
+    refuse_different_layouts,
 )
 from musiccli.train.batching import plan_steps, total_steps
 from musiccli.train.checks import run_checks
@@ -123,6 +124,7 @@ def train(
         refuse_first_records(preferences, config)
         set_seed(config.seed)
         model = create_model(config, accelerator, say)
+        refuse_different_layouts(model.network.layout, accelerator)
         checkpoint_activations(model.network, config.activation_checkpointing, accelerator.device)
         with _progress("encode", accelerator) as progress:
             data = load_data(
