@@ -48,7 +48,7 @@ ASSISTANT_FIELDS = ("tool_calls", "function_call", *THOUGHT_FIELDS)
 TOOL_FIELDS = ("tool_call_id", "name")
 MEDIA_FIELDS = ("images", "image", "audios", "audio", "videos", "video")
 PART_MEDIA_FIELDS = (*MEDIA_FIELDS, "image_url", "video_url", "input_audio")
-NO_MEDIA = ("", "[]")  # as tables of texts write that there are none
+NO_MEDIA = (None, False, "", "[]")  # as tables write that there are none
 TEXT_PARTS = (None, "text", "input_text", "output_text")  # values of a part's `type`
 NEXT_ROLES = {  # which roles may follow a role; the first is the usual one
     "system": ("user",),
@@ -209,8 +209,27 @@ def refuse_media(
     """
     fields = record if holder is None else holder
     for name in names:
-        if (value := fields.get(name)) and value not in NO_MEDIA:
+        if _is_given(fields.get(name)):
             raise _error(record, f"{path}{name}", f"holds {name}; only text is read")
+    for name, value in fields.items():
+        if isinstance(value, dict | list) and _holds_bytes(value):
+            problem = "holds bytes, as pictures and sounds do; only text is read"
+            raise _error(record, f"{path}{name}", problem)
+
+
+def _is_given(value: object) -> bool:
+    """Whether a column of pictures holds one: tables write objects of nulls where there is none."""
+    if isinstance(value, dict):
+        return any(map(_is_given, value.values()))
+    return any(map(_is_given, value)) if isinstance(value, list) else value not in NO_MEDIA
+
+
+def _holds_bytes(value: object) -> bool:
+    """Whether a value is a file as `datasets` holds pictures and sounds, or a list with one."""
+    if isinstance(value, list):
+        return any(map(_holds_bytes, value))
+    is_file = isinstance(value, dict) and value.keys() <= {"bytes", "path"} and "bytes" in value
+    return is_file and _is_given(value)
 
 
 def join_parts(record: Mapping[str, Any], field: str, parts: list[Any]) -> str:

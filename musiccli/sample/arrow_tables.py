@@ -47,7 +47,7 @@ def read_arrow(path: str) -> Iterator[Record]:
 def table_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Iterator[Record]:
     """The rows of tables as JSON.
 
-    Dates become texts, decimals numbers, and values without a JSON form null: an image's bytes.
+    Dates become texts, decimals numbers, and bytes an object with their number, {"bytes": 7}.
     """
     number = 0
     for batch in batches:
@@ -58,8 +58,10 @@ def table_rows(batches: "Iterable[pa.RecordBatch | pa.Table]", name: str) -> Ite
                 number += 1
 
 
-def _json_value(value: Any) -> float | None:
-    """What stands for a value that has no JSON form."""
+def _json_value(value: Any) -> float | dict[str, int] | None:
+    """What stands for a value that has no JSON form; nothing for one of an unknown kind."""
+    if isinstance(value, bytes):
+        return {"bytes": len(value)}
     return float(value) if isinstance(value, Decimal) else None
 
 
