@@ -225,7 +225,7 @@ def check_attention(model: RewardModel, pairs: TokenizedPairs) -> str:
 
 
 def check_batch_invariance(model: RewardModel, pairs: TokenizedPairs) -> str:
-    """A reward depends neither on the size of its batch nor on the measured conversations in it."""
+    """A reward depends neither on the size of its batch nor on the other conversations in it."""
     network, sample = model.network, _sample(pairs)
     batched = _measure(network, sample)
     allowed = allowed_distances(batched.states[None])
