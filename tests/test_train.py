@@ -972,6 +972,20 @@ def throw(error):
     raise error
 
 
+def test_accelerates_steps_of_accumulation_are_refused(run, tmp_path, monkeypatch):
+    """It would divide the loss by them: the norm in the log, and what is clipped, would be wrong."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    done = run(tmp_path / "rm")
+    assert (done.status, done.lines) == (
+        2,
+        [
+            "music train: error: gradient_accumulation_steps 4 of the accelerate config: is not "
+            "followed; a step takes --batch pairs, in as many forward passes as --budget asks for; "
+            "remove it there"
+        ],
+    )
+
+
 @pytest.mark.slow
 def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path, monkeypatch):
     """DeepSpeed clips by itself, and may not say the norm."""

@@ -21,8 +21,8 @@ TRACKERS_FOLDER = "trackers"  # in a run's folder: the files of trackers that wr
 def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) -> Accelerator:
     """An accelerator on GPUs with bf16 mixed precision where there are any, else on CPUs.
 
-    Raises InputError where there are more processes than pairs in a batch, or for a setting of FSDP
-    that is not supported.
+    Raises InputError where there are more processes than pairs in a batch, or for a setting of
+    accelerate that is not followed.
     """
     gpu = torch.cuda.is_available()
     avoid_fragmentation()
@@ -37,6 +37,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
             f"`batch` {config.batch}: every one of {accelerator.num_processes} processes needs a "
             "pair"
         )
+    refuse_accumulation(accelerator)
     if is_sharded(accelerator):
         refuse_unsupported(accelerator.state.fsdp_plugin)
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads on rank 0
@@ -52,6 +53,18 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the weights over the processes."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def refuse_accumulation(accelerator: Accelerator) -> None:
+    """Raise InputError for steps of accumulation, by which accelerate would divide the gradients."""
+    steps = accelerator.gradient_accumulation_steps
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        steps = accelerator.state.deepspeed_plugin.get_value("gradient_accumulation_steps")
+    if steps not in (1, "auto"):
+        raise InputError(
+            f"gradient_accumulation_steps {steps} of the accelerate config: is not followed; a step "
+            "takes `batch` pairs, in as many forward passes as `budget` asks for; remove it there"
+        )
 
 
 def refuse_unsupported(plugin: Any) -> None:
