@@ -610,6 +610,36 @@ def test_wrong_usage_is_one_line_and_names_the_help(arguments, said):
     assert done.err.startswith(said) and done.err.endswith("--help shows what there is)\n")
 
 
+def fractional_options() -> list[tuple[str, str]]:
+    """Every option of every command that is a number with a fraction: command and option."""
+    return [
+        (name, option.opts[0])
+        for name, command in commands().items()
+        for option in command.params
+        if option.type_descriptor.annotation in (float, float | None)
+    ]
+
+
+def test_there_are_fractional_options():
+    assert {
+        ("simulate", "--timeout"),
+        ("train", "--margin-scale"),
+        ("cache", "--prune"),
+        ("serve", "--patience"),
+        ("bench audit", "--confidence"),
+    } <= {*fractional_options()}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("command, option", fractional_options())
+def test_a_number_that_is_none_or_infinite_is_refused_in_one_line(command, option, value):
+    if (option, value) == ("--max-cost", "inf"):
+        return  # its default: no limit
+    done = music(*command.split(), option, value)
+    assert (done.status, done.out, len(done.lines)) == (2, b"", 1), done.err
+    assert done.err.startswith(f"music {command}: error: Invalid value for '{option}': ")
+
+
 INTERRUPTS = [
     *((row, "INT", False) for row in ROWS if not row.scores),
     (ROWS[0], "TERM", False),

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from musiccli import __version__
+from musiccli.cli.numbers import prepare_numbers
 from musiccli.cli.paths import path_uses, refuse_same_paths
 
 # The order of the help: the commands of the pipeline, then the commands that serve them.
@@ -82,6 +83,7 @@ def plain_command(body: Callable[..., Any]) -> Callable[..., Any]:
         body(**options)
 
     parameters = inspect.signature(body, eval_str=True).parameters.values()
+    prepare_numbers(parameters)
     uses = path_uses({parameter.name: parameter.annotation for parameter in parameters})
     command.path_uses = uses  # type: ignore[attr-defined]  # for tests
     app.command(short_help=first_line(body.__doc__))(command)

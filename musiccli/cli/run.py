@@ -5,11 +5,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import typer
 
 from musiccli.cli.app import app, first_line
+from musiccli.cli.numbers import prepare_numbers
 from musiccli.cli.option_names import as_typed
 from musiccli.cli.options import FILES, ON_ERROR, OUTPUT, REJECTS, OnError
 from musiccli.cli.paths import path_uses, refuse_same_paths
@@ -268,7 +269,7 @@ def stage(
         options, common = _own_parameters(body), _common_parameters(reads, writes)
         uses = path_uses({option.name: option.annotation for option in (*common, *options)})
         parameters = [*options, *common]
-        _name_numbers(parameters)
+        prepare_numbers(parameters)
         command.__doc__ = body.__doc__
         command.path_uses = uses  # type: ignore[attr-defined]  # for tests
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -285,15 +286,6 @@ def _own_parameters(body: Callable[..., None]) -> list[inspect.Parameter]:
     parameters = inspect.signature(body, eval_str=True).parameters.values()
     keyword = inspect.Parameter.KEYWORD_ONLY
     return [parameter.replace(kind=keyword) for parameter in parameters if parameter.name != "run"]
-
-
-def _name_numbers(parameters: Iterable[inspect.Parameter]) -> None:
-    """Let help call a number N, where its option has no other name for it."""
-    for parameter in parameters:
-        kind, *settings = get_args(parameter.annotation) or (None,)
-        if kind in (int, float, int | None, float | None):
-            for option in settings:
-                option.metavar = option.metavar or "N"
 
 
 def _common_parameters(reads: bool, writes: bool) -> list[inspect.Parameter]:
