@@ -56,14 +56,15 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def refuse_accumulation(accelerator: Accelerator) -> None:
-    """Raise InputError for steps of accumulation, by which accelerate would divide the gradients."""
+    """Raise InputError for steps of accumulation: accelerate would divide gradients by them."""
     steps = accelerator.gradient_accumulation_steps
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         steps = accelerator.state.deepspeed_plugin.get_value("gradient_accumulation_steps")
     if steps not in (1, "auto"):
         raise InputError(
-            f"gradient_accumulation_steps {steps} of the accelerate config: is not followed; a step "
-            "takes `batch` pairs, in as many forward passes as `budget` asks for; remove it there"
+            f"gradient_accumulation_steps {steps} of the accelerate config: is not followed; a "
+            "step takes `batch` pairs, in as many forward passes as `budget` asks for; remove it "
+            "there"
         )
 
 
