@@ -18,7 +18,7 @@ from musiccli.core import jsonl
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.jsonl import Rejects
 from musiccli.core.run_stats import RunStats
-from musiccli.sample import sources
+from musiccli.sample import formats, sources
 from musiccli.sample.json_lists import ItemSplitter
 
 pa = pytest.importorskip("pyarrow")
@@ -275,9 +275,33 @@ def test_values_of_a_parquet_file_are_json(tmp_path):
                 "us": "2024-01-31T12:00:00+00:00",
                 "ns": "2024-01-31T12:00:00+00:00",
                 "list": [{"city": "Rome"}, None],
+                "bytes": {"bytes": 1},
             },
         )
     ]
+
+
+@pytest.mark.parametrize(
+    "type, value",
+    [
+        (pa.binary(), b"\x89PNG"),
+        (pa.large_binary(), b"\x89PNG"),
+        (pa.binary(4), b"\x89PNG"),
+        (IMAGE, {"bytes": b"\x89PNG", "path": None}),
+        (IMAGE, {"bytes": None, "path": "cat.png"}),
+        (pa.list_(IMAGE), [{"bytes": b"\x89PNG", "path": None}]),
+    ],
+    ids=str,
+)
+def test_a_column_of_bytes_is_refused_by_name_and_one_without_any_is_read(type, value, tmp_path):
+    pairs = {"prompt": ["q", "r"], "chosen": ["a", "b"], "rejected": ["c", "d"]}
+    table = pa.table(pairs | {"screen": pa.array([None, value], type)})
+    path = tmp_path / "t.parquet"
+    parquet.write_table(table, path)
+    (source, first), (_, second) = sources.read_rows([str(path)])
+    assert [record["id"] for record in formats.read(first, source, pairs=True)]
+    with pytest.raises(RecordError, match=r"t.parquet\[1\]: screen: holds bytes, as pictures"):
+        list(formats.read(second, source, pairs=True))
 
 
 # JSON lists

@@ -179,14 +179,30 @@ def test_texts_of_a_chat_template_are_refused(column, start):
     assert read_one(about)["chosen"][0] == user(about["prompt"])
 
 
-@pytest.mark.parametrize("value", ["a.png", ["a.png"], {"bytes": None, "path": None}])
+@pytest.mark.parametrize("value", ["a.png", ["a.png"], {"bytes": None, "path": "a.png"}])
 def test_a_column_of_pictures_is_refused_and_an_empty_one_is_none(value):
     row = {"id": "x", "prompt": "q", **REPLIES}
     for reader in (read, lambda row: records.parse_any(Record(row, "rows.jsonl:1"))):
         with pytest.raises(RecordError, match=r"^rows.jsonl:1: image: holds image; only text"):
             reader(row | {"image": value})
-        for none in (None, [], "", "[]"):
+        for none in (None, [], "", "[]", [None], {"bytes": None, "path": None}):
             reader(row | {"image": none})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"bytes": 7},
+        {"bytes": "iVBORw0K", "path": None},
+        [{"bytes": None, "path": "http://a/b.png"}],
+    ],
+)
+def test_bytes_are_refused_whatever_the_name_of_their_column(value):
+    row = {"id": "x", "prompt": "q", **REPLIES}
+    for reader in (read, lambda row: records.parse_any(Record(row, "rows.jsonl:1"))):
+        with pytest.raises(RecordError, match=r"^rows.jsonl:1: screen: holds bytes, as pictures"):
+            reader(row | {"screen": value})
+        reader(row | {"screen": {"bytes": None, "path": None}, "size": {"bytes": 7, "lines": 1}})
 
 
 def test_a_part_of_a_message_that_names_no_type_may_not_hold_a_picture():
