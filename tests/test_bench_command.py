@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,9 @@ def test_agreement_from_a_pipe_is_metrics_on_stdout_and_a_table_on_stderr():
             scored_pair(3, 2, 1),
         ],
     )
-    first = rows(done)[0]
+    first, *others = rows(done)
+    assert re.fullmatch("[0-9a-f]{16}", data := first.pop("data"))
+    assert {row["data"] for row in others} == {data}
     assert first | {"low": 0, "high": 0} == {
         "benchmark": "agreement",
         "model": "rm",

@@ -13,8 +13,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def measure(folder, name, right, model="rm", benchmark="agreement", count=20):
-    """The metric file of one run: `model` has `right` of the pairs right."""
+def measure(folder, name, right, model="rm", benchmark="agreement", count=20, order=1):
+    """The metric file of one run: `model` has `right` of the pairs right, which come in an order."""
     records = [
         scored_pair(
             number,
@@ -23,7 +23,7 @@ def measure(folder, name, right, model="rm", benchmark="agreement", count=20):
             scores={model: {"chosen": int(number < right), "rejected": 0.5}},
             corruption={"kind": "reply", "distance": 1},
         )
-        for number in range(count)
+        for number in range(count)[::order]
     ]
     source = write(folder / f"{name}.records", *records)
     done = music("bench", benchmark, source, "-o", f"{name}.jsonl")
@@ -58,6 +58,45 @@ def test_one_model_on_two_files_of_a_benchmark_has_two_columns_named_by_the_file
         "agreement (facts)",
     }
     assert [cells(done, "rm")[place] for place in (1, 4, 7)] == ["75.0", "25.0", "50.0"]
+
+
+def test_models_that_measured_different_pairs_share_no_column(folder):
+    """Not even where the pairs are as many: their figures do not compare."""
+    votes = measure(folder, "votes", 15, "small"), measure(folder, "again", 19, "large", order=-1)
+    facts = write(
+        folder / "facts",
+        *[
+            scored_pair(n, 0, 0, scores={"other": {"chosen": 1, "rejected": 0}})
+            for n in range(100, 120)
+        ],
+    )
+    assert music("bench", "agreement", facts, "-o", "facts.jsonl").status == 0
+    together = write(
+        "all.jsonl", *[row for name in (*votes, "facts.jsonl") for row in read(folder / name)]
+    )
+    assert {row["benchmark"] for row in music("bench", "table", *votes).records} == {"agreement"}
+    done = music("bench", "table", *votes, "facts.jsonl", "--markdown", "table.md")
+    assert "agreement: not the same records in votes, again (20), facts (20)" in done.err
+    assert "| agreement (votes, again) | agreement (facts) | mean |" in (
+        folder / "table.md"
+    ).read_text("utf-8").replace("\\", "")
+    assert [len(cells(done, model)) for model in ("small", "large", "other")] == [4, 4, 4]
+    columns = {row["benchmark"] for row in music("bench", "table", together).records}
+    assert len(columns) == 2 and all(name.startswith("agreement (all, data ") for name in columns)
+
+
+def test_metric_files_without_data_are_told_apart_by_the_number_of_pairs(folder):
+    def metric(model, count):
+        row = {"benchmark": "b", "model": model, "subset": "all", "metric": "accuracy"}
+        return row | {"value": 0.5, "count": count}
+
+    files = [
+        write(f"{model}.jsonl", metric(model, count))
+        for model, count in zip("xyz", (9, 9, 8), strict=True)
+    ]
+    done = music("bench", "table", *files)
+    assert [row["benchmark"] for row in done.records] == ["b (x, y)", "b (x, y)", "b (z)"]
+    assert "b: not the same records in x, y (9), z (8); a column for each" in done.err
 
 
 @pytest.mark.parametrize(

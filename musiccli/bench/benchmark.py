@@ -5,7 +5,7 @@ from, its tables and its plot. The command line finds the files by itself, and i
 for any command of `music bench`. So numpy, scipy and matplotlib are imported inside functions.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -14,7 +14,7 @@ from musiccli.bench.report.notes import comparison_notes
 from musiccli.bench.report.tables import Table, comparison_tables
 from musiccli.bench.stats.outcomes import MetricRecord
 from musiccli.core.errors import InputError
-from musiccli.core.records import Record, lookup
+from musiccli.core.records import Record, content_id, lookup, side_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +60,29 @@ class FieldCheck:
             raise InputError(f"`{self._parameter}` {next(iter(self._missing))}: no record has it")
 
 
+def conversations(record: Mapping[str, Any]) -> object:
+    """All conversations of a record: what another model must be measured on to be compared."""
+    return [record.get(side) for side in side_names(record)]
+
+
+class DataDigest:
+    """A digest of the records that a run measures, whatever their order and their scores."""
+
+    def __init__(self, measured: Callable[[Mapping[str, Any]], object]) -> None:
+        """Take no record yet. `measured` gives what of a record is digested."""
+        self._measured, self._sum = measured, 0
+
+    def watch(self, records: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+        """The records as they are. They are digested as they pass."""
+        for record in records:
+            self._sum += int(content_id(self._measured(record)), 16)
+            yield record
+
+    def __str__(self) -> str:
+        """16 hex digits."""
+        return f"{self._sum % (1 << 64):016x}"
+
+
 @dataclass(frozen=True)
 class Benchmark(Generic[Config]):
     """One benchmark.
@@ -79,6 +102,8 @@ class Benchmark(Generic[Config]):
         config: the class of the config. Its fields made by `option` are options of the command.
         options: which of `models`, `bootstrap` and `seed` are options of the command.
         unique_ids: False where several records of one input may have the same id.
+        measured: what of a record tells its data from other data, in the metric records' `data`;
+            None for a benchmark whose records have none.
         reads_branches: branches are joined to preferences before `metrics` sees them.
         asks_judges: `metrics` also takes `judge_pairs`, a function that adds votes to preferences
             or None, and the command has the options of music judge.
@@ -97,6 +122,7 @@ class Benchmark(Generic[Config]):
     config: type[Config] = BenchConfig  # type: ignore[assignment]  # a TypeVar takes no default
     options: tuple[str, ...] = ()
     unique_ids: bool = True
+    measured: Callable[[Mapping[str, Any]], object] | None = conversations
     reads_branches: bool = False
     asks_judges: bool = False
 

@@ -4,7 +4,7 @@ It reads what the other benchmarks wrote, and computes nothing anew: models are 
 columns. A star needs paired tests, so it stands only where models were measured in one run.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAME, TITLE = "table", "Models and benchmarks"
+SHOWN_FILES = 3  # in the name of a column
 
 
 def check_metric(record: Record, config: BenchConfig = BenchConfig()) -> Record:
@@ -57,25 +58,71 @@ def metrics(
 ) -> Iterator[MetricRecord]:
     """The records of all files as they are, of the wanted models and the baselines.
 
-    Where one model has several figures of a benchmark, from several files, `benchmark` says which
-    file each is from: "agreement (votes)".
+    Where the files of a benchmark measured different records, or one model in several files,
+    `benchmark` says which files each is from: "agreement (votes)".
     """
     kept = [
         record
         for record in records
         if not config.models or record["model"] in config.models or is_baseline(record["model"])
     ]
-    sources: dict[tuple[str, str], set[str]] = {}  # files, by benchmark and model
+    by_benchmark = _grouped(kept, lambda record: record["benchmark"])
+    labels = {id(record): label for group in by_benchmark for record, label in _labeled(group)}
     for record in kept:
-        if not is_baseline(record["model"]):
-            key = record["benchmark"], record["model"]
-            sources.setdefault(key, set()).add(_source(record))
-    repeated = {benchmark for (benchmark, _), files in sources.items() if len(files) > 1}
-    for record in kept:
-        row = dict(record)
-        if row["benchmark"] in repeated:
-            row["benchmark"] += f" ({_source(record)})"
-        yield row
+        yield {**record, "benchmark": record["benchmark"] + labels[id(record)]}
+
+
+def _labeled(records: Sequence[Record]) -> Iterator[tuple[Record, str]]:
+    """The metric records of one benchmark, each with what tells its column from the others."""
+    columns = _columns(records)
+    origins = [_listed(distinct(map(_source, column))) for column in columns]
+    for column, origin in zip(columns, origins, strict=True):
+        if origins.count(origin) > 1:  # one file holds several runs
+            origin += f", data {column[0]['data'][:6]}"
+        label = f" ({origin})" if len(columns) > 1 else ""
+        yield from ((record, label) for record in column)
+
+
+def _listed(files: Sequence[str]) -> str:
+    more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+    return ", ".join(files[:SHOWN_FILES]) + more
+
+
+def _columns(records: Sequence[Record]) -> list[list[Record]]:
+    """The metric records of one benchmark, divided into those that can be compared.
+
+    They are of the same data, by `data` or else by the number of all pairs. Where a model then has
+    figures from several files, each file stands for itself.
+    """
+    columns: list[list[Record]] = []
+    for comparable in _grouped(records, _data_key(records)):
+        files: dict[str, set[str]] = {}  # by model
+        for record in comparable:
+            if not is_baseline(record["model"]):
+                files.setdefault(record["model"], set()).add(_source(record))
+        is_repeated = any(len(names) > 1 for names in files.values())
+        columns += _grouped(comparable, _source) if is_repeated else [comparable]
+    return columns
+
+
+def _data_key(records: Sequence[Record]) -> Callable[[Record], object]:
+    """What is equal in records of the same data."""
+    if all("data" in record for record in records):
+        return lambda record: record["data"]
+    counts = {
+        _source(record): record["count"]
+        for record in records
+        if record["subset"] == "all" and record["metric"] in ACCURACY_METRICS
+    }
+    return lambda record: counts.get(_source(record))
+
+
+def _grouped(records: Sequence[Record], key: Callable[[Record], object]) -> list[list[Record]]:
+    """The records with an equal key together, in the order in which the keys come first."""
+    groups: dict[object, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return list(groups.values())
 
 
 def _source(record: Record) -> str:
@@ -156,8 +203,23 @@ def _mean(model: str, columns: dict[str, dict[str, MetricRecord]]) -> float | No
 
 
 def notes(rows: Rows) -> list[str]:
-    """What is missing of the benchmarks."""
-    return missing_note("a benchmark", rows)
+    """What is missing of the benchmarks, and which files measured different records."""
+    return [*missing_note("a benchmark", rows), *_apart_notes(rows)]
+
+
+def _apart_notes(rows: Rows) -> Iterator[str]:
+    """Which columns of a benchmark are of different data, and how much each holds."""
+    by_benchmark: dict[str, dict[str, tuple[str, int]]] = {}  # the data and its size, by column
+    for row in rows:
+        name, opening, origin = row["benchmark"].removesuffix(")").partition(" (")
+        if opening:
+            columns = by_benchmark.setdefault(name, {})
+            _, count = columns.get(origin, ("", 0))
+            columns[origin] = str(row.get("data")), max(count, row["count"])
+    for name, columns in by_benchmark.items():
+        if len(set(columns.values())) > 1:
+            sizes = [f"{origin} ({count:,})" for origin, (_, count) in columns.items()]
+            yield f"{name}: not the same records in {', '.join(sizes)}; a column for each"
 
 
 def panels(rows: Rows) -> list[Rows]:
@@ -201,5 +263,6 @@ BENCHMARK = Benchmark(
     plot=plot,
     panels=panels,
     options=("models",),
+    measured=None,
     unique_ids=False,
 )

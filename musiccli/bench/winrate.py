@@ -290,5 +290,6 @@ BENCHMARK = Benchmark(
     metrics=metrics,
     tables=tables,
     plot=plot,
+    measured=prompt_cluster,  # the replies are the models' own
     options=("bootstrap", "seed"),
 )

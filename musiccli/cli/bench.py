@@ -158,6 +158,7 @@ def run_benchmark(
     **settings: Any,
 ) -> None:
     """Read records, compute the benchmark's metrics, and write them and the requested files."""
+    from musiccli.bench.benchmark import DataDigest
     from musiccli.cli.report import Report
 
     judge_settings = {name: settings.pop(name, None) for name in JUDGE_OPTIONS}
@@ -173,7 +174,10 @@ def run_benchmark(
     judging = {}
     if open_client and judge_settings["judges"]:
         judging = ask_judges(run, open_client, seed=config.seed, **judge_settings)
-    report.write(list(benchmark.metrics(records, config, run.stats, report.worst, **judging)))
+    digest = DataDigest(benchmark.measured) if benchmark.measured else None
+    watched = digest.watch(records) if digest else records
+    rows = list(benchmark.metrics(watched, config, run.stats, report.worst, **judging))
+    report.write([{**row, "data": str(digest)} for row in rows] if digest else rows)
 
 
 def make_config(benchmark: "Benchmark[Any]", settings: dict[str, Any]) -> BenchConfig:

@@ -121,7 +121,10 @@ class Scored(TypedDict, total=False):
 
 
 class Metric(TypedDict):
-    """One number that a benchmark gives. `low` and `high` bound its confidence interval."""
+    """One number that a benchmark gives. `low` and `high` bound its confidence interval.
+
+    `data` is equal in metric records of runs that measured the same pairs, in whatever order.
+    """
 
     benchmark: str
     model: str
@@ -131,6 +134,7 @@ class Metric(TypedDict):
     low: float | None
     high: float | None
     count: int
+    data: NotRequired[str]  # 16 hex digits
 
 
 RecordKind = Literal["preference", "comparison", "conversation"]
