@@ -113,6 +113,7 @@ class Server:
     limit: int | None = None  # 429 for a call that would be one more than this in flight
     api_key: str | None = None  # 401 for a call without it
     refuses: Sequence[str] = ()  # 400 for a call that has one of these fields
+    models: Sequence[str] | None = None  # what /v1/models lists; 404 for a call to another one
     keep: int | None = None  # how many entries the logs keep, the latest ones; None keeps all
     port: int = 0  # 0 takes a free one and stands here as soon as the server runs
 
@@ -143,6 +144,7 @@ class Server:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/completions", self.chat)
+        app.router.add_get("/v1/models", self.list_models)
         # A client that is killed in the middle of a call makes aiohttp 3.14 log an InvalidStateError of its own.
         logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
         runner = web.AppRunner(
@@ -152,6 +154,13 @@ class Server:
         await web.TCPSite(runner, "127.0.0.1", self.port, backlog=4096).start()
         self.port = runner.addresses[0][1]
         return runner
+
+    async def list_models(self, request: web.Request) -> web.Response:
+        """The models of a server that has some; one that answers for any name lists none."""
+        if self.models is None:
+            return failure(404, "Not Found")
+        data = [{"id": name, "object": "model"} for name in self.models]
+        return web.json_response({"object": "list", "data": data})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """One call, counted while it is in flight."""
@@ -173,6 +182,8 @@ class Server:
             return failure(401, "Incorrect API key provided.")
         if body is None:
             return failure(400, "The body must be JSON with messages, and n must be 1.")
+        if self.models is not None and body.get("model") not in self.models:
+            return failure(404, f"The model `{body.get('model')}` does not exist.")
         if refused := [name for name in self.refuses if name in body]:
             return failure(400, f"{refused[0]} is not supported.")
         if self.longest is not None and sum(map(len, map(text, body["messages"]))) > self.longest:

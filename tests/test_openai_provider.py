@@ -107,12 +107,14 @@ def test_an_error_with_status_200_keeps_its_code():
     assert met.value.overloaded
 
 
-def answer_of(respond, timeout: float = 120) -> Reply | Exception:
-    """What comes of one call to a server that answers with `respond()`."""
+def answer_of(respond, timeout: float = 120, models: str | None = None) -> Reply | Exception:
+    """What comes of one call to a server that answers with `respond()`, and lists `models`."""
 
     async def run() -> Reply:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", lambda _: respond())
+        if models is not None:
+            app.router.add_get("/v1/models", lambda _: answering(200, models)())
         runner = web.AppRunner(app, shutdown_timeout=0.05)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -152,6 +154,41 @@ def answering(status: int, body: str, **headers: str):
 def test_an_errors_own_words_are_said(status, body, said):
     met = answer_of(answering(status, body))
     assert (str(met), met.status) == (said, status)
+
+
+EIGHT = [f"m{number}" for number in range(8)]
+
+
+@pytest.mark.parametrize("mode", ["chat", "completion"])
+@pytest.mark.parametrize(
+    "models, named",
+    [
+        (["Qwen/Qwen3-8B", "b"], "hosted_vllm/Qwen/Qwen3-8B, hosted_vllm/b"),
+        ([*EIGHT, "m8"], ", ".join(f"hosted_vllm/{name}" for name in EIGHT)),
+    ],
+)
+def test_a_server_without_the_model_is_asked_which_ones_it_has(models, named, mode):
+    question = call(mode=mode, text="Once")
+    with serve(models=models, api_key="sesame") as server, pytest.raises(ProviderError) as met:
+        asyncio.run(OpenAIServer(120).complete(question, server.base_url, "sesame"))
+    assert str(met.value) == f"404: The model `some/model` does not exist; the server lists {named}"
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        None,
+        "[]",
+        '{"data": 3}',
+        '{"data": [{}]}',
+        '{"data": [{"id": "some/model"}]}',
+        "no JSON",
+        "[" * 99999,
+    ],
+)
+def test_a_list_of_models_that_says_nothing_adds_nothing(models):
+    met = answer_of(answering(404, "No such thing."), models=models)
+    assert str(met) == "404: No such thing"
 
 
 def test_a_place_elsewhere_is_named_and_not_followed():

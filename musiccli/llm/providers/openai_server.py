@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 KEEP_ALIVE = 4.0
 # Seconds to connect. A SYN that is lost in a full backlog is sent again after 1, 3 and 7 seconds.
 CONNECT_TIMEOUT = 15.0
+LIST_TIMEOUT = 10.0  # seconds for the list of a server's models
+MAX_LISTED = 8  # of them that are named
 FILES_PAUSE = 1.0  # seconds without a new call after one that could open no file
 
 
@@ -74,11 +76,12 @@ class OpenAIServer:
         if key:
             headers["Authorization"] = f"Bearer {key}"
         path = CHAT if call.mode == "chat" else COMPLETIONS
-        status, answered, body = await self._post(
-            f"{url}/{path}", request_body(call), headers, call.max_tokens
+        status, answered, body = await self._request(
+            "POST", f"{url}/{path}", headers, request_body(call), call.max_tokens
         )
         if status >= 300:
-            raise _status_error(status, body, answered, url or "", key, path)
+            hint = await self._not_found_hint(call, url or "", path, headers, status)
+            raise _status_error(status, body, answered, key, hint)
         completion = parse_completion(body)
         self._note(call, completion)
         reply, prices = completion.reply, listed_prices(call.model)
@@ -111,16 +114,54 @@ class OpenAIServer:
             self._noted.add((model, subject))
             self._say(f"{model}: {text}")
 
-    async def _post(
-        self, url: str, body: bytes, headers: Mapping[str, str], max_tokens: int
+    async def _not_found_hint(
+        self, call: Call, url: str, path: str, headers: Mapping[str, str], status: int
+    ) -> str:
+        """What may be wrong where a server has nothing at an address, or no such model."""
+        if status != 404:
+            return ""
+        if not _VERSION_AT_END.search(url):
+            return f"; asked for {url}/{path}: most addresses end in /v1, as {url}/v1"
+        prefix, _, name = call.model.partition("/")
+        listed = await self._listed_models(url, headers)
+        if listed and name not in listed:
+            return f"; the server lists {', '.join(f'{prefix}/{model}' for model in listed)}"
+        if path == COMPLETIONS:
+            return (
+                f"; asked for {url}/{path}, which prompts of raw text need: choose other `prompts`"
+            )
+        return ""
+
+    async def _listed_models(self, url: str, headers: Mapping[str, str]) -> list[str]:
+        """The models that a server says it has, a few of them; none where it does not answer."""
+        try:
+            async with asyncio.timeout(LIST_TIMEOUT):
+                status, _, body = await self._request("GET", f"{url}/models", headers)
+            models = orjson.loads(body)["data"] if status == 200 else []
+            return [str(model["id"]) for model in models][:MAX_LISTED]
+        except (ProviderError, InputError, TimeoutError, LookupError, TypeError, ValueError):
+            return []
+
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        max_tokens: int = 0,
     ) -> tuple[int, Mapping[str, str], bytes]:
         """The status, headers and body of the answer."""
         from aiohttp import ClientConnectorError, ClientError, InvalidURL, ServerTimeoutError
 
         session = await self._open_session()
         try:
-            async with session.post(
-                url, data=body, headers=headers, proxy=self._proxy(url), allow_redirects=False
+            async with session.request(
+                method,
+                url,
+                data=body,
+                headers=headers,
+                proxy=self._proxy(url),
+                allow_redirects=False,
             ) as response:
                 answer = Body(response.status, response.headers.get("Content-Encoding"), max_tokens)
                 async for chunk in response.content.iter_any():
@@ -216,22 +257,14 @@ def _question(call: Call) -> dict[str, Any]:
 
 
 def _status_error(
-    status: int, body: bytes, headers: Mapping[str, str], url: str, key: str | None, path: str
+    status: int, body: bytes, headers: Mapping[str, str], key: str | None, hint: str
 ) -> ProviderError:
+    """The error of an answer. `hint`: what may help, in words that follow the server's."""
     secrets = [key] if key else []
     if status < 400:  # a POST that follows a redirect would become a GET
         return redirect_error(status, headers.get("Location"), secrets)
     text = f"{status}: {error_message(body)}"
-    if status == 404:
-        text = text.rstrip(". ") + _not_found_hint(url, path)
+    if hint:
+        text = text.rstrip(". ") + hint
     retry_after = parse_retry_after(headers.get("Retry-After"))
     return ProviderError(text, status, retry_after, secrets=secrets)
-
-
-def _not_found_hint(url: str, path: str) -> str:
-    """What may be wrong where a server has nothing at an address."""
-    if not _VERSION_AT_END.search(url):
-        return f"; asked for {url}/{path}: most addresses end in /v1, as {url}/v1"
-    if path == COMPLETIONS:
-        return f"; asked for {url}/{path}, which prompts of raw text need: choose other `prompts`"
-    return ""
