@@ -20,6 +20,7 @@ from toys import TINY, backbone
 
 from musiccli import manual
 from musiccli.cli.main import app
+from musiccli.llm.prices import listed_prices
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

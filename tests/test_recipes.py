@@ -98,6 +98,17 @@ def test_the_papers_run_walks_all_its_stages(tmp_path, project, stand_ins):
 
 
 @pytest.mark.slow
+def test_the_papers_run_stops_where_its_money_does_not_suffice(tmp_path, project, stand_ins):
+    priced = stand_ins | {"DRY_LLM": "openai/gpt-4o", "MAX_COST": "0"}
+    done = run("paper.sh", tmp_path / "paper", project, **priced)
+    assert done.returncode == 1 and "stopped by --max-cost with " in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "paper.sh: MAX_COST=0 does not suffice for branches.jsonl; with more the same line goes on"
+    )
+    assert not (tmp_path / "paper" / "branches.jsonl").exists()
+
+
+@pytest.mark.slow
 def test_the_quickstart_ends_in_a_table_a_picture_and_lines_that_go_on(
     tmp_path, project, stand_ins
 ):

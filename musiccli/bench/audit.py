@@ -455,7 +455,7 @@ judge, how noisy the labels are.
 
 Reads branches, all of them, or the pairs that music pair kept.""",
     example="music simulate seeds.jsonl | music pair | "
-    "music bench audit --judge gemini/gemini-1.5-pro --html audit.html",
+    "music bench audit --judge gemini/gemini-2.5-flash --html audit.html",
     parse=check_contrast,
     metrics=metrics,
     tables=tables,

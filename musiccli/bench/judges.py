@@ -567,7 +567,7 @@ BENCHMARK = Benchmark(
     title=TITLE,
     summary="How far judges can be trusted: what order and length do to them, agreement with "
     "labels and with each other.",
-    example="""music judge pairs.jsonl --judge openai/gpt-4o --judge gemini/gemini-1.5-pro | \
+    example="""music judge pairs.jsonl --judge openai/gpt-4o --judge gemini/gemini-2.5-flash | \
 music bench judges
 music bench judges by-gpt.jsonl by-gemini.jsonl --human-field metadata.human""",
     parse=check_judged_pair,

@@ -62,7 +62,7 @@ def cache(
     \b
     music cache | jq -s 'map(.calls) | add'
     music cache --runs | jq -s 'map(.cost) | add'
-    music cache --prune 30 --model gemini/gemini-1.5-pro
+    music cache --prune 30 --model gemini/gemini-2.5-flash
 
     A call that was removed is made, and paid for, again when a run asks for it. Tokenized pairs
     are looked at unless --cache names another file; `train` makes them again.

@@ -1,4 +1,4 @@
-"""music judge contests.jsonl --judge gemini/gemini-1.5-pro > judged.jsonl"""
+"""music judge contests.jsonl --judge gemini/gemini-2.5-flash > judged.jsonl"""
 
 from typing import Annotated
 
@@ -38,7 +38,7 @@ def judge(
 
     \b
     music pair --best-of 2,4,8 --a music --b baseline scored.jsonl | music judge > judged.jsonl
-    music judge --judge openai/gpt-4o --judge gemini/gemini-1.5-pro pairs.jsonl > judged.jsonl
+    music judge --judge openai/gpt-4o --judge gemini/gemini-2.5-flash pairs.jsonl > judged.jsonl
     """
     from contextlib import closing
 
