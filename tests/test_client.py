@@ -227,8 +227,8 @@ def test_nothing_within_the_token_limit_is_not_asked_for_again():
         [error] = ask(client, call())
         assert isinstance(error, CallError) and server.calls == 1
     assert str(error) == (
-        f"{OPENAI}: an empty reply: all 512 tokens it may write were gone before the first word; "
-        "allow it more"
+        f"{OPENAI}: an empty reply: all 512 tokens it may write were gone before the first word, "
+        "where thoughts count, too; raise `max_tokens` or lower `reasoning`"
     )
 
 

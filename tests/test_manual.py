@@ -45,6 +45,29 @@ STAND_INS = {  # what an example names, and what takes its place in the tests
 }
 
 
+# A model at a provider, as texts for people name it; openai/NAME stands for any
+PROVIDER_MODEL = re.compile(r"\b(?:gemini|openai|anthropic|deepseek|mistral)/(?!NAME)\w[\w.-]*")
+
+
+def texts_for_people() -> list[Path]:
+    """Manual, README, recipes, and the code with its help; not what reads datasets of the hub."""
+    code = [path for path in (ROOT / "musiccli").rglob("*.py") if "sample" not in path.parts]
+    recipes = [
+        path for path in (ROOT / "recipes").rglob("*") if path.suffix in (".sh", ".md", ".py")
+    ]
+    return [*PAGES.values(), README, *recipes, *code]
+
+
+def test_every_model_that_is_named_has_a_price():
+    names = {
+        name: path.relative_to(ROOT)
+        for path in texts_for_people()
+        for name in PROVIDER_MODEL.findall(path.read_text("utf-8"))
+    }
+    assert {"gemini/gemini-2.5-flash", "openai/gpt-4o"} <= names.keys()
+    assert {name: path for name, path in names.items() if listed_prices(name) is None} == {}
+
+
 # Tables of options
 
 

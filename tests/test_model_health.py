@@ -19,7 +19,7 @@ from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.simulator import simulate
 
 VLLM = "hosted_vllm/scripted"
-NOTHING = EmptyReply(Reply("", "stop", 7, 0, None))
+NOTHING = EmptyReply(Reply("", "stop", 7, 0, None), call())
 
 
 @pytest.fixture

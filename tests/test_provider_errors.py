@@ -6,11 +6,12 @@ from email.utils import formatdate
 import pytest
 
 from musiccli.core.retry_after import parse_retry_after
-from musiccli.llm.call import Reply
+from musiccli.llm.call import Call, Reply
 from musiccli.llm.provider_errors import MAX_MESSAGE, EmptyReply, ProviderError
 from musiccli.llm.providers.litellm_provider import provider_error
 
 KEY = "sesame-open-9876543210"
+CALL = Call("openai/x", ("id0", "chosen", 0, 0, "assistant", 0), max_tokens=60)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +36,14 @@ def test_the_status_says_what_to_do(status, retryable, overloaded, fatal, reques
 
 
 def test_an_empty_reply_is_tried_again_and_says_nothing_about_the_server():
-    met = EmptyReply(Reply("", "stop", 7, 0, None))
+    met = EmptyReply(Reply("", "stop", 7, 0, None), CALL)
     assert (met.retryable, met.request_specific, str(met)) == (True, True, "an empty reply")
 
 
 def test_an_empty_reply_that_used_up_its_tokens_would_come_out_the_same():
-    met = EmptyReply(Reply("", "length", 7, 50, None))
+    met = EmptyReply(Reply("", "length", 7, 50, None), CALL)
     assert (met.retryable, met.request_specific) == (False, True)
-    assert str(met).startswith("an empty reply: all 50 tokens it may write were gone")
+    assert str(met).startswith("an empty reply: all 60 tokens it may write were gone")
 
 
 @pytest.mark.parametrize(

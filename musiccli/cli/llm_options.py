@@ -3,7 +3,8 @@
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,6 @@ from musiccli.llm.config import ClientConfig
 
 if TYPE_CHECKING:
     from musiccli.llm.client import Client
-
-# What a command with these options is handed: `with open_client(models) as client`.
-OpenClient = Callable[[Sequence[str]], AbstractContextManager["Client"]]
 
 PROMPTS = Annotated[
     str | None,
@@ -60,8 +58,19 @@ API_BASE = Annotated[
         show_default=False,
         help="Address of a server that speaks OpenAI's protocol, up to /v1; give it several times "
         "to share the calls among several servers. MODEL=URL is for that model only; URL alone is "
-        "for every model on a server of your own (hosted_vllm/NAME, openai/NAME, ...). Left out: "
+        "for every model on a server of your own (hosted_vllm/NAME, openai/NAME, ..., with a NAME "
+        "that `curl URL/models` lists). Left out: "
         "litellm's environment variables.",
+    ),
+]
+REASONING = Annotated[
+    list[str],
+    typer.Option(
+        metavar="[MODEL=]EFFORT",
+        show_default=False,
+        help="How much a model thinks before it replies: none, minimal, low, medium, high, xhigh "
+        "or max. Thoughts count in the limit of a reply and in its cost. MODEL=EFFORT is for that "
+        "model only; may be repeated. Left out: the model's own way.",
     ),
 ]
 NO_CACHE = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished calls.")]
@@ -70,9 +79,73 @@ OPTIONS: dict[str, tuple[Any, Any]] = {  # name -> annotation, default
     "concurrency": (CONCURRENCY, ClientConfig.concurrency),
     "timeout": (TIMEOUT, ClientConfig.timeout),
     "api_base": (API_BASE, list(ClientConfig.api_base)),
+    "reasoning": (REASONING, list(ClientConfig.reasoning)),
     "cache": (CACHE, None),
     "no_cache": (NO_CACHE, False),
 }
+
+
+LIMITS = ("assistant_tokens", "user_tokens", "max_tokens")  # options that limit replies
+
+
+@dataclass(frozen=True)
+class OpenClient:
+    """What a command with OPTIONS is handed: `with open_client(models) as client`.
+
+    Attributes:
+        limits: the options of the command that limit the tokens of replies.
+        options: the values of OPTIONS.
+    """
+
+    run: Run
+    limits: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    @contextmanager
+    def __call__(self, models: Sequence[str]) -> Iterator["Client"]:
+        """A client for these models; when it closes, the run says what each of them used."""
+        from musiccli.llm.client import open_client
+
+        self.thinking_models(models)
+        settings = dict(self.options)
+        cache, no_cache = settings.pop("cache"), settings.pop("no_cache")
+        for name in ("api_base", "reasoning"):
+            settings[name] = tuple(settings[name])
+        config = ClientConfig(**settings)
+        client = open_client(config, cache, no_cache, self.run.stats, self.run.title)
+        self.run.live = client.progress
+        try:
+            yield client
+        finally:
+            for line in client.summary():
+                self.run.say(line)
+            client.close()
+
+    def thinking_models(self, models: Sequence[str]) -> set[str]:
+        """Those of the models that may think before they reply.
+
+        What that means is said of each that no effort is given to.
+
+        Raises:
+            InputError: a model cannot be called as the options say.
+        """
+        from musiccli.llm.endpoints import check_api_base
+        from musiccli.llm.reasoning import check_reasoning, effort_of, may_think
+
+        api_base, reasoning = self.options["api_base"], self.options["reasoning"]
+        check_api_base(api_base, models)
+        check_reasoning(reasoning, models, api_base)
+        efforts = {model: effort_of(model, reasoning) for model in models}
+        thinking = {model for model, effort in efforts.items() if may_think(model, effort)}
+        limits = " and ".join(f"`{name}`" for name in self.limits)
+        for model in sorted(thinking):
+            if not efforts[model]:
+                self.run.say(
+                    f"{model} may think before it replies: thoughts are paid for as replies are, "
+                    f"and count in {limits}, so that a reply may be cut or empty; set `reasoning` "
+                    f"none or low, or raise {limits}"
+                )
+        return thinking
 
 
 def with_llm_options(body: Callable[..., None]) -> Callable[..., None]:
@@ -83,8 +156,9 @@ def with_llm_options(body: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(body)
     def command(run: Run, **options: Any) -> None:
+        limits = tuple(name for name in LIMITS if name in options)
         client_options = {name: options.pop(name) for name in OPTIONS}
-        body(run, open_client=lambda models: _client(run, models, **client_options), **options)
+        body(run, open_client=OpenClient(run, limits, client_options), **options)
 
     parameters = inspect.signature(body, eval_str=True).parameters.values()
     kept = [parameter for parameter in parameters if parameter.name != "open_client"]
@@ -103,32 +177,6 @@ def default_prompts(prompts: str | None, model: str) -> str:
     from musiccli.core.bundled_models import BUNDLED_MODELS
 
     return prompts or ("small" if model.removeprefix("local/") in BUNDLED_MODELS else "paper")
-
-
-@contextmanager
-def _client(
-    run: Run,
-    models: Sequence[str],
-    *,
-    cache: str | None,
-    no_cache: bool,
-    api_base: Sequence[str],
-    **settings: Any,
-) -> Iterator["Client"]:
-    """A client for these models; when it closes, the run says what each role and model used."""
-    from musiccli.llm.client import open_client
-    from musiccli.llm.endpoints import check_api_base
-
-    check_api_base(api_base, models)
-    config = ClientConfig(api_base=tuple(api_base), **settings)
-    client = open_client(config, cache, no_cache, run.stats, run.title)
-    run.live = client.progress
-    try:
-        yield client
-    finally:
-        for line in client.summary():
-            run.say(line)
-        client.close()
 
 
 def show_costs(planned: Mapping[tuple[str, str], Counter[str]]) -> None:

@@ -1,6 +1,6 @@
 """music sample pairs.jsonl -n 100 | music simulate --turns 3 | music pair > preferences.jsonl"""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import StrEnum
 from typing import Annotated
 
@@ -36,7 +36,7 @@ def simulate(
         str,
         typer.Option(
             metavar="MODEL",
-            help="Plays the assistant, in litellm's naming (gemini/gemini-1.5-pro, "
+            help="Plays the assistant, in litellm's naming (gemini/gemini-2.5-flash, "
             "hosted_vllm/NAME) or local/NAME.",
         ),
         CHAT_MODEL_READ,
@@ -174,10 +174,10 @@ def simulate(
         seed=seed,
     )
     seeds = run.read(parse_seed, shard=shard)
-    if dry_run:
-        _show_estimate(run, seeds, config)
-        return
     models = (config.assistant, config.user_model, config.contrast_model)
+    if dry_run:
+        _show_estimate(run, seeds, config, open_client.thinking_models(models))
+        return
     with (
         open_client(models) as client,
         closing(simulator.simulate(seeds, config, client, run.stats)) as branches,
@@ -193,15 +193,18 @@ def _contrast_calls(prompt_set: str) -> int:
     return 2 if two else SimulateConfig.contrast_calls
 
 
-def _show_estimate(run: Run, seeds: Iterator[records.Record], config: SimulateConfig) -> None:
+def _show_estimate(
+    run: Run, seeds: Iterator[records.Record], config: SimulateConfig, thinking: Collection[str]
+) -> None:
     """Print what the run would take; nothing is written."""
     from musiccli.simulate.estimate import estimate
 
     run.withhold()
-    planned, sampled, total = estimate(seeds, config)
+    planned, sampled, total = estimate(seeds, config, thinking)
     show_costs(planned)
     run.say(
         f"an estimate from {sampled:,} of {total:,} conversations, drawn at random; each reply "
         "counts as two thirds of its limit"
+        + (", one with thoughts as all of it" if thinking else "")
         + (", and no user stops before the last turn" if config.persona else "")
     )

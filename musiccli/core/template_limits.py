@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -35,6 +35,7 @@ def apply_chat_template(
     *,
     tools: Sequence[Any] | None = None,
     add_generation_prompt: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The text that a tokenizer's chat template writes, which is not empty.
 
@@ -45,6 +46,7 @@ def apply_chat_template(
         messages: what the template gets.
         tools: the functions on offer, likewise.
         add_generation_prompt: whether the text ends where the assistant begins.
+        variables: values of further variables of the template.
 
     Raises:
         TemplateLimitError: the template takes too much time or memory, or writes too much.
@@ -52,6 +54,7 @@ def apply_chat_template(
     """
     settings = {
         **tokenizer.special_tokens_map,
+        **(variables or {}),
         "conversations": [[_without_nulls(message) for message in messages]],
         "tools": list(tools) if tools else None,
         "chat_template": tokenizer.get_chat_template(tools=tools),

@@ -18,7 +18,7 @@ class Call:
     """One request to one model.
 
     Attributes:
-        model: the model's name, as "gemini/gemini-1.5-pro" or "local/smollm2".
+        model: the model's name, as "gemini/gemini-2.5-flash" or "local/smollm2".
         call_key: what it is for, as (id, branch, sample, turn, role, attempt). The role stands last
             but one. Equal requests with different keys are different calls.
         messages: the conversation, written with the model's chat template.
@@ -35,6 +35,9 @@ class Call:
             computes from one that PyTorch does.
         retry: 1, 2, ... where the same call is sent again for another reply; it changes the seed.
         limit_field: the name of the field for `max_tokens` in a request; None for "max_tokens".
+        reasoning: how much the model thinks first, one of `reasoning.EFFORTS`; None for its
+            own way.
+        limit_option: the parameter that sets `max_tokens`, for messages. It is no part of the key.
     """
 
     model: str
@@ -51,6 +54,8 @@ class Call:
     weights: str | None = None
     retry: int | None = None
     limit_field: str | None = None
+    reasoning: str | None = None
+    limit_option: str = "max_tokens"
 
     @property
     def role(self) -> str:
@@ -59,12 +64,13 @@ class Call:
 
     @cached_property
     def key(self) -> bytes:
-        """The key of the call in the cache: a hash of all fields that are not None.
+        """The key of the call in the cache: a hash of its fields that are not None.
 
         A field that is added later must default to None, so that existing caches are still found.
         """
         fields = {name: value for name, value in vars(self).items() if value is not None}
         # The names of these fields when the first caches were written.
+        del fields["limit_option"]
         fields["whom"], fields["as_"] = fields.pop("call_key"), fields.pop("mode")
         return blake2b(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 

@@ -16,6 +16,7 @@ from musiccli.llm.ledger import Ledger
 from musiccli.llm.model_health import ModelHealth
 from musiccli.llm.provider_errors import environment_keys, redact
 from musiccli.llm.providers import Providers
+from musiccli.llm.reasoning import effort_of
 from musiccli.llm.remote_model import RemoteModel
 from musiccli.llm.usage import Usage
 
@@ -72,6 +73,8 @@ class Client:
             InputError: no call to this model can succeed, as with a wrong name or key.
             LimitReached: the money is spent, or the rest is needed by the items that have started.
         """
+        if effort := effort_of(call.model, self.config.reasoning):
+            call = replace(call, reasoning=effort)
         local = self.providers.choose(call.model, None) is self.providers.local
         if local:
             call = replace(call, weights=self.providers.local.fingerprint(call.model))

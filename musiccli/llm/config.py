@@ -16,6 +16,8 @@ class ClientConfig:
         attempts: how often one call is tried, the first time included.
         max_cost: US dollars that the client may spend; infinite for no limit.
         api_base: addresses of servers that speak OpenAI's protocol, each "URL" or "MODEL=URL".
+        reasoning: how much models think before they reply, each "EFFORT" or "MODEL=EFFORT", as
+            `llm.reasoning` has them; a model without one is asked for none in particular.
     """
 
     concurrency: int = 64
@@ -23,6 +25,7 @@ class ClientConfig:
     attempts: int = 6
     max_cost: float = math.inf
     api_base: tuple[str, ...] = ()
+    reasoning: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.max_cost >= 0:

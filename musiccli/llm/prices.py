@@ -35,14 +35,16 @@ class TokenPrices(NamedTuple):
 @cache
 def listed_prices(model: str) -> TokenPrices | None:
     """The prices of a model; None where the table does not have them."""
-    if model.startswith("local/"):
-        return TokenPrices(0.0, 0.0)
+    return TokenPrices(0.0, 0.0) if model.startswith("local/") else prices_of(listed_entry(model))
+
+
+@cache
+def listed_entry(model: str) -> dict[str, Any]:
+    """What the table says of a model; nothing of one that it does not list."""
     provider, _, name = model.partition("/")
     table = _table()
-    entry = table.get(model) or table.get(name) or {}
-    if model not in table and entry.get("litellm_provider") != provider:
-        return None
-    return prices_of(entry)
+    entry: dict[str, Any] = table.get(model) or table.get(name) or {}
+    return entry if model in table or entry.get("litellm_provider") == provider else {}
 
 
 def prices_of(entry: dict[str, Any]) -> TokenPrices | None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from musiccli.llm.call import Reply
+from musiccli.llm.call import Call, Reply
 
 # HTTP statuses.
 RETRYABLE = {408, 409, 425, 429}  # and everything from 500 up
@@ -108,20 +108,20 @@ class UnusableReply(ProviderError):
 
 
 class EmptyReply(UnusableReply):
-    """The model replied with nothing.
+    """The model replied with nothing, or with the beginning of its thoughts.
 
     A model that used up its tokens before the first word (mostly on thinking) would do so again.
     """
 
     max_attempts = EMPTY_ATTEMPTS
 
-    def __init__(self, reply: Reply):
+    def __init__(self, reply: Reply, call: Call):
         cut = reply.finish == "length"
         text = "an empty reply"
         if cut:
             text += (
-                f": all {reply.completion_tokens:,} tokens it may write were gone before the first "
-                "word; allow it more"
+                f": all {call.max_tokens:,} tokens it may write were gone before the first word, "
+                f"where thoughts count, too; raise `{call.limit_option}` or lower `reasoning`"
             )
         elif reply.finish != "stop":
             text += f": {EMPTY_CAUSES.get(reply.finish, f'it ended with {reply.finish}')}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from musiccli.core.errors import InputError
 from musiccli.core.messages import count_characters
+from musiccli.core.thoughts import without_thoughts
 from musiccli.llm import limiter
 from musiccli.llm.budget import Budget
 from musiccli.llm.call import Call, Reply, retry_temperature
@@ -43,6 +44,8 @@ ABOUT_SCHEMA = re.compile(
     r"additionalProperties|schema\b.{0,40}\bsupport|invalid schema",
     re.IGNORECASE,
 )
+
+ABOUT_THOUGHTS = re.compile("reasoning|thinking", re.IGNORECASE)
 
 
 class RemoteModel:
@@ -115,9 +118,14 @@ class RemoteModel:
                 return reply
 
     def _check_mode(self, call: Call) -> None:
-        """Raises InputError for raw text that the model cannot continue."""
+        """Raises InputError for raw text that the model cannot continue, or not as it is asked."""
         if call.mode == "chat":
             return
+        if call.reasoning:
+            raise InputError(
+                f"{call.model}: `reasoning` {call.reasoning} is for chats, and these `prompts` are "
+                "raw text; leave one of the two out"
+            )
         if not all(speaks_openai(call.model, endpoint.url) for endpoint in self.endpoints.all):
             raise InputError(
                 f"{call.model}: only local/ models and servers of your own continue raw text; "
@@ -166,6 +174,8 @@ class RemoteModel:
                 reply = await self._send(sent, endpoint)
             except ProviderError as error:
                 name = rejected_field(sent, error)
+                if name in (None, "schema") and rejects_effort(sent, error):
+                    raise self._effort_error(sent, error) from error
                 if name is None:
                     raise
                 usage.retries += 1
@@ -191,13 +201,21 @@ class RemoteModel:
                 f"{call.model}: {schema_error}; that call was sent again without the JSON schema"
             )
 
+    def _effort_error(self, call: Call, error: ProviderError) -> InputError:
+        """The error for an effort that the model refuses. No further call is made: all have it."""
+        self.health.stop_reason = (
+            f"{call.model}: refuses `reasoning` {call.reasoning} with `{call.limit_option}` "
+            f"{call.max_tokens}: {error}"
+        )
+        return InputError(self.health.stop_reason)
+
     async def _send(self, call: Call, endpoint: Endpoint) -> Reply:
         provider = self._providers.choose(call.model, endpoint.url)
         reply = await finish_call(provider.complete(call, endpoint.url, self.endpoints.key))
         if reply.finish in FAILED_FINISH:
             raise BrokenReply(reply)
-        if not reply.text:
-            raise EmptyReply(reply)
+        if not reply.text or (reply.finish == "length" and not without_thoughts(reply.text)):
+            raise EmptyReply(reply, call)
         return reply
 
 
@@ -217,6 +235,12 @@ def rejected_field(call: Call, error: ProviderError) -> str | None:
         name for name in ("top_p", "temperature", "seed") if re.search(rf"\b{name}\b", text)
     ]
     return next((name for name in (*sampling, "schema") if getattr(call, name) is not None), None)
+
+
+def rejects_effort(call: Call, error: ProviderError) -> bool:
+    """Whether a model rejects how much it is asked to think. Its error names that, in some way."""
+    is_refusal = error.status in REQUEST_SPECIFIC and not error.about_the_question
+    return bool(call.reasoning and is_refusal and ABOUT_THOUGHTS.search(str(error)))
 
 
 def _rejection(name: str, call: Call) -> str:

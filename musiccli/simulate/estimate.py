@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from random import Random
 from typing import cast
@@ -22,24 +22,27 @@ Planned = dict[tuple[str, str], Counter[str]]  # counts by role and model
 class DryRunClient:
     """Counts calls and answers them with made-up text.
 
-    A token counts as 4 characters, and a reply as two thirds of its limit.
+    A token counts as 4 characters, and a reply as two thirds of its limit. With thoughts it counts
+    as the whole of it, the most that it can be.
+
+    Args:
+        thinking: the models that may think before they reply.
 
     Attributes:
         planned: number of "calls", "prompt_tokens" and "completion_tokens" by role and model.
     """
 
-    def __init__(self, config: SimulateConfig):
+    def __init__(self, config: SimulateConfig, thinking: Collection[str] = ()):
         self.planned: Planned = {}
-        self._config = config
+        self._config, self._thinking = config, thinking
 
     async def complete(self, call: Call) -> Reply:
         text = self._reply(call)
         prompt_characters = sum(len(message["content"]) for message in call.messages) + len(
             call.text
         )
-        counts = Counter(
-            calls=1, prompt_tokens=prompt_characters // 4, completion_tokens=len(text) // 4
-        )
+        written = call.max_tokens if call.model in self._thinking else len(text) // 4
+        counts = Counter(calls=1, prompt_tokens=prompt_characters // 4, completion_tokens=written)
         self.planned.setdefault((call.role, call.model), Counter()).update(counts)
         return Reply(text, "stop", counts["prompt_tokens"], counts["completion_tokens"], 0.0)
 
@@ -51,17 +54,22 @@ class DryRunClient:
         return _text(call.max_tokens)
 
 
-def estimate(seeds: Iterable[Record], config: SimulateConfig) -> tuple[Planned, int, int]:
+def estimate(
+    seeds: Iterable[Record], config: SimulateConfig, thinking: Collection[str] = ()
+) -> tuple[Planned, int, int]:
     """What these seeds would take without retries.
 
     Up to ESTIMATE_SAMPLE conversations are drawn at random and simulated with a DryRunClient. Their
     counts are scaled up to all conversations. The number of calls is exact where all were drawn.
 
+    Args:
+        thinking: the models that may think before they reply.
+
     Returns:
         The counts as in `DryRunClient.planned`, the size of the sample, and the number of all
         conversations.
     """
-    client = DryRunClient(config)
+    client = DryRunClient(config, thinking)
     simulator = Simulator(replace(config, retries=0), cast(Client, client), RunStats())
     conversations = ((seed, sample) for seed in seeds for sample in range(config.samples))
     drawn, total = draw_sample(conversations, ESTIMATE_SAMPLE, Random(config.seed))

@@ -49,6 +49,12 @@ class Question:
     stop: tuple[str, ...] = ()
     prepare: Callable[[Reply], Reply] = without_thinking
 
+    @property
+    def limit_option(self) -> str:
+        """The parameter that sets the token limit."""
+        by_assistant = self.role in ("assistant", "plain", "contrast")
+        return "assistant_tokens" if by_assistant else "user_tokens"
+
     def with_prompt(self, prompt: Prompt, history: Sequence[Message], **values: str) -> "Question":
         """The question in the form that the prompt's head asks for.
 
@@ -124,6 +130,7 @@ class Asker:
             raise CallError(
                 f"{question.model} wrote nothing{' but thoughts' if only_thoughts else ''} as "
                 f"{question.role} in turn {turn + 1}, {attempts} times"
+                + (f"; raise `{question.limit_option}`" if reply.finish == "length" else "")
             )
         return reply, f"{speaker} {fault}"
 
@@ -144,6 +151,7 @@ class Asker:
             top_p=self._config.top_p,
             stop=question.stop,
             seed=self._config.seed,
+            limit_option=question.limit_option,
         )
 
 

@@ -34,6 +34,7 @@ from musiccli.llm.local.choice import runs_on_openvino
 from musiccli.llm.local.openvino_batch import OpenVinoBatch
 
 BATCH_ROWS = 24  # requests under way; measured on 2 cores: more gains little
+THINKING = "enable_thinking"  # the variable of Qwen's, Gemma's and other templates
 UNLIMITED_CONTEXT = 1 << 20  # tokens, where a model names no limit
 
 
@@ -92,25 +93,36 @@ class LocalEngine:
             layer.register_forward_pre_hook(self._check_open)
         return model.config, Batch(model, self.tokenizer)
 
-    def render(self, messages: list[Message], speaker: str = "assistant") -> str:
+    def render(
+        self, messages: list[Message], speaker: str = "assistant", reasoning: str | None = None
+    ) -> str:
         """Write a conversation with the model's template, up to where the speaker begins.
 
         Args:
             messages: the conversation.
             speaker: "assistant" or "user".
+            reasoning: "none" for a reply without thoughts; None for what the template does.
 
         Raises:
-            InputError: the model has no template.
+            InputError: the model has no template, or one that cannot turn thoughts off.
             CallError: its template refuses the conversation.
         """
         if not self.tokenizer.chat_template:
             raise InputError(
                 f"{self.name}: has no chat template; use a chat model, or a completion prompt"
             )
+        if reasoning and THINKING not in self.tokenizer.get_chat_template():
+            raise InputError(
+                f"{self.name}: takes no `reasoning`, as its chat template has no {THINKING}; leave "
+                "it out"
+            )
+        variables = {THINKING: False} if reasoning else {}
         mark = "\u2063speaks here\u2063"
         try:
             if speaker == "assistant":
-                return apply_chat_template(self.tokenizer, messages, add_generation_prompt=True)
+                return apply_chat_template(
+                    self.tokenizer, messages, add_generation_prompt=True, variables=variables
+                )
             shown = [*messages, {"role": speaker, "content": mark}]
             return apply_chat_template(self.tokenizer, shown).partition(mark)[0]
         except Exception as error:  # templates raise whatever jinja raises

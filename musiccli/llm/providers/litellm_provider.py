@@ -64,6 +64,8 @@ class LiteLLMProvider:
     def _request(self, call: Call, url: str | None) -> dict[str, Any]:
         """The arguments for litellm."""
         options: dict[str, Any] = {"stop": list(call.stop)} if call.stop else {}
+        if call.reasoning:
+            options["reasoning_effort"] = call.reasoning
         if call.schema and _litellm().supports_response_schema(call.model):
             options |= call.response_format
         return options | {
@@ -95,13 +97,34 @@ def token_prices(model: str) -> TokenPrices | None:
         return None
 
 
+def takes_effort(model: str, effort: str) -> bool:
+    """Whether litellm lets a provider's model think as little or as much as this.
+
+    It leaves an effort out of requests without a word where it knows that the model takes none.
+    """
+    litellm: Any = _litellm()
+    litellm.drop_params = False
+    try:
+        name, provider, *_ = litellm.get_llm_provider(model)
+        litellm.get_optional_params(
+            model=name, custom_llm_provider=provider, reasoning_effort=effort
+        )
+    except litellm.UnsupportedParamsError:
+        return False
+    except Exception:  # a name that litellm does not know is told from others when it is called
+        return True
+    finally:
+        litellm.drop_params = True
+    return True
+
+
 def provider_error(error: Exception, secrets: Sequence[str] = ()) -> ProviderError | InputError:
     """What an exception of litellm means. `secrets`: the keys that were sent."""
     text = _ERROR_NAMES.sub("", str(error).partition("Traceback (most recent call last)")[0])
     if type(error).__name__ == "BadRequestError" and "LLM Provider NOT provided" in text:
         return InputError(
             f"{getattr(error, 'model', None) or 'model'}: name the provider, as in "
-            "gemini/gemini-1.5-pro or hosted_vllm/NAME; local/NAME runs in this process"
+            "gemini/gemini-2.5-flash or hosted_vllm/NAME; local/NAME runs in this process"
         )
     code = str(getattr(error, "status_code", None))
     # A status below 400 comes with a body that does not parse.

@@ -38,7 +38,7 @@ class LocalProvider:
         prompt = call.text
         if call.mode != "completion":
             speaker = "user" if call.mode == "turn" else "assistant"
-            prompt = engine.render(list(call.messages), speaker)
+            prompt = engine.render(list(call.messages), speaker, call.reasoning)
         request = Request(
             prompt,
             call.max_tokens,

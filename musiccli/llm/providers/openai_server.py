@@ -236,6 +236,7 @@ def request_body(call: Call) -> bytes:
         "temperature": call.temperature,
         "top_p": call.top_p,
         "seed": call.call_seed,
+        "reasoning_effort": call.reasoning,
         **_question(call),
     }
     return orjson.dumps({name: value for name, value in fields.items() if value is not None})
