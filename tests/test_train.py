@@ -987,13 +987,20 @@ def test_accelerates_steps_of_accumulation_are_refused(run, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_gradient_norm_that_is_not_known_stops_nothing(run, finished, tmp_path, monkeypatch):
-    """DeepSpeed clips by itself, and may not say the norm."""
+@pytest.mark.parametrize("known", [True, False])
+def test_a_gradient_norm_that_is_no_tensor_stops_nothing(
+    known, run, finished, tmp_path, monkeypatch
+):
+    """DeepSpeed clips by itself; it says the norm as a number, or not at all."""
     real = Accelerator.clip_grad_norm_
-    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *args: real(*args) and None)
+    monkeypatch.setattr(
+        Accelerator, "clip_grad_norm_", lambda *args: (real(*args).item(), None)[not known]
+    )
     done = run(tmp_path / "rm")
-    assert done.status == 0 and "grad_norm" not in done.lines[-1], done.err
-    assert [step["grad_norm"] for step in log(tmp_path / "rm")] == [None] * 6
+    assert done.status == 0 and ("grad_norm" in done.lines[-1]) == known, done.err
+    norms = [step["grad_norm"] for step in log(tmp_path / "rm")]
+    expected = [step["grad_norm"] for step in log(finished)]
+    assert norms == (pytest.approx(expected) if known else [None] * 6)
     assert weights(tmp_path / "rm") == weights(finished)
 
 

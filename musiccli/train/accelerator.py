@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import CPUOffloadPolicy
+from transformers.integrations import unset_hf_deepspeed_config
 
 from musiccli.core.errors import InputError
 from musiccli.core.processes import ProcessGroup
@@ -42,12 +43,16 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
         refuse_unsupported(accelerator.state.fsdp_plugin)
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else transformers loads on rank 0
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # DeepSpeed wants the batch size of a data loader, and clips gradients by its own setting.
-        accelerator.state.deepspeed_plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_clipping": config.max_grad_norm,
-        }
+        set_up_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, config)
     return accelerator
+
+
+def set_up_deepspeed(settings: dict[str, Any], config: TrainConfig) -> None:
+    """Put into DeepSpeed's settings what it takes from nowhere else."""
+    # It wants the batch size of a data loader, and clips gradients by its own setting.
+    settings["train_micro_batch_size_per_gpu"] = 1
+    settings["gradient_clipping"] = config.max_grad_norm
+    unset_hf_deepspeed_config()  # else transformers would load weights in parts, for ZeRO-3
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -67,7 +67,7 @@ def collect_model(
         reshard(trained)
         weights = get_model_state_dict(trained, options=options)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
-        weights = accelerator.get_state_dict(trained)
+        weights = deepspeed_weights(accelerator.unwrap_model(trained), accelerator.is_main_process)
     else:
         model.network = accelerator.unwrap_model(trained)
         embedding.restore()
@@ -78,3 +78,19 @@ def collect_model(
         model.network.load_state_dict({**model.network.state_dict(), **weights}, assign=True)
         embedding.restore()
     return model
+
+
+def deepspeed_weights(network: nn.Module, is_main: bool) -> dict[str, torch.Tensor]:
+    """The trained weights in fp32, in the main process alone. Every rank must call this.
+
+    Under bf16 the network's own are rounded, and DeepSpeed's optimizer holds the trained ones.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, weight in network.named_parameters():
+        if weight.requires_grad:
+            trained = safe_get_full_fp32_param(weight)  # None where the network's own are in fp32
+            if is_main:
+                weights[name] = (weight.detach() if trained is None else trained).cpu()
+    return weights

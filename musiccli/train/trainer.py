@@ -297,6 +297,7 @@ class Trainer:
             self.network.parameters(), self.config.max_grad_norm
         )
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = torch.tensor(norm) if isinstance(norm, float) else norm  # DeepSpeed's
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -321,7 +322,7 @@ class Trainer:
         matrix = self.accelerator.reduce(matrix, "sum")
         if grad_norm is None:
             return matrix.tolist(), None
-        *rows, norms = torch.cat([matrix, grad_norm.double().expand(1, sum(counts))]).tolist()
+        *rows, norms = torch.cat([matrix, grad_norm.to(matrix).expand(1, sum(counts))]).tolist()
         return rows, norms[0]
 
     def _rewards(
