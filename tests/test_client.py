@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 
@@ -18,10 +18,10 @@ from musiccli.core.errors import CallError, InputError
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
 from musiccli.llm import ledger, limiter
-from musiccli.llm.budget import UNPRICED_ITEMS
+from musiccli.llm.budget import UNPRICED_ITEMS, Budget
 from musiccli.llm.call import Call, Reply
 from musiccli.llm.client import Client, LimitReached
-from musiccli.llm.concurrency import map_ordered
+from musiccli.llm.concurrency import gather_all, map_ordered
 from musiccli.llm.config import ClientConfig
 from musiccli.llm.ledger import Ledger
 from musiccli.llm.model_health import MAX_FAILURES
@@ -448,6 +448,24 @@ def test_also_of_little_money_and_with_everybody_in_flight(paid_for):
         done = list(map_ordered(range(100), conversation(client, 5), window=128))
         finished = sum(isinstance(item, int) for item in done)
         assert paid_for - 1 <= finished <= paid_for and server.calls == 5 * finished
+
+
+def test_an_item_whose_calls_begin_at_once_starts_once():
+    budget, started = Budget(10.8), []
+
+    async def work(number: int) -> int:
+        await gather_all(budget.start_item(), budget.start_item())
+        started.append(number)
+        await asyncio.sleep(0.01)
+        budget.charge(1.0)
+        return number
+
+    async def priced(number: int) -> int | None:
+        with suppress(LimitReached):
+            return await work(number)
+
+    assert list(map_ordered(range(12), priced, window=12)) == [*range(10), None, None]
+    assert sorted(started) == [*range(10)] and budget.spent == 10
 
 
 def test_a_limit_does_not_slow_down_what_costs_nothing():

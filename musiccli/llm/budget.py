@@ -42,6 +42,8 @@ class Budget:
         while len(self._started) >= UNPRICED_ITEMS and not self._finished_items:
             await asyncio.sleep(POLL_SECONDS)
             self._collect_finished()
+        if item in self._started:  # by another of its calls meanwhile
+            return
         expected = self._finished_cost / self._finished_items if self._finished_items else 0.0
         promised = sum(max(0.0, expected - cost) for cost in self._started.values())
         if self.spent + expected + promised > self.max_cost:
