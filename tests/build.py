@@ -83,6 +83,13 @@ def write(path: str | Path, *records: dict | bytes) -> Path:
     return path
 
 
+def unloadable(folder: Path) -> Path:
+    """Make a folder that looks like a model's until somebody loads it."""
+    folder.mkdir()
+    (folder / "config.json").touch()
+    return folder
+
+
 def read(source: str | Path) -> list[dict]:
     """The records of a file, or of a text that holds JSONL."""
     text = source.read_text("utf-8") if isinstance(source, Path) else source

@@ -266,7 +266,8 @@ def test_plot_draws_every_benchmark(tmp_path, command, records, suffix, start):
     ],
 )
 def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, name, problem):
-    done = music("winrate", "--plot", name, tmp_path / "missing.jsonl")
+    (tmp_path / "bad.jsonl").write_text("no JSON")
+    done = music("winrate", "--plot", name, tmp_path / "bad.jsonl")
     assert (done.returncode, done.stderr) == (
         2,
         f"music bench winrate: error: --plot {name}: {problem}\n",

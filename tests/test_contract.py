@@ -205,12 +205,13 @@ def named(row: Row) -> str:
 
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory):
-    """A toy that scores, made once."""
+    """A toy that scores, made once, and its folder."""
     from toys import backbone
 
     from musiccli.reward_model import checkpoint
 
-    return checkpoint.create(str(backbone(tmp_path_factory.mktemp("models") / "toy")))
+    folder = backbone(tmp_path_factory.mktemp("models") / "toy")
+    return checkpoint.create(str(folder)), folder
 
 
 def ready(request, monkeypatch, tmp_path) -> Row:
@@ -221,9 +222,9 @@ def ready(request, monkeypatch, tmp_path) -> Row:
     if request.param.with_llm_options:
         extra = ("--no-cache", "--api-base", request.getfixturevalue("address"))
     if request.param.scores:
-        toy = request.getfixturevalue("reward_model")
+        toy, folder = request.getfixturevalue("reward_model")
         monkeypatch.setattr("musiccli.reward_model.checkpoint.load", lambda *_: toy)
-        extra = ("--model", "toy")
+        extra = ("--model", folder)
     return replace(request.param, options=(*request.param.options, *extra))
 
 

@@ -292,9 +292,11 @@ def test_a_folder_with_other_weights_is_asked_anew_and_the_same_ones_are_not(tmp
 
 
 @pytest.mark.parametrize(
-    "content", [None, {"config.json": "{}"}], ids=["no such folder", "no model in it"]
+    "content, says",
+    [(None, "no such folder; expected a model"), ({"config.json": "{}"}, "cannot be loaded: ")],
+    ids=["no such folder", "no model in it"],
 )
-def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, content, monkeypatch):
+def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, content, says, monkeypatch):
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror("no network"))
     )
@@ -305,16 +307,15 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path, content, monkeypatc
             (where / name).write_text(text)
     with pytest.raises(InputError) as raised:
         LocalEngine(f"local/{where}")
-    assert str(raised.value).startswith(f"local/{where}: cannot be loaded: ") and "\n" not in str(
-        raised.value
-    )
+    assert str(raised.value).startswith(f"local/{where}: {says}")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["nowhere/", "runs/old/chat"])
 def test_a_path_is_never_taken_for_a_hub_id(name, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it asks the hub"))
     told = []
-    with pytest.raises(InputError, match=f"^local/{name}: cannot be loaded: no such folder$"):
+    with pytest.raises(InputError, match=f"^local/{name}: no such folder; expected a model's"):
         LocalEngine(f"local/{name}", told.append)
     assert not told
 

@@ -159,6 +159,8 @@ def test_a_page_that_is_not_there_is_one_line():
     missing = music("help", "nothing")
     assert missing.status == 2
     assert missing.err.startswith("music help: error: nothing: no such page; there are bench, ")
+    asked = music("help", "Trian").lines
+    assert asked == ["music help: error: Trian: no such page; did you mean train?"]
 
 
 @pytest.mark.parametrize("file", [README, *PAGES.values()], ids=lambda file: file.name)

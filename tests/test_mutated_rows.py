@@ -214,7 +214,7 @@ COMMANDS = {
     "show": (),
     "pair": (),
     "pair --best-of": ("2", "--a", "rm", "--b", "x"),
-    "score": ("--model", "toy", "--per-turn", "--no-cache"),
+    "score": ("--per-turn", "--no-cache"),
     "judge": ("--judge", "openai/x", "--no-cache"),
     "simulate": ("--assistant", "openai/x", "--turns", "1", "--contrast", "none", "--no-cache"),
     **{
@@ -236,12 +236,13 @@ def address():
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """A reward model, made once."""
+    """A reward model, made once, and its folder."""
     from toys import backbone
 
     from musiccli.reward_model import checkpoint
 
-    return checkpoint.create(str(backbone(tmp_path_factory.mktemp("models") / "toy")))
+    folder = backbone(tmp_path_factory.mktemp("models") / "toy")
+    return checkpoint.create(str(folder)), folder
 
 
 @pytest.mark.slow
@@ -253,8 +254,9 @@ def test_no_record_ends_a_run_that_skips_or_is_lost(command, request, tmp_path, 
     if command in ("judge", "simulate"):
         options += ["--api-base", request.getfixturevalue("address")]
     if command == "score":
-        model = request.getfixturevalue("toy")
+        model, folder = request.getfixturevalue("toy")
         monkeypatch.setattr("musiccli.reward_model.checkpoint.load", lambda *_: model)
+        options += ["--model", folder]
     number = batch(tmp_path / "in.jsonl", 5 * AMOUNT)
     skipping = ("--on-error", "skip", "--rejects", "bad.jsonl")
     done = music(*command.split(), *options, *skipping, "in.jsonl")

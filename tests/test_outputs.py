@@ -10,7 +10,7 @@ from functools import cache
 
 import preloaded
 import pytest
-from build import read, talk, write
+from build import read, talk, unloadable, write
 from console import music, start, wait_until
 from test_contract import commands as all_commands
 
@@ -479,8 +479,9 @@ def test_what_somebody_keeps_under_the_name_of_a_partial_file_stays(kind, folder
 def test_train_refuses_a_folder_that_another_run_writes(folder):
     (folder / "rm").mkdir()
     write(folder / "in.jsonl", {"id": "x", "chosen": talk("q", "a"), "rejected": talk("q", "b")})
+    unloadable(folder / "base")
     with locked_folder(folder / "rm"):
-        done = music("train", "in.jsonl", "--model", "/nowhere", "--out", "rm")
+        done = music("train", "in.jsonl", "--model", "base", "--out", "rm")
     said = "rm: another run is writing it; wait for that, or name another"
     assert (done.status, done.lines) == (2, [f"music train: error: {said}"])
 

@@ -18,7 +18,7 @@ import aiohttp
 import preloaded
 import psutil
 import pytest
-from build import talk, weather
+from build import talk, unloadable, weather
 from console import music, start, wait_until
 from toys import JSON_CALLS, backbone, pairs, tokenizer
 
@@ -834,9 +834,13 @@ def test_a_port_that_is_taken_is_one_line(folder):
 
 
 def test_two_models_of_one_name_are_refused(tmp_path):
-    done = music("serve", "--model", "a/rm", "--model", "b/rm")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        unloadable(tmp_path / name / "rm")
+    done = music("serve", "--model", tmp_path / "a" / "rm", "--model", tmp_path / "b" / "rm")
     assert done.lines == [
-        "music serve: error: --model b/rm: another one is called rm; write NAME=DIR"
+        f"music serve: error: --model {tmp_path / 'b' / 'rm'}: another one is called rm; write "
+        "NAME=DIR"
     ]
 
 

@@ -61,7 +61,7 @@ def test_parquet_rows_are_plain_lists_and_objects(tmp_path):
     assert read(path) == [("part", f"{path}[0]", rows[0])]
 
 
-def test_what_json_cannot_hold_is_null_and_so_absent(tmp_path):
+def test_what_json_cannot_hold_is_told_by_its_size(tmp_path):
     message = {"role": "user", "content": "q"}
     path = parquet(
         tmp_path / "part.parquet",
@@ -77,7 +77,7 @@ def test_what_json_cannot_hold_is_null_and_so_absent(tmp_path):
         (
             "part",
             f"{path}[0]",
-            {"messages": [message | {"image": None}], "cost": 1.5, "on": "2024-01-31"},
+            {"messages": [message | {"image": {"bytes": 1}}], "cost": 1.5, "on": "2024-01-31"},
         )
     ]
 
@@ -216,6 +216,7 @@ def hub(monkeypatch):
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "hub_problem", lambda: None)
     return asked
 
 
@@ -348,6 +349,7 @@ def configured(tmp_path, monkeypatch):
         return load(str(tmp_path / "data"), **settings | {"revision": None}, cache_dir=cache)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "hub_problem", lambda: None)
 
 
 @pytest.mark.slow

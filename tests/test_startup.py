@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from build import unloadable
 from console import COMMAND, environment
 from test_contract import commands
 
@@ -44,6 +45,50 @@ def test_help_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "{}\n")
     assert done.stdout.count("Usage: music") == len(commands()) + 1
+
+
+REFUSED = (  # command lines, and what is wrong with them
+    ("train nosuch --model base --out rm", "nosuch: no such file"),
+    ("train in --model base --out rm --eval x=nosuch", "nosuch: no such file"),
+    ("train in --model base --out in.txt", "in.txt: is a file; --out names a folder"),
+    ("train in --model base --out in.txt/rm", "in.txt/rm: cannot be written: "),
+    ("train in --model base --out rm --plot x.doc", "--plot x.doc: expected a file"),
+    ("train in --init-from empty --out rm", "empty: is a folder without a config.json"),
+    ("train in --model ./nosuch --out rm --num-processes 2", "./nosuch: no such folder"),
+    ("score nosuch --model base", "nosuch: no such file"),
+    ("score in --model a/b/c", "a/b/c: no such folder; expected a model's folder, a hub id"),
+    ("score in --model base --shard 9/8", "--shard 9/8: expected K/N"),
+    ("serve --model x=./nosuch", "./nosuch: no such folder"),
+    ("serve --model base --actor-template in.txt", "in.txt: no such folder"),
+    ("merge base --out rm", "base: holds no adapter_config.json"),
+    ("simulate nosuch --assistant local/smollm2", "nosuch: no such file"),
+    ("simulate in --assistant local/nosuch", "local/nosuch: there is local/smollm2"),
+    ("simulate in --assistant local/smollm2 --persona nosuch", "nosuch: no such file"),
+    ("judge in --judge local/a/b/c", "local/a/b/c: no such folder"),
+    ("bench report nosuch --model base --html x.html", "nosuch: no such file"),
+)
+
+
+def test_what_a_run_cannot_use_is_refused_before_anything_heavy_is_loaded(tmp_path):
+    unloadable(tmp_path / "base")
+    (tmp_path / "empty").mkdir()
+    for name in ("in", "in.txt"):
+        (tmp_path / name).write_text("{}")
+    code = (
+        "import sys; from musiccli.cli.main import main\n"
+        f"for words in {[words for words, _ in REFUSED]!r}:\n"
+        "    sys.argv = ['music', *words.split()]\n"
+        "    try: main()\n"
+        "    except SystemExit as ended: assert ended.code == 2\n"
+        f"    assert not {{'torch', 'transformers', 'accelerate'}} & {{*sys.modules}}, words\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    for (words, problem), line in zip(REFUSED, done.stderr.splitlines(), strict=True):
+        command = " ".join(words.split()[: 1 + words.startswith("bench")])
+        assert line.startswith(f"music {command}: error: {problem}")
 
 
 @pytest.mark.slow

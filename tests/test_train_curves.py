@@ -5,7 +5,7 @@ import subprocess
 
 import preloaded
 import pytest
-from build import read, write
+from build import read, unloadable, write
 from console import music
 from toys import backbone, pairs
 
@@ -118,7 +118,8 @@ def test_a_running_mean_is_centered(values, expected):
 )
 def test_what_cannot_be_is_said_before_the_model_is_loaded(tmp_path, more, says):
     given = write(tmp_path / "pairs.jsonl", *pairs(4))
-    done = music("train", given, "--model", "/nowhere", "--out", tmp_path / "rm", *more)
+    base = unloadable(tmp_path / "base")
+    done = music("train", given, "--model", base, "--out", tmp_path / "rm", *more)
     assert (done.status, done.lines) == (2, [f"music train: error: {says}"])
     assert not (tmp_path / "rm").exists()
 

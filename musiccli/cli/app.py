@@ -9,7 +9,7 @@ import typer
 
 from musiccli import __version__
 from musiccli.cli.numbers import prepare_numbers
-from musiccli.cli.paths import path_uses, refuse_same_paths
+from musiccli.cli.paths import path_uses, refuse_same_paths, refuse_unusable_paths
 
 # The order of the help: the commands of the pipeline, then the commands that serve them.
 ORDER = (
@@ -80,6 +80,7 @@ def plain_command(body: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(body)
     def command(**options: Any) -> None:
         refuse_same_paths(uses, options)
+        refuse_unusable_paths(uses, options)
         body(**options)
 
     parameters = inspect.signature(body, eval_str=True).parameters.values()

@@ -44,10 +44,12 @@ def report(run: Run, model: MODEL, html: PAGE, seed: SEED = SampleConfig.seed) -
     worst records and how to do it again. The metric records are those of agreement and
     sensitivity.
     """
+    from musiccli.cli.report import check_folders, save_model_page
+
+    check_folders({"--html": html})
     from musiccli.bench import agreement, sensitivity
     from musiccli.bench.model_report import findings
     from musiccli.bench.report.worst_records import WorstRecords
-    from musiccli.cli.report import save_model_page
     from musiccli.reward_model.checkpoint import load
 
     name = model.rstrip("/").rsplit("/", 1)[-1]

@@ -43,6 +43,9 @@ def merge(
     music merge trl-adapter --model google/gemma-2-9b-it --out rm
     music score pairs.jsonl --model rm | music bench agreement
     """
+    from musiccli.reward_model.adapter_config import refuse_impossible_merge
+
+    refuse_impossible_merge(Path(adapter), Path(out))
     from musiccli.reward_model.merge import merge
 
     clock = Clock()

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from musiccli.cli.paths import READ, WRITTEN
+from musiccli.cli.paths import READ, RECORDS_READ, WRITTEN
+from musiccli.core import jsonl
 
 
 class OnError(StrEnum):
@@ -22,7 +23,7 @@ FILES = Annotated[
         help="JSONL files, also .gz and .zst; none or - is standard input.",
         show_default=False,
     ),
-    READ,
+    RECORDS_READ,
 ]
 OUTPUT = Annotated[
     str | None,
@@ -77,10 +78,20 @@ ACCELERATE_CONFIG = Annotated[
     ),
     READ,
 ]
+
+
+def check_shard(value: str | None) -> str | None:
+    """K/N as it is. Raises InputError for anything else, before a model is loaded."""
+    if value:
+        jsonl.parse_shard(value)
+    return value
+
+
 SHARD = Annotated[
     str | None,
     typer.Option(
         metavar="K/N",
+        callback=check_shard,
         show_default=False,
         help="Work on part K of N of the input alone, for N machines; their outputs, joined in "
         "order by cat, are the whole run's. Left out: all of it.",

@@ -27,23 +27,30 @@ class PathUse:
     Attributes:
         written: whether it writes there; else it reads.
         store: the name of a database in the cache folder, used where the option is left out.
-        replaces: the option whose output this one's takes the place of.
+        replaces: the option whose path this one's takes the place of.
+        records: whether it is read as a file of records, which must be there.
         names: what the option's values name: a file or folder; a folder that is new or this
-            command's own; a reward model or backbone; a model that is called, which is a folder
-            only behind `local/`; a set of prompts or a folder; a file, with or without NAME=
-            before it.
+            command's own; a reward model or backbone; one that may have NAME= before it; a model
+            of which only the tokenizer is read; a model that is called, which is a folder only
+            behind `local/`; a set of prompts or a folder; a file, with or without NAME= before it.
     """
 
     written: bool = False
     store: str = ""
     replaces: str = ""
-    names: Literal["path", "folder", "model", "chat model", "prompts", "named path"] = "path"
+    records: bool = False
+    names: Literal[
+        "path", "folder", "model", "named model", "tokenizer", "chat model", "prompts", "named path"
+    ] = "path"
 
 
 READ, WRITTEN = PathUse(), PathUse(written=True)
-NAMED_READ = PathUse(names="named path")
+RECORDS_READ = PathUse(records=True)
+NAMED_READ = PathUse(records=True, names="named path")
 FOLDER_WRITTEN = PathUse(written=True, names="folder")
 MODEL_READ, CHAT_MODEL_READ = PathUse(names="model"), PathUse(names="chat model")
+OTHER_MODEL_READ = PathUse(names="model", replaces="model")
+NAMED_MODEL_READ, TOKENIZER_READ = PathUse(names="named model"), PathUse(names="tokenizer")
 
 
 def split_name(value: str) -> tuple[str, str]:
@@ -83,6 +90,55 @@ def path_uses(annotations: Mapping[str, Any]) -> dict[str, PathUse]:
     }
 
 
+def refuse_unusable_paths(uses: Mapping[str, PathUse], values: Mapping[str, Any]) -> None:
+    """Raise InputError for what the run could not read or write: before anything large is imported.
+
+    Args:
+        uses: of the command's options.
+        values: of all options, as typed; those of paths are a string, a list of them, or None.
+    """
+    for option, use in _uses_that_count(uses, values).items():
+        for value in _listed(values[option]):
+            if use.names in ("model", "named model", "tokenizer", "chat model"):
+                _refuse_missing_model(use, value)
+            elif use.records and value != "-":
+                jsonl.check_readable(split_name(value)[1] if use.names == "named path" else value)
+            elif use.names == "folder":
+                _refuse_impossible_folder(option, Path(value))
+
+
+def _uses_that_count(uses: Mapping[str, PathUse], values: Mapping[str, Any]) -> dict[str, PathUse]:
+    """The uses without those of options that another one replaces."""
+    replaced = {use.replaces for option, use in uses.items() if use.replaces and values[option]}
+    return {option: use for option, use in uses.items() if option not in replaced}
+
+
+def _refuse_missing_model(use: PathUse, model: str) -> None:
+    from musiccli.core.bundled_models import refuse_missing_model, refuse_other_folder
+
+    if use.names == "named model":
+        model = model.partition("=")[2] or model
+    if use.names != "chat model" or model.startswith("local/"):
+        refuse_missing_model(model)
+        if use.names in ("model", "named model"):
+            refuse_other_folder(model)
+
+
+def _refuse_impossible_folder(option: str, folder: Path) -> None:
+    """Raise InputError for a folder that cannot be made, or whose place is taken by a file."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; `{option}` names a folder")
+    if not place.is_dir():
+        raise InputError(f"{folder}: cannot be written: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be written: no permission in {place}")
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else value or []
+
+
 def refuse_same_paths(uses: Mapping[str, PathUse], values: Mapping[str, Any]) -> None:
     """Raise InputError where an output is another path of the run, or lies in its folder.
 
@@ -93,11 +149,9 @@ def refuse_same_paths(uses: Mapping[str, PathUse], values: Mapping[str, Any]) ->
         uses: of the command's options.
         values: of all options, as typed; those of paths are a string, a list of them, or None.
     """
-    replaced = {use.replaces for option, use in uses.items() if use.replaces and values[option]}
     used = [
         path
-        for option, use in uses.items()
-        if option not in replaced
+        for option, use in _uses_that_count(uses, values).items()
         for path in _used_paths(option, use, values[option])
     ]
     _refuse_equal(used)
@@ -156,16 +210,22 @@ def _typed_paths(option: str, use: PathUse, value: str | list[str] | None) -> li
         if use.store:
             return [str(cache_folder() / use.store)]
         return ["-"] if option in ("files", "output") else []
-    values = [value] if isinstance(value, str) else value
+    values = _listed(value)
     if use.names == "prompts":
         from musiccli.prompts import SETS
 
         return [value for value in values if value not in SETS]
     if use.names == "named path":
         return [split_name(value)[1] for value in values]
+    if use.names == "named model":
+        values = [value.partition("=")[2] or value for value in values]
     if use.names == "chat model":
         values = [value for value in values if value.startswith("local/")]
-    return [_model_path(value) for value in values] if "model" in use.names else values
+    return (
+        [_model_path(value) for value in values]
+        if "model" in use.names or use.names == "tokenizer"
+        else values
+    )
 
 
 def _model_path(model: str) -> str:

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,11 @@ class Report:
         self.run, self.benchmark, self.config = run, benchmark, config
         self.plot, self.html, self.markdown = plot, html, markdown
         self.worst = WorstRecords(config.models)
-        self._check_paths({"--plot": plot, "--html": html, "--markdown": markdown})
+        if plot:
+            from musiccli.core.figures import check_figure_path
+
+            check_figure_path(plot)
+        check_folders({"--html": html, "--markdown": markdown})
 
     def write(self, rows: "list[MetricRecord]") -> None:
         """Write the metric records and the files, and show tables and notes on stderr."""
@@ -85,14 +89,16 @@ class Report:
         worst_records = worst_articles(self.worst)
         return html_page(title, summary, figure, tables, notes, worst_records, provenance)
 
-    def _check_paths(self, paths: dict[str, str | None]) -> None:
-        from musiccli.core.figures import check_figure_path
 
-        if self.plot:
-            check_figure_path(self.plot)
-        for option, path in paths.items():
-            if path and not Path(path).parent.is_dir():
-                raise InputError(f"{option} {path}: there is no such folder")
+def check_folders(paths: Mapping[str, str | None]) -> None:
+    """Raise InputError where the folder of a file is missing.
+
+    Args:
+        paths: of the files that were asked for, by the option.
+    """
+    for option, path in paths.items():
+        if path and not Path(path).parent.is_dir():
+            raise InputError(f"{option} {path}: there is no such folder")
 
 
 def page_figure(

@@ -13,7 +13,7 @@ from musiccli.cli.app import app, first_line
 from musiccli.cli.numbers import prepare_numbers
 from musiccli.cli.option_names import as_typed
 from musiccli.cli.options import FILES, ON_ERROR, OUTPUT, REJECTS, OnError
-from musiccli.cli.paths import path_uses, refuse_same_paths
+from musiccli.cli.paths import path_uses, refuse_same_paths, refuse_unusable_paths
 from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, InputError, MusicError
 from musiccli.core.progress import Clock, bar, say
@@ -260,6 +260,8 @@ def stage(
             if not writes:
                 run.withhold()
             try:
+                if not _follows():  # the first process says it
+                    refuse_unusable_paths(uses, typed)
                 body(run, **options)
                 run.finish()
             except BaseException:

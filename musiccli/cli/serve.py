@@ -6,6 +6,7 @@ import typer
 
 from musiccli.cli.app import plain_command
 from musiccli.cli.options import BUDGET, MAX_LENGTH, NUM_PROCESSES
+from musiccli.cli.paths import NAMED_MODEL_READ, TOKENIZER_READ
 from musiccli.core.errors import InputError
 from musiccli.core.progress import say
 from musiccli.serve.config import ServeConfig
@@ -22,6 +23,7 @@ def serve(
             help="A reward model, as for music score; again for more. Left out, NAME is the last "
             "part of it. A request that names no model means the first.",
         ),
+        NAMED_MODEL_READ,
     ],
     host: Annotated[
         str,
@@ -47,6 +49,7 @@ def serve(
             help="The tokenizer of the model in training: OpenRLHF and LLaMA-Factory send text in "
             "its chat template. Left out: the text is in the reward model's.",
         ),
+        TOKENIZER_READ,
     ] = None,
     max_length: MAX_LENGTH = ServeConfig.max_length,
     budget: BUDGET = ServeConfig.budget,

@@ -14,7 +14,7 @@ from musiccli.cli.llm_options import (
     with_llm_options,
 )
 from musiccli.cli.options import SEED, SHARD
-from musiccli.cli.paths import CHAT_MODEL_READ, READ
+from musiccli.cli.paths import CHAT_MODEL_READ, RECORDS_READ
 from musiccli.cli.run import Run, stage
 from musiccli.core import records
 from musiccli.simulate.config import SimulateConfig
@@ -69,7 +69,7 @@ def simulate(
             "satisfied. One with an id is for the context of that id; the others are drawn. Left "
             "out: the context's own field user_persona, where it has one.",
         ),
-        READ,
+        RECORDS_READ,
     ] = SimulateConfig.persona,
     follow_ups: Annotated[
         str,

@@ -13,6 +13,7 @@ from musiccli.cli.paths import (
     FOLDER_WRITTEN,
     MODEL_READ,
     NAMED_READ,
+    OTHER_MODEL_READ,
     READ,
     WRITTEN,
     split_name,
@@ -50,7 +51,7 @@ def train(
             show_default=False,
             help="A reward model to continue from, with its head, in place of --model.",
         ),
-        MODEL_READ,
+        OTHER_MODEL_READ,
     ] = TrainConfig.init_from,
     layers: Annotated[
         int | None,
@@ -270,16 +271,13 @@ def train(
 
     DIR gets the checkpoint, which transformers opens as it is, and log.jsonl, one line a step.
     """
+    _check_figure(plot, plot_beside or ())
+    held_out_pairs = held_out_files(held_out or ())
     run.in_processes(num_processes, accelerate_config)
-    from musiccli.core.figures import check_figure_path
     from musiccli.core.processes import rank_zero_output, refuse_shared_input
-    from musiccli.train.curves import read_logs
     from musiccli.train.log import describe_metrics
     from musiccli.train.run import ChecksFailed, train
 
-    if plot:
-        check_figure_path(plot)
-    read_logs(plot_beside or ())  # raises now, not after the training
     config = TrainConfig(
         model=model,
         init_from=init_from,
@@ -304,7 +302,6 @@ def train(
         activation_checkpointing=activation_checkpointing,
         seed=seed,
     )
-    held_out_pairs = held_out_files(held_out or ())
     with rank_zero_output():
         refuse_shared_input(run.files)
         preferences = run.record_files(parse_preference, unique=False)
@@ -346,6 +343,18 @@ def held_out_files(values: Sequence[str]) -> dict[str, jsonl.RecordFiles]:
             raise InputError(f"`held_out` {value}: {problem}; write NAME=FILE")
         sets[name] = jsonl.RecordFiles([path], parse_preference, unique=False)
     return sets
+
+
+def _check_figure(plot: str | None, plot_beside: Sequence[str]) -> None:
+    """Raise InputError where a figure could not be drawn after the training."""
+    if plot:
+        from musiccli.core.figures import check_figure_path
+
+        check_figure_path(plot)
+    if plot_beside:
+        from musiccli.train.curves import read_logs
+
+        read_logs(plot_beside)
 
 
 def draw(path: str, folders: list[str]) -> None:

@@ -26,6 +26,7 @@ from musiccli.core.cache_folder import (
     open_private,
 )
 from musiccli.core.errors import InputError
+from musiccli.core.hub_access import hub_name, hub_problem, is_in_hub_cache
 from musiccli.core.pretrained import is_hub_id, load_language_model, load_tokenizer
 from musiccli.core.quiet_libraries import quiet_libraries
 
@@ -84,21 +85,53 @@ def path_or_hub_id(model: str, say: Callable[[str], None] = lambda text: None) -
         say: is called with a line about each step that takes long.
 
     Raises:
-        InputError: there is no such `local/` model, or a bundled model's package is missing or
-            differs from the published one.
+        InputError: there is no such model, or a bundled model's package is missing or differs from
+            the published one.
     """
     name = model.removeprefix("local/")
     if model.startswith("local/") and name in BUNDLED_MODELS:
         return str(bundled_model_folder(name, say))
+    refuse_missing_model(model)
     if not os.path.exists(name):
-        if model.startswith("local/") and "/" not in name:
-            bundled = " and ".join(f"local/{name}" for name in BUNDLED_MODELS)
-            raise InputError(
-                f"{model}: there is {bundled}, or local/ with a folder or a hub id (OWNER/NAME)"
-            )
-        if is_hub_id(name):
-            say(f"loading {name} from the Hugging Face hub, or from its cache here")
+        problem = hub_problem()
+        unreachable = f"{hub_name()} cannot be reached ({problem}); " if problem else ""
+        origin = "its cache here" if problem else "the Hugging Face hub, or from its cache here"
+        say(f"{unreachable}loading {name} from {origin}")
     return name
+
+
+def refuse_missing_model(model: str) -> None:
+    """Raise InputError for what is neither a folder here nor a model that the hub may have.
+
+    Nor is a model that was never downloaded, where the hub cannot be reached.
+    """
+    name = model.removeprefix("local/")
+    is_bundled = model.startswith("local/") and name in BUNDLED_MODELS
+    if is_bundled or os.path.isdir(name):
+        return
+    if model.startswith("local/") and "/" not in name:
+        bundled = " and ".join(f"local/{name}" for name in BUNDLED_MODELS)
+        raise InputError(
+            f"{model}: there is {bundled}, or local/ with a folder or a hub id (OWNER/NAME)"
+        )
+    if os.path.exists(name) or not is_hub_id(name):
+        raise InputError(
+            f"{model}: no such folder; expected a model's folder, a hub id or local/NAME"
+        )
+    if (problem := hub_problem()) and not is_in_hub_cache(name):
+        raise InputError(
+            f"{model}: no such folder, not in the hub's cache here, and {hub_name()} cannot be "
+            f"reached ({problem})"
+        )
+
+
+def refuse_other_folder(model: str) -> None:
+    """Raise InputError where it is seen from the names of files that this is no model."""
+    name = model.removeprefix("local/")
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):
+        raise InputError(f"{model}: is a LoRA adapter; `music merge` makes a reward model of it")
+    if os.path.isdir(name) and not os.path.exists(os.path.join(name, "config.json")):
+        raise InputError(f"{model}: is a folder without a config.json; expected a model's folder")
 
 
 def list_model_files(folder: Path) -> list[tuple[str, int, int]]:

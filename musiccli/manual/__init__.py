@@ -1,5 +1,6 @@
 """The manual: Markdown files beside this one, a page for each command and each topic."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from musiccli.core.errors import InputError
@@ -15,7 +16,8 @@ def pages() -> list[str]:
 
 def read(page: str) -> str:
     """The Markdown of a page. Raises InputError where there is no page of that name."""
-    file = _FOLDER / f"{page}.md"
     if page not in (INDEX, *pages()):
-        raise InputError(f"{page}: no such page; there are {', '.join(pages())}")
-    return file.read_text("utf-8")
+        similar = get_close_matches(page.lower(), pages())
+        question = f"did you mean {' or '.join(similar)}?" if similar else ""
+        raise InputError(f"{page}: no such page; {question or 'there are ' + ', '.join(pages())}")
+    return (_FOLDER / f"{page}.md").read_text("utf-8")

@@ -7,11 +7,13 @@ that of the weights.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from musiccli.core.errors import InputError
 
 CONFIG = "adapter_config.json"
+ADAPTER = "adapter"  # the folder of the LoRA weights alone, beside a merged checkpoint
 MAX_NAMES = 10_000  # modules of one model
 LORA_WEIGHT = re.compile(r"base_model\.model\.(.+)\.lora_(embedding_)?A(\.weight)?$")  # (rank, ...)
 TOKEN_WEIGHT = "trainable_tokens_delta"  # in the name of weights (tokens, width)
@@ -19,6 +21,21 @@ PLAIN_PATTERN = re.compile(r"\^?[\w.\\-]+\$?")  # without repetition: it takes n
 PISSA = re.compile(r"pissa(_niter_\d{1,2})?")
 
 Shapes = Mapping[str, Sequence[int]]  # of an adapter's weights, by their names
+
+
+def refuse_impossible_merge(adapter: Path, out: Path) -> None:
+    """Raise InputError for a folder that holds no adapter, or where something is in `out`."""
+    if (adapter / ADAPTER / CONFIG).is_file() and not (adapter / CONFIG).is_file():
+        raise InputError(
+            f"{adapter}: is merged already; its adapter alone is in {adapter / ADAPTER}"
+        )
+    if not (adapter / CONFIG).is_file():
+        raise InputError(
+            f"{adapter}: holds no {CONFIG}; expected the folder of a LoRA adapter, as peft writes "
+            "it"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is there already; name another `out`")
 
 
 def _is_flag(value: Any) -> bool:

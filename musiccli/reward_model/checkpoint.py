@@ -1,7 +1,6 @@
 """Reward models on disk: created from a backbone, loaded, and saved as transformers opens them."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +13,13 @@ import orjson
 import torch
 from torch import nn
 
-from musiccli.core.bundled_models import list_model_files, path_or_hub_id
+from musiccli.core.bundled_models import (
+    list_model_files,
+    path_or_hub_id,
+    refuse_other_folder,
+)
 from musiccli.core.errors import InputError
 from musiccli.core.pretrained import (
-    is_hub_id,
     load_classifier,
     load_config,
     load_tokenizer,
@@ -30,6 +32,7 @@ from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.gpu.memory import avoid_fragmentation
 from musiccli.reward_model.activations import CPU
+from musiccli.reward_model.adapter_config import ADAPTER
 from musiccli.reward_model.batch_layout import choose_layout
 from musiccli.reward_model.card import render_card
 from musiccli.reward_model.chat_template import ChatTemplate
@@ -54,7 +57,6 @@ from musiccli.reward_model.vocabulary import (
 NOTES = "music.json"  # beside the weights: what config.json has no place for
 CARD = "README.md"
 SERVED_ARCHITECTURES = {"Gemma3TextForSequenceClassification": "Gemma3ForSequenceClassification"}
-ADAPTER = "adapter"  # the folder of the LoRA weights alone, beside the merged checkpoint
 
 Say = Callable[[str], None]
 
@@ -269,8 +271,8 @@ def _open(
     layers: int | None = None,
 ) -> RewardModel:
     """Load a model. One without a trained head is refused where `seed` is None."""
+    refuse_other_folder(name)
     path = path_or_hub_id(name, say)
-    _refuse_wrong_path(name, path)
     retain_freed_memory()
     torch.manual_seed(seed or 0)  # new rows of an embedding are drawn
     with explain_out_of_memory("the weights alone take more than there is"):
@@ -336,18 +338,6 @@ def _assemble(
         )
     network = choose_layout(core, placement.device, say)
     return RewardModel(network, tokens, template, notes, replaced_padding, trained_head)
-
-
-def _refuse_wrong_path(name: str, path: str) -> None:
-    """Raise InputError where it is seen from the files' names that this is no model."""
-    if os.path.isfile(os.path.join(path, "adapter_config.json")):
-        raise InputError(f"{name}: is a LoRA adapter; `music merge` makes a reward model of it")
-    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "config.json")):
-        raise InputError(f"{name}: is a folder without a config.json; expected a model's folder")
-    if os.path.isfile(path) or not (os.path.isdir(path) or is_hub_id(path)):
-        raise InputError(
-            f"{name}: no such folder; expected a model's folder, a hub id or local/NAME"
-        )
 
 
 def _load(

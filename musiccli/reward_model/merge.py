@@ -16,7 +16,12 @@ from musiccli.core.messages import Message
 from musiccli.core.partial_files import partial_folder
 from musiccli.core.pretrained import load_adapter
 from musiccli.reward_model import checkpoint
-from musiccli.reward_model.adapter_config import CONFIG, Shapes, lora_settings
+from musiccli.reward_model.adapter_config import (
+    CONFIG,
+    Shapes,
+    lora_settings,
+    refuse_impossible_merge,
+)
 from musiccli.reward_model.model import RewardModel
 
 # An embedding that was saved whole, under the names that decoders give it.
@@ -47,8 +52,7 @@ def merge(
         InputError: `adapter` is no adapter, has no trained reward head or does not fit its
             backbone. Or merging would change rewards by more than float noise.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is there already; name another `out`")
+    refuse_impossible_merge(adapter, out)
     with contextlib.ExitStack() as stack:
         with _writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,15 +95,6 @@ def _merge(
 
 def _read(adapter: Path) -> tuple[dict[str, Any], Shapes]:
     """The adapter's configuration, and the shapes of its weights by their names."""
-    if (adapter / checkpoint.ADAPTER / CONFIG).is_file() and not (adapter / CONFIG).is_file():
-        raise InputError(
-            f"{adapter}: is merged already; its adapter alone is in {adapter / checkpoint.ADAPTER}"
-        )
-    if not (adapter / CONFIG).is_file():
-        raise InputError(
-            f"{adapter}: holds no {CONFIG}; expected the folder of a LoRA adapter, as peft writes "
-            "it"
-        )
     try:
         with safe_open(adapter / WEIGHTS, "pt") as weights:
             names = weights.keys()

@@ -15,6 +15,7 @@ from typing import Any
 
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError
+from musiccli.core.hub_access import hub_name, hub_problem
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 from musiccli.sample.arrow_tables import BATCH_ROWS, read_arrow, read_parquet, table_rows
@@ -260,6 +261,10 @@ def _open_hub(dataset: HubDataset, stream: bool, stats: RunStats) -> Rows:
     if dataset.path == CONTAMINATED:
         stats.say(f"{dataset.path} overlaps RewardBench; skywork (v0.2) does not")
     problem = f"{dataset.path}: no such file here, and it cannot be loaded from the hub"
+    if unreachable := hub_problem():
+        problem = (
+            f"{dataset.path}: no such file here, and {hub_name()} cannot be reached ({unreachable})"
+        )
     with _any_error_is_input_error(problem), _lists_configurations(dataset.path):
         data = _datasets().load_dataset(
             dataset.path,
