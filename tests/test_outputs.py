@@ -54,7 +54,18 @@ PLAIN = {  # what the text of an option or argument is, where it is no path
         "NAME",
         "PAGE",
     ),
-    *("POLICY", "REPO", "SECONDS", "STEPS", "TOKENS", "[MODEL=]URL", "DRAWS", "FACTOR", "COEF"),
+    *(
+        "[MODEL=]EFFORT",
+        "POLICY",
+        "REPO",
+        "SECONDS",
+        "STEPS",
+        "TOKENS",
+        "[MODEL=]URL",
+        "DRAWS",
+        "FACTOR",
+        "COEF",
+    ),
     *("RANK", "SHELL", "K/N", "KIND=P,...", "FRACTION"),
 }
 WORDS = {  # options with few values, and a name; help shows their kind

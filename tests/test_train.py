@@ -274,8 +274,6 @@ def test_a_lists_length_is_a_margin_so_that_each_contrasted_turn_can_count(base)
     [
         (("--margin-scale", 0, "--margin-field", "by"), "0: give a number above 0"),
         (("--margin-scale", -1, "--margin-field", "by"), "-1: give a number above 0"),
-        (("--margin-scale", "nan", "--margin-field", "by"), "nan: give a number above 0"),
-        (("--margin-scale", "inf", "--margin-field", "by"), "inf: give a number above 0"),
         (("--margin-scale", 2), "2: needs --margin-field, whose margins it multiplies"),
     ],
 )
@@ -1129,8 +1127,7 @@ def test_a_run_that_wrote_nothing_leaves_no_folder_of_its_own(run, file, tmp_pat
     assert out.exists() is existed
 
 
-@pytest.mark.parametrize("epochs", [0, "inf"])
-def test_no_epochs_train_nothing_and_are_refused(file, tmp_path, epochs):
+def test_no_epochs_train_nothing_and_are_refused(file, tmp_path):
     done = music(
         "train",
         file,
@@ -1139,14 +1136,11 @@ def test_no_epochs_train_nothing_and_are_refused(file, tmp_path, epochs):
         "--out",
         tmp_path / "rm",
         "--epochs",
-        epochs,
+        0,
     )
     assert (done.status, done.lines) == (
         2,
-        [
-            f"music train: error: --epochs {epochs}: trains nothing; give a number above 0, "
-            "or --steps"
-        ],
+        ["music train: error: --epochs 0: trains nothing; give a number above 0, or --steps"],
     )
     assert not (tmp_path / "rm").exists()
 
