@@ -1,8 +1,12 @@
 """By how much hidden states may differ between two right ways of computing them.
 
 In bf16 this depends on the model, and so it is measured: rounding moves the last hidden states of
-SmolLM2 135M by 0.8% of their norm, and those of Gemma 3 270M by 3%. Rewards are no measure. A
+SmolLM2 135M by 0.4% of their norm, and those of Gemma 3 270M by 3%. Rewards are no measure. A
 reward is one direction of a hidden state, and rounding may move it by a tenth of its usual size.
+
+The bound was tried on these two models and on toys of five families, with eager attention, sdpa,
+flex and packed rows: right states were at most 1.03 times the measured distance away, and those of
+conversations with five tokens too many at least 4.2 times.
 """
 
 import contextlib
@@ -13,8 +17,8 @@ import torch
 
 COPIES = 4  # of each conversation, to measure rounding on
 EPSILON = 2**-8  # the most, relative to a number, that bf16 moves it by
-FACTOR = 4.0  # right layouts were within 1.7 of the measured distance, of two-layer toys within 2.4
-LEAST = 1e-3  # of the norm of a state; in fp32 it is the whole measure
+FACTOR = 2.0  # of the measured distance, allowed
+LEAST = 1e-3  # of the norm of a state, allowed; in fp32 it is the whole measure
 
 
 def copies_for(core: Any) -> int:
@@ -24,21 +28,28 @@ def copies_for(core: Any) -> int:
 
 @contextlib.contextmanager
 def rounded_anew(layers: Iterable[torch.nn.Module], exact: int) -> Iterator[None]:
-    """Let each layer's output move at random by as much as bf16 rounds.
+    """Let the output of each module of each layer move at random by as much as bf16 rounds.
 
     Args:
         layers: of the backbone, not compiled.
-        exact: how many rows of a batch stay as they are; these come first.
+        exact: how many rows of a batch stay as they are; these come first. COPIES times as many
+            follow.
     """
+    batch = exact * (1 + COPIES)
+    generators: dict[torch.device, torch.Generator] = {}
 
-    def move(layer: torch.nn.Module, inputs: Any, output: Any) -> None:
+    def move(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        moved = hidden[exact:]
-        generator = torch.Generator(moved.device).manual_seed(0)
-        noise = torch.rand(moved.shape, generator=generator, device=moved.device)
-        moved.copy_(moved.float() * (1 + EPSILON * (2 * noise - 1)))
+        if isinstance(hidden, torch.Tensor) and hidden.dim() > 2 and len(hidden) == batch:
+            moved = hidden[exact:]
+            device = moved.device
+            if device not in generators:
+                generators[device] = torch.Generator(device).manual_seed(0)
+            noise = torch.rand(moved.shape, generator=generators[device], device=device)
+            moved.copy_(moved.float() * (1 + EPSILON * (2 * noise - 1)))
 
-    handles = [layer.register_forward_hook(move) for layer in layers]
+    modules = {module for layer in layers for module in layer.modules()}
+    handles = [module.register_forward_hook(move) for module in modules]
     try:
         yield
     finally:
