@@ -27,7 +27,7 @@ from transformers import (
 from musiccli.core.errors import InputError
 from musiccli.gpu.block_mask import BLOCK, block_mask, row_length, row_masks
 from musiccli.gpu.cards import bf16_flops, mfu
-from musiccli.gpu.compilation import compile_layers
+from musiccli.gpu.compilation import compile_attention, compile_layers
 from musiccli.gpu.precision import cast_hidden_states
 from musiccli.reward_model import batch_layout
 from musiccli.reward_model import network as network_module
@@ -150,6 +150,31 @@ def test_compiled_flex_attention_equals_padding(family, backward_on_cpu):
     )
     assert counters["stats"]["unique_graphs"] == graphs  # another row of the same length
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_router_loss_beside_compiled_attention_is_that_of_padding(recomputed, backward_on_cpu):
+    config = MixtralConfig(**SIZE, head_dim=16, num_local_experts=4, num_experts_per_tok=2)
+    torch.manual_seed(0)
+    core = AutoModelForSequenceClassification.from_config(config)
+    expected = with_router_loss(RewardNetwork(core))
+    if recomputed:
+        core.activation_checkpointing_enable({"use_reentrant": False})
+    network = compiled(core)
+    compile_attention(network.layers, backend="aot_eager")
+    assert_same(with_router_loss(network), expected)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def with_router_loss(network):
+    """Rewards and router loss; and the gradients of their sum."""
+    network.balances_experts = True
+    network.train()
+    network.zero_grad(set_to_none=True)
+    outputs = torch.cat([output.flatten() for output in network(groups())])
+    outputs.sum().backward()
+    return outputs.detach(), {name: weight.grad for name, weight in network.named_parameters()}
 
 
 @pytest.mark.slow

@@ -29,6 +29,21 @@ def compile_layers(layers: Iterable[torch.nn.Module], backend: str = "inductor")
         layer.compile(backend=backend, dynamic=False)
 
 
+def compile_attention(layers: Iterable[Any], backend: str = "inductor") -> None:
+    """Let PyTorch compile the attention of each layer, in place of the whole layer.
+
+    transformers records the logits of routers by hooks that cannot be compiled. The rest of such a
+    layer would not be either, and flex attention with it, where activations are computed again.
+
+    Args:
+        layers: of a mixture of experts, `self_attn` in each.
+        backend: of `torch.compile`.
+    """
+    layers = list(layers)
+    undo_compilation(layers)
+    compile_layers([layer.self_attn for layer in layers], backend)
+
+
 def undo_compilation(layers: Iterable[torch.nn.Module]) -> None:
     """Let layers run as they were before `compile_layers`."""
     for layer in layers:

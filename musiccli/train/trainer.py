@@ -1,6 +1,7 @@
 """One optimizer step on this rank's share of the pairs, and the measurement of held-out pairs."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -13,7 +14,7 @@ from musiccli.core.errors import InputError
 from musiccli.core.progress import Clock
 from musiccli.gpu.block_mask import row_length
 from musiccli.gpu.cards import bf16_flops, mfu
-from musiccli.gpu.compilation import recompute
+from musiccli.gpu.compilation import compile_attention, recompute
 from musiccli.gpu.memory import free_bytes
 from musiccli.reward_model.activations import MARGIN, checkpoint_activations, kept_share
 from musiccli.reward_model.checkpoint import RewardModel
@@ -60,6 +61,8 @@ class Trainer:
         model.network.budget = config.budget
         self._router_coefficient = router_coefficient(model, config)
         model.network.balances_experts = self._router_coefficient > 0
+        if model.network.flex and model.network.balances_experts:
+            compile_attention(model.network.layers)
         trained = [weight for weight in model.network.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -154,6 +157,8 @@ class Trainer:
         total = torch.cuda.get_device_properties(device).total_memory
         free = free_bytes(device) - coming - copied - MARGIN * total
         share = kept_share(longest * kept, longest * inputs, config.num_hidden_layers, free)
+        if network.balances_experts:  # experts are not compiled: all that they keep, or nothing
+            share = math.floor(share)
         share = min(process_group(self.accelerator).gather([share]))
         layer = longest * kept / config.num_hidden_layers
         used = longest * (inputs + share * (kept - inputs)) + 2 * layer
