@@ -6,6 +6,8 @@ from typing import Any
 
 import orjson
 
+from musiccli.core.text_safety import valid_text
+
 MAX_DEPTH = 250  # of lists and objects in each other; orjson writes 254 at most
 # An escaped backslash, a pair of surrogates, or half of one (group 1), which orjson refuses.
 _ESCAPE = re.compile(
@@ -55,12 +57,12 @@ def check_depth(value: object) -> None:
 
 
 def encode(value: object) -> bytes:
-    """A value as compact JSON in UTF-8. A lone surrogate becomes a question mark."""
+    """A value as compact JSON in UTF-8. A lone surrogate becomes a replacement character."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:  # an integer beyond 64 bits, or a lone surrogate
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode("utf-8", "replace")
+        return valid_text(text).encode()
 
 
 def _containers(container: dict[str, Any] | list[Any]) -> list[Any]:

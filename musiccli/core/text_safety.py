@@ -20,6 +20,15 @@ _LINKED = re.compile(r"://|\bwww\.|@|\bGH-\d", re.IGNORECASE)
 _LAST_BRACKETS = re.compile(r"(?<=\S )\[[^][()<>`\\|*_~&$#]*\](?: of [\d,]+)?$")
 
 
+def valid_text(text: str) -> str:
+    """The text with a replacement character for each half of a surrogate pair that stands alone.
+
+    Texts that were cut within an emoji hold such halves. No file can hold them, and no tokenizer
+    takes them.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def visible(text: str) -> str:
     """The text with every control and invisible character replaced by a printable name for it.
 

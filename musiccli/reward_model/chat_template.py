@@ -33,6 +33,7 @@ from musiccli.core.messages import (
     with_tools,
 )
 from musiccli.core.template_limits import TemplateLimitError, apply_chat_template
+from musiccli.core.text_safety import valid_text
 
 DATE_CALL = re.compile(
     r"""strftime_now\((["'])([^"'\n]*)\1\)"""
@@ -153,7 +154,7 @@ class ChatTemplate:
         """
         messages, tools = self._prepare(messages, tools)
         try:
-            return self._apply(self.fold_system(messages), tools)
+            return valid_text(self._apply(self.fold_system(messages), tools))
         except TemplateLimitError as error:
             raise RecordError(str(error), field="messages") from error
         except Exception as error:  # templates raise whatever jinja raises

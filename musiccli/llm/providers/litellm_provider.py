@@ -13,6 +13,7 @@ from typing import Any
 
 from musiccli.core.errors import InputError
 from musiccli.core.retry_after import parse_retry_after
+from musiccli.core.text_safety import valid_text
 from musiccli.llm.call import Call, Reply, finish_reason
 from musiccli.llm.endpoints import OPENAI_COMPATIBLE
 from musiccli.llm.prices import TokenPrices, listed_prices, prices_of
@@ -23,7 +24,7 @@ from musiccli.llm.provider_errors import (
     redact,
 )
 from musiccli.llm.providers.guarded_http import guarded
-from musiccli.llm.providers.replies import empty_cause, token_count, valid_text
+from musiccli.llm.providers.replies import empty_cause, token_count
 
 # litellm gives these errors status 500; no later attempt helps.
 UNUSABLE = re.compile(r"missing .{0,200}(api.?key|credentials)|no module named", re.IGNORECASE)

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from musiccli.core.text_safety import valid_text
 from musiccli.llm.call import Reply, finish_reason
 from musiccli.llm.provider_errors import ProviderError, redact_keys
 from musiccli.llm.providers.bodies import MAX_ERROR_BODY
@@ -75,14 +76,6 @@ def empty_cause(message: Mapping[str, Any], finish: str) -> str:
     if finish == "stop" and (message.get("reasoning_content") or message.get("reasoning")):
         return "reasoning"
     return finish
-
-
-def valid_text(text: str) -> str:
-    """The text with a replacement character for each half of a surrogate pair that stands alone.
-
-    Servers that cut a reply within an emoji send such halves. No file can hold them.
-    """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def same_model(name: str, served: str) -> bool:
