@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 
 import aiohttp
 import preloaded
@@ -629,6 +630,20 @@ def test_a_full_queue_is_429_with_retry_after_and_goes_on_later(model, gate):
         assert client.request("/classify", body)[0] == 200
 
 
+def test_what_would_not_be_done_in_time_is_429(model, gate):
+    """Two tokens in a second are known, and a minute is left; an empty queue takes all the same."""
+    with running(model, warm_up=False, timeout=60) as client, ThreadPoolExecutor(1) as other:
+        client.server._batchers["rm"].stats.speeds.append(2.0)
+        body = {"messages": talk("word " * 90, "a")}
+        first = other.submit(client.request, "/classify", body)
+        wait_until(lambda: client.metric("waiting_tokens", model="rm"))
+        status, reply = client.request("/classify", body)
+        gate.set()
+        assert status == 429 and reply["error"]["message"].startswith("too many tokens are waiting")
+        assert first.result()[0] == 200
+        assert client.request("/classify", body)[0] == 200
+
+
 def test_what_is_not_done_in_time_is_504(model, gate):
     with running(model, warm_up=False, timeout=0.2) as client:
         status, reply = client.request("/classify", {"messages": talk("q", "a")})
@@ -762,6 +777,42 @@ def test_the_oldest_is_never_passed_over(model):
     [item] = loop.run_until_complete(fill())
     loop.close()
     assert len(item.conversation.ids) > 90
+
+
+def test_what_came_first_is_computed_first_with_what_begins_like_it(model):
+    """A system message that all have lets none pass the others; a history that two share does."""
+    history = talk(*["a history that two of them share"] * 8, "q")
+    texts = [f"{letter} " * 30 for letter in "zyxwvutsrqponm"]
+
+    async def fill():
+        batcher = batcher_of(model, budget=400)
+        waiting = [
+            history + talk("", "a")[1:],
+            *map(talk, texts, texts),
+            history + talk("", "b")[1:],
+        ]
+        encoded = [model.chat_template.encode(messages, False) for messages in waiting]
+        score = asyncio.create_task(batcher.score(encoded))
+        await asyncio.sleep(0)
+        batches = []
+        while batch := batcher._next_batch():
+            batches.append([encoded.index(item.conversation) for item in batch])
+        score.cancel()
+        return batches
+
+    first, *batches = asyncio.run(fill())
+    assert batches and [*first, *chain(*batches)] == [0, 15, *range(1, 15)]
+
+
+def test_a_fault_of_the_queue_is_500_and_the_server_goes_on(model, monkeypatch):
+    body = {"messages": talk("q", "a")}
+    with running(model) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(model.network, "token_count", lambda _: 1 / 0)
+            status, reply = client.request("/classify", body)
+        assert status == 500
+        assert reply["error"]["message"] == "ZeroDivisionError (a fault of the server)"
+        assert client.request("/classify", body)[0] == 200
 
 
 # The command

@@ -276,13 +276,14 @@ class RewardServer:
 
     async def _score(self, request: web.Request) -> web.Response:
         abandoned = threading.Event()
+        deadline = time.monotonic() + self.config.timeout
         raw: bytes | None = None
         try:
             async with asyncio.timeout(self.config.timeout):
                 raw = await self._read_body(request)
                 try:
-                    prepared = await self._read(request.path, raw, abandoned)
-                    return _json(await self._reply(prepared))
+                    prepared = await self._read(request.path, raw, deadline, abandoned)
+                    return _json(await self._reply(prepared, deadline))
                 finally:
                     self._body_bytes -= len(raw)
         except TimeoutError:
@@ -321,26 +322,32 @@ class RewardServer:
             raise HttpError(400, "the body cannot be read") from None
         return bytes(body)
 
-    async def _read(self, path: str, raw: bytes, abandoned: threading.Event) -> Prepared:
+    async def _read(
+        self, path: str, raw: bytes, deadline: float, abandoned: threading.Event
+    ) -> Prepared:
         """Make tokens of a body in the thread that reads. Errors are those of `_prepare`."""
         run = asyncio.get_running_loop().run_in_executor
-        reading = run(self._readers, self._prepare, path, raw, abandoned)
+        reading = run(self._readers, self._prepare, path, raw, deadline, abandoned)
         self._reading.add(reading)
         try:
             return await reading
         finally:
             self._reading.discard(reading)
 
-    def _prepare(self, path: str, raw: bytes, abandoned: threading.Event) -> Prepared:
+    def _prepare(
+        self, path: str, raw: bytes, deadline: float, abandoned: threading.Event
+    ) -> Prepared:
         """Make tokens of a body.
 
         Raises:
+            QueueFull: there is no room for any.
             RecordError: the body has no form that is known at this path.
             HttpError: it names a model that is not served.
         """
         body = _parse_body(raw)
         protocol = choose_protocol(path, body)
         served = self._find_model(body, protocol)
+        self._batchers[served.name].check_room(0, deadline)  # before the work of making tokens
         per_turn = is_per_turn(body)
         with_bos = body.get("add_special_tokens") is not False
         items: list[EncodedItem | RecordError] = []
@@ -365,7 +372,7 @@ class RewardServer:
         names = ", ".join(served.name for served in self.models)
         raise HttpError(404, f"no such model; there are: {names}")
 
-    async def _reply(self, prepared: Prepared) -> Any:
+    async def _reply(self, prepared: Prepared, deadline: float) -> Any:
         """Compute the rewards of a request, and write them as its protocol does."""
         errors = [
             {"index": index, "message": str(item)}
@@ -375,10 +382,10 @@ class RewardServer:
         self.metrics.failed_items += len(errors)
         if errors and (len(errors) == len(prepared.items) or not prepared.protocol.names_errors):
             raise _bad_items(errors, len(prepared.items))
-        results = await self._compute(prepared)
+        results = await self._compute(prepared, deadline)
         return prepared.protocol.write(prepared.body, prepared.served.name, results)
 
-    async def _compute(self, prepared: Prepared) -> list[Result]:
+    async def _compute(self, prepared: Prepared, deadline: float) -> list[Result]:
         """The result of each item.
 
         Raises:
@@ -386,7 +393,7 @@ class RewardServer:
         """
         good = [item for item in prepared.items if isinstance(item, EncodedItem)]
         batcher = self._batchers[prepared.served.name]
-        computed = iter(await batcher.score([item.conversation for item in good]))
+        computed = iter(await batcher.score([item.conversation for item in good], deadline))
         results: list[Result] = []
         for item in prepared.items:
             rewards = item if isinstance(item, RecordError) else next(computed)
