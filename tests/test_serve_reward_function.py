@@ -7,6 +7,7 @@ import threading
 import pytest
 from build import talk, weather
 from test_serve import CLOSE, expected, folder, model, running  # noqa: F401  (fixtures)
+from test_serve_client import pass_waits
 
 from musiccli import InputError, MusicError, RecordError, RewardFunction
 from musiccli.core.errors import CallError
@@ -100,7 +101,7 @@ def test_openrlhf_gives_text_of_the_actor(model, folder):  # noqa: F811
 def test_the_key_is_read_from_the_environment(model, monkeypatch):  # noqa: F811
     with running(model, api_key="secret") as client:
         reward = RewardFunction(client.server.address)
-        with pytest.raises(RecordError, match="Authorization"):
+        with pytest.raises(CallError, match=r"Authorization: Bearer KEY \(set MUSIC_API_KEY\)$"):
             reward(["q"], ["a"])
         monkeypatch.setenv("MUSIC_API_KEY", "secret")
         assert len(reward(["q"], ["a"])) == 1
@@ -113,17 +114,17 @@ def test_a_server_that_is_away_is_asked_again_and_then_named(waits):
 
 
 def test_a_busy_server_is_asked_again_when_it_said(model, monkeypatch):  # noqa: F811
-    waits = []
+    most = "musiccli.serve.server.MAX_REQUESTS"
+    seconds = pass_waits(monkeypatch, lambda: monkeypatch.setattr(most, 9))
     with running(model, warm_up=False) as client:
-        monkeypatch.setattr("musiccli.serve.server.MAX_REQUESTS", 0)
-
-        def sleep(seconds):
-            waits.append(seconds)
-            monkeypatch.setattr("musiccli.serve.server.MAX_REQUESTS", 9)
-
-        monkeypatch.setattr("musiccli.serve.reward_function.time.sleep", sleep)
+        monkeypatch.setattr(most, 0)
         found = RewardFunction(client.server.address)(["q"], ["a"])
-    assert len(found) == 1 and waits == [1]
+    assert len(found) == 1 and seconds == [1]
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    return pass_waits(monkeypatch)
 
 
 @contextlib.contextmanager
@@ -153,14 +154,6 @@ def replying(status: int, body: bytes, **headers: str):
         server.server_close()
 
 
-@pytest.fixture
-def waits(monkeypatch):
-    """The seconds that are waited for between attempts, which then pass at once."""
-    waits = []
-    monkeypatch.setattr("musiccli.serve.reward_function.time.sleep", waits.append)
-    return waits
-
-
 @pytest.mark.parametrize(
     ("header", "wait"),
     [
@@ -176,7 +169,7 @@ def test_whatever_a_busy_server_says_of_the_wait_it_is_asked_again(waits, header
         pytest.raises(CallError, match=r"/classify: busy$"),
     ):
         RewardFunction(address)(["q"], ["a"])
-    assert len(waits) == 7 and waits[0] == wait
+    assert waits[0] == wait and sum(waits) == 1800 - wait
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from musiccli.cli.options import BUDGET, MAX_LENGTH, NUM_PROCESSES
 from musiccli.cli.paths import NAMED_MODEL_READ, TOKENIZER_READ
 from musiccli.core.errors import InputError
 from musiccli.core.progress import say
-from musiccli.serve.config import ServeConfig
+from musiccli.serve.config import MIN_MAX_BODY, ServeConfig
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -62,7 +62,7 @@ def serve(
         ),
     ] = ServeConfig.patience,
     max_body: Annotated[
-        int, typer.Option(min=1, metavar="MB", help="Refuse larger requests (413).")
+        int, typer.Option(min=MIN_MAX_BODY, metavar="MB", help="Refuse larger requests (413).")
     ] = ServeConfig.max_body,
     max_queue: Annotated[
         int,

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from musiccli.reward_model import DEFAULT_BUDGET
 
+MIN_MAX_BODY = 1  # megabytes, to which no server sets its limit below: clients send no more at once
+
 
 @dataclass(frozen=True)
 class ServeConfig:

@@ -1,29 +1,17 @@
 """A reward model as the function that RL trainers call: in this process, or behind a server."""
 
-import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from http.client import HTTPException
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
-from musiccli.core.errors import CallError, InputError, RecordError
-from musiccli.core.json_text import decode
+from musiccli.core.errors import InputError, RecordError
 from musiccli.core.messages import Message
-from musiccli.core.retry_after import parse_retry_after
 from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.model import RewardModel
 from musiccli.serve.actor_template import ActorTemplate
+from musiccli.serve.client import RewardClient
 from musiccli.serve.scoring import score_all
 from musiccli.serve.served_model import Item, Reply, ServedModel
-
-ATTEMPTS = 8  # of a request to a busy or restarting server
-LONGEST_WAIT = 30.0  # seconds between two attempts
-TIMEOUT = 300.0  # seconds for one reply
-KEY_VARIABLE = "MUSIC_API_KEY"  # the environment variable with the server's key
 
 
 class RewardFunction:
@@ -47,7 +35,7 @@ class RewardFunction:
             None is the length of the model's context. A server has its own limit.
 
     Raises:
-        InputError: there is no such model.
+        InputError: there is no such model, or it is no address.
     """
 
     __name__ = "reward_model"  # under which trainers log it
@@ -59,14 +47,13 @@ class RewardFunction:
         actor_template: str | None = None,
         max_length: int | None = None,
     ) -> None:
-        self._address = ""
-        self._served: ServedModel | None = None
+        self._model: RewardClient | ServedModel
         if isinstance(model, str) and model.startswith(("http://", "https://")):
-            self._address = model.rstrip("/")
+            self._model = RewardClient(model)
         else:
             loaded = model if isinstance(model, RewardModel) else RewardModel.load(str(model))
             limit = min(max_length or loaded.context_length, loaded.context_length)
-            self._served = ServedModel("", "", loaded, limit)
+            self._model = ServedModel("", "", loaded, limit)
         self._template = ActorTemplate.load(actor_template) if actor_template else None
 
     def __call__(
@@ -171,16 +158,9 @@ class RewardFunction:
         ]
         if not items:
             return []
-        if self._served is None:
-            return self._ask(items, per_turn)
-        return score_items(self._served, items, per_turn)
-
-    def _ask(self, replies: Sequence[Reply], per_turn: bool) -> list[list[float]]:
-        """The rewards as the server computes them."""
-        conversations = [{"messages": item.messages, "tools": item.tools} for item in replies]
-        body = {"messages": conversations, "per_turn": per_turn, "allow_empty_reply": True}
-        url = f"{self._address}/classify"
-        return _post(url, json.dumps(body).encode(), partial(_read_reply, len(replies), per_turn))
+        if isinstance(self._model, RewardClient):
+            return self._model.score(items, per_turn)
+        return score_items(self._model, items, per_turn)
 
 
 def score_items(served: ServedModel, items: Sequence[Item], per_turn: bool) -> list[list[float]]:
@@ -222,72 +202,3 @@ def _conversations(
 
 def _as_messages(role: str, value: Any) -> list[Any]:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
-
-
-def _read_reply(count: int, per_turn: bool, raw: bytes) -> list[list[float]]:
-    """The rewards in a reply.
-
-    Args:
-        count: of the conversations that were sent.
-        per_turn: whether the reward after every turn was asked for.
-        raw: the reply.
-
-    Raises:
-        RecordError: a conversation cannot be scored. It says which.
-        ValueError: it is no reply of `music serve` to so many conversations.
-    """
-    try:
-        data = decode(raw)["data"]
-        if len(data) != count:
-            raise ValueError
-        rewards = []
-        for number, item in enumerate(data):
-            if "error" in item:
-                raise RecordError(item["error"]["message"], where=f"conversation {number}")
-            rewards.append([float(value) for value in item["turn_scores" if per_turn else "probs"]])
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"the reply is not that of music serve to {count} conversations") from None
-    if not all(rewards):
-        raise ValueError("the reply holds a conversation without a reward")
-    return rewards
-
-
-def _post(url: str, body: bytes, read: Callable[[bytes], list[list[float]]]) -> list[list[float]]:
-    """What `read` makes of the server's reply.
-
-    A server that is busy, starting or away is asked again for a while, as is one whose reply
-    cannot be read.
-
-    Raises:
-        RecordError: it refuses the request.
-        CallError: it does not answer, or `read` raises ValueError.
-    """
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY_VARIABLE):
-        headers["Authorization"] = f"Bearer {key}"
-    problem = ""
-    for attempt in range(ATTEMPTS):
-        wait = min(2.0**attempt, LONGEST_WAIT)
-        try:
-            with urlopen(Request(url, body, headers), timeout=TIMEOUT) as reply:
-                return read(reply.read())
-        except HTTPError as error:
-            problem = _message(error)
-            if error.code not in (408, 429, 500, 502, 503, 504):
-                raise RecordError(problem) from None
-            wait = min(parse_retry_after(error.headers.get("Retry-After")) or wait, LONGEST_WAIT)
-        except (URLError, HTTPException, OSError) as error:
-            problem = str(getattr(error, "reason", "") or error)
-        except ValueError as error:
-            problem = str(error)
-        if attempt < ATTEMPTS - 1:
-            time.sleep(wait)
-    raise CallError(f"{url}: {problem}")
-
-
-def _message(error: HTTPError) -> str:
-    """What the server says is wrong."""
-    try:
-        return str(json.loads(error.read())["error"]["message"])
-    except (ValueError, KeyError, TypeError, OSError, HTTPException):
-        return f"HTTP status {error.code}"
