@@ -212,6 +212,18 @@ def test_a_part_of_a_message_that_names_no_type_may_not_hold_a_picture():
             read({"messages": [{"role": "user", "content": [part]}, assistant("a")]})
 
 
+@pytest.mark.parametrize(
+    "conversations",
+    [
+        [{"from": "User", "value": "q"}, {"from": "Assistant", "value": "a"}],
+        [{"from": "human", "value": "q"}, {"from": "bing", "value": "a"}],
+        {"from": ["human", "gpt"], "value": ["q", "a"]},
+    ],
+)
+def test_roles_may_have_other_names_and_columns_of_their_own(conversations):
+    assert read_one({"conversations": conversations})["messages"] == [user("q"), assistant("a")]
+
+
 def test_lists_of_turns_are_no_candidates():
     row = {"prompt": "x", "chosen": ["u", "a", "v", "b"], "rejected": ["u", "a", "v", "c"]}
     with pytest.raises(RecordError, match=r"^rows.jsonl:1: chosen: begins as `rejected` does"):

@@ -6,8 +6,11 @@ from dataset_rows import emitted, read, rows
 
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
+from musiccli.core.run_stats import RunStats
 from musiccli.sample import formats
+from musiccli.sample.config import Emit, SampleConfig
 from musiccli.sample.formats import chats
+from musiccli.sample.sampler import sample
 
 ROSE = user("How do I prune a rose?")
 BUD = [ROSE, assistant("Cut above a bud.")]
@@ -302,6 +305,8 @@ def test_a_conversation_of_kto_whose_label_is_null_has_none_and_makes_no_pair(ro
         {"info": {"post": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": None},
         {"instruction": "q", "output_1": "a", "output_2": "b", "label": None},
         {"prompt": "q", "response_1": "a", "response_2": "b"},
+        {"prompt": "q", "completion_a": "a", "completion_b": "b", "winner": "a"},
+        {"prompt": "q", "answer1": "a", "answer2": "b", "better": 1},
         {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]},
     ],
     ids=lambda row: " ".join(row),
@@ -392,6 +397,15 @@ def test_orca_by_argilla_has_ties():
     assert counts == {"rows read": 2, "dropped (tie)": 1}
     with pytest.raises(RecordError, match="status: is 'odd'; it should be unchanged, swapped or"):
         read({**row, "status": "odd"})
+
+
+def test_orca_by_argilla_keeps_both_ratings_and_its_judges_prompt_is_no_history():
+    row = {"system": "", "input": "2+2?", "chosen": "4", "rejected": "5", "rating": [9.0, 8.0]}
+    lines = []
+    row |= {"labelling_prompt": [{"role": "user", "content": "Rate them."}], "status": "unchanged"}
+    stats = RunStats(say=lines.append)
+    [pair] = sample([("", Record(row))], SampleConfig(emit=Emit.pairs), stats=stats)
+    assert pair["metadata"]["rating"] == [9.0, 8.0] and lines == []
 
 
 def ranked(*completions):

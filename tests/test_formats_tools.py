@@ -54,6 +54,20 @@ def test_openais_calls_and_results_are_kept():
     ]
 
 
+def test_when2call_is_a_preference_between_two_replies_to_the_messages():
+    function = {"name": "w", "parameters": {}}
+    row = {
+        "tools": [json.dumps(function)],
+        "messages": [user("weather?")],
+        "chosen_response": assistant("Where?"),
+        "rejected_response": assistant("<TOOLCALL>[w]</TOOLCALL>"),
+    }
+    [record] = read(row, pairs=True)
+    assert record["chosen"] == [user("weather?"), assistant("Where?")]
+    assert record["rejected"] == [user("weather?"), row["rejected_response"]]
+    assert record["tools"] == [{"type": "function", "function": function}]
+
+
 def test_thoughts_are_kept_beside_the_reply():
     [row] = rows("thinking_reasoning")
     [record] = read(row)

@@ -274,6 +274,17 @@ def test_a_record_that_is_another_kind_is_refused_by_what_it_is():
     )
 
 
+@pytest.mark.parametrize(
+    "column, value", [("rejected_messages", [user()]), ("rejected_response", "b")]
+)
+def test_a_row_of_a_preference_is_no_conversation(column, value):
+    row = {"messages": [user(), assistant()], column: value}
+    assert fault(records.parse_any, row) == (
+        f"in.jsonl:7: {column}: stands beside messages and holds a side; music sample reads such "
+        "files"
+    )
+
+
 def test_a_null_field_is_absent_but_an_unread_winner_is_told():
     nulls = {"id": None, "metadata": None, "scores": None, "zebra": None, "winner": None}
     parsed = records.parse_any(Record({"messages": TALK, **nulls}))
@@ -298,7 +309,8 @@ def test_a_whole_number_that_a_table_wrote_as_a_float_is_one():
 def test_a_record_of_no_known_kind_is_refused():
     assert (
         fault(records.parse_any, {"id": "x", "text": "hello"})
-        == "in.jsonl:7: has neither messages, nor chosen and rejected, nor a and b"
+        == "in.jsonl:7: has neither messages, nor chosen and rejected, nor a and b; music sample "
+        "reads the rows of datasets"
     )
 
 

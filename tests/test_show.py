@@ -448,7 +448,8 @@ def test_no_matching_record_is_reported():
         (
             [],
             [{"id": "x"}],
-            "<stdin>:1: has neither messages, nor chosen and rejected, nor a and b",
+            "<stdin>:1: has neither messages, nor chosen and rejected, nor a and b; music sample "
+            "reads the rows of datasets",
         ),
         (
             [],

@@ -4,6 +4,7 @@ A message is OpenAI's: an assistant may call functions and hold its thoughts, an
 holds the result of a call. A turn is all that follows one message of the user.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NotRequired, TypedDict
@@ -133,6 +134,10 @@ def parse_tools(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _parse_tool(record: Mapping[str, Any], field: str, tool: object) -> dict[str, Any]:
+    """Check a function on offer: an object, or its JSON text."""
+    if isinstance(tool, str):
+        with contextlib.suppress(ValueError):
+            tool = json_text.decode(tool.encode())
     fields = tool if isinstance(tool, dict) else {}
     function = fields.get("function", fields)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

@@ -191,6 +191,10 @@ def record_kind(record: Mapping[str, Any]) -> RecordKind | None:
 def parse_conversation(record: Record) -> Record:
     """Check a Conversation. A record without an `id` gets one from its content."""
     _require_kind(record, "conversation")
+    for column in ("rejected_messages", "rejected_response"):
+        if record.get(column):
+            problem = "stands beside messages and holds a side; music sample reads such files"
+            raise _error(record, column, problem)
     if system_text(record) and isinstance(record.get("messages"), list):
         record["messages"] = with_system_message(record, read_messages(record, "messages"))
     parse_messages(record, "messages")
@@ -261,7 +265,10 @@ def parse_any(record: Record) -> Record:
     """Check a Conversation, a Preference or a Comparison, whichever its fields make it."""
     kind = record_kind(record)
     if kind is None:
-        problem = "has neither messages, nor chosen and rejected, nor a and b"
+        problem = (
+            "has neither messages, nor chosen and rejected, nor a and b; music sample reads the "
+            "rows of datasets"
+        )
         raise RecordError(problem, record=record)
     return parse_conversation(record) if kind == "conversation" else parse_comparison(record)
 

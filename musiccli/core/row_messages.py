@@ -32,6 +32,8 @@ ROLE_NAMES = {  # the datasets' names of roles, and ours
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "tool": "tool",
@@ -101,6 +103,7 @@ def _with_prompt(row: Row, name: str, side: list[Message]) -> list[Message]:
     prompt = row.get("prompt")
     if not prompt:
         return side
+    _refuse_template(row, "prompt")
     history, latest = read_history(row), _read_prompt_alone(row)
     start = _join_history(history, latest)
     if side[: len(start)] == start:
@@ -113,7 +116,6 @@ def _with_prompt(row: Row, name: str, side: list[Message]) -> list[Message]:
         raise RecordError(
             "neither holds the prompt nor begins with the assistant", field=name, record=row
         )
-    _refuse_template(row, "prompt")
     return start + side
 
 
@@ -197,10 +199,11 @@ def read_messages(row: Row, field: str) -> list[Message]:
     messages: list[Message] = []
     for index, message in enumerate(_listed(value)):
         fields = message if isinstance(message, dict) else {}
-        role = fields.get("role") or fields.get("from")
-        if not isinstance(role, str) or role not in ROLE_NAMES:
+        name = fields.get("role") or fields.get("from")
+        role = name.lower() if isinstance(name, str) else ""
+        if role not in ROLE_NAMES:
             raise RecordError(
-                f"is no message by the system, the user or the assistant (role {role!r})",
+                f"is no message by the system, the user or the assistant (role {name!r})",
                 field=f"{field}[{index}]",
                 record=row,
             )
@@ -209,9 +212,9 @@ def read_messages(row: Row, field: str) -> list[Message]:
             content = join_parts(row, f"{field}[{index}].content", content)
         tool_fields = TOOL_FIELDS if ROLE_NAMES[role] in ("tool", *RESULT_ROLES) else ()
         extra: Any = {
-            name: fields[name]
-            for name in (*tool_fields, *ASSISTANT_FIELDS, *MEDIA_FIELDS)
-            if fields.get(name) is not None
+            key: fields[key]
+            for key in (*tool_fields, *ASSISTANT_FIELDS, *MEDIA_FIELDS)
+            if fields.get(key) is not None
         }
         parsed: Any = {"role": ROLE_NAMES[role], "content": content, **extra}
         messages.append(parsed)
@@ -223,7 +226,8 @@ def _listed(value: Any) -> list[Any]:
     if isinstance(value, list):
         return value
     lists = [value[name] for name in value if isinstance(value[name], list)]
-    if isinstance(value.get("role"), list) and len({len(items) for items in lists}) == 1:
+    roles = value.get("role") or value.get("from")
+    if isinstance(roles, list) and len({len(items) for items in lists}) == 1:
         names = [name for name in value if isinstance(value[name], list)]
         return [dict(zip(names, items, strict=True)) for items in zip(*lists, strict=True)]
     return [value]

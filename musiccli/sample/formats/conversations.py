@@ -15,6 +15,11 @@ from musiccli.core.row_messages import (
 )
 from musiccli.sample.columns import Format, make_record
 
+# Columns of one of several replies, as response_a, completion1 or responses.
+_SEVERAL_REPLIES = re.compile(
+    r"(response|completion|answer|output|reply|generation)_?(\d+|[a-zA-Z])|completions|responses"
+)
+
 
 def read_conversation(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the row's conversation, after the system message of its own column if there is one."""
@@ -46,7 +51,7 @@ def prompt_and_completion(row: Record) -> list[Message]:
 
 def _has_one_reply_at_most(row: Record) -> bool:
     """Whether no column holds one of several responses, which only a known label could rank."""
-    return not any(re.fullmatch(r"responses|response_?(\d+|[a-zA-Z])", name) for name in row)
+    return not any(row[name] and _SEVERAL_REPLIES.fullmatch(name) for name in row)
 
 
 def _refuse_one_side(row: Record) -> None:

@@ -1,5 +1,7 @@
 """NeMo: a context with ranked completions, or a prompt with a chosen and a rejected response.
 
+When2Call (nvidia/When2Call) has `messages` for the prompt, and responses as messages.
+
 docs.nvidia.com/nemo/rl, PreferenceDataset. Its HelpSteer3 repeats one response where people saw no
 difference.
 """
@@ -58,10 +60,10 @@ def read_ranked_pairs(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 def read_responses(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """The chosen response over the rejected one, or a tie where their texts are equal."""
-    history = with_system_message(row, read_prompt(row))
+    start = read_prompt(row) if "prompt" in row else read_messages(row, "messages")
+    history = with_system_message(row, start)
     chosen, rejected = (
-        [*history, assistant_message(read_text(row, f"{name}_response"))]
-        for name in ("chosen", "rejected")
+        [*history, *_response(row, f"{name}_response")] for name in ("chosen", "rejected")
     )
     texts = ("chosen_response", "rejected_response")
     if chosen == rejected:
@@ -69,6 +71,13 @@ def read_responses(row: Record, source: str) -> Iterator[dict[str, Any]]:
         yield tie | {"winner": "tie"}
     else:
         yield make_record(row, source, {"chosen": chosen, "rejected": rejected}, texts=texts)
+
+
+def _response(row: Record, column: str) -> list[Message]:
+    """A response as a text, or as messages."""
+    if isinstance(row[column], list | dict):
+        return read_messages(row, column)
+    return [assistant_message(read_text(row, column))]
 
 
 def _completions(row: Record) -> list[Completion]:
@@ -105,6 +114,12 @@ FORMATS = [
         "NeMo responses",
         order=102,
         columns=frozenset({"prompt", "chosen_response", "rejected_response"}),
+        read=read_responses,
+    ),
+    Format(
+        "When2Call",
+        order=103,
+        columns=frozenset({"messages", "chosen_response", "rejected_response"}),
         read=read_responses,
     ),
 ]

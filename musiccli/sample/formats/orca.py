@@ -17,12 +17,14 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 def read_argilla(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the preference of Argilla's row, which has an `input`; a tie where `status` says so."""
     sides = _sides(row, "input")
+    row.get("labelling_prompt")  # of the LLM that rated the replies, and no part of the pair
+    labels = {"rating": row["rating"]} if "rating" in row else {}
     results = {"unchanged": "chosen", "swapped": "chosen", "tie": "tie"}
     if "status" in row and read_label(row, "status", results) == "tie":
-        tie = make_record(row, source, {"a": sides["chosen"], "b": sides["rejected"]})
+        tie = make_record(row, source, {"a": sides["chosen"], "b": sides["rejected"]}, labels)
         yield tie | {"winner": "tie"}
     else:
-        yield make_record(row, source, sides)
+        yield make_record(row, source, sides, labels)
 
 
 def _sides(row: Record, question_column: str) -> dict[str, list[Message]]:
