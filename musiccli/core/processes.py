@@ -14,21 +14,34 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, InputError
 
 Item = TypeVar("Item")
+_gloo_groups: dict[str, Any] = {}  # by their purpose
 ERROR_DELAY = 60  # seconds; within them rank 0 reports an error that several processes share
+LONGEST_WAIT = timedelta(hours=12)  # more than one process alone takes to read or to write anything
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that run one command together: their number, and the rank of this one."""
+    """The processes that run one command together: their number, and the rank of this one.
+
+    They exchange Python objects by gloo, and may be hours behind each other.
+    """
 
     size: int = 1
     rank: int = 0
+
+    def wait(self) -> None:
+        """Wait until all processes have come here. Every process must call this."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.barrier(gloo_group())
 
     def gather(self, items: list[Item]) -> list[Item]:
         """The items of all processes, in the order of their ranks.
@@ -37,10 +50,11 @@ class ProcessGroup:
         """
         if self.size == 1:
             return items
-        from accelerate.utils import gather_object
+        from torch import distributed
 
-        gathered: list[Item] = gather_object(items)
-        return gathered
+        gathered: list[list[Item]] = [[]] * self.size
+        distributed.all_gather_object(gathered, items, gloo_group())
+        return [item for items in gathered for item in items]
 
     def gather_to_first(self, item: Item) -> list[Item]:
         """One item of each process, in the order of their ranks; nothing but in the first.
@@ -52,7 +66,7 @@ class ProcessGroup:
         from torch import distributed
 
         gathered: list[Any] | None = None if self.rank else [None] * self.size
-        distributed.gather_object(item, gathered)
+        distributed.gather_object(item, gathered, group=gloo_group())
         return gathered or []
 
 
@@ -67,7 +81,46 @@ def process_group() -> ProcessGroup:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
+    gloo_group()  # connects them now, while none is far behind
     return ProcessGroup(state.num_processes, state.process_index)
+
+
+def gloo_group(purpose: str = "wait") -> Any:
+    """All processes, connected once more, by gloo; None where torch has connected none.
+
+    nccl takes a process that is ten minutes behind for one that hangs, which is right for a step.
+    This group waits for LONGEST_WAIT, but no longer than all processes live: it breaks when one
+    ends.
+
+    Args:
+        purpose: each has a group of its own, which one thread may use at a time. The first call
+            connects; every process must make it at the same place, where none is far behind.
+
+    Raises:
+        InputError: they cannot connect.
+    """
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return None
+    if purpose not in _gloo_groups:
+        try:
+            group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        except RuntimeError as error:
+            raise InputError(
+                f"the processes cannot connect by gloo ({str(error).splitlines()[0][:200]}); let "
+                "GLOO_SOCKET_IFNAME name the interface of the network between the machines"
+            ) from error
+        _gloo_groups[purpose] = group
+    return _gloo_groups[purpose]
+
+
+def leave_gloo_groups() -> None:
+    """Leave all of them. A process that exits while their threads run may abort."""
+    from torch import distributed
+
+    while _gloo_groups:
+        distributed.destroy_process_group(_gloo_groups.popitem()[1])
 
 
 def launched() -> bool:
@@ -157,8 +210,7 @@ def rank_zero_output() -> Iterator[None]:
 def _connection() -> Iterator[None]:
     """Leave the process group at the end.
 
-    This is needed after an error, too: a process that exits while gloo's threads run may abort.
-    But after an error an nccl group is not left, because that could wait for other processes.
+    After an error only an nccl group is not left, because that could wait for other processes.
     """
     failed = True
     try:
@@ -166,8 +218,10 @@ def _connection() -> Iterator[None]:
         failed = False
     finally:
         group = sys.modules.get("torch.distributed")
-        if group and group.is_initialized() and not (failed and "nccl" in group.get_backend()):
-            group.destroy_process_group()
+        if group and group.is_initialized():
+            leave_gloo_groups()
+            if not (failed and "nccl" in group.get_backend()):
+                group.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 
 from musiccli.core.errors import InputError
-from musiccli.core.processes import ProcessGroup
+from musiccli.core.processes import ProcessGroup, gloo_group
 from musiccli.gpu.memory import avoid_fragmentation
 from musiccli.train.config import TrainConfig
 
@@ -22,8 +22,8 @@ TRACKERS_FOLDER = "trackers"  # in a run's folder: the files of trackers that wr
 def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) -> Accelerator:
     """An accelerator on GPUs with bf16 mixed precision where there are any, else on CPUs.
 
-    Raises InputError where there are more processes than pairs in a batch, or for a setting of
-    accelerate that is not followed.
+    Raises InputError where there are more processes than pairs in a batch, where these cannot
+    connect, or for a setting of accelerate that is not followed.
     """
     gpu = torch.cuda.is_available()
     avoid_fragmentation()
@@ -33,6 +33,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
         log_with=list(trackers) or None,
         project_dir=str(out / TRACKERS_FOLDER),
     )
+    gloo_group()  # connects the processes now, while none is far behind
     if config.batch < accelerator.num_processes:
         raise InputError(
             f"`batch` {config.batch}: every one of {accelerator.num_processes} processes needs a "

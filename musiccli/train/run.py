@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
 from musiccli.core.errors import InputError
+from musiccli.core.processes import leave_gloo_groups
 from musiccli.core.progress import Bar, bar
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
@@ -148,8 +149,10 @@ def train(
 
         vocabularies = [pairs.vocabulary for pairs in data.all_pairs()]
         embedding = TrimmedEmbedding(model.network, used_tokens(vocabularies))
+        processes = process_group(accelerator)
         if is_sharded(accelerator):
             shard(model.network, accelerator)
+            processes.wait()  # some have slower disks to read from
         say(describe_run(model, data.pairs, config, accelerator))
         if check or check_only:
             report_checks(model, data, config, accelerator, embedding, say, show_passed=check_only)
@@ -172,7 +175,7 @@ def train(
         if stopping:
             metrics = keep_best(stopping, last_step, trainer.steps, say)
 
-        accelerator.wait_for_everyone()
+        processes.wait()
         model = collect_model(model, trainer.network, embedding, config, accelerator)
         if is_main:
             origin = {"command": command, "counts": stats.phrases(), **data.notes}
@@ -182,9 +185,10 @@ def train(
             write_checkpoint(model, out, {**identity, **origin, "metrics": metrics})
             if stopping:
                 stopping.remove()
-        accelerator.wait_for_everyone()
+        processes.wait()
+        leave_gloo_groups()
+        accelerator.end_training()  # before the push, for which the others would wait here
         _push(push_to_hub, out, accelerator, say)
-        accelerator.end_training()
         return metrics if is_main else None
 
 

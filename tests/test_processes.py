@@ -1,0 +1,104 @@
+"""Processes that run one command together: each waits for one that works long, not for one that ended."""
+
+import subprocess
+import time
+
+import preloaded
+import pytest
+from console import environment
+
+# They take one that is a second behind in a step for one that hangs.
+GROUP = """
+import os, sys, time
+from datetime import timedelta
+from torch import distributed
+from musiccli.core.processes import process_group
+
+rank = int(os.environ["RANK"])
+distributed.init_process_group(
+    "gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2, timeout=timedelta(seconds=1)
+)
+group = process_group()
+"""
+LATE = """
+time.sleep(3 * (rank == 0))
+print(group.gather([rank, "a"]))
+time.sleep(3 * (rank == 1))
+print(group.gather_to_first({"rank": rank}))
+time.sleep(3 * (rank == 1))
+group.wait()
+"""
+DEAD = """
+if rank == 1:
+    os._exit(0)
+try:
+    group.wait()
+except RuntimeError:
+    print("noticed", flush=True)
+    os._exit(0)
+"""
+
+
+def two(program, tmp_path):
+    """What each of two processes writes to standard output."""
+    line = [preloaded.python(), "-c", GROUP + program, str(tmp_path / "store")]
+    started = []
+    for rank in ("0", "1"):
+        names = environment(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        started.append(subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=names))
+    return [process.communicate(timeout=400)[0].splitlines() for process in started]
+
+
+@pytest.mark.slow
+def test_a_process_that_works_long_is_waited_for(tmp_path):
+    gathered = "[0, 'a', 1, 'a']"
+    assert two(LATE, tmp_path) == [[gathered, "[{'rank': 0}, {'rank': 1}]"], [gathered, "[]"]]
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_is_not_waited_for(tmp_path):
+    started = time.monotonic()
+    assert two(DEAD, tmp_path) == [["noticed"], []]
+    assert time.monotonic() - started < 300  # the longest wait takes hours
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_connect_are_one_line(tmp_path):
+    program = """
+import os
+from torch import distributed
+from musiccli.core.processes import process_group
+distributed.init_process_group("gloo", init_method="file://" + %r, rank=0, world_size=1)
+os.environ["GLOO_SOCKET_IFNAME"] = "nosuch"
+process_group()
+"""
+    names = environment(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+    line = [preloaded.python(), "-c", program % str(tmp_path / "store")]
+    done = subprocess.run(line, capture_output=True, text=True, env=names)
+    assert done.returncode
+    last = done.stderr.splitlines()[-1]
+    assert "InputError: the processes cannot connect by gloo (" in last and "nosuch" in last
+    assert last.endswith(
+        "; let GLOO_SOCKET_IFNAME name the interface of the network between the machines"
+    )
+
+
+@pytest.mark.slow
+def test_after_an_error_gloo_is_left_and_nccl_is_not(tmp_path):
+    """A process may abort where it exits while gloo's threads run; leaving nccl may wait for others."""
+    program = """
+from torch import distributed
+from musiccli.core import processes
+distributed.init_process_group("cuda:gloo", init_method="file://" + %r, rank=0, world_size=1)
+distributed.get_backend = lambda: "nccl"
+try:
+    with processes.rank_zero_output():
+        group = processes.gloo_group()
+        raise OSError
+except OSError:
+    print(distributed.is_initialized(), group in distributed.distributed_c10d._world.pg_map)
+"""
+    names = environment(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+    line = [preloaded.python(), "-c", program % str(tmp_path / "store")]
+    done = subprocess.run(line, capture_output=True, text=True, env=names)
+    assert done.stdout == "True False\n", done.stderr
