@@ -120,6 +120,16 @@ def test_a_run_goes_on_from_its_state(arguments, tmp_path):
         patch.setattr("test_deepspeed.PROGRAM", program)
         deepspeed(tmp_path, (*arguments, *out), 2)
     assert not (tmp_path / "two" / "model.safetensors").exists()
+    state = tmp_path / "two" / "checkpoints" / "step-000002"
+    noted = json.loads((state / "state.json").read_text())
+    for change, says in (
+        ({"processes": 4}, "by 4 processes, and DeepSpeed needs as many again; start 4"),
+        ({"deepspeed": False}, "without DeepSpeed; start the run without it, too"),
+    ):
+        (state / "state.json").write_text(json.dumps(noted | change))
+        refused = deepspeed(tmp_path, (*arguments, *out), 2)
+        assert f"{state}: was saved {says}, or remove it to start again" in refused.stderr
+    (state / "state.json").write_text(json.dumps(noted))
     done = deepspeed(tmp_path, (*arguments, *out), 2)
     assert "going on after step 2 of 4" in done.stderr, done.stderr
     assert_same(tmp_path / "two", whole, 1e-5)

@@ -217,16 +217,6 @@ def test_a_lora_run_of_one_process_goes_on_sharded(script, file, base, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_state_in_another_format_is_refused(script, file, base, killed, tmp_path):
-    out = shutil.copytree(killed, tmp_path / "rm")
-    state = out / "checkpoints" / "step-000002"
-    (state / "tensors").rename(state / "pytorch_model_fsdp_0")
-    done = torchrun(2, script, *arguments(file, base, out))
-    assert done.returncode
-    assert f"{state}: cannot be loaded (an older version saved it" in done.stderr
-
-
-@pytest.mark.slow
 def test_the_checks_are_made_of_sharded_weights(script, file, base, tmp_path):
     done = torchrun(2, script, *arguments(file, base, tmp_path / "rm", "--check"))
     assert not done.returncode, done.stderr

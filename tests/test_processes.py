@@ -5,7 +5,12 @@ import time
 
 import preloaded
 import pytest
-from console import environment
+from build import read, write
+from console import environment, music, torchrun
+from test_fsdp import SHARDED
+from toys import backbone, pairs
+
+from musiccli.train.states import TrainingStates
 
 # They take one that is a second behind in a step for one that hangs.
 GROUP = """
@@ -102,3 +107,85 @@ except OSError:
     line = [preloaded.python(), "-c", program % str(tmp_path / "store")]
     done = subprocess.run(line, capture_output=True, text=True, env=names)
     assert done.stdout == "True False\n", done.stderr
+
+
+# Training: whatever rank 0 does longer than a step may take, the other waits for.
+SLOW = """
+import os, sys, time
+from datetime import timedelta
+from torch import distributed
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from musiccli.train import early_stopping, run, states
+from musiccli.train.trainer import Trainer
+
+def allow(seconds):
+    if distributed.is_initialized():
+        _set_pg_timeout(timedelta(seconds=seconds), distributed.group.WORLD)
+
+def slow(owner, name):
+    work = getattr(owner, name)
+    def slowly(*arguments, **options):
+        allow(1)
+        if os.environ["RANK"] == "0" and name not in done:
+            print("slow", name, file=sys.stderr)
+            time.sleep(3)
+            done.add(name)
+        return work(*arguments, **options)
+    setattr(owner, name, slowly)
+
+done = set()
+for name in ("load_data", "shard", "write_checkpoint", "_push"):
+    slow(run, name)
+for name in ("_load", "_complete"):
+    slow(states.TrainingStates, name)
+for name in ("load_tensors", "save_tensors", "complete_folder"):
+    slow(early_stopping, name)
+step = Trainer.step
+def patient(self, *arguments):
+    allow(1800)
+    return step(self, *arguments)
+Trainer.step = patient
+from musiccli.cli.main import main
+main()
+"""
+
+
+class Crash(Exception):
+    """Stands for a kill after a state was saved."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_no_work_of_the_first_process_is_too_long_for_the_others(sharded, tmp_path):
+    (tmp_path / "base").mkdir()
+    base = backbone(tmp_path / "base", num_hidden_layers=2)
+    file = write(tmp_path / "pairs.jsonl", *pairs(12))
+    exchanged = [
+        {**record, "chosen": record["rejected"], "rejected": record["chosen"]}
+        for record in pairs(12)
+    ]
+    held_out = write(tmp_path / "held-out.jsonl", *exchanged)  # their loss grows from the start
+    out, script = tmp_path / "rm", tmp_path / "slow.py"
+    script.write_text(SHARDED * sharded + SLOW)
+    line = ["train", file, "--model", base, "--out", out, "--batch", 4, "--steps", 8, "--lr", 1e-2]
+    line += ["--eval", held_out, "--eval-every", 2, "--patience", 1, "--save-every", 1]
+    save = TrainingStates.save
+
+    def stop(self, step):
+        save(self, step)
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStates, "save", stop)
+        assert "Crash" in music(*line).err
+    done = torchrun(2, script, *line)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step 1 of 8" in done.stderr and (out / "music.json").exists()
+    assert "weights are kept" in done.stderr and len(read(out / "log.jsonl")) < 8
+    work = {line.split()[1] for line in done.stderr.splitlines() if line.startswith("slow ")}
+    expected = {"load_data", "write_checkpoint", "_push", "_load", "_complete"}
+    expected |= {"load_tensors", "save_tensors", "complete_folder"} | (
+        {"shard"} if sharded else set()
+    )
+    assert work == expected
+    assert not (out / "checkpoints").exists()

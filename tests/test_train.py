@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from build import read, talk, unloadable, write
 from console import music, start, torchrun, wait_until
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from toys import TINY, backbone, embedded, pair, pairs, tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -29,6 +30,7 @@ from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.network import RewardNetwork
+from musiccli.train import states
 from musiccli.train.batching import plan_steps, total_steps
 from musiccli.train.config import TrainConfig
 from musiccli.train.log import TrainingLog
@@ -889,18 +891,182 @@ def test_a_state_saved_in_the_background_is_that_of_its_step(run, finished, tmp_
     assert (log(out), weights(out)) == (log(finished), weights(finished))
 
 
+def saves_in_background(self, step):
+    """As on one GPU, but that the steps do not go on while a state is written."""
+    self._copy_fits = lambda tensors: True
+    SAVE(self, step)
+    self.wait()
+    if step == 4:
+        raise Crash
+
+
+SAVE, WRITE_DATA = TrainingStates.save, FileSystemWriter.write_data
+# One process of a group that knows no CPU, as that of a launcher's is on a GPU.
+GROUP_OF_A_GPU = """
+import sys
+from torch import distributed
+from musiccli.train.states import TrainingStates
+distributed.init_process_group("cuda:gloo", init_method=sys.argv.pop(), rank=0, world_size=1)
+TrainingStates._copy_fits = lambda self, tensors: True
+from musiccli.cli.main import main
+main()
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("damaged", ["state.json", "tensors/.metadata", "tensors/__0_0.distcp"])
+def test_one_process_of_a_launcher_saves_in_the_background_too(run, finished, tmp_path):
+    out, store = tmp_path / "rm", f"file://{tmp_path / 'store'}"
+
+    def launched(*arguments):
+        line = [preloaded.python(), "-c", GROUP_OF_A_GPU, *map(str, arguments), store]
+        return subprocess.run(line, capture_output=True, text=True)
+
+    done = run(out, "--save-every", 2, run=launched)
+    assert done.returncode == 0, done.stderr
+    assert (log(out), weights(out)) == (log(finished), weights(finished))
+
+
+@pytest.mark.slow
+def test_what_writes_in_the_background_asks_for_no_gpu(run, finished, tmp_path, monkeypatch):
+    """The GPU of another thread than the main one would be the first, in every process."""
+
+    def write_data(self, *arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            return WRITE_DATA(self, *arguments)
+
+    out = tmp_path / "rm"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStates, "save", saves_in_background)
+        patch.setattr(FileSystemWriter, "write_data", write_data)
+        assert "Crash" in run(out, "--save-every", 2).err
+    tensors = out / "checkpoints" / "step-000004" / "tensors"
+    assert sorted(os.listdir(tensors)) == [".metadata", "__0_0.distcp"]
+    assert "going on after step 4 of 6" in run(out).err
+    assert (log(out), weights(out)) == (log(finished), weights(finished))
+
+
+@contextmanager
+def gpu_generator(loaded):
+    """Let states have a GPU's generator; what is loaded into one is added to `loaded`."""
+    real = TrainingStates._tensors
+
+    def with_gpu(self):
+        tensors = real(self)
+        for generators in tensors["random"].values():
+            generators["cuda"] = torch.full((16,), 7, dtype=torch.uint8)
+        return tensors
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingStates, "_tensors", with_gpu)
+        patch.setattr(torch.cuda, "set_rng_state", lambda state, _: loaded.append(state.tolist()))
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved_on_gpu", [False, True])
+@pytest.mark.parametrize("resumed_on_gpu", [False, True])
+def test_a_run_moves_between_cpu_and_gpu(run, finished, tmp_path, saved_on_gpu, resumed_on_gpu):
+    out, loaded = tmp_path / "rm", []
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        gpu_generator([]) if saved_on_gpu else nullcontext(),
+    ):
+        patch.setattr(TrainingStates, "save", saves_in_background)
+        assert "Crash" in run(out, "--save-every", 4).err
+    with gpu_generator(loaded) if resumed_on_gpu else nullcontext():
+        done = run(out)
+    assert (done.status, done.lines[1]) == (0, "music train: going on after step 4 of 6"), done.err
+    assert loaded == ([[7] * 16] if saved_on_gpu and resumed_on_gpu else [])
+    assert weights(out) == weights(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "damaged",
+    ["state.json", "tensors/.metadata", "tensors/__0_0.distcp", "tensors/.metadata is lost"],
+)
 def test_a_damaged_state_is_one_line(run, halfway, damaged):
     state = halfway / "checkpoints" / "step-000004"
-    content = (state / damaged).read_bytes()
-    (state / damaged).write_bytes(content[: len(content) // 2])
+    path = state / damaged.removesuffix(" is lost")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    if damaged != str(path.relative_to(state)):
+        path.unlink()
     done = run(halfway)
     assert (done.status, len(done.lines)) == (2, 2)
-    assert done.lines[-1].startswith(f"music train: error: {state}: ")
+    assert done.lines[-1].startswith(f"music train: error: {state}: cannot be loaded (")
     assert done.lines[-1].endswith("; remove it to start again")
+    earlier = shutil.copytree(state, state.with_name("step-000002"))
+    assert run(halfway).lines[-1].endswith("; remove it to go on from the state before it")
+    shutil.rmtree(earlier)
     shutil.rmtree(state)
     assert run(halfway).status == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"step": 4}'])
+def test_notes_that_are_not_those_of_a_state_are_one_line(run, tmp_path, content):
+    state = tmp_path / "rm" / "checkpoints" / "step-000004"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text(content)
+    (tmp_path / "rm" / ".music-train").touch()
+    done = run(tmp_path / "rm")
+    assert done.lines[-1] == (
+        f"music train: error: {state}: cannot be loaded (state.json is not that of a state); "
+        "remove it to start again"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["state.json", "tensors/.metadata", "tensors/__0_0.distcp"])
+def test_a_state_that_the_disk_does_not_give_is_no_damaged_one(run, halfway, name):
+    state = halfway / "checkpoints" / "step-000004"
+    (state / name).unlink()
+    (state / name).mkdir()
+    done = run(halfway)
+    assert (done.status, len(done.lines)) == (2, 2)
+    assert done.lines[-1] == (
+        f"music train: error: {state}: cannot be read ([Errno 21] Is a directory: '{state / name}')"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "memory does not suffice; "),
+        (MemoryError(), "memory does not suffice; "),
+    ],
+)
+def test_memory_that_does_not_suffice_for_a_state_is_no_damage(run, halfway, error, says):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileSystemReader, "read_data", lambda *_: throw(error))
+        done = run(halfway)
+    assert done.lines[-1].startswith(f"music train: error: {says}") and "remove" not in done.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileSystemWriter, "write_data", lambda *_: throw(error))
+        done = run(halfway, "--save-every", 5)
+    assert done.lines[-1].startswith(f"music train: error: {says}")
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_lost_is_no_damage(run, halfway):
+    with pytest.MonkeyPatch.context() as patch:
+        lost = RuntimeError("Connection closed by peer")
+        patch.setattr(states, "load_tensors", lambda *_: throw(lost))
+        done = run(halfway)
+    assert "Connection closed by peer" in done.lines[-1] and "remove" not in done.err
+
+
+@pytest.mark.slow
+def test_a_state_of_deepspeed_is_refused_without_it(run, halfway):
+    state = halfway / "checkpoints" / "step-000004"
+    noted = json.loads((state / "state.json").read_text())
+    (state / "state.json").write_text(json.dumps(noted | {"deepspeed": True}))
+    assert run(halfway).lines[-1] == (
+        f"music train: error: {state}: was saved under DeepSpeed; start the run under it, too, or "
+        "remove it to start again"
+    )
 
 
 @pytest.mark.slow

@@ -406,6 +406,19 @@ def test_only_a_lower_loss_is_better(tmp_path, losses, best, stopped):
     assert network.bias.item() == best
 
 
+def test_best_weights_that_are_damaged_are_named(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    watch = early_stopping.EarlyStopping(2, "eval_loss", tmp_path, Accelerator(cpu=True), network)
+    watch.add({"step": 1, "eval_loss": 1.0})
+    best = tmp_path / "checkpoints" / "best-000001"
+    file = best / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError) as raised:
+        watch.restore()
+    assert str(raised.value).startswith(f"{best}: cannot be loaded (")
+    assert str(raised.value).endswith(f"); remove {tmp_path} to start again")
+
+
 def test_weights_of_the_last_two_states_are_kept(tmp_path):
     """The second state may still be on its way to the disk when the run dies."""
     network = torch.nn.Linear(1, 1)

@@ -14,7 +14,12 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-        if isinstance(error, torch.OutOfMemoryError) or on_cpu:
+        if is_out_of_memory(error):
             raise InputError(f"memory does not suffice; {advice}") from error
         raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of a GPU has run out."""
+    on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, torch.OutOfMemoryError)

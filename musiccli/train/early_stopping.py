@@ -18,11 +18,14 @@ from torch import nn
 
 from musiccli.core.errors import InputError
 from musiccli.core.partial_files import complete_folder
+from musiccli.train.accelerator import process_group
 from musiccli.train.metrics import Metrics
 from musiccli.train.sharding import trained_weights
 from musiccli.train.states import (
     STATES_FOLDER,
     begin_folder,
+    explain_read_errors,
+    explain_write_errors,
     load_tensors,
     remove_states,
     save_tensors,
@@ -76,8 +79,7 @@ class EarlyStopping:
             self._add(metrics)
         if self.best and not self._path(self.best_step).is_dir():
             raise InputError(
-                f"{self._path(self.best_step)}: the best weights so far are gone; remove "
-                f"{self.out} to start again"
+                f"{self._path(self.best_step)}: the best weights so far are gone; {self._remedy}"
             )
         self.state_saved()
 
@@ -93,8 +95,10 @@ class EarlyStopping:
         self._remove_others()
 
     def restore(self) -> None:
-        """Put the best weights into the network."""
-        load_tensors(trained_weights(self._network), self._path(self.best_step))
+        """Put the best weights into the network. Raises InputError where they cannot be read."""
+        folder = self._path(self.best_step)
+        with explain_read_errors(folder, self._remedy):
+            load_tensors(trained_weights(self._network), folder)
 
     def remove(self) -> None:
         """Remove all weights that were kept, once the checkpoint is written."""
@@ -129,13 +133,15 @@ class EarlyStopping:
     def _save(self) -> None:
         """Write the weights. Raises InputError where they cannot be written."""
         target = self._path(self.best_step)
-        partial = begin_folder(target, self._accelerator)
-        save_tensors(trained_weights(self._network), partial, self._folder)
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped behind it
-            complete_folder(partial, target)
-        self._accelerator.wait_for_everyone()
+        processes = process_group(self._accelerator)
+        with explain_write_errors(self._folder):
+            partial = begin_folder(target, self._accelerator)
+            save_tensors(trained_weights(self._network), partial)
+            processes.wait()
+            if self._accelerator.is_main_process:
+                shutil.rmtree(target, ignore_errors=True)  # of a run that was stopped behind it
+                complete_folder(partial, target)
+            processes.wait()
 
     def _remove_others(self) -> None:
         if not self._accelerator.is_main_process:
@@ -144,6 +150,10 @@ class EarlyStopping:
         for folder in (*self._folder.glob(f"{BEST}*"), *self._folder.glob(f".{BEST}*")):
             if folder not in kept and folder.name.lstrip(".").removeprefix(BEST).isdecimal():
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _remedy(self) -> str:
+        return f"remove {self.out} to start again"
 
     def _path(self, step: int) -> Path:
         return self._folder / f"{BEST}{step:06}"
