@@ -1138,6 +1138,13 @@ def throw(error):
     raise error
 
 
+@pytest.mark.parametrize("lr, lines", [(2e-6, 1), (1e-4, 0)])
+def test_a_low_rate_for_adapters_is_said(run, tmp_path, lr, lines):
+    done = run(tmp_path / "rm", "--lora", 4, "--lr", lr)
+    said = "--lr 2e-06: is low for adapters, which are usually trained at 1e-4 to 2e-4"
+    assert done.status == 0 and sum(said in line for line in done.lines) == lines, done.err
+
+
 def test_accelerates_steps_of_accumulation_are_refused(run, tmp_path, monkeypatch):
     """It would divide the loss by them: the norm in the log, and what is clipped, would be wrong."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")

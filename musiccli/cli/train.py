@@ -1,4 +1,4 @@
-"""music train pairs.jsonl music.jsonl --model google/gemma-2-9b-it --out rm"""
+"""music train pairs.jsonl music.jsonl --model google/gemma-2-2b-it --lora 16 --lr 1e-4 --out rm"""
 
 import shlex
 import sys
@@ -266,7 +266,7 @@ def train(
     """Train a Bradley-Terry reward model on preference pairs, in full or with LoRA.
 
     \b
-    music train pairs.jsonl music.jsonl --model google/gemma-2-9b-it --out rm
+    music train pairs.jsonl music.jsonl --model google/gemma-2-2b-it --lora 16 --lr 1e-4 --out rm
     head -n 20 pairs.jsonl | music train --model local/gemma3-270m --batch 4 --lr 1e-5 --out rm
 
     DIR gets the checkpoint, which transformers opens as it is, and log.jsonl, one line a step.

@@ -59,6 +59,7 @@ from musiccli.train.trackers import check_trackers, start_trackers, track_metric
 from musiccli.train.trainer import Trainer
 
 Say = Callable[[str], None]
+LOW_LORA_LR = 2e-5  # below it adapters hardly move in the few steps of a reward model
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
@@ -154,6 +155,11 @@ def train(
             shard(model.network, accelerator)
             processes.wait()  # some have slower disks to read from
         say(describe_run(model, data.pairs, config, accelerator))
+        if config.lora and config.lr < LOW_LORA_LR:
+            say(
+                f"`lr` {config.lr:g}: is low for adapters, which are usually trained at 1e-4 to "
+                "2e-4 (arXiv 2305.14314)"
+            )
         if check or check_only:
             report_checks(model, data, config, accelerator, embedding, say, show_passed=check_only)
         if check_only:
