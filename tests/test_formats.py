@@ -168,7 +168,17 @@ def test_a_reply_that_is_a_transcript_or_json_stays_a_reply():
 
 @pytest.mark.parametrize("column", ["prompt", "chosen"])
 @pytest.mark.parametrize(
-    "start", ["<|im_start|>user\n", "<s>[INST] ", "[INST] "], ids=["chatml", "llama", "mistral"]
+    "start",
+    [
+        "<|im_start|>user\n",
+        "<s>[INST] ",
+        "[INST] ",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+        "<bos><start_of_turn>user\n",
+        "<|user|>\n",
+        "<｜begin▁of▁sentence｜><｜User｜>",
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|>",
+    ],
 )
 def test_texts_of_a_chat_template_are_refused(column, start):
     row = {"prompt": "q", **REPLIES, column: start + "Hi"}
@@ -177,6 +187,15 @@ def test_texts_of_a_chat_template_are_refused(column, start):
             reader(dict(row))
     about = {"prompt": "What is [INST] or <|im_start|>?", **REPLIES}
     assert read_one(about)["chosen"][0] == user(about["prompt"])
+
+
+@pytest.mark.parametrize("mark", ["<|im_end|>\n", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>"])
+def test_replies_that_end_as_a_chat_template_ends_them_are_refused(mark):
+    row = {"prompt": "q", "chosen": f"a{mark}", "rejected": "b"}
+    for reader in (read, lambda row: records.parse_preference(Record(row, "rows.jsonl:1"))):
+        with pytest.raises(RecordError, match=r"^rows.jsonl:1: chosen: ends with <.*, a mark of"):
+            reader(dict(row))
+    assert read_one(row | {"chosen": f"{mark} ends a turn."})["chosen"][0] == user("q")
 
 
 @pytest.mark.parametrize("value", ["a.png", ["a.png"], {"bytes": None, "path": "a.png"}])
@@ -222,6 +241,21 @@ def test_a_part_of_a_message_that_names_no_type_may_not_hold_a_picture():
 )
 def test_roles_may_have_other_names_and_columns_of_their_own(conversations):
     assert read_one({"conversations": conversations})["messages"] == [user("q"), assistant("a")]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_sides_after_a_sharegpt_history_may_hold_it_and_may_be_texts(whole, as_text):
+    if whole and as_text:
+        pytest.skip("a text is a reply")
+    history = [user("q"), assistant("a"), user("r")]
+    sides = {
+        name: name if as_text else [*(history if whole else []), assistant(name)]
+        for name in ("chosen", "rejected")
+    }
+    record = read_one({"system": "s", "conversations": history, **sides})
+    assert record["chosen"] == [system("s"), *history, assistant("chosen")]
+    assert record["rejected"] == [system("s"), *history, assistant("rejected")]
 
 
 def test_lists_of_turns_are_no_candidates():

@@ -304,6 +304,7 @@ HISTORY_HELP = "`columns` history={} puts messages before the prompt"
         ("log", "\n\nHuman: earlier\n\nAssistant: yes", "a prompt holds all that was asked"),
         ("context", "a passage", "a prompt holds all that was asked"),
         ("input", "a text to translate", "a prompt holds all that was asked"),
+        ("system_message", "Be brief.", "a prompt holds all that was asked"),
     ],
 )
 def test_messages_and_texts_that_are_in_no_message_are_said_once(column, value, help):
@@ -327,6 +328,13 @@ def test_messages_and_texts_that_are_in_no_message_are_said_once(column, value, 
 )
 def test_messages_that_a_side_has_are_not_said(fields):
     assert said_of_labels(PAIR | fields, emit="pairs") == []
+
+
+def test_a_system_message_beside_another_is_said():
+    messages = [{"role": "system", "content": "Be brief."}, *talk("q", "r")]
+    [line] = said_of_labels({"messages": messages, "system": "Be long."}, emit="conversations")
+    assert line.startswith("1 row has a column system whose text is in no message")
+    assert said_of_labels({"messages": messages, "system": "Be brief."}, emit="prompts") == []
 
 
 def test_a_text_beside_whole_conversations_describes_them():

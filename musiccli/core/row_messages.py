@@ -42,9 +42,19 @@ ROLE_NAMES = {  # the datasets' names of roles, and ours
 }
 SYSTEM_COLUMNS = ("system", "system_prompt")
 HISTORY_COLUMNS = ("history", "context")  # the messages before the prompt
+MARK_LENGTH = 50  # characters; no mark of a template and the spaces behind it are longer
 STEPS_COLUMN = "initial_reason_steps"  # of Math-Step-DPO: how both replies begin
-# How a text begins that a chat template has written: ChatML, or that of Llama 2 and Mistral.
-_TEMPLATE = re.compile(r"\s*(<\|im_start\|>|(<s>\s*)?\[INST\])")
+# How a text begins and ends that a chat template has written: ChatML, or that of Llama, Mistral,
+# Gemma, Zephyr and Phi, DeepSeek or Command R.
+_TEMPLATE_START = re.compile(
+    r"\s*((?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|<BOS_TOKEN>)?\s*"
+    r"(?:<\|im_start\|>|\[INST\]|<\|start_header_id\|>|<start_of_turn>|<｜(?:User|Assistant)｜>"
+    r"|<\|(?:system|user|assistant)\|>|<\|START_OF_TURN_TOKEN\|>))"
+)
+_TEMPLATE_END = re.compile(
+    r"(<\|(?:im_end|eot_id|end|endoftext|end_of_text|END_OF_TURN_TOKEN)\|>|<end_of_turn>"
+    r"|<｜end▁of▁sentence｜>)\s*$"
+)
 # A transcript begins with a blank line, or its first header is the start of the text.
 _HH_BLANK_START = re.compile(r"(\r?\n){2}Human:")
 _HH_START = re.compile(r"\s*Human:.*?(\r?\n){2}Assistant:", re.DOTALL)
@@ -68,7 +78,6 @@ def read_side(row: Row, name: str) -> list[Message]:
     elif not prompt or _is_whole_hh(value, prompt):
         side = read_hh(row, name)
     else:
-        _refuse_template(row, "prompt")
         _refuse_template(row, name)
         steps = row.get(STEPS_COLUMN)
         reply = f"{steps}{value}" if isinstance(steps, str) else value
@@ -86,13 +95,19 @@ def _is_whole_hh(value: str, prompt: object) -> bool:
 def _refuse_template(row: Row, field: str) -> None:
     """Raises RecordError for a text that a chat template has written."""
     text = row[field]
-    if isinstance(text, str) and (start := _TEMPLATE.match(text)):
-        raise RecordError(
-            f"begins with {start[1]}, a mark of a chat template; take the texts without the "
-            "template, or messages",
-            field=field,
-            record=row,
-        )
+    if not isinstance(text, str):
+        return
+    for verb, mark in (
+        ("begins", _TEMPLATE_START.match(text)),
+        ("ends", _TEMPLATE_END.search(text[-MARK_LENGTH:])),
+    ):
+        if mark:
+            raise RecordError(
+                f"{verb} with {mark[1]}, a mark of a chat template; take the texts without the "
+                "template, or messages",
+                field=field,
+                record=row,
+            )
 
 
 def _with_prompt(row: Row, name: str, side: list[Message]) -> list[Message]:
@@ -103,16 +118,15 @@ def _with_prompt(row: Row, name: str, side: list[Message]) -> list[Message]:
     prompt = row.get("prompt")
     if not prompt:
         return side
-    _refuse_template(row, "prompt")
     history, latest = read_history(row), _read_prompt_alone(row)
-    start = _join_history(history, latest)
+    start = join_history(history, latest)
     if side[: len(start)] == start:
         return side
     if side[: len(latest)] == latest:
         return [*history, *side]
     if isinstance(prompt, str) and side and side[0]["role"] != "assistant":
         if any(_holds_prompt(message, prompt) for message in side):
-            return _join_history(history, side)
+            return join_history(history, side)
         raise RecordError(
             "neither holds the prompt nor begins with the assistant", field=name, record=row
         )
@@ -129,10 +143,10 @@ def _holds_prompt(message: Message, prompt: str) -> bool:
 
 def read_prompt(row: Row) -> list[Message]:
     """The column `prompt`, after the messages that HISTORY_COLUMNS hold."""
-    return _join_history(read_history(row), _read_prompt_alone(row))
+    return join_history(read_history(row), _read_prompt_alone(row))
 
 
-def _join_history(history: list[Message], messages: list[Message]) -> list[Message]:
+def join_history(history: list[Message], messages: list[Message]) -> list[Message]:
     """The messages after the history, where they do not begin with it already."""
     return messages if messages[: len(history)] == history else [*history, *messages]
 
@@ -158,6 +172,7 @@ def _read_prompt_alone(row: Row) -> list[Message]:
     prompt = row["prompt"]
     if not isinstance(prompt, str):
         return read_messages(row, "prompt")
+    _refuse_template(row, "prompt")
     if is_hh(prompt):
         history = read_hh(row, "prompt")
         if len(history) > 1 and history[-1] == assistant_message(""):  # it ends with "Assistant:"

@@ -7,7 +7,7 @@ from math import nan
 from typing import Any
 
 from musiccli.core.records import Record, Scored, record_kind, side_names
-from musiccli.core.row_messages import HISTORY_COLUMNS, are_said, asking_texts
+from musiccli.core.row_messages import HISTORY_COLUMNS, SYSTEM_COLUMNS, are_said, asking_texts
 from musiccli.core.run_stats import RunStats
 from musiccli.sample.columns import Row
 
@@ -78,12 +78,15 @@ def ignored_texts(row: Row, records: Sequence[Record]) -> Iterator[str]:
 
 def _unread_texts(row: Row, column: str, value: Any) -> list[str]:
     """What the user and the system say in a column that was not read."""
-    if column in row.columns_read and not (isinstance(value, str) and column in HISTORY_COLUMNS):
+    is_asked_for = column in HISTORY_COLUMNS or column in SYSTEM_COLUMNS  # wherever it is
+    if column in row.columns_read and not (isinstance(value, str) and is_asked_for):
         return []
     pairs = isinstance(value, list) and value and isinstance(value[0], list)
     if column in RECORD_FIELDS or (pairs and column not in HISTORY_COLUMNS):
         return []
-    is_text = isinstance(value, str) and column in TEXT_COLUMNS and "prompt" in row
+    is_text = isinstance(value, str) and (
+        column in SYSTEM_COLUMNS or (column in TEXT_COLUMNS and "prompt" in row)
+    )
     return asking_texts(value) or ([value.strip()] if is_text else [])
 
 
