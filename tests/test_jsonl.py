@@ -123,6 +123,8 @@ def test_compressed_bytes_under_a_plain_name_are_recognized(folder, pack, suffix
     "line, expected",
     [
         (b"hello", "is not JSON: unexpected character, expected a JSON value (column 1)"),
+        (b"{", "is not JSON: it begins a value of several lines; expected one record a line, as"),
+        (b"[", "is not JSON: it begins a value of several lines; expected one record a line, as"),
         *(
             (value, None)
             for value in (

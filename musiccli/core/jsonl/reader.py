@@ -224,6 +224,11 @@ def _why_not_json(line: bytes, error: orjson.JSONDecodeError) -> str:
         line.decode("utf-8")
     except UnicodeDecodeError as decode_error:
         return f"is not UTF-8 (byte {decode_error.start + 1})"
+    if line.strip() in (b"{", b"["):
+        return (
+            "is not JSON: it begins a value of several lines; expected one record a line, as "
+            "jq -c writes it"
+        )
     incomplete = "" if line.endswith(b"\n") else "; the file ends within this line"
     return f"is not JSON: {error.msg} (column {error.colno}){incomplete}"
 
