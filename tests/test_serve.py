@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -549,14 +550,11 @@ def test_a_process_that_ends_is_replaced_and_only_its_row_is_lost(
     lines = []
     body = {"messages": talk("q", "a")}
 
-    def process(client):
-        return preloaded.program(client.server._workers._processes[1]._process.pid)
-
     with (
         two_processes(model, folder, gate, say=lines.append) as client,
         ThreadPoolExecutor(1) as clients,
     ):
-        first = process(client)
+        first = worker_of(client)
         os.kill(first, signal.SIGSTOP)
         lost = clients.submit(client.request, "/classify", body)
         wait_until(lambda: len(client.server._batchers["rm"]._passes) == 2)
@@ -566,7 +564,7 @@ def test_a_process_that_ends_is_replaced_and_only_its_row_is_lost(
         message = "the process that computed this has ended; try again"
         assert reply["error"]["message"] == message
         assert client.request("/classify", body)[0] == 200  # waits for the process in its place
-        second = process(client)
+        second = worker_of(client)
         assert second != first
         os.kill(second, signal.SIGKILL)
         wait_until(lambda: client.metric("processes") == 1)
@@ -576,10 +574,83 @@ def test_a_process_that_ends_is_replaced_and_only_its_row_is_lost(
     assert lines == [line, line]
 
 
+def worker_of(client):
+    """The number of the program that computes beside a server."""
+    return preloaded.program(client.server._workers._processes[1]._process.pid)
+
+
+def started_processes():
+    """The numbers of the processes that servers of this process have started."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if PROGRAM in child.cmdline():
+                found.add(child.pid)
+    return found
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_loads_is_started_again(
+    model, folder, monkeypatch, preloaded_processes
+):
+    lines = []
+    monkeypatch.setattr("musiccli.serve.workers.LONGEST_WAIT", 0.01)
+    with running(model, folder=folder, processes=2, say=lines.append) as client:
+        killed = set()
+        while len(killed) < 4:
+            for process in started_processes() - killed:
+                os.kill(process, signal.SIGKILL)
+                killed.add(process)
+        wait_until(lambda: client.metric("processes") == 2)
+        assert len(started_processes()) == 1
+    ended = "process 1 ended by SIGKILL before it could compute; is there memory for 2 processes?"
+    assert set(lines) <= {
+        "process 1 ended by SIGKILL; its requests get 503, another one starts",
+        f"{ended}; process 1 is started again in 0.01 s",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["gone", "changed", "no program"])
+def test_a_process_that_cannot_be_started_is_tried_again_and_nothing_of_it_stays(
+    model, folder, fault, tmp_path, monkeypatch, preloaded_processes
+):
+    lines = []
+    monkeypatch.setattr("musiccli.serve.workers.LONGEST_WAIT", 0.01)
+    there, away, python = tmp_path / "toy", tmp_path / "away", sys.executable
+    shutil.copytree(folder, there)
+    own = checkpoint.load(str(there))
+    with running(own, folder=there, processes=2, say=lines.append) as client:
+        there.rename(away)
+        if fault == "changed":
+            shutil.copytree(folder, there, copy_function=shutil.copyfile)  # with other times
+        elif fault == "no program":
+            away.rename(there)
+            monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        first = worker_of(client)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: len(lines) >= 3)
+        assert client.metric("processes") == 1
+        assert client.request("/classify", {"messages": talk("q", "a")})[0] == 200
+        if fault != "no program":
+            shutil.rmtree(there, ignore_errors=True)
+            away.rename(there)
+        monkeypatch.setattr(sys, "executable", python)
+        wait_until(lambda: client.metric("processes") == 2)
+        assert len(started_processes()) == 1
+    problem = {
+        "gone": f"{there}: no such folder",
+        "changed": f"{there}: has changed since the server loaded it; start that anew",
+        "no program": "process 1 cannot be started: No such file or directory",
+    }[fault]
+    assert lines[1].startswith(problem)
+    assert lines[1].endswith("; process 1 is started again in 0.01 s")
+
+
 @pytest.mark.slow
 def test_a_fault_in_a_process_is_named_and_the_process_goes_on(model, folder, preloaded_processes):
     good = model.chat_template.encode(talk("q", "a"), False)
-    worker = WorkerProcess(WorkerSettings({"rm": str(folder)}, 1, 4096))
+    worker = WorkerProcess(WorkerSettings({"rm": (str(folder), model.identity)}, 1, 4096))
 
     async def ask():
         await worker.start()

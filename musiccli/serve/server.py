@@ -435,6 +435,8 @@ async def run(server: RewardServer, say: Callable[[str], None]) -> None:
     waiting = asyncio.create_task(ending.wait())
     await asyncio.wait([warm_up, waiting], return_when=asyncio.FIRST_COMPLETED)
     if warm_up.done():
+        if warm_up.exception():
+            await server.stop()
         warm_up.result()
         names = ", ".join(served.name for served in server.models)
         say(f"ready at {server.address}: {names}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from musiccli.core.errors import MusicError
+from musiccli.core.errors import InputError, MusicError
 from musiccli.core.processes import end_with_parent
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.chat_template import EncodedConversation
@@ -29,12 +29,12 @@ class WorkerSettings:
     """What a worker must know before its first row.
 
     Attributes:
-        paths: the path of each model by its name.
+        models: the path of each model, and the identity that it had there, by its name.
         number: of this worker; 0 is the server itself. It chooses the GPU.
         budget: tokens of a full row.
     """
 
-    paths: dict[str, str]
+    models: dict[str, tuple[str, str]]
     number: int
     budget: int
 
@@ -100,9 +100,13 @@ def _load(settings: WorkerSettings) -> dict[str, RewardNetwork]:
     """The network of each model by its name, on the GPU of this worker where there is one."""
     if torch.cuda.is_available():
         torch.cuda.set_device(settings.number % torch.cuda.device_count())
-    networks = {name: checkpoint.load(path).network for name, path in settings.paths.items()}
-    for network in networks.values():
-        prepare(network, settings.budget)
+    networks = {}
+    for name, (path, identity) in settings.models.items():
+        loaded = checkpoint.load(path)
+        if loaded.identity != identity:
+            raise InputError(f"{path}: has changed since the server loaded it; start that anew")
+        prepare(loaded.network, settings.budget)
+        networks[name] = loaded.network
     return networks
 
 

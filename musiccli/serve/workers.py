@@ -14,10 +14,18 @@ from typing import Any, Protocol
 from musiccli.core.errors import InputError, MusicError
 from musiccli.serve.scoring import Rewards, prepare
 from musiccli.serve.served_model import ServedModel
-from musiccli.serve.worker_process import NUMBER_BYTES, Row, WorkerSettings, framed, score_row
+from musiccli.serve.worker_process import (
+    NUMBER_BYTES,
+    Row,
+    WorkerFault,
+    WorkerSettings,
+    framed,
+    score_row,
+)
 
 # Not `-m`: the program's classes would then have another name than those that are sent to it.
 PROGRAM = "from musiccli.serve.worker_process import main; main()"
+LONGEST_WAIT = 60.0  # seconds between two attempts to start a process
 
 
 class WorkerEnded(MusicError):
@@ -94,18 +102,17 @@ class WorkerProcess:
 
     async def wait(self) -> str:
         """Wait until the process has ended; returns how, for people."""
-        assert self._process
-        status = await self._process.wait()
+        status = await self._process.wait() if self._process else 0
         self.is_running = False
         return f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
 
-    async def close(self) -> None:
-        """End the process at once."""
+    async def close(self) -> str:
+        """End the process at once; returns how it ended, for people."""
         self.is_running = False
-        if self._process:
+        if self._process and self._process.returncode is None:
             with suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+                os.kill(self._process.pid, signal.SIGKILL)  # Process.kill() may take the status
+        return await self.wait()
 
     async def _exchange(self, request: WorkerSettings | Row) -> Any:
         """Send a request, and wait for its reply."""
@@ -116,7 +123,7 @@ class WorkerProcess:
             size = await self._process.stdout.readexactly(NUMBER_BYTES)
             data = await self._process.stdout.readexactly(int.from_bytes(size, "big"))
         except (asyncio.IncompleteReadError, ConnectionError):
-            self.is_running = False
+            await self.close()  # it may have closed its end alone
             raise WorkerEnded("the process that computed this has ended; try again") from None
         # The other end is this package: what comes from there is no stranger's pickle.
         reply = pickle.loads(data)
@@ -158,7 +165,13 @@ class WorkerPool:
         """
         await self._warm_up(self._thread)
         numbers = range(1, self.size)
-        await asyncio.gather(*(self._start_process(number) for number in numbers))
+        starting = [asyncio.create_task(self._start_process(number)) for number in numbers]
+        try:
+            await asyncio.gather(*starting)
+        finally:
+            for task in starting:
+                task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
         self._keepers = [asyncio.create_task(self._keep(number)) for number in numbers]
 
     async def acquire(self) -> Worker:
@@ -182,27 +195,43 @@ class WorkerPool:
         self._thread.close()
 
     async def _keep(self, number: int) -> None:
-        """Start the process with this number anew whenever it ends."""
+        """Start the process with this number anew whenever it ends, again where that fails."""
         while True:
             ended = await self._processes[number].wait()
             self._say(f"process {number} ended {ended}; its requests get 503, another one starts")
-            try:
-                await self._start_process(number)
-            except InputError as error:
-                self._say(f"process {number} cannot be started again: {error}")
-                return
+            failures = 0
+            while not self._processes[number].is_running:
+                try:
+                    await self._start_process(number)
+                except Exception as error:
+                    wait = min(2.0**failures, LONGEST_WAIT)
+                    failures += 1
+                    problem = error if isinstance(error, MusicError) else type(error).__name__
+                    self._say(f"{problem}; process {number} is started again in {wait:g} s")
+                    await asyncio.sleep(wait)
 
     async def _start_process(self, number: int) -> None:
-        """Start the process with this number; once it has computed, it is free."""
-        paths = {served.name: served.path for served in self._models}
-        worker = WorkerProcess(WorkerSettings(paths, number, self._budget))
+        """Start the process with this number; once it has computed, it is free.
+
+        Raises:
+            InputError: it cannot be started, and has been closed.
+        """
+        models = {served.name: (served.path, served.model.identity) for served in self._models}
+        worker = WorkerProcess(WorkerSettings(models, number, self._budget))
         self._processes[number] = worker
         try:
             await worker.start()
             await self._warm_up(worker)
-        except WorkerEnded:
-            problem = f"process {number} ended {await worker.wait()} before it could compute"
-            raise InputError(f"{problem}; is there memory for {self.size} processes?") from None
+        except BaseException as error:
+            ended = await worker.close()
+            if isinstance(error, WorkerEnded):
+                problem = f"process {number} ended {ended} before it could compute"
+                problem = f"{problem}; is there memory for {self.size} processes?"
+            elif isinstance(error, OSError | WorkerFault):
+                problem = f"process {number} cannot be started: {getattr(error, 'strerror', error)}"
+            else:
+                raise
+            raise InputError(problem) from None
         self._free.put_nowait(worker)
 
     async def _warm_up(self, worker: Worker) -> None:
