@@ -116,7 +116,10 @@ def gloo_group(purpose: str = "wait") -> Any:
 
 
 def leave_gloo_groups() -> None:
-    """Leave all of them. A process that exits while their threads run may abort."""
+    """Leave all of them, which waits for their threads where nothing else refers to them.
+
+    A process aborts if such a thread ends an exchange while the interpreter ends.
+    """
     from torch import distributed
 
     while _gloo_groups:

@@ -41,6 +41,7 @@ from musiccli.train.trainer import Trainer
 STATES_FOLDER = "checkpoints"  # in a run's folder
 TENSORS_FOLDER = "tensors"  # in each state: weights and moments, by torch's distributed checkpoint
 STATE_FILE = "state.json"  # in each state: its step, and which run it belongs to
+BACKGROUND = "states"  # the processes' connection for writing them while steps are taken
 COPIED_SHARE = 0.7  # of the available memory that a state's copy may take
 
 
@@ -75,7 +76,7 @@ class TrainingStates:
         self._deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         self._processes = process_group(self.accelerator)
         self._writer = ThreadPoolExecutor(1)
-        self._background = gloo_group("states")  # the steps use other groups meanwhile
+        gloo_group(BACKGROUND)  # connects the processes' threads
         self._saved: Future[None] | None = None
 
     def save(self, step: int) -> None:
@@ -107,7 +108,9 @@ class TrainingStates:
                     copy = tree_map_only(
                         torch.Tensor, lambda tensor: tensor.to("cpu", copy=True), tensors
                     )
-                    self._saved = self._writer.submit(self._write, copy, partial, target, state)
+                    self._saved = self._writer.submit(
+                        self._write, copy, partial, target, state, gloo_group(BACKGROUND)
+                    )
                     return
                 save_tensors(tensors, partial / TENSORS_FOLDER)
             self._processes.wait()  # each writes its part
@@ -137,14 +140,19 @@ class TrainingStates:
         return all(self._processes.gather([fits]))
 
     def _write(
-        self, tensors: dict[str, Any], partial: Path, target: Path, state: dict[str, Any]
+        self,
+        tensors: dict[str, Any],
+        partial: Path,
+        target: Path,
+        state: dict[str, Any],
+        group: Any,
     ) -> None:
         """In a thread: write a copy of the tensors, and complete the state."""
         # quiet_libraries() is for one thread alone.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # there is one process
         # To copy ahead, torch would use the GPU of this thread: the first one, in every process.
         writer = FileSystemWriter(partial / TENSORS_FOLDER, per_thread_copy_ahead=0)
-        distributed_checkpoint.save(tensors, storage_writer=writer, process_group=self._background)
+        distributed_checkpoint.save(tensors, storage_writer=writer, process_group=group)
         self._complete(partial, target, state)
 
     def _complete(self, partial: Path, target: Path, state: dict[str, Any]) -> None:
