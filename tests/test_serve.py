@@ -936,6 +936,34 @@ def test_sigterm_finishes_what_is_begun_and_ends_well(folder, processes):
 
 
 @pytest.mark.slow
+def test_a_second_sigterm_ends_at_once(folder):
+    """Also while a forward pass is computed that takes long."""
+    server, (address, _) = spawn(folder, "--budget", 1 << 20, "--num-processes", 2)
+    [worker] = worker_processes(server)
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+    messages = [talk(f"{number} north " * 200, "a") for number in range(400)]
+    body = json.dumps({"messages": messages}).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+
+        def is_waiting():
+            with urllib.request.urlopen(f"{address}/metrics") as reply:
+                return re.search(rb"waiting_tokens\S* [1-9]", reply.read())
+
+        wait_until(is_waiting)
+        server.send_signal(signal.SIGTERM)
+        lines = [server.stderr.readline()]
+        server.send_signal(signal.SIGTERM)
+        lines += server.stderr.readlines()
+    assert server.wait() == 130
+    assert b"".join(lines).decode() == (
+        "music serve: finishing the requests that have come\nmusic serve: interrupted\n"
+    )
+    wait_until(lambda: not psutil.pid_exists(worker))
+
+
+@pytest.mark.slow
 def test_processes_end_with_a_server_that_is_killed(folder):
     server, _ = spawn(folder, "--num-processes", 2)
     [worker] = worker_processes(server)

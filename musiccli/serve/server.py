@@ -9,6 +9,7 @@ import asyncio
 import errno
 import hmac
 import logging
+import os
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from musiccli.core.errors import InputError, RecordError, kind_of
+from musiccli.core.errors import ExitStatus, InputError, RecordError, kind_of
 from musiccli.core.json_text import decode
 from musiccli.core.open_files import allow_many_files
 from musiccli.serve.actor_template import ActorTemplate
@@ -417,15 +418,13 @@ async def run(server: RewardServer, say: Callable[[str], None]) -> None:
 
     Raises:
         InputError: the address cannot be used.
-        asyncio.CancelledError: it was told to end at once.
     """
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
-    this = asyncio.current_task()
-    assert this
 
     def end() -> None:
         if ending.is_set():
-            this.cancel()
+            say("interrupted")
+            os._exit(ExitStatus.INTERRUPTED)  # an exit would wait for the pass that is computed
         ending.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
