@@ -50,7 +50,7 @@ def merge(
 
     Raises:
         InputError: `adapter` is no adapter, has no trained reward head or does not fit its
-            backbone. Or merging would change rewards by more than float noise.
+            backbone. Or merging would change rewards by more than a thousandth.
     """
     refuse_impossible_merge(adapter, out)
     with contextlib.ExitStack() as stack:

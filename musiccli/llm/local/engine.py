@@ -2,7 +2,7 @@
 
 A thread owns the model. Up to BATCH_ROWS requests are under way at once. A finished one makes room
 for the waiting request of the oldest item. Each request has its own temperature, seed, stops and
-token limit, so its answer does not depend on the rest of the batch beyond float noise.
+token limit, so its answer does not depend on the rest of the batch, but for rounding.
 """
 
 import asyncio
