@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -284,6 +285,52 @@ def test_what_nobody_used_for_long_can_be_removed(file, folder, pair_tokenizer, 
     assert len(list(folder.rglob("*.pairs"))) == 5
     assert remove_unused(folder, time.time() + 1000) > 1000
     assert len(load(files(file), pair_tokenizer).pairs) and len(written) == 10
+
+
+def test_pairs_that_are_mapped_take_no_memory_until_they_are_read(file, folder, pair_tokenizer):
+    def resident():
+        maps = psutil.Process().memory_maps(grouped=False)
+        return sum(map_.rss for map_ in maps if map_.path.startswith(str(folder)))
+
+    kept = [load(files(file), pair_tokenizer).pairs for _ in range(2)]
+    assert resident() == 0
+    part = kept[1].arrays[0]
+    assert part.tokens[0] >= 0
+    assert resident() > 0
+    part.release()
+    assert resident() == 0
+
+
+@pytest.fixture
+def few_open_files():
+    """Room for 30 more open files, until a process asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = psutil.Process().num_fds() + 30
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_parts_than_files_that_are_commonly_open(
+    tmp_path, folder, pair_tokenizer, few_open_files
+):
+    many = write(tmp_path / "many.jsonl", *pairs(160))
+    for _ in range(2):
+        loaded = load(files(many), pair_tokenizer)
+        assert len(loaded.pairs.arrays) == 40
+
+
+def test_more_parts_than_files_that_may_be_open_is_one_line(
+    tmp_path, folder, pair_tokenizer, few_open_files, monkeypatch
+):
+    monkeypatch.setattr(token_cache, "allow_many_files", lambda: few_open_files)
+    many = write(tmp_path / "many.jsonl", *pairs(160))
+    with pytest.raises(InputError) as raised:
+        load(files(many), pair_tokenizer)
+    assert str(raised.value) == (
+        f"every 512 pairs keep a file open, and this process may open {few_open_files}; "
+        "raise the limit (ulimit -n)"
+    )
 
 
 def test_a_process_that_was_killed_is_one_line(file, folder, pair_tokenizer, monkeypatch):

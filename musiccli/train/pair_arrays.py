@@ -183,8 +183,11 @@ class PairArrays:
             empty = np.empty(0, dtype)  # a buffer without any item is refused
             arrays.append(np.frombuffer(mapped, dtype, count, offset) if count else empty)
             offset += size
+        note = mapped[offset:]
         pairs, positions, tokens = arrays
-        return cls(pairs, positions, tokens, mapped), mapped[offset:]
+        result = cls(pairs, positions, tokens, mapped)
+        result.release()  # reading one page maps those around it
+        return result, note
 
 
 _PARTS = (PAIR, TOKEN, TOKEN)  # of a file, in order: pairs, positions, tokens

@@ -9,6 +9,7 @@ Records that fit in one batch are tokenized in this process, and kept in memory.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -28,6 +29,7 @@ from musiccli.core import json_text
 from musiccli.core.cache_folder import TOKENS, cache_folder, make_private_folder, open_private
 from musiccli.core.errors import InputError
 from musiccli.core.jsonl import RecordFiles
+from musiccli.core.open_files import allow_many_files
 from musiccli.core.partial_files import try_lock
 from musiccli.core.progress import Bar
 from musiccli.core.records import Record
@@ -39,6 +41,7 @@ from musiccli.train.pair_arrays import (
     write_private,
 )
 from musiccli.train.record_batches import (
+    BATCH_PAIRS,
     Errors,
     LoadedPairs,
     PairCollector,
@@ -127,7 +130,8 @@ class _TokenCache:
     ) -> LoadedPairs:
         """The pairs of all batches, whichever process tokenizes them."""
         files = preferences if isinstance(preferences, RecordFiles) else None
-        with self._explained_failures():
+        open_files = allow_many_files()  # a mapped part keeps its file open
+        with self._explained_failures(open_files):
             make_private_folder(self._folder.parent)
             make_private_folder(self._folder)
             hashes = files.hashes() if files else None
@@ -213,8 +217,8 @@ class _TokenCache:
         return LoadedPairs(pairs, counts, kept["hashes"])
 
     @contextlib.contextmanager
-    def _explained_failures(self) -> Iterator[None]:
-        """Raise InputError where the disk or a process fails."""
+    def _explained_failures(self, open_files: float) -> Iterator[None]:
+        """Raise InputError where the disk, a process or the limit of open files fails."""
         try:
             yield
         except BrokenProcessPool as error:
@@ -223,6 +227,11 @@ class _TokenCache:
                 "is kept, and the same run goes on from there"
             ) from error
         except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise InputError(
+                    f"every {BATCH_PAIRS} pairs keep a file open, and this process may open "
+                    f"{open_files:,}; raise the limit (ulimit -n)"
+                ) from error
             raise InputError(
                 f"{self._folder}: tokenized pairs cannot be kept there: {error.strerror}; make "
                 "room, or let MUSIC_CACHE name a folder elsewhere"
