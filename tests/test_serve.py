@@ -665,7 +665,7 @@ def test_a_fault_in_a_process_is_named_and_the_process_goes_on(model, folder, pr
 
 
 def test_processes_divide_the_cores_unless_told_otherwise(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setattr("musiccli.core.processes.cores", lambda: 9)
     monkeypatch.delenv("OMP_NUM_THREADS")
     divide_threads(2)
     assert os.environ["OMP_NUM_THREADS"] == "4"

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, InputError
+from musiccli.core.resources import cores
 
 Item = TypeVar("Item")
 _gloo_groups: dict[str, Any] = {}  # by their purpose
@@ -171,7 +172,7 @@ def divide_threads(processes: int) -> None:
     It holds for processes that are started, and for this one before torch is imported.
     OMP_NUM_THREADS stays where it is set.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
 
 
 def end_with_parent(parent: int) -> None:

@@ -1,9 +1,22 @@
 """How many threads compute on a CPU."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from musiccli.core.resources import cores
+
+
+def limit_threads() -> None:
+    """Compute with no more threads than this process may use cores, a container's limit included.
+
+    PyTorch starts one for each core of the machine, and those that wait hold up the others.
+    OMP_NUM_THREADS stays where it is set.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.cpu import plain_torch
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
+from musiccli.cpu.threads import limit_threads
 from musiccli.gpu.memory import avoid_fragmentation
 from musiccli.reward_model.activations import CPU
 from musiccli.reward_model.adapter_config import ADAPTER
@@ -274,6 +275,7 @@ def _open(
     refuse_other_folder(name)
     path = path_or_hub_id(name, say)
     retain_freed_memory()
+    limit_threads()
     torch.manual_seed(seed or 0)  # new rows of an embedding are drawn
     with explain_out_of_memory("the weights alone take more than there is"):
         core, tokens, report = _load(name, path, placement, tokenizer or path, layers)

@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from musiccli.core.resources import available_bytes
 from musiccli.cpu.recomputation import SavedBytes
 from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, recomputes_selectively
 from musiccli.reward_model.checkpoint import RewardModel
@@ -143,7 +143,7 @@ def available_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return float(psutil.virtual_memory().available / processes)
+    return available_bytes() / processes
 
 
 def _activations(

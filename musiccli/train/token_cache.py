@@ -33,6 +33,7 @@ from musiccli.core.open_files import allow_many_files
 from musiccli.core.partial_files import try_lock
 from musiccli.core.progress import Bar
 from musiccli.core.records import Record
+from musiccli.core.resources import cores
 from musiccli.core.run_stats import RunStats
 from musiccli.train.pair_arrays import (
     DamagedArraysError,
@@ -56,7 +57,7 @@ from musiccli.train.token_parts import (
     record_error,
 )
 from musiccli.train.tokenized_pairs import PairTokenizer
-from musiccli.train.tokenizing_processes import TokenizingProcesses, cores, tokenizing_processes
+from musiccli.train.tokenizing_processes import TokenizingProcesses, tokenizing_processes
 
 FORMAT = 2  # of what is kept; raise it where the same records become other tokens
 WAITING_PARTS = 4  # beside one for each process, so that none waits for the next

@@ -21,11 +21,6 @@ from musiccli.train.tokenized_pairs import PairTokenizer, without_tokenizer_thre
 _tokenizer: PairTokenizer | None = None  # of a process that tokenizes
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 class TokenizingProcesses:
     """Processes that tokenize batches of records, started with the first of them."""
 

@@ -28,6 +28,7 @@ from musiccli.core.pretrained import (
 from musiccli.core.template_limits import apply_chat_template
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
+from musiccli.cpu.threads import limit_threads
 from musiccli.llm.concurrency import CURRENT_ITEM
 from musiccli.llm.local.batch import Batch, Request, Row
 from musiccli.llm.local.choice import runs_on_openvino
@@ -80,6 +81,7 @@ class LocalEngine:
 
     def _load(self, path: str, say: Callable[[str], None]) -> tuple[Any, Batch | OpenVinoBatch]:
         """The model's config, and what computes its answers."""
+        limit_threads()
         if runs_on_openvino(self.name):
             batch = OpenVinoBatch(bundled_gguf_file(self.name), BATCH_ROWS)
             say(f"{self.name}: OpenVINO computes its answers")
