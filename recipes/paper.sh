@@ -19,9 +19,12 @@
 #   without thoughts. With 64 calls in flight that take 3 seconds each: 10 hours.
 # - Candidates: 2,000 prompts x 8 x 3 turns, 80,000 calls, 50 M in and 22 M out: 70 dollars with it, an hour.
 # - Judging: at most 2,000 x 3 contests in both orders, 12,000 calls of 3,400 tokens in and 340 out: 20 dollars.
-# - Training, each of the two: 2,500 x 64 pairs of some 900 tokens (assumed) x 9.2e9 weights x 8 FLOP (6, and 2 for
-#   recomputing) = 1.1e19; at 40% (assumed) of the 989 TFLOP/s of an H100's bf16, on 8 of them: 1 hour. Scoring 16,000
+# - Training, each of the two: 2,500 x 64 pairs of some 900 tokens (assumed) x 9.2e9 weights x 8 FLOP (6, and at most 2
+#   for recomputing) = 1.1e19; at 40% (assumed) of the 989 TFLOP/s of an H100's bf16, on 8 of them: 1 hour. Scoring 16,000
 #   conversations and RewardBench twice: half an hour on one. Some 20 GPU hours in all: 60 dollars at 3 an hour.
+#
+# `music train` keeps the activations that memory holds and computes the others again. Should memory not suffice all the
+# same, add --activation-checkpointing to `train` below: the run goes on from its last state, at most 250 steps back.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 dry=
@@ -45,7 +48,7 @@ train=(--batch 64               # paper
        --lr 2e-6                # paper
        --max-length 2048        # paper
        --schedule linear --warmup 0.03 --seed 0 # open
-       --budget 8192 --activation-checkpointing --save-every 250 --accelerate-config "$here/accelerate/8gpu-fsdp.yaml")
+       --budget 8192 --save-every 250 --accelerate-config "$here/accelerate/8gpu-fsdp.yaml")
 prompts=1000                    # paper: first prompts of each set
 sets=(hh ultrainteract)         # paper
 candidates=(--turns 3 --samples 8 --contrast none) # paper: conversations of 3 turns, pools nested up to 8

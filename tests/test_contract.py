@@ -7,6 +7,7 @@ EXCUSED, with its reason.
 import gzip
 import io
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -573,6 +574,7 @@ def test_help_shows_a_pipeline(name):
         if " | " in line
     )
     assert help.startswith(f"Usage: music {name} [OPTIONS]")
+    assert not re.search(r"<(str|int|float|list)\b", help)  # the types of Python
 
 
 @pytest.mark.parametrize("name", ["", "bench"])

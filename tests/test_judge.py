@@ -390,6 +390,31 @@ def test_judge_writes_judged_records_and_nothing_else(music):
 
 
 @pytest.mark.slow
+def test_dry_run_asks_nobody_writes_nothing_and_says_what_it_would_take(music, tmp_path):
+    target = tmp_path / "judged.jsonl"
+    same = {"id": "same", "a": GOOD, "b": GOOD}  # a tie without any call
+    given = jsonl([*(preference(number) for number in range(3)), same])
+    with serve(reply=prefers("water")) as server:
+        line = ("judge", "--judge", "hosted_vllm/any", "--api-base", server.base_url)
+        line += ("--max-tokens", "300")
+        planned = music(*line, "--judge", "local/smollm2", "--dry-run", "-o", target, stdin=given)
+        assert (planned.returncode, planned.stdout, server.calls) == (0, "", 0), planned.stderr
+        assert not target.exists()
+        unknown = music(*line, "--dry-run", stdin=given)
+        assert music(*line, stdin=given).returncode == 0
+    read_by_judge = sum(len(body["messages"][0]["content"]) // 4 for body in server.requests)
+    rows = ["6", f"{read_by_judge:,}", "1,200"]
+    shown, alone = (
+        [line.split() for line in done.stderr.splitlines()] for done in (planned, unknown)
+    )
+    assert ["judge", "hosted_vllm/any", *rows, "unknown"] in shown
+    assert ["judge", "local/smollm2", *rows, "$0.00"] in shown
+    assert ["all", *rows, "unknown"] in alone
+    assert "$0.00 and what is unknown" in planned.stderr
+    assert "an estimate from 4 of 4 pairs, drawn at random" in planned.stderr
+
+
+@pytest.mark.slow
 def test_judge_without_a_key_says_so_in_one_line(music):
     done = music(
         "judge", "--judge", "gemini/gemini-1.5-pro", stdin=jsonl([preference(n) for n in range(3)])

@@ -28,6 +28,24 @@ class PipelineOrder(typer.core.TyperGroup):
         )
 
 
+class Command(typer.core.TyperCommand):
+    """A command whose help calls its arguments as the usage line does, without Python's types."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections of arguments and of options."""
+        rows: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                if parameter.param_type_name == "argument":
+                    rows["Arguments"].append((parameter.metavar or record[0], record[1]))
+                else:
+                    rows["Options"].append(record)
+        for title, records in rows.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
 app = typer.Typer(
     name="music",
     cls=PipelineOrder,
@@ -87,5 +105,5 @@ def plain_command(body: Callable[..., Any]) -> Callable[..., Any]:
     prepare_numbers(parameters)
     uses = path_uses({parameter.name: parameter.annotation for parameter in parameters})
     command.path_uses = uses  # type: ignore[attr-defined]  # for tests
-    app.command(short_help=first_line(body.__doc__))(command)
+    app.command(cls=Command, short_help=first_line(body.__doc__))(command)
     return body

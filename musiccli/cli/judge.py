@@ -1,10 +1,18 @@
 """music judge contests.jsonl --judge gemini/gemini-2.5-flash > judged.jsonl"""
 
+from collections.abc import Collection, Iterator
 from typing import Annotated
 
 import typer
 
-from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
+from musiccli.cli.llm_options import (
+    DRY_RUN,
+    PROMPTS,
+    OpenClient,
+    default_prompts,
+    show_estimate,
+    with_llm_options,
+)
 from musiccli.cli.options import SEED, SHARD
 from musiccli.cli.paths import CHAT_MODEL_READ
 from musiccli.cli.run import Run, stage
@@ -31,6 +39,7 @@ def judge(
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Longest explanation and verdict, in tokens.")
     ] = JudgeConfig.max_tokens,
+    dry_run: DRY_RUN = False,
     seed: SEED = JudgeConfig.seed,
     shard: SHARD = None,
 ) -> None:
@@ -51,8 +60,26 @@ def judge(
         seed=seed,
     )
     pairs = run.read(records.parse_comparison, shard=shard)
+    if dry_run:
+        _show_estimate(run, pairs, config, open_client.thinking_models(config.judges))
+        return
     with (
         open_client(config.judges) as client,
         closing(verdicts.judge(pairs, config, client, run.stats)) as judged,
     ):
         run.write(judged)
+
+
+def _show_estimate(
+    run: Run, pairs: Iterator[records.Record], config: JudgeConfig, thinking: Collection[str]
+) -> None:
+    """Print what the run would take; nothing is written."""
+    from musiccli.judge.estimate import estimate
+
+    planned, sampled, total = estimate(pairs, config, thinking)
+    show_estimate(
+        run,
+        planned,
+        f"an estimate from {sampled:,} of {total:,} pairs, drawn at random; each reply counts as "
+        "two thirds of its limit" + (", one with thoughts as all of it" if thinking else ""),
+    )

@@ -73,6 +73,13 @@ REASONING = Annotated[
         "model only; may be repeated. Left out: the model's own way.",
     ),
 ]
+DRY_RUN = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Only estimate calls, tokens and dollars, from a sample of the input.",
+    ),
+]
 NO_CACHE = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep finished calls.")]
 OPTIONS: dict[str, tuple[Any, Any]] = {  # name -> annotation, default
     "max_cost": (MAX_COST, ClientConfig.max_cost),
@@ -179,28 +186,35 @@ def default_prompts(prompts: str | None, model: str) -> str:
     return prompts or ("small" if model.removeprefix("local/") in BUNDLED_MODELS else "paper")
 
 
-def show_costs(planned: Mapping[tuple[str, str], Counter[str]]) -> None:
-    """Print what a run would take, as a table on stderr.
+def show_estimate(run: Run, planned: Mapping[tuple[str, str], Counter[str]], note: str) -> None:
+    """Print what a run would take, as a table on stderr; the run writes nothing.
 
     Args:
         planned: by role and model, the number of "calls", "prompt_tokens" and "completion_tokens".
+        note: how the estimate was made.
     """
     from musiccli.llm.providers.litellm_provider import token_prices
 
-    rows, total, unknown = [], 0.0, False
+    names = ("calls", "prompt_tokens", "completion_tokens")
+    rows, cost, without_price = [], 0.0, 0
     for (role, model), count in planned.items():
         prices = token_prices(model)
-        sizes = [f"{count[name]:,}" for name in ("calls", "prompt_tokens", "completion_tokens")]
         dollars = "unknown"
         if prices is None:
-            unknown = True
+            without_price += 1
         else:
-            cost = prices.cost(count["prompt_tokens"], count["completion_tokens"])
-            total, dollars = total + cost, f"${cost:.2f}"
-        rows.append([f"{role} {model}", *sizes, dollars])
-    rows.append(["all", *("",) * 3, f"${total:.2f}" + (" and what is unknown" if unknown else "")])
+            part = prices.cost(count["prompt_tokens"], count["completion_tokens"])
+            cost, dollars = cost + part, f"${part:.2f}"
+        rows.append([f"{role} {model}", *(f"{count[name]:,}" for name in names), dollars])
+    sums = [f"{sum(count[name] for count in planned.values()):,}" for name in names]
+    dollars = "unknown" if planned and without_price == len(planned) else f"${cost:.2f}"
+    if 0 < without_price < len(planned):
+        dollars += " and what is unknown"
+    rows.append(["all", *sums, dollars])
     table(
         ["", "calls", "tokens in", "tokens out", "dollars"],
         rows,
         "Estimate: characters / 4, no retries",
     )
+    run.withhold()
+    run.say(note)

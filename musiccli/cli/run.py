@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from musiccli.cli.app import app, first_line
+from musiccli.cli.app import Command, app, first_line
 from musiccli.cli.numbers import prepare_numbers
 from musiccli.cli.option_names import as_typed
 from musiccli.cli.options import FILES, ON_ERROR, OUTPUT, REJECTS, OnError
@@ -276,7 +276,8 @@ def stage(
         command.path_uses = uses  # type: ignore[attr-defined]  # for tests
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
-        register = (to or app).command(full_name.split()[-1], short_help=first_line(body.__doc__))
+        summary = first_line(body.__doc__)
+        register = (to or app).command(full_name.split()[-1], cls=Command, short_help=summary)
         register(command)
         return body
 

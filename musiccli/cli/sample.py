@@ -86,6 +86,7 @@ def sample(
         list[CorruptionKind] | None,
         typer.Option(
             "--kind",
+            metavar=f"<{'|'.join(CorruptionKind)}>",
             show_default=False,
             help="Make only this kind of corruption; may be given several times; without it, all.",
         ),
@@ -133,6 +134,7 @@ def sample(
     split: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             show_default=False,
             help="The part of a hub dataset or folder; without it, train, or all of a folder.",
         ),

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from musiccli.cli.llm_options import (
+    DRY_RUN,
     PROMPTS,
     OpenClient,
     default_prompts,
-    show_costs,
+    show_estimate,
     with_llm_options,
 )
 from musiccli.cli.options import SEED, SHARD
@@ -66,8 +67,8 @@ def simulate(
             metavar="FILE",
             show_default=False,
             help="JSONL of personas that the users play: objects with some of who, goal, knows and "
-            "satisfied. One with an id is for the context of that id; the others are drawn. Left "
-            "out: the context's own field user_persona, where it has one.",
+            "satisfied. One with an id is for the seed of that id; the others are drawn. Left "
+            "out: the seed's own field user_persona, where it has one.",
         ),
         RECORDS_READ,
     ] = SimulateConfig.persona,
@@ -82,7 +83,7 @@ def simulate(
         ),
     ] = SimulateConfig.follow_ups,
     turns: Annotated[
-        int, typer.Option(min=1, help="Assistant replies added to each context.")
+        int, typer.Option(min=1, help="Assistant replies added to each seed.")
     ] = SimulateConfig.turns,
     contrast: Annotated[
         str,
@@ -93,7 +94,7 @@ def simulate(
         ),
     ] = SimulateConfig.contrast,
     samples: Annotated[
-        int, typer.Option(min=1, help="Conversations simulated from each context.")
+        int, typer.Option(min=1, help="Conversations simulated from each seed.")
     ] = SimulateConfig.samples,
     contrast_calls: Annotated[
         int | None,
@@ -129,13 +130,7 @@ def simulate(
             "is asked for again before pair drops its conversation.",
         ),
     ] = SimulateConfig.retries,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Only estimate calls, tokens and dollars, from a sample of the input.",
-        ),
-    ] = False,
+    dry_run: DRY_RUN = False,
     seed: SEED = SimulateConfig.seed,
     shard: SHARD = None,
 ) -> None:
@@ -199,12 +194,12 @@ def _show_estimate(
     """Print what the run would take; nothing is written."""
     from musiccli.simulate.estimate import estimate
 
-    run.withhold()
     planned, sampled, total = estimate(seeds, config, thinking)
-    show_costs(planned)
-    run.say(
+    show_estimate(
+        run,
+        planned,
         f"an estimate from {sampled:,} of {total:,} conversations, drawn at random; each reply "
         "counts as two thirds of its limit"
         + (", one with thoughts as all of it" if thinking else "")
-        + (", and no user stops before the last turn" if config.persona else "")
+        + (", and no user stops before the last turn" if config.persona else ""),
     )

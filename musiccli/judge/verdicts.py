@@ -43,17 +43,8 @@ def judge(
     prompt = prompts.require(config.prompts, "judge")
 
     async def work(record: Record) -> tuple[Record, list[dict[str, Any]] | Exception]:
-        first, second = side_names(record)
-        if same_text(record[first], record[second]):
-            return record, []
         try:
-            pair_votes = await gather_all(
-                *(
-                    _vote(client, config, prompt, record, model, order)
-                    for model in config.judges
-                    for order in ORDERS
-                )
-            )
+            pair_votes = await votes_on(record, config, client, prompt)
             _check_size(record, pair_votes)
             return record, pair_votes
         except (CallError, LimitReached) as error:
@@ -84,6 +75,22 @@ def judge(
             f"stopped by `max_cost` with {unjudged} pairs unjudged; the same run with a higher "
             "limit goes on from here and pays for no finished call again"
         )
+
+
+async def votes_on(
+    record: Record, config: JudgeConfig, client: Client, prompt: prompts.Prompt
+) -> list[dict[str, Any]]:
+    """All votes on a pair; none where its sides are the same text."""
+    first, second = side_names(record)
+    if same_text(record[first], record[second]):
+        return []
+    return await gather_all(
+        *(
+            _vote(client, config, prompt, record, model, order)
+            for model in config.judges
+            for order in ORDERS
+        )
+    )
 
 
 def judge_prompt(
