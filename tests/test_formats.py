@@ -13,8 +13,10 @@ from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 from musiccli.sample import formats, sources
+from musiccli.sample.columns import Row
+from musiccli.sample.config import SampleConfig
 from musiccli.sample.formats.mint import is_trajectory, pair_trajectories
-from musiccli.sample.sampler import read_records
+from musiccli.sample.sampler import read_records, sample
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -164,6 +166,96 @@ def test_a_reply_that_is_a_transcript_or_json_stays_a_reply():
         assert read_one(row)["chosen"] == [user("Write it."), assistant(reply)]
     row = {"prompt": "q", "chosen": json.dumps(assistant("a")), "rejected": "b"}
     assert read_one(row)["chosen"] == [user("q"), assistant("a")]
+
+
+VICUNA = "A chat between a curious user and an artificial intelligence assistant."
+ALPACA = "Below is an instruction that describes a task. Write a response."
+TWO_TURNS = [user("Hi"), assistant("Hello!"), user("Name a bird.")]
+
+
+@pytest.mark.parametrize(
+    "prompt, history",
+    [
+        (f"{VICUNA} USER: Name a bird. ASSISTANT:", [system(VICUNA), user("Name a bird.")]),
+        (f"{VICUNA} USER: Name a bird.", [system(VICUNA), user("Name a bird.")]),
+        ("USER: Hi ASSISTANT: Hello!</s>USER: Name a bird. ASSISTANT:", TWO_TURNS),
+        ("BEGINNING OF CONVERSATION: USER: Name a bird. ASSISTANT:", [user("Name a bird.")]),
+        ("### Human: Hi### Assistant: Hello!### Human: Name a bird.### Assistant:", TWO_TURNS),
+        ("### User:\nHi\n\n### Assistant:\nHello!\n\n### User:\nName a bird.\n", None),
+        (
+            f"{ALPACA}\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n",
+            [system(ALPACA), user("Add.\n\n### Input:\n1 2")],
+        ),
+        ("User: Hi\nBot: Hello!\nUser: Name a bird.\nBot:", TWO_TURNS),
+        ("Human: Hi\nAssistant: Hello!\nHuman: Name a bird.\nAssistant: ", TWO_TURNS),
+        ("\n\nHuman: Name a bird.\nAssistant:", [user("Name a bird.")]),
+        ("User: Which is it?\nAI: or Bot:\nUser: Bot:\nAI:", None),
+        ("You are kind.\n\nUser: Name a bird.\nAssistant:", None),
+        ("Question: Name a bird.\nAnswer:", None),
+        ("What do USER: and ASSISTANT: mean?", None),
+        ("### Instruction:\nName a bird.", None),
+        ("User: Hi\nBot: Hello!\nUser: Bye\n\nSummarize this chat.", None),
+    ],
+)
+def test_prompts_with_headers_become_turns_where_they_wait_for_a_reply(prompt, history):
+    if "AI: or Bot:" in prompt:  # the names that speak first are the headers
+        history = [user("Which is it?"), assistant("or Bot:"), user("Bot:")]
+    pair = {"chosen": [*(history or [user(prompt)]), assistant("A robin.")]}
+    row = {"prompt": prompt, "chosen": "A robin.", "rejected": "A cat."}
+    assert read_one(row)["chosen"] == pair["chosen"]
+    assert records.parse_preference(Record(row))["chosen"] == pair["chosen"]
+    assert read_one({"prompt": prompt, "completion": "A robin."})["messages"] == pair["chosen"]
+    for column in ("question", "instruction"):
+        assert read_one({column: prompt, **row, "prompt": None})["chosen"] == pair["chosen"]
+
+
+@pytest.mark.parametrize(
+    "prompt, header",
+    [
+        (f"{VICUNA} USER: Name a bird.", " ASSISTANT:"),
+        ("### Human: Name a bird.\n", "### Assistant:"),
+        ("User: Name a bird.", "\nAssistant:"),
+        ("\n\nHuman: Name a bird.", "\n\nAssistant:"),
+    ],
+)
+def test_replies_may_repeat_the_header_or_the_prompt(prompt, header):
+    row = {"prompt": prompt, "chosen": f"{header} A robin.", "rejected": f"{header} A cat."}
+    whole = {"chosen": prompt + row["chosen"], "rejected": prompt + row["rejected"]}
+    for form in (row, row | {"prompt": prompt + header}, whole, whole | {"prompt": prompt}):
+        pair = read_one(form)
+        assert pair["chosen"][-2:] == [user("Name a bird."), assistant("A robin.")]
+        assert pair["rejected"][-2:] == [user("Name a bird."), assistant("A cat.")]
+    about = {"prompt": "Say 'Assistant: hi'", "chosen": "Assistant: hi", "rejected": "no"}
+    assert read_one(about)["chosen"][-1] == assistant("Assistant: hi")
+
+
+def test_a_transcript_whose_turns_do_not_alternate_is_refused():
+    with pytest.raises(RecordError, match=r"^prompt\[1\]: two headers of the user in a row"):
+        read({"prompt": "USER: a USER: b ASSISTANT:", **REPLIES}, where=None)
+
+
+def test_a_prompt_that_waits_for_a_reply_but_was_not_split_is_named():
+    prompt = "You are kind.\n\nUser: Name a bird.\nAssistant:"
+    row, lines = Row({"prompt": prompt, **REPLIES}, "rows.jsonl:1"), []
+    stats = RunStats(say=lines.append)
+    assert len(list(sample([("", row)], SampleConfig(), stats=stats))) == 1
+    assert lines == [
+        "1 row has a user message that ends with a header such as Assistant: and was not split "
+        "(first: rows.jsonl:1); a prompt of messages keeps its turns apart"
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": "<|im_start|>assistant\na<|im_end|>"},
+        {"question": "[INST] q [/INST]", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "response_0": "a<|eot_id|>", "response_1": "b", "better_response_id": 0},
+    ],
+)
+def test_every_text_that_is_read_is_looked_at_for_marks_of_a_template(row):
+    with pytest.raises(RecordError, match="a mark of a chat template"):
+        list(formats.read(Row(row)))
 
 
 @pytest.mark.parametrize("column", ["prompt", "chosen"])
@@ -493,7 +585,7 @@ def test_hh_headers_count_only_after_a_blank_line(chosen, messages):
     [
         (
             {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nAssistant: b", "rejected": HH},
-            'chosen[2]: two "Assistant:" headers in a row; where one turn ends cannot be told',
+            "chosen[2]: two headers of the assistant in a row; where one turn ends cannot be told",
         ),
         (
             {"chosen": HH, "rejected": "\n\nHuman: q\n\nAssistant: "},
@@ -994,7 +1086,7 @@ def test_real_trees_read_message_by_message_give_the_same_records(pairs):
 @needs_data
 def test_hh_rows_with_odd_headers_or_empty_replies_are_refused_and_the_rest_differ_at_the_end():
     results, refused = load("hh_harmless")
-    doubled = [number for number, error in refused.items() if "headers in a row" in error]
+    doubled = [number for number, error in refused.items() if "headers of the" in error]
     empty = [number for number, error in refused.items() if "is empty" in error]
     assert doubled == [667, 763, 1254, 1319, 1688, 1849, 1950, 1952, 2036]
     assert empty == [86, 516, 925, 1103]

@@ -1,7 +1,7 @@
 """The messages of a conversation as the columns of a row hold them.
 
 A row has them in one column, or a prompt, its replies, the system message and the messages before
-the prompt in columns of their own. Transcripts of Anthropic HH and messages as JSON are read, too.
+the prompt in columns of their own. Transcripts and messages as JSON are read, too.
 """
 
 import re
@@ -20,6 +20,15 @@ from musiccli.core.messages import (
     join_parts,
 )
 from musiccli.core.tool_turns import CALL_ROLES, RESULT_ROLES, join_tool_turns
+from musiccli.core.transcripts import (
+    Turns,
+    is_hh,
+    is_prompt,
+    is_whole,
+    split_hh,
+    split_reply,
+    split_transcript,
+)
 
 Row = Mapping[str, Any]  # a row of a dataset, or a record
 
@@ -55,10 +64,6 @@ _TEMPLATE_END = re.compile(
     r"(<\|(?:im_end|eot_id|end|endoftext|end_of_text|END_OF_TURN_TOKEN)\|>|<end_of_turn>"
     r"|<｜end▁of▁sentence｜>)\s*$"
 )
-# A transcript begins with a blank line, or its first header is the start of the text.
-_HH_BLANK_START = re.compile(r"(\r?\n){2}Human:")
-_HH_START = re.compile(r"\s*Human:.*?(\r?\n){2}Assistant:", re.DOTALL)
-_HH_HEADER = re.compile(r"(?:\r?\n){2}(Human|Assistant):")  # else it is a part of a text
 # str() of messages, of a message, or of an array of messages, which is not JSON
 PYTHON_MESSAGES = re.compile(r"\s*(array\()?\[?\s*\{\s*'(role|from|content|value)'\s*:")
 TURN_KEYS = (("human", "assistant"), ("input", "output"), ("user", "bot"))  # of a turn
@@ -75,26 +80,29 @@ def read_side(row: Row, name: str) -> list[Message]:
     value, prompt = row[name], row.get("prompt")
     if not isinstance(value, str):
         side = _with_prompt(row, name, read_messages(row, name))
-    elif not prompt or _is_whole_hh(value, prompt):
-        side = read_hh(row, name)
+    elif not prompt or _is_whole_transcript(value, prompt):
+        side = read_transcript(row, name, value)
+    elif isinstance(prompt, str) and (turns := split_reply(prompt, value)):
+        side = join_history(read_history(row), _turn_messages(row, name, turns))
     else:
-        _refuse_template(row, name)
+        refuse_template(row, name, value)
         steps = row.get(STEPS_COLUMN)
         reply = f"{steps}{value}" if isinstance(steps, str) else value
         side = [*read_prompt(row), assistant_message(reply)]
     return with_system_message(row, side)
 
 
-def _is_whole_hh(value: str, prompt: object) -> bool:
+def _is_whole_transcript(value: str, prompt: object) -> bool:
     """Whether a side is a transcript, and not a reply that begins like one."""
-    if _HH_BLANK_START.match(value):
+    if value.startswith(("\n\nHuman:", "\r\n\r\nHuman:")):
         return True
-    return isinstance(prompt, str) and prompt.strip() in value and is_hh(value)
+    if not isinstance(prompt, str) or prompt.strip() not in value:
+        return False
+    return is_hh(value) or (value.lstrip().startswith(prompt.strip()) and is_whole(value))
 
 
-def _refuse_template(row: Row, field: str) -> None:
+def refuse_template(row: Row, field: str, text: object) -> None:
     """Raises RecordError for a text that a chat template has written."""
-    text = row[field]
     if not isinstance(text, str):
         return
     for verb, mark in (
@@ -168,20 +176,31 @@ def read_history(row: Row) -> list[Message]:
 
 
 def _read_prompt_alone(row: Row) -> list[Message]:
-    """One user message as a string, an HH string, or messages."""
+    """One user message as a string, a transcript, or messages."""
     prompt = row["prompt"]
     if not isinstance(prompt, str):
         return read_messages(row, "prompt")
-    _refuse_template(row, "prompt")
-    if is_hh(prompt):
-        history = read_hh(row, "prompt")
-        if len(history) > 1 and history[-1] == assistant_message(""):  # it ends with "Assistant:"
-            history.pop()
-        return history
     if is_list_text(prompt):
         problem = "is the text of a JSON list; `columns` names the columns of such rows"
         raise RecordError(problem, field="prompt", record=row)
-    return [user_message(prompt)]
+    return read_asking_text(row, "prompt", prompt)
+
+
+def read_asking_text(row: Row, field: str, text: Any) -> list[Message]:
+    """The messages of a text that asks for a reply: the turns of a transcript, or one message.
+
+    Raises:
+        RecordError: a chat template has written it, or its turns do not alternate.
+    """
+    if not isinstance(text, str):
+        return [user_message(text)]  # refused with the record
+    refuse_template(row, field, text)
+    if not (is_hh(text) or is_prompt(text)):
+        return [user_message(text)]
+    messages = read_transcript(row, field, text)
+    if len(messages) > 1 and messages[-1] == assistant_message(""):  # it ends with "Assistant:"
+        messages.pop()
+    return messages
 
 
 def with_system_message(row: Row, messages: list[Message]) -> list[Message]:
@@ -279,34 +298,36 @@ def is_turn(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
-def is_hh(text: str) -> bool:
-    """Whether a text is a transcript of Anthropic HH, with or without its first blank line."""
-    return bool(_HH_BLANK_START.match(text) or _HH_START.match(text))
+def read_transcript(row: Row, field: str, text: str) -> list[Message]:
+    """The messages of a transcript: of an HH string, or of one with other headers.
+
+    Raises:
+        RecordError: it is none, or its turns do not alternate.
+    """
+    turns = split_hh(text)
+    if any(role == "assistant" for role, _ in turns) or (turns and not is_prompt(text)):
+        return _turn_messages(row, field, turns, is_hh=True)
+    if turns := split_transcript(text):
+        return _turn_messages(row, field, turns)
+    problem = 'is a string with neither a prompt beside it nor "Human:" at its start'
+    raise RecordError(problem, field=field, record=row)
 
 
-def read_hh(row: Row, name: str) -> list[Message]:
-    """The messages of an HH string, as it is or as Windows stores it."""
-    text: str = row[name]
-    if "\r\n" in text and text.count("\r\n") == text.count("\n"):  # the file was converted
-        text = text.replace("\r\n", "\n")
-    start, *parts = _HH_HEADER.split("\n\n" + text.lstrip())
-    if start.strip() or not parts:
-        raise RecordError(
-            'is a string with neither a prompt beside it nor "Human:" at its start',
-            field=name,
-            record=row,
-        )
-    makers = {"Human": user_message, "Assistant": assistant_message}
-    messages = join_user_messages(
-        makers[header](text.strip()) for header, text in zip(parts[::2], parts[1::2], strict=True)
-    )
+def _turn_messages(row: Row, field: str, turns: Turns, *, is_hh: bool = False) -> list[Message]:
+    """The messages of turns. In HH a user may write twice, and the texts are joined.
+
+    Raises:
+        RecordError: the turns do not alternate.
+    """
+    messages: list[Message] = [{"role": role, "content": text} for role, text in turns]
+    if is_hh:
+        messages = join_user_messages(messages)
     for index, (message, following) in enumerate(pairwise(messages), start=1):
         if message["role"] == following["role"]:
-            raise RecordError(
-                'two "Assistant:" headers in a row; where one turn ends cannot be told',
-                field=f"{name}[{index}]",
-                record=row,
+            problem = (
+                f"two headers of the {message['role']} in a row; where one turn ends cannot be told"
             )
+            raise RecordError(problem, field=f"{field}[{index}]", record=row)
     return messages
 
 
@@ -365,7 +386,8 @@ def asking_texts(value: object) -> list[str]:
     row, messages = {"value": value}, []
     with suppress(RecordError):  # messages in name only
         if isinstance(value, str):
-            messages = read_hh(row, "value") if is_hh(value) else []
+            if is_hh(value) or is_prompt(value):
+                messages = read_transcript(row, "value", value)
         elif isinstance(value, list | dict) and all(map(_is_message, _listed(value))):
             messages = read_messages(row, "value")
         elif isinstance(value, list) and all(map(is_turn, value)):

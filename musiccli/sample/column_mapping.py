@@ -14,6 +14,7 @@ from musiccli.core.row_messages import (
     assistant_message,
     parse_messages_text,
     read_messages,
+    read_prompt,
     read_side,
     user_message,
     with_system_message,
@@ -229,7 +230,7 @@ def _prompt(parts: _Parts) -> str | list[Any] | None:
         return prompt
     if prompt is None:
         return _messages(parts, name, history)
-    latest = [user_message(prompt)] if isinstance(prompt, str) else prompt
+    latest = read_prompt(Record({"prompt": prompt}, parts.row.where))
     return [*_messages(parts, name, history), *latest]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from musiccli.core.records import Record, Scored, record_kind, side_names
 from musiccli.core.row_messages import HISTORY_COLUMNS, SYSTEM_COLUMNS, are_said, asking_texts
 from musiccli.core.run_stats import RunStats
+from musiccli.core.transcripts import ends_with_reply_header
 from musiccli.sample.columns import Row
 
 LABEL_WORDS = frozenset(
@@ -48,6 +49,9 @@ class RowNotes:
             messages = f"`columns` history={column} puts messages before the prompt"
             is_text = isinstance(dict.get(row, column), str)
             self._count(text, "a prompt holds all that was asked" if is_text else messages, row)
+        if any(map(_ends_with_reply_header, records)):
+            text = "a user message that ends with a header such as Assistant: and was not split"
+            self._count(text, "a prompt of messages keeps its turns apart", row)
         for text in contrary_scores(row, records):
             self._count(text, "the chosen side stays chosen", row)
 
@@ -63,6 +67,15 @@ class RowNotes:
             first = f" (first: {self._first_row[kind]})" if kind in self._first_row else ""
             rows = "1 row has" if number == 1 else f"{number:,} rows have"
             stats.say(f"{rows} {text}{first}; {help}")
+
+
+def _ends_with_reply_header(record: Record) -> bool:
+    """Whether a user message waits for a reply as a transcript does that was read as one text."""
+    return any(
+        message["role"] == "user" and ends_with_reply_header(message["content"])
+        for side in side_names(record)
+        for message in record[side]
+    )
 
 
 def ignored_texts(row: Row, records: Sequence[Record]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from importlib import import_module
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.messages import refuse_media
 from musiccli.core.records import Record, parse_any
-from musiccli.core.row_messages import text_or_messages
+from musiccli.core.row_messages import refuse_template, text_or_messages
 from musiccli.sample.columns import Format, Reader, Row
 
 
@@ -58,6 +58,7 @@ def read(
     reader = _reader(format, pairs, label)
     try:
         for record in reader(row, source):
+            _refuse_templates(row)
             yield parse_any(Record(record, row.where))
     except RecordError as error:
         error.record = row  # not the record that was made of it
@@ -74,6 +75,13 @@ def read(
             f"({type(error).__name__}: {error})",
             record=row,
         ) from error
+
+
+def _refuse_templates(row: Record) -> None:
+    """Raises RecordError for a text that was read and that a chat template has written."""
+    if isinstance(row, Row):
+        for column in row.columns_read:
+            refuse_template(row, column, dict.get(row, column))
 
 
 def _reader(format: Format, pairs: bool, label: str | None) -> Reader:

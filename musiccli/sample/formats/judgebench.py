@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.core.row_messages import assistant_message, user_message
+from musiccli.core.row_messages import assistant_message, read_asking_text
 from musiccli.sample.columns import Format, make_record, read_label, read_text
 
 TEXTS = ("question", "response_A", "response_B", "label")
@@ -15,9 +15,9 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
     `source` in the metadata is the set of questions, as "mmlu-pro-computer science".
     """
-    question = user_message(read_text(row, "question"))
+    question = read_asking_text(row, "question", read_text(row, "question"))
     sides = {
-        side: [question, assistant_message(read_text(row, column))]
+        side: [*question, assistant_message(read_text(row, column))]
         for side, column in {"a": "response_A", "b": "response_B"}.items()
     }
     winner = read_label(row, "label", {"A>B": "a", "B>A": "b", "A=B": "tie"})

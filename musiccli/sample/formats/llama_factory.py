@@ -10,8 +10,8 @@ from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.core.row_messages import (
     assistant_message,
+    read_asking_text,
     read_turn_pairs,
-    user_message,
     with_system_message,
 )
 from musiccli.sample.columns import Format, make_record, read_text
@@ -30,8 +30,8 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 def read_instruction(row: Record) -> list[Message]:
     """The column `history`, and the instruction with the input on a line below it."""
-    instruction = user_message(instruction_text(row))
-    return with_system_message(row, [*read_turn_pairs(row, "history"), instruction])
+    instruction = read_asking_text(row, "instruction", instruction_text(row))
+    return with_system_message(row, [*read_turn_pairs(row, "history"), *instruction])
 
 
 def instruction_text(row: Record) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.core.row_messages import assistant_message, user_message
+from musiccli.core.row_messages import assistant_message, read_asking_text
 from musiccli.sample.columns import Format, make_record, read_label, read_text
 from musiccli.sample.formats.llama_factory import instruction_text
 
@@ -38,10 +38,10 @@ def read_offsetbias(row: Record, source: str) -> Iterator[dict[str, Any]]:
 def _sides(row: Record, text: str) -> dict[str, list[Message]]:
     better = read_label(row, "label", {1: "output_1", 2: "output_2"})
     worse = "output_2" if better == "output_1" else "output_1"
-    question = user_message(text)
+    question = read_asking_text(row, "instruction" if "instruction" in row else "input", text)
     return {
-        "chosen": [question, assistant_message(read_text(row, better))],
-        "rejected": [question, assistant_message(read_text(row, worse))],
+        "chosen": [*question, assistant_message(read_text(row, better))],
+        "rejected": [*question, assistant_message(read_text(row, worse))],
     }
 
 

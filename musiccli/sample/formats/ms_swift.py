@@ -10,9 +10,9 @@ from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.core.row_messages import (
     assistant_message,
+    read_asking_text,
     read_messages,
     read_turn_pairs,
-    user_message,
     with_system_message,
 )
 from musiccli.sample.columns import Format, make_record, read_text
@@ -41,9 +41,8 @@ def read_rejected_response(row: Record, source: str) -> Iterator[dict[str, Any]]
 
 def read_query(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the preference of the response over the rejected one, after the history."""
-    history = with_system_message(
-        row, [*read_turn_pairs(row, "history"), user_message(read_text(row, "query"))]
-    )
+    query = read_asking_text(row, "query", read_text(row, "query"))
+    history = with_system_message(row, [*read_turn_pairs(row, "history"), *query])
     sides = {
         "chosen": [*history, assistant_message(read_text(row, "response"))],
         "rejected": [*history, assistant_message(read_text(row, "rejected_response"))],

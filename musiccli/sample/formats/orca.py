@@ -5,7 +5,7 @@ from typing import Any
 
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
-from musiccli.core.row_messages import assistant_message, user_message, with_system_message
+from musiccli.core.row_messages import assistant_message, read_asking_text, with_system_message
 from musiccli.sample.columns import Format, make_record, read_label, read_text
 
 
@@ -28,8 +28,8 @@ def read_argilla(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 
 def _sides(row: Record, question_column: str) -> dict[str, list[Message]]:
-    question = user_message(read_text(row, question_column))
-    history = with_system_message(row, [question])
+    question = read_asking_text(row, question_column, read_text(row, question_column))
+    history = with_system_message(row, question)
     return {
         name: [*history, assistant_message(read_text(row, name))] for name in ("chosen", "rejected")
     }

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.core.row_messages import user_message
+from musiccli.core.row_messages import read_prompt
 from musiccli.sample.columns import Format
 from musiccli.sample.replies import Reply, ReplyContext, make_vote, read_whole_number
 
@@ -21,7 +21,7 @@ def read(row: Record, source: str, label: str = "helpfulness") -> Iterator[dict[
     context = ReplyContext(
         row,
         source,
-        [user_message(row["prompt"])],
+        read_prompt(row),
         {"label": label},
         text_columns={"response_0", "response_1"},
     )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from musiccli.core.records import Record
-from musiccli.core.row_messages import user_message
+from musiccli.core.row_messages import read_asking_text
 from musiccli.sample.columns import Format
 from musiccli.sample.replies import (
     Reply,
@@ -40,7 +40,7 @@ def read_pairs(row: Record, source: str, label: str = LABELS[0]) -> Iterator[dic
 
 
 def _context(row: Record, source: str, labels: dict[str, Any] | None = None) -> ReplyContext:
-    history = [user_message(row["instruction"])]
+    history = read_asking_text(row, "instruction", row["instruction"])
     text_columns = {"instruction", "completions"}
     references = {name: row.get(name) for name in REFERENCE_COLUMNS}  # of TruthfulQA's questions
     known_labels = {name: value for name, value in references.items() if value not in NO_REFERENCE}
