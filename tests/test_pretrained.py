@@ -452,6 +452,8 @@ def test_the_process_imports_little_and_nothing_from_the_current_folder(tmp_path
         (b"[]", "cannot be read: adapter_config.json holds no object"),
         (b"[" * 5000, "cannot be read: "),
         (b"{", "cannot be read: "),
+        (b'{"peft_type": "XLORA", "adapters": {"a": "../.."}}', "a XLORA adapter cannot be merged"),
+        (b"{}", "a None adapter cannot be merged"),
         (
             b'{"base_model_name_or_path": 7, "peft_type": "LORA", "r": 1}',
             "names no backbone; give it as --model",

@@ -156,7 +156,7 @@ def test_the_estimate_counts_half_a_byte_a_weight(base):
     ],
 )
 def test_what_is_missing_is_said_before_anything_else(run, tmp_path, monkeypatch, more, says):
-    monkeypatch.setattr("musiccli.reward_model.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("musiccli.train.refusals.find_spec", lambda name: None)
     done = run(tmp_path / "rm", *more)
     assert (done.status, done.lines) == (2, [f"music train: error: {says}"])
     assert not (tmp_path / "rm").exists()

@@ -1,14 +1,16 @@
 """Help loads nothing heavy, and takes little longer than the libraries that draw it."""
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 
 import pytest
-from build import unloadable
+from build import unloadable, write
 from console import COMMAND, environment
 from test_contract import commands
+from toys import pairs
 
 HEAVY = (
     "torch",
@@ -55,17 +57,33 @@ REFUSED = (  # command lines, and what is wrong with them
     ("train in --model base --out rm --plot x.doc", "--plot x.doc: expected a file"),
     ("train in --init-from empty --out rm", "empty: is a folder without a config.json"),
     ("train in --model ./nosuch --out rm --num-processes 2", "./nosuch: no such folder"),
+    ("train in --model base --out rm --epochs 0", "--epochs 0: trains nothing"),
+    ("train pair --model base --out rm --epochs 0 --num-processes 2", "--epochs 0: trains nothing"),
+    ("train pair --model base --out rm --qlora", "--qlora: needs --lora"),
+    ("train pair --model base --out rm --batch 1 --num-processes 2", "--batch 1: every one of 2"),
+    ("train pair --model base --out rm --batch 2", "--batch 2: there are 1 pairs"),
+    ("train pair --model base --out rm --batch 1 --margin-field x", "--margin-field x: none of"),
+    ("train pair --model base --out adapter --batch 1", "adapter: holds something else"),
+    ("train pair --model base --out rm --batch 1 --push-to-hub a/b", "--push-to-hub a/b: nobody"),
+    ("train pair in --model base --out rm --batch 1", "in:1: chosen: is missing"),
+    ("train pair --model base --out rm --batch 1 --eval in", "in:1: chosen: is missing"),
     ("score nosuch --model base", "nosuch: no such file"),
+    ("score in --model base", "in:1: has neither messages"),
     ("score in --model a/b/c", "a/b/c: no such folder; expected a model's folder, a hub id"),
     ("score in --model base --shard 9/8", "--shard 9/8: expected K/N"),
     ("serve --model x=./nosuch", "./nosuch: no such folder"),
     ("serve --model base --actor-template in.txt", "in.txt: no such folder"),
+    ("serve --model base --model ./base", "--model ./base: another one is called base"),
     ("merge base --out rm", "base: holds no adapter_config.json"),
+    ("merge adapter --out rm", "adapter: names no backbone"),
+    ("merge adapter --out rm --model ./nosuch", "./nosuch: no such folder"),
+    ("merge ia3 --out rm --model base", "ia3: a IA3 adapter cannot be merged"),
     ("simulate nosuch --assistant local/smollm2", "nosuch: no such file"),
     ("simulate in --assistant local/nosuch", "local/nosuch: there is local/smollm2"),
     ("simulate in --assistant local/smollm2 --persona nosuch", "nosuch: no such file"),
     ("judge in --judge local/a/b/c", "local/a/b/c: no such folder"),
     ("bench report nosuch --model base --html x.html", "nosuch: no such file"),
+    ("bench report in --model base --html x.html", "in:1: chosen: is missing"),
 )
 
 
@@ -74,6 +92,10 @@ def test_what_a_run_cannot_use_is_refused_before_anything_heavy_is_loaded(tmp_pa
     (tmp_path / "empty").mkdir()
     for name in ("in", "in.txt"):
         (tmp_path / name).write_text("{}")
+    write(tmp_path / "pair", *pairs(1))
+    for name, kind in (("adapter", "LORA"), ("ia3", "IA3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
     code = (
         "import sys; from musiccli.cli.main import main\n"
         f"for words in {[words for words, _ in REFUSED]!r}:\n"

@@ -1216,7 +1216,7 @@ def test_a_folder_that_cannot_be_written_is_found_first(file, tmp_path):
     (tmp_path / "file").write_text("x")
     base = unloadable(tmp_path / "base")
     for out in ("/proc/rm", tmp_path / "file" / "rm"):
-        done = music("train", file, "--model", base, "--out", out)
+        done = music("train", file, "--model", base, "--batch", "4", "--out", out)
         assert (done.status, len(done.lines)) == (2, 1)
         assert done.lines[0].startswith(f"music train: error: {out}: cannot be written: ")
 

@@ -50,11 +50,12 @@ def report(run: Run, model: MODEL, html: PAGE, seed: SEED = SampleConfig.seed) -
     from musiccli.bench import agreement, sensitivity
     from musiccli.bench.model_report import findings
     from musiccli.bench.report.worst_records import WorstRecords
-    from musiccli.reward_model.checkpoint import load
 
     name = model.rstrip("/").rsplit("/", 1)[-1]
     config = agreement.AgreementConfig(seed=seed)
     pairs = list(run.read(check_pair))
+    from musiccli.reward_model.checkpoint import load
+
     reward_model = load(model, run.say)
     worst = WorstRecords((name,))
     of_pairs = list(

@@ -45,7 +45,7 @@ def merge(
     """
     from musiccli.reward_model.adapter_config import refuse_impossible_merge
 
-    refuse_impossible_merge(Path(adapter), Path(out))
+    refuse_impossible_merge(Path(adapter), Path(out), model)
     from musiccli.reward_model.merge import merge
 
     clock = Clock()

@@ -124,6 +124,14 @@ class Run:
         self._shard = jsonl.parse_shard(shard)
         return self._shard.lines(self.files, block)
 
+    def refuse_first_record(self, parse: Callable[[Record], Record]) -> None:
+        """Raise RecordError where the first record is bad, and ends the run: before a model loads.
+
+        Input that can be read only once is not looked at.
+        """
+        if not self.stats.rejects.skip:
+            jsonl.RecordFiles(self.files, parse).first(1)
+
     def _say_if_waiting(self) -> None:
         if jsonl.from_keyboard(self.files):
             self.say(
@@ -139,9 +147,12 @@ class Run:
         """Start this same command in several processes, and end with them.
 
         Does nothing where one process is enough, or where this is one of them already.
-        """
-        from musiccli.core.processes import launched, relaunch
 
+        Raises InputError where those of another launcher would share standard input.
+        """
+        from musiccli.core.processes import launched, refuse_shared_input, relaunch
+
+        refuse_shared_input(self.files)
         if not launched() and (config or (processes or 1) > 1):
             self._output.discard()  # the processes write both
             self.stats.rejects.discard()

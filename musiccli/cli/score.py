@@ -7,6 +7,7 @@ import typer
 from musiccli.cli.options import ACCELERATE_CONFIG, BUDGET, MAX_LENGTH, NUM_PROCESSES, SHARD
 from musiccli.cli.paths import MODEL_READ, PathUse
 from musiccli.cli.run import Run, stage
+from musiccli.core.records import parse_any
 from musiccli.score.config import ScoreConfig
 
 
@@ -70,32 +71,35 @@ def score(
     Finished scores are kept on disk. A run that was stopped goes on where it was when the same
     line is run again.
     """
-    run.in_processes(num_processes, accelerate_config)
     from contextlib import closing, nullcontext
 
     from musiccli.core import processes
     from musiccli.core.cache_folder import cache_folder
     from musiccli.core.store import Store
-    from musiccli.reward_model.checkpoint import load
-    from musiccli.score.scorer import WINDOW, score_lines
 
     name = (as_ or model.rstrip("/").rsplit("/", 1)[-1]) + "/last-only" * last_only
     config = ScoreConfig(per_turn, last_only, max_length, budget)
-    open_store = (
-        nullcontext() if no_cache else closing(Store(cache or cache_folder() / "scores.sqlite"))
-    )
-    with processes.rank_zero_output(), open_store as store:
-        processes.refuse_shared_input(run.files)
-        process_group = processes.process_group()
-        lines = score_lines(
-            run.read_lines(shard=shard, block=WINDOW),
-            load(model, run.say),
-            name,
-            config,
-            store=store,
-            process_group=process_group,
-            stats=run.stats,
+    with processes.rank_zero_output():
+        if not shard:
+            run.refuse_first_record(parse_any)
+        run.in_processes(num_processes, accelerate_config)
+        from musiccli.reward_model.checkpoint import load
+        from musiccli.score.scorer import WINDOW, score_lines
+
+        open_store = (
+            nullcontext() if no_cache else closing(Store(cache or cache_folder() / "scores.sqlite"))
         )
-        if process_group.rank:
-            run.withhold()
-        run.write(lines)
+        with open_store as store:
+            process_group = processes.process_group()
+            lines = score_lines(
+                run.read_lines(shard=shard, block=WINDOW),
+                load(model, run.say),
+                name,
+                config,
+                store=store,
+                process_group=process_group,
+                stats=run.stats,
+            )
+            if process_group.rank:
+                run.withhold()
+            run.write(lines)

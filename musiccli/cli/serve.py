@@ -82,6 +82,7 @@ def serve(
     music serve --model rm --model baseline=other/rm --actor-template policy
     music serve --model rm 2>&1 | tee serve.log
     """
+    paths = named_models(model)
     import asyncio
 
     from musiccli.core.processes import divide_threads
@@ -101,7 +102,6 @@ def serve(
     config = ServeConfig(
         host, port, api_key, max_length, budget, patience, max_body, max_queue, timeout, processes
     )
-    paths = named_models(model)
     template = ActorTemplate.load(actor_template) if actor_template else None
     models = []
     for name, path in paths.items():

@@ -271,13 +271,6 @@ def train(
 
     DIR gets the checkpoint, which transformers opens as it is, and log.jsonl, one line a step.
     """
-    _check_figure(plot, plot_beside or ())
-    held_out_pairs = held_out_files(held_out or ())
-    run.in_processes(num_processes, accelerate_config)
-    from musiccli.core.processes import rank_zero_output, refuse_shared_input
-    from musiccli.train.log import describe_metrics
-    from musiccli.train.run import ChecksFailed, train
-
     config = TrainConfig(
         model=model,
         init_from=init_from,
@@ -302,9 +295,30 @@ def train(
         activation_checkpointing=activation_checkpointing,
         seed=seed,
     )
+    from musiccli.core.processes import rank_zero_output
+    from musiccli.reward_model.hub import refuse_without_login
+    from musiccli.train.refusals import (
+        refuse_first_records,
+        refuse_impossible,
+        refuse_other_contents,
+        refuse_small_batch,
+    )
+
     with rank_zero_output():
-        refuse_shared_input(run.files)
+        _check_figure(plot, plot_beside or ())
+        held_out_pairs = held_out_files(held_out or ())
         preferences = run.record_files(parse_preference, unique=False)
+        refuse_impossible(config, held_out_pairs, eval_every, save_every)
+        refuse_small_batch(config, num_processes or 1)
+        if check is not True:
+            refuse_other_contents(Path(out))
+            if push_to_hub:
+                refuse_without_login(push_to_hub)
+        refuse_first_records(preferences, held_out_pairs, config, skip=run.stats.rejects.skip)
+        run.in_processes(num_processes, accelerate_config)
+        from musiccli.train.log import describe_metrics
+        from musiccli.train.run import ChecksFailed, train
+
         try:
             metrics = train(
                 preferences,

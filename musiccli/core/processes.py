@@ -289,8 +289,9 @@ def _launch_with_accelerate(config: str, processes: int | None, arguments: list[
         return _exit_status(error)
     except SignalException:
         raise KeyboardInterrupt from None
-    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-        raise InputError(f"{config}: accelerate cannot start with it: {error}") from error
+    except Exception as error:  # accelerate's and YAML's errors have no common base
+        problem = " ".join(str(error).split())
+        raise InputError(f"{config}: accelerate cannot start with it: {problem}") from error
     return ExitStatus.DONE
 
 

@@ -5,11 +5,13 @@ weights as large as it says. So only what is listed here is taken, and its size 
 that of the weights.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from musiccli.core.bundled_models import refuse_missing_model
 from musiccli.core.errors import InputError
 
 CONFIG = "adapter_config.json"
@@ -23,8 +25,14 @@ PISSA = re.compile(r"pissa(_niter_\d{1,2})?")
 Shapes = Mapping[str, Sequence[int]]  # of an adapter's weights, by their names
 
 
-def refuse_impossible_merge(adapter: Path, out: Path) -> None:
-    """Raise InputError for a folder that holds no adapter, or where something is in `out`."""
+def refuse_impossible_merge(adapter: Path, out: Path, model: str | None) -> None:
+    """Raise InputError where it is seen without the weights that nothing can be merged.
+
+    Args:
+        adapter: the folder of the adapter.
+        out: the folder of the merged checkpoint; nothing may be in it.
+        model: the backbone; None is the one that the adapter names.
+    """
     if (adapter / ADAPTER / CONFIG).is_file() and not (adapter / CONFIG).is_file():
         raise InputError(
             f"{adapter}: is merged already; its adapter alone is in {adapter / ADAPTER}"
@@ -36,6 +44,31 @@ def refuse_impossible_merge(adapter: Path, out: Path) -> None:
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already; name another `out`")
+    refuse_missing_model(base_model(adapter, read_config(adapter), model))
+
+
+def read_config(adapter: Path) -> dict[str, Any]:
+    """The configuration of the LoRA adapter in a folder.
+
+    Raises InputError where it cannot be read, or is another kind of adapter's.
+    """
+    try:
+        config = json.loads((adapter / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{adapter}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{adapter}: cannot be read: {CONFIG} holds no object")
+    if (kind := config.get("peft_type")) != "LORA":
+        raise InputError(f"{adapter}: a {str(kind)[:40]} adapter cannot be merged")
+    return config
+
+
+def base_model(adapter: Path, config: Mapping[str, Any], model: str | None) -> str:
+    """The backbone: `model`, or the one that the adapter names. Raises InputError without one."""
+    base = model or config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{adapter}: names no backbone; give it as `model`")
+    return base
 
 
 def _is_flag(value: Any) -> bool:
@@ -117,8 +150,6 @@ def lora_settings(config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     """
     from peft import LoraConfig
 
-    if config.get("peft_type") != "LORA":
-        raise InputError(f"a {str(config.get('peft_type'))[:40]} adapter cannot be merged")
     config = _with_names_for_patterns(config, shapes)
     defaults = vars(LoraConfig())
     settings = {}

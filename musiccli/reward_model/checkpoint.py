@@ -32,6 +32,7 @@ from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.cpu.threads import limit_threads
 from musiccli.gpu.memory import avoid_fragmentation
+from musiccli.reward_model import NOTES
 from musiccli.reward_model.activations import CPU
 from musiccli.reward_model.adapter_config import ADAPTER
 from musiccli.reward_model.batch_layout import choose_layout
@@ -55,7 +56,6 @@ from musiccli.reward_model.vocabulary import (
     resize_embedding,
 )
 
-NOTES = "music.json"  # beside the weights: what config.json has no place for
 CARD = "README.md"
 SERVED_ARCHITECTURES = {"Gemma3TextForSequenceClassification": "Gemma3ForSequenceClassification"}
 

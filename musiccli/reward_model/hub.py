@@ -7,6 +7,16 @@ from musiccli.core.errors import InputError
 IGNORED_PATTERNS = ["checkpoints/**", "trackers/**", ".*", ".*/**"]  # of a run's folder
 
 
+def refuse_without_login(repo: str) -> None:
+    """Raise InputError where nobody is logged in at the hub."""
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise InputError(
+            f"`push_to_hub` {repo}: nobody is logged in; run `hf auth login`, or set HF_TOKEN"
+        )
+
+
 def create_repository(repo: str) -> str:
     """Create the repository, private unless it exists, and return its full name.
 
@@ -15,12 +25,9 @@ def create_repository(repo: str) -> str:
     Raises:
         InputError: nobody is logged in, or the hub refuses.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
-    if not get_token():
-        raise InputError(
-            f"`push_to_hub` {repo}: nobody is logged in; run `hf auth login`, or set HF_TOKEN"
-        )
+    refuse_without_login(repo)
     try:
         return HfApi().create_repo(repo, private=True, exist_ok=True).repo_id
     except Exception as error:  # the hub's and the network's errors have no common base

@@ -1,7 +1,6 @@
 """A LoRA adapter and its backbone made into one plain checkpoint, whoever trained the adapter."""
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,9 +16,10 @@ from musiccli.core.partial_files import partial_folder
 from musiccli.core.pretrained import load_adapter
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.adapter_config import (
-    CONFIG,
     Shapes,
+    base_model,
     lora_settings,
+    read_config,
     refuse_impossible_merge,
 )
 from musiccli.reward_model.model import RewardModel
@@ -52,7 +52,7 @@ def merge(
         InputError: `adapter` is no adapter, has no trained reward head or does not fit its
             backbone. Or merging would change rewards by more than a thousandth.
     """
-    refuse_impossible_merge(adapter, out)
+    refuse_impossible_merge(adapter, out, model)
     with contextlib.ExitStack() as stack:
         with _writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,11 +69,8 @@ def _merge(
     adapter: Path, model: str | None, say: Callable[[str], None]
 ) -> tuple[RewardModel, float]:
     """The merged model, and the largest difference between rewards before and after."""
-    config, shapes = _read(adapter)
-    names = set(shapes)
-    base = model or config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise InputError(f"{adapter}: names no backbone; give it as `model`")
+    config, shapes = read_config(adapter), _read_shapes(adapter)
+    names, base = set(shapes), base_model(adapter, config, model)
     try:
         settings = lora_settings(config, shapes)
     except InputError as error:
@@ -93,20 +90,17 @@ def _merge(
     return reward_model, difference
 
 
-def _read(adapter: Path) -> tuple[dict[str, Any], Shapes]:
-    """The adapter's configuration, and the shapes of its weights by their names."""
+def _read_shapes(adapter: Path) -> Shapes:
+    """The shapes of the adapter's weights, by their names."""
     try:
         with safe_open(adapter / WEIGHTS, "pt") as weights:
             names = weights.keys()
             shapes = {name: weights.get_slice(name).get_shape() for name in names}
-        config = json.loads((adapter / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{adapter}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{adapter}: cannot be read: {CONFIG} holds no object")
     if empty := sorted(name for name, shape in shapes.items() if not shape or 0 in shape):
         raise InputError(f"{adapter}: {empty[0][:100]}: has the shape {list(shapes[empty[0]])}")
-    return config, shapes
+    return shapes
 
 
 def _create_with_head(

@@ -1,20 +1,11 @@
 """A frozen base in 4 bits below adapters in fp32: QLoRA (arXiv 2305.14314), by bitsandbytes."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
-from musiccli.core.errors import InputError
-
 HEAD = "score"  # stays as it is, like the embedding and the norms
-
-
-def refuse_without_bitsandbytes() -> None:
-    """Raise InputError where the package is not installed."""
-    if not find_spec("bitsandbytes"):
-        raise InputError("`qlora`: needs bitsandbytes; pip install 'musiccli[qlora]'")
 
 
 def quantization_config(compute: torch.dtype) -> Any:

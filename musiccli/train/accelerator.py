@@ -15,6 +15,7 @@ from musiccli.core.errors import InputError
 from musiccli.core.processes import ProcessGroup, gloo_group
 from musiccli.gpu.memory import avoid_fragmentation
 from musiccli.train.config import TrainConfig
+from musiccli.train.refusals import refuse_small_batch
 
 TRACKERS_FOLDER = "trackers"  # in a run's folder: the files of trackers that write any
 
@@ -34,11 +35,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
         project_dir=str(out / TRACKERS_FOLDER),
     )
     gloo_group()  # connects the processes now, while none is far behind
-    if config.batch < accelerator.num_processes:
-        raise InputError(
-            f"`batch` {config.batch}: every one of {accelerator.num_processes} processes needs a "
-            "pair"
-        )
+    refuse_small_batch(config, accelerator.num_processes)
     refuse_accumulation(accelerator)
     if is_sharded(accelerator):
         refuse_unsupported(accelerator.state.fsdp_plugin)

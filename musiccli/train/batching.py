@@ -4,14 +4,12 @@ The plan follows from the seed and the sizes of the pairs, so every rank makes t
 """
 
 import itertools
-import math
 import random
 from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from musiccli.core.errors import InputError
 from musiccli.reward_model.packing import micro_batches, partitions
 from musiccli.train.config import TrainConfig
 
@@ -61,14 +59,8 @@ def partition_pairs(
 
 
 def total_steps(pairs: int, config: TrainConfig) -> int:
-    """The number of optimizer steps. Raises InputError where `epochs` makes no step."""
-    if config.steps:
-        return config.steps
-    if not 0 < config.epochs < math.inf:
-        raise InputError(
-            f"`epochs` {config.epochs:g}: trains nothing; give a number above 0, or `steps`"
-        )
-    return max(1, round(pairs * config.epochs / config.batch))
+    """The number of optimizer steps."""
+    return config.steps or max(1, round(pairs * config.epochs / config.batch))
 
 
 def _shuffled_epochs(count: int, seed: int) -> Iterator[int]:

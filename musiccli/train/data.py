@@ -1,6 +1,6 @@
 """The data of a run: pairs to train on, held-out pairs, and the files that they came from."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,17 +9,16 @@ from typing import Any
 from musiccli.core import jsonl
 from musiccli.core.errors import InputError
 from musiccli.core.progress import Bar
-from musiccli.core.records import Record, lookup
+from musiccli.core.records import Record
 from musiccli.core.run_stats import RunStats
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.train.config import TrainConfig
 from musiccli.train.eval_split import split_pairs
 from musiccli.train.pair_arrays import TokenizedPairs
 from musiccli.train.record_batches import LoadedPairs
+from musiccli.train.refusals import refuse_few_pairs
 from musiccli.train.token_cache import load_pairs
 from musiccli.train.tokenized_pairs import pair_tokenizer
-
-MARGIN_SAMPLE = 100  # records: where none of them has the margin's field, its name is wrong
 
 
 @dataclass(frozen=True)
@@ -44,32 +43,6 @@ class TrainingData:
     def all_pairs(self) -> "list[TokenizedPairs]":
         """The pairs to train on, then those of each held-out set."""
         return [self.pairs, *self.held_out.values()]
-
-
-def refuse_first_records(preferences: Iterable[Record], config: TrainConfig) -> None:
-    """Raise InputError for what the first records tell, before a model is loaded.
-
-    Records that can be read only once are not looked at.
-    """
-    first: Sequence[Record] | None = None
-    count = max(config.batch, MARGIN_SAMPLE)
-    if isinstance(preferences, jsonl.RecordFiles):
-        first = preferences.first(count)
-    elif isinstance(preferences, Sequence):
-        first = preferences[:count]
-    if not first:
-        return
-    _refuse_few_pairs(len(first), config)
-    field = config.margin_field
-    if field and all(lookup(record, field) is None for record in first):
-        raise InputError(f"`margin_field` {field}: none of the first {len(first):,} pairs has it")
-
-
-def _refuse_few_pairs(count: int, config: TrainConfig) -> None:
-    if count < config.batch:
-        raise InputError(
-            f"`batch` {config.batch}: there are {count} pairs; a step would hold some twice"
-        )
 
 
 def load_data(
@@ -126,9 +99,7 @@ def load_data(
         _say_outcomes(held_out_stats, say, f"{label}: ")
         if not loaded_sets[name].pairs:
             raise InputError(f"{label}: no pairs to evaluate on are left")
-    if not pairs:
-        raise InputError("no pairs to train on are left")
-    _refuse_few_pairs(len(pairs), config)
+    refuse_few_pairs(len(pairs), config)
     notes["held_out_files"] = [
         {"set": name, **file} if name else file
         for name, loaded_set in loaded_sets.items()

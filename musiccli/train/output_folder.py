@@ -10,11 +10,10 @@ from typing import Any
 
 from musiccli.core.errors import InputError
 from musiccli.core.partial_files import empty_folder, locked_folder
-from musiccli.reward_model import checkpoint
+from musiccli.reward_model import NOTES, checkpoint
 from musiccli.reward_model.checkpoint import RewardModel
+from musiccli.train.refusals import BEGUN_FILE, refuse_other_contents
 from musiccli.train.states import remove_states
-
-BEGUN_FILE = ".music-train"  # marks a run's folder until it holds a reward model
 
 
 @contextlib.contextmanager
@@ -38,11 +37,7 @@ def claim_folder(out: Path) -> Iterator[None]:
 def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        names = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
-        if names and not any((out / mark).exists() for mark in (BEGUN_FILE, checkpoint.NOTES)):
-            raise InputError(
-                f"{out}: holds something else ({', '.join(names)[:60]}); name another `out`"
-            )
+        refuse_other_contents(out)
         with tempfile.TemporaryFile(dir=out):
             pass
     except FileExistsError:
@@ -64,7 +59,7 @@ def write_checkpoint(model: RewardModel, out: Path, notes: dict[str, Any]) -> No
     model.notes |= notes
     partial = empty_folder(out / ".partial")
     checkpoint.save(model, partial)
-    for file in sorted(partial.iterdir(), key=lambda file: file.name == checkpoint.NOTES):
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == NOTES):
         target = out / file.name
         if target.is_dir():
             shutil.rmtree(target)

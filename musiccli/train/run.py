@@ -27,7 +27,6 @@ from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.eval_names import eval_prefix
 from musiccli.reward_model.hub import create_repository, push
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
-from musiccli.reward_model.quantization import refuse_without_bitsandbytes
 from musiccli.reward_model.trimmed_embedding import TrimmedEmbedding, used_tokens
 from musiccli.train.accelerator import (
     is_sharded,
@@ -39,7 +38,7 @@ from musiccli.train.accelerator import (
 from musiccli.train.batching import plan_steps, total_steps
 from musiccli.train.checks import run_checks
 from musiccli.train.config import TrainConfig
-from musiccli.train.data import TrainingData, load_data, refuse_first_records
+from musiccli.train.data import TrainingData, load_data
 from musiccli.train.early_stopping import EarlyStopping, refuse_deepspeed
 from musiccli.train.log import LOG_FILE, TrainingLog, read_log
 from musiccli.train.memory import (
@@ -53,6 +52,7 @@ from musiccli.train.model import collect_model, create_model
 from musiccli.train.output_folder import claim_folder, mark_begun, write_checkpoint
 from musiccli.train.pair_arrays import TokenizedPairs
 from musiccli.train.prefetch import STEPS_AHEAD, Prefetcher, steps_with_pairs
+from musiccli.train.refusals import refuse_first_records, refuse_impossible
 from musiccli.train.sharding import reshard, shard
 from musiccli.train.states import RunIdentity, TrainingStates, refuse_other_run
 from musiccli.train.trackers import check_trackers, start_trackers, track_metrics
@@ -113,6 +113,7 @@ def train(
     sets = {} if held_out is None else held_out
     sets = sets if isinstance(sets, Mapping) else {"": sets}
     refuse_impossible(config, sets, eval_every, save_every)
+    refuse_first_records(preferences, sets, config, skip=stats.rejects.skip)
     accelerator = make_accelerator(config, check_trackers(trackers), out)
     if config.patience:
         refuse_deepspeed(accelerator)
@@ -123,7 +124,6 @@ def train(
     if is_main and not check_only:
         push_to_hub = create_repository(push_to_hub) if push_to_hub else None
     with claim_folder(out) if is_main and not check_only else contextlib.nullcontext():
-        refuse_first_records(preferences, config)
         set_seed(config.seed)
         model = create_model(config, accelerator, say)
         refuse_different_layouts(model.network.layout, accelerator)
@@ -196,48 +196,6 @@ def train(
         accelerator.end_training()  # before the push, for which the others would wait here
         _push(push_to_hub, out, accelerator, say)
         return metrics if is_main else None
-
-
-def refuse_impossible(
-    config: TrainConfig,
-    held_out: Mapping[str, Iterable[Record]],
-    eval_every: int | None = None,
-    save_every: int | None = None,
-) -> None:
-    """Raise InputError for settings that are wrong whatever the model and the data are."""
-    total_steps(config.batch, config)
-    if config.layers and config.init_from:
-        raise InputError(
-            f"`layers` {config.layers}: the head of `init_from` reads all its layers; leave one out"
-        )
-    if config.qlora and not config.lora:
-        raise InputError("`qlora`: needs `lora`, the rank of the adapters that are trained")
-    if config.qlora:
-        refuse_without_bitsandbytes()
-    if config.steps and config.epochs != TrainConfig.epochs:
-        raise InputError(f"`epochs` {config.epochs:g}: `steps` says how long already")
-    if config.eval_split is not None:
-        if not 0 < config.eval_split < 1:
-            raise InputError(f"`eval_split` {config.eval_split:g}: give a number between 0 and 1")
-        if "" in held_out:
-            raise InputError(
-                f"`eval_split` {config.eval_split:g}: takes the place of a set without a name; "
-                "write `held_out` NAME=FILE"
-            )
-    measured = held_out or config.eval_split
-    if config.patience and not measured:
-        raise InputError(f"`patience` {config.patience}: needs `held_out` or `eval_split`")
-    if config.patience and not (eval_every or save_every):
-        raise InputError(f"`patience` {config.patience}: needs `eval_every`")
-    if eval_every and not measured:
-        raise InputError(f"`eval_every` {eval_every}: needs `held_out` or `eval_split`")
-    if not 0 < config.margin_scale < math.inf:
-        raise InputError(f"`margin_scale` {config.margin_scale:g}: give a number above 0")
-    if config.margin_scale != 1 and not config.margin_field:
-        raise InputError(
-            f"`margin_scale` {config.margin_scale:g}: needs `margin_field`, whose margins it "
-            "multiplies"
-        )
 
 
 def describe_run(

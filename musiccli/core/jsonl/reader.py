@@ -121,15 +121,13 @@ class RecordFiles:
     def first(self, count: int) -> list[Record] | None:
         """The first records, which are read once more later.
 
-        None where they cannot be: a pipe can be read only once, and of a bad record `read` tells.
+        None where they cannot be: a pipe can be read only once. The first bad one raises
+        RecordError.
         """
         for path in self.paths:
             if not os.path.isfile(os.environ.get(STDIN_COPY, "") if path == "-" else path):
                 return None
-        try:
-            return list(islice(read(self.paths, self.parse, unique=self.unique), count))
-        except (InputError, RecordError):
-            return None
+        return list(islice(read(self.paths, self.parse, unique=self.unique), count))
 
     def hashes(self) -> list[tuple[str, str]] | None:
         """The name and the SHA-256 of each file; None where one is a pipe."""
