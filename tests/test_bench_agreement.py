@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from build import lines, scored_pair, talk
 from console import music
+from scipy.stats import ttest_1samp
 
-from musiccli.bench.agreement import AgreementConfig, check_labeled_pair, metrics
+from musiccli.bench.agreement import BENCHMARK, AgreementConfig, check_labeled_pair, metrics
 from musiccli.bench.stats.intervals import wilson_interval
 from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
@@ -181,16 +182,26 @@ def test_two_models_are_compared_on_the_same_pairs():
     rows = list(metrics(two_models(30, 10, 60), AgreementConfig(group_by=())))
     [difference], [test] = (
         find(rows, "accuracy_difference", model="new"),
-        find(rows, "mcnemar_p", model="new"),
+        find(rows, "difference_p", model="new"),
     )
     assert (difference["value"], difference["count"], difference["against"]) == (0.2, 100, "old")
     assert (difference["low"], difference["high"]) == pytest.approx(
         (0.2 - 1.96 * 0.06, 0.2 + 1.96 * 0.06), abs=0.01
     )
     assert (test["only_first"], test["only_second"]) == (30, 10)
-    assert test["value"] == pytest.approx(0.00222, abs=1e-5)
+    assert (test["value"], test["test"]) == (pytest.approx(0.00222, abs=1e-5), "McNemar")
     [smallest] = find(rows, "detectable_difference", model="new")
     assert smallest["value"] == pytest.approx(2.8016 * np.sqrt((0.4 - 0.04) / 99), abs=1e-4)
+
+
+def test_where_prompts_are_repeated_their_differences_are_tested():
+    gains = np.array([3] * 12 + [-3] * 5 + [0] * 33)  # by prompt, of three pairs each
+    rows = list(metrics(two_models(12, 5, 33, per_prompt=3), AgreementConfig(group_by=())))
+    [test] = find(rows, "difference_p", model="new")
+    assert test["value"] == pytest.approx(ttest_1samp(gains, 0).pvalue, rel=1e-9)
+    assert (test["test"], test["only_first"]) == ("t-test by prompt", 36)
+    [note] = [note for note in BENCHMARK.all_notes(rows) if note.startswith("new - old")]
+    assert "150 pairs of 50 prompts; right alone 36 : 15; t-test by prompt p = 0.09;" in note
 
 
 def test_repeating_every_pair_of_a_prompt_adds_nothing_to_what_is_known():

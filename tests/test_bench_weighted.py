@@ -10,6 +10,7 @@ from scipy.stats import binomtest, ttest_1samp
 
 from musiccli.bench import planrewardbench, rewardbench, rewardbench2
 from musiccli.bench.config import BenchConfig
+from musiccli.bench.report.notes import comparison_notes
 from musiccli.bench.rewardbench2 import TIES, Ties
 from musiccli.bench.stats.means import FigureRecords
 from musiccli.bench.stats.outcomes import ModelOutcomes
@@ -45,6 +46,10 @@ def test_of_a_single_part_the_difference_is_that_of_a_t_test():
     assert row["value"] == pytest.approx(gains.mean(), abs=1e-12)
     expected = ttest_1samp(gains, 0).confidence_interval(0.95)
     assert (row["low"], row["high"]) == pytest.approx(tuple(expected), rel=1e-9)
+    test = value_of(rows, "difference_p")["a", "b"]
+    assert test["value"] == pytest.approx(ttest_1samp(gains, 0).pvalue, rel=1e-9)
+    [note] = comparison_notes(rows)
+    assert f"; t-test by prompt p = {test['value']:.2g}" in note
 
 
 def test_of_several_parts_the_variance_is_the_weighted_sum_of_theirs():

@@ -82,11 +82,10 @@ def _comparison_note(first: str, second: str, metrics: dict[str, MetricRecord]) 
         f"{first} - {second}: {value_cell(difference, number_format='+.1f')} points on "
         f"{difference['count']:,} pairs{of_prompts}"
     )
-    if test := metrics.get("mcnemar_p"):
-        note += (
-            f"; right alone {test['only_first']:,} : {test['only_second']:,}, McNemar p = "
-            f"{test['value']:.2g}" + " (were no prompt repeated)" * is_repeated
-        )
+    if test := metrics.get("difference_p"):
+        if "only_first" in test:
+            note += f"; right alone {test['only_first']:,} : {test['only_second']:,}"
+        note += f"; {test['test']} p = {test['value']:.2g}"
     if "detectable_difference" in metrics:
         note += f"; 80% power to show {percent(metrics['detectable_difference'])} points"
     return note

@@ -13,6 +13,8 @@ from musiccli.bench.stats.intervals import Interval
 from musiccli.bench.stats.outcomes import MetricRecord, ScoredPairs, metric_record
 from musiccli.bench.stats.quantiles import t_quantile
 from musiccli.bench.stats.significance import (
+    MCNEMAR,
+    T_BY_PROMPT,
     detectable_difference,
     holm_adjusted,
     mcnemar_p,
@@ -38,12 +40,12 @@ def compare_models(
 
     - `accuracy_difference`; its interval is a paired bootstrap over prompts. Of more than
       MAX_BOOTSTRAPPED models it is Student's t interval with a standard error by prompts.
-    - `mcnemar_p`; McNemar's test takes the pairs as independent.
+    - `difference_p`: the p-value of the difference, and by which `test`: McNemar's where no prompt
+      is repeated, else a t-test of the differences summed by prompt.
     - `detectable_difference`: the true difference that such a set of pairs would show to be
       significant with a probability (power) of 80%.
     - `holm_p`, from MANY_MODELS models on: the p-value of each model against the best, adjusted for
-      the number of models. The test is McNemar's where no prompt is repeated, else a t-test of the
-      differences summed by prompt.
+      the number of models.
     """
     points = SubsetPoints(pairs, mask)
     if len(points.models) < 2:
@@ -98,8 +100,8 @@ def _comparison(
 
     interval = gains.t_interval(config) if is_large else gains.bootstrap_interval(config)
     yield record("accuracy_difference", gains.mean, interval, prompts=len(gains.sums))
-    p = mcnemar_p(gains.only_first, gains.only_second)
-    yield record("mcnemar_p", p, only_first=gains.only_first, only_second=gains.only_second)
+    right_alone = {"only_first": gains.only_first, "only_second": gains.only_second}
+    yield record("difference_p", gains.p, test=gains.test, **right_alone)
     if gains.standard_error > 0:
         difference = detectable_difference(gains.standard_error, config.confidence)
         yield record("detectable_difference", difference)
@@ -141,9 +143,14 @@ class Gains:
         return math.sqrt(groups / (groups - 1) * float(residuals @ residuals)) / self.count
 
     @property
+    def test(self) -> str:
+        """The name of the test: McNemar's takes pairs as independent."""
+        return MCNEMAR if len(self.sums) == self.count else T_BY_PROMPT
+
+    @property
     def p(self) -> float:
         """The two-sided p-value of the hypothesis that both models are right equally often."""
-        if len(self.sums) == self.count:
+        if self.test == MCNEMAR:
             return mcnemar_p(self.only_first, self.only_second)
         return mean_p(self.mean, self.standard_error, len(self.sums))
 

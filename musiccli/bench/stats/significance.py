@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from musiccli.bench.config import BenchConfig
 from musiccli.bench.stats.quantiles import normal_quantile
 
+MCNEMAR, T_BY_PROMPT = "McNemar", "t-test by prompt"  # the names of tests
+
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """Two-sided exact p-value of McNemar's test (McNemar 1947, Psychometrika 12:153).

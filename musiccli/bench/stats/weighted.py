@@ -15,7 +15,13 @@ from musiccli.bench.stats.baselines import is_baseline
 from musiccli.bench.stats.comparisons import MANY_MODELS, holm_records
 from musiccli.bench.stats.outcomes import MetricRecord, ModelOutcomes, metric_record
 from musiccli.bench.stats.quantiles import t_quantile
-from musiccli.bench.stats.significance import detectable_difference, mcnemar_p, mean_p
+from musiccli.bench.stats.significance import (
+    MCNEMAR,
+    T_BY_PROMPT,
+    detectable_difference,
+    mcnemar_p,
+    mean_p,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +99,7 @@ class Difference(NamedTuple):
         degrees_of_freedom: of Student's t.
         clusters: how many clusters both figures are from.
         p: of the hypothesis that the figures are equal.
+        test: the name of the test that gave `p`.
     """
 
     value: float
@@ -100,6 +107,7 @@ class Difference(NamedTuple):
     degrees_of_freedom: int
     clusters: int
     p: float
+    test: str
 
 
 class WeightedComparisons:
@@ -124,6 +132,8 @@ class WeightedComparisons:
 
     def records(self, config: BenchConfig) -> Iterator[MetricRecord]:
         """Of all pairs each two models' difference; of every subset `holm_p` from MANY_MODELS on.
+
+        A difference has the p-value of its test, `difference_p`.
 
         Models of which other parts of a figure are present are not compared.
         """
@@ -169,6 +179,8 @@ class WeightedComparisons:
             **against,
             prompts=difference.clusters,
         )
+        test = {"test": difference.test, **against}
+        yield metric_record(*about, "difference_p", difference.p, None, count, **test)
         if error > 0:
             value = detectable_difference(error, config.confidence)
             yield metric_record(*about, "detectable_difference", value, None, count, **against)
@@ -186,12 +198,14 @@ def subtract(first: Figure, second: Figure) -> Difference:
     error = math.sqrt(float(moves @ moves))
     error = 0.0 if error < ROUNDING else error
     freedom = max(1, len(clusters) - len(first.weights))
-    p = _exact_p(first.parts, second.parts)
+    p, test = _exact_p(first.parts, second.parts), MCNEMAR
+    if p is None:
+        test = T_BY_PROMPT
     if p is None and error == 0:
         p = mean_p(value, error, _differing_clusters(first, second, value))
     elif p is None:
         p = mean_p(value, error, freedom + 1)
-    return Difference(value, error, freedom, len(clusters), p)
+    return Difference(value, error, freedom, len(clusters), p, test)
 
 
 def _differing_clusters(first: Figure, second: Figure, value: float) -> int:
