@@ -27,6 +27,8 @@
 # same, add --activation-checkpointing to `train` below: the run goes on from its last state, at most 250 steps back.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+root=$(dirname "$here")
+[ -x "$root/.venv/bin/music" ] && PATH="$root/.venv/bin:$PATH"
 dry=
 [ "${1:-}" = --dry-run ] && { dry=yes; shift; }
 out=${1:-paper}

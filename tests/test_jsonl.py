@@ -110,6 +110,20 @@ def test_a_suffix_that_promises_too_much_is_named(folder, name):
     assert refused(name).startswith(f"{name}: damaged at its start: ")
 
 
+@pytest.mark.parametrize("name", ["in.csv", "in.tsv.gz", "in.Parquet"])
+def test_a_table_is_refused_by_its_suffix_and_sent_to_sample(folder, name):
+    (folder / name).write_bytes(b"prompt,chosen\n")
+    assert refused(name) == f"{name}: is no JSONL; music sample makes records of such files"
+
+
+def test_a_list_of_records_is_sent_to_sample(folder):
+    (folder / "in.json").write_bytes(b'[{"id": 1}]')
+    assert refused("in.json", error=RecordError) == (
+        "in.json:1: is JSON, but not an object; a record is {...}, one a line; music sample makes "
+        "records of such files"
+    )
+
+
 @pytest.mark.parametrize("pack, suffix", [(GZ, ".gz"), (ZST, ".zst")])
 def test_compressed_bytes_under_a_plain_name_are_recognized(folder, pack, suffix):
     (folder / "in.jsonl").write_bytes(pack(lines({"id": "x" * 100})))

@@ -19,6 +19,8 @@ from musiccli.core.records import Record
 
 MAX_LINE = 32 << 20  # bytes; a longer line is not read whole, which bounds the memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".ipc", ".feather")  # what music sample reads
+SAMPLE_READS = "music sample makes records of such files"
 STDIN_NAME = "<stdin>"  # in messages about standard input
 STDIN_COPY = "MUSIC_STDIN"  # environment variable: the file that holds all of standard input
 _reserved_stdin: list[TextIO | None] = []  # standard input, while `reserved_stdin` keeps it for us
@@ -80,8 +82,7 @@ def read_lines(paths: Iterable[str]) -> Iterator[Line]:
     """
     paths = list(paths) or ["-"]
     for path in paths:
-        if path != "-":
-            check_readable(path)
+        check_lines(path)
     return _lines_of_files(paths)
 
 
@@ -105,8 +106,7 @@ class RecordFiles:
         """Raises InputError for a file that cannot be read."""
         self.paths = list(self.paths) or ["-"]
         for path in self.paths:
-            if path != "-":
-                check_readable(path)
+            check_lines(path)
 
     def __iter__(self) -> Iterator[Record]:
         """The records; the first bad one raises RecordError."""
@@ -209,8 +209,11 @@ def decode(line: bytes | None, where: str) -> Record:
             problem = _why_not_json(line, error)
         raise RecordError(problem, where=where, record=text) from None
     if not isinstance(value, dict):
+        problem = "is JSON, but not an object; a record is {...}"
+        if isinstance(value, list) and where.endswith(":1"):
+            problem += f", one a line; {SAMPLE_READS}"
         text = line.decode("utf-8").rstrip("\n")
-        raise RecordError("is JSON, but not an object; a record is {...}", where=where, record=text)
+        raise RecordError(problem, where=where, record=text)
     return Record(value, where)
 
 
@@ -229,6 +232,15 @@ def _why_not_json(line: bytes, error: orjson.JSONDecodeError) -> str:
         )
     incomplete = "" if line.endswith(b"\n") else "; the file ends within this line"
     return f"is not JSON: {error.msg} (column {error.colno}){incomplete}"
+
+
+def check_lines(path: str) -> None:
+    """Raises InputError for a file that cannot be read, or that holds a table by its suffix."""
+    if path == "-":
+        return
+    check_readable(path)
+    if path.removesuffix(".gz").removesuffix(".zst").lower().endswith(TABLES):
+        raise InputError(f"{path}: is no JSONL; {SAMPLE_READS}")
 
 
 def check_readable(path: str) -> None:
