@@ -44,7 +44,20 @@ def test_the_sentences_say_what_it_is_good_for_what_it_reads_and_where_it_fails(
     assert "(longest, 62.0%)" in good
     assert "last exchange it is right on 60.0 [50.0, 70.0]%" in last
     assert "of corrupted earlier turns it notices 55.0 [45.0, 65.0]%" in noticed
-    assert "in sensitivity, kind=swap: 40.0 [30.0, 50.0]% of 100 pairs" in fails
+    assert "in sensitivity, swap: 40.0 [30.0, 50.0]% of 100 pairs" in fails
+
+
+@pytest.mark.parametrize(
+    "subset, words",
+    [
+        ("distance>=1", "before the last turn"),
+        ("kind=reply,distance=1", "reply, 1 turn from the end"),
+        ("distance=2", "2 turns from the end"),
+    ],
+)
+def test_where_it_fails_is_said_in_the_words_of_the_table(subset, words):
+    rows = [row("rm", subset, 0.3, "sensitivity")]
+    assert f"in sensitivity, {words}: 30.0" in findings(AGREEMENT, rows, "rm")[-1]
 
 
 def test_a_model_whose_interval_reaches_the_guess_is_not_called_better():

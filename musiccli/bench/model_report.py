@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from musiccli.bench.report.tables import ACCURACY_METRICS, baseline_label, percent, value_cell
-from musiccli.bench.sensitivity import BEFORE_LAST
+from musiccli.bench.sensitivity import BEFORE_LAST, subset_words
 from musiccli.bench.stats.baselines import is_baseline
 from musiccli.bench.stats.outcomes import MetricRecord
 
@@ -92,7 +92,9 @@ def _where_it_fails(rows: Sequence[MetricRecord], model: str) -> list[str]:
     if not parts:
         return []
     lowest = min(parts, key=lambda row: row["value"])
+    benchmark, subset = lowest["benchmark"], lowest["subset"]
+    where = subset_words(subset) if benchmark == "sensitivity" else subset
     return [
-        f"Fails: most often in {lowest['benchmark']}, {lowest['subset']}: "
+        f"Fails: most often in {benchmark}, {where}: "
         f"{value_cell(lowest)}% of {lowest['count']:,} pairs are right."
     ]

@@ -125,7 +125,7 @@ def _subsets(pairs: ScoredPairs) -> "Iterator[tuple[str, Array]]":
 def tables(rows: Rows, config: BenchConfig) -> list[Table]:
     """All kinds and then each of several, with their distances from the end below them."""
     subsets = distinct(row["subset"] for row in rows)
-    lines = [("all", "all"), (BEFORE_LAST, "  before the last turn")]
+    lines = [("all", "all"), (BEFORE_LAST, f"  {subset_words(BEFORE_LAST)}")]
     lines += [(name, f"  {_label(name)}") for name in subsets if name.startswith("distance=")]
     kinds = _kind_subsets(rows)
     for kind in kinds if len(kinds) > 1 else ():
@@ -142,6 +142,13 @@ def _kind_subsets(rows: Rows) -> list[str]:
     return [subset for subset in subsets if subset.startswith("kind=") and "," not in subset]
 
 
+def subset_words(subset: str) -> str:
+    """A subset in the table's words: "reply, 2 turns from the end" for "kind=reply,distance=2"."""
+    if subset == BEFORE_LAST:
+        return "before the last turn"
+    return ", ".join(map(_label, subset.split(",")))
+
+
 def _label(subset: str) -> str:
     """As people read it: "reply" for "kind=reply", "1 turn from the end" for "...distance=1"."""
     name, _, value = subset.rpartition(",")[2].partition("=")
@@ -156,7 +163,7 @@ def notes(rows: Rows) -> list[str]:
         *baselines_note(rows),
         *ties_note(overall(rows)),
         *_lengths_note(rows),
-        *(f"before the last turn: {note}" for note in comparison_notes(rows, BEFORE_LAST)),
+        *(f"{subset_words(BEFORE_LAST)}: {note}" for note in comparison_notes(rows, BEFORE_LAST)),
     ]
 
 
