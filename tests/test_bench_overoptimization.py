@@ -197,6 +197,16 @@ def test_a_judge_is_the_gold_where_picks_met_a_random_candidate():
     assert gamma["low"] < gamma["value"] < gamma["high"]
 
 
+def test_contests_of_one_prompt_are_dependent():
+    records = contests(20, 2.0)
+    often = [one | {"id": f"{one['id']}-{copy}"} for copy in range(5) for one in records]
+    for metric in ("gap", "proxy_win_rate"):
+        once, again = (of(some, gold=None)["best_of=8", metric] for some in (records, often))
+        assert (again["low"], again["high"]) == pytest.approx(
+            (once["low"], once["high"]), abs=0.015
+        )
+
+
 def test_of_one_candidate_the_share_is_a_half_and_not_in_doubt():
     row = of(contests(9, 1.0, "1,2,4"), gold=None)["best_of=1", "gold_win_rate"]
     assert (row["value"], row["low"]) == (0.5, None)

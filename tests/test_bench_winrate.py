@@ -18,8 +18,8 @@ def contest(number, winner, size=2, picks=(0, 1), **fields):
         {
             "id": f"prompt-{number}",
             "best_of": size,
-            "a": talk("the prompt", "x"),
-            "b": talk("the prompt", "y"),
+            "a": talk(f"prompt {number}", "x"),
+            "b": talk(f"prompt {number}", "y"),
             "winner": winner,
             "votes": votes("llm", winner, winner),
             "models": {"a": "new", "b": "old"},
@@ -174,7 +174,8 @@ def test_prompts_that_lack_one_n_are_left_out_of_the_change():
     assert [row["count"] for row in rows] == [2, 1, 1]
 
 
-def test_games_of_one_prompt_are_drawn_together():
+@pytest.mark.parametrize("pools", [{}, {"best_of": 2}])
+def test_games_of_one_prompt_are_drawn_together(pools):
     random.seed(0)
     won = [random.choice("ab") for _ in range(30)]
     games = [
@@ -182,6 +183,7 @@ def test_games_of_one_prompt_are_drawn_together():
             {
                 "id": f"{prompt}-{game}",
                 "winner": winner,
+                **pools,
                 "a": [
                     {"role": "user", "content": f"prompt {prompt}"},
                     {"role": "assistant", "content": "x"},
@@ -199,6 +201,25 @@ def test_games_of_one_prompt_are_drawn_together():
     [alone] = metrics(games[::8])
     assert (together["low"], together["high"]) == pytest.approx(
         (alone["low"], alone["high"]), abs=0.012
+    )
+
+
+def test_a_change_takes_ids_of_one_prompt_as_dependent():
+    winners = {2: "ab" * 15, 4: "aab" * 10}
+    changes = []
+    for copies in (1, 8):
+        contests = [
+            contest(prompt, winners[size][prompt], size, id=f"{prompt}-{copy}")
+            for size in (2, 4)
+            for prompt in range(30)
+            for copy in range(copies)
+        ]
+        *_, change = metrics(contests)
+        changes.append(change)
+    alone, together = changes
+    assert (together["count"], alone["count"]) == (240, 30)
+    assert [together[name] for name in ("value", "low", "high")] == pytest.approx(
+        [alone[name] for name in ("value", "low", "high")], abs=1e-9
     )
 
 

@@ -35,7 +35,6 @@ from musiccli.bench.stats.intervals import Interval, proportion_interval, standa
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
     check_model_count,
-    cluster_number,
     is_number,
     metric_record,
     missing_model,
@@ -278,8 +277,9 @@ class Contests:
 
     def __init__(self, baseline: str) -> None:
         self._baseline = baseline
-        # By the prompt's id and the pool size: the model's points and the judge's.
+        # By the id and the pool size: the model's points and the judge's.
         self._points: dict[object, dict[int, tuple[float, float | None]]] = {}
+        self._clusters: dict[object, int] = {}  # by the id; those of one prompt are equal
 
     def add(self, contest: Record) -> None:
         """Add a contest. The judge's points are None where its verdict could not be read.
@@ -294,6 +294,7 @@ class Contests:
         gold = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(contest["winner"])
         points = (0.5, 0.5) if is_same else (1.0, gold)
         self._points.setdefault(contest["id"], {})[contest["best_of"]] = points
+        self._clusters.setdefault(contest["id"], prompt_cluster(contest))
 
     def curves(self, stats: RunStats) -> Curves:
         """The curves of the prompts that have a readable verdict at each size.
@@ -313,7 +314,7 @@ class Contests:
                 stats.count("left_out", "unreadable")
             else:
                 rows.append(row)
-                clusters.append(cluster_number(name))
+                clusters.append(self._clusters[name])
         points = np.array(rows, float).reshape(len(rows), len(sizes), 2)
         proxy, gold = points[..., 0], points[..., 1]
         return Curves(WIN_RATE, sizes, proxy, gold, np.maximum(gold, 0.5), clusters)

@@ -55,10 +55,11 @@ class Matchup(NamedTuple):
 
 
 class Contests:
-    """The contests of one matchup: how many ended how, and the prompt and points of each."""
+    """The contests of one matchup: how many ended how, and the id, cluster and points of each."""
 
     def __init__(self) -> None:
-        self.prompts, self.points = array("q"), array("d")  # without the unreadable ones
+        self.ids, self.clusters = array("q"), array("q")  # without the unreadable ones
+        self.points = array("d")
         self.endings: Counter[str] = Counter()
 
 
@@ -80,10 +81,11 @@ def metrics(
 ) -> Iterator[MetricRecord]:
     """The first side's win rate at each N, and its change from the smallest N to each larger one.
 
-    Intervals take contests of one prompt as dependent.
+    Intervals take contests of one id as dependent, and those that open with the same prompt.
     """
     stats, worst = stats or RunStats(), worst or WorstRecords(config.models)
     matchups: dict[Matchup, Contests] = {}
+    clusters: dict[object, int] = {}  # by id
     for record in records:
         worst.add_contest(record)
         ending = _ending(record)
@@ -92,9 +94,8 @@ def metrics(
         contests = matchups.setdefault(_matchup(record), Contests())
         contests.endings[ending] += 1
         if ending in POINTS:
-            is_of_pools = "best_of" in record
-            prompt = cluster_number(record["id"]) if is_of_pools else prompt_cluster(record)
-            contests.prompts.append(prompt)
+            contests.ids.append(cluster_number(record["id"]))
+            contests.clusters.append(clusters.setdefault(record["id"], prompt_cluster(record)))
             contests.points.append(POINTS[ending])
     ordered = sorted(matchups, key=lambda matchup: (*matchup[:2], matchup.size or 0))
     for matchup in ordered:
@@ -138,7 +139,7 @@ def _rate_record(matchup: Matchup, contests: Contests, config: BenchConfig) -> M
     points = np.asarray(contests.points)
     if len(points):
         value = points.mean()
-        interval = proportion_interval(points, contests.prompts, config.confidence)
+        interval = proportion_interval(points, contests.clusters, config.confidence)
         extra["oracle"] = float(np.maximum(points, 0.5).mean())
         extra["random"] = float((points.mean() + 0.5) / 2)
     extra |= endings
@@ -153,22 +154,22 @@ def _change_records(
     matchups: Mapping[Matchup, Contests],
     config: BenchConfig,
 ) -> Iterator[MetricRecord]:
-    """How the win rate changes from the smallest N to this one, on the prompts that have both.
+    """How the win rate changes from the smallest N to this one, on the ids that have both.
 
     Pools are nested, so the two rates are dependent. The bootstrap draws them together, by prompt.
     """
     import numpy as np
 
     large, small = matchups[matchup], matchups[smallest]
-    shared_prompts = np.intersect1d(large.prompts, small.prompts)
-    if not len(shared_prompts):
+    shared_ids = np.intersect1d(large.ids, small.ids)
+    if not len(shared_ids):
         return
     columns = []
     for contests in (large, small):
-        is_shared = np.isin(contests.prompts, shared_prompts)
+        is_shared = np.isin(contests.ids, shared_ids)
         points = np.asarray(contests.points)[is_shared]
-        prompts = np.asarray(contests.prompts)[is_shared]
-        columns.append(cluster_sums([points, points * 0 + 1], prompts))
+        clusters = np.asarray(contests.clusters)[is_shared]
+        columns.append(cluster_sums([points, points * 0 + 1], clusters))
     rows = np.concatenate(columns, axis=1)
     value, interval = _rate_change(rows.sum(0)), bootstrap_interval(rows, _rate_change, config)
     yield metric_record(
@@ -178,7 +179,7 @@ def _change_records(
         "win_rate_change",
         float(value),
         interval,
-        len(shared_prompts),
+        len(shared_ids),
         against=matchup.second,
     )
 
