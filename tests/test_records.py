@@ -269,6 +269,10 @@ def test_a_record_that_is_another_kind_is_refused_by_what_it_is():
         "in.jsonl:7: messages: stands beside chosen and rejected, which make the record a "
         "preference; music sample makes conversations of such records"
     )
+    assert fault(records.parse_branch, {"chosen": TALK, "rejected": TALK}) == (
+        "in.jsonl:7: messages: is missing; the record is a preference (chosen and rejected); "
+        "expected branches, as music simulate writes them"
+    )
     assert fault(records.parse_any, both) == (
         "in.jsonl:7: rejected: is a string without a prompt; music sample reads such files"
     )

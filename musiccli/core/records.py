@@ -190,7 +190,7 @@ def record_kind(record: Mapping[str, Any]) -> RecordKind | None:
 
 def parse_conversation(record: Record) -> Record:
     """Check a Conversation. A record without an `id` gets one from its content."""
-    _require_kind(record, "conversation")
+    _require_kind(record, "conversation", "; music sample makes conversations of such records")
     for column in ("rejected_messages", "rejected_response"):
         if record.get(column):
             problem = "stands beside messages and holds a side; music sample reads such files"
@@ -203,6 +203,7 @@ def parse_conversation(record: Record) -> Record:
 
 def parse_branch(record: Record) -> Record:
     """Check a Branch. `branch` defaults to "chosen", and `sample` to 0."""
+    _require_kind(record, "conversation", "; expected branches, as music simulate writes them")
     parse_conversation(record)
     if record.setdefault("branch", "chosen") not in BRANCHES:
         problem = f"is {shortened(record['branch'])}; it should be chosen or rejected"
@@ -353,7 +354,7 @@ def _refuse_unread_messages(record: Record, names: Iterable[str]) -> None:
             raise _error(record, column, problem)
 
 
-def _require_kind(record: Record, kind: RecordKind) -> None:
+def _require_kind(record: Record, kind: RecordKind, hint: str = "") -> None:
     """Raises RecordError for a record of another kind; one of no kind lacks a field."""
     actual = record_kind(record)
     if actual in (kind, None):
@@ -363,7 +364,6 @@ def _require_kind(record: Record, kind: RecordKind) -> None:
         problem = f"is missing; the record is a {actual} ({fields})"
     else:
         problem = f"stands beside {fields}, which make the record a {actual}"
-    hint = "; music sample makes conversations of such records" * (kind == "conversation")
     raise _error(record, field, problem + hint)
 
 
