@@ -1,6 +1,7 @@
 """`music bench overoptimization`: a model's own reward of its picks, and what a gold reward makes of them."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from musiccli.bench.overoptimization import (
     fit,
     gammas,
     kl_divergence,
+    pick_chances,
     reward_curves,
     standardized_picks,
 )
@@ -44,21 +46,39 @@ def of(records: list[dict], **settings) -> dict:
     return {(row["subset"], row["metric"]): row for row in rows}
 
 
-def test_picks_are_those_of_nested_pools_and_rewards_are_standardized():
+def test_picks_are_means_over_all_choices_and_rewards_are_standardized():
     records = candidates(20, 4, 1.0)
+    for one in records:
+        one["scores"]["rm"] = round(one["scores"]["rm"])  # some are equal
     proxy = np.array([one["scores"]["rm"] for one in records]).reshape(20, 4)
     gold = np.array([one["scores"]["gold"] for one in records]).reshape(20, 4)
     proxy, gold = ((rewards - rewards.mean()) / rewards.std() for rewards in (proxy, gold))
     rows = of(records)
     for size in (1, 2, 4):
-        picks = proxy[:, :size].argmax(1)
-        expected = proxy[range(20), picks].mean(), gold[range(20), picks].mean()
+        picks = [
+            (prompt, pick, 1 / (math.comb(4, size) * len(highest)))
+            for prompt in range(20)
+            for choice in combinations(range(4), size)
+            for highest in [[i for i in choice if proxy[prompt, i] == max(proxy[prompt, choice])]]
+            for pick in highest
+        ]
+        expected = [
+            sum(chance * rewards[prompt, pick] for prompt, pick, chance in picks) / 20
+            for rewards in (proxy, gold)
+        ]
         values = [
             rows[f"best_of={size}", metric]["value"] for metric in ("proxy_reward", "gold_reward")
         ]
-        assert values == pytest.approx(expected, rel=1e-12)
+        assert values == pytest.approx(expected, rel=1e-12, abs=1e-12)
         gap = rows[f"best_of={size}", "gap"]["value"]
         assert gap == pytest.approx(expected[0] - expected[1], abs=1e-12)
+
+
+def test_of_one_candidate_the_rewards_are_0_and_not_in_doubt():
+    rows = of(candidates(20, 4, 1.0))
+    for metric in ("proxy_reward", "gold_reward", "gap"):
+        row = rows["best_of=1", metric]
+        assert (row["value"], row["low"], str(row["value"])) == (0, None, "0.0")
 
 
 def test_the_order_of_the_records_does_not_matter():
@@ -119,9 +139,9 @@ def test_gamma_is_not_defined_where_the_gold_reward_falls():
     )
 
 
-def test_equal_rewards_pick_the_first_candidate():
+def test_of_equal_rewards_each_is_picked_equally_often():
     curves = reward_curves([[1.0, 1.0], [1.0, 1.0]], [[0.0, 2.0], [0.0, 2.0]], [1, 2], [0, 1])
-    assert curves.gold.mean(0).tolist() == [-1, -1] and curves.best.mean(0).tolist() == [-1, 1]
+    assert curves.gold.mean(0).tolist() == [0, 0] and curves.best.mean(0).tolist() == [0, 1]
     assert curves.proxy.tolist() == [[0, 0], [0, 0]]
 
 
@@ -131,7 +151,7 @@ def test_the_spread_of_standardized_picks_is_that_of_the_mean_over_many_sets():
     means, errors = [], []
     for _ in range(400):
         rewards = draws.normal(size=(40, 4)) + draws.normal(size=(40, 1))
-        picked = standardized_picks(rewards, [rewards.argmax(1)])[:, 0]
+        picked = standardized_picks(rewards, pick_chances(rewards, [2]))[:, 0]
         means.append(picked.mean())
         errors.append(standard_error(picked, range(40)))
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)

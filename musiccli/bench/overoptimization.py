@@ -1,21 +1,23 @@
 """Over-optimization: how far a reward model's opinion of its own Best-of-N pick runs ahead.
 
-From the first N candidates for each prompt the model picks the one that it scores highest. Its own
-reward of the pick rises with N. What a gold reward makes of the same pick rises less, or falls. The
-pools are nested: those of a larger N hold those of a smaller one.
+Of N candidates for each prompt the model picks the one that it scores highest. Its own reward of
+the pick rises with N. What a gold reward makes of the same pick rises less, or falls.
 
-Where a gold reward scored the candidates, both rewards are standardized by the mean and the
-standard deviation of all candidates, so that a random pick has 0 in both. Where a judge compared
-the pick with a random candidate, both are win rates, less one half: the judge's, and the model's
-own, which prefers its pick to any other. As functions of x = KL(N) = ln N - (N - 1) / N, the
-divergence of the picks from the policy, they are fitted by x (a - b x), and
+Where a gold reward scored the candidates, a prompt's figure is the mean over all choices of N of
+its candidates, and of candidates of equal score each is picked equally often. That is exact, and
+varies less between sets than the pick of the first N. Both rewards are standardized by the mean and
+the standard deviation of all candidates, so that a random pick has 0 in both. Where a judge
+compared the pick of the first N with a random candidate, both are win rates, less one half: the
+judge's, and the model's own, which prefers its pick to any other. As functions of x = KL(N) = ln N
+- (N - 1) / N, the divergence of the picks from the policy, they are fitted by x (a - b x), and
 
     gamma = integral |gold(x) - proxy(x)| dx / integral gold(x) dx, from 0 to KL(largest N)
 
 which is 0 where the gold reward follows. It is not defined where the gold reward does not rise.
 
 Source of the function of KL and of gamma: Kim et al. 2025, arXiv 2505.12763. Gao et al. 2022, arXiv
-2210.10760, have the same function of the root of KL. That rewards are standardized by all
+2210.10760, have the same function of the root of KL. The mean over all choices: Nakano et al. 2021,
+arXiv 2112.09332, appendix I. That rewards are standardized by all
 candidates, and that win rates take their place where a judge is the gold reward, is our choice.
 """
 
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 NAME, TITLE = "overoptimization", "Over-optimization"
+ROUNDING = 1e-12  # a mean and a standard error below it are 0
 MIN_SIZES = 2  # pools of more than one candidate that a fit of two numbers needs
 REWARD, WIN_RATE = "reward", "win_rate"  # what the gold and the model's own curve are made of
 RANDOM_VALUE = {REWARD: 0.0, WIN_RATE: 0.5}  # of a random pick
@@ -225,20 +228,47 @@ def reward_curves(
     import numpy as np
 
     proxy_rewards, gold_rewards = np.asarray(proxy, float), np.asarray(gold, float)
-    picks = [proxy_rewards[:, :size].argmax(1) for size in sizes]  # of equal ones the first
-    best = [gold_rewards[:, :size].argmax(1) for size in sizes]
+    chances = pick_chances(proxy_rewards, sizes)
+    best = pick_chances(gold_rewards, sizes)
     return Curves(
         REWARD,
         sizes,
-        standardized_picks(proxy_rewards, picks),
-        standardized_picks(gold_rewards, picks),
+        standardized_picks(proxy_rewards, chances),
+        standardized_picks(gold_rewards, chances),
         standardized_picks(gold_rewards, best),
         clusters,
     )
 
 
-def standardized_picks(rewards: "Array", picks: "Sequence[Array]") -> "Array":
-    """The rewards of picks, in standard deviations from the mean of all candidates.
+def pick_chances(rewards: "Array", sizes: Sequence[int]) -> "Array":
+    """How often each candidate is the pick, over all choices of so many of a prompt's candidates.
+
+    Of a choice with several highest rewards each of these is the pick equally often.
+
+    Args:
+        rewards: (prompts, candidates).
+        sizes: how many candidates a choice has.
+
+    Returns:
+        (sizes, prompts, candidates), which sum to 1 over the candidates.
+    """
+    import numpy as np
+    from scipy.stats import rankdata
+
+    candidates = rewards.shape[1]
+    lower = rankdata(rewards, "min", axis=1).astype(int) - 1
+    lower_or_equal = rankdata(rewards, "max", axis=1).astype(int)
+    chances = []
+    for size in sizes:
+        among = np.array(  # the chance that all of a choice are among so many candidates
+            [math.comb(some, size) / math.comb(candidates, size) for some in range(candidates + 1)]
+        )
+        chances.append((among[lower_or_equal] - among[lower]) / (lower_or_equal - lower))
+    return np.stack(chances)
+
+
+def standardized_picks(rewards: "Array", chances: "Array") -> "Array":
+    """The mean rewards of picks, in standard deviations from the mean of all candidates.
 
     A prompt's candidates are a part of that mean and deviation, too. So each value is corrected by
     what its prompt adds to them (the influence function). That leaves the mean over prompts as it
@@ -246,7 +276,7 @@ def standardized_picks(rewards: "Array", picks: "Sequence[Array]") -> "Array":
 
     Args:
         rewards: (prompts, candidates).
-        picks: the numbers of the picked candidates, (prompts,), for each pool size.
+        chances: how often each candidate is the pick, (sizes, prompts, candidates).
 
     Returns:
         (prompts, sizes); zeros where all rewards are equal.
@@ -255,10 +285,9 @@ def standardized_picks(rewards: "Array", picks: "Sequence[Array]") -> "Array":
 
     deviation = rewards.std()
     if not deviation > 0:
-        return np.zeros((len(rewards), len(picks)))
+        return np.zeros((len(rewards), len(chances)))
     standardized = (rewards - rewards.mean()) / deviation
-    rows = np.arange(len(rewards))
-    picked = np.stack([standardized[rows, pick] for pick in picks], axis=1)
+    picked = (chances * standardized).sum(2).T
     of_mean = standardized.mean(1, keepdims=True)
     of_deviation = ((standardized**2).mean(1, keepdims=True) - 1) / 2
     result: Array = picked - of_mean - picked.mean(0) * of_deviation
@@ -332,6 +361,7 @@ def _model_records(model: str, curves: Curves, config: BenchConfig) -> Iterator[
             is_share = metric.endswith(WIN_RATE)
             interval = _mean_interval(values, curves.clusters, is_share, config)
             subset, mean = f"best_of={size}", float(values.mean())
+            mean = mean if abs(mean) > ROUNDING else 0.0
             yield metric_record(NAME, model, subset, metric, mean, interval, len(values), **extra)
     if sum(size > 1 for size in curves.sizes) >= MIN_SIZES:
         yield _gamma_record(model, curves, config)
@@ -342,14 +372,15 @@ def _mean_interval(
 ) -> Interval | None:
     """Wilson's interval of a share, else Student's t interval; None where it is not known.
 
-    A share of a half each time is known: of one candidate the pick is the random one.
+    Of one candidate the pick is the random one, so a share of a half each time is not in doubt, nor
+    is a reward of 0.
     """
     if is_share and (values == 0.5).all():
         return None
     if is_share:
         return proportion_interval(values, clusters, config.confidence)
     error = standard_error(values, clusters)
-    if not error > 0:
+    if not error > ROUNDING:
         return None
     reach = t_quantile(config.confidence, len(set(clusters)) - 1) * error
     return float(values.mean()) - reach, float(values.mean()) + reach
