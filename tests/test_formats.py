@@ -229,6 +229,21 @@ def test_replies_may_repeat_the_header_or_the_prompt(prompt, header):
     assert read_one(about)["chosen"][-1] == assistant("Assistant: hi")
 
 
+def test_a_history_may_be_a_transcript():
+    row = {"history": "\n\nHuman: Hi\n\nAssistant: Hello!", "prompt": "Name a bird.", **REPLIES}
+    for pair in (read_one(row), records.parse_preference(Record(row))):
+        assert pair["chosen"][:-1] == TWO_TURNS
+
+
+def test_a_system_message_that_is_no_text_is_refused():
+    row = {"system": [system("Be brief.")], "prompt": "q", **REPLIES}
+    for reader in (read, lambda row: records.parse_preference(Record(row, "rows.jsonl:1"))):
+        with pytest.raises(
+            RecordError, match=r"^rows.jsonl:1: system: is a list; a system message"
+        ):
+            reader(dict(row))
+
+
 def test_a_transcript_whose_turns_do_not_alternate_is_refused():
     with pytest.raises(RecordError, match=r"^prompt\[1\]: two headers of the user in a row"):
         read({"prompt": "USER: a USER: b ASSISTANT:", **REPLIES}, where=None)

@@ -1,5 +1,7 @@
 """Preferences, seeds and labelled conversations, by the name of the dataset."""
 
+from math import nan
+
 import pytest
 from build import assistant, system, user
 from dataset_rows import emitted, read, rows
@@ -525,7 +527,18 @@ def test_webgpts_answer_with_the_positive_score_wins_and_zero_is_a_tie():
         ({**SUMMARIES, "choice": True}, "choice: is True; it should be 0 or 1"),
         ({**SUMMARIES, "summaries": [{"text": "a"}]}, "summaries: is no list of two summaries"),
         ({**SUMMARIES, "info": {"id": "x"}}, "info: has neither a post nor an article"),
-        ({**WEBGPT, "score_1": "0.5"}, "score_1: is '0.5'; it should be a number"),
+        ({**WEBGPT, "score_1": "?"}, "score_1: is '?'; it should be a number from -1 to 1"),
+        ({**WEBGPT, "score_0": nan}, "score_0: is nan; it should be a number from -1 to 1"),
+        (
+            {
+                "context": [SUM],
+                "completions": [
+                    {"rank": 0, "completion": [assistant("4")]},
+                    {"rank": nan, "completion": [assistant("5")]},
+                ],
+            },
+            'completions[1]: should be {"rank": NUMBER, "completion": [messages]}',
+        ),
         ({**WEBGPT, "score_1": -0.5}, "score_1: has the sign of `score_0`; the two scores are"),
         ({**WEBGPT, "answer_1": 3}, "answer_1: is 3; it should be a text"),
         (

@@ -330,6 +330,20 @@ def test_messages_that_a_side_has_are_not_said(fields):
     assert said_of_labels(PAIR | fields, emit="pairs") == []
 
 
+@pytest.mark.parametrize("asking", ["prompt", "question", "instruction"])
+def test_a_passage_beside_a_question_or_an_instruction_is_said(asking):
+    row = {asking: "Which?", "context": "a passage", "chosen": "good", "rejected": "bad"}
+    [line] = said_of_labels(row, emit="pairs")
+    assert line.startswith("1 row has a column context whose text is in no message")
+
+
+@pytest.mark.parametrize("value", [True, "True", 1])
+def test_a_tie_beside_a_chosen_side_is_said(value):
+    [line] = said_of_labels(PAIR | {"is_tie": value}, emit="pairs")
+    assert line == "1 row has a true is_tie (first: file:1); the chosen side stays chosen"
+    assert said_of_labels(PAIR | {"is_tie": False}, emit="pairs") == []
+
+
 def test_a_system_message_beside_another_is_said():
     messages = [{"role": "system", "content": "Be brief."}, *talk("q", "r")]
     [line] = said_of_labels({"messages": messages, "system": "Be long."}, emit="conversations")

@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from musiccli.core import json_text
-from musiccli.core.errors import RecordError
+from musiccli.core.errors import RecordError, kind_of
 from musiccli.core.messages import (
     ASSISTANT_FIELDS,
     MEDIA_FIELDS,
@@ -162,10 +162,13 @@ def join_history(history: list[Message], messages: list[Message]) -> list[Messag
 def read_history(row: Row) -> list[Message]:
     """The messages that another column than the prompt holds, or none.
 
-    They are turns or messages. What else is in the column is refused where its name is `history`.
+    They are turns, messages or a transcript. Another list is refused where the column's name is
+    `history`.
     """
     for column in HISTORY_COLUMNS:
         value = row.get(column)
+        if isinstance(value, str) and (is_hh(value) or is_whole(value)):
+            return read_transcript(row, column, value)
         if not isinstance(value, list) or not value:
             continue
         if all(map(_is_message, value)):
@@ -212,9 +215,15 @@ def with_system_message(row: Row, messages: list[Message]) -> list[Message]:
 
 
 def system_text(row: Row) -> str | None:
-    """The system message in one of SYSTEM_COLUMNS, or None."""
-    values = (row.get(column) for column in SYSTEM_COLUMNS)
-    return next((text for text in values if isinstance(text, str) and text.strip()), None)
+    """The system message in one of SYSTEM_COLUMNS, or None. Raises RecordError for no text."""
+    for column in SYSTEM_COLUMNS:
+        value = row.get(column)
+        if isinstance(value, list | dict) and value:
+            problem = f"is {kind_of(value)}; a system message in a column of its own is a text"
+            raise RecordError(problem, field=column, record=row)
+        if isinstance(value, str) and value.strip():
+            return value
+    return None
 
 
 def read_messages(row: Row, field: str) -> list[Message]:

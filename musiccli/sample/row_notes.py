@@ -21,13 +21,15 @@ LABEL_WORDS = frozenset(
     """.split()  # noqa: SIM905
 )
 RECORD_FIELDS = {"metadata", "branch", "votes", "verdict", "given_winner", *Scored.__annotations__}
-# Columns beside a prompt that may hold what it is about.
+ASKING_COLUMNS = {"prompt", "question", "instruction", "query", "input"}
+# Columns beside one of these that may hold what it is about.
 TEXT_COLUMNS = frozenset(
     """
     history context input instruction question query passage document article dialogue dialog
     system_message system_instruction
     """.split()  # noqa: SIM905
 )
+TIE_WORDS = frozenset(("tie", "tied", "ties"))
 SCORE_WORDS = frozenset("score scores rating ratings reward rewards grade quality".split())  # noqa: SIM905
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
@@ -97,24 +99,32 @@ def _unread_texts(row: Row, column: str, value: Any) -> list[str]:
     pairs = isinstance(value, list) and value and isinstance(value[0], list)
     if column in RECORD_FIELDS or (pairs and column not in HISTORY_COLUMNS):
         return []
+    is_beside_prompt = any(name in row for name in ASKING_COLUMNS & row.columns_read)
     is_text = isinstance(value, str) and (
-        column in SYSTEM_COLUMNS or (column in TEXT_COLUMNS and "prompt" in row)
+        column in SYSTEM_COLUMNS or (column in TEXT_COLUMNS and is_beside_prompt)
     )
     return asking_texts(value) or ([value.strip()] if is_text else [])
 
 
 def contrary_scores(row: Row, records: Sequence[Record]) -> Iterator[str]:
-    """What is to be said of two sides' scores that do not favor the chosen one."""
+    """What is to be said of scores and flags that do not favor the chosen side."""
     if not (records and all(record_kind(record) == "preference" for record in records)):
         return
     fields = {**row, **(row["metadata"] if isinstance(row.get("metadata"), dict) else {})}
     for name, value in fields.items():
+        if {word.lower() for word in _WORD.findall(name)} & TIE_WORDS and _is_true(value):
+            yield f"a true {name}"
         counterpart = name.replace("chosen", "rejected")
         words = {word.lower() for word in _WORD.findall(name)}
         if counterpart != name and words & SCORE_WORDS:
             chosen, rejected = _number(value), _number(fields.get(counterpart))
             if chosen <= rejected:  # never true of nan
                 yield f"a {name} {'equal to' if chosen == rejected else 'below'} {counterpart}"
+
+
+def _is_true(value: object) -> bool:
+    """Whether a value is true, also as 1 or as the text of a table."""
+    return str(value).lower() in ("true", "yes", "1", "1.0")
 
 
 def _number(value: object) -> float:

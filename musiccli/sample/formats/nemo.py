@@ -8,6 +8,7 @@ difference.
 
 from collections.abc import Iterator
 from itertools import combinations
+from math import isfinite
 from typing import Any, NamedTuple
 
 from musiccli.core.errors import RecordError
@@ -86,7 +87,7 @@ def _completions(row: Record) -> list[Completion]:
     for index, fields in enumerate(nested_value(row, "completions", list)):
         field = f"completions[{index}]"
         rank = fields.get("rank") if isinstance(fields, dict) else None
-        if isinstance(rank, bool) or not isinstance(rank, int | float):
+        if isinstance(rank, bool) or not isinstance(rank, int | float) or not isfinite(rank):
             problem = 'should be {"rank": NUMBER, "completion": [messages]}'
             raise RecordError(problem, field=field, record=row)
         try:

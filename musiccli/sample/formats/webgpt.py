@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from musiccli.core.errors import RecordError, shortened
+from musiccli.core.errors import RecordError
 from musiccli.core.records import Record
 from musiccli.core.row_messages import assistant_message, nested_value, user_message
 from musiccli.sample.columns import Format, make_record, read_text
+from musiccli.sample.replies import check_number
 
 
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
@@ -26,18 +27,16 @@ def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
 
 
 def _winner(row: Record) -> str:
-    for name in ("score_0", "score_1"):
-        score = row[name]
-        if isinstance(score, bool) or not isinstance(score, int | float):
-            raise RecordError(
-                f"is {shortened(score)}; it should be a number", field=name, record=row
-            )
-    if row["score_0"] * row["score_1"] > 0:
+    first, second = (check_number(row, name, row[name], -1, 1) for name in ("score_0", "score_1"))
+    if first is None or second is None:
+        name = "score_0" if first is None else "score_1"
+        raise RecordError("is empty; it should be a number", field=name, record=row)
+    if first * second > 0:
         problem = "has the sign of `score_0`; the two scores are opposites"
         raise RecordError(problem, field="score_1", record=row)
-    if row["score_0"] == row["score_1"]:
+    if first == second:
         return "tie"
-    return "a" if row["score_0"] > row["score_1"] else "b"
+    return "a" if first > second else "b"
 
 
 FORMATS = [
