@@ -52,7 +52,10 @@ def contest(number, winner, size):
         "winner": winner,
         "models": {"a": "new", "b": "old"},
         **{
-            side: [{"role": "user", "content": "x"}, {"role": "assistant", "content": side}]
+            side: [
+                {"role": "user", "content": f"prompt {number}"},
+                {"role": "assistant", "content": side},
+            ]
             for side in "ab"
         },
     }

@@ -260,6 +260,15 @@ def test_a_contest_with_another_model_is_refused():
     assert "models.b: should be baseline/first or baseline/random" in done.err
 
 
+@pytest.mark.parametrize("name", ["rm", "gold"])
+def test_rewards_that_would_overflow_are_refused(name):
+    records = candidates(2, 2, 1.0)
+    records[1]["scores"][name] = 1.7e308
+    done = music("bench", "overoptimization", "--gold", "gold", given=lines(*records))
+    assert done.status == 2 and not done.out
+    assert f"2: scores.{name}: is 1.7e+308, more than a reward of 32 bits can be" in done.err
+
+
 def test_a_rejected_branch_is_no_candidate():
     records = candidates(2, 4, 1.0)
     for number, one in enumerate(records):

@@ -240,6 +240,12 @@ def test_a_vote_that_cannot_be_counted_says_why(change, message):
     assert str(caught.value).startswith(message)
 
 
+def test_a_sample_names_its_benchmark():
+    sample = samples(0, [1], [True])[0] | {"metadata": {"correct": True}}
+    with pytest.raises(RecordError, match=r"^metadata\.source: is missing"):
+        check_ppe_record(Record(sample))
+
+
 @pytest.mark.slow
 def test_the_command_shows_votes_leaderboards_and_curves(tmp_path):
     votes = [

@@ -266,6 +266,10 @@ def test_metric_records_have_the_agreed_fields():
             {"scores": {"rm": {"chosen": 1.0, "rejected": None}}},
             "scores.rm: should hold a number for chosen and one for rejected",
         ),
+        (
+            {"scores": {"rm": {"chosen": 1.0, "rejected": -1.5e308}}},
+            "scores.rm.rejected: is -1.5e+308, more than a reward of 32 bits can be",
+        ),
     ],
 )
 def test_a_record_that_cannot_be_counted_says_why(change, message):

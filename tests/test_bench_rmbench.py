@@ -207,6 +207,7 @@ def test_a_prompt_without_three_of_each_is_refused():
         ({"metadata": {"domain": "chat"}}, "metadata.correct: should be true or false"),
         ({"scores": None}, "has no scores; run music score first"),
         ({"scores": {"rm": "x"}}, "scores.rm: should be a number"),
+        ({"scores": {"rm": 1e39}}, "scores.rm: is 1e+39, more than a reward of 32 bits can be"),
         ({"messages": None}, "messages: is missing; it should be a list of messages"),
     ],
 )

@@ -37,7 +37,7 @@ from musiccli.bench.stats.intervals import Interval, proportion_interval, standa
 from musiccli.bench.stats.outcomes import (
     MetricRecord,
     check_model_count,
-    is_number,
+    check_reward,
     metric_record,
     missing_model,
     prompt_cluster,
@@ -102,10 +102,11 @@ def check_candidate(record: Record, config: OveroptimizationConfig) -> Record:
     for model in config.models or scores:
         if model not in scores:
             raise missing_model(record, model)
-        if not is_number(scores[model]):
-            raise RecordError("should be a number", field=f"scores.{model}", record=record)
-    if gold_reward(record, config.gold) is None:
+        check_reward(scores[model], f"scores.{model}", record)
+    gold = gold_reward(record, config.gold)
+    if gold is None:
         raise RecordError("should be a number, true or false", field=config.gold, record=record)
+    check_reward(gold, config.gold, record)
     return record
 
 

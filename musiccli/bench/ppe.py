@@ -73,6 +73,9 @@ CURVE = tuple(2**power for power in range(11))  # the numbers of samples that ar
 def check_ppe_record(record: Record, config: BenchConfig = BenchConfig()) -> Record:
     """Check a scored vote with `model_a` and `model_b` in the metadata, or a scored sample."""
     if record_kind(record) == "conversation":
+        if not isinstance(lookup(record, "source"), str):
+            problem = "is missing; PPE's samples name their benchmark, as music sample writes them"
+            raise RecordError(problem, field="metadata.source", record=record)
         return check_scored_candidate(record, config.models)
     check_scored_pair(parse_judged(record), config.models)
     if record_kind(record) != "comparison":

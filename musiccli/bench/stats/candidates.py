@@ -7,7 +7,7 @@ in memory, and both benchmarks fit.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from musiccli.bench.stats.outcomes import check_model_count, is_number, missing_model
+from musiccli.bench.stats.outcomes import check_model_count, check_reward, missing_model
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import count_characters
 from musiccli.core.records import BASELINE_PREFIX, Record, lookup, parse_candidate
@@ -30,8 +30,7 @@ def check_scored_candidate(record: Record, models: Sequence[str] = ()) -> Record
     for model in models or scores:
         if model not in scores:
             raise missing_model(record, model)
-        if not is_number(scores[model]):
-            raise RecordError("should be a number", field=f"scores.{model}", record=record)
+        check_reward(scores[model], f"scores.{model}", record)
     return record
 
 

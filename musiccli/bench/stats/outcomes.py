@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MetricRecord = dict[str, Any]  # a Metric of core.records, and fields that some benchmarks add
 MAX_MODELS = 128  # every two of them are compared
 TOO_MANY = "name those to compare with `models`"
+LARGEST_REWARD = 3.5e38  # above the largest number of 32 bits
 SHOWN = 10  # names in an error message
 EQUAL, ABSENT = 2, -1  # picks besides 0 and 1, the sides: equal scores, and no scores
 
@@ -41,7 +42,18 @@ def check_scored_pair(record: Record, models: Sequence[str] = ()) -> Record:
         if not all(map(is_number, numbers)):
             problem = f"should hold a number for {names[0]} and one for {names[1]}"
             raise RecordError(problem, field=f"scores.{model}", record=record)
+        for name in names:
+            check_reward(by_side[name], f"scores.{model}.{name}", record)
     return record
+
+
+def check_reward(value: object, field: str, record: Record) -> None:
+    """Raise RecordError where a value is no number, or one so large that sums would overflow."""
+    if not is_number(value):
+        raise RecordError("should be a number", field=field, record=record)
+    if abs(value) > LARGEST_REWARD:  # type: ignore[arg-type]  # is_number
+        problem = f"is {value:.3g}, more than a reward of 32 bits can be"
+        raise RecordError(problem, field=field, record=record)
 
 
 def missing_model(record: Record, model: str) -> RecordError:
