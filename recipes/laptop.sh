@@ -25,6 +25,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 [ -x "$root/.venv/bin/music" ] && PATH="$root/.venv/bin:$PATH"
+command -v music >/dev/null || { echo "laptop.sh: music is not installed; bash recipes/install.sh does it" >&2; exit 2; }
 dry=
 [ "${1:-}" = --dry-run ] && { dry=yes; shift; }
 out=${1:-laptop}

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,21 @@ def run(
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("script", ["laptop.sh", "paper.sh"])
+def test_a_recipe_says_where_music_is_not_installed(script, tmp_path, project):
+    (tmp_path / "bin").mkdir()
+    for program in ("bash", "dirname", "mkdir"):
+        (tmp_path / "bin" / program).symlink_to(shutil.which(program))
+    done = subprocess.run(
+        ["bash", project / "recipes" / script, "--dry-run", tmp_path / "out"],
+        env={"PATH": str(tmp_path / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    said = f"{script}: music is not installed; bash recipes/install.sh does it\n"
+    assert (done.returncode, done.stderr) == (2, said)
 
 
 @pytest.fixture(scope="module")
