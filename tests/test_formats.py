@@ -229,6 +229,24 @@ def test_replies_may_repeat_the_header_or_the_prompt(prompt, header):
     assert read_one(about)["chosen"][-1] == assistant("Assistant: hi")
 
 
+def test_a_completion_may_repeat_the_header_or_the_prompt():
+    prompt = "\n\nHuman: Name a bird.\n\nAssistant:"
+    talk = [user("Name a bird."), assistant("A robin.")]
+    for completion in ("A robin.", "\n\nAssistant: A robin.", f"{prompt} A robin.", talk):
+        assert read_one({"prompt": prompt, "completion": completion})["messages"] == talk
+
+
+def test_whole_ids_that_a_table_holds_as_floats_are_kept():
+    row = {"prompt": "q", **REPLIES}
+    assert [read_one(row | {"id": id})["id"] for id in (7.0, 7, "7.0")] == [7, 7, "7.0"]
+
+
+def test_the_name_of_a_role_that_is_not_known_is_said():
+    with pytest.raises(RecordError, match=r"^messages\[0\]: .*\(role 0\)"):
+        read({"messages": [{"role": 0, "content": "q"}]}, where=None)
+    assert read_one({"messages": [{"role": None, "from": "human", "value": "q"}]})
+
+
 def test_a_history_may_be_a_transcript():
     row = {"history": "\n\nHuman: Hi\n\nAssistant: Hello!", "prompt": "Name a bird.", **REPLIES}
     for pair in (read_one(row), records.parse_preference(Record(row))):

@@ -264,6 +264,7 @@ def said_of_labels(*inputs, emit="seeds"):
         ({"chosen": 0}, "chosen"),
         ({"candidates": [{"answer": "r", "rank": 1.0}]}, "candidates[].rank"),
         ({"annotation": {"rating": 4}}, "annotation.rating"),
+        ({"scores": {"m": 4.0}}, "scores"),
     ],
 )
 @pytest.mark.parametrize("text", [{"prompt": "q"}, {"messages": talk("q", "r")}])

@@ -242,7 +242,8 @@ def read_messages(row: Row, field: str) -> list[Message]:
     messages: list[Message] = []
     for index, message in enumerate(_listed(value)):
         fields = message if isinstance(message, dict) else {}
-        name = fields.get("role") or fields.get("from")
+        name = fields.get("role")
+        name = fields.get("from") if name in (None, "") else name
         role = name.lower() if isinstance(name, str) else ""
         if role not in ROLE_NAMES:
             raise RecordError(

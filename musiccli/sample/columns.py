@@ -151,6 +151,8 @@ def context_fields(record: Record) -> dict[str, Any]:
 def row_id(row: Record) -> str | int | None:
     """The id that the dataset gives a row. RewardBench's ids are unique within a subset only."""
     id = row.get("unique_id", row.get("id"))
+    if isinstance(id, float) and id.is_integer():  # a table holds a null in the same column
+        id = int(id)
     if isinstance(id, bool) or not isinstance(id, str | int):
         return None
     return f"{row['subset']}/{id}" if isinstance(row.get("subset"), str) else id

@@ -146,7 +146,7 @@ def ignored_labels(row: Row, records: Sequence[Record]) -> Iterator[str]:
     """
     labeled = bool(records) and all(map(_has_label, records))
     for column, value in row.items():
-        if column in row.columns_read or column in RECORD_FIELDS:
+        if column in row.columns_read or column == "metadata":
             continue
         if records and all(column in record for record in records):  # a field of our own records
             continue

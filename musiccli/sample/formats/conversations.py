@@ -8,9 +8,9 @@ from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message
 from musiccli.core.records import Record
 from musiccli.core.row_messages import (
-    assistant_message,
     read_messages,
     read_prompt,
+    read_side,
     with_system_message,
 )
 from musiccli.sample.columns import Format, make_record
@@ -39,14 +39,8 @@ def prompt_and_completion(row: Record) -> list[Message]:
     Some files have a `response` for a `completion`.
     """
     _refuse_one_side(row)
-    messages = read_prompt(row)
     column = "completion" if "completion" in row else "response"
-    completion = row.get(column)
-    if isinstance(completion, str) and completion:
-        messages.append(assistant_message(completion))
-    elif completion:
-        messages += read_messages(row, column)
-    return with_system_message(row, messages)
+    return read_side(row, column) if row.get(column) else with_system_message(row, read_prompt(row))
 
 
 def _has_one_reply_at_most(row: Record) -> bool:
