@@ -236,6 +236,11 @@ def test_a_completion_may_repeat_the_header_or_the_prompt():
         assert read_one({"prompt": prompt, "completion": completion})["messages"] == talk
 
 
+def test_the_replies_of_a_comparison_are_no_labels():
+    record = read_one({"prompt": "q", "a": "good", "b": "bad", "winner": "A", "task": "t"})
+    assert record["winner"] == "a" and record["metadata"] == {"task": "t", "turns": 1}
+
+
 def test_whole_ids_that_a_table_holds_as_floats_are_kept():
     row = {"prompt": "q", **REPLIES}
     assert [read_one(row | {"id": id})["id"] for id in (7.0, 7, "7.0")] == [7, 7, "7.0"]

@@ -13,7 +13,7 @@ WINNERS = {"a": "a", "b": "b", "tie": "tie", "model_a": "a", "model_b": "b"}
 def read(row: Record, source: str) -> Iterator[dict[str, Any]]:
     """Yield the row's comparison with all its fields."""
     sides = {side: read_side(row, side) for side in ("a", "b")}
-    record = make_record(row, source, sides, keep_fields=True)
+    record = make_record(row, source, sides, texts=("a", "b"), keep_fields=True)
     if row.get("winner") is not None:
         record["winner"] = read_label(row, "winner", WINNERS)
     record.pop("prompt", None)  # it is in both sides
