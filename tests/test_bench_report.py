@@ -11,7 +11,7 @@ import pytest
 from build import lines, scored_pair, talk, votes, write
 from console import music, start
 
-from musiccli.bench.report import html, markdown
+from musiccli.bench.report import html, latex, markdown
 from musiccli.bench.report.tables import Table
 from musiccli.bench.rewardbench import PAIRS
 
@@ -148,6 +148,17 @@ def test_every_bench_writes_its_tables_as_markdown(folder, name):
     head, separator, *_ = [line for line in text.splitlines() if line.startswith("|")]
     assert head.count("|") == separator.count("|") > 3
     assert text.startswith("**") and "95% interval" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_bench_writes_its_tables_as_latex(folder, name):
+    bench(name, "--latex", "tables.tex")
+    text = read(folder / "tables.tex")
+    body = text.partition("\\toprule\n")[2].partition("\\bottomrule")[0]
+    cells = [line.count(" & ") for line in body.splitlines() if line.endswith("\\\\")]
+    assert len(set(cells)) == 1 and cells[0] > 1
+    assert "95\\% interval" in text.partition("\\begin{tabular}")[0]
+    assert not re.search(r"(?<!\\)[%#_$]", text.partition("\n% ")[0])
 
 
 @pytest.mark.slow
@@ -363,6 +374,24 @@ def test_markdown_is_exact():
         "|  | pairs | a\\|b |\n| :-- | --: | --: |\n| Chat | 1 | 2 [1, 3] |\n"
         "| &emsp;under\\_it | 1,000 |  |\n\n"
         "- a note with \\*stars\\*\n"
+    )
+
+
+def test_latex_is_exact():
+    table = Table(
+        "Title, % [95%]",
+        ["", "pairs", r"a_b\c{&}"],
+        [["Chat", "1", "2 [1, 3]"], ["  under^it", "1,000", ""], ["*", "~\n<", "[x]"]],
+    )
+    assert "".join(latex.document([table], ["a note\nof 50%"])) == (
+        "\\begin{table}\n\\centering\n\\caption{Title, \\% [95\\%]}\n"
+        "\\begin{tabular}{lrr}\n\\toprule\n"
+        " & pairs & a\\_b\\textbackslash{}c\\{\\&\\} \\\\\n\\midrule\n"
+        "Chat & 1 & 2 [1, 3] \\\\\n"
+        "\\quad under\\textasciicircum{}it & 1,000 &  \\\\\n"
+        "{*} & \\textasciitilde{} \\textless{} & {[x]} \\\\\n"
+        "\\bottomrule\n\\end{tabular}\n\\end{table}\n\n"
+        "% a note of 50%\n"
     )
 
 

@@ -108,12 +108,26 @@ MARKDOWN = Annotated[
     ),
     WRITTEN,
 ]
+LATEX = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="Write the tables as LaTeX (it needs booktabs), for a paper, too.",
+    ),
+    WRITTEN,
+]
 JUDGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # annotation, default
     "judges": (JUDGES, None),
     "prompts": (PROMPTS, None),
     "max_tokens": (MAX_TOKENS, JudgeConfig.max_tokens),
 }
-FILE_OPTIONS = {"plot": (PLOT, None), "html": (HTML, None), "markdown": (MARKDOWN, None)}
+FILE_OPTIONS = {
+    "plot": (PLOT, None),
+    "html": (HTML, None),
+    "markdown": (MARKDOWN, None),
+    "latex": (LATEX, None),
+}
 
 
 @cache
@@ -154,6 +168,7 @@ def run_benchmark(
     plot: str | None,
     html: str | None,
     markdown: str | None,
+    latex: str | None,
     open_client: OpenClient | None = None,
     **settings: Any,
 ) -> None:
@@ -163,7 +178,7 @@ def run_benchmark(
 
     judge_settings = {name: settings.pop(name, None) for name in JUDGE_OPTIONS}
     config = make_config(benchmark, settings)
-    report = Report(run, benchmark, config, plot, html, markdown)
+    report = Report(run, benchmark, config, plot, html, markdown, latex)
     records: Iterable[Any] = run.read(
         lambda record: benchmark.parse(record, config), unique=benchmark.unique_ids
     )

@@ -40,17 +40,18 @@ class Report:
         plot: str | None,
         html: str | None,
         markdown: str | None,
+        latex: str | None,
     ):
         from musiccli.bench.report.worst_records import WorstRecords
 
         self.run, self.benchmark, self.config = run, benchmark, config
-        self.plot, self.html, self.markdown = plot, html, markdown
+        self.plot, self.html, self.markdown, self.latex = plot, html, markdown, latex
         self.worst = WorstRecords(config.models)
         if plot:
             from musiccli.core.figures import check_figure_path
 
             check_figure_path(plot)
-        check_folders({"--html": html, "--markdown": markdown})
+        check_folders({"--html": html, "--markdown": markdown, "--latex": latex})
 
     def write(self, rows: "list[MetricRecord]") -> None:
         """Write the metric records and the files, and show tables and notes on stderr."""
@@ -73,6 +74,10 @@ class Report:
             from musiccli.bench.report import markdown
 
             save(self.markdown, (piece.encode() for piece in markdown.document(narrow, notes)))
+        if self.latex:
+            from musiccli.bench.report import latex
+
+            save(self.latex, (piece.encode() for piece in latex.document(narrow, notes)))
         if self.html:
             pieces = self._page(rows, tables, notes)
             save(self.html, (piece.encode("utf-8", "replace") for piece in pieces))

@@ -12,6 +12,14 @@ JOINERS = "\u200c\u200d"  # zero-width: emoji and several scripts need them, and
 # Unicode's names for control, format, line and paragraph separator, surrogate and private use.
 UNSAFE_CATEGORIES = ("Cc", "Cf", "Zl", "Zp", "Cs", "Co")
 
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
 # What would start markup, a formula or an entity of GitHub's Markdown, or end a cell of a table.
 _MARKUP = re.compile(r"[\\`*_<>|\[\]~&$#]")
 # GitHub links addresses and names of users wherever they stand, and a backslash does not help.
@@ -47,6 +55,13 @@ def _visible_character(character: str) -> str:
     if code < 32:
         return chr(0x2400 + code)  # Unicode's pictures of the control characters
     return "\u2421" if code == 127 else f"\u27e8U+{code:04X}\u27e9"
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX prints it as it is: on one line, without commands."""
+    return "".join(
+        _LATEX.get(character, character) for character in " ".join(visible(text).split())
+    )
 
 
 def markdown(text: str) -> str:
