@@ -25,10 +25,11 @@ from transformers import (
 )
 
 from musiccli.core.errors import InputError
+from musiccli.gpu import can_compile
 from musiccli.gpu.block_mask import BLOCK, block_mask, row_length, row_masks
 from musiccli.gpu.cards import bf16_flops, mfu
 from musiccli.gpu.compilation import compile_attention, compile_layers
-from musiccli.gpu.precision import cast_hidden_states
+from musiccli.gpu.precision import bf16_autocast, cast_hidden_states, computed_precision
 from musiccli.reward_model import batch_layout
 from musiccli.reward_model import network as network_module
 from musiccli.reward_model.activations import kept_share
@@ -291,6 +292,21 @@ def test_the_rates_of_cards(name, tflops, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert bf16_flops(torch.device("cuda")) == (tflops and tflops * 1e12)
     assert bf16_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("major, has_bf16", [(7, False), (8, True)])  # T4 and V100; A100
+def test_a_gpu_that_emulates_bf16_computes_in_fp32(major, has_bf16, monkeypatch):
+    device, properties = torch.device("cuda"), SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    assert computed_precision(device) == (torch.bfloat16 if has_bf16 else torch.float32)
+    with bf16_autocast(device):
+        assert torch.is_autocast_enabled("cuda") == has_bf16
+    assert can_compile(device) == has_bf16
+    assert computed_precision(torch.device("cpu")) == torch.float32
+    assert not can_compile(torch.device("cpu"))
 
 
 def test_mfu_counts_what_is_trained():

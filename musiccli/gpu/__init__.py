@@ -6,11 +6,15 @@ With the environment variable MUSIC_PLAIN_TORCH set to 1, models run on PyTorch'
 import torch
 
 from musiccli.cpu import plain_torch
+from musiccli.gpu.precision import has_bf16
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether layers are compiled on this device: a GPU for which PyTorch has a compiler."""
-    if device.type != "cuda" or plain_torch():
+    """Whether layers are compiled on this device: a GPU for which PyTorch has a compiler.
+
+    Compiled attention has not been tried on GPUs without bf16.
+    """
+    if not has_bf16(device) or plain_torch():
         return False
     from torch.utils._triton import has_triton
 

@@ -1,4 +1,4 @@
-"""The precision of hidden states between layers under autocast."""
+"""The precision in which a device computes, and of hidden states between layers under autocast."""
 
 import contextlib
 from typing import Any
@@ -6,9 +6,24 @@ from typing import Any
 import torch
 
 
-def bf16_autocast(device: torch.device) -> Any:
-    """Autocast to bf16 on a GPU; on a CPU a context that changes nothing."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether models compute in bf16 here: on a GPU that has it. NVIDIA's do from Ampere on.
+
+    Older ones emulate it, slower than they compute in fp32. A CPU computes in fp32.
+    """
     if device.type != "cuda":
+        return False
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def computed_precision(device: torch.device) -> torch.dtype:
+    """The precision of what is not trained."""
+    return torch.bfloat16 if has_bf16(device) else torch.float32
+
+
+def bf16_autocast(device: torch.device) -> Any:
+    """Autocast to bf16 where the device has it; elsewhere a context that changes nothing."""
+    if not has_bf16(device):
         return contextlib.nullcontext()
     return torch.autocast("cuda", torch.bfloat16)
 

@@ -32,6 +32,7 @@ from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.cpu.threads import limit_threads
 from musiccli.gpu.memory import avoid_fragmentation
+from musiccli.gpu.precision import computed_precision
 from musiccli.reward_model import NOTES
 from musiccli.reward_model.activations import CPU
 from musiccli.reward_model.adapter_config import ADAPTER
@@ -158,7 +159,8 @@ def load(path: str, say: Say = lambda _: None) -> RewardModel:
     placement = Placement()
     avoid_fragmentation()
     if torch.cuda.is_available():
-        placement = Placement(torch.bfloat16, torch.device("cuda", torch.cuda.current_device()))
+        device = torch.device("cuda", torch.cuda.current_device())
+        placement = Placement(computed_precision(device), device)
     model = _open(path, say, placement, None)
     model.network.eval()
     model.network.core.score.float()  # a small head; in bf16 many rewards would be equal

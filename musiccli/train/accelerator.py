@@ -14,6 +14,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from musiccli.core.errors import InputError
 from musiccli.core.processes import ProcessGroup, gloo_group
 from musiccli.gpu.memory import avoid_fragmentation
+from musiccli.gpu.precision import has_bf16
 from musiccli.train.config import TrainConfig
 from musiccli.train.refusals import refuse_small_batch
 
@@ -21,15 +22,16 @@ TRACKERS_FOLDER = "trackers"  # in a run's folder: the files of trackers that wr
 
 
 def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) -> Accelerator:
-    """An accelerator on GPUs with bf16 mixed precision where there are any, else on CPUs.
+    """An accelerator on GPUs, in bf16 mixed precision where they have it, else on CPUs.
 
     Raises InputError where there are more processes than pairs in a batch, where these cannot
     connect, or for a setting of accelerate that is not followed.
     """
     gpu = torch.cuda.is_available()
+    bf16 = has_bf16(torch.device("cuda" if gpu else "cpu"))
     avoid_fragmentation()
     accelerator = Accelerator(
-        mixed_precision="bf16" if gpu and torch.cuda.is_bf16_supported() else "no",
+        mixed_precision="bf16" if bf16 else "no",
         cpu=not gpu,
         log_with=list(trackers) or None,
         project_dir=str(out / TRACKERS_FOLDER),

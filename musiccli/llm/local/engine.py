@@ -29,6 +29,7 @@ from musiccli.core.template_limits import apply_chat_template
 from musiccli.cpu.linear import use_onednn_linear
 from musiccli.cpu.memory import retain_freed_memory
 from musiccli.cpu.threads import limit_threads
+from musiccli.gpu.precision import computed_precision
 from musiccli.llm.concurrency import CURRENT_ITEM
 from musiccli.llm.local.batch import Batch, Request, Row
 from musiccli.llm.local.choice import runs_on_openvino
@@ -86,10 +87,9 @@ class LocalEngine:
             batch = OpenVinoBatch(bundled_gguf_file(self.name), BATCH_ROWS)
             say(f"{self.name}: OpenVINO computes its answers")
             return load_config(path), batch
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         retain_freed_memory()
-        model = load_language_model(path, dtype=dtype).to(device).eval()
+        model = load_language_model(path, dtype=computed_precision(device)).to(device).eval()
         use_onednn_linear(model)
         for layer in getattr(model.base_model, "layers", ()):
             layer.register_forward_pre_hook(self._check_open)
