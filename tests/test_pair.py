@@ -380,6 +380,13 @@ def test_pair_best_of_takes_its_sizes_in_any_order():
     assert (done.status, [contest["best_of"] for contest in done.records]) == (0, [2, 4])
 
 
+@pytest.mark.parametrize("score", ["1.5", True, [1]])
+def test_a_score_that_is_no_number_is_named(score):
+    record = candidates()[0] | {"scores": {"music": score, "baseline": 1}}
+    with pytest.raises(RecordError, match=r"^scores\.music: should be a number$"):
+        check_scored_candidate(Record(record), ["music", "baseline"])
+
+
 def test_a_candidate_without_a_score_stops_the_run_or_is_skipped():
     records = lines(candidates("x")[0] | {"scores": {}}, *candidates("y"))
     options = ("pair", "--best-of", "2", "--a", "music", "--b", "baseline")

@@ -69,7 +69,7 @@ def check_scored_candidate(candidate: Record, names: Iterable[str]) -> Record:
     """Check a candidate: a conversation with a score by each of `names` that is not a baseline.
 
     Raises:
-        RecordError: a score is missing, or the candidate is a rejected branch.
+        RecordError: a score is missing or no number, or the candidate is a rejected branch.
     """
     records.parse_candidate(candidate)
     scores = candidate.get("scores") or {}
@@ -78,7 +78,9 @@ def check_scored_candidate(candidate: Record, names: Iterable[str]) -> Record:
             "should be an object, with a number by each model", field="scores", record=candidate
         )
     for name in [name for name in names if name not in BASELINE_PICKS]:
-        if not isinstance(scores.get(name), int | float):
+        if type(scores.get(name)) not in (int, float, type(None)):  # true is an int, too
+            raise RecordError("should be a number", field=f"scores.{name}", record=candidate)
+        if scores.get(name) is None:
             raise RecordError(
                 f"no score by {name!r} (scores by: {', '.join(scores) or 'none'}); "
                 "music score adds scores",
