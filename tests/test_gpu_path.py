@@ -93,7 +93,6 @@ def classifier(family):
 
 def compiled(core):
     network = RewardNetwork(core, flex=True)
-    network.budget = 1024
     compile_layers(network.layers, backend="aot_eager")
     return network
 
@@ -116,7 +115,7 @@ def groups(seed=0):
 def rewards_and_gradients(network, sides):
     network.train()
     network.zero_grad(set_to_none=True)
-    rewards = network(sides)
+    rewards = network(sides, budget=1024)
     firsts = np.cumsum([0, *map(len, sides)])[:-1]
     chosen, rejected = [rewards[i] for i in firsts], [rewards[i + 1] for i in firsts]
     pair_losses(chosen, rejected, [0.5] * len(sides)).sum().backward()
@@ -173,7 +172,7 @@ def with_router_loss(network):
     network.balances_experts = True
     network.train()
     network.zero_grad(set_to_none=True)
-    outputs = torch.cat([output.flatten() for output in network(groups())])
+    outputs = torch.cat([output.flatten() for output in network(groups(), budget=1024)])
     outputs.sum().backward()
     return outputs.detach(), {name: weight.grad for name, weight in network.named_parameters()}
 

@@ -250,11 +250,11 @@ def test_a_forward_pass_stays_within_the_budget_where_one_sequence_does(model, m
     rows = []
     real = model.network._packed
 
-    def watch(groups):
+    def watch(groups, budget):
         from musiccli.reward_model.packing import pack
 
         rows.append(len(pack(groups)))
-        return real(groups)
+        return real(groups, budget)
 
     monkeypatch.setattr(model.network, "_packed", watch)
     single = max(len(model.chat_template.encode(one["messages"]).ids) for one in candidates())
@@ -382,7 +382,7 @@ def test_a_reward_that_is_no_number_is_a_failure_not_a_null(rm, tmp_path):
 
 
 def test_memory_that_does_not_suffice_is_one_line(model, monkeypatch):
-    monkeypatch.setattr(model.network, "_packed", lambda groups: torch.empty(1 << 50))
+    monkeypatch.setattr(model.network, "_packed", lambda *_: torch.empty(1 << 50))
     with pytest.raises(
         InputError,
         match=r"^memory does not suffice; a smaller `budget` or `max_length` takes less$",
@@ -469,7 +469,7 @@ def computed(model, monkeypatch):
     monkeypatch.setattr(
         model.network,
         "forward",
-        lambda groups: passes.append(sum(map(len, groups))) or real(groups),
+        lambda groups, **settings: passes.append(sum(map(len, groups))) or real(groups, **settings),
     )
     return passes
 

@@ -495,9 +495,9 @@ def gate(model, monkeypatch):
     """Holds every forward pass until it is opened."""
     gate, real = threading.Event(), model.network.forward
 
-    def forward(groups):
+    def forward(groups, **settings):
         assert gate.wait(60)
-        return real(groups)
+        return real(groups, **settings)
 
     monkeypatch.setattr(model.network, "forward", forward)
     yield gate
@@ -650,7 +650,7 @@ def test_a_process_that_cannot_be_started_is_tried_again_and_nothing_of_it_stays
 @pytest.mark.slow
 def test_a_fault_in_a_process_is_named_and_the_process_goes_on(model, folder, preloaded_processes):
     good = model.chat_template.encode(talk("q", "a"), False)
-    worker = WorkerProcess(WorkerSettings({"rm": (str(folder), model.identity)}, 1, 4096))
+    worker = WorkerProcess(WorkerSettings({"rm": (str(folder), model.identity)}, 1))
 
     async def ask():
         await worker.start()
@@ -763,7 +763,7 @@ def test_memory_that_does_not_suffice_is_503_and_the_server_goes_on(model, monke
     with running(model) as client:
         with monkeypatch.context() as patch:
             error = RuntimeError("can't allocate memory")
-            patch.setattr(model.network, "_packed", lambda _: (_ for _ in ()).throw(error))
+            patch.setattr(model.network, "_packed", lambda *_: (_ for _ in ()).throw(error))
             status, reply = client.request("/classify", {"messages": talk("q", "a")})
         assert status == 503 and reply["error"]["message"].startswith("memory does not suffice")
         assert client.request("/classify", {"messages": talk("q", "a")})[0] == 200
@@ -772,7 +772,7 @@ def test_memory_that_does_not_suffice_is_503_and_the_server_goes_on(model, monke
 def test_a_fault_of_ours_is_500_and_its_line_holds_no_conversation(model, monkeypatch):
     said = []
     served = ServedModel("rm", "rm", model, model.context_length)
-    monkeypatch.setattr(served.model.network, "_packed", lambda _: 1 / 0)
+    monkeypatch.setattr(served.model.network, "_packed", lambda *_: 1 / 0)
     server = RewardServer([served], ServeConfig(port=0), say=said.append)
 
     async def ask():

@@ -185,11 +185,12 @@ def test_rewards_that_are_read_a_token_early_are_wrong(model, monkeypatch):
     monkeypatch.setattr(
         model.network,
         "_packed",
-        lambda groups: real(
+        lambda groups, budget: real(
             [
                 [sequence(one.ids, *(end - 1 for end in one.reward_positions)) for one in group]
                 for group in groups
-            ]
+            ],
+            budget,
         ),
     )
     said = fault(checks.check_attention, model)
@@ -215,8 +216,8 @@ def test_the_check_of_attention_leaves_it_as_it_was(model):
 def test_rewards_that_depend_on_the_batch_are_wrong(model, monkeypatch, company):
     real = model.network._packed
 
-    def changed(groups):
-        hidden, counts, router_losses = real(groups)
+    def changed(*arguments):
+        hidden, counts, router_losses = real(*arguments)
         return company(hidden), counts, router_losses
 
     monkeypatch.setattr(model.network, "_packed", changed)

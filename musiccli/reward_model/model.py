@@ -142,7 +142,6 @@ class RewardModel:
             encoded.append(self._encode(record, limit, every_turn))
             prompts.append(_first_user_text(record["messages"]))
         firsts, kinds = deduplicate(encoded)
-        self.network.budget = budget
         rewards = score_encoded(
             self.network,
             [encoded[index] for index in firsts],

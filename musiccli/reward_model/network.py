@@ -26,7 +26,6 @@ class RewardNetwork(nn.Module):
         model: the model, within peft's wrapping where it has LoRA.
         packed: whether conversations are laid out in one row; otherwise they are padded.
         flex: whether a row is attended to by flex attention. Its layers must be compiled.
-        budget: tokens of a full row; rows for flex attention are padded to few lengths by it.
         balances_experts: whether a mixture of experts computes its load-balancing loss in training.
         histories: conversations that were computed before; None computes everything anew.
     """
@@ -34,7 +33,6 @@ class RewardNetwork(nn.Module):
     def __init__(self, model: Any, *, packed: bool = True, flex: bool = False):
         super().__init__()
         self.model, self.packed, self.flex = model, packed, flex
-        self.budget = DEFAULT_BUDGET
         self.balances_experts = False
         self.histories: HistoryCache | None = None
         if flex:
@@ -103,16 +101,22 @@ class RewardNetwork(nn.Module):
         return count_tokens(group, packed=self.packed)
 
     def forward(
-        self, groups: Sequence[Sequence[EncodedConversation]], states: bool = False
+        self,
+        groups: Sequence[Sequence[EncodedConversation]],
+        *,
+        budget: int = DEFAULT_BUDGET,
+        states: bool = False,
     ) -> list[torch.Tensor]:
         """For each conversation of each group, in order: (turns,) rewards at its positions.
 
+        Rows for flex attention are padded to few lengths by `budget`, the tokens of a full row.
         With `states` the hidden states that they are read from stand behind them, for each
         conversation (turns, size) in fp32. In training with `balances_experts` the load-balancing
         loss, a scalar, is the last.
         """
-        lay_out = self._packed if self.packed else self._padded
-        hidden, counts, router_losses = lay_out(groups)
+        hidden, counts, router_losses = (
+            self._packed(groups, budget) if self.packed else self._padded(groups)
+        )
         # FSDP puts hooks on what is returned; on views they may be lost.
         outputs = [rewards.clone() for rewards in self._head(hidden).split(counts)]
         if states:
@@ -145,7 +149,7 @@ class RewardNetwork(nn.Module):
         output = self.backbone(**inputs, use_cache=False, output_router_logits=True)
         return output.last_hidden_state, [router_loss(self.backbone, output, mask)]
 
-    def _packed(self, groups) -> tuple[torch.Tensor, list[int], list[torch.Tensor]]:
+    def _packed(self, groups, budget: int) -> tuple[torch.Tensor, list[int], list[torch.Tensor]]:
         """Of all conversations in one row: hidden states and more.
 
         Returns:
@@ -158,7 +162,7 @@ class RewardNetwork(nn.Module):
         row = pack(groups, beginnings)
         device = self.backbone.device
         if self.flex:
-            inputs = self._flex_inputs(row)
+            inputs = self._flex_inputs(row, budget)
             mask = torch.zeros_like(inputs["input_ids"])
             mask[:, : len(row)] = 1
         else:
@@ -175,9 +179,9 @@ class RewardNetwork(nn.Module):
         counts = [len(positions) for positions in row.reward_positions]
         return hidden[0, copy_to_device(torch.tensor(positions), device)], counts, router_losses
 
-    def _flex_inputs(self, row: PackedRow) -> dict[str, Any]:
+    def _flex_inputs(self, row: PackedRow, budget: int) -> dict[str, Any]:
         """What the backbone takes under flex attention, of a row padded to one of few lengths."""
-        table = row_table(row, row_length(len(row), self.budget))
+        table = row_table(row, row_length(len(row), budget))
         table = copy_to_device(torch.from_numpy(table), self.backbone.device)
         return {
             "input_ids": table[:1],

@@ -179,7 +179,7 @@ def start_scoring(
         explain_out_of_memory("a smaller `budget` or `max_length` takes less"),
     ):
         for batch in batches:
-            rewards += network([members[number] for number in batch])
+            rewards += network([members[number] for number in batch], budget=budget)
         # One transfer for all: a transfer after each would hold up the device.
         values = torch.cat(rewards) if rewards else torch.empty(0)
     counts = [len(conversations[index].reward_positions) for index in order]

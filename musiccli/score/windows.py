@@ -107,7 +107,6 @@ class WindowScorer:
 
     def __init__(self, model: RewardModel, config: ScoreConfig, store: Store | None) -> None:
         self.model, self.config, self.store = model, config, store
-        model.network.budget = config.budget
         limit = model.context_length
         self.max_length = min(config.max_length or limit, limit)
         self._in_flight: set[bytes] = set()  # keys that the window before stores when it ends

@@ -15,15 +15,9 @@ MIN_HISTORY_BYTES = 256 << 20  # what histories may take of small models
 HISTORY_SHARE = 1 / 8  # of the weights of large ones
 
 
-def prepare(network: RewardNetwork, budget: int) -> None:
-    """Let a network serve: rows have few lengths, and histories that come again are kept.
-
-    Args:
-        network: the network, in evaluation mode.
-        budget: the most tokens in one forward pass.
-    """
+def keep_histories(network: RewardNetwork) -> None:
+    """Let a network in evaluation mode keep histories, which come again where it serves."""
     weights = sum(weight.nbytes for weight in network.parameters())
-    network.budget = budget
     network.keep_histories(max(MIN_HISTORY_BYTES, int(weights * HISTORY_SHARE)))
 
 

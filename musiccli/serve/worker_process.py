@@ -19,7 +19,7 @@ from musiccli.core.processes import end_with_parent
 from musiccli.reward_model import checkpoint
 from musiccli.reward_model.chat_template import EncodedConversation
 from musiccli.reward_model.network import RewardNetwork
-from musiccli.serve.scoring import Rewards, prepare, score_all
+from musiccli.serve.scoring import Rewards, keep_histories, score_all
 
 NUMBER_BYTES = 8  # of the size that comes before each request and reply
 
@@ -31,12 +31,10 @@ class WorkerSettings:
     Attributes:
         models: the path of each model, and the identity that it had there, by its name.
         number: of this worker; 0 is the server itself. It chooses the GPU.
-        budget: tokens of a full row.
     """
 
     models: dict[str, tuple[str, str]]
     number: int
-    budget: int
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _load(settings: WorkerSettings) -> dict[str, RewardNetwork]:
         loaded = checkpoint.load(path)
         if loaded.identity != identity:
             raise InputError(f"{path}: has changed since the server loaded it; start that anew")
-        prepare(loaded.network, settings.budget)
+        keep_histories(loaded.network)
         networks[name] = loaded.network
     return networks
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from musiccli.core.errors import InputError, MusicError
-from musiccli.serve.scoring import Rewards, prepare
+from musiccli.serve.scoring import Rewards, keep_histories
 from musiccli.serve.served_model import ServedModel
 from musiccli.serve.worker_process import (
     NUMBER_BYTES,
@@ -54,11 +54,11 @@ class Worker(Protocol):
 class WorkerThread:
     """A worker in the server's process."""
 
-    def __init__(self, models: Sequence[ServedModel], budget: int) -> None:
+    def __init__(self, models: Sequence[ServedModel]) -> None:
         self.is_running = True
         self._networks = {served.name: served.model.network for served in models}
         for network in self._networks.values():
-            prepare(network, budget)
+            keep_histories(network)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
     async def score(self, row: Row) -> list[Rewards]:
@@ -146,7 +146,7 @@ class WorkerPool:
     ) -> None:
         self.size = size
         self._models, self._budget, self._say = list(models), budget, say
-        self._thread = WorkerThread(models, budget)
+        self._thread = WorkerThread(models)
         self._processes: dict[int, WorkerProcess] = {}  # by number
         self._free: asyncio.Queue[Worker] = asyncio.Queue()
         self._free.put_nowait(self._thread)
@@ -217,7 +217,7 @@ class WorkerPool:
             InputError: it cannot be started, and has been closed.
         """
         models = {served.name: (served.path, served.model.identity) for served in self._models}
-        worker = WorkerProcess(WorkerSettings(models, number, self._budget))
+        worker = WorkerProcess(WorkerSettings(models, number))
         self._processes[number] = worker
         try:
             await worker.start()

@@ -58,7 +58,6 @@ class Trainer:
         self.config, self.accelerator = config, accelerator
         self.steps = total_steps(len(pairs), config)
         self._tokens = pairs.tokens
-        model.network.budget = config.budget
         self._router_coefficient = router_coefficient(model, config)
         model.network.balances_experts = self._router_coefficient > 0
         if model.network.flex and model.network.balances_experts:
@@ -340,7 +339,7 @@ class Trainer:
         """
         sides = [pairs[index].sides for index in batch or [0]]
         with self.accelerator.autocast():
-            rewards = self.network(sides)
+            rewards = self.network(sides, budget=self.config.budget)
         count = 2 * len(sides)
         return rewards[:count:2], rewards[1:count:2], rewards[count:]
 

@@ -353,7 +353,6 @@ def row_2(accept: Acceptance, row: Measured) -> None:
                 )
         expected, gradients = rewards_and_gradients(RewardNetwork(core, packed=False), groups)
         network = accept.compiled(core.to(accept.device))
-        network.budget = 1024
         for checkpointed in (False, True):
             if checkpointed:
                 core.activation_checkpointing_enable({"use_reentrant": False})
@@ -372,7 +371,7 @@ def rewards_and_gradients(
     """Rewards of all sides, and each weight's gradient of the pairs' losses; on the CPU."""
     network.train()
     network.zero_grad(set_to_none=True)
-    rewards = network(groups)
+    rewards = network(groups, budget=1024)
     pair_losses(rewards[::2], rewards[1::2], [0.0] * len(groups)).sum().backward()
     gradients = {
         name.removeprefix("_orig_mod."): weight.grad.cpu().clone()
@@ -386,7 +385,6 @@ def row_3(accept: Acceptance, row: Measured) -> None:
     """Twenty steps in bf16 against the same in fp32 on a CPU."""
     network = accept.compiled(small_core(accept).to(accept.device))
     cast_hidden_states(network.backbone.get_input_embeddings())
-    network.budget = 256
     losses = twenty_losses(network, accept.accelerator.autocast)
     expected = accept.shared["fp32"].result()
     first, last = (abs(losses[step] - expected[step]) for step in (0, -1))
@@ -416,7 +414,7 @@ def twenty_losses(network: RewardNetwork, autocast: Callable[[], Any]) -> list[f
     losses = []
     for start in range(0, 40, 2):
         with autocast():
-            rewards = network([pair.sides for pair in pairs[start : start + 2]])
+            rewards = network([pair.sides for pair in pairs[start : start + 2]], budget=256)
         loss = pair_losses(rewards[::2], rewards[1::2], [0.0] * 2).mean()
         optimizer.zero_grad()
         loss.backward()
