@@ -152,15 +152,23 @@ class Music:
     def interrupted(
         self, *arguments: object, when, stdin: str | None = None
     ) -> subprocess.CompletedProcess:
-        """A run that gets Ctrl-C as soon as `when()` is true. Its input stays open."""
+        """A run that gets Ctrl-C when `when()` is true, and again where it waits for calls.
+
+        Its input stays open.
+        """
         process = self.start(*arguments)
         if stdin is not None:
             process.stdin.write(stdin)
         process.stdin.flush()
         wait_until(when)
         process.send_signal(signal.SIGINT)
+        err = ""
+        for line in process.stderr:
+            err += line
+            if "Ctrl-C now ends the run at once" in line:
+                process.send_signal(signal.SIGINT)
         process.wait(timeout=120)
-        out, err = process.stdout.read(), process.stderr.read()
+        out = process.stdout.read()
         process.stdin.close()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

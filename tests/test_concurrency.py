@@ -10,6 +10,8 @@ import threading
 import pytest
 from scripted import wait_until
 
+from musiccli.core.errors import InputError
+from musiccli.llm import concurrency
 from musiccli.llm.concurrency import (
     CURRENT_ITEM,
     MAX_WAITING_WINDOWS,
@@ -304,14 +306,14 @@ def test_a_call_that_fails_after_its_task_was_cancelled_is_not_waited_for_again(
     assert waited == []
 
 
-def items_with_an_error(calls: PaidCalls):
+def items_with_an_error(calls: PaidCalls, say=lambda text: None):
     async def work(item: int) -> None:
         if item == 0:
             await asyncio.sleep(0.01)
             raise ValueError("the first item")
         await gather_all(calls(f"{item}a", f"{item}a again"), calls(f"{item}b"))
 
-    return map_ordered(range(4), work, window=4)
+    return map_ordered(range(4), work, 4, say)
 
 
 def test_an_error_in_work_finishes_the_calls_of_other_items_and_begins_no_further_ones():
@@ -336,48 +338,114 @@ def test_closing_early_finishes_the_calls_under_way():
     assert calls.finished == calls.begun and {*calls.begun} <= {1, 2, 3}
 
 
-def test_ctrl_c_waits_for_no_call():
-    calls = PaidCalls(seconds=120)
+WAITS = "waiting for {} under way; Ctrl-C now ends the run at once"
+
+
+@pytest.fixture
+def say_at_once(monkeypatch):
+    monkeypatch.setattr(concurrency, "UNSAID_WAIT", 0)
+
+
+ONE, TWO = WAITS.format("1 paid call that is"), WAITS.format("2 paid calls that are")
+
+
+def interrupt_in(seconds: float) -> None:
+    asyncio.get_running_loop().call_later(seconds, signal.raise_signal, signal.SIGINT)
+
+
+def test_ctrl_c_finishes_the_calls_under_way_and_says_so(say_at_once):
+    calls, said = PaidCalls(), []
 
     async def work(item: int) -> None:
-        asyncio.get_running_loop().call_later(0.02, signal.raise_signal, signal.SIGINT)
+        if item == 0:
+            interrupt_in(0.02)
+        await calls(item, f"after {item}")
+
+    with pytest.raises(KeyboardInterrupt):
+        list(map_ordered(range(2), work, 2, said.append))
+    assert (calls.begun, calls.finished, said) == ([0, 1], [0, 1], [TWO])
+
+
+def test_calls_that_end_in_a_moment_are_not_talked_about():
+    calls, said = PaidCalls(seconds=0.05), []
+    with pytest.raises(ValueError, match="the first item"):
+        list(items_with_an_error(calls, said.append))
+    assert len(calls.finished) == 6 and said == []
+
+
+def test_a_second_ctrl_c_waits_for_no_call(say_at_once):
+    calls, said = PaidCalls(seconds=120), []
+
+    async def work(item: int) -> None:
+        interrupt_in(0.02)
+        interrupt_in(0.06)
         await calls(item)
 
     with pytest.raises(KeyboardInterrupt):
-        list(map_ordered(range(1), work, window=1))
-    assert (calls.begun, calls.finished) == ([0], [])
+        list(map_ordered(range(1), work, 1, said.append))
+    assert (calls.begun, calls.finished, said) == ([0], [], [ONE])
 
 
-def test_ctrl_c_between_two_results_waits_for_no_call():
-    calls = PaidCalls(seconds=120)
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_between_two_results_is_as_any_other(say_at_once, again):
+    calls, said = PaidCalls(seconds=120 if again else 0.05), []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if again:
+            interrupt_in(0.01)
 
     async def work(item: int) -> None:
         await (calls(item) if item else asyncio.sleep(0.01))
 
     def stage():  # as stages read it, in a loop of their own
-        yield from map_ordered(range(2), work, window=2)
+        yield from map_ordered(range(2), work, 2, say)
 
     with pytest.raises(KeyboardInterrupt), contextlib.closing(stage()) as results:
         next(results)
         signal.raise_signal(signal.SIGINT)
-    assert calls.finished == []
+    assert (calls.finished, said) == ([] if again else [1], [ONE])
 
 
-def test_ctrl_c_ends_the_wait_for_calls_after_an_error():
-    calls = PaidCalls(seconds=120)
+def test_ctrl_c_ends_the_wait_for_calls_after_an_error(say_at_once):
+    calls, said = PaidCalls(seconds=120), []
 
     async def interrupted() -> None:
         await asyncio.sleep(0.02)
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.05, signal.raise_signal, signal.SIGINT)
+        interrupt_in(0.05)
         raise ValueError("the first item")
 
     async def work(item: int) -> None:
         await (gather_all(calls("a"), calls("b")) if item else interrupted())
 
     with pytest.raises(KeyboardInterrupt):
-        list(map_ordered(range(2), work, window=2))
-    assert (sorted(calls.begun), calls.finished) == (["a", "b"], [])
+        list(map_ordered(range(2), work, 2, said.append))
+    assert (sorted(calls.begun), calls.finished, said) == (["a", "b"], [], [TWO])
+
+
+def test_the_wait_is_told_before_older_calls_have_ended(say_at_once):
+    """And before those of the item itself; a call that fails for its own record ends no run."""
+    calls, said = PaidCalls(seconds=120), []
+
+    async def fails(error: Exception) -> None:
+        await asyncio.sleep(0.02)
+        raise error
+
+    def say(text: str) -> None:
+        said.append(text)
+        interrupt_in(0.01)
+
+    for error in (InputError("a wrong key"), ValueError("of its item")):
+        own = isinstance(error, InputError)
+
+        async def work(item: int, error: Exception = error, own: bool = own) -> None:
+            if own:
+                await gather_all(calls("own"), fails(error))
+            await (fails(error) if item else calls("older"))
+
+        with pytest.raises(KeyboardInterrupt):
+            list(map_ordered(range(1 if own else 2), work, 2, say))
+    assert (calls.begun, calls.finished, said) == (["own", "older"], [], [ONE, ONE])
 
 
 @pytest.mark.slow

@@ -2,12 +2,13 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 from build import read, talk
 from openai_server import serve
-from scripted import call_at_once, jsonl
+from scripted import call_at_once, jsonl, wait_until
 
 from musiccli.core import jsonl as files
 from musiccli.core.errors import InputError
@@ -423,6 +424,41 @@ def test_judge_without_a_key_says_so_in_one_line(music):
     assert done.stderr.startswith("music judge: error: gemini/gemini-1.5-pro: ")
     assert "GEMINI_API_KEY" in done.stderr
     assert music.network == ""
+
+
+@pytest.mark.parametrize("sent", ["INT", "TERM", "TERM deaf", "INT INT", "TERM TERM", None])
+def test_a_run_that_is_stopped_waits_for_its_paid_calls_and_says_so(music, sent):
+    """`deaf` to Ctrl-C is what a script makes of its background jobs. None: an error ends the run."""
+    good, bad = "hosted_vllm/good", "hosted_vllm/bad"
+    signals, deaf = [name for name in (sent or "").split() if name != "deaf"], "deaf" in str(sent)
+    at_once, judges = len(signals) > 1, (good,) if sent else (good, bad)
+    hear = signal.SIG_IGN if deaf else signal.default_int_handler
+    with (
+        serve(reply=always("[[A]]"), delay=90 if at_once else 3) as server,
+        serve(api_key="other", delay=1) as refusing,
+    ):
+        process = music.start(
+            *("judge", *(word for judge in judges for word in ("--judge", judge))),
+            *("--api-base", f"{good}={server.base_url}"),
+            *(() if sent else ("--api-base", f"{bad}={refusing.base_url}")),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, hear),
+        )
+        process.stdin.write(jsonl([preference(0)]))
+        process.stdin.flush()
+        wait_until(lambda: server.calls == 2)
+        said = []
+        for name in signals or [None]:
+            if name:
+                process.send_signal(getattr(signal, f"SIG{name}"))
+            said += [] if said else [process.stderr.readline()]
+        process.wait(timeout=60)
+        said += process.stderr.read().splitlines(keepends=True)
+        assert server.finished == (0 if at_once else 2)
+    line = "music judge: waiting for 2 paid calls that are under way; Ctrl-C now ends the run at once\n"
+    assert said[0] == line and said.count(line) == 1
+    last = "music judge: interrupted\n" if sent else "Incorrect API key"
+    assert process.returncode == (130 if sent else 2) and last in said[-1]
+    assert at_once or "2 calls" in "".join(said)
 
 
 @pytest.mark.slow

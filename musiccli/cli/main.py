@@ -27,6 +27,7 @@ from musiccli.cli.option_names import as_typed, use_options_of
 from musiccli.core import jsonl
 from musiccli.core.errors import ExitStatus, MusicError
 from musiccli.core.progress import be_quiet, say
+from musiccli.core.termination import terminate
 
 gc.freeze()  # what was imported stays: no search for garbage reads it again, not even the last
 UsageError: Any = typer.BadParameter.__base__  # typer does not export it
@@ -96,10 +97,3 @@ def _explain_usage(error: Any, command: str) -> str:
     path = error.ctx.command_path if error.ctx else command
     text = " ".join(text.replace("Value error, ", "").rstrip(".").split())
     return f"{path}: error: {text} ({path} --help shows what there is)"
-
-
-def terminate(*_: object) -> None:
-    """End a run as Ctrl-C does, also in a background job of a script, which ignores Ctrl-C."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.raise_signal(signal.SIGINT)

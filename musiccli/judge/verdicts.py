@@ -51,7 +51,8 @@ def judge(
             return record, error
 
     unjudged = 0
-    for record, result in map_ordered(pairs, work, window=max(64, 2 * client.config.concurrency)):
+    window = max(64, 2 * client.config.concurrency)
+    for record, result in map_ordered(pairs, work, window, stats.say):
         if isinstance(result, LimitReached):
             unjudged += 1
         elif isinstance(result, Exception):

@@ -11,11 +11,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from musiccli.core.errors import InputError
+from musiccli.core.termination import terminate
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 # Windows of results that may wait for an older one: an item that hangs stalls the others late.
 MAX_WAITING_WINDOWS = 8
+UNSAID_WAIT = 0.5  # seconds for which calls are waited for without a word
 
 
 @dataclass(eq=False)
@@ -24,11 +28,30 @@ class CallsUnderWay:
 
     Attributes:
         tasks: they themselves.
-        cancelled: whether Ctrl-C has ended them. None begins after that.
+        say: tells people something.
+        is_announced: whether it will be or was said that the run ends with them.
+        waited_for: whether it was said.
+        cancelled: whether they were ended. None begins after that.
     """
 
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    say: Callable[[str], None] = lambda text: None
+    is_announced: bool = False
+    waited_for: bool = False
     cancelled: bool = False
+
+    def announce_wait(self) -> None:
+        """Say once that the run ends when they have ended, unless they do so in a moment."""
+        if self.tasks and not self.is_announced:
+            self.is_announced = True
+            asyncio.get_running_loop().call_later(UNSAID_WAIT, self._say_wait)
+
+    def _say_wait(self) -> None:
+        self.is_announced = self.waited_for = bool(self.tasks)
+        if self.tasks and not self.cancelled:
+            count = len(self.tasks)
+            calls = "1 paid call that is" if count == 1 else f"{count:,} paid calls that are"
+            self.say(f"waiting for {calls} under way; Ctrl-C now ends the run at once")
 
     def cancel(self) -> None:
         """End them without their replies."""
@@ -60,7 +83,10 @@ CURRENT_ITEM: contextvars.ContextVar[WorkItem] = contextvars.ContextVar(
 
 
 def map_ordered(
-    items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any, Result]], window: int
+    items: Iterable[Item],
+    work: Callable[[Item], Coroutine[Any, Any, Result]],
+    window: int,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Result]:
     """Run `work(item)` for each item, and yield the results in the order of the items.
 
@@ -69,14 +95,16 @@ def map_ordered(
 
     An error of `items` is raised after the results of all items before it, an error of `work` in
     its item's place. Work that is then under way is cancelled, its calls in `finish_call` excepted.
+    Ctrl-C does the same. `say` hears when these calls are waited for; Ctrl-C then ends them.
     Close the iterator if you stop early: at the interpreter's exit it would wait forever.
 
     Args:
         items: read in a thread, no further ahead than results may wait.
         work: runs with CURRENT_ITEM set.
         window: most items under way at once.
+        say: tells people something.
     """
-    calls = CallsUnderWay()
+    calls = CallsUnderWay(say=say)
     with asyncio.Runner() as runner:
         batches = _finished_batches(iter(items), work, window, calls)
 
@@ -89,41 +117,39 @@ def map_ordered(
             return [task.result() for task in (tasks[:-1] if error else tasks)], error
 
         try:
-            while (batch := _run(runner, next_batch)) is not None:
+            while (batch := _run(runner, next_batch, calls)) is not None:
                 results, error = batch
                 yield from results
                 if error:
                     raise error
-        except BaseException as error:
-            # Whoever is interrupted between two results closes this generator meanwhile.
-            if isinstance(error, KeyboardInterrupt) or isinstance(
-                error.__context__, KeyboardInterrupt
-            ):
-                calls.cancel()
-            raise
         finally:
-            # After an interrupt the generator still runs; the runner then cancels it.
+            # After a third interrupt the generator still runs; the runner then cancels it.
             with contextlib.suppress(RuntimeError):
-                _run(runner, batches.aclose)
+                _run(runner, batches.aclose, calls)
 
 
-def _run(runner: asyncio.Runner, start: Callable[[], Awaitable[Value]]) -> Value:
-    """What `start()` returns, computed in the runner's loop. Ctrl-C cancels it.
+def _run(
+    runner: asyncio.Runner, start: Callable[[], Awaitable[Value]], calls: CallsUnderWay
+) -> Value:
+    """What `start()` returns, computed in the runner's loop. Ctrl-C and SIGTERM cancel it.
 
     The runner's own handler comes late: until then Ctrl-C raises KeyboardInterrupt in what happens
     to run. In a callback Python drops it; between two statements of asyncio a task never starts.
 
     Raises:
-        KeyboardInterrupt: after what was cancelled has ended; at a second Ctrl-C at once.
+        KeyboardInterrupt: after what was cancelled has ended. A second Ctrl-C ends the calls, too,
+            and a third one raises at once.
     """
     interrupts, running = 0, None
 
     def interrupt(*_: object) -> None:
         nonlocal interrupts
         interrupts += 1
-        if interrupts > 1:
+        if interrupts > 2:
             raise KeyboardInterrupt
-        if running:
+        if interrupts > 1:
+            runner.get_loop().call_soon_threadsafe(calls.cancel)
+        elif running:
             runner.get_loop().call_soon_threadsafe(running.cancel)
 
     async def run() -> Value:
@@ -133,12 +159,12 @@ def _run(runner: asyncio.Runner, start: Callable[[], Awaitable[Value]]) -> Value
             raise asyncio.CancelledError
         return await start()
 
-    default = signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or (
-        signal.getsignal(signal.SIGINT) is not default
-    ):
+    # A background job of a script ignores Ctrl-C, and SIGTERM raises no SIGINT that is seen here.
+    handled = ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, terminate))
+    number = next((number for number, usual in handled if signal.getsignal(number) is usual), None)
+    if threading.current_thread() is not threading.main_thread() or number is None:
         return runner.run(run())
-    signal.signal(signal.SIGINT, interrupt)
+    usual = signal.signal(number, interrupt)
     try:
         value = runner.run(run())
     except asyncio.CancelledError:
@@ -146,7 +172,7 @@ def _run(runner: asyncio.Runner, start: Callable[[], Awaitable[Value]]) -> Value
             raise KeyboardInterrupt from None
         raise
     finally:
-        signal.signal(signal.SIGINT, default)
+        signal.signal(number, usual)
     if interrupts:
         raise KeyboardInterrupt
     return value
@@ -157,9 +183,17 @@ async def gather_all(*works: Coroutine[Any, Any, Result]) -> list[Result]:
 
     Their calls in `finish_call` are finished, and they make no further ones.
     """
+    calls = CURRENT_ITEM.get().calls
+
+    def ended(task: asyncio.Task[Result]) -> None:
+        if not task.cancelled() and isinstance(task.exception(), InputError):  # it ends the run
+            calls.announce_wait()
+
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]
+            for task in tasks:
+                task.add_done_callback(ended)
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
@@ -169,7 +203,7 @@ async def finish_call(call: Coroutine[Any, Any, Value]) -> Value:
     """The result of a call that costs money, also where the task is cancelled meanwhile.
 
     The call will be paid for, so its reply should reach the cache. The task is cancelled where it
-    next waits, and makes no further call. Only Ctrl-C cancels a call that is under way.
+    next waits, and makes no further call. Only a second Ctrl-C cancels a call that is under way.
     """
     task, calls = asyncio.current_task(), CURRENT_ITEM.get().calls
     if task is None or task.cancelling() or calls.cancelled:
@@ -203,9 +237,11 @@ async def _finished_batches(
     reader = _Reader(items, changed)
     started = under_way = 0
 
-    def ended(_: asyncio.Task[Result]) -> None:
+    def ended(task: asyncio.Task[Result]) -> None:
         nonlocal under_way
         under_way -= 1
+        if not task.cancelled() and task.exception():
+            calls.announce_wait()
         changed.set()
 
     try:
@@ -228,7 +264,8 @@ async def _finished_batches(
         if reader.error:
             raise reader.error
     except asyncio.CancelledError:  # Ctrl-C
-        calls.cancel()
+        if calls.waited_for:
+            calls.cancel()
         raise
     finally:
         reader.close()
@@ -237,6 +274,7 @@ async def _finished_batches(
 
 async def _end(tasks: Iterable[asyncio.Task[Any]], calls: CallsUnderWay) -> None:
     """Cancel tasks, and wait until they have ended. Ctrl-C meanwhile ends their calls, too."""
+    calls.announce_wait()
     for task in tasks:
         task.cancel()
     ends = asyncio.gather(*tasks, return_exceptions=True)

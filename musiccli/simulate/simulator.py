@@ -163,9 +163,8 @@ def simulate(
             return seed, error
 
     unfinished, failed_seed = 0, None
-    for seed, result in map_ordered(
-        conversations(), work, window=max(64, 2 * client.config.concurrency)
-    ):
+    window = max(64, 2 * client.config.concurrency)
+    for seed, result in map_ordered(conversations(), work, window, stats.say):
         if isinstance(result, LimitReached):
             unfinished += 1
         elif isinstance(result, Exception):
