@@ -282,17 +282,15 @@ def test_a_judge_is_asked_in_both_orders_and_never_told(monkeypatch, tmp_path):
         return "Because.\n[[A]]" if first < second else "Because.\n[[B]]"
 
     with serve(reply=reply) as server:
-        done = music(
-            "bench",
-            "audit",
-            "--judge",
-            "openai/scripted",
-            "--api-base",
-            server.base_url,
-            "--html",
-            tmp_path / "page.html",
-            given=lines(PLAIN),
-        )
+        line = ("bench", "audit", "--judge", "openai/scripted", "--api-base", server.base_url)
+        line += ("--html", tmp_path / "page.html")
+        planned = music(*line, "--dry-run", given=lines(PLAIN))
+        assert (planned.status, planned.out, server.calls) == (0, b"", 0), planned.err
+        assert not (tmp_path / "page.html").exists()
+        done = music(*line, given=lines(PLAIN))
+    read = sum(len(body["messages"][0]["content"]) // 4 for body in server.requests)
+    rows = [line.split() for line in planned.err.splitlines()]
+    assert ["judge", "openai/scripted", "4", f"{read:,}", "1,364", "unknown"] in rows
     assert (done.status, server.calls) == (0, 4), done.err
     asked = [body["messages"][0]["content"] for body in server.requests]
     assert not any("fry" in text or "potato" in text or "contrast" in text for text in asked)
@@ -301,3 +299,9 @@ def test_a_judge_is_asked_in_both_orders_and_never_told(monkeypatch, tmp_path):
     assert noise == {"all": 0.0, "turn=1": 0.0, "turn=2": 0.0}
     assert "openai/scripted in both orders" in done.err
     assert "<svg" in (tmp_path / "page.html").read_text() or "matplotlib is missing" in done.err
+
+
+def test_a_dry_run_without_a_judge_is_refused():
+    done = music("bench", "audit", "--dry-run", given=lines(PLAIN))
+    assert (done.status, done.out) == (2, b"")
+    assert "--dry-run: without --judge nobody is asked" in done.err

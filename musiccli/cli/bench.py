@@ -16,10 +16,18 @@ import typer
 from musiccli.bench.config import BenchConfig
 from musiccli.cli.app import app
 from musiccli.cli.bench_report import report
-from musiccli.cli.llm_options import PROMPTS, OpenClient, default_prompts, with_llm_options
+from musiccli.cli.llm_options import (
+    DRY_RUN,
+    PROMPTS,
+    OpenClient,
+    default_prompts,
+    show_judge_estimate,
+    with_llm_options,
+)
 from musiccli.cli.options import SEED
 from musiccli.cli.paths import CHAT_MODEL_READ, WRITTEN
 from musiccli.cli.run import Run, stage
+from musiccli.core.errors import InputError
 from musiccli.core.records import Record
 from musiccli.judge.config import JudgeConfig
 
@@ -121,6 +129,7 @@ JUDGE_OPTIONS: dict[str, tuple[Any, Any]] = {  # annotation, default
     "judges": (JUDGES, None),
     "prompts": (PROMPTS, None),
     "max_tokens": (MAX_TOKENS, JudgeConfig.max_tokens),
+    "dry_run": (DRY_RUN, False),
 }
 FILE_OPTIONS = {
     "plot": (PLOT, None),
@@ -189,6 +198,12 @@ def run_benchmark(
     judging = {}
     if open_client and judge_settings["judges"]:
         judging = ask_judges(run, open_client, seed=config.seed, **judge_settings)
+    if judge_settings["dry_run"]:
+        if not judging:
+            raise InputError("`dry_run`: without `judges` nobody is asked")
+        for _ in benchmark.metrics(records, config, run.stats, report.worst, **judging):
+            break  # all pairs are judged before the first metric
+        return
     digest = DataDigest(benchmark.measured) if benchmark.measured else None
     watched = digest.watch(records) if digest else records
     rows = list(benchmark.metrics(watched, config, run.stats, report.worst, **judging))
@@ -233,9 +248,13 @@ def ask_judges(
     judges: list[str],
     prompts: str | None,
     max_tokens: int,
+    dry_run: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """What a benchmark's `metrics` takes to ask judges: `judges` and `judge_pairs`."""
+    """What a benchmark's `metrics` takes to ask judges: `judges` and `judge_pairs`.
+
+    In a dry run nobody is asked, and what it would take is printed.
+    """
     config = JudgeConfig(
         judges=tuple(dict.fromkeys(judges)),
         prompts=default_prompts(prompts, judges[0]),
@@ -246,6 +265,9 @@ def ask_judges(
     def judge_pairs(pairs: Iterable[Record]) -> Generator[dict[str, Any], None, None]:
         from musiccli.judge.verdicts import judge
 
+        if dry_run:
+            show_judge_estimate(run, pairs, config, open_client.thinking_models(config.judges))
+            return
         with open_client(config.judges) as client:
             yield from judge(pairs, config, client, run.stats)
 

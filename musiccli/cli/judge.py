@@ -1,6 +1,5 @@
 """music judge contests.jsonl --judge gemini/gemini-2.5-flash > judged.jsonl"""
 
-from collections.abc import Collection, Iterator
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ from musiccli.cli.llm_options import (
     PROMPTS,
     OpenClient,
     default_prompts,
-    show_estimate,
+    show_judge_estimate,
     with_llm_options,
 )
 from musiccli.cli.options import SEED, SHARD
@@ -61,25 +60,10 @@ def judge(
     )
     pairs = run.read(records.parse_comparison, shard=shard)
     if dry_run:
-        _show_estimate(run, pairs, config, open_client.thinking_models(config.judges))
+        show_judge_estimate(run, pairs, config, open_client.thinking_models(config.judges))
         return
     with (
         open_client(config.judges) as client,
         closing(verdicts.judge(pairs, config, client, run.stats)) as judged,
     ):
         run.write(judged)
-
-
-def _show_estimate(
-    run: Run, pairs: Iterator[records.Record], config: JudgeConfig, thinking: Collection[str]
-) -> None:
-    """Print what the run would take; nothing is written."""
-    from musiccli.judge.estimate import estimate
-
-    planned, sampled, total = estimate(pairs, config, thinking)
-    show_estimate(
-        run,
-        planned,
-        f"an estimate from {sampled:,} of {total:,} pairs, drawn at random; each reply counts as "
-        "two thirds of its limit" + (", one with thoughts as all of it" if thinking else ""),
-    )

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -13,6 +13,8 @@ import typer
 from musiccli.cli.paths import PathUse
 from musiccli.cli.run import Run
 from musiccli.core.progress import table
+from musiccli.core.records import Record
+from musiccli.judge.config import JudgeConfig
 from musiccli.llm.config import ClientConfig
 
 if TYPE_CHECKING:
@@ -218,3 +220,22 @@ def show_estimate(run: Run, planned: Mapping[tuple[str, str], Counter[str]], not
     )
     run.withhold()
     run.say(note)
+
+
+def show_judge_estimate(
+    run: Run, pairs: Iterable[Record], config: JudgeConfig, thinking: Collection[str]
+) -> None:
+    """Print what judging these pairs would take; the run writes nothing.
+
+    Args:
+        thinking: the judges that may think before they reply.
+    """
+    from musiccli.judge.estimate import estimate
+
+    planned, sampled, total = estimate(pairs, config, thinking)
+    show_estimate(
+        run,
+        planned,
+        f"an estimate from {sampled:,} of {total:,} pairs, drawn at random; each reply counts as "
+        "two thirds of its limit" + (", one with thoughts as all of it" if thinking else ""),
+    )
