@@ -402,6 +402,19 @@ def test_only_a_gpu_with_a_compiler_uses_flex_attention(monkeypatch):
     assert not can_use_flex(core, gpu)
 
 
+def test_flex_attention_is_not_used_where_pytorch_compiles_nothing(monkeypatch):
+    """What the driver says is made up."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: True)
+    assert can_compile(gpu)
+    with torch._dynamo.config.patch(disable=True):  # as TORCH_COMPILE_DISABLE=1 does
+        assert not can_compile(gpu)
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert not can_compile(gpu)
+
+
 @pytest.fixture
 def in_bf16(monkeypatch):
     """Compute as on a GPU, under autocast, and measure its rounding."""
