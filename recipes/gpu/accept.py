@@ -3,8 +3,9 @@
     python recipes/gpu/accept.py [--rows 1,2,6] [--markdown FILE]
 
 Models have random weights of real shapes and read random token ids, so no hub and no tokenizer is
-needed. Every figure and its baseline come from the same call. One GPU takes over ten minutes. The
-file of `--markdown` has each row as soon as it is measured.
+needed. Every figure and its baseline come from the same call. One H100 did not finish in ten
+minutes. The last column is the seconds of a row. The file of `--markdown` has each row as soon as
+it is measured.
 `--dry-run` runs the same rows on a CPU at toy size: it shows that the program works, and nothing
 about speed.
 """
@@ -100,6 +101,7 @@ class Measured:
         self.figures: list[str] = []
         self.bars: list[str] = []
         self.passed = True
+        self.seconds = 0.0  # that the row took, models and compilation included
 
     def add(self, text: str, bar: str = "", passed: bool = True) -> None:
         """Add a figure, and what it should be."""
@@ -568,12 +570,17 @@ def row_9(accept: Acceptance, row: Measured) -> None:
 
 def row_10(accept: Acceptance, row: Measured) -> None:
     """The same flex attention without sharing prefixes."""
-    network, pairs = accept.lora_9b(), accept.pairs(14)
+    network = accept.lora_9b()
     unshared = Unshared(network.model, flex=True)
-    trainer = accept.trainer(unshared, sized(pairs), 7)
-    theirs = accept.steps_per_second(trainer, baseline=True)
-    ours = accept.steps_per_second(accept.trainer(network, pairs, 7))
-    row.add(f"{ours / theirs:.2f}x its speed", "1.35x", ours >= 1.35 * theirs)
+    # Two rows of four pairs, which are padded to the length of ours: no other is compiled.
+    trainer = accept.trainer(unshared, sized(accept.pairs(16)), 8)
+    theirs = 8 * accept.steps_per_second(trainer, baseline=True)
+    if "kept" not in accept.shared:  # row 6 measures it
+        accept.shared["kept"] = accept.steps_per_second(
+            accept.trainer(network, accept.pairs(14), 7)
+        )
+    ratio = 7 * accept.shared["kept"] / theirs
+    row.add(f"{ratio:.2f}x its speed", "1.35x", ratio >= 1.35)
 
 
 def row_11(accept: Acceptance, row: Measured) -> None:
@@ -686,7 +693,7 @@ def allow_cpu_backward() -> None:
 
 def table(rows: Sequence[Measured], title: str) -> str:
     """The rows as Markdown."""
-    lines = [title, "", "| # | what | measured | bar | |", "|---|---|---|---|---|"]
+    lines = [title, "", "| # | what | measured | bar | | s |", "|---|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: row.number):
         cells = (
             str(row.number),
@@ -694,6 +701,7 @@ def table(rows: Sequence[Measured], title: str) -> str:
             "; ".join(row.figures),
             "; ".join(row.bars),
             "ok" if row.passed else "**short**",
+            f"{row.seconds:.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -710,11 +718,11 @@ def run_row(
         traceback.print_exc()
         row.add(f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}", "", False)
     accept.release()
-    seconds = time.perf_counter() - start
+    row.seconds = time.perf_counter() - start
     if not accept.dry_run:
         print(f"held: {torch.cuda.memory_allocated() / 1e9:.1f} GB", file=sys.stderr)
     text = "; ".join(row.figures)
-    print(f"{row.number}: {text} [{seconds:.0f} s]", file=sys.stderr, flush=True)
+    print(f"{row.number}: {text} [{row.seconds:.0f} s]", file=sys.stderr, flush=True)
     return row
 
 
