@@ -51,7 +51,7 @@ train=(--batch 64               # paper
        --lr 2e-6                # paper
        --max-length 2048        # paper
        --schedule linear --warmup 0.03 --seed 0 # open
-       --budget 8192 --save-every 250 --accelerate-config "$here/accelerate/8gpu-fsdp.yaml")
+       --save-every 250 --accelerate-config "$here/accelerate/8gpu-fsdp.yaml")
 prompts=1000                    # paper: first prompts of each set
 sets=(hh ultrainteract)         # paper
 candidates=(--turns 3 --samples 8 --contrast none) # paper: conversations of 3 turns, pools nested up to 8

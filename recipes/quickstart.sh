@@ -105,5 +105,5 @@ What next?
   first:            source $root/.venv/bin/activate
   your own data:    music sample YOUR-DATA --describe
   your own server:  music simulate $out/contexts.jsonl --assistant hosted_vllm/NAME --api-base http://HOST:8000/v1 -o branches.jsonl
-  your own GPU:     music train YOUR-PAIRS --model google/gemma-2-2b-it --lora 16 --lr 1e-4 --budget 8192 --out rm
+  your own GPU:     music train YOUR-PAIRS --model google/gemma-2-2b-it --lora 16 --lr 1e-4 --out rm
 END

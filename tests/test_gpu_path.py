@@ -43,6 +43,7 @@ from musiccli.reward_model.rounding import COPIES
 from musiccli.train import checks
 from musiccli.train import trainer as train_trainer
 from musiccli.train.config import TrainConfig
+from musiccli.train.memory import suitable_budget
 from musiccli.train.pair_arrays import PairArrays, TokenizedPair, TokenizedPairs
 from musiccli.train.trainer import Trainer, count_layer_weights
 
@@ -306,6 +307,15 @@ def test_a_gpu_that_emulates_bf16_computes_in_fp32(major, has_bf16, monkeypatch)
     assert can_compile(device) == has_bf16
     assert computed_precision(torch.device("cpu")) == torch.float32
     assert not can_compile(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "gigabytes, flex, tokens", [(80, True, 8192), (24, True, 4096), (80, False, 1024)]
+)
+def test_a_micro_batch_suits_the_gpu(gigabytes, flex, tokens, monkeypatch):
+    properties = SimpleNamespace(total_memory=gigabytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert suitable_budget(SimpleNamespace(flex=flex), Accelerator(cpu=True)) == tokens
 
 
 def test_mfu_counts_what_is_trained():

@@ -373,7 +373,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
 trainer = Trainer(model, pairs, config, Accelerator(cpu=True))
 for _ in range(2):
-    trainer.step(partition_pairs(range(2), pairs.sizes, config.budget, 1))
+    trainer.step(partition_pairs(range(2), pairs.sizes, config.full_row, 1))
 print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 """
 

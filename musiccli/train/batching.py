@@ -33,7 +33,7 @@ def plan_steps(
     order = _shuffled_epochs(len(sizes), config.seed)
     for _ in range(total_steps(len(sizes), config)):
         indices = list(itertools.islice(order, config.batch))
-        yield partition_pairs(indices, sizes, config.budget, ranks, padded)
+        yield partition_pairs(indices, sizes, config.full_row, ranks, padded)
 
 
 def partition_pairs(

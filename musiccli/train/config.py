@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]
+CPU_BUDGET = 1024  # tokens in a micro-batch
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class TrainConfig:
             out none.
         patience: how many measurements without a lower loss of the first held-out set stop the run,
             which then keeps the weights of the lowest loss; None means all steps and the last.
-        budget: the most tokens in one micro-batch, unless a single pair has more.
+        budget: the most tokens in one micro-batch, unless a single pair has more; None means as
+            many as suit the device.
         activation_checkpointing: keep only each layer's input, and compute the rest again in the
             backward pass.
         seed: determines the new head, the adapters and the order of the pairs.
@@ -68,9 +70,14 @@ class TrainConfig:
     router_aux_loss: float | None = None
     eval_split: float | None = None
     patience: int | None = None
-    budget: int = 1024
+    budget: int | None = None
     activation_checkpointing: bool = False
     seed: int = 0
+
+    @property
+    def full_row(self) -> int:
+        """`budget`, or what suits a CPU."""
+        return self.budget or CPU_BUDGET
 
 
 # A run may continue with other values of these: they say how a step is computed, not what.

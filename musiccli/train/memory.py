@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 
 from musiccli.core.resources import available_bytes
@@ -13,11 +14,14 @@ from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, recomputes_s
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.quantization import constant_bytes, quantized_layers, weight_count
-from musiccli.train.config import TrainConfig
+from musiccli.train.accelerator import process_group
+from musiccli.train.config import CPU_BUDGET, TrainConfig
 from musiccli.train.pair_arrays import TokenizedPairs
 from musiccli.train.sharding import local_part
 
 SAMPLE_TOKENS = 512  # activations are measured on the largest pair of at most so many tokens
+GPU_BUDGET, SMALL_GPU_BUDGET = 8192, 4096  # tokens in a micro-batch; products are fast from here
+SMALL_GPU = 40e9  # bytes; a GPU with less is a small one
 LESS_MEMORY = (
     "a smaller `budget` or `max_length`, `activation_checkpointing`, `lora` or more processes with "
     "FSDP take less"
@@ -84,6 +88,19 @@ class Gathering:
         return "weights are gathered, and gradients exchanged, for each micro-batch"
 
 
+def suitable_budget(network: RewardNetwork, accelerator: Accelerator) -> int:
+    """How many tokens of a micro-batch suit the devices; the same on all ranks, which must call it.
+
+    Without compiled layers a GPU keeps all activations of a micro-batch, so these stay as small as
+    on a CPU.
+    """
+    budget = CPU_BUDGET
+    if network.flex:
+        total = torch.cuda.get_device_properties(accelerator.device).total_memory
+        budget = SMALL_GPU_BUDGET if total < SMALL_GPU else GPU_BUDGET
+    return min(process_group(accelerator).gather([budget]))
+
+
 def estimate_memory(
     model: RewardModel,
     pairs: TokenizedPairs,
@@ -114,7 +131,7 @@ def estimate_memory(
     share = 1 / ranks if sharded else 1
     copies = 2 if ranks > 1 and not sharded else 1
     sizes = np.sort(pairs.sizes)
-    tokens = max(int(sizes[-1]), min(config.budget, int(sizes[-config.batch :].sum())))
+    tokens = max(int(sizes[-1]), min(config.full_row, int(sizes[-config.batch :].sum())))
     core = model.network.core
     parameters = sum(map(_bytes, weights)) + constant_bytes(core)
     # A product of a weight in 4 bits takes a whole one.

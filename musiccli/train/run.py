@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from musiccli.train.memory import (
     MemoryEstimate,
     available_memory,
     estimate_memory,
+    suitable_budget,
 )
 from musiccli.train.metrics import Metrics
 from musiccli.train.model import collect_model, create_model
@@ -127,6 +128,8 @@ def train(
         set_seed(config.seed)
         model = create_model(config, accelerator, say)
         refuse_different_layouts(model.network.layout, accelerator)
+        budget = config.budget or suitable_budget(model.network, accelerator)
+        config = replace(config, budget=budget)
         checkpoint_activations(model.network, config.activation_checkpointing, accelerator.device)
         with _progress("encode", accelerator) as progress:
             data = load_data(
@@ -206,13 +209,14 @@ def describe_run(
     tokens, size = int(pairs.tokens.sum()), int(pairs.sizes.sum())
     layout = "with shared prefixes once" if model.network.packed else "padded"
     compared = f" compared at {pairs.compared:,} turns" if config.per_turn else ""
+    rows = f", compiled layers and flex attention in rows of {config.full_row:,} tokens"
     return (
         f"{len(pairs):,} pairs{compared}, {tokens:,} tokens ({size:,} {layout}); "
         f"{total_steps(len(pairs), config):,} steps of {config.batch}; "
         f"{trained:,} weights in training; "
         f"{accelerator.num_processes} x {accelerator.device.type}, "
         f"{accelerator.mixed_precision} mixed precision"
-        f"{', compiled layers and flex attention' if model.network.flex else ''}"
+        f"{rows if model.network.flex else ''}"
     )
 
 

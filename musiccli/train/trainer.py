@@ -145,7 +145,7 @@ class Trainer:
         if not network.flex or self.config.activation_checkpointing:
             return None
         torch.cuda.reset_peak_memory_stats(device)
-        longest = self._row_length(max(int(self.pairs.sizes.max()), self.config.budget))
+        longest = self._row_length(max(int(self.pairs.sizes.max()), self.config.full_row))
         kept, copied = self._measured_activations(longest)
         config = network.core.config.get_text_config()
         inputs = 2 * config.hidden_size * config.num_hidden_layers  # bf16
@@ -198,7 +198,7 @@ class Trainer:
         return kept
 
     def _row_length(self, tokens: int) -> int:
-        return row_length(tokens, self.config.budget)
+        return row_length(tokens, self.config.full_row)
 
     def fit_gathering(self) -> str | None:
         """Under FSDP, keep weights and gradients whole through a step where memory holds them.
@@ -242,7 +242,7 @@ class Trainer:
         batches = partition_pairs(
             range(len(pairs)),
             pairs.sizes,
-            self.config.budget,
+            self.config.full_row,
             self.accelerator.num_processes,
             padded=not self.model.network.packed,
         )[self.accelerator.process_index]
@@ -339,7 +339,7 @@ class Trainer:
         """
         sides = [pairs[index].sides for index in batch or [0]]
         with self.accelerator.autocast():
-            rewards = self.network(sides, budget=self.config.budget)
+            rewards = self.network(sides, budget=self.config.full_row)
         count = 2 * len(sides)
         return rewards[:count:2], rewards[1:count:2], rewards[count:]
 
