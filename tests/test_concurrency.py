@@ -160,20 +160,20 @@ def test_an_error_in_the_input_comes_after_the_results_before_it():
     assert got == [0, 1, 2]
 
 
-def test_an_error_in_work_comes_in_its_place_and_ends_what_is_in_flight():
+def test_an_error_in_work_ends_what_is_in_flight_after_the_results_before_it():
     cancelled, all_started, never = [], asyncio.Event(), asyncio.Event()
 
     async def work(item: int) -> int:
-        if item == 2:
-            raise ValueError("two")
         if item == 4:
             all_started.set()
+        if item < 2:
+            return item
         try:
-            await (all_started if item < 2 else never).wait()
+            await (all_started if item == 2 else never).wait()
         except asyncio.CancelledError:
             cancelled.append(item)
             raise
-        return item
+        raise ValueError("two")
 
     got = []
     with pytest.raises(ValueError, match="two"):
@@ -322,6 +322,52 @@ def test_an_error_in_work_finishes_the_calls_of_other_items_and_begins_no_furthe
         list(items_with_an_error(calls))
     assert sorted(calls.finished) == ["1a", "1b", "2a", "2b", "3a", "3b"]
     assert sorted(calls.begun) == sorted(calls.finished)
+
+
+@pytest.mark.parametrize("in_its_call", [False, True])
+def test_no_call_of_any_item_begins_after_an_error_that_ends_the_run(in_its_call):
+    """Neither one of an older item, nor of a new one, nor while the item itself has calls."""
+    calls, begun, at_work = PaidCalls(seconds=0.1), [], asyncio.Event()
+
+    async def fails() -> None:
+        await at_work.wait()
+        raise InputError("a wrong key")
+
+    async def work(item: int) -> int:
+        begun.append(item)
+        if item == 1:
+            await (gather_all(calls("own"), fails()) if in_its_call else fails())
+        if item == 2:
+            return item
+        if item == 3:
+            at_work.set()
+        await calls(item, f"after {item}")
+        return item
+
+    with pytest.raises(InputError, match="a wrong key"):
+        list(map_ordered(range(9), work, window=4))
+    assert {*calls.begun} == ({0, 3, "own"} if in_its_call else {0, 3})
+    assert sorted(map(str, calls.finished)) == sorted(map(str, calls.begun))
+    assert begun == [0, 1, 2, 3]
+
+
+def test_an_error_outside_of_a_run_ends_no_later_one():
+    calls = PaidCalls()
+
+    async def fails() -> None:
+        raise InputError("a wrong key")
+
+    with pytest.raises(InputError, match="a wrong key"):
+        asyncio.run(gather_all(fails()))
+    assert asyncio.run(gather_all(calls("later"))) == [("later",)]
+
+
+def test_work_that_cancels_itself_ends_the_run():
+    async def work(item: int) -> int:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        list(map_ordered(range(3), work, window=2))
 
 
 def test_closing_early_finishes_the_calls_under_way():

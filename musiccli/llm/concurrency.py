@@ -32,6 +32,8 @@ class CallsUnderWay:
         is_announced: whether it will be or was said that the run ends with them.
         waited_for: whether it was said.
         cancelled: whether they were ended. None begins after that.
+        error: the first error that ends the run. None begins after that.
+        changed: set when an item has come or ended, or an error is there.
     """
 
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -39,6 +41,14 @@ class CallsUnderWay:
     is_announced: bool = False
     waited_for: bool = False
     cancelled: bool = False
+    error: BaseException | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def fail(self, error: BaseException) -> None:
+        """End the run with an error: none begins from now on, those under way are finished."""
+        self.error = self.error or error
+        self.announce_wait()
+        self.changed.set()
 
     def announce_wait(self) -> None:
         """Say once that the run ends when they have ended, unless they do so in a moment."""
@@ -93,9 +103,11 @@ def map_ordered(
     Items are read while work is under way, so a slow pipe and slow calls overlap. Results wait for
     older ones, at most MAX_WAITING_WINDOWS windows of them.
 
-    An error of `items` is raised after the results of all items before it, an error of `work` in
-    its item's place. Work that is then under way is cancelled, its calls in `finish_call` excepted.
-    Ctrl-C does the same. `say` hears when these calls are waited for; Ctrl-C then ends them.
+    An error of `items` is raised after the results of all items before it. An error of `work` ends
+    the iteration at once, also where older items are under way: it is raised after the results that
+    wait for none of them. Work that is then under way is cancelled, its calls in `finish_call`
+    excepted, and begins no further call. Ctrl-C does the same. `say` hears when these calls are
+    waited for; Ctrl-C then ends them.
     Close the iterator if you stop early: at the interpreter's exit it would wait forever.
 
     Args:
@@ -108,20 +120,13 @@ def map_ordered(
     with asyncio.Runner() as runner:
         batches = _finished_batches(iter(items), work, window, calls)
 
-        async def next_batch() -> tuple[list[Result], BaseException | None] | None:
-            """The next results and the error after them. Tasks are freed here, by a callback."""
-            tasks = await anext(batches, None)
-            if tasks is None:
-                return None
-            error = tasks[-1].exception()
-            return [task.result() for task in (tasks[:-1] if error else tasks)], error
+        async def next_batch() -> list[Result]:
+            """The next results; none at the end. Tasks are freed here, by a callback."""
+            return [task.result() for task in await anext(batches, [])]
 
         try:
-            while (batch := _run(runner, next_batch, calls)) is not None:
-                results, error = batch
+            while results := _run(runner, next_batch, calls):
                 yield from results
-                if error:
-                    raise error
         finally:
             # After a third interrupt the generator still runs; the runner then cancels it.
             with contextlib.suppress(RuntimeError):
@@ -183,11 +188,12 @@ async def gather_all(*works: Coroutine[Any, Any, Result]) -> list[Result]:
 
     Their calls in `finish_call` are finished, and they make no further ones.
     """
-    calls = CURRENT_ITEM.get().calls
+    item = CURRENT_ITEM.get()
 
     def ended(task: asyncio.Task[Result]) -> None:
-        if not task.cancelled() and isinstance(task.exception(), InputError):  # it ends the run
-            calls.announce_wait()
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, InputError) and item is not NO_ITEM:  # it ends the run
+            item.calls.fail(error)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -206,7 +212,7 @@ async def finish_call(call: Coroutine[Any, Any, Value]) -> Value:
     next waits, and makes no further call. Only a second Ctrl-C cancels a call that is under way.
     """
     task, calls = asyncio.current_task(), CURRENT_ITEM.get().calls
-    if task is None or task.cancelling() or calls.cancelled:
+    if task is None or task.cancelling() or calls.cancelled or calls.error:
         call.close()
         raise asyncio.CancelledError
     running, is_cancelled = asyncio.ensure_future(call), False
@@ -233,34 +239,33 @@ async def _finished_batches(
 ) -> AsyncGenerator[list[asyncio.Task[Result]], None]:
     """The finished tasks in the order of their items, as many at once as there are."""
     tasks: deque[asyncio.Task[Result]] = deque()
-    changed = asyncio.Event()
-    reader = _Reader(items, changed)
+    reader = _Reader(items, calls.changed)
     started = under_way = 0
 
     def ended(task: asyncio.Task[Result]) -> None:
         nonlocal under_way
         under_way -= 1
-        if not task.cancelled() and task.exception():
-            calls.announce_wait()
-        changed.set()
+        if error := _error_of(task):
+            calls.fail(error)
+        calls.changed.set()
 
     try:
         while tasks or reader.ready or not reader.exhausted:
             reader.request(min(window - under_way, MAX_WAITING_WINDOWS * window - len(tasks)))
-            await changed.wait()
-            changed.clear()
-            while reader.ready:
+            await calls.changed.wait()
+            calls.changed.clear()
+            while reader.ready and not calls.error:
                 work_item = WorkItem(started, calls=calls)
                 tasks.append(_start(work, reader.ready.popleft(), work_item))
                 tasks[-1].add_done_callback(ended)
                 started, under_way = started + 1, under_way + 1
             finished = []
-            while tasks and tasks[0].done():
+            while tasks and tasks[0].done() and not _error_of(tasks[0]):
                 finished.append(tasks.popleft())
-                if finished[-1].exception():
-                    break  # its error ends the iteration
             if finished:
                 yield finished
+            if calls.error:
+                raise calls.error
         if reader.error:
             raise reader.error
     except asyncio.CancelledError:  # Ctrl-C
@@ -270,6 +275,11 @@ async def _finished_batches(
     finally:
         reader.close()
         await _end(tasks, calls)
+
+
+def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
+    """The error of a task that has ended; work that cancelled itself has one, too."""
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 async def _end(tasks: Iterable[asyncio.Task[Any]], calls: CallsUnderWay) -> None:
