@@ -17,6 +17,7 @@ from scripted import no_network
 from musiccli.core.errors import CallError, InputError
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
+from musiccli.llm import budget as budgets
 from musiccli.llm import ledger, limiter
 from musiccli.llm.budget import UNPRICED_ITEMS, Budget
 from musiccli.llm.call import Call, Reply
@@ -448,6 +449,27 @@ def test_also_of_little_money_and_with_everybody_in_flight(paid_for):
         done = list(map_ordered(range(100), conversation(client, 5), window=128))
         finished = sum(isinstance(item, int) for item in done)
         assert paid_for - 1 <= finished <= paid_for and server.calls == 5 * finished
+
+
+@pytest.mark.parametrize(
+    ("slow", "begun"), [(0, []), (1, ["1 record that has"]), (2, ["2 records that have"])]
+)
+def test_a_run_that_the_money_stops_says_what_it_waits_for(slow, begun, monkeypatch):
+    monkeypatch.setattr(budgets, "UNSAID_WAIT", 0.05)
+    said, all_said = [], asyncio.Event()
+    budget = Budget(3.5, lambda text: (said.append(text), all_said.set()))
+
+    async def work(number: int) -> None:
+        with suppress(LimitReached):
+            await budget.start_item()
+            budget.charge(1.0)
+            if number and number <= slow:
+                await asyncio.wait_for(all_said.wait(), 120)
+
+    list(map_ordered(range(9), work, window=9))
+    assert said == [
+        f"`max_cost` suffices for nothing more; waiting for {records} begun" for records in begun
+    ]
 
 
 def test_an_item_whose_calls_begin_at_once_starts_once():

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 
-from musiccli.llm.concurrency import CURRENT_ITEM, WorkItem
+from musiccli.llm.concurrency import CURRENT_ITEM, UNSAID_WAIT, WorkItem
 
 UNPRICED_ITEMS = 4  # items that start before one has finished and shown what an item costs
 POLL_SECONDS = 0.05  # between two looks whether an item has finished
@@ -19,13 +20,18 @@ class Budget:
     The expected cost of an item is the mean cost of the finished ones. An item starts only if the
     budget covers its expected cost and what the started ones are still expected to cost.
 
-    Attributes:
+    Args:
         max_cost: US dollars; infinite for no limit.
+        say: tells people something.
+
+    Attributes:
+        max_cost: the same.
         spent: US dollars spent so far.
     """
 
-    def __init__(self, max_cost: float):
-        self.max_cost, self.spent = max_cost, 0.0
+    def __init__(self, max_cost: float, say: Callable[[str], None] = lambda text: None):
+        self.max_cost, self.spent, self._say = max_cost, 0.0, say
+        self._is_wait_announced = False
         self._started: dict[WorkItem, float] = {}  # what each unfinished item has cost so far
         self._finished_items, self._finished_cost = 0, 0.0
 
@@ -47,13 +53,26 @@ class Budget:
         expected = self._finished_cost / self._finished_items if self._finished_items else 0.0
         promised = sum(max(0.0, expected - cost) for cost in self._started.values())
         if self.spent + expected + promised > self.max_cost:
-            raise LimitReached
+            raise self._limit_reached()
         self._started[item] = 0.0
 
     def check(self) -> None:
         """Raises LimitReached where nothing is left for another call."""
         if self.spent >= self.max_cost:
-            raise LimitReached
+            raise self._limit_reached()
+
+    def _limit_reached(self) -> LimitReached:
+        """The error for the current item. Once the others take longer, it is said why."""
+        if not self._is_wait_announced:
+            self._is_wait_announced = True
+            asyncio.get_running_loop().call_later(UNSAID_WAIT, self._say_wait)
+        return LimitReached()
+
+    def _say_wait(self) -> None:
+        count = sum(not item.done for item in self._started)
+        if count:
+            begun = "1 record that has" if count == 1 else f"{count:,} records that have"
+            self._say(f"`max_cost` suffices for nothing more; waiting for {begun} begun")
 
     def charge(self, cost: float) -> None:
         """Spend US dollars on a call of the current item."""

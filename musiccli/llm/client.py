@@ -52,7 +52,7 @@ class Client:
         self.usage: dict[tuple[str, str], Usage] = defaultdict(Usage)
         self._say = (stats or RunStats()).say
         self.providers = Providers(self.config.timeout, self._say)
-        self._budget = Budget(self.config.max_cost)
+        self._budget = Budget(self.config.max_cost, self._say)
         self._models: dict[str, RemoteModel] = {}
         # Of models whose replies all came from the cache, too; they may have no address any more.
         self._health: dict[str, ModelHealth] = defaultdict(
