@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from musiccli.core.errors import InputError, MusicError, RecordError
 
 if TYPE_CHECKING:
-    from musiccli.reward_model.model import RewardModel
+    from musiccli.reward_model.checkpoint import RewardModel
     from musiccli.serve.reward_function import RewardFunction
 
 __version__ = "0.1.0"
@@ -87,7 +87,7 @@ def write_records(path: str | PathLike[str], records: Iterable[Mapping[str, Any]
 def __getattr__(name: str) -> Any:
     """Import on first use what needs torch, which takes seconds."""
     if name == "RewardModel":
-        from musiccli.reward_model.model import RewardModel
+        from musiccli.reward_model.checkpoint import RewardModel
 
         return RewardModel
     if name == "RewardFunction":

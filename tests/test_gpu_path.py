@@ -34,9 +34,8 @@ from musiccli.reward_model import batch_layout
 from musiccli.reward_model import network as network_module
 from musiccli.reward_model.activations import kept_share
 from musiccli.reward_model.batch_layout import can_use_flex, choose_layout
-from musiccli.reward_model.checkpoint import add_lora
+from musiccli.reward_model.checkpoint import RewardModel, add_lora
 from musiccli.reward_model.loss import pair_losses
-from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.packing import pack, packed_length, row_table
 from musiccli.reward_model.rounding import COPIES

@@ -6,6 +6,7 @@ The folders of musiccli are its rooms. A room imports only rooms below it, and a
 import ast
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "musiccli"
@@ -134,6 +135,12 @@ def test_imports_go_down_only():
         if room(other) != room(name) and level(other) >= level(name)
     }
     assert wrong == set(), "the second of each pair does not stand below the first"
+
+
+def test_no_two_modules_import_each_other():
+    """Nor do more in a circle, and an import inside a function counts."""
+    imported = {name: own(imports(module)) - {name} for name, module in MODULES.items()}
+    TopologicalSorter(imported).prepare()  # raises CycleError, which names them
 
 
 def test_commands_import_stages_inside_their_bodies():

@@ -1,17 +1,16 @@
-"""Reward models on disk: created from a backbone, loaded, and saved as transformers opens them."""
+"""Reward models: created from a backbone, loaded, and saved as transformers opens them."""
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 import torch
-from torch import nn
 
 from musiccli.core.bundled_models import (
     list_model_files,
@@ -19,13 +18,7 @@ from musiccli.core.bundled_models import (
     refuse_other_folder,
 )
 from musiccli.core.errors import InputError
-from musiccli.core.pretrained import (
-    load_classifier,
-    load_config,
-    load_tokenizer,
-    model_errors,
-    report_custom_code,
-)
+from musiccli.core.pretrained import model_errors
 from musiccli.core.quiet_libraries import quiet_libraries
 from musiccli.cpu import plain_torch
 from musiccli.cpu.linear import use_onednn_linear
@@ -33,13 +26,19 @@ from musiccli.cpu.memory import retain_freed_memory
 from musiccli.cpu.threads import limit_threads
 from musiccli.gpu.memory import avoid_fragmentation
 from musiccli.gpu.precision import computed_precision
-from musiccli.reward_model import NOTES
+from musiccli.reward_model import DEFAULT_BUDGET, NOTES
 from musiccli.reward_model.activations import CPU
 from musiccli.reward_model.adapter_config import ADAPTER
+from musiccli.reward_model.backbone import (
+    Placement,
+    Say,
+    draw_head,
+    has_logit_softcap,
+    load_backbone,
+)
 from musiccli.reward_model.batch_layout import choose_layout
 from musiccli.reward_model.card import render_card
 from musiccli.reward_model.chat_template import ChatTemplate
-from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
 from musiccli.reward_model.padding_token import choose_padding_token
@@ -47,45 +46,131 @@ from musiccli.reward_model.quantization import (
     is_quantized,
     keep_precision,
     merge_into_dequantized,
-    quantization_config,
 )
+from musiccli.reward_model.scoring import ConversationLike, score_conversations
 from musiccli.reward_model.vocabulary import (
     embed_template,
     embedding_rows,
-    forget_padding_outside,
     has_embedding,
     resize_embedding,
 )
 
 CARD = "README.md"
 SERVED_ARCHITECTURES = {"Gemma3TextForSequenceClassification": "Gemma3ForSequenceClassification"}
+UNLIMITED = 1 << 20  # tokens, for backbones that name no limit
 
-Say = Callable[[str], None]
 
+@dataclass
+class RewardModel:
+    """A reward model: it gives a conversation one number, and a better one a higher number.
 
-@dataclass(frozen=True)
-class Placement:
-    """In which precision weights are loaded, and where they are then.
+    Example:
+        >>> from musiccli import RewardModel
+        >>> model = RewardModel.load("rm")
+        >>> question = {"role": "user", "content": "What is 2 + 2?"}
+        >>> model.score([[question, {"role": "assistant", "content": "4."}]])
+        [1.93]
 
     Attributes:
-        dtype: of the weights; "auto" is that of their files, which are then mapped and not copied.
-        device: where the network will compute.
-        sharded: whether the weights stay on the CPU until they are sharded.
-        quantized: whether linear layers are in 4 bits, and compute in `dtype`.
+        network: the network, from token ids to rewards.
+        tokenizer: transformers' tokenizer.
+        chat_template: makes token ids of conversations.
+        notes: what the checkpoint tells of its training.
+        replaced_padding: the padding token that the tokenizer came with, where it was replaced.
+        trained_head: whether the head was loaded; a new one was drawn at random.
+        identity: names the weights and how they are computed; equal ones give equal scores.
     """
 
-    dtype: torch.dtype | Literal["auto"] = torch.float32
-    device: torch.device = CPU
-    sharded: bool = False
-    quantized: bool = False
+    network: RewardNetwork
+    tokenizer: Any
+    chat_template: ChatTemplate
+    notes: dict[str, Any] = field(default_factory=dict)
+    replaced_padding: str | None = None
+    trained_head: bool = True
+    identity: str = ""
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RewardModel":
+        """Load a trained reward model, on the GPU where there is one.
+
+        Args:
+            path: a folder that `music train` wrote, or any sequence classifier with one label: a
+                folder, or a name on the Hugging Face hub.
+
+        Raises:
+            InputError: there is no such model, or it has no trained reward head, more than one
+                label, or no chat template.
+
+        Example:
+            >>> model = RewardModel.load("rm")
+        """
+        return load(str(path))
 
     @property
-    def device_map(self) -> dict[str, torch.device] | None:
-        """transformers' argument: weights are read straight to a GPU, without a copy on the CPU."""
-        if self.sharded or self.device.type != "cuda":
-            return None
-        index = self.device.index
-        return {"": torch.device("cuda", torch.cuda.current_device() if index is None else index)}
+    def context_length(self) -> int:
+        """The most tokens that the backbone takes."""
+        config = self.network.core.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or UNLIMITED
+
+    def score(
+        self,
+        conversations: Iterable[ConversationLike],
+        *,
+        max_length: int | None = None,
+        budget: int = DEFAULT_BUDGET,
+    ) -> list[float]:
+        """The reward of each whole conversation, as `music score` gives it.
+
+        Candidates of one prompt are faster as neighbors: what they share is computed once.
+
+        Args:
+            conversations: lists of messages, or records that hold such a list as "messages" and
+                may hold "tools", the functions on offer. Each ends with the assistant.
+            max_length: the most tokens of a conversation. A longer one loses its oldest exchanges.
+                None is the length of the backbone's context.
+            budget: the most tokens in one forward pass. A smaller budget takes less memory.
+
+        Raises:
+            RecordError: a conversation is malformed, or too long to be cut. It says which.
+            InputError: memory does not suffice.
+
+        Example:
+            >>> question = {"role": "user", "content": "What is 2 + 2?"}
+            >>> replies = [{"role": "assistant", "content": text} for text in ("4.", "5.")]
+            >>> model.score([[question, reply] for reply in replies])
+            [1.93, -0.41]
+        """
+        limit = min(max_length or self.context_length, self.context_length)
+        rewards = score_conversations(
+            self.network, self.chat_template, conversations, limit, budget
+        )
+        return [turns[-1] for turns in rewards]
+
+    def score_turns(
+        self,
+        conversations: Iterable[ConversationLike],
+        *,
+        max_length: int | None = None,
+        budget: int = DEFAULT_BUDGET,
+    ) -> list[list[float]]:
+        """The reward after every turn of each conversation.
+
+        The reward after a turn is that of the conversation up to it. The last one is `score`'s.
+        Arguments and errors are those of `score`. A conversation that was cut has rewards for
+        the turns that are left of it.
+
+        Raises:
+            RecordError: as in `score`; or the chat template rewrites earlier turns when more
+                follow.
+
+        Example:
+            >>> model.score_turns([record["messages"] for record in read_records("talks.jsonl")])
+            [[0.52, 1.31], [0.77, 0.12, -0.35]]
+        """
+        limit = min(max_length or self.context_length, self.context_length)
+        return score_conversations(
+            self.network, self.chat_template, conversations, limit, budget, every_turn=True
+        )
 
 
 def create(
@@ -229,11 +314,6 @@ def read_notes(folder: Path) -> dict[str, Any]:
     return notes
 
 
-def has_logit_softcap(config: Any) -> bool:
-    """Whether attention scores are soft-capped, as Gemma-2's: sdpa ignores that, or refuses."""
-    return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
-
-
 def add_lora(network: RewardNetwork, rank: int, seed: int) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -254,16 +334,6 @@ def add_lora(network: RewardNetwork, rank: int, seed: int) -> None:
     use_onednn_linear(network.model)
 
 
-def draw_head(core: Any, seed: int) -> None:
-    """Draw a new head in fp32 on the CPU, so that it is the same on every device."""
-    head, device = core.score, core.score.weight.device
-    head.weight = nn.Parameter(torch.empty_like(head.weight, dtype=torch.float32, device=CPU))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        core._init_weights(head)
-    head.to(device)
-
-
 def _open(
     name: str,
     say: Say,
@@ -280,11 +350,9 @@ def _open(
     limit_threads()
     torch.manual_seed(seed or 0)  # new rows of an embedding are drawn
     with explain_out_of_memory("the weights alone take more than there is"):
-        core, tokens, report = _load(name, path, placement, tokenizer or path, layers)
-    report_custom_code(name, path, say)
-    _refuse_without_head(name, core)
-    _refuse_random_weights(name, core, report)
-    trained_head = not any(key.startswith("score") for key in report["missing_keys"])
+        core, tokens, trained_head = load_backbone(
+            name, path, placement, tokenizer or path, layers, say
+        )
     if seed is None and not trained_head:
         raise InputError(
             f"{name}: has no trained reward head; `music train` makes a reward model of it"
@@ -342,86 +410,6 @@ def _assemble(
         )
     network = choose_layout(core, placement.device, say)
     return RewardModel(network, tokens, template, notes, replaced_padding, trained_head)
-
-
-def _load(
-    name: str, path: str, placement: Placement, tokenizer: str, layers: int | None
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The sequence-classification model, its tokenizer, and transformers' report on loading."""
-    try:
-        config = load_config(path)
-        if layers:
-            _keep_first_layers(config, layers)
-        labels = config.num_labels if _is_classifier(config) else 1
-        config.num_labels = 1  # a config without labels says 2
-        forget_padding_outside(config)
-        if labels == 1:
-            tokens = load_tokenizer(tokenizer)
-            quantization = {}
-            if placement.quantized:
-                quantization["quantization_config"] = quantization_config(placement.dtype)
-            core, report = load_classifier(
-                path,
-                config,
-                dtype=placement.dtype,
-                device_map=placement.device_map,
-                ignore_mismatched_sizes=True,
-                **quantization,
-                attn_implementation="eager" if has_logit_softcap(config) else None,
-            )
-    except InputError as error:
-        raise InputError(f"{name}: cannot be loaded as a reward model: {error}") from error
-    if labels != 1:
-        raise InputError(
-            f"{name}: has {labels} labels; a reward model has one (was it trained as a classifier?)"
-        )
-    return core, tokens, report
-
-
-def _keep_first_layers(config: Any, layers: int) -> None:
-    """Let a config name fewer layers; transformers then leaves the weights of the others unread.
-
-    Raises:
-        InputError: it has fewer layers than that.
-    """
-    text_config = config.get_text_config()
-    depth = text_config.num_hidden_layers
-    if layers > depth:
-        raise InputError(f"`layers` {layers}: it has {depth}")
-    text_config.num_hidden_layers = layers
-    if types := getattr(text_config, "layer_types", None):  # which attention each layer has
-        text_config.layer_types = types[:layers]
-
-
-def _is_classifier(config: Any) -> bool:
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-
-
-def _refuse_without_head(name: str, core: Any) -> None:
-    if not hasattr(core, "score"):
-        raise InputError(
-            f"{name}: {type(core).__name__} has no linear head named score; only decoders with "
-            "one are read"
-        )
-
-
-def _refuse_random_weights(name: str, core: Any, report: dict[str, Any]) -> None:
-    """Raise InputError where weights of the backbone were drawn at random.
-
-    transformers would only warn.
-    """
-    weights = {weight for weight, _ in core.named_parameters()}  # a missing buffer is computed
-    missing = {key for key in report["missing_keys"] & weights if not key.startswith("score")}
-    reshaped = {key for key, *_ in report["mismatched_keys"]}
-    if missing:
-        reason = "not in its files (are they whole, and names without a prefix such as module.?)"
-    else:
-        reason = "of another shape in its files than by its config"
-    if missing or reshaped:
-        raise InputError(
-            f"{name}: cannot be loaded as a reward model: {len(missing or reshaped)} weights are "
-            f"{reason}; {min(missing or reshaped)} is one"
-        )
 
 
 def _refuse_changed_template(name: str, tokenizer: Any, notes: dict[str, Any], last: int) -> None:

@@ -22,7 +22,7 @@ from musiccli.reward_model.adapter_config import (
     read_config,
     refuse_impossible_merge,
 )
-from musiccli.reward_model.model import RewardModel
+from musiccli.reward_model.checkpoint import RewardModel
 
 # An embedding that was saved whole, under the names that decoders give it.
 EMBEDDING = re.compile(r"\.(embed_tokens|wte|embed_in|word_embeddings)(\.[a-z_]+)*\.weight$")

@@ -4,14 +4,17 @@ Neighbors that begin with the same tokens share the computation of these tokens.
 holds about as many tokens as its budget allows.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 
 from musiccli.core.errors import RecordError
 from musiccli.core.messages import Message, first_divergence
+from musiccli.core.records import Record, parse_conversation
 from musiccli.reward_model import DEFAULT_BUDGET
 from musiccli.reward_model.chat_template import (
     ChatTemplate,
@@ -24,6 +27,8 @@ from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.out_of_memory import explain_out_of_memory
 from musiccli.reward_model.packing import micro_batches, packed_length
 
+# A list of messages, or a record that holds one as "messages".
+ConversationLike = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 NOT_FINITE = "the reward is not a number; the model overflows or is damaged"
 
 
@@ -201,3 +206,72 @@ def group_neighbors(
         else:
             groups.append([index])
     return groups
+
+
+def score_conversations(
+    network: RewardNetwork,
+    template: ChatTemplate,
+    conversations: Iterable[ConversationLike],
+    max_length: int,
+    budget: int,
+    *,
+    every_turn: bool = False,
+) -> list[list[float]]:
+    """Rewards of each conversation: after every turn, or after the last alone.
+
+    Args:
+        network: the network, in evaluation mode.
+        template: the model's chat template.
+        conversations: lists of messages, or records that hold such a list.
+        max_length: the most tokens of a conversation; above it, the oldest exchanges are cut.
+        budget: the most tokens in one forward pass.
+        every_turn: whether to read a reward after every turn.
+
+    Raises:
+        RecordError: a conversation is malformed, cannot be cut, or has no finite reward.
+        InputError: memory does not suffice.
+    """
+    encoded: list[EncodedConversation] = []
+    prompts: list[str] = []
+    for number, conversation in enumerate(conversations):
+        record = _parse(conversation, _where(number))
+        encoded.append(_encode(template, record, max_length, every_turn))
+        prompts.append(_first_user_text(record["messages"]))
+    firsts, kinds = deduplicate(encoded)
+    rewards = score_encoded(
+        network,
+        [encoded[index] for index in firsts],
+        [prompts[index] for index in firsts],
+        budget,
+    )
+    for number, kind in enumerate(kinds):
+        if not all(map(math.isfinite, rewards[kind])):
+            raise RecordError(NOT_FINITE, where=_where(number))
+    return [list(rewards[kind]) for kind in kinds]
+
+
+def _encode(
+    template: ChatTemplate, record: Record, max_length: int, every_turn: bool
+) -> EncodedConversation:
+    sides, tools = {"messages": record["messages"]}, record.get("tools") or ()
+    try:
+        encoded, _ = encode_sides(template, sides, max_length, tools=tools, every_turn=every_turn)
+    except RecordError as error:
+        error.where = record.where
+        raise
+    return encoded[0]
+
+
+def _where(number: int) -> str:
+    """The name of a conversation in errors."""
+    return f"conversation {number}"
+
+
+def _parse(conversation: ConversationLike, where: str) -> Record:
+    """One conversation, checked; the caller's objects stay as they are."""
+    fields = conversation if isinstance(conversation, Mapping) else {"messages": list(conversation)}
+    return parse_conversation(Record(fields, where))
+
+
+def _first_user_text(messages: Sequence[Message]) -> str:
+    return next(message["content"] for message in messages if message["role"] == "user")

@@ -13,7 +13,7 @@ from musiccli.core.reading import read_ahead
 from musiccli.core.records import Record, identity_key, parse_any, side_names
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
-from musiccli.reward_model.model import RewardModel
+from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.score.config import ScoreConfig
 from musiccli.score.windows import PAUSES, ScoredRecord, WindowScorer
 

@@ -20,7 +20,7 @@ from musiccli.core.messages import Message, last_user_message
 from musiccli.core.records import Record, side_names
 from musiccli.core.store import Store
 from musiccli.reward_model.chat_template import EncodedConversation, RenderedConversation
-from musiccli.reward_model.model import RewardModel
+from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.scoring import (
     NOT_FINITE,
     PendingRewards,

@@ -7,7 +7,7 @@ from typing import Any
 from musiccli.core.errors import InputError, RecordError
 from musiccli.core.messages import Message
 from musiccli.reward_model import DEFAULT_BUDGET
-from musiccli.reward_model.model import RewardModel
+from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.serve.actor_template import ActorTemplate
 from musiccli.serve.client import RewardClient
 from musiccli.serve.scoring import score_all

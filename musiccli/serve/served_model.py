@@ -9,7 +9,7 @@ from musiccli.core.errors import RecordError, shortened
 from musiccli.core.messages import Message
 from musiccli.core.records import Record, parse_conversation
 from musiccli.reward_model.chat_template import EncodedConversation
-from musiccli.reward_model.model import RewardModel
+from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.scoring import encode_sides
 from musiccli.reward_model.vocabulary import embedding_rows
 

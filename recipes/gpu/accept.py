@@ -47,9 +47,8 @@ from musiccli.gpu.cards import bf16_flops, mfu
 from musiccli.gpu.compilation import compile_layers, undo_compilation
 from musiccli.gpu.precision import cast_hidden_states
 from musiccli.reward_model.chat_template import EncodedConversation
-from musiccli.reward_model.checkpoint import add_lora
+from musiccli.reward_model.checkpoint import RewardModel, add_lora
 from musiccli.reward_model.loss import pair_losses
-from musiccli.reward_model.model import RewardModel
 from musiccli.reward_model.network import RewardNetwork
 from musiccli.reward_model.packing import packed_length
 from musiccli.reward_model.scoring import score_encoded
