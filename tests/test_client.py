@@ -94,6 +94,18 @@ def test_a_reply_has_its_text_its_end_and_its_tokens():
         assert server.calls == 1
 
 
+@pytest.mark.parametrize("fault", [None, "400"])
+def test_equal_calls_at_once_get_one_reply_as_they_would_one_after_the_other(tmp_path, fault):
+    replies = iter(range(9))
+    behavior = {"reply": lambda _: f"reply {next(replies)}", "delay": 0.05, "script": [fault]}
+    with server_and_client({"cache": Store(tmp_path / "c")}, **behavior) as (server, client):
+        first = ask(client, call(), call())
+        assert server.calls == (2 if fault else 1)  # an error of the one is none of the other
+        assert (first[0] == first[1]) != bool(fault)
+        assert ask(client, call(), call()) == [first[1], first[1]]
+    assert not client._locks
+
+
 def test_what_is_asked_reaches_the_server():
     asked = call(max_tokens=77, temperature=0.25, top_p=0.75, stop=("\n\n",), seed=5)
     with server_and_client() as (server, client):

@@ -1,8 +1,10 @@
 """The client of language models: replies from the cache, from providers, or from models here."""
 
+import asyncio
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from musiccli.core.cache_folder import cache_folder
 from musiccli.core.errors import CallError, InputError
@@ -54,6 +56,8 @@ class Client:
         self.providers = Providers(self.config.timeout, self._say)
         self._budget = Budget(self.config.max_cost, self._say)
         self._models: dict[str, RemoteModel] = {}
+        # By the keys of the calls that are asked now; each is there as long as somebody uses it.
+        self._locks: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         # Of models whose replies all came from the cache, too; they may have no address any more.
         self._health: dict[str, ModelHealth] = defaultdict(
             lambda: ModelHealth(cache is not None, self._say)
@@ -68,6 +72,9 @@ class Client:
     async def complete(self, call: Call) -> Reply:
         """The model's reply, from the cache if the same call was answered before.
 
+        Of equal calls at once the first is made, and the others wait for its reply: the cache
+        holds one, and another run would get it for all of them.
+
         Raises:
             CallError: this call failed for good.
             InputError: no call to this model can succeed, as with a wrong name or key.
@@ -78,6 +85,12 @@ class Client:
         local = self.providers.choose(call.model, None) is self.providers.local
         if local:
             call = replace(call, weights=self.providers.local.fingerprint(call.model))
+        if self.cache is None:
+            return await self._complete(call, local)
+        async with self._locks.setdefault(call.key, asyncio.Lock()):
+            return await self._complete(call, local)
+
+    async def _complete(self, call: Call, local: bool) -> Reply:
         used = self.usage[call.role, call.model]
         stored = self.cache.get(call.key) if self.cache else None
         if stored:
