@@ -44,9 +44,37 @@ except RuntimeError:
 """
 
 
-def two(program, tmp_path):
+HANGING = """
+import json
+from accelerate import Accelerator
+from musiccli.reward_model import checkpoint
+from musiccli.train.config import TrainConfig
+from musiccli.train.tokenized_pairs import tokenize_pairs
+from musiccli.train.trainer import Trainer
+
+config = TrainConfig(batch=2, steps=1, budget=64)
+model = checkpoint.create(sys.argv[2])
+pairs = tokenize_pairs([json.loads(line) for line in open(sys.argv[3])], model, 2048)
+group.wait()
+trainer = Trainer(model, pairs, config, Accelerator(cpu=True))
+rewards, calls = trainer._rewards, []
+def hanging(*arguments):
+    calls.append(arguments)
+    time.sleep(HANGS * (rank == 1 and len(calls) == CALL))
+    return rewards(*arguments)
+trainer._rewards = hanging
+try:
+    trainer.evaluate({"": pairs})
+    print("measured", len(calls))
+except RuntimeError:
+    print("noticed", flush=True)
+    os._exit(0)
+"""
+
+
+def two(program, tmp_path, *arguments):
     """What each of two processes writes to standard output."""
-    line = [preloaded.python(), "-c", GROUP + program, str(tmp_path / "store")]
+    line = [preloaded.python(), "-c", GROUP + program, str(tmp_path / "store"), *arguments]
     started = []
     for rank in ("0", "1"):
         names = environment(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
@@ -65,6 +93,16 @@ def test_a_process_that_ends_is_not_waited_for(tmp_path):
     started = time.monotonic()
     assert two(DEAD, tmp_path) == [["noticed"], []]
     assert time.monotonic() - started < 300  # the longest wait takes hours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [2, 4])
+def test_a_process_that_hangs_in_a_measurement_is_not_waited_for(call, tmp_path):
+    """The gather of the results, which waits for hours, is not what notices it."""
+    base = str(backbone(tmp_path, num_hidden_layers=2))
+    file = str(write(tmp_path / "pairs.jsonl", *pairs(8)))
+    program = HANGING.replace("HANGS", "5").replace("CALL", str(call))
+    assert two(program, tmp_path, base, file)[0] == ["noticed"]
 
 
 @pytest.mark.slow

@@ -238,7 +238,10 @@ class Trainer:
         }
 
     def _evaluate(self, pairs: TokenizedPairs) -> Metrics:
-        """`held_out_metrics` of pairs, which all ranks share."""
+        """`held_out_metrics` of pairs, which all ranks share.
+
+        They meet after each micro-batch, of which every rank has equally many.
+        """
         batches = partition_pairs(
             range(len(pairs)),
             pairs.sizes,
@@ -255,6 +258,8 @@ class Trainer:
                     chosen_last = last_rewards(chosen).tolist()
                     rejected_last = last_rewards(rejected).tolist()
                     results += zip(batch, chosen_last, rejected_last, strict=True)
+                # One that hangs is noticed here, as in a step; the gather waits for hours.
+                self.accelerator.reduce(torch.zeros(1, device=self.accelerator.device))
         results = process_group(self.accelerator).gather(results)
         rewards = [(chosen, rejected) for _, chosen, rejected in sorted(results)]
         return held_out_metrics(rewards, pairs.turns, pairs.divergences)
