@@ -86,6 +86,18 @@ def test_after_an_empty_reply_another_seed_and_a_higher_temperature_are_asked_fo
     assert len({body["seed"] for body in server.requests}) == 3
 
 
+def test_attempts_that_failed_otherwise_leave_an_empty_reply_its_own():
+    script = ["500", "429", "empty", "reset", "empty"]
+    with server_and_client(script=script) as (server, client):
+        [reply] = ask(client, call(temperature=0.7))
+        assert (reply.text, server.calls) == (six_words(), 6)
+        temperatures = [body["temperature"] for body in server.requests]
+    assert temperatures == [0.7, 0.7, 0.7, 0.9, 0.9, 1.0]
+    with server_and_client(script=[*script, "empty"]) as (server, client):
+        [error] = ask(client, call())
+    assert isinstance(error, CallError) and "(after 6 attempts)" in str(error)
+
+
 def test_after_an_error_the_same_is_asked_for():
     with server_and_client(script=["500", "429"]) as (server, client):
         ask(client, call())

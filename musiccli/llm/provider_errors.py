@@ -68,7 +68,8 @@ class ProviderError(Exception):
         request_specific: says nothing about other calls.
         about_the_question: refuses this question for its length or its content.
         retryable: the same call may succeed later.
-        max_attempts: attempts after which the call has failed, if they are fewer than usual.
+        max_attempts: errors of this kind after which the call has failed, where these are fewer
+            than its attempts.
     """
 
     max_attempts = 1000

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -91,6 +92,7 @@ class RemoteModel:
         self._check_mode(call)
         await self._budget.start_item()
         attempt, failovers, question = 1, 0, call
+        alike: Counter[type[ProviderError]] = Counter()  # errors of this call by their kind
         while True:
             try:
                 async with self.endpoints.slot() as endpoint:
@@ -104,13 +106,15 @@ class RemoteModel:
                 if failovers < len(self.endpoints.all) - 1 and self.endpoints.can_fail_over(error):
                     usage.retries, failovers = usage.retries + 1, failovers + 1
                     continue
-                if attempt >= min(self._attempts, error.max_attempts) or not error.retryable:
+                alike[type(error)] += 1
+                last = attempt >= self._attempts or alike[type(error)] >= error.max_attempts
+                if last or not error.retryable:
                     raise self.health.record_failure(call, error, attempt) from error
                 usage.retries += 1
                 self.health.warn(call, error)
                 await asyncio.sleep(retry_delay(error, attempt))
                 if isinstance(error, EmptyReply):
-                    question = vary(call, attempt)
+                    question = vary(call, alike[EmptyReply])
                 attempt, failovers = attempt + 1, 0
             else:
                 self.health.record_success()
