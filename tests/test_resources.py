@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from musiccli.core.resources import available_bytes, cores
+from musiccli.core.resources import available_bytes, cores, file_mappings
 from musiccli.cpu.threads import limit_threads
 
 NO_LIMIT = "9223372036854771712"  # of version 1
@@ -136,3 +136,16 @@ def test_torch_computes_with_no_more_threads_than_there_are_cores(monkeypatch):
         assert torch.get_num_threads() == cores()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no proc")
+def test_memory_that_a_file_is_mapped_to_is_told_from_other_memory(tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(4096))
+    mapped = torch.from_file(str(tmp_path / "weights"), size=1024)
+    mappings = file_mappings()
+    assert any(mapped.data_ptr() in mapping for mapping in mappings)
+    assert not any(torch.zeros(1024).data_ptr() in mapping for mapping in mappings)
+
+
+def test_without_proc_no_file_is_known_to_be_mapped(tmp_path):
+    assert file_mappings(tmp_path) == []

@@ -3,8 +3,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import preloaded
 import pytest
@@ -12,6 +14,7 @@ import torch
 from build import write
 from console import music
 from toys import backbone, pairs, sequence
+from transformers import AutoModelForCausalLM
 
 from musiccli.core.records import Record
 from musiccli.reward_model import checkpoint
@@ -343,6 +346,22 @@ def test_autocast_halves_activations_and_copies_the_weights(base, monkeypatch):
         weight.numel() for weight in model.network.backbone.layers.parameters() if weight.dim() == 2
     )
     assert half.workspace - plain.workspace == pytest.approx(2 * layers, rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, warns", [(torch.float32, True), (torch.bfloat16, False)])
+def test_weights_that_take_memory_already_need_no_other(base, tmp_path, monkeypatch, dtype, warns):
+    """Those of a file in fp32 are mapped, and copied by the first step; those in bf16 were copied."""
+    model = Path(shutil.copytree(base, tmp_path / "base"))
+    AutoModelForCausalLM.from_pretrained(base, dtype=dtype).save_pretrained(model)
+    file, out = write(tmp_path / "in.jsonl", *pairs(64)), tmp_path / "rm"
+    line = ["train", file, "--model", model, "--out", out, "--steps", 1, "--check"]
+    told = music(*line).err
+    sizes = {name: float(size) for name, size in re.findall(r"(\w+) ([\d.]+) MB", told)}
+    free = 1e6 * (sum(sizes.values()) - sizes["parameters"] / 2 - sizes["about"])
+    monkeypatch.setattr("musiccli.train.memory.available_bytes", lambda: free)
+    again = music(*line).err
+    assert ("GB are missing" in again) == warns, again
 
 
 PEAK = """

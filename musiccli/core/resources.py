@@ -34,6 +34,23 @@ def available_bytes(root: Path = ROOT) -> int:
     return max(0, int(min([psutil.virtual_memory().available, *left])))
 
 
+def file_mappings(root: Path = ROOT) -> list[range]:
+    """Addresses of this process where files are mapped; none where there is no proc.
+
+    Their pages take no memory of the process until they are written to.
+
+    Args:
+        root: the folder that holds proc and sys.
+    """
+    mappings = []
+    for line in _text(root / "proc/self/maps").splitlines():
+        addresses, _, _, _, inode, *_ = line.split()
+        if inode != "0":
+            start, stop = (int(address, 16) for address in addresses.split("-"))
+            mappings.append(range(start, stop))
+    return mappings
+
+
 def cores(root: Path = ROOT) -> int:
     """How many cores this process may use; a part of one counts as a whole.
 

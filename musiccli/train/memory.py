@@ -1,6 +1,7 @@
 """An estimate, before the first step, of the memory that a run takes in each process."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 
-from musiccli.core.resources import available_bytes
+from musiccli.core.resources import available_bytes, file_mappings
 from musiccli.cpu.recomputation import SavedBytes
+from musiccli.gpu.memory import free_bytes
 from musiccli.reward_model.activations import CPU, RECOMPUTE_ABOVE, recomputes_selectively
 from musiccli.reward_model.checkpoint import RewardModel
 from musiccli.reward_model.network import RewardNetwork
@@ -40,6 +42,7 @@ class MemoryEstimate:
         workspace: the largest weight's gradient while it is added; copies of weights that autocast
             or FSDP makes, or that a product of a weight in 4 bits takes.
         tokens: of the largest micro-batch. These are tokens, not bytes.
+        present: of the parameters, those that take memory already. Others are mapped from files.
     """
 
     parameters: float
@@ -48,11 +51,16 @@ class MemoryEstimate:
     activations: float
     workspace: float
     tokens: int
+    present: float
 
     @property
     def total(self) -> float:
         """Bytes of all parts."""
         return self.parameters + self.gradients + self.optimizer + self.activations + self.workspace
+
+    def spare(self, device: torch.device) -> float:
+        """Bytes that stay free on this process's device at the peak; below 0 what is missing."""
+        return available_memory(device) + self.present - self.total
 
     def __str__(self) -> str:
         names = ("parameters", "gradients", "optimizer", "workspace", "activations")
@@ -108,7 +116,7 @@ def estimate_memory(
     *,
     ranks: int = 1,
     sharded: bool = False,
-    offloaded_bytes: int = 0,
+    offloaded: Sequence[torch.Tensor] = (),
     device: torch.device = CPU,
 ) -> MemoryEstimate:
     """Estimate the memory of a step.
@@ -123,7 +131,7 @@ def estimate_memory(
         config: gives `batch`, `budget` and `activation_checkpointing`.
         ranks: how many processes there are.
         sharded: whether FSDP shards the weights over them.
-        offloaded_bytes: bytes of weights that are kept beside the network.
+        offloaded: weights that are kept beside the network.
         device: where the network will be trained.
     """
     weights = list(model.network.parameters())
@@ -146,19 +154,22 @@ def estimate_memory(
     # FSDP holds two whole layers, one that computes and the next, in place of autocast's copies.
     copied = 2 * _largest_layer(model.network) if sharded else cast
     return MemoryEstimate(
-        parameters=parameters * share + offloaded_bytes,
+        parameters=parameters * share + sum(map(_bytes, offloaded)),
         gradients=sum(trained) * copies * share,
         optimizer=2 * sum(trained) * share,
         activations=activations,
         workspace=max(trained) + copied + dequantized,
         tokens=tokens,
+        present=(parameters - _mapped_bytes(weights)) * share
+        + sum(map(_bytes, offloaded))
+        - _mapped_bytes(offloaded),
     )
 
 
 def available_memory(device: torch.device) -> float:
     """Bytes that a process of this run may still take on its device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return free_bytes(device)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return available_bytes() / processes
 
@@ -234,6 +245,17 @@ def _largest_layer(network: RewardNetwork) -> int:
     """Bytes of the layer with the most weights, in their own precision."""
     sizes = (sum(map(_bytes, layer.parameters())) for layer in network.layers)
     return max(sizes, default=0)
+
+
+def _mapped_bytes(weights: Sequence[torch.Tensor]) -> int:
+    """Bytes of the weights that lie in their files still, mapped into memory."""
+    mappings = file_mappings()
+    addresses = [local_part(weight).data_ptr() for weight in weights]
+    return sum(
+        _bytes(weight)
+        for weight, address in zip(weights, addresses, strict=True)
+        if weight.device.type == "cpu" and any(address in mapping for mapping in mappings)
+    )
 
 
 def _bytes(weight: torch.Tensor) -> int:

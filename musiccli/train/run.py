@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 
@@ -44,7 +45,6 @@ from musiccli.train.log import LOG_FILE, TrainingLog, read_log
 from musiccli.train.memory import (
     LESS_MEMORY,
     MemoryEstimate,
-    available_memory,
     estimate_memory,
     suitable_budget,
 )
@@ -249,8 +249,8 @@ def report_checks(
     if not model.network.flex:  # the trainer measures compiled layers, and keeps what fits
         memory = _estimate(model, data, config, accelerator, embedding)
         passed = [*passed, str(memory)]
-        if memory.total > (free := available_memory(accelerator.device)):
-            report.warnings.append(f"{memory}; {free / 1e9:.1f} GB are free: {LESS_MEMORY}")
+        if (spare := memory.spare(accelerator.device)) < 0:
+            report.warnings.append(f"{memory}; {-spare / 1e9:.1f} GB are missing: {LESS_MEMORY}")
     reshard(model.network)
     for text in (*(passed if show_passed else ()), *report.warnings):
         say(f"check: {text}")
@@ -276,15 +276,15 @@ def _estimate(
             config,
             ranks=accelerator.num_processes,
             sharded=is_sharded(accelerator),
-            offloaded_bytes=_offloaded_bytes(embedding, accelerator),
+            offloaded=_offloaded(embedding, accelerator),
             device=accelerator.device,
         )
 
 
-def _offloaded_bytes(embedding: TrimmedEmbedding, accelerator: Accelerator) -> int:
-    """Bytes of the whole embedding beside the network; under FSDP it stays in its file."""
+def _offloaded(embedding: TrimmedEmbedding, accelerator: Accelerator) -> list[torch.Tensor]:
+    """The whole embedding where it waits beside the network; under FSDP it stays in its file."""
     on_cpu = accelerator.device.type == "cpu" and not is_sharded(accelerator)
-    return embedding.offloaded_bytes if on_cpu else 0
+    return [embedding.whole] if on_cpu and embedding.offloaded_bytes else []
 
 
 def run_steps(

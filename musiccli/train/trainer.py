@@ -28,7 +28,6 @@ from musiccli.train.batching import MicroBatch, Step, partition_pairs, total_ste
 from musiccli.train.config import TrainConfig
 from musiccli.train.memory import (
     Gathering,
-    available_memory,
     choose_gathering,
     estimate_memory,
 )
@@ -221,7 +220,7 @@ class Trainer:
                 sharded=True,
                 device=accelerator.device,
             )
-            spare = available_memory(accelerator.device) - estimate.total
+            spare = estimate.spare(accelerator.device)
         spare = min(process_group(accelerator).gather([spare]))
         itemsize = 2 if accelerator.mixed_precision == "bf16" else 4
         self._gathering = choose_gathering(network, spare, itemsize)
