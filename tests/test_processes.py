@@ -70,6 +70,28 @@ except RuntimeError:
     print("noticed", flush=True)
     os._exit(0)
 """
+# Launched with one GPU in sight of both, then each with another.
+CARDS = """
+from types import SimpleNamespace
+import torch
+from musiccli.core.errors import InputError
+from musiccli.train.accelerator import refuse_shared_gpus
+
+def refused(gpu):
+    run = SimpleNamespace(
+        num_processes=2, process_index=rank, local_process_index=rank, device=torch.device(gpu)
+    )
+    try:
+        refuse_shared_gpus(run)
+    except InputError as error:
+        print(error)
+
+refused("cuda:0")
+refused(f"cuda:{rank}")
+refused("cpu")
+os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)
+refused("cuda:0")
+"""
 
 
 def two(program, tmp_path, *arguments):
@@ -103,6 +125,12 @@ def test_a_process_that_hangs_in_a_measurement_is_not_waited_for(call, tmp_path)
     file = str(write(tmp_path / "pairs.jsonl", *pairs(8)))
     program = HANGING.replace("HANGS", "5").replace("CALL", str(call))
     assert two(program, tmp_path, base, file)[0] == ["noticed"]
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_gpu_are_refused(tmp_path):
+    refused = ["2 processes train on 1 GPUs; start one for each GPU"]
+    assert two(CARDS, tmp_path) == [refused, refused]
 
 
 @pytest.mark.slow

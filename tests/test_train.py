@@ -1393,6 +1393,21 @@ def test_an_error_in_two_processes_is_one_line(file, tmp_path):
     assert line.startswith(f"music train: error: {tmp_path / 'base'}: cannot be ")
 
 
+def test_more_processes_than_gpus_are_refused_before_any_is_started(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    base = unloadable(tmp_path / "base")
+    line = ("train", file, "--model", base, "--out", tmp_path / "rm", "--batch", 8)
+    done = music(*line, "--num-processes", 8)
+    assert (done.status, done.lines) == (
+        2,
+        [
+            "music train: error: 8 processes: each trains on a GPU of its own, and torch sees 4 on "
+            "this machine; lower --num-processes"
+        ],
+    )
+    assert not (tmp_path / "rm").exists()
+
+
 @pytest.mark.parametrize("line", [("train", "--out", "rm", "--model"), ("score", "-", "--model")])
 def test_a_pipe_that_another_launchers_processes_would_share_is_refused(
     file, tmp_path, monkeypatch, line

@@ -296,7 +296,7 @@ def train(
         activation_checkpointing=activation_checkpointing,
         seed=seed,
     )
-    from musiccli.core.processes import rank_zero_output
+    from musiccli.core.processes import rank_zero_output, refuse_more_than_gpus
     from musiccli.reward_model.hub import refuse_without_login
     from musiccli.train.refusals import (
         refuse_first_records,
@@ -316,6 +316,8 @@ def train(
             if push_to_hub:
                 refuse_without_login(push_to_hub)
         refuse_first_records(preferences, held_out_pairs, config, skip=run.stats.rejects.skip)
+        if num_processes and num_processes > 1 and not accelerate_config:
+            refuse_more_than_gpus(num_processes)
         run.in_processes(num_processes, accelerate_config)
         from musiccli.train.log import describe_metrics
         from musiccli.train.run import ChecksFailed, train

@@ -145,6 +145,18 @@ def refuse_shared_input(files: list[str]) -> None:
         )
 
 
+def refuse_more_than_gpus(processes: int) -> None:
+    """Raise InputError where so many processes would share this machine's GPUs: nccl refuses it."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise InputError(
+            f"{processes} processes: each trains on a GPU of its own, and torch sees {gpus} on "
+            "this machine; lower `num_processes`"
+        )
+
+
 def relaunch(files: list[str], *, processes: int | None = None, config: str | None = None) -> int:
     """Run this process's command line in several processes.
 

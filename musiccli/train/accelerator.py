@@ -25,7 +25,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
     """An accelerator on GPUs, in bf16 mixed precision where they have it, else on CPUs.
 
     Raises InputError where there are more processes than pairs in a batch, where these cannot
-    connect, or for a setting of accelerate that is not followed.
+    connect or share a GPU, or for a setting of accelerate that is not followed.
     """
     gpu = torch.cuda.is_available()
     bf16 = has_bf16(torch.device("cuda" if gpu else "cpu"))
@@ -38,6 +38,7 @@ def make_accelerator(config: TrainConfig, trackers: Sequence[str], out: Path) ->
     )
     gloo_group()  # connects the processes now, while none is far behind
     refuse_small_batch(config, accelerator.num_processes)
+    refuse_shared_gpus(accelerator)
     refuse_accumulation(accelerator)
     if is_sharded(accelerator):
         refuse_unsupported(accelerator.state.fsdp_plugin)
@@ -58,6 +59,20 @@ def set_up_deepspeed(settings: dict[str, Any], config: TrainConfig) -> None:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the weights over the processes."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def refuse_shared_gpus(accelerator: Accelerator) -> None:
+    """Raise InputError where two processes compute on one GPU: nccl refuses it in the first step.
+
+    Each may have been given another GPU as its only one.
+    """
+    machine = accelerator.process_index - accelerator.local_process_index  # its first process
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = process_group(accelerator).gather([(machine, visible, str(accelerator.device))])
+    if accelerator.device.type == "cuda" and len(set(cards)) < len(cards):
+        raise InputError(
+            f"{len(cards)} processes train on {len(set(cards))} GPUs; start one for each GPU"
+        )
 
 
 def refuse_accumulation(accelerator: Accelerator) -> None:
