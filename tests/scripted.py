@@ -165,7 +165,7 @@ class Music:
         err = ""
         for line in process.stderr:
             err += line
-            if "Ctrl-C now ends the run at once" in line:
+            if "Ctrl-C or SIGTERM now ends the run at once" in line:
                 process.send_signal(signal.SIGINT)
         process.wait(timeout=120)
         out = process.stdout.read()

@@ -384,7 +384,7 @@ def test_closing_early_finishes_the_calls_under_way():
     assert calls.finished == calls.begun and {*calls.begun} <= {1, 2, 3}
 
 
-WAITS = "waiting for {} under way; Ctrl-C now ends the run at once"
+WAITS = "waiting for {} under way; Ctrl-C or SIGTERM now ends the run at once"
 
 
 @pytest.fixture

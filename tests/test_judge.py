@@ -454,7 +454,7 @@ def test_a_run_that_is_stopped_waits_for_its_paid_calls_and_says_so(music, sent)
         process.wait(timeout=60)
         said += process.stderr.read().splitlines(keepends=True)
         assert server.finished == (0 if at_once else 2)
-    line = "music judge: waiting for 2 paid calls that are under way; Ctrl-C now ends the run at once\n"
+    line = "music judge: waiting for 2 paid calls that are under way; Ctrl-C or SIGTERM now ends the run at once\n"
     assert said[0] == line and said.count(line) == 1
     last = "music judge: interrupted\n" if sent else "Incorrect API key"
     assert process.returncode == (130 if sent else 2) and last in said[-1]

@@ -61,7 +61,7 @@ class CallsUnderWay:
         if self.tasks and not self.cancelled:
             count = len(self.tasks)
             calls = "1 paid call that is" if count == 1 else f"{count:,} paid calls that are"
-            self.say(f"waiting for {calls} under way; Ctrl-C now ends the run at once")
+            self.say(f"waiting for {calls} under way; Ctrl-C or SIGTERM now ends the run at once")
 
     def cancel(self) -> None:
         """End them without their replies."""
