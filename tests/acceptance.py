@@ -31,7 +31,7 @@ from pathlib import Path
 
 from build import read, talk
 from openai_server import FAULTS, Server, allow_many_connections, digest, serve
-from peak_memory import reporting_peak
+from peak_memory import RESIDENT, reporting_peak
 from scripted import MUSIC, Music, scripted_reply
 
 from musiccli.core.store import Store
@@ -332,9 +332,10 @@ def share_calls(
     }
 
 
-FLOOD = """
-import asyncio, os, re, sys
-from pathlib import Path
+FLOOD = (
+    RESIDENT
+    + """
+import asyncio, os, sys
 from musiccli.llm import limiter
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client
@@ -348,16 +349,14 @@ client = Client(ClientConfig(int(count), timeout=600, api_base=tuple(urls)))
 question = ({"role": "user", "content": "What is a fugue in music? " * 100},)
 calls = [Call("hosted_vllm/any", (n, "assistant", 0), question) for n in range(int(count))]
 
-def peak_mb():  # not resource's ru_maxrss: a process inherits that of the one that started it
-    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
-
 async def every():
     return await asyncio.gather(*map(client.complete, calls))
 
-before = peak_mb()
+before = resident("VmHWM")
 replies = asyncio.run(every())
-print(len(replies), before, peak_mb(), sum(os.times()[:2]))
+print(len(replies), before >> 20, resident("VmHWM") >> 20, sum(os.times()[:2]))
 """
+)
 
 
 def flood(folder: Path, concurrency: int = 4096, number: int = 8) -> dict:

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from build import talk
 from openai_server import serve
+from peak_memory import RESIDENT
 from scripted import no_network, words
 from test_client import LITELLM, PATHS, VLLM, ask, call, client_of, server_and_client, six_words
 from test_openai_provider import completion
@@ -202,9 +203,10 @@ def test_explanations_that_would_make_a_record_too_large_fail_its_record(monkeyp
     assert ([record["id"] for record in done], rejects.count) == ([0], 1)
 
 
-MEMORY = """
-import asyncio, re, sys
-from pathlib import Path
+MEMORY = (
+    RESIDENT
+    + """
+import asyncio, sys
 from musiccli.llm.call import Call
 from musiccli.llm.client import Client
 from musiccli.llm.config import ClientConfig
@@ -219,15 +221,13 @@ calls = [Call(model, (n, "assistant", 0), question) for n in range(64)]
 async def run():
     return await asyncio.gather(*map(client.complete, calls), return_exceptions=True)
 
-def resident(name):
-    return int(re.search(rf"{name}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) >> 10
-
-Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+forget_peak()
 before = resident("VmRSS")
 results = asyncio.run(run())
 print(sum("more than was asked for" in str(result) for result in results))
-print(resident("VmHWM") - before)
+print((resident("VmHWM") - before) >> 20)
 """
+)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import torch
 from build import write
 from console import music
+from peak_memory import RESIDENT
 from toys import backbone, pairs, sequence
 from transformers import AutoModelForCausalLM
 
@@ -364,7 +365,9 @@ def test_weights_that_take_memory_already_need_no_other(base, tmp_path, monkeypa
     assert ("GB are missing" in again) == warns, again
 
 
-PEAK = """
+PEAK = (
+    RESIDENT
+    + """
 import sys, json
 from accelerate import Accelerator
 from musiccli.core.records import Record
@@ -377,10 +380,6 @@ from musiccli.train.batching import partition_pairs
 from musiccli.train.config import TrainConfig
 from musiccli.train.trainer import Trainer
 
-def resident(name):
-    [line] = [line for line in open("/proc/self/status") if line.startswith(name)]
-    return int(line.split()[1]) * 1024
-
 config = TrainConfig(batch=2, lr=1e-5)
 model = checkpoint.create(sys.argv[1])
 checkpoint_activations(model.network, everything=False)
@@ -388,13 +387,14 @@ pairs = tokenize_pairs([Record(json.loads(line)) for line in open(sys.argv[2])],
 tokens = used_tokens(side.ids for pair in pairs for side in pair.sides)
 embedding = TrimmedEmbedding(model.network, tokens)
 memory = estimate_memory(model, pairs, config)
-open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+forget_peak()
 before = resident("VmRSS")
 trainer = Trainer(model, pairs, config, Accelerator(cpu=True))
 for _ in range(2):
     trainer.step(partition_pairs(range(2), pairs.sizes, config.full_row, 1))
 print((resident("VmHWM") - before) / (memory.total - memory.parameters))
 """
+)
 
 
 @pytest.mark.slow
