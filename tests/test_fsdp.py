@@ -11,6 +11,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from build import read, write
 from console import music, torchrun
 from safetensors.torch import load_file, save_file
+from sharded import SHARDED
 from toys import backbone, pairs
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -22,20 +23,6 @@ from musiccli.train.accelerator import refuse_unsupported
 from musiccli.train.memory import choose_gathering
 from musiccli.train.states import TrainingStates
 
-# accelerate shards on GPUs only; what it calls can do so without.
-SHARDED = """
-import json, os, sys, time
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-
-made = AcceleratorState.__init__
-def init(self, *args, **options):
-    made(self, *args, **options)
-    self.fsdp_plugin = getattr(self, "fsdp_plugin", None) or FullyShardedDataParallelPlugin(
-        fsdp_version=2, reshard_after_forward=True, cpu_ram_efficient_loading=False)
-    self.distributed_type = DistributedType.FSDP
-AcceleratorState.__init__ = init
-"""
 # Compiled layers, as on a GPU, by a backend that runs on a CPU, too.
 COMPILED = """
 import torch.nn.attention.flex_attention as flex

@@ -7,7 +7,7 @@ import preloaded
 import pytest
 from build import read, write
 from console import environment, music, torchrun
-from test_fsdp import SHARDED
+from sharded import SHARDED
 from toys import backbone, pairs
 
 from musiccli.train.states import TrainingStates

@@ -1270,6 +1270,7 @@ def test_an_output_of_records_is_refused(run, tmp_path, option):
             ("--batch", 4, "--steps", 2, "--epochs", 2),
             "--epochs 2: --steps says how long already",
         ),
+        (("--epochs", 0), "--epochs 0: trains nothing; give a number above 0, or --steps"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_model_is_loaded(file, tmp_path, more, says):
@@ -1298,24 +1299,6 @@ def test_a_run_that_wrote_nothing_leaves_no_folder_of_its_own(run, file, tmp_pat
     says = "music train: error: --batch 13: there are 12 pairs; a step would hold some twice"
     assert (done.status, done.lines) == (2, [says])
     assert out.exists() is existed
-
-
-def test_no_epochs_train_nothing_and_are_refused(file, tmp_path):
-    done = music(
-        "train",
-        file,
-        "--model",
-        unloadable(tmp_path / "base"),
-        "--out",
-        tmp_path / "rm",
-        "--epochs",
-        0,
-    )
-    assert (done.status, done.lines) == (
-        2,
-        ["music train: error: --epochs 0: trains nothing; give a number above 0, or --steps"],
-    )
-    assert not (tmp_path / "rm").exists()
 
 
 @pytest.mark.slow
