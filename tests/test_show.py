@@ -431,9 +431,12 @@ def test_a_choice_of_records(arguments, shown):
 
 
 @pytest.mark.slow
-def test_no_matching_record_is_reported():
+def test_no_matching_record_is_reported(tmp_path):
     done = run("--id", "nobody", records=[preference()])
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "music show: no record matches\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "music show: no record matches\n")
+    page = tmp_path / "page.html"
+    assert run("--id", "nobody", "--html", page, records=[preference()]).returncode == 1
+    assert not page.exists()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import typer
 from musiccli.cli.paths import PathUse
 from musiccli.cli.run import Run, stage
 from musiccli.core import jsonl, records
-from musiccli.core.errors import InputError
+from musiccli.core.errors import ExitStatus, InputError
 
 MIN_WIDTH, DEFAULT_WIDTH = 30, 100  # columns
 
@@ -100,8 +100,9 @@ def show(
                 selected, width=width or terminal_width(), color=use_color(color, run.on_terminal)
             )
         )
-    if not run.stats.number("shown"):
-        run.say("no record matches")
+    if not run.stats.number("shown") and not run.stats.rejects.count:
+        run.say_error("no record matches")
+        raise typer.Exit(ExitStatus.PARTIAL)
 
 
 def field_values(tests: Sequence[str]) -> list[tuple[str, str]]:
