@@ -117,7 +117,7 @@ def test_a_template_that_drops_system_messages_does_not_take_them(smollm2):
 def test_training_and_scoring_read_the_same_tokens(template):
     seen = []
 
-    def network(groups):
+    def network(groups, budget):
         seen.extend(one for group in groups for one in group)
         return [torch.zeros(len(one.reward_positions)) for group in groups for one in group]
 

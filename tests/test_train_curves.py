@@ -119,7 +119,8 @@ def test_a_running_mean_is_centered(values, expected):
 def test_what_cannot_be_is_said_before_the_model_is_loaded(tmp_path, more, says):
     given = write(tmp_path / "pairs.jsonl", *pairs(4))
     base = unloadable(tmp_path / "base")
-    done = music("train", given, "--model", base, "--out", tmp_path / "rm", *more)
+    line = ("train", given, "--model", base, "--batch", 4, "--out", tmp_path / "rm")
+    done = music(*line, *more)
     assert (done.status, done.lines) == (2, [f"music train: error: {says}"])
     assert not (tmp_path / "rm").exists()
 
