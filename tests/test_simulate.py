@@ -19,12 +19,12 @@ from musiccli.core.messages import first_divergence
 from musiccli.core.records import Record, parse_branch, parse_conversation, parse_preference
 from musiccli.core.run_stats import RunStats
 from musiccli.core.store import Store
+from musiccli.llm import dry_run
 from musiccli.llm.call import Reply
 from musiccli.llm.client import Client
 from musiccli.llm.config import ClientConfig
 from musiccli.pair.preferences import join_branches
 from musiccli.prompts import transcript
-from musiccli.simulate import estimate as estimates
 from musiccli.simulate.config import SimulateConfig
 from musiccli.simulate.contrast import split_contrast
 from musiccli.simulate.estimate import estimate
@@ -1082,13 +1082,13 @@ def test_the_estimate_is_the_real_number_of_calls(policy, contrast_calls, user_t
 
 @pytest.mark.slow
 def test_the_estimate_of_many_conversations_is_a_sample_scaled_up(monkeypatch):
-    monkeypatch.setattr(estimates, "ESTIMATE_SAMPLE", 50)
+    monkeypatch.setattr(dry_run, "ESTIMATE_SAMPLE", 50)
     seeds = [
         seed(number, *["Q?", "A." * (number % 7)] * (number % 2), "Q2?") for number in range(300)
     ]
     settings = SimulateConfig(MODEL, MODEL, turns=2, samples=2)
     planned, rehearsed, total = estimate(iter(seeds), settings)
-    monkeypatch.setattr(estimates, "ESTIMATE_SAMPLE", 10_000)
+    monkeypatch.setattr(dry_run, "ESTIMATE_SAMPLE", 10_000)
     exact, _, _ = estimate(iter(seeds), settings)
     assert (rehearsed, total, planned.keys()) == (50, 600, exact.keys())
     for call_key, counts in exact.items():

@@ -1,7 +1,6 @@
 """Options of the commands that call language models: simulate, judge and bench audit."""
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from musiccli.llm.config import ClientConfig
 
 if TYPE_CHECKING:
     from musiccli.llm.client import Client
+    from musiccli.llm.dry_run import Estimate
 
 PROMPTS = Annotated[
     str | None,
@@ -188,17 +188,22 @@ def default_prompts(prompts: str | None, model: str) -> str:
     return prompts or ("small" if model.removeprefix("local/") in BUNDLED_MODELS else "paper")
 
 
-def show_estimate(run: Run, planned: Mapping[tuple[str, str], Counter[str]], note: str) -> None:
+def show_estimate(
+    run: Run, estimate: "Estimate", items: str, thinking: Collection[str], more: str
+) -> None:
     """Print what a run would take, as a table on stderr; the run writes nothing.
 
     Args:
-        planned: by role and model, the number of "calls", "prompt_tokens" and "completion_tokens".
-        note: how the estimate was made.
+        estimate: what was counted.
+        items: what it was counted on, in the plural.
+        thinking: the models that may think before they reply.
+        more: what else was assumed, to end the sentence.
     """
     from musiccli.llm.providers.litellm_provider import token_prices
 
     names = ("calls", "prompt_tokens", "completion_tokens")
     rows, cost, without_price = [], 0.0, 0
+    planned = estimate.planned
     for (role, model), count in planned.items():
         prices = token_prices(model)
         dollars = "unknown"
@@ -219,7 +224,12 @@ def show_estimate(run: Run, planned: Mapping[tuple[str, str], Counter[str]], not
         "Estimate: characters / 4, no retries",
     )
     run.withhold()
-    run.say(note)
+    run.say(
+        f"an estimate from {estimate.drawn:,} of {estimate.total:,} {items}, drawn at random; each "
+        "reply counts as two thirds of its limit"
+        + (", one with thoughts as all of it" if thinking else "")
+        + more
+    )
 
 
 def show_judge_estimate(
@@ -232,10 +242,4 @@ def show_judge_estimate(
     """
     from musiccli.judge.estimate import estimate
 
-    planned, sampled, total = estimate(pairs, config, thinking)
-    show_estimate(
-        run,
-        planned,
-        f"an estimate from {sampled:,} of {total:,} pairs, drawn at random; each reply counts as "
-        "two thirds of its limit" + (", one with thoughts as all of it" if thinking else ""),
-    )
+    show_estimate(run, estimate(pairs, config, thinking), "pairs", thinking, "")

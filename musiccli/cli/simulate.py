@@ -194,12 +194,5 @@ def _show_estimate(
     """Print what the run would take; nothing is written."""
     from musiccli.simulate.estimate import estimate
 
-    planned, sampled, total = estimate(seeds, config, thinking)
-    show_estimate(
-        run,
-        planned,
-        f"an estimate from {sampled:,} of {total:,} conversations, drawn at random; each reply "
-        "counts as two thirds of its limit"
-        + (", one with thoughts as all of it" if thinking else "")
-        + (", and no user stops before the last turn" if config.persona else ""),
-    )
+    more = ", and no user stops before the last turn" if config.persona else ""
+    show_estimate(run, estimate(seeds, config, thinking), "conversations", thinking, more)

@@ -1,12 +1,31 @@
 """What calls would take: a client that counts them and asks no model."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from random import Random
+from typing import NamedTuple, TypeVar
 
+from musiccli.core.reservoir import draw_sample
 from musiccli.llm.call import Call, Reply
 
-ESTIMATE_SAMPLE = 200  # the most records whose calls are counted for an estimate
+Item = TypeVar("Item")
+ESTIMATE_SAMPLE = 200  # the most items whose calls are counted for an estimate
 Planned = dict[tuple[str, str], Counter[str]]  # counts by role and model
+
+
+class Estimate(NamedTuple):
+    """What some items would take.
+
+    Attributes:
+        planned: as in DryRunClient, of all items.
+        drawn: how many items it was counted on.
+        total: the number of all items.
+    """
+
+    planned: Planned
+    drawn: int
+    total: int
 
 
 class DryRunClient:
@@ -41,12 +60,32 @@ class DryRunClient:
         """What the model replies."""
         return made_up_text(call.max_tokens)
 
-    def scaled(self, drawn: int, total: int) -> Planned:
-        """What `total` records take, where the calls for `drawn` of them were counted."""
-        return {
-            key: Counter({name: round(count * total / drawn) for name, count in counts.items()})
+    def estimate(
+        self, items: Iterable[Item], work: Callable[[Item], Awaitable[object]], seed: int
+    ) -> Estimate:
+        """What `work` on all items takes, counted on up to ESTIMATE_SAMPLE drawn at random.
+
+        The number of calls is exact where all were drawn.
+
+        Args:
+            items: are read once.
+            work: calls this client.
+            seed: of the draw.
+        """
+        drawn, total = draw_sample(items, ESTIMATE_SAMPLE, Random(seed))
+
+        async def dry_run() -> None:
+            for item in drawn:
+                await work(item)
+
+        asyncio.run(dry_run())
+        planned = {
+            key: Counter(
+                {name: round(count * total / len(drawn)) for name, count in counts.items()}
+            )
             for key, counts in sorted(self.planned.items())
         }
+        return Estimate(planned, len(drawn), total)
 
 
 def made_up_text(max_tokens: int) -> str:

@@ -112,10 +112,10 @@ def contrary_scores(row: Row, records: Sequence[Record]) -> Iterator[str]:
         return
     fields = {**row, **(row["metadata"] if isinstance(row.get("metadata"), dict) else {})}
     for name, value in fields.items():
-        if {word.lower() for word in _WORD.findall(name)} & TIE_WORDS and _is_true(value):
+        words = {word.lower() for word in _WORD.findall(name)}
+        if words & TIE_WORDS and _is_true(value):
             yield f"a true {name}"
         counterpart = name.replace("chosen", "rejected")
-        words = {word.lower() for word in _WORD.findall(name)}
         if counterpart != name and words & SCORE_WORDS:
             chosen, rejected = _number(value), _number(fields.get(counterpart))
             if chosen <= rejected:  # never true of nan

@@ -153,16 +153,15 @@ def estimate_memory(
     activations, cast = _activations(model, pairs, tokens, config.activation_checkpointing, device)
     # FSDP holds two whole layers, one that computes and the next, in place of autocast's copies.
     copied = 2 * _largest_layer(model.network) if sharded else cast
+    all_parameters = parameters * share + sum(map(_bytes, offloaded))
     return MemoryEstimate(
-        parameters=parameters * share + sum(map(_bytes, offloaded)),
+        parameters=all_parameters,
         gradients=sum(trained) * copies * share,
         optimizer=2 * sum(trained) * share,
         activations=activations,
         workspace=max(trained) + copied + dequantized,
         tokens=tokens,
-        present=(parameters - _mapped_bytes(weights)) * share
-        + sum(map(_bytes, offloaded))
-        - _mapped_bytes(offloaded),
+        present=all_parameters - _mapped_bytes(weights) * share - _mapped_bytes(offloaded),
     )
 
 

@@ -200,11 +200,8 @@ def subtract(first: Figure, second: Figure) -> Difference:
     freedom = max(1, len(clusters) - len(first.weights))
     p, test = _exact_p(first.parts, second.parts), MCNEMAR
     if p is None:
-        test = T_BY_PROMPT
-    if p is None and error == 0:
-        p = mean_p(value, error, _differing_clusters(first, second, value))
-    elif p is None:
-        p = mean_p(value, error, freedom + 1)
+        groups = freedom + 1 if error else _differing_clusters(first, second, value)
+        p, test = mean_p(value, error, groups), T_BY_PROMPT
     return Difference(value, error, freedom, len(clusters), p, test)
 
 
